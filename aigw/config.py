@@ -1,0 +1,236 @@
+"""The configuration: one YAML file to frozen Structs, every mistake reported at once.
+
+``conf/config.yaml`` documents each setting, ``schema`` says what may stand in the file. ``load`` reads it and
+resolves it: limits that a step leaves out come from its route, then from the top; names become objects.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from aigw.document import expand, mistakes_in, parse
+from aigw.errors import ConfigError
+from aigw.schema import FileEntry, Listener, Provider, RouteEntry, StepEntry, TlsFiles, decode
+from aigw.secret import Secret
+
+PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
+MAX_FILE = 1024 * 1024
+
+_KEY_HEADER = re.compile(r"authorization|key|token|secret", re.IGNORECASE)
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Somebody with a key to this gateway."""
+
+    name: str
+    key: Secret
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One provider and model to try; limits in seconds, ``number`` counts from 1 within its route."""
+
+    number: int
+    provider: Provider
+    model: str
+    timeout: float
+    connect_timeout: float
+    idle_timeout: float
+    conflict_resolution: Literal["tools", "format"] | None
+
+
+class Route(msgspec.Struct, frozen=True):
+    """What a client names in ``model``; ``deadline`` in seconds, over all steps."""
+
+    name: str
+    steps: tuple[Step, ...]
+    deadline: float | None
+
+
+class Config(msgspec.Struct, frozen=True):
+    """Everything the gateway runs by. ``listeners`` is empty where the file names none: ``port`` on every address
+    with TLS, on loopback without. ``secrets`` are all keys, for redaction; ``warnings`` are for the log."""
+
+    port: int
+    listeners: tuple[Listener, ...]
+    tls: TlsFiles | None
+    callers: tuple[Caller, ...]
+    providers: dict[str, Provider]
+    routes: dict[str, Route]
+    max_body: int
+    secrets: tuple[Secret, ...]
+    warnings: tuple[str, ...]
+
+
+def find(path: str | None) -> Path:
+    """The file to read: ``path``, else the first of ``PLACES`` that exists. Raises ConfigError."""
+    for place in [path] if path else PLACES:
+        if Path(place).is_file():
+            return Path(place)
+    raise ConfigError([f"no configuration file: looked for {path or ' and '.join(PLACES)}; name one with -c FILE"])
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Config:
+    """Read, check and resolve ``path``. Raises ConfigError with every mistake in it."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(MAX_FILE + 1)
+        text = data.decode()
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: is not UTF-8"]) from None
+    if len(data) > MAX_FILE:
+        raise ConfigError([f"{path}: is over {MAX_FILE} bytes; that is no configuration file"])
+    tree, mistakes = parse(text)
+    if tree is None:
+        raise ConfigError(mistakes or [f"{path}: is empty; api_key, providers and routes are required"])
+    refused, warnings = _permissions(path, mode, _holds_literal_key(tree))
+    return build(tree, environ, path.parent, mistakes + refused, warnings)
+
+
+def build(
+    tree: Any, environ: Mapping[str, str], folder: Path, mistakes: Sequence[str] = (), warnings: Sequence[str] = ()
+) -> Config:
+    """A parsed tree to a Config; relative file names in it are relative to ``folder``. Raises ConfigError."""
+    tree, unset = expand(tree, environ)
+    if isinstance(tree, dict) and isinstance(tree.get("listen"), list):
+        listen = [{"endpoint": entry} if isinstance(entry, str) else entry for entry in tree["listen"]]
+        tree = {**tree, "listen": listen}
+    if isinstance(tree, dict) and "port" not in tree:
+        tree = {**tree, "port": environ.get("PORT") or 8080}
+    tls, tls_mistakes = _tls_from(environ)
+    blank = {mistake.split(": ")[0] for mistake in unset}  # named once is enough
+    found = [m for m in mistakes_in(tree, FileEntry, decode) if m.split(": ")[0] not in blank]
+    found = [*mistakes, *unset, *found, *tls_mistakes, *_crossed(tree, tls is not None)]
+    if found:
+        raise ConfigError(list(dict.fromkeys(found)))
+    return _resolve(msgspec.convert(tree, FileEntry, strict=False, dec_hook=decode), tls, folder, warnings)
+
+
+def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Sequence[str]) -> Config:
+    tls = entry.tls or tls
+    providers: dict[str, Provider] = {
+        p.name: msgspec.structs.replace(p, ca_file=p.ca_file and str(folder / p.ca_file)) for p in entry.providers
+    }
+
+    def step(number: int, route: RouteEntry, step: StepEntry) -> Step:
+        return Step(
+            number=number,
+            provider=providers[step.provider],
+            model=step.model,
+            timeout=step.timeout or route.timeout or entry.default_timeout,
+            connect_timeout=step.connect_timeout or route.connect_timeout or entry.connect_timeout,
+            idle_timeout=step.idle_timeout or route.idle_timeout or entry.idle_timeout,
+            conflict_resolution=step.conflict_resolution,
+        )
+
+    routes: dict[str, Route] = {
+        route.name: Route(route.name, tuple(step(n, route, s) for n, s in enumerate(route.steps, 1)), route.deadline)
+        for route in entry.routes
+    }
+    keys = [entry.api_key, *(p.api_key for p in entry.providers if p.api_key)]
+    # A header such as HTTP-Referer is no key; hiding its value would only blacken log lines.
+    keys += [value for p in entry.providers for name, value in p.headers.items() if _KEY_HEADER.search(name)]
+    return Config(
+        port=entry.port,
+        listeners=entry.listen or (),
+        tls=tls and TlsFiles(str(folder / tls.cert_file), str(folder / tls.key_file)),
+        callers=(Caller("default", entry.api_key),),
+        providers=providers,
+        routes=routes,
+        max_body=entry.limits.body,
+        secrets=tuple(keys),
+        warnings=tuple(warnings),
+    )
+
+
+def _crossed(tree: Any, tls: bool) -> Iterator[str]:
+    """Mistakes that no single value shows, found in the tree as written, so that they come with all the others."""
+    if not isinstance(tree, dict):
+        return
+    names = [str(provider.get("name")) for _, provider in _mappings(tree, "providers")]
+    known = ", ".join(sorted(set(names)))
+    for kind in ("providers", "routes"):
+        seen: set[str] = set()
+        for path, entry in _mappings(tree, kind):
+            if (name := str(entry.get("name"))) in seen:
+                yield f"{path}.name: {name[:80]!r} stands twice; names are unique"
+            seen.add(name)
+    for path, provider in _mappings(tree, "providers"):
+        headers = [str(name).lower() for name in provider.get("headers") or ()]
+        for name in sorted(name for name in set(headers) if headers.count(name) > 1):
+            yield f"{path}.headers.{name}: stands twice in different case; keep one"
+    for route_path, route in _mappings(tree, "routes"):
+        for path, step in _mappings(route, "steps", route_path):
+            if "provider" in step and step["provider"] not in names:
+                yield f"{path}.provider: no provider is named {str(step['provider'])[:80]!r}; there are: {known}"
+    for path, listener in _mappings(tree, "listen"):
+        plain = not tls and not tree.get("tls") and listener.get("insecure") is not True
+        if plain and not _is_local(str(listener.get("endpoint"))):
+            yield f"{path}: plain HTTP beyond loopback: configure tls, or write {{endpoint: ..., insecure: true}}"
+
+
+def _mappings(tree: Mapping[str, Any], name: str, path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    entries = tree.get(name)
+    prefix = f"{path}.{name}" if path else name
+    if not isinstance(entries, list):
+        return []
+    return [(f"{prefix}[{index}]", entry) for index, entry in enumerate(entries) if isinstance(entry, dict)]
+
+
+def _is_local(endpoint: str) -> bool:
+    if endpoint.startswith("unix:"):
+        return True
+    match = re.search(r":interface=((?:\\.|[^:\\])*)", endpoint)
+    try:
+        return bool(match) and ipaddress.ip_address(re.sub(r"\\(.)", r"\1", match[1] if match else "")).is_loopback
+    except ValueError:
+        return False
+
+
+def _tls_from(environ: Mapping[str, str]) -> tuple[TlsFiles | None, list[str]]:
+    """Where the file has no ``tls``: TLS_CERT_FILE and TLS_KEY_FILE, else systemd's credentials, else none."""
+    cert, key = environ.get("TLS_CERT_FILE"), environ.get("TLS_KEY_FILE")
+    credentials = Path(environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent")
+    if bool(cert) != bool(key):
+        return None, ["TLS_CERT_FILE and TLS_KEY_FILE: only one of the two is set; set both or neither"]
+    if cert and key:
+        return TlsFiles(os.path.abspath(cert), os.path.abspath(key)), []
+    if (credentials / "tls.crt").exists():
+        return TlsFiles(str(credentials / "tls.crt"), str(credentials / "tls.key")), []
+    return None, []
+
+
+def _holds_literal_key(tree: Any) -> bool:
+    def literal(value: Any) -> bool:
+        return isinstance(value, str) and "${" not in value
+
+    if not isinstance(tree, dict):
+        return False
+    providers = [provider for _, provider in _mappings(tree, "providers")]
+    headers = [item for p in providers if isinstance(h := p.get("headers"), dict) for item in h.items()]
+    return (
+        literal(tree.get("api_key"))
+        or any(literal(p.get("api_key")) for p in providers)
+        or any(_KEY_HEADER.search(str(name)) and literal(value) for name, value in headers)
+    )
+
+
+def _permissions(path: Path, mode: int, literal: bool) -> tuple[list[str], list[str]]:
+    """Mistakes and warnings about who else may read the file."""
+    others, group = mode & stat.S_IROTH, mode & stat.S_IRGRP
+    if literal and others:
+        return [f"{path}: holds a key and is readable by everybody; run: chmod 600 {path}"], []
+    if others or group:
+        who = "everybody" if others else "its group"
+        return [], [f"{path} is readable by {who}; chmod 600 is safer"]
+    return [], []

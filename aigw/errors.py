@@ -1,0 +1,189 @@
+"""Every exception of the gateway, and who hears of it.
+
+    GatewayError              what the client is told: HTTP status, OpenAI type and code, message
+      BadRequest              400
+      Unauthorized            401
+      RouteNotFound           404
+      PathNotFound            404
+      MethodNotAllowed        405
+      TooLarge                413
+      HeadersTooLarge         431
+      AllStepsFailed          502
+      DeadlineExceeded        504
+    UpstreamFailure           one attempt failed, the next may work
+      UpstreamUnreachable     DNS, refused, TLS: nothing was sent
+      UpstreamTimeout         says which limit: connect, first output, answer, deadline
+      UpstreamRefused         answered with a status other than 2xx
+      UpstreamBroken          lost, malformed, or an error dressed as a 200, before the commit point
+    StreamBroken              the same after the commit point: reported in-band, never retried
+    ConfigError               a list of mistakes, each with its path
+
+A client that hangs up is none of these: it stays Twisted's ``CancelledError`` and is recorded as 499.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+
+class GatewayError(Exception):
+    """What the client is told instead of an answer.
+
+    ``param`` names the offending member of the request; ``headers`` are sent with the error; ``details`` are further
+    members of the ``error`` object. Shape: https://platform.openai.com/docs/guides/error-codes
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str | None = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers = dict(headers or {})
+        self.details = dict(details or {})
+
+
+class BadRequest(GatewayError):
+    """The request cannot be understood: 400."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = None
+
+
+class Unauthorized(GatewayError):
+    """No key, or a wrong one: 401."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class RouteNotFound(GatewayError):
+    """``model`` names no route: 404."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class PathNotFound(GatewayError):
+    """The path is none of the gateway's: 404."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "unknown_url"
+
+
+class MethodNotAllowed(GatewayError):
+    """The path exists, but not for this method: 405, with ``Allow``."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class TooLarge(GatewayError):
+    """The body is over the limit: 413."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class HeadersTooLarge(GatewayError):
+    """The request line or the headers are over the limit: 431."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+
+
+class AllStepsFailed(GatewayError):
+    """No step of the route gave an answer: 502."""
+
+    status = 502
+    type = "upstream_error"
+    code = "all_steps_failed"
+
+
+class DeadlineExceeded(GatewayError):
+    """The route's deadline passed before a step gave an answer: 504."""
+
+    status = 504
+    type = "upstream_error"
+    code = "deadline_exceeded"
+
+
+class UpstreamFailure(Exception):
+    """One attempt failed before the client saw a byte of it.
+
+    ``message`` is the gateway's own words and safe to log. ``detail`` quotes the provider, so it may repeat what the
+    client sent: it is for the client only.
+    """
+
+    outcome: ClassVar[str] = "failed"
+
+    def __init__(self, message: str, *, status: int | None = None, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.detail = detail
+
+
+class UpstreamUnreachable(UpstreamFailure):
+    """No connection: DNS, TCP or TLS failed, and nothing was sent."""
+
+    outcome = "unreachable"
+
+
+class UpstreamTimeout(UpstreamFailure):
+    """A time limit passed; ``limit`` says which: ``connect``, ``first output``, ``answer`` or ``deadline``."""
+
+    outcome = "timeout"
+
+    def __init__(self, limit: str, seconds: float) -> None:
+        super().__init__(f"{limit} limit of {seconds:g} s passed")
+        self.limit = limit
+
+
+class UpstreamRefused(UpstreamFailure):
+    """The provider answered with a status other than 2xx."""
+
+    outcome = "refused"
+
+
+class UpstreamBroken(UpstreamFailure):
+    """The answer was lost, malformed, or an error dressed as a 200."""
+
+    outcome = "broken"
+
+
+class StreamBroken(Exception):
+    """An answer broke after the client had seen part of it.
+
+    ``code`` is ``stream_truncated``, ``stream_reset`` or ``stream_idle_timeout``.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; ``mistakes`` has one line for each reason, with its path."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("; ".join(mistakes))
+        self.mistakes = list(mistakes)

@@ -1,0 +1,235 @@
+"""The schema of the configuration file: what may stand in it, and how durations, sizes, URLs and keys are written.
+
+Each name in an ``*Entry``, and in Provider, Listener and TlsFiles, is a setting; nothing else is one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from aigw.secret import Secret
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_OURS = frozenset(
+    "host content-length content-type transfer-encoding connection accept accept-encoding cookie te trailer upgrade "
+    "keep-alive expect proxy-authorization x-request-id traceparent".split()
+)
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB)?")
+
+
+class Duration(float):
+    """Seconds, written ``300s``, ``1m30s``, ``500ms`` or as a number of seconds; more than 0 and at most a day."""
+
+
+class Size(int):
+    """Bytes, written ``32MiB``, ``512KiB`` or as a number of bytes; at least 1 KiB and at most 1 GiB."""
+
+
+class Url(str):
+    """A provider's ``http(s)://host[:port][/path]``, without a slash at its end."""
+
+
+class Name(str):
+    """What providers, routes and models are called: not empty, no control characters, at most 256 characters."""
+
+
+class Port(int):
+    """A TCP port, 1 to 65535."""
+
+
+class Endpoint(str):
+    """A Twisted server endpoint string, of one of the kinds that the gateway can put its own TLS on."""
+
+
+class HeaderName(str):
+    """A header that may be configured for a provider: a token (RFC 9110), and none that the gateway sets itself."""
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Refuses every name that it does not list."""
+
+
+class TlsFiles(_Entry, frozen=True):
+    """A certificate chain and its key, both PEM."""
+
+    cert_file: str
+    key_file: str
+
+
+class Listener(_Entry, frozen=True):
+    """A Twisted server endpoint string; ``insecure`` means plain HTTP there."""
+
+    endpoint: Endpoint
+    insecure: bool = False
+
+
+class Provider(_Entry, frozen=True):
+    """An OpenAI-compatible API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs."""
+
+    name: Name
+    base_url: Url
+    api_key: Secret | None = None
+    headers: dict[HeaderName, Secret] = {}
+    ca_file: str | None = None
+
+
+class StepEntry(_Entry, frozen=True):
+    """One step of a route as written; the limits that it leaves out are inherited."""
+
+    provider: Name
+    model: Name
+    timeout: Duration | None = None
+    connect_timeout: Duration | None = None
+    idle_timeout: Duration | None = None
+    cooldown: Literal[0] | None = None
+    conflict_resolution: Literal["tools", "format"] | None = None
+
+
+class RouteEntry(_Entry, frozen=True):
+    """A route as written; its limits hold for the steps that name none."""
+
+    name: Name
+    steps: tuple[StepEntry, ...]
+    timeout: Duration | None = None
+    connect_timeout: Duration | None = None
+    idle_timeout: Duration | None = None
+    deadline: Duration | None = None
+    cooldown: Literal[0] | None = None
+
+
+class LimitsEntry(_Entry, frozen=True):
+    """What a client may send at most."""
+
+    body: Size = Size(32 * 1024 * 1024)
+
+
+class FileEntry(_Entry, frozen=True):
+    """The whole file as written."""
+
+    api_key: Secret
+    providers: tuple[Provider, ...]
+    routes: tuple[RouteEntry, ...]
+    port: Port
+    listen: tuple[Listener, ...] | None = None
+    tls: TlsFiles | None = None
+    default_timeout: Duration = Duration(300)
+    connect_timeout: Duration = Duration(10)
+    idle_timeout: Duration = Duration(120)
+    cooldown: Literal[0] | None = None
+    limits: LimitsEntry = LimitsEntry()
+
+
+def decode(expected: type, value: Any) -> Any:
+    """Make a leaf type of this module from what YAML holds. Raises ValueError with what would be right."""
+    if expected in _DECODERS:
+        return _DECODERS[expected](value)
+    raise NotImplementedError(expected)
+
+
+def _duration(value: Any) -> Duration:
+    wrong = ValueError(
+        "is not a duration; write 300s, 1m30s, 500ms or a number of seconds, more than 0 and at most 24h"
+    )
+    if isinstance(value, bool):
+        raise wrong
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())) and value.strip():
+        hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
+        value = hours * 3600 + minutes * 60 + seconds + millis / 1000
+    elif isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise wrong from None
+    if not isinstance(value, int | float) or not 0 < value <= 86400:
+        raise wrong
+    return Duration(value)
+
+
+def _size(value: Any) -> Size:
+    match = _SIZE.fullmatch(str(value).strip())
+    if isinstance(value, int | str) and match:
+        number = int(match[1]) * {"KiB": 1024, "MiB": 1024**2}.get(match[2] or "B", 1)
+        if 1024 <= number <= 1024**3:
+            return Size(number)
+    raise ValueError("is not a size; write 32MiB, 512KiB or a number of bytes, from 1KiB to 1024MiB")
+
+
+def _url(value: Any) -> Url:
+    right = "write http(s)://host[:port]/path"
+    if not isinstance(value, str):
+        raise ValueError(f"is not a URL; {right}")
+    try:
+        parts = urlsplit(value)
+        good = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            and value.isprintable()
+            and " " not in value
+        )
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"is not a provider's URL; {right}")
+    if "@" in parts.netloc:
+        raise ValueError("holds credentials; put the key in api_key")
+    if parts.query or parts.fragment:
+        raise ValueError(f"holds a query or a fragment; {right}, and keys in api_key or headers")
+    return Url(value.rstrip("/"))
+
+
+def _secret(value: Any) -> Secret:
+    if not isinstance(value, str):
+        raise ValueError("is not a string; put it in quotes")
+    if not value or not value.isascii() or not value.isprintable() or value != value.strip():
+        raise ValueError(
+            "cannot be sent in a header: it is empty, begins or ends with white space, "
+            "or holds a control or non-ASCII character"
+        )
+    return Secret(value)
+
+
+def _name(value: Any) -> Name:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 256:
+        raise ValueError(
+            "is not a name; write a string of 1 to 256 printable characters, in quotes if it looks otherwise"
+        )
+    return Name(value)
+
+
+def _port(value: Any) -> Port:
+    if isinstance(value, bool) or not str(value).isdecimal() or not 0 < int(value) < 65536:
+        raise ValueError(f"{str(value)[:80]!r} is not a port; write a number from 1 to 65535")
+    return Port(value)
+
+
+def _endpoint(value: Any) -> Endpoint:
+    if not isinstance(value, str) or value.partition(":")[0] not in ("tcp", "tcp6", "unix", "systemd"):
+        raise ValueError("is not served; write tcp:PORT:interface=ADDRESS, tcp6:..., unix:PATH or systemd:...")
+    return Endpoint(value)
+
+
+def _header_name(value: Any) -> HeaderName:
+    if not isinstance(value, str) or not _HEADER.fullmatch(value):
+        raise ValueError("is not a header name")
+    if value.lower() in _OURS:
+        raise ValueError("is a header that the gateway sets itself; leave it out")
+    return HeaderName(value)
+
+
+_DECODERS: dict[type, Callable[[Any], Any]] = {
+    Duration: _duration,
+    Size: _size,
+    Url: _url,
+    Secret: _secret,
+    Name: _name,
+    Port: _port,
+    Endpoint: _endpoint,
+    HeaderName: _header_name,
+}
