@@ -1,0 +1,188 @@
+"""The IAgent under treq: the connections to one provider, made, kept and used again.
+
+- Connecting is DNS, TCP and TLS as one step, with one time limit and one cancel.
+- A request that dies on a *reused* connection before any byte of its answer is sent once more on a fresh one: the
+  provider closed an idle connection just as we wrote (RFC 9112, section 9.3.1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from OpenSSL import SSL
+from service_identity.exceptions import VerificationError
+from twisted.internet import error
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from aigw.connection import Connection, Stale
+from aigw.errors import UpstreamTimeout, UpstreamUnreachable
+
+IDLE_SECONDS = 4.0  # uvicorn and Node close theirs after 5
+MAX_IDLE = 100
+
+
+class Pool:
+    """The connections to one provider, the most recently used first."""
+
+    def __init__(self, clock: IReactorTime, endpoint: IStreamClientEndpoint, secure: bool) -> None:
+        """``endpoint`` leads to the provider; ``secure`` says that it does so over TLS."""
+        self._clock = clock
+        self._endpoint = endpoint
+        self._factory = _ConnectionFactory(self, secure)
+        self._idle: dict[Connection, IDelayedCall] = {}
+        self._open: set[Connection] = set()
+
+    def opened(self, connection: Connection) -> None:
+        """A connection that exists from now on."""
+        self._open.add(connection)
+
+    def take(self) -> Connection | None:
+        """An idle connection, if there is one."""
+        if not self._idle:
+            return None
+        connection, timer = self._idle.popitem()
+        timer.cancel()
+        return connection
+
+    def put(self, connection: Connection) -> None:
+        """A connection whose answer was read to its end."""
+        if len(self._idle) >= MAX_IDLE:
+            connection.abort()
+        else:
+            self._idle[connection] = self._clock.callLater(IDLE_SECONDS, connection.abort)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection that is gone."""
+        self._open.discard(connection)
+        timer = self._idle.pop(connection, None)
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def close(self) -> None:
+        """Abort every connection, idle or not; whoever waits on one is told."""
+        for connection in list(self._open):
+            if connection.transport is not None:
+                connection.transport.abortConnection()
+
+    def connect(self, seconds: float) -> Deferred[Connection]:
+        """A fresh connection, ready for a request. Fails with UpstreamUnreachable or UpstreamTimeout."""
+        over = False
+
+        def end() -> None:
+            nonlocal over
+            over = True
+            if timer.active():
+                timer.cancel()
+
+        def abandon(_: Deferred[Connection] | None = None) -> None:
+            end()
+            connecting.cancel()
+
+        def too_late() -> None:
+            abandon()
+            result.errback(Failure(UpstreamTimeout("connect", seconds)))
+
+        def ready(connection: Connection) -> Any:
+            return connection.ready or connection
+
+        def connected(connection: Connection) -> None:
+            if over:
+                connection.abort()
+            else:
+                end()
+                result.callback(connection)
+
+        def failed(failure: Failure) -> None:
+            if not over:
+                end()
+                result.errback(_unreachable(failure))
+
+        result: Deferred[Connection] = Deferred(abandon)
+        timer = self._clock.callLater(seconds, too_late)
+        connecting: Deferred[Any] = self._endpoint.connect(self._factory)
+        connecting.addCallback(ready)
+        connecting.addCallbacks(connected, failed)
+        return result
+
+
+class _ConnectionFactory(Factory):
+    noisy = False
+
+    def __init__(self, pool: Pool, secure: bool) -> None:
+        self._pool = pool
+        self._secure = secure
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        connection = Connection(self._secure, self._pool.put, self._pool.forget)
+        self._pool.opened(connection)
+        return connection
+
+
+@implementer(IAgent)
+class Agent:
+    """Requests over a Pool, each within ``connect_timeout`` seconds where it needs a fresh connection."""
+
+    def __init__(self, pool: Pool, host: bytes, connect_timeout: float) -> None:
+        self._pool = pool
+        self._host = host
+        self._connect_timeout = connect_timeout
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        """An IResponse. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken; see IAgent.request."""
+        head = self._head(method, uri, headers, 0 if bodyProducer is None else bodyProducer.length)
+
+        def send(connection: Connection) -> Deferred[IResponse]:
+            return connection.send(head, bodyProducer)
+
+        def on_a_fresh_one() -> Deferred[IResponse]:
+            return self._pool.connect(self._connect_timeout).addCallback(send)
+
+        def once_more(failure: Failure) -> Deferred[IResponse]:
+            failure.trap(Stale)
+            return on_a_fresh_one()
+
+        idle = self._pool.take()
+        if idle is None:
+            return on_a_fresh_one()
+        return idle.send(head, bodyProducer, reused=True).addErrback(once_more)
+
+    def _head(self, method: bytes, uri: bytes, headers: Headers | None, length: Any) -> bytes:
+        lines = [
+            b"%s /%s HTTP/1.1\r\nHost: %s\r\nAccept-Encoding: identity\r\nContent-Length: %d"
+            % (method, uri.split(b"/", 3)[3], self._host, length)
+        ]
+        for name, values in headers.getAllRawHeaders() if headers else ():
+            if name != b"Accept-Encoding":  # treq's gzip
+                lines += [b"%s: %s" % (name, value) for value in values]
+        return b"\r\n".join([*lines, b"\r\n"])
+
+
+def _unreachable(failure: Failure) -> Failure:
+    """Why there is no connection, in words that name no host."""
+    if failure.check(error.DNSLookupError):
+        message = "name not found"
+    elif failure.check(error.ConnectionRefusedError):
+        message = "connection refused"
+    elif failure.check(VerificationError):
+        message = "TLS: the certificate is not for this host"
+    elif failure.check(SSL.Error):
+        message = f"TLS: {_openssl_reasons(failure.value) or 'handshake failed'}"
+    elif failure.check(error.ConnectionDone, error.ConnectionLost):
+        message = "connection closed before it could be used"
+    else:
+        message = f"no connection: {type(failure.value).__name__}"
+    return Failure(UpstreamUnreachable(message[:200]))
+
+
+def _openssl_reasons(problem: BaseException | None) -> str:
+    """OpenSSL's error queue, which pyOpenSSL gives as ``([(library, function, reason), ...],)``, as its reasons."""
+    queue = problem.args[0] if problem and problem.args and isinstance(problem.args[0], list) else []
+    return ", ".join(str(entry[-1]) for entry in queue)

@@ -1,0 +1,310 @@
+"""One HTTP/1.1 connection to a provider, which can be cut in whatever state it is.
+
+- Framing is llhttp's (``httptools``): what is ambiguous or malformed is an error, never a guess.
+- Cancelling a request, or ``stopProducing`` on its body, aborts the connection.
+- One network read is one ``dataReceived``; a paused receiver pauses the socket.
+- A connection with unread, unsent or unasked-for bytes is never used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import httptools
+from twisted.internet import error
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IHandshakeListener, IProtocol, IPushProducer, ITransport
+from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from aigw.errors import UpstreamBroken
+
+MAX_HEAD = 64 * 1024
+MAX_HEADERS = 200
+
+_COMPLETE = Failure(ResponseDone())
+_UNFRAMED = Failure(PotentialDataLoss())
+
+
+class Stale(Exception):
+    """A connection that was used before died ahead of any byte of the answer."""
+
+
+@implementer(IResponse)
+class Response:
+    """The head of an answer; its body waits, unread, until ``deliverBody``."""
+
+    request = None
+    previousResponse = None
+
+    def __init__(self, connection: Connection, status: int, phrase: bytes, headers: Headers, length: object) -> None:
+        self._connection = connection
+        self.version = (b"HTTP", 1, 1)
+        self.code = status
+        self.phrase = phrase
+        self.headers = headers
+        self.length = length
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """Give the body to ``protocol``, whose transport can pause, resume and stop (abort) the connection."""
+        self._connection.deliver_to(protocol)
+
+    def setPreviousResponse(self, response: IResponse) -> None:
+        """No redirect is followed, so there is none."""
+
+
+@implementer(IHandshakeListener, IPushProducer)
+class Connection(Protocol):
+    """One connection to a provider: one request at a time, then idle in its pool, or gone."""
+
+    transport: Any
+
+    def __init__(self, secure: bool, free: Callable[[Connection], None], gone: Callable[[Connection], None]) -> None:
+        """``free`` is called when another request could be sent, ``gone`` when none ever can."""
+        self._secure = secure
+        self._free = free
+        self._gone = gone
+        self._alive = True
+        self.ready: Deferred[Connection] | None = Deferred(lambda _: self.abort())
+        self._parser = httptools.HttpResponseParser(self)
+        self._unsent = False
+        self._start()
+
+    def _start(self) -> None:
+        """Forget the last exchange."""
+        self._answer: Deferred[IResponse] | None = None
+        self._busy = False
+        self._reused = False
+        self._heard = False
+        self._broken = ""
+        self._receiver: IProtocol | None = None
+        self._waiting: list[bytes] = []
+        self._head_done = False
+        self._complete = False
+        self._over_asked = False
+        self._keep_alive = False
+        self._framed = False
+        self._lost: Failure | None = None
+        self._begin_head()
+
+    def _begin_head(self) -> None:
+        self._headers = Headers()
+        self._phrase = b""
+        self._head_size = 0
+        self._head_count = 0
+
+    # Connecting
+
+    def connectionMade(self) -> None:
+        """TCP is there; with TLS the handshake is still to come."""
+        self.transport.setTcpNoDelay(True)
+        self.transport.registerProducer(self, True)
+        if not self._secure:
+            self.handshakeCompleted()
+
+    def handshakeCompleted(self) -> None:
+        """The connection can be used."""
+        ready, self.ready = self.ready, None
+        if ready is not None:
+            ready.callback(self)
+
+    # One exchange
+
+    def send(self, head: bytes, body: IBodyProducer | None, reused: bool = False) -> Deferred[IResponse]:
+        """Write a request; gives its Response. Cancelling aborts the connection.
+
+        Fails with UpstreamBroken, or with Stale where the connection was ``reused`` and nothing came back.
+        """
+        self._start()
+        self._busy = True
+        self._reused = reused
+        answer: Deferred[IResponse] = Deferred(lambda _: self.abort())
+        self._answer = answer
+        self.transport.write(head)
+        if body is not None:
+            body.startProducing(self.transport)
+        return answer
+
+    def pauseProducing(self) -> None:
+        """The transport's send buffer is full: part of the request is unsent."""
+        self._unsent = True
+
+    def resumeProducing(self) -> None:
+        """The transport has sent all that it was given."""
+        self._unsent = False
+
+    def stopProducing(self) -> None:
+        """The transport is going away; connectionLost says the rest."""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Parse one network read and hand on what it holds of the body, as one piece."""
+        if not self._busy:
+            self.abort()
+            return
+        self._heard = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as problem:
+            self._broken = self._broken or str(problem)[:100]
+        if not self._head_done and not self._broken:
+            self._head_size += len(data)
+            if self._head_size > 2 * MAX_HEAD:  # one header without an end; llhttp would wait for it for ever
+                self._broken = "headers are too large"
+        if self._head_done and self._answer is not None:
+            answer, self._answer = self._answer, None
+            answer.callback(self._response())
+        self._hand_on()
+
+    def _response(self) -> Response:
+        length = self._headers.getRawHeaders(b"content-length")
+        size = int(length[0]) if length else UNKNOWN_LENGTH
+        return Response(self, self._parser.get_status_code(), self._phrase, self._headers, size)
+
+    def deliver_to(self, protocol: IProtocol) -> None:
+        """See Response.deliverBody."""
+        self._receiver = protocol
+        protocol.makeConnection(cast(ITransport, _BodyTransport(self)))
+        if self._alive:
+            self.transport.resumeProducing()
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        receiver = self._receiver
+        if receiver is None:
+            if self._broken and self._answer is not None:
+                self._fail(UpstreamBroken(f"answered with malformed HTTP: {self._broken}"))
+            elif self._busy and self._head_done and self._alive:
+                self.transport.pauseProducing()  # until somebody wants the body
+            return
+        if self._waiting:
+            data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
+            self._waiting = []
+            receiver.dataReceived(data)
+        if self._receiver is None:  # it stopped us
+            return
+        if self._complete:
+            self._receiver = None
+            self._release()
+            receiver.connectionLost(_COMPLETE)
+        elif self._broken:
+            self._receiver = None
+            self.abort()
+            receiver.connectionLost(Failure(UpstreamBroken(f"malformed HTTP: {self._broken}")))
+        elif self._lost is not None:
+            self._receiver = None
+            clean = self._lost.check(error.ConnectionDone) is not None
+            receiver.connectionLost(_UNFRAMED if clean and not self._framed else self._lost)
+
+    def _release(self) -> None:
+        reusable = self._keep_alive and not self._over_asked and not self._unsent and not self._broken and self._alive
+        self._busy = False
+        if reusable:
+            self._free(self)
+        else:
+            self.abort()
+
+    def _fail(self, reason: Exception) -> None:
+        answer, self._answer = self._answer, None
+        self.abort()
+        if answer is not None:
+            answer.errback(Failure(reason))
+
+    # The end
+
+    def abort(self) -> None:
+        """Close now, whatever is under way; nobody is told."""
+        self._receiver = None
+        self._busy = False
+        if self._alive and self.transport is not None:
+            self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = _COMPLETE) -> None:
+        """Tell whoever waits: for the connection, for an answer, for the rest of a body."""
+        self._alive = False
+        self._gone(self)
+        self._lost = reason
+        ready, self.ready = self.ready, None
+        answer, self._answer = self._answer, None
+        if ready is not None and not ready.called:
+            ready.errback(reason)
+        elif answer is not None and not answer.called:
+            if self._reused and not self._heard:
+                answer.errback(Failure(Stale()))
+            else:
+                when = "in the head of its answer" if self._heard else "before an answer"
+                answer.errback(Failure(UpstreamBroken(f"connection closed {when}")))
+        else:
+            self._hand_on()
+
+    # llhttp's callbacks
+
+    def on_message_begin(self) -> None:
+        """A message starts; a second one behind an answer was not asked for."""
+        if self._complete:
+            self._over_asked = True
+
+    def on_status(self, phrase: bytes) -> None:
+        """The reason phrase."""
+        self._phrase = phrase
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer; trailers are dropped."""
+        self._head_count += 1
+        self._head_size += len(name) + len(value) + 4
+        if self._head_count > MAX_HEADERS or self._head_size > MAX_HEAD:
+            self._broken = "headers are too many or too large"
+        elif not self._head_done:
+            self._headers.addRawHeader(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole; what does not say where its body ends is remembered as such."""
+        if self._complete or self._parser.get_status_code() < 200:
+            return
+        self._head_done = not self._broken
+        self._keep_alive = self._parser.should_keep_alive()
+        coding = self._headers.getRawHeaders(b"transfer-encoding")
+        self._framed = coding is not None or self._headers.hasHeader(b"content-length")
+        if coding is not None and [value.lower() for value in coding] != [b"chunked"]:
+            self._broken, self._head_done = "a Transfer-Encoding other than chunked", False
+        encoding = self._headers.getRawHeaders(b"content-encoding")
+        if encoding is not None and [value.lower() for value in encoding] != [b"identity"]:
+            self._broken, self._head_done = "a Content-Encoding though identity was asked for", False
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if not self._complete:
+            self._waiting.append(body)
+
+    def on_message_complete(self) -> None:
+        """The message ended where its framing says; 1xx are not the answer."""
+        if self._head_done:
+            self._complete = True
+        else:
+            self._begin_head()
+
+
+class _BodyTransport:
+    """What a body's receiver may do to the connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def pauseProducing(self) -> None:
+        if self._connection._receiver is not None:
+            self._connection.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        if self._connection._receiver is not None:
+            self._connection.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        if self._connection._receiver is not None:
+            self._connection.abort()
+
+    loseConnection = abortConnection = stopProducing

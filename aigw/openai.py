@@ -1,0 +1,260 @@
+"""The OpenAI wire: read a call, rewrite it for a step, say what an answer or an event means, and how errors look.
+
+``ENDPOINTS`` is the one place that says what differs between endpoints. Reference: https://platform.openai.com/docs/api-reference
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from aigw import envelope, sse
+from aigw.envelope import Members, carries, split_members
+from aigw.errors import BadRequest, GatewayError, StreamBroken
+
+TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
+
+
+class Meaning(enum.Enum):
+    """What one event of a stream says."""
+
+    NOTHING = "a comment, a ping, a role, an empty delta"
+    OUTPUT = "part of the answer, or something that is not understood"
+    DONE = "the end, without output of its own"
+    ERROR = "a failure"
+
+
+class Endpoint(msgspec.Struct, frozen=True, eq=False):
+    """What differs between endpoints.
+
+    ``path`` is behind ``/v1/``; ``answer`` is the member that a plain answer carries; ``meaning`` judges one streamed
+    object; ``complete`` finds, in whole events, what says that the stream came to its end.
+    """
+
+    path: str
+    answer: str
+    meaning: Callable[[dict[str, Any]], Meaning]
+    complete: re.Pattern[bytes]
+
+
+class Call(msgspec.Struct, frozen=True, eq=False):
+    """One request, read once: the body's top-level members as raw bytes, and the headers that may go on."""
+
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    members: Members
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    request_id: str = ""
+    caller: str = ""
+
+
+class _Message(msgspec.Struct):
+    role: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+_Messages = Annotated[list[_Message], msgspec.Meta(min_length=1)]
+
+_messages = msgspec.json.Decoder(_Messages)
+_encode = msgspec.json.encode
+
+
+def read_call(
+    endpoint: Endpoint,
+    body: bytes,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    request_id: str = "",
+    caller: str = "",
+) -> Call:
+    """A request body to a Call. Raises BadRequest, naming the member that is wrong."""
+    try:
+        members = split_members(body)
+    except ValueError as error:
+        raise BadRequest(f"The body is not a JSON object: {error}.") from None
+    model = _read(members, "model", str, "a non-empty string")
+    if not model:
+        raise BadRequest("'model' must be a non-empty string.", param="model")
+    stream = "stream" in members and _read(members, "stream", bool | None, "true or false") is True
+    if endpoint is ENDPOINTS["chat/completions"]:
+        _check_messages(members)
+    return Call(endpoint, model, stream, members, tuple(headers), request_id, caller)
+
+
+def _read(members: Members, name: str, expected: Any, right: str) -> Any:
+    if name not in members:
+        raise BadRequest(f"'{name}' is missing; it must be {right}.", param=name)
+    try:
+        return msgspec.json.decode(members[name], type=expected)
+    except (msgspec.DecodeError, RecursionError):
+        raise BadRequest(f"'{name}' must be {right}.", param=name) from None
+
+
+def _check_messages(members: Members) -> None:
+    if "messages" not in members:
+        raise BadRequest("'messages' is missing; it must be a non-empty array of objects.", param="messages")
+    raw = members["messages"]
+    try:
+        try:
+            _messages.decode(raw)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:  # a lone surrogate escape, which msgspec refuses and JSON allows
+            msgspec.convert(envelope.loads(raw), _Messages)
+    except (ValueError, RecursionError) as error:
+        where = re.search(r"at `\$(\[\d+\])?", str(error))
+        item = f"messages{where[1] or ''}" if where else "messages"
+        right = "a non-empty array of objects, each with a non-empty string 'role'"
+        raise BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item) from None
+
+
+def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> bytes:
+    """The call's body for a step: the step's model, and of tools and ``response_format`` only what it can take."""
+    members = {**call.members, "model": model}
+    if conflict_resolution and _conflicts(members):
+        for name in ("response_format",) if conflict_resolution == "tools" else TOOL_MEMBERS:
+            members.pop(name, None)
+    return envelope.dumps(members)
+
+
+def _conflicts(members: Members) -> bool:
+    return carries(members, "response_format") and (carries(members, "tools") or carries(members, "functions"))
+
+
+def mistake_in_answer(endpoint: Endpoint, body: bytes) -> tuple[str, Any] | None:
+    """Why a whole 2xx body is no answer, with the error object that it holds if any; None where it is one."""
+    if not body.strip():
+        return "answered 2xx with an empty body", None
+    try:
+        members = split_members(body.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        return "answered 2xx with a body that is not a JSON object", None
+    if "error" in members and bytes(members["error"]) != b"null" and not carries(members, endpoint.answer):
+        return "answered 2xx with an error", _object(members["error"])
+    return None
+
+
+def meaning_of(endpoint: Endpoint, event: bytes) -> tuple[Meaning, Any]:
+    """What one whole event says, and the error object that it holds if any. When in doubt it is output."""
+    name, data = sse.fields(event)
+    if data is None or not data.strip():
+        return (Meaning.ERROR if name == "error" else Meaning.NOTHING), None
+    if data.strip() == b"[DONE]":
+        return Meaning.DONE, None
+    said = _object(data)
+    if name == "error":
+        return Meaning.ERROR, said.get("error", said) if isinstance(said, dict) else said
+    if not isinstance(said, dict):
+        return Meaning.OUTPUT, None
+    if said.get("type") in ("ping", "keepalive"):
+        return Meaning.NOTHING, None
+    if said.get("error") or said.get("type") == "error":
+        return Meaning.ERROR, said.get("error") or said
+    return endpoint.meaning(said), None
+
+
+def _object(data: bytes | msgspec.Raw) -> Any:
+    try:
+        return json.loads(bytes(data))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _chat_meaning(said: dict[str, Any]) -> Meaning:
+    """Chat and legacy completions: output is a delta with content of any kind, or a ``finish_reason``."""
+    choices = said.get("choices")
+    if not isinstance(choices, list):
+        return Meaning.OUTPUT
+    for choice in choices:
+        if not isinstance(choice, dict):
+            return Meaning.OUTPUT
+        delta = choice.get("delta")
+        rest = [value for key, value in choice.items() if key not in _ABOUT_A_CHOICE]
+        if any(rest) or (isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role")):
+            return Meaning.OUTPUT
+        if delta is not None and not isinstance(delta, dict):
+            return Meaning.OUTPUT
+    return Meaning.NOTHING
+
+
+_ABOUT_A_CHOICE = frozenset(
+    ["index", "delta", "logprobs", "content_filter_results", "content_filter_offsets", "native_finish_reason"]
+)
+
+
+def _responses_meaning(said: dict[str, Any]) -> Meaning:
+    """The responses API: everything is output but the announcements that come before it."""
+    kind = said.get("type")
+    if kind == "response.failed":
+        return Meaning.ERROR
+    return Meaning.NOTHING if kind in _ANNOUNCEMENTS else Meaning.OUTPUT
+
+
+_ANNOUNCEMENTS = frozenset(
+    [
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+)
+
+# An unescaped quote cannot stand inside a JSON string, nor a line end: neither pattern is met by what a model writes.
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"|(?:\A|[\r\n])data: ?\[DONE\]')
+_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"|(?:\A|[\r\n])data: ?\[DONE\]')
+
+ENDPOINTS: dict[str, Endpoint] = {
+    endpoint.path: endpoint
+    for endpoint in [
+        Endpoint("chat/completions", "choices", _chat_meaning, _FINISH),
+        Endpoint("completions", "choices", _chat_meaning, _FINISH),
+        Endpoint("embeddings", "data", _chat_meaning, _FINISH),
+        Endpoint("responses", "output", _responses_meaning, _RESPONSE_END),
+    ]
+}
+
+_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_TOKENS = frozenset(
+    "prompt_tokens completion_tokens input_tokens output_tokens total_tokens cached_tokens reasoning_tokens".split()
+)
+
+
+def mentions_usage(data: bytes) -> bool:
+    """Whether ``data`` holds a ``usage`` object."""
+    return b'"usage"' in data and _USAGE.search(data) is not None
+
+
+def usage_in(data: bytes) -> dict[str, int]:
+    """The token counts of the last ``usage`` object in ``data``, nested ones included; empty if it has none."""
+    found: dict[str, int] = {}
+    for match in _USAGE.finditer(data):
+        try:
+            usage, _ = json.JSONDecoder().raw_decode(data[match.end() :].decode(errors="replace"))
+        except (ValueError, RecursionError):
+            continue
+        nested = [usage, *(value for value in usage.values() if isinstance(value, dict))]
+        counts = ((name, n) for group in nested for name, n in group.items() if name in _TOKENS)
+        found = {name: n for name, n in counts if type(n) is int and n >= 0}
+    return found
+
+
+def error_body(error: GatewayError) -> bytes:
+    """The OpenAI error shape."""
+    shape = {"message": error.message, "type": error.type, "param": error.param, "code": error.code, **error.details}
+    return _encode({"error": shape})
+
+
+def error_event(broken: StreamBroken) -> bytes:
+    """The one event that ends a stream which broke behind the commit point; it makes the OpenAI clients raise."""
+    shape = {"message": broken.message, "type": "upstream_error", "param": None, "code": broken.code}
+    return b"data: %s\n\n" % _encode({"error": shape})
+
+
+def model(name: str, created: int) -> Mapping[str, Any]:
+    """A route as ``GET /v1/models/{id}`` shows it; ``created`` in Unix seconds."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "ai-gateway"}

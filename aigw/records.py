@@ -1,0 +1,99 @@
+"""The record of one request, from which every log line is made. It holds no content, only sizes.
+
+A ``Trail`` is written while the request runs; ``Trail.record`` closes it into the frozen Record that a sink gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+
+class AttemptRecord(msgspec.Struct, frozen=True):
+    """One step that was tried: what came of it, and after how many milliseconds. ``message`` is the gateway's words."""
+
+    step: int
+    provider: str
+    model: str
+    outcome: str
+    status: int | None
+    duration_ms: int
+    message: str
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What became of one request.
+
+    ``status`` is what the client got, 499 where it left. ``ttft_ms`` is the time to the first byte of the answer.
+    ``usage`` is what the provider reported, never an estimate.
+    """
+
+    request_id: str
+    caller: str
+    method: str
+    path: str
+    route: str | None
+    provider: str | None
+    model: str | None
+    stream: bool
+    attempts: tuple[AttemptRecord, ...]
+    status: int
+    outcome: str
+    ttft_ms: int | None
+    duration_ms: int
+    bytes_in: int
+    bytes_out: int
+    usage: dict[str, int]
+
+
+Sink = Callable[[Record], None]
+AttemptSink = Callable[[str, str, AttemptRecord], None]
+
+
+class Trail:
+    """What is known so far of a request; ``seconds`` is the clock."""
+
+    def __init__(self, seconds: Callable[[], float], request_id: str, method: str, path: str) -> None:
+        self.seconds = seconds
+        self.started = seconds()
+        self.request_id = request_id
+        self.method = method
+        self.path = path
+        self.caller = ""
+        self.route: str | None = None
+        self.stream = False
+        self.provider: str | None = None
+        self.model: str | None = None
+        self.attempts: list[AttemptRecord] = []
+        self.outcome = "ok"
+        self.first_byte: float | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.usage: dict[str, int] = {}
+
+    def record(self, status: int) -> Record:
+        """Close the trail."""
+        return Record(
+            request_id=self.request_id,
+            caller=self.caller,
+            method=self.method,
+            path=self.path,
+            route=self.route,
+            provider=self.provider,
+            model=self.model,
+            stream=self.stream,
+            attempts=tuple(self.attempts),
+            status=status,
+            outcome=self.outcome,
+            ttft_ms=None if self.first_byte is None else milliseconds(self.first_byte - self.started),
+            duration_ms=milliseconds(self.seconds() - self.started),
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
+            usage=self.usage,
+        )
+
+
+def milliseconds(seconds: float) -> int:
+    """Seconds, as whole milliseconds."""
+    return round(seconds * 1000)

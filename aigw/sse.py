@@ -1,0 +1,51 @@
+"""Server-sent events as bytes: where one ends, and what its fields are.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation: a line ends in LF, CRLF or
+CR, and an empty line ends an event.
+"""
+
+from __future__ import annotations
+
+import re
+
+_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
+_LINE = re.compile(rb"\r\n|\n|\r")
+_SILENCE = re.compile(rb"(?:[\r\n]|:[^\r\n]*(?:[\r\n]|\Z))*")
+_BOM = b"\xef\xbb\xbf"
+
+
+def boundary(data: bytes) -> int:
+    """The offset behind the last event that is whole in ``data``; 0 if none is."""
+    if b"\r" not in data:
+        return data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
+    end = 0
+    for match in _END.finditer(data):
+        end = match.end()
+    return end
+
+
+def split(data: bytes) -> list[bytes]:
+    """``data`` cut behind each event; whatever follows the last whole event is the last member."""
+    events, start = [], 0
+    for match in _END.finditer(data):
+        events.append(data[start : match.end()])
+        start = match.end()
+    return [*events, data[start:]]
+
+
+def fields(event: bytes) -> tuple[str, bytes | None]:
+    """An event's name (empty if it has none) and its data, ``None`` where it has no ``data`` line at all."""
+    name, data = "", []
+    for line in _LINE.split(event.removeprefix(_BOM)):
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value.decode(errors="replace")
+    return name, b"\n".join(data) if data else None
+
+
+def is_silence(data: bytes) -> bool:
+    """Whether ``data``, which begins at the start of a line, is only comments and blank lines."""
+    return data[:1] in b":\r\n" and _SILENCE.fullmatch(data) is not None
