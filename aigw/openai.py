@@ -243,6 +243,12 @@ def usage_in(data: bytes) -> dict[str, int]:
     return found
 
 
+def message_in(said: Any) -> str | None:
+    """The message of an error object, or of one that is a mere string; at most 300 characters."""
+    message = said.get("message") if isinstance(said, dict) else said
+    return message[:300] if isinstance(message, str) else None
+
+
 def error_body(error: GatewayError) -> bytes:
     """The OpenAI error shape."""
     shape = {"message": error.message, "type": error.type, "param": error.param, "code": error.code, **error.details}

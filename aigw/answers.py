@@ -1,0 +1,171 @@
+"""The kinds of answers: what is held of each, when it is committed, and when it is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet import error
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.iweb import IResponse
+
+from aigw import sse
+from aigw.errors import StreamBroken, UpstreamBroken, UpstreamFailure
+from aigw.openai import Endpoint, Meaning, error_event, meaning_of, mentions_usage, message_in, mistake_in_answer
+from aigw.relay import Relay
+
+HOLD_PLAIN = 1024 * 1024
+HOLD_STREAM = 64 * 1024
+HOLD_EVENTS = 64
+
+
+class Plain(Relay):
+    """An answer in one piece: judged when it is whole, or let go when it is larger than what is held.
+
+    Its limit counts from the commit point, not from the last byte: the time is that of the whole answer.
+    """
+
+    too_late = "The provider's answer was not whole within its time limit."
+
+    def _hold(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > HOLD_PLAIN:
+            self._commit()
+
+    def _pass_on(self, data: bytes) -> None:
+        self._write(data)
+
+    def _ended(self, whole: bool, reason: Failure) -> None:
+        if self._client is not None:
+            if whole:
+                self._finish(None)
+            else:
+                self._break("stream_truncated", "The provider's answer was cut short.")
+            return
+        body = b"".join(self._pieces)
+        mistake = self._mistake(body, whole, reason)
+        if mistake is not None:
+            self._fail(mistake)
+            return
+        self._over = True
+        self._pieces = [body]
+        self._usage_source = body
+        self._commit()
+
+    def _mistake(self, body: bytes, whole: bool, reason: Failure) -> UpstreamFailure | None:
+        if not whole:
+            return _cut_short(reason)
+        found = mistake_in_answer(self._endpoint, body)
+        return UpstreamBroken(found[0], detail=message_in(found[1])) if found else None
+
+
+class NoStream(Plain):
+    """A plain answer to a client that asked for a stream and could not read it: never an answer."""
+
+    def _hold(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > HOLD_STREAM:
+            self._fail(UpstreamBroken("answered a streaming request without a stream"))
+
+    def _mistake(self, body: bytes, whole: bool, reason: Failure) -> UpstreamFailure | None:
+        return super()._mistake(body, whole, reason) or UpstreamBroken("answered a streaming request without a stream")
+
+
+class Stream(Relay):
+    """Server-sent events: held until the first output, then passed on whole event by whole event."""
+
+    def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
+        super().__init__(endpoint, clock)
+        self._rest = b""
+        self._events = 0
+        self._complete = False
+        self._inside_an_event = False
+
+    def _hold(self, data: bytes) -> None:
+        self._size += len(data)
+        *events, self._rest = sse.split(self._rest + data)
+        for index, event in enumerate(events):
+            self._pieces.append(event)
+            self._events += 1
+            meaning, said = meaning_of(self._endpoint, event)
+            if meaning is Meaning.ERROR:
+                self._fail(UpstreamBroken("began its stream with an error", detail=message_in(said)))
+                return
+            if meaning is Meaning.DONE:
+                self._fail(UpstreamBroken("ended its stream without output"))
+                return
+            if meaning is Meaning.OUTPUT or self._events >= HOLD_EVENTS:
+                self._pieces += events[index + 1 :]
+                self._commit_with_the_rest()
+                return
+        if self._size >= HOLD_STREAM:
+            self._commit_with_the_rest()
+
+    def _commit_with_the_rest(self) -> None:
+        self._pieces.append(self._rest)
+        self._rest = b""
+        self._commit()
+
+    def _pass_on(self, data: bytes) -> None:
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        if self._inside_an_event or not sse.is_silence(data):
+            self._heard = self._clock.seconds()
+        end = sse.boundary(data)
+        if end != len(data):
+            if len(data) - end <= HOLD_STREAM:
+                data, self._rest = data[:end], data[end:]
+            else:
+                end = 0
+        if data:
+            self._inside_an_event = end == 0
+            self._look_for_the_end(data)
+            self._write(data)
+
+    def _look_for_the_end(self, data: bytes) -> None:
+        if not self._complete and self._endpoint.complete.search(data):
+            self._complete = True
+        if mentions_usage(data):
+            self._usage_source = data
+
+    def _ended(self, whole: bool, reason: Failure) -> None:
+        if self._client is None:
+            self._fail(UpstreamBroken("ended its stream without output") if whole else _cut_short(reason))
+            return
+        if whole:
+            self._look_for_the_end(self._rest)
+        if whole and self._complete:
+            self._write(self._rest)
+            self._finish(None)
+        elif reason.check(error.ConnectionLost):
+            self._break("stream_reset", "The provider's connection was reset in the middle of the stream.")
+        else:
+            self._break("stream_truncated", "The provider's stream ended before it was complete.")
+
+    def _break(self, code: str, message: str) -> None:
+        broken = StreamBroken(code, message)
+        self._write((b"\n\n" if self._inside_an_event else b"") + error_event(broken))
+        self._finish(broken)
+
+
+def hold(response: IResponse, endpoint: Endpoint, stream: bool, clock: IReactorTime) -> Deferred[Relay]:
+    """Read a 2xx answer up to the commit point. Fails with UpstreamBroken; cancelling hangs up on the provider."""
+    relay = _kind_of(response, stream)(endpoint, clock)
+    response.deliverBody(relay)
+    return relay.held
+
+
+def _kind_of(response: IResponse, stream: bool) -> Callable[[Endpoint, IReactorTime], Relay]:
+    if not stream:
+        return Plain
+    kind = (response.headers.getRawHeaders(b"content-type") or [b""])[-1].lower()
+    return NoStream if b"json" in kind or b"html" in kind else Stream
+
+
+def _cut_short(reason: Failure) -> UpstreamBroken:
+    if isinstance(reason.value, UpstreamBroken):
+        return UpstreamBroken(f"answered with {reason.value.message}")
+    return UpstreamBroken("connection closed in the middle of its answer")

@@ -1,0 +1,52 @@
+"""Which headers cross the gateway, in either direction."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from urllib.parse import quote
+
+Header = tuple[bytes, bytes]
+GetHeader = Callable[[bytes], "bytes | None"]
+
+_TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", b"x-title")
+_TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-ratelimit-.*|openai-.*")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def for_provider(get: GetHeader) -> list[Header]:
+    """What of a client's request goes on to a provider; ``get`` gives a header's value by its lower-case name."""
+    kind = get(b"content-type") or b""
+    json = kind.partition(b";")[0].strip().lower() == b"application/json"
+    headers = [(b"content-type", kind if json else b"application/json")]
+    headers += [(name, value) for name in _TO_PROVIDER if (value := get(name))]
+    trace = get(b"traceparent")
+    if trace and _TRACEPARENT.fullmatch(trace):
+        headers.append((b"traceparent", trace))
+    return headers
+
+
+def for_client(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
+    """What of a provider's answer goes on to the client, names in lower case."""
+    headers = []
+    for name, values in answered:
+        name = name.lower()
+        if name == b"x-request-id":
+            headers.append((b"x-upstream-request-id", values[-1]))
+        elif _TO_CLIENT.fullmatch(name):
+            headers.append((name, values[-1]))
+    return headers
+
+
+def request_id(offered: bytes | None) -> str:
+    """The client's request id if it is sane, else a new one of 32 hexadecimal digits."""
+    if offered and _REQUEST_ID.fullmatch(offered):
+        return offered.decode()
+    return os.urandom(16).hex()
+
+
+def value(text: str) -> bytes:
+    """``text`` as a header's value: what is not printable ASCII is percent-encoded."""
+    return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~").encode()

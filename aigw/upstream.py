@@ -1,0 +1,233 @@
+"""One attempt over treq: send it, limit it in time, say in the gateway's own terms how it failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
+
+from hyperlink import URL
+from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IBodyProducer, IResponse
+from zope.interface import implementer
+
+from aigw.agent import Agent, Pool
+from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
+from aigw.openai import message_in
+from aigw.routing import Attempt
+from aigw.schema import Provider
+from aigw.tls import trust
+
+MAX_REFUSAL = 64 * 1024
+
+T = TypeVar("T")
+Connect = Callable[[str, int], IStreamClientEndpoint]
+log = Logger()
+
+
+class Upstream:
+    """The providers, each with its own connections. ``connect`` makes an endpoint from host and port."""
+
+    def __init__(self, reactor: Any, providers: Iterable[Provider], connect: Connect | None = None) -> None:
+        """Opens nothing, but reads each ``ca_file``. Raises ConfigError."""
+        self._reactor = reactor
+        self._providers = {provider.name: provider for provider in providers}
+        self._pools: dict[str, Pool] = {}
+        self._clients: dict[tuple[str, float], HTTPClient] = {}
+        self._urls: dict[str, _ReadyUrl] = {}
+        connect = connect or (lambda host, port: HostnameEndpoint(reactor, host, port, timeout=86400))
+        mistakes: list[str] = []
+        for provider in self._providers.values():
+            try:
+                self._pools[provider.name] = _pool(reactor, provider, connect)
+            except ConfigError as error:
+                mistakes += [f"providers.{provider.name}.{mistake}" for mistake in error.mistakes]
+        if mistakes:
+            raise ConfigError(mistakes)
+
+    def send(self, attempt: Attempt) -> Deferred[IResponse]:
+        """The head of a 2xx answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
+        headers = Headers()
+        for name, value in attempt.headers:
+            headers.addRawHeader(name, value)
+        url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, _ReadyUrl.of(attempt.url))
+        sent: Deferred[Any] = self._client(attempt.step.provider, attempt.step.connect_timeout).request(
+            "POST",
+            url,
+            headers=headers,
+            data=_Body(attempt.body),
+            cookies=_NO_COOKIES,
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=self._reactor,
+        )
+        sent.addCallback(_refuse_unless_2xx)
+        sent.addErrback(_in_our_terms)
+        return sent
+
+    def close(self) -> None:
+        """Abort every connection."""
+        for pool in self._pools.values():
+            pool.close()
+
+    def _client(self, provider: Provider, connect_timeout: float) -> HTTPClient:
+        key = provider.name, connect_timeout
+        if key not in self._clients:
+            host = URL.from_text(_ascii(provider.base_url)).authority().encode("ascii")
+            agent = Agent(self._pools[provider.name], host, connect_timeout)
+            self._clients[key] = HTTPClient(agent, cookiejar=_NO_COOKIES, data_to_body_producer=lambda body: body)
+        return self._clients[key]
+
+
+def within(limited: Deferred[T], seconds: float, clock: IReactorTime, reason: Callable[[], Exception]) -> Deferred[T]:
+    """``limited``, cancelled after so many seconds; then it fails with ``reason()``, whatever the cancel made of it."""
+    fired = False
+
+    def too_late() -> None:
+        nonlocal fired
+        fired = True
+        limited.cancel()
+
+    def settle(result: Any) -> Any:
+        if timer.active():
+            timer.cancel()
+        return Failure(reason()) if fired and isinstance(result, Failure) else result
+
+    timer = clock.callLater(max(0.0, seconds), too_late)
+    return limited.addBoth(settle)
+
+
+def _pool(reactor: Any, provider: Provider, connect: Connect) -> Pool:
+    try:
+        url = URL.from_text(_ascii(provider.base_url))
+        secure = url.scheme == "https"
+        endpoint = connect(url.host, url.port or 0)
+        if secure:
+            endpoint = wrapClientTLS(trust(url.host, provider.ca_file), endpoint)
+    except ValueError as error:
+        raise ConfigError([f"base_url: {provider.base_url!r} is not a URL: {error}"]) from None
+    return Pool(reactor, endpoint, secure)
+
+
+def _ascii(url: str) -> str:
+    """An international URL in the form that goes over the wire. Raises ValueError."""
+    return url if url.isascii() else str(URL.from_text(url).to_uri().to_text())
+
+
+def _refuse_unless_2xx(response: IResponse) -> Any:
+    if 200 <= response.code < 300:
+        return response
+
+    def refuse(body: bytes) -> IResponse:
+        raise UpstreamRefused(f"answered {response.code}", status=response.code, detail=_message_of(body))
+
+    return _Bounded.read(response).addCallback(refuse)
+
+
+def _message_of(body: bytes) -> str | None:
+    """What the provider says in its error body, in any of the usual shapes."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return message_in(said.get("error", said)) if isinstance(said, dict) else None
+
+
+def _in_our_terms(failure: Failure) -> Failure:
+    if failure.check(UpstreamFailure, CancelledError):
+        return failure
+    log.failure("Unexpected failure of an attempt", failure=failure)
+    return Failure(UpstreamBroken(f"failed unexpectedly: {type(failure.value).__name__}"))
+
+
+class _Bounded(Protocol):
+    """Reads the body of a refusal, up to MAX_REFUSAL bytes; what was read when it broke off is good enough."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._done: Deferred[bytes] = Deferred(lambda _: self._stop())
+
+    @classmethod
+    def read(cls, response: IResponse) -> Deferred[bytes]:
+        reader = cls()
+        response.deliverBody(reader)
+        return reader._done
+
+    def dataReceived(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > MAX_REFUSAL:
+            self._stop()
+            self.connectionLost()
+
+    def connectionLost(self, reason: object = None) -> None:
+        if not self._done.called:
+            self._done.callback(bytes(self._data[:MAX_REFUSAL]))
+
+    def _stop(self) -> None:
+        self.transport.stopProducing()
+
+
+@implementer(IBodyProducer)
+class _Body:
+    """A request body that is written at once and can be written again."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        pass
+
+    def resumeProducing(self) -> None:
+        pass
+
+    def stopProducing(self) -> None:
+        pass
+
+
+class _ReadyUrl(URL):
+    """A URL that is in its final form: treq would encode it anew for each request."""
+
+    _final: str
+
+    @classmethod
+    def of(cls, text: str) -> _ReadyUrl:
+        ready = cast(_ReadyUrl, cls.from_text(_ascii(text)))
+        ready._final = _ascii(text)
+        return ready
+
+    def to_uri(self) -> _ReadyUrl:
+        return self
+
+    def to_text(self, with_password: bool = False) -> str:
+        return self._final
+
+
+class _NoCookies(IndexableCookieJar):
+    """Keeps no cookie of any provider, and spends no time on it."""
+
+    def add_cookie_header(self, request: Any) -> None:
+        pass
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+_NO_COOKIES = _NoCookies()

@@ -1,0 +1,212 @@
+"""The resources: from a request to a Call, from an answer or an error to the client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from twisted.web.resource import Resource as TwistedResource
+from twisted.web.server import NOT_DONE_YET, Site
+
+from aigw import headers
+from aigw.auth import authenticate
+from aigw.channel import Channel, Request
+from aigw.config import Config
+from aigw.errors import MethodNotAllowed, PathNotFound, RouteNotFound
+from aigw.gateway import Gateway
+from aigw.openai import ENDPOINTS, Endpoint, model, read_call
+from aigw.records import Sink, Trail
+
+KEEP_ALIVE_SECONDS = 75
+
+
+class Front(Site):
+    """The site that every listener serves; assigning ``resource`` replaces the whole tree for the next requests."""
+
+    protocol = Channel  # type: ignore[assignment]  # not twisted.web's wrapper, which exists for HTTP/2
+    noisy = False
+    displayTracebacks = False
+
+    def __init__(self, tree: TwistedResource, max_body: int, reactor: Any) -> None:
+        """``max_body`` in bytes."""
+        super().__init__(
+            tree, requestFactory=Request, timeout=KEEP_ALIVE_SECONDS, parsePOSTFormSubmission=False, reactor=reactor
+        )
+        self.max_body = max_body
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """What ALPN offers, whatever else is installed."""
+        return [b"http/1.1"]
+
+    def startFactory(self) -> None:
+        """Twisted would start a timer for its access log here."""
+
+    def stopFactory(self) -> None:
+        """See startFactory."""
+
+    def log(self, request: Any) -> None:
+        """Twisted would write its access log here, whole URIs included."""
+
+
+class Leaf(TwistedResource):
+    """What all resources share: how they are admitted, and what their answers carry."""
+
+    isLeaf = True
+    methods: tuple[bytes, ...] = (b"GET", b"HEAD")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def getChild(self, path: bytes, request: Any) -> TwistedResource:
+        """Anything below that is not a resource of its own is unknown."""
+        return Unknown(self.config)
+
+    def admit(self, request: Request) -> None:
+        """Judge the request by its head: the key first, so that who has none learns nothing."""
+        request.caller = authenticate(
+            self.config.callers, request.header(b"x-api-key"), request.header(b"authorization")
+        ).name
+        self.check_path(request)
+        self.check_method(request)
+
+    def check_path(self, request: Request) -> None:
+        """Raises PathNotFound unless the path ends here."""
+        if any(request.postpath or ()):
+            raise unknown(request)
+
+    def check_method(self, request: Request) -> None:
+        """Raises MethodNotAllowed, with ``Allow``."""
+        if request.method not in self.methods:
+            allowed = b", ".join(self.methods).decode()
+            raise MethodNotAllowed(
+                f"This path answers {allowed}, not {request.method[:20].decode('latin-1')}.", headers={"Allow": allowed}
+            )
+
+    def headers(self, request: Request) -> list[headers.Header]:
+        """What every answer carries."""
+        return [(b"x-request-id", request.request_id.encode())]
+
+    def answered(self, request: Request, status: int) -> None:
+        """Nothing to record."""
+
+
+def unknown(request: Request) -> PathNotFound:
+    """The error for a path that is none of ours."""
+    path = request.path[:200].decode("latin-1")
+    return PathNotFound(f"Unknown path {path!r}; the API is below /v1, for example POST /v1/chat/completions.")
+
+
+class Unknown(Leaf):
+    """Every path that is not the gateway's, after the key was checked."""
+
+    def check_path(self, request: Request) -> None:
+        """Always refuses."""
+        raise unknown(request)
+
+
+class Branch(Unknown):
+    """A path that only leads to others."""
+
+    isLeaf = False
+
+
+class Health(Leaf):
+    """``GET /health``: alive, without a key and without asking anybody."""
+
+    def admit(self, request: Request) -> None:
+        """Everybody may ask."""
+        self.check_path(request)
+        self.check_method(request)
+
+    def render(self, request: Any) -> bytes:
+        """As the original program writes it."""
+        return b'{"status": "healthy"}'
+
+
+class Models(Leaf):
+    """``GET /v1/models`` and ``/v1/models/{id}``, where an id may contain slashes."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._created = int(time.time())
+
+    def check_path(self, request: Request) -> None:
+        """An id follows, or nothing."""
+
+    def render(self, request: Any) -> bytes:
+        """The list, or one. Raises RouteNotFound."""
+        name = b"/".join(request.postpath).decode(errors="replace")
+        if not name:
+            data = [model(route, self._created) for route in self.config.routes]
+            return msgspec.json.encode({"object": "list", "data": data})
+        if name not in self.config.routes:
+            raise RouteNotFound(f"The model {name[:200]!r} is not a route of this gateway.", param="model")
+        return msgspec.json.encode(model(name, self._created))
+
+
+class Calls(Leaf):
+    """One endpoint of the API: reads a Call, has the gateway serve it, and records what became of it."""
+
+    methods = (b"POST",)
+
+    def __init__(self, config: Config, endpoint: Endpoint, gateway: Gateway, sink: Sink) -> None:
+        super().__init__(config)
+        self._endpoint = endpoint
+        self._gateway = gateway
+        self._sink = sink
+        self._seconds: Callable[[], float] = gateway.clock.seconds
+
+    def admit(self, request: Request) -> None:
+        """Everything about the request is recorded, its refusal too."""
+        path = f"/v1/{self._endpoint.path}"
+        request.trail = Trail(self._seconds, request.request_id, request.method[:20].decode("latin-1"), path)
+        super().admit(request)
+
+    def render(self, request: Any) -> int:
+        """Start serving. Raises GatewayError."""
+        trail = request.trail
+        call = read_call(
+            self._endpoint, request.body(), headers.for_provider(request.header), request.request_id, request.caller
+        )
+        trail.stream = call.stream
+        request.serve(self._gateway.serve(call, request, trail))
+        return NOT_DONE_YET
+
+    def headers(self, request: Request) -> list[headers.Header]:
+        """Which route, provider and model answered, after how many attempts."""
+        sent = super().headers(request)
+        trail: Trail = request.trail
+        if trail.route is not None:
+            tried = len(trail.attempts) + (trail.provider is not None)
+            sent += [(b"x-aigw-route", headers.value(trail.route)), (b"x-aigw-attempts", b"%d" % tried)]
+        if trail.provider is not None and trail.model is not None:
+            sent += [(b"x-aigw-provider", headers.value(trail.provider)), (b"x-aigw-model", headers.value(trail.model))]
+        return sent
+
+    def answered(self, request: Request, status: int) -> None:
+        """The one record of the request."""
+        trail: Trail = request.trail
+        trail.caller = request.caller
+        trail.bytes_in = request.bytes_in
+        trail.bytes_out = trail.bytes_out or request.sentLength
+        if status == 499:
+            trail.outcome = "client_gone"
+        elif status >= 400:
+            trail.outcome = "error"
+        self._sink(trail.record(status))
+
+
+def tree(config: Config, gateway: Gateway, sink: Sink) -> Leaf:
+    """All resources, by path."""
+    root, v1, chat = Branch(config), Branch(config), Branch(config)
+    root.putChild(b"health", Health(config))
+    root.putChild(b"v1", v1)
+    v1.putChild(b"models", Models(config))
+    v1.putChild(b"chat", chat)
+    for endpoint in ENDPOINTS.values():
+        parent, name = (chat, "completions") if endpoint.path == "chat/completions" else (v1, endpoint.path)
+        parent.putChild(name.encode(), Calls(config, endpoint, gateway, sink))
+    return root
