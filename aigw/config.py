@@ -18,7 +18,7 @@ import msgspec
 
 from aigw.document import expand, mistakes_in, parse
 from aigw.errors import ConfigError
-from aigw.schema import FileEntry, Listener, Provider, RouteEntry, StepEntry, TlsFiles, decode
+from aigw.schema import FileEntry, RouteEntry, StepEntry, TlsFiles, decode
 from aigw.secret import Secret
 
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
@@ -32,6 +32,23 @@ class Caller(msgspec.Struct, frozen=True):
 
     name: str
     key: Secret
+
+
+class Listener(msgspec.Struct, frozen=True):
+    """A Twisted server endpoint string; ``insecure`` means plain HTTP there."""
+
+    endpoint: str
+    insecure: bool = False
+
+
+class Provider(msgspec.Struct, frozen=True):
+    """An OpenAI-compatible API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs."""
+
+    name: str
+    base_url: str
+    api_key: Secret | None
+    headers: dict[str, Secret]
+    ca_file: str | None
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -118,36 +135,45 @@ def build(
 
 def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Sequence[str]) -> Config:
     tls = entry.tls or tls
-    providers: dict[str, Provider] = {
-        p.name: msgspec.structs.replace(p, ca_file=p.ca_file and str(folder / p.ca_file)) for p in entry.providers
+    # str() and float(): the schema's types are only for reading, and neither OpenSSL nor msgspec takes a subclass.
+    providers = {
+        str(p.name): Provider(
+            name=str(p.name),
+            base_url=str(p.base_url),
+            api_key=p.api_key,
+            headers={str(name): value for name, value in p.headers.items()},
+            ca_file=p.ca_file and str(folder / p.ca_file),
+        )
+        for p in entry.providers
     }
 
     def step(number: int, route: RouteEntry, step: StepEntry) -> Step:
         return Step(
             number=number,
             provider=providers[step.provider],
-            model=step.model,
-            timeout=step.timeout or route.timeout or entry.default_timeout,
-            connect_timeout=step.connect_timeout or route.connect_timeout or entry.connect_timeout,
-            idle_timeout=step.idle_timeout or route.idle_timeout or entry.idle_timeout,
+            model=str(step.model),
+            timeout=float(step.timeout or route.timeout or entry.default_timeout),
+            connect_timeout=float(step.connect_timeout or route.connect_timeout or entry.connect_timeout),
+            idle_timeout=float(step.idle_timeout or route.idle_timeout or entry.idle_timeout),
             conflict_resolution=step.conflict_resolution,
         )
 
-    routes: dict[str, Route] = {
-        route.name: Route(route.name, tuple(step(n, route, s) for n, s in enumerate(route.steps, 1)), route.deadline)
-        for route in entry.routes
-    }
+    def route(entry: RouteEntry) -> Route:
+        steps = tuple(step(number, entry, s) for number, s in enumerate(entry.steps, 1))
+        return Route(str(entry.name), steps, entry.deadline and float(entry.deadline))
+
+    routes = {str(r.name): route(r) for r in entry.routes}
     keys = [entry.api_key, *(p.api_key for p in entry.providers if p.api_key)]
     # A header such as HTTP-Referer is no key; hiding its value would only blacken log lines.
     keys += [value for p in entry.providers for name, value in p.headers.items() if _KEY_HEADER.search(name)]
     return Config(
-        port=entry.port,
-        listeners=entry.listen or (),
+        port=int(entry.port),
+        listeners=tuple(Listener(str(each.endpoint), each.insecure) for each in entry.listen or ()),
         tls=tls and TlsFiles(str(folder / tls.cert_file), str(folder / tls.key_file)),
         callers=(Caller("default", entry.api_key),),
         providers=providers,
         routes=routes,
-        max_body=entry.limits.body,
+        max_body=int(entry.limits.body),
         secrets=tuple(keys),
         warnings=tuple(warnings),
     )

@@ -8,11 +8,10 @@ from typing import Any
 import msgspec
 
 from aigw import __version__
-from aigw.config import Config, Route, Step
+from aigw.config import Config, Provider, Route, Step
 from aigw.errors import AllStepsFailed, RouteNotFound, UpstreamFailure
 from aigw.openai import ENDPOINTS, Call, Endpoint, rewrite
 from aigw.records import AttemptRecord
-from aigw.schema import Provider
 from aigw.secret import Secret
 
 _REPEATABLE = frozenset([408, 409, 429])

@@ -1,6 +1,6 @@
 """The schema of the configuration file: what may stand in it, and how durations, sizes, URLs and keys are written.
 
-Each name in an ``*Entry``, and in Provider, Listener and TlsFiles, is a setting; nothing else is one.
+Each name in an ``*Entry``, and in TlsFiles, is a setting; nothing else is one.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class TlsFiles(_Entry, frozen=True):
     key_file: str
 
 
-class Listener(_Entry, frozen=True):
+class ListenerEntry(_Entry, frozen=True):
     """A Twisted server endpoint string; ``insecure`` means plain HTTP there."""
 
     endpoint: Endpoint
     insecure: bool = False
 
 
-class Provider(_Entry, frozen=True):
+class ProviderEntry(_Entry, frozen=True):
     """An OpenAI-compatible API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs."""
 
     name: Name
@@ -113,10 +113,10 @@ class FileEntry(_Entry, frozen=True):
     """The whole file as written."""
 
     api_key: Secret
-    providers: tuple[Provider, ...]
+    providers: tuple[ProviderEntry, ...]
     routes: tuple[RouteEntry, ...]
     port: Port
-    listen: tuple[Listener, ...] | None = None
+    listen: tuple[ListenerEntry, ...] | None = None
     tls: TlsFiles | None = None
     default_timeout: Duration = Duration(300)
     connect_timeout: Duration = Duration(10)

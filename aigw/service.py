@@ -1,0 +1,131 @@
+"""GatewayService: the one owner of live objects. It starts and stops what the other modules describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import serverFromString, wrapServerTLS
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.logger import ILogObserver
+
+from aigw import __version__, logs, web
+from aigw.config import Config, Listener
+from aigw.errors import ConfigError
+from aigw.gateway import Gateway
+from aigw.records import AttemptRecord, Record
+from aigw.tls import ServerIdentity
+from aigw.upstream import Upstream
+
+
+class GatewayService(Service):
+    """The daemon: listeners, the site behind them, the providers' connections."""
+
+    def __init__(self, config: Config, reactor: Any, observer: logs.JsonLines | None) -> None:
+        """Reads certificates, opens nothing. ``observer`` becomes the log unless ``--logger`` says otherwise.
+
+        Raises ConfigError.
+        """
+        self.config = config
+        self.ports: list[IListeningPort] = []
+        self._reactor = reactor
+        self._observer = observer
+        self._identity = ServerIdentity(config.tls) if config.tls else None
+        self._endpoints = [(listener, self._endpoint(listener)) for listener in listeners(config)]
+        self._upstream = Upstream(reactor, config.providers.values())
+        gateway = Gateway(config, self._upstream, reactor, log_attempt)
+        self._site = web.Front(web.tree(config, gateway, log_record), config.max_body, reactor)
+        logs.hide(secret.hide_in for secret in config.secrets)
+
+    def setServiceParent(self, parent: Any) -> None:
+        """twistd takes its log observer from the application, and asks for it only after this."""
+        if self._observer is not None:
+            parent.setComponent(ILogObserver, self._observer)
+        super().setServiceParent(parent)
+
+    def privilegedStartService(self) -> None:
+        """Bind, while we may still be root; if that fails, say so in one line and exit with 1."""
+        super().privilegedStartService()
+        for warning in self.config.warnings:
+            logs.warn(warning)
+        if self._identity is None:
+            logs.warn("No TLS certificate is configured: plain HTTP, on loopback only unless a listener says insecure")
+        for listener, endpoint in self._endpoints:
+            self._listen(listener, endpoint)
+
+    def startService(self) -> None:
+        """Everything is up."""
+        super().startService()
+        for port in self.ports:
+            logs.info("Listening", address=_address(port.getHost()), tls=self._identity is not None)
+        logs.info("Started", version=__version__, routes=len(self.config.routes), providers=list(self.config.providers))
+
+    def stopService(self) -> Deferred[Any]:
+        """Stop listening and close every connection."""
+        logs.info("Stopping")
+        stopped = gatherResults([maybeDeferred(port.stopListening) for port in self.ports], consumeErrors=True)
+        self.ports = []
+        self._upstream.close()
+
+        def say_so(_: object) -> None:
+            logs.info("Stopped")
+
+        return stopped.addBoth(say_so).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
+
+    def _endpoint(self, listener: Listener) -> IStreamServerEndpoint:
+        try:
+            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, listener.endpoint)
+        except (ValueError, TypeError) as problem:
+            raise ConfigError([f"listen: {listener.endpoint!r} is not a Twisted endpoint: {problem}"]) from None
+        if self._identity is not None and not listener.insecure:
+            endpoint = wrapServerTLS(self._identity, endpoint, self._reactor)
+        return endpoint
+
+    def _listen(self, listener: Listener, endpoint: IStreamServerEndpoint) -> None:
+        def failed(failure: Any) -> None:
+            logs.error(f"Cannot listen: {failure.value}", address=listener.endpoint)
+            raise SystemExit(1)
+
+        endpoint.listen(self._site).addCallbacks(self.ports.append, failed)
+
+
+def listeners(config: Config) -> tuple[Listener, ...]:
+    """Those of the file, else the port: on every address of both families with TLS, on loopback without."""
+    if config.listeners:
+        return config.listeners
+    port, both = config.port, _has_ipv6()
+    if config.tls:  # :: takes IPv4 connections too
+        addresses = [rf"tcp6:{port}:interface=\:\:" if both else f"tcp:{port}:interface=0.0.0.0"]
+    else:
+        addresses = [f"tcp:{port}:interface=127.0.0.1", *([rf"tcp6:{port}:interface=\:\:1"] if both else [])]
+    return tuple(Listener(address) for address in addresses)
+
+
+def _has_ipv6() -> bool:
+    """Whether the kernel speaks IPv6 and its loopback is up, found out without opening a socket."""
+    try:
+        return "00000000000000000000000000000001" in Path("/proc/net/if_inet6").read_text()
+    except OSError:
+        return False
+
+
+def _address(host: Any) -> str:
+    if not hasattr(host, "port"):
+        return str(getattr(host, "name", host))
+    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
+
+
+def log_record(record: Record) -> None:
+    """The one line of a request."""
+    fields = msgspec.structs.asdict(record)
+    fields["attempts"] = [msgspec.structs.asdict(attempt) for attempt in record.attempts]
+    logs.info("Request", fields.pop("request_id"), **fields)
+
+
+def log_attempt(request_id: str, route: str, attempt: AttemptRecord) -> None:
+    """One line for an attempt that failed."""
+    fields = msgspec.structs.asdict(attempt)
+    logs.warn(f"Step failed: {fields.pop('message')}", request_id, route=route, **fields)

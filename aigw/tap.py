@@ -1,0 +1,111 @@
+"""``twistd aigw``: its options, and from them the service."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any, ClassVar, TextIO
+
+from twisted.application.service import IService
+from twisted.logger import LogLevel
+from twisted.python import logfile, usage
+
+from aigw import __version__, config, demo, logs
+from aigw.config import Config
+from aigw.errors import ConfigError
+from aigw.service import GatewayService, listeners
+
+EX_CONFIG = 78
+
+
+class Options(usage.Options):
+    """The command line behind ``twistd aigw``."""
+
+    synopsis = "twistd [twistd options] aigw [options]"
+    longdesc = (
+        "An OpenAI-compatible gateway: one route in, several providers behind it, the first answer that works out."
+    )
+    optParameters: ClassVar = [
+        ["config", "c", None, "the configuration file; else ./config.yaml, else /etc/ai-gateway/config.yaml"]
+    ]
+    optFlags: ClassVar = [
+        ["check-config", None, "check the configuration, print its routes, and exit with 0, or 78 if it is wrong"],
+        ["demo", None, "run on loopback without configuration, key or network, with demo providers"],
+    ]
+
+    def opt_version(self) -> None:
+        """Print the version and exit."""
+        print(f"aigw {__version__}")
+        raise SystemExit(0)
+
+
+def makeService(options: Options) -> IService:
+    """The service that twistd runs. A configuration that is wrong is one line and exit status 78."""
+    from twisted.internet import reactor
+
+    path = options["config"]
+    try:
+        if options["demo"]:
+            return demo.DemoService(reactor, _observer(options.parent))
+        path = config.find(path)
+        loaded = config.load(path, os.environ)
+        service = GatewayService(loaded, reactor, None if options["check-config"] else _observer(options.parent))
+    except ConfigError as error:
+        _report(error, str(path), in_words=bool(options["check-config"]))
+        raise SystemExit(EX_CONFIG) from None
+    if options["check-config"]:
+        print(_described(loaded))
+        raise SystemExit(0)
+    return service
+
+
+def _observer(server: Any) -> logs.JsonLines | None:
+    """JSON lines to where twistd's options say that the log goes; None where they ask for syslog."""
+    if server is None or server.get("syslog"):
+        return None
+    path, in_foreground = server.get("logfile"), server.get("nodaemon")
+    if path == "-" or (in_foreground and not path):
+        return logs.json_lines()
+    file = logfile.LogFile.fromFullPath(path or "twistd.log", rotateLength=100_000_000, maxRotatedFiles=10)
+    _rotate_on_sigusr1(file)
+    return logs.JsonLines(file)
+
+
+def _rotate_on_sigusr1(file: logfile.LogFile) -> None:
+    def rotate(*_: object) -> None:
+        from twisted.internet import reactor
+
+        reactor.callFromThread(file.rotate)  # type: ignore[attr-defined]
+
+    signal.signal(signal.SIGUSR1, rotate)
+
+
+def _report(error: ConfigError, path: str, in_words: bool) -> None:
+    stderr: TextIO = sys.__stderr__ or sys.stderr
+    if in_words:
+        print("\n".join([f"{path}: not usable", *(f"  {mistake}" for mistake in error.mistakes)]), file=stderr)
+        return
+    event = {
+        "log_level": LogLevel.error,
+        "log_time": time.time(),
+        "aigw_message": f"The configuration cannot be used: {len(error.mistakes)} mistake(s); exiting with {EX_CONFIG}",
+        "aigw_fields": {"config": path, "mistakes": error.mistakes},
+    }
+    logs.JsonLines(stderr)(event)
+
+
+def _described(loaded: Config) -> str:
+    """What runs, for ``--check-config``: listeners, routes with their steps and limits, and no secret."""
+    lines = [f"warning: {warning}" for warning in loaded.warnings]
+    for listener in listeners(loaded):
+        kind = "https" if loaded.tls and not listener.insecure else "plain http"
+        lines.append(f"listen {listener.endpoint} ({kind})")
+    for route in loaded.routes.values():
+        lines.append(f"route {route.name}" + (f" (deadline {route.deadline:g}s)" if route.deadline else ""))
+        for step in route.steps:
+            limits = f"timeout {step.timeout:g}s, connect {step.connect_timeout:g}s, idle {step.idle_timeout:g}s"
+            conflict = f", on conflict keep {step.conflict_resolution}" if step.conflict_resolution else ""
+            lines.append(f"  {step.number}. {step.provider.name}: {step.model} ({limits}{conflict})")
+    return "\n".join([*lines, "The configuration is good."])

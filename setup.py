@@ -1,0 +1,53 @@
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "aigw" / "__init__.py").read_text())[1]
+
+setup(
+    name="aigw",
+    version=VERSION,
+    description="A self-hosted, OpenAI-compatible gateway that tries providers in order until one answers",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    # By hand: find_packages cannot see twisted.plugins, which must have no __init__.py of ours.
+    packages=["aigw", "twisted.plugins"],
+    package_data={"aigw": ["py.typed"]},
+    install_requires=[
+        "twisted[tls]>=26.4",  # wrapServerTLS
+        "treq>=24.9",
+        "pyyaml>=6",
+        "service-identity>=24.1",
+        "pyopenssl>=24.1",
+        "cryptography>=42",  # pyOpenSSL's own; the demo makes a certificate with it
+        "msgspec>=0.18",
+        "httptools>=0.6",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-twisted>=1.14",
+            "hypothesis>=6",
+            "openai>=1.50",
+            "trustme>=1.1",
+            "build>=1.2",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "mypy-zope>=1.0.8",
+            "types-PyYAML",
+        ],
+    },
+    classifiers=[
+        "Framework :: Twisted",
+        "License :: OSI Approved :: MIT License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Internet :: Proxy Servers",
+        "Typing :: Typed",
+    ],
+)
