@@ -51,6 +51,7 @@ class Relay(BodyProtocol):
         self._client: Client | None = None
         self._pieces: list[bytes] = []
         self._size = 0
+        self._end: Failure | None = None
         self._timer: IDelayedCall | None = None
         self._limit = 0.0
         self._heard = 0.0
@@ -84,6 +85,8 @@ class Relay(BodyProtocol):
         self._pass_on(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._over:
             self._finish(None)
+        elif self._end is not None:
+            self.connectionLost(self._end)
         return self._flowing
 
     # What the kinds of answers do differently
@@ -101,14 +104,18 @@ class Relay(BodyProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         """One network read's worth of the body."""
-        if self._client is None:
-            self._hold(data)
-        else:
+        if self._client is not None:
             self._pass_on(data)
+        elif self.held.called:  # in the same turn, before flow() was called
+            self._pieces.append(data)
+        else:
+            self._hold(data)
 
     def connectionLost(self, reason: Failure = _WHOLE) -> None:
         """The body ended, one way or another."""
-        if not self._over:
+        if self._client is None and self.held.called:
+            self._end = reason
+        elif not self._over:
             self._ended(reason.check(ResponseDone, PotentialDataLoss) is not None, reason)
 
     def _commit(self) -> None:

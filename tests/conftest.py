@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import gc
+
+import pytest
+from twisted.logger import globalLogPublisher
+
+from aigw import logs
+from tests.harness import World
+
+
+@pytest.fixture(autouse=True)
+def failures():
+    """S7: whatever Twisted logs as a failure, "Unhandled error in Deferred" included, fails the test."""
+    seen: list[str] = []
+
+    def observe(event):
+        if event.get("log_failure") is not None:
+            seen.append(f"{event.get('log_format')}: {event['log_failure'].getTraceback()}")
+
+    globalLogPublisher.addObserver(observe)
+    yield seen
+    gc.collect()
+    globalLogPublisher.removeObserver(observe)
+    logs.hide([])
+    assert not seen, "\n".join(seen)
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Gateways, providers and clients on real sockets, all gone when the test is over."""
+    import pytest_twisted
+
+    world = World(tmp_path)
+    yield world
+    pytest_twisted.blockon(world.close())
