@@ -205,6 +205,7 @@ class Connection(Protocol):
         reusable = self._keep_alive and not self._over_asked and not self._unsent and not self._broken and self._alive
         self._busy = False
         if reusable:
+            self.transport.resumeProducing()  # the last receiver may have paused it, and a paused one hears no close
             self._free(self)
         else:
             self.abort()

@@ -133,6 +133,15 @@ def request(body: Any, path: str = CHAT, method: str = "POST", headers: dict[str
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
+def tls_options(certificate: trustme.LeafCert) -> ssl.CertificateOptions:
+    """A server's side of TLS."""
+    pem = certificate.private_key_pem.bytes() + certificate.cert_chain_pems[0].bytes()
+    loaded = ssl.PrivateCertificate.loadPEM(pem)
+    return ssl.CertificateOptions(
+        privateKey=loaded.privateKey.original, certificate=loaded.original, acceptableProtocols=[b"http/1.1"]
+    )
+
+
 class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -171,9 +180,7 @@ class World:
         factory: Any = provider
         if tls:
             certificate = self.ca.issue_cert("127.0.0.1", "localhost")
-            options = ssl.PrivateCertificate.loadPEM(
-                certificate.private_key_pem.bytes() + certificate.cert_chain_pems[0].bytes()
-            ).options()
+            options = tls_options(certificate)
             port = reactor.listenSSL(0, factory, options, interface="127.0.0.1")
         else:
             port = reactor.listenTCP(0, factory, interface="127.0.0.1")
