@@ -1,27 +1,23 @@
 """The server's HTTP connection: what is judged before a body is read, and how an error ends a connection.
 
 Stock ``twisted.web`` reads a whole body, into temporary files, before anybody may refuse it, answers errors in HTML,
-and over TLS goes on executing what follows an error. Here a request is judged when its headers are complete, its body
-stays in memory within the limit, and behind an answer that closes nothing is read as a request.
+and over TLS goes on executing what follows an error. Here a request is judged when its headers are complete, and behind
+an answer that closes nothing is read as a request.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-from urllib.parse import unquote_to_bytes
+from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
-from twisted.web.server import NOT_DONE_YET
-from twisted.web.server import Request as TwistedRequest
 
 from aigw import headers
-from aigw.errors import BadRequest, GatewayError, HeadersTooLarge, TooLarge
+from aigw.errors import BadRequest, GatewayError, HeadersTooLarge
 from aigw.openai import error_body
+from aigw.request import Request
 
 LINGER_SECONDS = 2.0
 FLUSH_SECONDS = 30.0
@@ -29,184 +25,6 @@ MAX_LINE = 16 * 1024
 MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
 _REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
-
-log = Logger()
-
-
-class Resource(Protocol):
-    """A leaf of the resource tree."""
-
-    def admit(self, request: Request) -> None:
-        """Judge the request by its head. Raises GatewayError."""
-
-    def render(self, request: Request) -> Any:
-        """The body, or NOT_DONE_YET. Raises GatewayError."""
-
-    def headers(self, request: Request) -> list[headers.Header]:
-        """What every answer of this resource carries."""
-
-    def answered(self, request: Request, status: int) -> None:
-        """The request is over; ``status`` is 499 where the client left."""
-
-
-class Request(TwistedRequest):
-    """A request whose body is a list of the pieces it came in."""
-
-    defaultContentType = b"application/json"
-    channel: Any = None
-    resource: Any = None
-    refusal: GatewayError | None = None
-    serving: Deferred[Any] | None = None
-    request_id = ""
-    caller = ""
-    trail: Any = None
-
-    def __init__(self, channel: Channel, *args: Any, **kwargs: Any) -> None:
-        super().__init__(channel, *args, **kwargs)
-        self._pieces: list[bytes] = []
-        self.bytes_in = 0
-
-    # Reading
-
-    def header(self, name: bytes) -> bytes | None:
-        """The last value of a header."""
-        values = self.requestHeaders.getRawHeaders(name)
-        return values[-1] if values else None
-
-    def head_received(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
-        """The headers are complete: find the resource and let it judge. ``length`` is None for a chunked body."""
-        self.method, self.uri, self.clientproto = method, uri, version
-        self.path = uri.partition(b"?")[0]
-        self.args = {}
-        self.prepath = []
-        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
-        self.request_id = headers.request_id(self.header(b"x-request-id"))
-        self.resource = self.channel.site.getResourceFor(self)
-        try:
-            self.resource.admit(self)
-            if length is not None:
-                self._check_size(length)
-        except GatewayError as error:
-            self.refusal = error
-
-    def _check_size(self, size: int) -> None:
-        limit = self.channel.site.max_body
-        if size > limit:
-            raise TooLarge(f"The body is over the limit of {limit} bytes.")
-
-    def gotLength(self, length: int | None) -> None:
-        """Twisted would open a file for the body here."""
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Keep a piece of the body, within the limit."""
-        if self.refusal is not None:
-            return
-        self.bytes_in += len(data)
-        try:
-            self._check_size(self.bytes_in)
-        except GatewayError as error:
-            self.refusal = error
-            self.channel.refuse(self)
-        else:
-            self._pieces.append(data)
-
-    def body(self) -> bytes:
-        """The whole body."""
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """The body is complete."""
-        if self.refusal is not None:
-            self.fail(self.refusal)
-            return
-        try:
-            body = self.resource.render(self)
-        except GatewayError as error:
-            self.fail(error)
-        except Exception:
-            log.failure("Unexpected error in a resource")
-            self.fail(GatewayError("The gateway failed unexpectedly."))
-        else:
-            self._pieces = []
-            if body is not NOT_DONE_YET:
-                self.answer(200, body)
-
-    def serve(self, serving: Deferred[Any]) -> None:
-        """Tie the request to what answers it: a client that leaves cancels it, a failure is rendered."""
-        self.serving = serving
-        serving.addErrback(self._failed)
-        serving.addErrback(lambda failure: log.failure("Unexpected error while answering", failure=failure))
-
-    def _failed(self, failure: Failure) -> None:
-        self.serving = None
-        if self._disconnected and failure.check(CancelledError):
-            return
-        error = failure.value
-        if not isinstance(error, GatewayError):
-            log.failure("Unexpected error while serving", failure=failure)
-            error = GatewayError("The gateway failed unexpectedly.")
-        if self._disconnected:
-            return
-        if self.startedWriting:
-            self.cut(flush=False)
-        else:
-            self.fail(error)
-
-    # Answering
-
-    def fail(self, error: GatewayError) -> None:
-        """Answer with an error."""
-        for name, value in error.headers.items():
-            self.setHeader(name, value)
-        self.answer(error.status, error_body(error), [(b"content-type", b"application/json")])
-
-    def answer(self, status: int, body: bytes, sent: list[headers.Header] | None = None) -> None:
-        """Answer in one piece."""
-        self.begin(status, sent or [(b"content-type", b"application/json")], len(body))
-        if body:
-            self.write(body)
-        self.end()
-
-    def begin(self, status: int, sent: list[headers.Header], length: int | None) -> None:
-        """Prepare the head of the answer; it leaves with the first bytes of the body."""
-        self.setResponseCode(status)
-        for name, value in sent:
-            self.responseHeaders.setRawHeaders(name, [value])
-        if length is not None:
-            self.responseHeaders.setRawHeaders(b"content-length", [b"%d" % length])
-        for name, value in self.resource.headers(self):
-            self.responseHeaders.setRawHeaders(name, [value])
-
-    def end(self) -> None:
-        """The answer is whole."""
-        self.serving = None
-        status = self.code
-        if not self._disconnected:
-            self.finish()
-        self.resource.answered(self, status)
-
-    def cut(self, flush: bool) -> None:
-        """The answer broke: close without a proper end, after what was written is sent if ``flush``."""
-        self.serving = None
-        if self.channel is not None:
-            if flush:
-                self.channel.close_soon()
-            else:
-                self.channel.transport.abortConnection()
-        self.resource.answered(self, self.code)
-
-    def unregisterProducer(self) -> None:
-        """See IConsumer; nothing is left to do once the client is gone."""
-        if self.channel is not None:
-            super().unregisterProducer()
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The client left; whatever is being done for it is cancelled."""
-        super().connectionLost(reason)
-        serving, self.serving = self.serving, None
-        if serving is not None:
-            serving.cancel()
-            self.resource.answered(self, 499)
 
 
 class Channel(HTTPChannel):

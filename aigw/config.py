@@ -18,7 +18,7 @@ import msgspec
 
 from aigw.document import expand, mistakes_in, parse
 from aigw.errors import ConfigError
-from aigw.schema import FileEntry, RouteEntry, StepEntry, TlsFiles, decode
+from aigw.schema import FileEntry, RouteEntry, StepEntry, decode
 from aigw.secret import Secret
 
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
@@ -32,6 +32,13 @@ class Caller(msgspec.Struct, frozen=True):
 
     name: str
     key: Secret
+
+
+class TlsFiles(msgspec.Struct, frozen=True):
+    """A certificate chain and its key, both PEM."""
+
+    cert_file: str
+    key_file: str
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -89,7 +96,7 @@ class Config(msgspec.Struct, frozen=True):
 def find(path: str | None) -> Path:
     """The file to read: ``path``, else the first of ``PLACES`` that exists. Raises ConfigError."""
     for place in [path] if path else PLACES:
-        if Path(place).is_file():
+        if os.path.isfile(place):
             return Path(place)
     raise ConfigError([f"no configuration file: looked for {path or ' and '.join(PLACES)}; name one with -c FILE"])
 
@@ -111,7 +118,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     if tree is None:
         raise ConfigError(mistakes or [f"{path}: is empty; api_key, providers and routes are required"])
     refused, warnings = _permissions(path, mode, _holds_literal_key(tree))
-    return build(tree, environ, path.parent, mistakes + refused, warnings)
+    return build(tree, environ, path.absolute().parent, mistakes + refused, warnings)
 
 
 def build(
@@ -125,16 +132,16 @@ def build(
     if isinstance(tree, dict) and "port" not in tree:
         tree = {**tree, "port": environ.get("PORT") or 8080}
     tls, tls_mistakes = _tls_from(environ)
-    blank = {mistake.split(": ")[0] for mistake in unset}  # named once is enough
-    found = [m for m in mistakes_in(tree, FileEntry, decode) if m.split(": ")[0] not in blank]
-    found = [*mistakes, *unset, *found, *tls_mistakes, *_crossed(tree, tls is not None)]
+    found = [*mistakes_in(tree, FileEntry, decode), *_crossed(tree, tls is not None)]
+    found = [*mistakes, *unset, *_not_of(unset, found), *tls_mistakes]
     if found:
         raise ConfigError(list(dict.fromkeys(found)))
     return _resolve(msgspec.convert(tree, FileEntry, strict=False, dec_hook=decode), tls, folder, warnings)
 
 
 def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Sequence[str]) -> Config:
-    tls = entry.tls or tls
+    if entry.tls:
+        tls = TlsFiles(str(folder / entry.tls.cert_file), str(folder / entry.tls.key_file))
     # str() and float(): the schema's types are only for reading, and neither OpenSSL nor msgspec takes a subclass.
     providers = {
         str(p.name): Provider(
@@ -169,12 +176,12 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
     return Config(
         port=int(entry.port),
         listeners=tuple(Listener(str(each.endpoint), each.insecure) for each in entry.listen or ()),
-        tls=tls and TlsFiles(str(folder / tls.cert_file), str(folder / tls.key_file)),
+        tls=tls,
         callers=(Caller("default", entry.api_key),),
         providers=providers,
         routes=routes,
         max_body=int(entry.limits.body),
-        secrets=tuple(keys),
+        secrets=tuple(sorted(keys, key=len, reverse=True)),  # one may begin with another
         warnings=tuple(warnings),
     )
 
@@ -183,26 +190,39 @@ def _crossed(tree: Any, tls: bool) -> Iterator[str]:
     """Mistakes that no single value shows, found in the tree as written, so that they come with all the others."""
     if not isinstance(tree, dict):
         return
-    names = [str(provider.get("name")) for _, provider in _mappings(tree, "providers")]
-    known = ", ".join(sorted(set(names)))
+    names = {str(provider["name"]) for _, provider in _mappings(tree, "providers") if "name" in provider}
+    known = ", ".join(sorted(names))
     for kind in ("providers", "routes"):
         seen: set[str] = set()
         for path, entry in _mappings(tree, kind):
-            if (name := str(entry.get("name"))) in seen:
+            name = str(entry.get("name"))
+            if "name" in entry and name in seen:
                 yield f"{path}.name: {name[:80]!r} stands twice; names are unique"
             seen.add(name)
     for path, provider in _mappings(tree, "providers"):
-        headers = [str(name).lower() for name in provider.get("headers") or ()]
+        written = provider.get("headers")
+        headers = [str(name).lower() for name in written] if isinstance(written, dict) else []
         for name in sorted(name for name in set(headers) if headers.count(name) > 1):
             yield f"{path}.headers.{name}: stands twice in different case; keep one"
     for route_path, route in _mappings(tree, "routes"):
         for path, step in _mappings(route, "steps", route_path):
-            if "provider" in step and step["provider"] not in names:
+            if "provider" in step and str(step["provider"]) not in names:
                 yield f"{path}.provider: no provider is named {str(step['provider'])[:80]!r}; there are: {known}"
     for path, listener in _mappings(tree, "listen"):
         plain = not tls and not tree.get("tls") and listener.get("insecure") is not True
         if plain and not _is_local(str(listener.get("endpoint"))):
             yield f"{path}: plain HTTP beyond loopback: configure tls, or write {{endpoint: ..., insecure: true}}"
+
+
+def _not_of(unset: Sequence[str], found: Sequence[str]) -> list[str]:
+    """What was ``found`` less that which only follows from a value that is ``unset``: one mistake, one line."""
+    paths = [mistake.split(": ")[0] for mistake in unset]
+
+    def follows(mistake: str) -> bool:
+        path = mistake.split(": ")[0]
+        return any(path == each or path.startswith(f"{each}.") or each.startswith(f"{path}.") for each in paths)
+
+    return [mistake for mistake in found if not follows(mistake)]
 
 
 def _mappings(tree: Mapping[str, Any], name: str, path: str = "") -> list[tuple[str, dict[str, Any]]]:
@@ -216,9 +236,9 @@ def _mappings(tree: Mapping[str, Any], name: str, path: str = "") -> list[tuple[
 def _is_local(endpoint: str) -> bool:
     if endpoint.startswith("unix:"):
         return True
-    match = re.search(r":interface=((?:\\.|[^:\\])*)", endpoint)
+    addresses = re.findall(r":interface=((?:\\.|[^:\\])*)", endpoint)
     try:
-        return bool(match) and ipaddress.ip_address(re.sub(r"\\(.)", r"\1", match[1] if match else "")).is_loopback
+        return bool(addresses) and all(ipaddress.ip_address(re.sub(r"\\(.)", r"\1", a)).is_loopback for a in addresses)
     except ValueError:
         return False
 

@@ -53,10 +53,25 @@ class Response:
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """Give the body to ``protocol``, whose transport can pause, resume and stop (abort) the connection."""
-        self._connection.deliver_to(protocol)
+        self._connection.deliver_to(protocol, self)
 
     def setPreviousResponse(self, response: IResponse) -> None:
         """No redirect is followed, so there is none."""
+
+    def pauseProducing(self) -> None:
+        """Read nothing more from the provider for now."""
+        if self._connection.delivers(self):
+            self._connection.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Go on reading."""
+        if self._connection.delivers(self):
+            self._connection.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """Abort the connection."""
+        if self._connection.delivers(self):
+            self._connection.abort()
 
 
 @implementer(IHandshakeListener, IPushProducer)
@@ -84,6 +99,7 @@ class Connection(Protocol):
         self._heard = False
         self._broken = ""
         self._receiver: IProtocol | None = None
+        self._delivering: Response | None = None
         self._waiting: list[bytes] = []
         self._head_done = False
         self._complete = False
@@ -166,13 +182,17 @@ class Connection(Protocol):
         size = int(length[0]) if length else UNKNOWN_LENGTH
         return Response(self, self._parser.get_status_code(), self._phrase, self._headers, size)
 
-    def deliver_to(self, protocol: IProtocol) -> None:
+    def deliver_to(self, protocol: IProtocol, response: Response) -> None:
         """See Response.deliverBody."""
-        self._receiver = protocol
-        protocol.makeConnection(cast(ITransport, _BodyTransport(self)))
+        self._receiver, self._delivering = protocol, response
+        protocol.makeConnection(cast(ITransport, response))
         if self._alive:
             self.transport.resumeProducing()
         self._hand_on()
+
+    def delivers(self, response: Response) -> bool:
+        """Whether the body of this response is still under way."""
+        return self._receiver is not None and self._delivering is response
 
     def _hand_on(self) -> None:
         receiver = self._receiver
@@ -288,24 +308,3 @@ class Connection(Protocol):
             self._complete = True
         else:
             self._begin_head()
-
-
-class _BodyTransport:
-    """What a body's receiver may do to the connection."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def pauseProducing(self) -> None:
-        if self._connection._receiver is not None:
-            self._connection.transport.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        if self._connection._receiver is not None:
-            self._connection.transport.resumeProducing()
-
-    def stopProducing(self) -> None:
-        if self._connection._receiver is not None:
-            self._connection.abort()
-
-    loseConnection = abortConnection = stopProducing

@@ -11,15 +11,17 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import yaml
 
-T = TypeVar("T")
+MAX_NODES = 100_000
+
 Decode = Callable[[type, Any], Any]
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_QUOTED = re.compile(r"(['\"]).*\1", re.DOTALL)  # what a message quotes from the file may be a key
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -30,11 +32,9 @@ def parse(text: str) -> tuple[Any, list[str]]:
         return yaml.safe_load(text), list(_doubled(node, "", set()))
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        return None, [f"{where}not YAML: {error.problem}"]
-    except yaml.YAMLError as error:
-        return None, [f"not YAML: {type(error).__name__}"]
-    except (ValueError, RecursionError) as error:
-        return None, [f"not YAML: {type(error).__name__}"]
+        return None, [f"{where}not YAML: {_QUOTED.sub('...', error.problem or '')}"]
+    except Exception as error:  # PyYAML's constructors raise whatever their conversions raise
+        return None, [f"not YAML: a value is not what its form promises ({type(error).__name__})"]
 
 
 def _doubled(node: yaml.Node | None, path: str, seen: set[int]) -> Iterator[str]:
@@ -54,14 +54,18 @@ def _doubled(node: yaml.Node | None, path: str, seen: set[int]) -> Iterator[str]
             yield from _doubled(value, f"{path}[{index}]", seen)
 
 
-def expand(tree: Any, environ: Mapping[str, str], path: str = "") -> tuple[Any, list[str]]:
-    """``tree`` with ``${NAME}`` in its strings replaced from ``environ``, and a mistake for each variable not set."""
+def expand(tree: Any, environ: Mapping[str, str]) -> tuple[Any, list[str]]:
+    """``tree`` with ``${NAME}`` in its strings replaced from ``environ``, and a mistake for each that cannot be.
+
+    Aliases become copies; a tree that is too large by them, or that holds itself, is a mistake as well.
+    """
     mistakes: list[str] = []
+    count = 0
 
     def value_of(match: re.Match[str], path: str) -> str:
         name = match.group(1)
         if not _NAME.fullmatch(name):
-            mistakes.append(f"{path}: ${{{name}}} is not a variable name; write ${{NAME}}")
+            mistakes.append(f"{path}: what stands in ${{...}} is not a variable name; write ${{NAME}}")
         elif name not in environ:
             mistakes.append(f"{path}: the environment variable {name} is not set")
         elif not environ[name]:
@@ -71,15 +75,33 @@ def expand(tree: Any, environ: Mapping[str, str], path: str = "") -> tuple[Any, 
         return "unset"
 
     def walk(value: Any, path: str) -> Any:
+        nonlocal count
+        count += 1
+        if count > MAX_NODES:
+            raise RecursionError
         if isinstance(value, str):
             return _VARIABLE.sub(lambda match: value_of(match, path), value)
         if isinstance(value, dict):
-            return {key: walk(member, _join(path, str(key))) for key, member in value.items()}
+            return {
+                name: walk(member, _join(path, str(name)))
+                for name, member in value.items()
+                if not huge(name, _join(path, "..."))
+            }
         if isinstance(value, list):
             return [walk(member, f"{path}[{index}]") for index, member in enumerate(value)]
-        return value
+        return 0 if huge(value, path) else value
 
-    return walk(tree, path), mistakes
+    def huge(value: Any, path: str) -> bool:
+        """Whether it is a number that Python would refuse to print."""
+        if isinstance(value, int) and value.bit_length() > 10_000:
+            mistakes.append(f"{path}: a number is too large")
+            return True
+        return False
+
+    try:
+        return walk(tree, ""), mistakes
+    except RecursionError:
+        return None, ["the file: is nested too deeply, holds itself, or grows too large by its aliases"]
 
 
 def mistakes_in(value: Any, expected: Any, decode: Decode, path: str = "") -> Iterator[str]:
@@ -108,8 +130,9 @@ def mistakes_in(value: Any, expected: Any, decode: Decode, path: str = "") -> It
     elif isinstance(expected, type) and issubclass(expected, msgspec.Struct):
         yield from _mistakes_in_mapping(value, expected, decode, path)
     elif typing.get_origin(expected) is typing.Literal:
-        if value not in typing.get_args(expected):
-            yield f"{path}: {str(value)[:80]!r} is unknown; write {' or '.join(map(str, typing.get_args(expected)))}"
+        allowed = typing.get_args(expected)
+        if not any(type(value) is type(each) and value == each for each in allowed):
+            yield f"{path}: {str(value)[:80]!r} is unknown; write {' or '.join(map(str, allowed))}"
     else:
         try:
             msgspec.convert(value, expected, strict=False, dec_hook=decode)

@@ -18,6 +18,7 @@ def _refuse(constant: str) -> NoReturn:
 _members = msgspec.json.Decoder(Members)
 # Numbers are measured, not made: they may have any size, and nobody reads them.
 _standard = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse)
+_NOTHING = re.compile(rb"null|\[\s*\]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -59,7 +60,7 @@ def dumps(members: Members) -> bytes:
 
 def carries(members: Members, name: str) -> bool:
     """Whether the member is there and neither null nor an empty list."""
-    return name in members and bytes(members[name]) not in (b"null", b"[]")
+    return name in members and _NOTHING.fullmatch(members[name]) is None
 
 
 def _walk(text: str) -> Members:

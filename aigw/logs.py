@@ -19,10 +19,12 @@ Hide = Callable[[str], str]
 
 MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
+MAX_LINE = 64 * 1024
 FIELDS = frozenset(
     "address attempts bytes_in bytes_out caller config duration_ms method mistakes model outcome path provider "
     "providers route routes status step stream tls traceback ttft_ms usage version".split()
 )
+_OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}
 _encode = msgspec.json.encode
 
@@ -48,8 +50,6 @@ class JsonLines:
         if level < LogLevel.info:
             return
         line = _line(event, level)
-        if any(hiding(line) is not line for hiding in _hides):
-            line = _encode(_hidden(msgspec.json.decode(line))).decode()
         try:
             self._file.write(line + "\n")
             self._file.flush()
@@ -81,32 +81,59 @@ def _line(event: dict[str, Any], level: Any) -> str:
     seconds = event.get("log_time", 0.0)
     fields = event.get("aigw_fields")
     if fields is None:  # somebody else's event: its text, and nothing that it holds
-        message = formatEvent(event)[:MAX_MESSAGE] or event.get("log_namespace", "")
-        failure = event.get("log_failure")
-        fields = {} if failure is None else {"traceback": failure.getTraceback()[-MAX_TRACEBACK:]}
+        message = formatEvent(event) or event.get("log_namespace", "")
+        failure = event.get("log_failure") or event.get("failure")
+        if failure is None:
+            fields = {}
+        else:
+            message = message.partition("\n")[0]
+            fields = {"traceback": _hidden(failure.getTraceback())[-MAX_TRACEBACK:]}
     else:
         message = event["aigw_message"]
+        fields = {name: value for name, value in fields.items() if name in FIELDS}
     shape = {
         "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03d}Z",
         "level": _LEVELS[level],
-        "message": message,
+        "message": _hidden(message)[:MAX_MESSAGE],
     }
     if request_id := event.get("aigw_request_id"):
         shape["request_id"] = request_id
-    shape["fields"] = {name: value for name, value in fields.items() if name in FIELDS}
+    return _encoded({**shape, "fields": fields})
+
+
+def _encoded(shape: dict[str, Any]) -> str:
+    """``shape`` as JSON, without a key in it, and bounded; its slow ways are for lines that need them."""
     try:
-        return _encode(shape).decode()
-    except (TypeError, ValueError):  # a value that JSON has no form for; better said badly than lost
-        return _encode({**shape, "fields": {name: repr(value)[:200] for name, value in fields.items()}}).decode()
+        line = _encode(shape).decode()
+    except (TypeError, ValueError):  # a value that JSON has no form for: better said badly than lost
+        return _encode(_bounded(_plain(shape))).decode()
+    if len(line) > MAX_LINE or any(hiding(line) is not line for hiding in _hides):
+        return _encode(_bounded(_plain(msgspec.json.decode(line)))).decode()
+    return line
 
 
-def _hidden(value: Any) -> Any:
-    if isinstance(value, str):
-        for hiding in _hides:
-            value = hiding(value)
-        return value
-    if isinstance(value, list):
-        return [_hidden(member) for member in value]
+def _bounded(shape: dict[str, Any]) -> dict[str, Any]:
+    if len(_encode(shape)) <= MAX_LINE:
+        return shape
+    room = MAX_LINE // (2 * len(shape["fields"]) or 1)
+    short = {
+        name: value if isinstance(value, int | None) else str(value)[:room] for name, value in shape["fields"].items()
+    }
+    return {**shape, "request_id": str(shape.get("request_id"))[:200], "fields": short}
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with every key hidden, and as something that JSON has a form for."""
+    if isinstance(value, list | tuple):
+        return [_plain(member) for member in value]
     if isinstance(value, dict):
-        return {name: _hidden(member) for name, member in value.items()}
-    return value
+        return {name if name in _OURS else _hidden(str(name)): _plain(member) for name, member in value.items()}
+    if isinstance(value, int | float | None):
+        return value
+    return _hidden(value if isinstance(value, str) else repr(value)).encode(errors="replace").decode()
+
+
+def _hidden(text: str) -> str:
+    for hiding in _hides:
+        text = hiding(text)
+    return text

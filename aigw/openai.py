@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
@@ -90,7 +91,7 @@ def _read(members: Members, name: str, expected: Any, right: str) -> Any:
         raise BadRequest(f"'{name}' is missing; it must be {right}.", param=name)
     try:
         return msgspec.json.decode(members[name], type=expected)
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise BadRequest(f"'{name}' must be {right}.", param=name) from None
 
 
@@ -150,10 +151,11 @@ def meaning_of(endpoint: Endpoint, event: bytes) -> tuple[Meaning, Any]:
         return Meaning.ERROR, said.get("error", said) if isinstance(said, dict) else said
     if not isinstance(said, dict):
         return Meaning.OUTPUT, None
-    if said.get("type") in ("ping", "keepalive"):
+    if name in _PINGS or said.get("type") in _PINGS:
         return Meaning.NOTHING, None
-    if said.get("error") or said.get("type") == "error":
-        return Meaning.ERROR, said.get("error") or said
+    if said.get("error") or said.get("type") in ("error", "response.failed"):
+        response = said.get("response")
+        return Meaning.ERROR, said.get("error") or (response.get("error") if isinstance(response, dict) else said)
     return endpoint.meaning(said), None
 
 
@@ -188,24 +190,21 @@ _ABOUT_A_CHOICE = frozenset(
 
 def _responses_meaning(said: dict[str, Any]) -> Meaning:
     """The responses API: everything is output but the announcements that come before it."""
-    kind = said.get("type")
-    if kind == "response.failed":
-        return Meaning.ERROR
-    return Meaning.NOTHING if kind in _ANNOUNCEMENTS else Meaning.OUTPUT
+    return Meaning.NOTHING if said.get("type") in _ANNOUNCEMENTS else Meaning.OUTPUT
 
 
-_ANNOUNCEMENTS = frozenset(
-    [
-        "response.created",
-        "response.queued",
-        "response.in_progress",
-        "response.output_item.added",
-        "response.content_part.added",
-    ]
+# Tuples: what stands in an event's ``type`` may be unhashable.
+_PINGS = ("ping", "keepalive")
+_ANNOUNCEMENTS = (
+    "response.created",
+    "response.queued",
+    "response.in_progress",
+    "response.output_item.added",
+    "response.content_part.added",
 )
 
 # An unescaped quote cannot stand inside a JSON string, nor a line end: neither pattern is met by what a model writes.
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"|(?:\A|[\r\n])data: ?\[DONE\]')
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]|(?:\A|[\r\n])data: ?\[DONE\]')
 _RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"|(?:\A|[\r\n])data: ?\[DONE\]')
 
 ENDPOINTS: dict[str, Endpoint] = {
@@ -231,22 +230,21 @@ def mentions_usage(data: bytes) -> bool:
 
 def usage_in(data: bytes) -> dict[str, int]:
     """The token counts of the last ``usage`` object in ``data``, nested ones included; empty if it has none."""
-    found: dict[str, int] = {}
-    for match in _USAGE.finditer(data):
+    for match in reversed(deque(_USAGE.finditer(data), maxlen=3)):
         try:
             usage, _ = json.JSONDecoder().raw_decode(data[match.end() :].decode(errors="replace"))
         except (ValueError, RecursionError):
             continue
         nested = [usage, *(value for value in usage.values() if isinstance(value, dict))]
         counts = ((name, n) for group in nested for name, n in group.items() if name in _TOKENS)
-        found = {name: n for name, n in counts if type(n) is int and n >= 0}
-    return found
+        return {name: n for name, n in counts if type(n) is int and n >= 0}
+    return {}
 
 
 def message_in(said: Any) -> str | None:
-    """The message of an error object, or of one that is a mere string; at most 300 characters."""
+    """The message of an error object, or of one that is a mere string, as text that can be encoded."""
     message = said.get("message") if isinstance(said, dict) else said
-    return message[:300] if isinstance(message, str) else None
+    return message.encode(errors="replace").decode() if isinstance(message, str) else None
 
 
 def error_body(error: GatewayError) -> bytes:

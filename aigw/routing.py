@@ -100,7 +100,7 @@ def attempts_told(
     told = []
     for record, failure in failures:
         message = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
-        for secret in secrets:
+        for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
             message = secret.hide_in(message)
         told.append({**msgspec.structs.asdict(record), "message": message[:300]})
     return told

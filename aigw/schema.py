@@ -1,6 +1,6 @@
 """The schema of the configuration file: what may stand in it, and how durations, sizes, URLs and keys are written.
 
-Each name in an ``*Entry``, and in TlsFiles, is a setting; nothing else is one.
+Each name in an ``*Entry`` is a setting; nothing else is one.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class Endpoint(str):
     """A Twisted server endpoint string, of one of the kinds that the gateway can put its own TLS on."""
 
 
+class FileName(str):
+    """A path, absolute or relative to the folder of the configuration file; not empty."""
+
+
 class HeaderName(str):
     """A header that may be configured for a provider: a token (RFC 9110), and none that the gateway sets itself."""
 
@@ -55,11 +59,11 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Refuses every name that it does not list."""
 
 
-class TlsFiles(_Entry, frozen=True):
+class TlsEntry(_Entry, frozen=True):
     """A certificate chain and its key, both PEM."""
 
-    cert_file: str
-    key_file: str
+    cert_file: FileName
+    key_file: FileName
 
 
 class ListenerEntry(_Entry, frozen=True):
@@ -76,7 +80,7 @@ class ProviderEntry(_Entry, frozen=True):
     base_url: Url
     api_key: Secret | None = None
     headers: dict[HeaderName, Secret] = {}
-    ca_file: str | None = None
+    ca_file: FileName | None = None
 
 
 class StepEntry(_Entry, frozen=True):
@@ -117,7 +121,7 @@ class FileEntry(_Entry, frozen=True):
     routes: tuple[RouteEntry, ...]
     port: Port
     listen: tuple[ListenerEntry, ...] | None = None
-    tls: TlsFiles | None = None
+    tls: TlsEntry | None = None
     default_timeout: Duration = Duration(300)
     connect_timeout: Duration = Duration(10)
     idle_timeout: Duration = Duration(120)
@@ -179,7 +183,7 @@ def _url(value: Any) -> Url:
         raise ValueError(f"is not a provider's URL; {right}")
     if "@" in parts.netloc:
         raise ValueError("holds credentials; put the key in api_key")
-    if parts.query or parts.fragment:
+    if "?" in value or "#" in value:
         raise ValueError(f"holds a query or a fragment; {right}, and keys in api_key or headers")
     return Url(value.rstrip("/"))
 
@@ -215,6 +219,12 @@ def _endpoint(value: Any) -> Endpoint:
     return Endpoint(value)
 
 
+def _file_name(value: Any) -> FileName:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError("is not a file name; write a path, absolute or relative to this file")
+    return FileName(value)
+
+
 def _header_name(value: Any) -> HeaderName:
     if not isinstance(value, str) or not _HEADER.fullmatch(value):
         raise ValueError("is not a header name")
@@ -231,5 +241,6 @@ _DECODERS: dict[type, Callable[[Any], Any]] = {
     Name: _name,
     Port: _port,
     Endpoint: _endpoint,
+    FileName: _file_name,
     HeaderName: _header_name,
 }

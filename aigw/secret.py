@@ -31,6 +31,9 @@ class Secret:
             return text.replace(self._escaped, "***").replace(self._value, "***")
         return text
 
+    def __len__(self) -> int:
+        return len(self._value)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and self.matches(other._bytes)
 

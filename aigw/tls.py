@@ -17,8 +17,8 @@ from twisted.internet.ssl import (
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from aigw.config import TlsFiles
 from aigw.errors import ConfigError
-from aigw.schema import TlsFiles
 
 # Forward secrecy and AEAD only; TLS 1.3 has nothing else. https://wiki.mozilla.org/Security/Server_Side_TLS
 CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20")

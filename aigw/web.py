@@ -12,12 +12,13 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from aigw import headers
 from aigw.auth import authenticate
-from aigw.channel import Channel, Request
+from aigw.channel import Channel
 from aigw.config import Config
 from aigw.errors import MethodNotAllowed, PathNotFound, RouteNotFound
 from aigw.gateway import Gateway
 from aigw.openai import ENDPOINTS, Endpoint, model, read_call
 from aigw.records import Sink, Trail
+from aigw.request import Request
 
 KEEP_ALIVE_SECONDS = 75
 

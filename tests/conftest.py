@@ -9,6 +9,12 @@ from aigw import logs
 from tests.harness import World
 
 
+def pytest_collection_finish():
+    """What is there before the first test is no test's garbage; collecting is then quick."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def failures():
     """S7: whatever Twisted logs as a failure, "Unhandled error in Deferred" included, fails the test."""

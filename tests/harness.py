@@ -225,7 +225,9 @@ class World:
             "routes": [
                 {
                     "name": "route",
-                    "steps": [{"provider": f"p{number}", "model": f"model-{number}"} for number in range(1, len(steps) + 1)],
+                    "steps": [
+                        {"provider": f"p{number}", "model": f"model-{number}"} for number in range(1, len(steps) + 1)
+                    ],
                 }
             ],
             **settings.pop("top", {}),

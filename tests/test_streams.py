@@ -179,7 +179,9 @@ async def test_a5_headers_of_a_stream(world):
         b"Set-Cookie: a=b\r\nServer: secret\r\nRetry-After: 3\r\n\r\n"
     )
     provider = world.provider(raw(headers, b"".join(map(chunk, STREAM)), LAST_CHUNK))
-    got = await world.gateway(None, provider).ask(stream=True, headers={"X-Api-Key": "gateway-key-1234", "X-Request-Id": "mine-1"})
+    got = await world.gateway(None, provider).ask(
+        stream=True, headers={"X-Api-Key": "gateway-key-1234", "X-Request-Id": "mine-1"}
+    )
     assert got.headers == {
         "content-type": "text/event-stream",
         "x-ratelimit-remaining-tokens": "7",

@@ -1,0 +1,135 @@
+"""The whole gateway in memory, on a Clock: the test holds both ends of every connection."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from aigw import config, web
+from aigw.gateway import Gateway
+from aigw.records import AttemptRecord, Record
+from aigw.upstream import Upstream
+from tests.harness import HELLO, KEY, request
+
+
+class Wire(StringTransport):
+    """One end of a connection; the test is the other end. Closing it tells the protocol, as a socket would."""
+
+    protocol: Any = None
+    aborted = False
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        pass
+
+    def connect(self, protocol: Any) -> None:
+        self.protocol = protocol
+        protocol.makeConnection(self)
+
+    def loseConnection(self) -> None:
+        self.lost(ConnectionDone())
+
+    def loseWriteConnection(self) -> None:
+        pass
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.lost(ConnectionLost())
+
+    def lost(self, reason: Exception) -> None:
+        """The other end is gone."""
+        if not self.disconnected:
+            self.disconnected = True
+            self.protocol.connectionLost(Failure(reason))
+
+    def say(self, data: bytes) -> None:
+        """The other end sends this."""
+        if not self.disconnected:
+            self.protocol.dataReceived(data)
+
+    def take(self) -> bytes:
+        """What was written since the last time."""
+        data = self.value()
+        self.clear()
+        return data
+
+
+@implementer(IStreamClientEndpoint)
+class Door:
+    """Where a provider would be: connects at once, or when ``opens`` fires."""
+
+    def __init__(self) -> None:
+        self.wires: list[Wire] = []
+        self.opens: Deferred | None = None
+
+    def connect(self, factory: Any) -> Deferred:
+        def connected(_: object) -> Any:
+            wire = Wire()
+            self.wires.append(wire)
+            protocol = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+            wire.connect(protocol)
+            return protocol
+
+        return (self.opens or succeed(None)).addCallback(connected)
+
+    @property
+    def wire(self) -> Wire:
+        return self.wires[-1]
+
+
+class MemoryGateway:
+    """``doors`` are the providers' ends by host name: step 1 is at ``p1``, step 2 at ``p2``."""
+
+    def __init__(self, steps: int = 2, top: dict | None = None, **route: Any) -> None:
+        self.clock = Clock()
+        self.doors: dict[str, Door] = {}
+        self.records: list[Record] = []
+        self.failed: list[AttemptRecord] = []
+        names = [f"p{number}" for number in range(1, steps + 1)]
+        tree = {
+            "api_key": KEY,
+            "providers": [{"name": n, "base_url": f"http://{n}/v1", "api_key": f"key-of-{n}"} for n in names],
+            "routes": [{"name": "route", "steps": [{"provider": n, "model": f"model-of-{n}"} for n in names], **route}],
+            **(top or {}),
+        }
+        settings = config.build(tree, {}, Path("/nonexistent"))
+        upstream = Upstream(self.clock, settings.providers.values(), self._door)
+        gateway = Gateway(settings, upstream, self.clock, lambda _, __, attempt: self.failed.append(attempt))
+        self.site = web.Front(web.tree(settings, gateway, self.records.append), settings.max_body, self.clock)
+
+    def _door(self, host: str, port: int) -> Door:
+        return self.doors.setdefault(host, Door())
+
+    def open(self) -> Wire:
+        """A client's connection."""
+        wire = Wire()
+        wire.connect(self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 2)))
+        return wire
+
+    def ask(self, body: Any = None, **more: Any) -> Wire:
+        """A client that has sent a request."""
+        wire = self.open()
+        wire.say(request(body if body is not None else {**HELLO, **more}))
+        return wire
+
+    def timers(self) -> list[float]:
+        """What is still going to happen."""
+        return [call.getTime() for call in self.clock.getDelayedCalls()]
+
+
+def body_of(message: bytes) -> bytes:
+    """A message's body, not chunked."""
+    return message.partition(b"\r\n\r\n")[2]
+
+
+def error_of(message: bytes) -> dict:
+    return json.loads(body_of(message))["error"]

@@ -1,0 +1,170 @@
+"""T1, T2, T3: the limits, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from tests.memory import MemoryGateway, error_of
+from tests.providers import COMMENT, LAST_CHUNK, ROLE, STREAM, STREAM_HEAD, chunk, completion, event, head
+
+HEL = event({"content": "hel"})
+PLAIN = head(Content_Length=str(len(completion()))) + completion()
+LIMITS = {"connect_timeout": 3, "timeout": 30, "idle_timeout": 7}
+
+#   phase, what the provider has said by then, and the limit that ends it (plain, streamed)
+PHASES = {
+    "nothing":             (b"",                                        "answer limit of 30 s passed", "first output limit of 30 s passed"),
+    "half a head":         (STREAM_HEAD[:20],                           "answer limit of 30 s passed", "first output limit of 30 s passed"),
+    "a head":              (STREAM_HEAD,                                "answer limit of 30 s passed", "first output limit of 30 s passed"),
+    "comments and a role": (STREAM_HEAD + chunk(COMMENT) + chunk(ROLE), "answer limit of 30 s passed", "first output limit of 30 s passed"),
+    "half a body":         (PLAIN[:-5],                                 "answer limit of 30 s passed", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_t1_a_stuck_step_ends_at_its_limit_and_the_next_begins(phase, streamed):
+    said, *messages = PHASES[phase]
+    if messages[streamed] is None:
+        return
+    world = MemoryGateway(**LIMITS)
+    world.ask(stream=streamed)
+    world.doors["p1"].wire.say(said)
+
+    world.clock.advance(29.9)
+    assert not world.doors["p2"].wires
+    world.clock.advance(0.2)
+
+    assert world.doors["p1"].wire.aborted
+    assert world.doors["p2"].wire.take().startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    assert [(each.outcome, each.message) for each in world.failed] == [("timeout", messages[streamed])]
+
+
+def test_t1_connect_timeout_covers_all_of_connecting():
+    world = MemoryGateway(**LIMITS)
+    cancelled = []
+    world.doors["p1"].opens = Deferred(cancelled.append)
+    world.ask()
+    world.clock.advance(2.9)
+    assert not world.doors["p2"].wires
+    world.clock.advance(0.2)
+    assert cancelled
+    assert world.doors["p2"].wires
+    assert world.failed[0].message == "connect limit of 3 s passed"
+
+
+def test_t1_step_over_route_over_default():
+    step = {"provider": "p1", "model": "m", "timeout": 5}
+    top = {
+        "default_timeout": 100,
+        "routes": [{"name": "route", "timeout": 50, "steps": [step, {**step, "provider": "p2"}]}],
+    }
+    del top["routes"][0]["steps"][1]["timeout"]
+    world = MemoryGateway(3, top=top)
+    world.ask()
+    world.clock.advance(5)
+    world.clock.advance(50)
+    assert [each.message for each in world.failed] == ["answer limit of 5 s passed", "answer limit of 50 s passed"]
+
+
+def test_t2_a_healthy_stream_outlives_its_timeout():
+    world = MemoryGateway(**LIMITS)
+    client = world.ask(stream=True)
+    provider = world.doors["p1"].wire
+    provider.say(STREAM_HEAD + chunk(HEL))
+    for _ in range(40):
+        world.clock.advance(5)
+        provider.say(chunk(HEL))
+    provider.say(b"".join(map(chunk, STREAM)) + LAST_CHUNK)
+    assert client.take().endswith(b"0\r\n\r\n")
+    assert world.records[0].outcome == "ok"
+    assert world.records[0].duration_ms == 200_000
+
+
+def test_t1_comments_do_not_keep_a_silent_stream_alive():
+    world = MemoryGateway(**LIMITS)
+    client = world.ask(stream=True)
+    provider = world.doors["p1"].wire
+    provider.say(STREAM_HEAD + chunk(HEL))
+    for _ in range(6):
+        world.clock.advance(1)
+        provider.say(chunk(COMMENT))
+    assert not provider.aborted
+    world.clock.advance(1.1)
+    assert provider.aborted
+    assert b'"code":"stream_idle_timeout"' in client.take()
+
+
+def test_t1_half_a_comment_at_a_time_does_not_either():
+    world = MemoryGateway(**LIMITS)
+    world.ask(stream=True)
+    provider = world.doors["p1"].wire
+    provider.say(STREAM_HEAD + chunk(HEL))
+    for piece in (b":", b" keep", b"-alive", b"\n", b"\n", b":"):
+        world.clock.advance(1.2)
+        provider.say(chunk(piece))
+    assert provider.aborted
+
+
+def test_t1_the_silence_of_a_paused_stream_is_the_client_s():
+    world = MemoryGateway(**LIMITS)
+    client = world.ask(stream=True)
+    provider = world.doors["p1"].wire
+    provider.say(STREAM_HEAD + chunk(HEL))
+    client.producer.pauseProducing()
+    assert provider.producerState == "paused"
+    world.clock.advance(100)
+    assert not provider.aborted
+    client.producer.resumeProducing()
+    assert provider.producerState == "producing"
+    world.clock.advance(6.9)
+    assert not provider.aborted
+    world.clock.advance(7)
+    assert provider.aborted
+
+
+def test_t3_past_the_deadline_no_step_starts():
+    world = MemoryGateway(3, deadline=40, **LIMITS)
+    client = world.ask()
+    world.clock.advance(30)
+    assert world.doors["p2"].wires
+    world.clock.advance(10)
+    assert not world.doors["p3"].wires
+    told = client.take()
+    assert told.startswith(b"HTTP/1.1 504 ")
+    assert error_of(told)["code"] == "deadline_exceeded"
+    assert [each["message"] for each in error_of(told)["attempts"]] == [
+        "answer limit of 30 s passed",
+        "deadline limit of 10 s passed",
+    ]
+    assert world.doors["p2"].wire.aborted
+
+
+def test_t3_the_deadline_tells_504_even_at_the_last_step():
+    world = MemoryGateway(1, deadline=4, **LIMITS)
+    client = world.ask()
+    world.clock.advance(4)
+    assert client.take().startswith(b"HTTP/1.1 504 ")
+
+
+def test_t3_a_step_that_timed_out_is_not_tried_again():
+    world = MemoryGateway(1, **LIMITS)
+    world.ask()
+    world.clock.advance(30)
+    assert len(world.doors["p1"].wires) == 1
+    assert world.records[0].status == 502
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
+def test_nothing_is_left_behind_after_an_answer(streamed):
+    """Only the idle connection's timer and the client's keep-alive remain, and both run out."""
+    world = MemoryGateway(**LIMITS)
+    client = world.ask(stream=streamed)
+    world.doors["p1"].wire.say(STREAM_HEAD + b"".join(map(chunk, STREAM)) + LAST_CHUNK if streamed else PLAIN)
+    assert sorted(world.timers()) == [4, 75]
+    world.clock.advance(75)
+    assert world.doors["p1"].wire.aborted
+    assert client.disconnected
+    world.clock.advance(60)
+    assert world.timers() == []
