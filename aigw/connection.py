@@ -1,6 +1,5 @@
 """One HTTP/1.1 connection to a provider, which can be cut in whatever state it is.
 
-- Framing is llhttp's (``httptools``): what is ambiguous or malformed is an error, never a guess.
 - Cancelling a request, or ``stopProducing`` on its body, aborts the connection.
 - One network read is one ``dataReceived``; a paused receiver pauses the socket.
 - A connection with unread, unsent or unasked-for bytes is never used again.
@@ -11,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-import httptools
 from twisted.internet import error
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHandshakeListener, IProtocol, IPushProducer, ITransport
@@ -24,9 +22,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from aigw.errors import UpstreamBroken
-
-MAX_HEAD = 64 * 1024
-MAX_HEADERS = 200
+from aigw.framing import Framing
 
 _COMPLETE = Failure(ResponseDone())
 _UNFRAMED = Failure(PotentialDataLoss())
@@ -87,33 +83,20 @@ class Connection(Protocol):
         self._gone = gone
         self._alive = True
         self.ready: Deferred[Connection] | None = Deferred(lambda _: self.abort())
-        self._parser = httptools.HttpResponseParser(self)
+        self._framing = Framing()
         self._unsent = False
         self._start()
 
     def _start(self) -> None:
         """Forget the last exchange."""
+        self._framing.start()
         self._answer: Deferred[IResponse] | None = None
         self._busy = False
         self._reused = False
         self._heard = False
-        self._broken = ""
+        self._lost: Failure | None = None
         self._receiver: IProtocol | None = None
         self._delivering: Response | None = None
-        self._waiting: list[bytes] = []
-        self._head_done = False
-        self._complete = False
-        self._over_asked = False
-        self._keep_alive = False
-        self._framed = False
-        self._lost: Failure | None = None
-        self._begin_head()
-
-    def _begin_head(self) -> None:
-        self._headers = Headers()
-        self._phrase = b""
-        self._head_size = 0
-        self._head_count = 0
 
     # Connecting
 
@@ -164,23 +147,16 @@ class Connection(Protocol):
             self.abort()
             return
         self._heard = True
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as problem:
-            self._broken = self._broken or str(problem)[:100]
-        if not self._head_done and not self._broken:
-            self._head_size += len(data)
-            if self._head_size > 2 * MAX_HEAD:  # one header without an end; llhttp would wait for it for ever
-                self._broken = "headers are too large"
-        if self._head_done and self._answer is not None:
+        self._framing.feed(data)
+        if self._framing.head_done and self._answer is not None:
             answer, self._answer = self._answer, None
             answer.callback(self._response())
         self._hand_on()
 
     def _response(self) -> Response:
-        length = self._headers.getRawHeaders(b"content-length")
-        size = int(length[0]) if length else UNKNOWN_LENGTH
-        return Response(self, self._parser.get_status_code(), self._phrase, self._headers, size)
+        head = self._framing
+        length = head.headers.getRawHeaders(b"content-length")
+        return Response(self, head.status, head.phrase, head.headers, int(length[0]) if length else UNKNOWN_LENGTH)
 
     def deliver_to(self, protocol: IProtocol, response: Response) -> None:
         """See Response.deliverBody."""
@@ -195,36 +171,34 @@ class Connection(Protocol):
         return self._receiver is not None and self._delivering is response
 
     def _hand_on(self) -> None:
-        receiver = self._receiver
+        receiver, framing = self._receiver, self._framing
         if receiver is None:
-            if self._broken and self._answer is not None:
-                self._fail(UpstreamBroken(f"answered with malformed HTTP: {self._broken}"))
-            elif self._busy and self._head_done and self._alive:
+            if framing.broken and self._answer is not None:
+                self._fail(UpstreamBroken(f"answered with malformed HTTP: {framing.broken}"))
+            elif self._busy and framing.head_done and self._alive:
                 self.transport.pauseProducing()  # until somebody wants the body
             return
-        if self._waiting:
-            data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
-            self._waiting = []
+        if data := framing.take():
             receiver.dataReceived(data)
         if self._receiver is None:  # it stopped us
             return
-        if self._complete:
-            self._receiver = None
+        if framing.complete:
             self._release()
             receiver.connectionLost(_COMPLETE)
-        elif self._broken:
-            self._receiver = None
+        elif framing.broken:
             self.abort()
-            receiver.connectionLost(Failure(UpstreamBroken(f"malformed HTTP: {self._broken}")))
+            receiver.connectionLost(Failure(UpstreamBroken(f"malformed HTTP: {framing.broken}")))
         elif self._lost is not None:
             self._receiver = None
             clean = self._lost.check(error.ConnectionDone) is not None
-            receiver.connectionLost(_UNFRAMED if clean and not self._framed else self._lost)
+            receiver.connectionLost(_UNFRAMED if clean and not framing.framed else self._lost)
 
     def _release(self) -> None:
-        reusable = self._keep_alive and not self._over_asked and not self._unsent and not self._broken and self._alive
+        """The answer is whole: the connection is free, or not worth keeping."""
+        framing = self._framing
+        self._receiver = None
         self._busy = False
-        if reusable:
+        if framing.keep_alive and not framing.over_asked and not framing.broken and not self._unsent and self._alive:
             self.transport.resumeProducing()  # the last receiver may have paused it, and a paused one hears no close
             self._free(self)
         else:
@@ -262,49 +236,3 @@ class Connection(Protocol):
                 answer.errback(Failure(UpstreamBroken(f"connection closed {when}")))
         else:
             self._hand_on()
-
-    # llhttp's callbacks
-
-    def on_message_begin(self) -> None:
-        """A message starts; a second one behind an answer was not asked for."""
-        if self._complete:
-            self._over_asked = True
-
-    def on_status(self, phrase: bytes) -> None:
-        """The reason phrase."""
-        self._phrase = phrase
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer; trailers are dropped."""
-        self._head_count += 1
-        self._head_size += len(name) + len(value) + 4
-        if self._head_count > MAX_HEADERS or self._head_size > MAX_HEAD:
-            self._broken = "headers are too many or too large"
-        elif not self._head_done:
-            self._headers.addRawHeader(name, value)
-
-    def on_headers_complete(self) -> None:
-        """The head is whole; what does not say where its body ends is remembered as such."""
-        if self._complete or self._parser.get_status_code() < 200:
-            return
-        self._head_done = not self._broken
-        self._keep_alive = self._parser.should_keep_alive()
-        coding = self._headers.getRawHeaders(b"transfer-encoding")
-        self._framed = coding is not None or self._headers.hasHeader(b"content-length")
-        if coding is not None and [value.lower() for value in coding] != [b"chunked"]:
-            self._broken, self._head_done = "a Transfer-Encoding other than chunked", False
-        encoding = self._headers.getRawHeaders(b"content-encoding")
-        if encoding is not None and [value.lower() for value in encoding] != [b"identity"]:
-            self._broken, self._head_done = "a Content-Encoding though identity was asked for", False
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        if not self._complete:
-            self._waiting.append(body)
-
-    def on_message_complete(self) -> None:
-        """The message ended where its framing says; 1xx are not the answer."""
-        if self._head_done:
-            self._complete = True
-        else:
-            self._begin_head()

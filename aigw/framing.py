@@ -1,0 +1,104 @@
+"""What the bytes of a provider's answer mean in HTTP/1.1: its head, its body, its end, or what is wrong with it.
+
+llhttp (``httptools``) reads them; what is ambiguous or malformed is broken, never guessed at.
+"""
+
+from __future__ import annotations
+
+import httptools
+from twisted.web.http_headers import Headers
+
+MAX_HEAD = 64 * 1024
+MAX_HEADERS = 200
+
+
+class Framing:
+    """One answer after the other. The attributes say what was fed so far; ``broken`` is a reason, or empty."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self.start()
+
+    def start(self) -> None:
+        """Forget the last answer."""
+        self.status = 0
+        self.broken = ""
+        self.head_done = False
+        self.complete = False
+        self.over_asked = False
+        self.keep_alive = False
+        self.framed = False
+        self._pieces: list[bytes] = []
+        self._begin_head()
+
+    def _begin_head(self) -> None:
+        self.headers = Headers()
+        self.phrase = b""
+        self._size = 0
+        self._count = 0
+
+    def feed(self, data: bytes) -> None:
+        """One network read."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as problem:
+            self.broken = self.broken or str(problem)[:100]
+        if not self.head_done and not self.broken:
+            self._size += len(data)
+            if self._size > 2 * MAX_HEAD:  # one header without an end; llhttp would wait for it for ever
+                self.broken = "headers are too large"
+
+    def take(self) -> bytes:
+        """What of the body was fed since the last time, as one piece."""
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    # llhttp's callbacks
+
+    def on_message_begin(self) -> None:
+        """A message starts; a second one behind an answer was not asked for."""
+        if self.complete:
+            self.over_asked = True
+
+    def on_status(self, phrase: bytes) -> None:
+        """The reason phrase."""
+        self.phrase = phrase
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer; trailers are dropped."""
+        self._count += 1
+        self._size += len(name) + len(value) + 4
+        if self._count > MAX_HEADERS or self._size > MAX_HEAD:
+            self.broken = "headers are too many or too large"
+        elif not self.head_done:
+            self.headers.addRawHeader(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole. What it does not say about its end, or says in a way nobody asked for, is noted."""
+        status = self._parser.get_status_code()
+        if self.complete or status < 200:
+            return
+        self.status = status
+        self.keep_alive = self._parser.should_keep_alive()
+        coding = self._values(b"transfer-encoding")
+        self.framed = bool(coding) or self.headers.hasHeader(b"content-length")
+        if coding not in ([], [b"chunked"]):
+            self.broken = "a Transfer-Encoding other than chunked"
+        elif self._values(b"content-encoding") not in ([], [b"identity"]):
+            self.broken = "a Content-Encoding though identity was asked for"
+        self.head_done = not self.broken
+
+    def _values(self, name: bytes) -> list[bytes]:
+        return [value.lower() for value in self.headers.getRawHeaders(name) or ()]
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if not self.complete:
+            self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        """The message ended where its framing says; 1xx are not the answer."""
+        if self.head_done:
+            self.complete = True
+        else:
+            self._begin_head()

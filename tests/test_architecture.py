@@ -1,0 +1,90 @@
+"""The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
+
+Beyond the table of the design: `schema`, `document` and `secret` are what `config` was too large to hold, `envelope` and
+`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel` and `request` for `web`; `headers`
+is the one place that says which headers cross the gateway; `demo` is the demo.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "aigw"
+PURE = "errors secret document schema config envelope sse openai headers auth routing records".split()
+MAY_IMPORT = {
+    "errors": "",
+    "secret": "",
+    "records": "",
+    "headers": "",
+    "sse": "",
+    "envelope": "",
+    "logs": "",
+    "document": "",
+    "schema": "secret",
+    "config": "document errors schema secret",
+    "openai": "envelope errors sse",
+    "auth": "config errors",
+    "routing": "config errors openai records secret",
+    "framing": "",
+    "connection": "errors framing",
+    "agent": "connection errors",
+    "tls": "config errors",
+    "upstream": "agent config errors openai routing tls",
+    "relay": "errors openai",
+    "answers": "errors openai relay sse",
+    "gateway": "answers config errors headers openai records relay routing upstream",
+    "request": "errors headers openai",
+    "channel": "errors headers openai request",
+    "web": "auth channel config errors gateway headers openai records request",
+    "service": "config errors gateway logs records tls upstream web",
+    "demo": "config logs service",
+    "tap": "config demo errors logs service",
+}
+FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Everything imported, each as a dotted name."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_table_names_every_file_and_has_no_cycle():
+    assert set(FILES) == set(MAY_IMPORT)
+    order = list(MAY_IMPORT)
+    for name, allowed in MAY_IMPORT.items():
+        assert all(order.index(other) < order.index(name) for other in allowed.split()), name
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_imports_what_the_table_says(name):
+    ours = {each.split(".")[1] for each in imports(FILES[name]) if each.startswith("aigw.")} - {"__version__"}
+    assert ours == set(MAY_IMPORT[name].split())
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_pure_file_imports_neither_twisted_nor_treq(name):
+    assert not [each for each in imports(FILES[name]) if each.split(".")[0] in ("twisted", "treq", "zope")]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_imports_the_reactor_at_its_top_level(name):
+    top = ast.Module([node for node in FILES[name].body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    assert "twisted.internet.reactor" not in imports(top)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.name)
+def test_no_file_is_over_300_lines(path):
+    assert len(path.read_text().splitlines()) <= 300
+
+
+def test_a_secret_is_revealed_in_one_place():
+    assert [p.name for p in PACKAGE.glob("*.py") if ".reveal()" in p.read_text()] == ["routing.py"]
