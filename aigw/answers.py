@@ -18,6 +18,7 @@ from aigw.relay import Relay
 HOLD_PLAIN = 1024 * 1024
 HOLD_STREAM = 64 * 1024
 HOLD_EVENTS = 64
+TAIL = 64
 
 
 class Plain(Relay):
@@ -83,6 +84,7 @@ class Stream(Relay):
         self._events = 0
         self._complete = False
         self._inside_an_event = False
+        self._tail = b""  # of an event that is passed on in pieces, so that what they share is found
 
     def _hold(self, data: bytes) -> None:
         self._size += len(data)
@@ -121,8 +123,9 @@ class Stream(Relay):
             else:
                 end = 0
         if data:
+            self._look_for_the_end(self._tail + data)
             self._inside_an_event = end == 0
-            self._look_for_the_end(data)
+            self._tail = b" " + data[-TAIL:] if end == 0 else b""
             self._write(data)
 
     def _look_for_the_end(self, data: bytes) -> None:
@@ -136,7 +139,7 @@ class Stream(Relay):
             self._fail(UpstreamBroken("ended its stream without output") if whole else _cut_short(reason))
             return
         if whole:
-            self._look_for_the_end(self._rest)
+            self._look_for_the_end(self._tail + self._rest)
         if whole and self._complete:
             self._write(self._rest)
             self._finish(None)

@@ -13,7 +13,7 @@ GetHeader = Callable[[bytes], "bytes | None"]
 _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", b"x-title")
 _TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-ratelimit-.*|openai-.*")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def for_provider(get: GetHeader) -> list[Header]:

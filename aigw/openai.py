@@ -204,8 +204,9 @@ _ANNOUNCEMENTS = (
 )
 
 # An unescaped quote cannot stand inside a JSON string, nor a line end: neither pattern is met by what a model writes.
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]|(?:\A|[\r\n])data: ?\[DONE\]')
-_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"|(?:\A|[\r\n])data: ?\[DONE\]')
+_DONE = rb"(?:\A|[\r\n])data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)"
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]|' + _DONE)
+_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"|' + _DONE)
 
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint

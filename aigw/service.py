@@ -85,11 +85,11 @@ class GatewayService(Service):
         return endpoint
 
     def _listen(self, listener: Listener, endpoint: IStreamServerEndpoint) -> None:
-        def failed(failure: Any) -> None:
-            logs.error(f"Cannot listen: {failure.value}", address=listener.endpoint)
+        failures: list[Any] = []
+        endpoint.listen(self._site).addCallbacks(self.ports.append, failures.append)
+        if failures:  # a Deferred would keep an exception that is raised in it to itself
+            logs.error(f"Cannot listen: {failures[0].value}", address=listener.endpoint)
             raise SystemExit(1)
-
-        endpoint.listen(self._site).addCallbacks(self.ports.append, failed)
 
 
 def listeners(config: Config) -> tuple[Listener, ...]:

@@ -235,13 +235,13 @@ class World:
         tree["routes"][0].update(settings)
         return self.gateway_of(tree, tls)
 
-    def gateway_of(self, tree: dict, tls: bool = False) -> Gateway:
+    def gateway_of(self, tree: dict, tls: bool = False, environ: dict[str, str] | None = None) -> Gateway:
         if tls:
             certificate = self.ca.issue_cert("127.0.0.1", "localhost", "::1")
             certificate.private_key_pem.write_to_path(str(self.folder / "key.pem"))
             certificate.cert_chain_pems[0].write_to_path(str(self.folder / "cert.pem"))
             tree = {**tree, "tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}
-        service = GatewayService(config.build(tree, {}, self.folder), reactor, None)
+        service = GatewayService(config.build(tree, environ or {}, self.folder), reactor, None)
         service.privilegedStartService()
         service.startService()
         self._closers.append(service.stopService)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.harness import request
 from tests.memory import MemoryGateway, body_of
-from tests.providers import COMMENT, LAST_CHUNK, ROLE, STREAM, STREAM_HEAD, chunk, completion, head, whole_stream
+from tests.providers import COMMENT, LAST_CHUNK, ROLE, STREAM, STREAM_HEAD, chunk, completion, event, head, whole_stream
 
 # Values as JSON text, so that they are what a client may write: any number, any escape, any spacing.
 SPACES = ["", "", "", " ", "\n", "\t ", "\r\n"]
@@ -160,6 +160,19 @@ def test_r5_a_request_cut_at_every_offset_is_the_same_request():
         client.say(wire[cut:])
         assert json.loads(body_of(world.doors["p1"].wire.take()))["model"] == "model-of-p1"
         world.doors["p1"].wire.say(head(Content_Length="2") + b"{}")
+
+
+@pytest.mark.parametrize("size", [1000, 4096, 65_521])
+def test_a4_a_finish_reason_in_an_event_that_goes_out_in_pieces_is_seen(size):
+    """However the pieces fall, the words that complete the stream are not missed where two of them meet."""
+    words = [event({"content": "x" * (200_000 + offset)}, "stop") for offset in range(0, 40, 3)]
+    world = MemoryGateway()
+    for large in words:
+        client = world.ask(stream=True)
+        wire = whole_stream([ROLE, large])
+        for at in range(0, len(wire), size):
+            world.doors["p1"].wire.say(wire[at : at + size])
+        assert unchunked(body_of(client.take())) == ROLE + large
 
 
 def test_b7_a_stream_that_never_outputs_gives_the_next_step_and_no_byte_of_itself():

@@ -1,0 +1,286 @@
+"""`twistd aigw` as a process: how it starts, what it says, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+api_key: ${GATEWAY_API_KEY}
+listen: ["tcp:0:interface=127.0.0.1"]
+providers:
+  - {name: a, base_url: "http://127.0.0.1:1/v1", api_key: "${A_KEY}"}
+routes:
+  - {name: r, deadline: 1m, steps: [{provider: a, model: m, timeout: 90s}]}
+"""
+KEYS = {"GATEWAY_API_KEY": "gateway-key-0987", "A_KEY": "canary-key-4711"}
+
+
+def twistd(folder, *arguments, config=CONFIG, before=(), environ=KEYS):
+    """The command and its environment, the configuration written to ``folder``."""
+    if config is not None:
+        (folder / "config.yaml").write_text(config)
+        (folder / "config.yaml").chmod(0o600)
+    command = [sys.executable, "-m", "twisted", *before, "aigw", *arguments]
+    command[1:3] = ["-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PORT", "TLS_CERT_FILE")}
+    return {"args": command, "env": {**inherited, **environ, "PYTHONPATH": str(ROOT)}, "cwd": folder, "text": True}
+
+
+def run(folder, *arguments, **more):
+    return subprocess.run(**twistd(folder, *arguments, **more), capture_output=True, timeout=20, check=False)
+
+
+class Daemon:
+    """A running one; ``lines`` is its log so far."""
+
+    def __init__(self, folder, *arguments, **more):
+        self.out, self.err = folder / "out", folder / "err"
+        self.log = more.pop("log", self.err)
+        self.started = time.monotonic()
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(**twistd(folder, *arguments, **more), stdout=out, stderr=err)
+
+    def lines(self):
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def wait_for(self, message, count=1, seconds=10.0):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = [line for line in self.lines() if line["message"].startswith(message)]
+            if len(found) >= count:
+                return found[-1]["fields"]
+            assert self.process.poll() is None, self.err.read_text()
+            time.sleep(0.01)  # a poll of another process's file, within a bound
+        raise AssertionError(f"no {message!r} in {self.log.read_text()}")
+
+    def address(self):
+        host, port = self.wait_for("Listening")["address"].rsplit(":", 1)
+        return host, int(port)
+
+    def stop(self, sent=signal.SIGTERM):
+        self.process.send_signal(sent)
+        return self.process.wait(10)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def test_it_accepts_connections_within_a_second_in_under_60_mb(tmp_path):
+    took = []
+    for _ in range(3):
+        with Daemon(tmp_path) as daemon:
+            with socket.create_connection(daemon.address()):
+                took.append(time.monotonic() - daemon.started)
+            daemon.wait_for("Started")
+            status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+            assert int(re.search(r"VmRSS:\s+(\d+)", status)[1]) < 60 * 1024
+    assert min(took) < 1.0
+
+
+def test_b9_logs_are_json_by_default_and_it_stops_on_sigterm(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        host, port = daemon.address()
+        request = urllib.request.Request(
+            f"http://{host}:{port}/v1/chat/completions",
+            json.dumps({"model": "r", "messages": [{"role": "user", "content": "canary-content"}]}).encode(),
+            {"X-Api-Key": KEYS["GATEWAY_API_KEY"], "X-Request-Id": "id-1"},
+        )
+        with pytest.raises(urllib.error.HTTPError, match="502"):
+            urllib.request.urlopen(request, timeout=5)
+        record = daemon.wait_for("Request")
+        assert (record["route"], record["status"], record["attempts"][0]["outcome"]) == ("r", 502, "unreachable")
+        assert daemon.stop() == -signal.SIGTERM
+        lines = daemon.lines()
+        for line in lines:
+            assert (
+                {"time", "level", "message", "fields"}
+                <= set(line)
+                <= {"time", "level", "message", "fields", "request_id"}
+            )
+        assert [line["level"] for line in lines if line.get("request_id") == "id-1"] == ["WARN", "INFO"]
+        assert {"Started", "Stopping", "Stopped"} <= {line["message"] for line in lines}
+        text = daemon.err.read_text() + daemon.out.read_text()
+        assert "canary" not in text
+        assert KEYS["GATEWAY_API_KEY"] not in text
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_at_once_and_ends_by_the_signal_as_twistd_does(tmp_path, sent):
+    with Daemon(tmp_path) as daemon:
+        daemon.wait_for("Started")
+        assert daemon.stop(sent) == -sent
+
+
+def test_b9_logfile_still_works(tmp_path):
+    with Daemon(tmp_path, before=["--logfile", "gateway.log"], log=tmp_path / "gateway.log") as daemon:
+        daemon.wait_for("Started")
+        daemon.stop()
+        assert daemon.err.read_text() == ""
+
+
+def test_b9_logger_still_overrides(tmp_path):
+    with Daemon(tmp_path, before=["--logger", "aigw.logs.json_lines"]) as daemon:
+        daemon.wait_for("Started")
+        daemon.stop()
+    with Daemon(tmp_path, before=["--logger", "twisted.logger.LimitedHistoryLogObserver"]) as daemon:
+        daemon.stop()
+        assert daemon.err.read_text() == ""
+
+
+def test_b2_a_wrong_configuration_is_one_line_and_exit_78(tmp_path):
+    done = run(tmp_path, config=CONFIG.replace("provider: a", "provider: b").replace("90s", "never"), environ={})
+    assert done.returncode == 78
+    assert done.stdout == ""
+    line = json.loads(done.stderr)
+    assert line["level"] == "ERROR"
+    assert len(line["fields"]["mistakes"]) == 4
+    assert "Traceback" not in done.stderr
+
+
+def test_b1_without_any_configuration_it_says_where_it_looked(tmp_path):
+    done = run(tmp_path, config=None)
+    assert done.returncode == 78
+    assert "config.yaml" in json.loads(done.stderr)["fields"]["mistakes"][0]
+
+
+def test_b11_a_certificate_that_is_not_there_is_exit_78(tmp_path):
+    done = run(tmp_path, config=CONFIG + "tls: {cert_file: a.pem, key_file: b.pem}")
+    assert done.returncode == 78
+    assert "a.pem: No such file or directory" in done.stderr
+
+
+def test_an_address_that_is_taken_is_one_line_and_exit_1(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run(tmp_path, config=CONFIG.replace("tcp:0", f"tcp:{port}"))
+    assert done.returncode == 1
+    errors = [json.loads(line) for line in done.stderr.splitlines() if '"ERROR"' in line or "Traceback" in line]
+    assert [line["message"].partition(":")[0] for line in errors] == ["Cannot listen"]
+
+
+def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
+    done = run(tmp_path, "--check-config")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "listen tcp:0:interface=127.0.0.1 (plain http)",
+        "route r (deadline 60s)",
+        "  1. a: m (timeout 90s, connect 10s, idle 120s)",
+        "The configuration is good.",
+    ]
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_d4_check_config_opens_no_socket_by_the_kernel_s_word(tmp_path):
+    command = twistd(tmp_path, "--check-config")
+    command["args"] = [
+        "strace",
+        "-f",
+        "-o",
+        str(tmp_path / "trace"),
+        "-e",
+        "trace=bind,listen,connect",
+        *command["args"],
+    ]
+    subprocess.run(**command, check=True, timeout=30, stdout=subprocess.DEVNULL)
+    assert "sin" not in (tmp_path / "trace").read_text()
+
+
+def test_d4_check_config_tells_every_mistake_with_78(tmp_path):
+    done = run(tmp_path, "--check-config", config=CONFIG.replace("90s", "never"), environ={})
+    assert (done.returncode, done.stdout) == (78, "")
+    told = done.stderr.splitlines()
+    assert told[0] == "config.yaml: not usable"
+    assert [line.strip().split(": ")[0] for line in told[1:]] == [
+        "api_key",
+        "providers[0].api_key",
+        "routes[0].steps[0].timeout",
+    ]
+
+
+def test_the_annotated_reference_is_good_as_it_stands(tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "conf" / "config.yaml").chmod(0o600)
+    environ = {name: "some-key" for name in ("GATEWAY_API_KEY", "CEREBRAS_API_KEY", "OPENROUTER_API_KEY")}
+    done = run(tmp_path, "-c", "conf/config.yaml", "--check-config", config=None, environ=environ)
+    assert "internal-ca.pem: No such file or directory" in done.stderr
+    (tmp_path / "conf" / "config.yaml").write_text(
+        (ROOT / "conf" / "config.yaml").read_text().replace("ca_file:", "# ")
+    )
+    done = run(tmp_path, "-c", "conf/config.yaml", "--check-config", config=None, environ=environ)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_annotated_reference_names_every_setting():
+    from msgspec.structs import fields
+
+    from aigw import schema
+
+    text = (ROOT / "conf" / "config.yaml").read_text()
+    for entry in vars(schema).values():
+        if isinstance(entry, type) and entry.__name__.endswith("Entry") and entry.__name__ != "_Entry":
+            for field in fields(entry):
+                assert re.search(rf"\b{field.name}:", text), field.name
+
+
+class Demo(Daemon):
+    def printed(self):
+        self.wait_for("Started")
+        end = time.monotonic() + 5
+        while "Ctrl-C" not in self.out.read_text() and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.out.read_text()
+
+
+def test_the_demo_shows_fallback_by_the_lines_that_it_prints(tmp_path):
+    with Demo(tmp_path, "--demo", config=None) as daemon:
+        printed = daemon.printed()
+        plain, streamed = [line for line in printed.splitlines() if line.startswith("curl ")]
+        python = printed[printed.index("import openai") : printed.index("The log below")]
+        words = subprocess.run(
+            [sys.executable, "-c", python], capture_output=True, text=True, timeout=20, check=True
+        ).stdout
+        assert words.startswith("Hello! ")
+        if shutil.which("curl"):
+            got = subprocess.run(plain, shell=True, capture_output=True, text=True, timeout=20, check=True).stdout
+            assert json.loads(got)["choices"][0]["message"]["content"] == words
+            got = subprocess.run(streamed, shell=True, capture_output=True, text=True, timeout=20, check=True).stdout
+            assert got.endswith("data: [DONE]\n\n")
+            assert got.count("data: ") == len(words.split()) + 3
+        attempts = daemon.wait_for("Request")["attempts"]
+        assert [(each["provider"], each["outcome"]) for each in attempts] == [("down", "unreachable"), ("up", "ok")]
+        folder = Path(re.search(r"--cacert (\S+)/cert.pem", plain)[1])
+        assert folder.exists()
+        daemon.stop(signal.SIGINT)
+        assert not folder.exists()
+
+
+def test_the_demo_takes_another_port_where_its_own_is_taken(tmp_path):
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", 8443))
+            taken.listen()
+        except OSError:
+            pass  # somebody else has it, which serves as well
+        with Demo(tmp_path, "--demo", config=None) as daemon:
+            assert "https://127.0.0.1:8443/" not in daemon.printed()

@@ -1,0 +1,45 @@
+"""The wheel: what is in it, and that it runs where nothing else of ours is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy of what git has, as a release would be."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    source = folder / "source"
+    for name in tracked.stdout.splitlines():
+        if (ROOT / name).exists():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([sys.executable, "-m", "build", "-q", "--wheel", "-o", folder, source], check=True, timeout=120)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_exactly_our_package_and_the_plugin(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    ours = {f"aigw/{path.name}" for path in (ROOT / "aigw").iterdir() if path.suffix in (".py", ".typed")}
+    assert names == ours | {"twisted/plugins/aigw_plugin.py"}
+
+
+def test_it_installs_into_a_fresh_environment_and_twistd_knows_it(wheel, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=60)
+    subprocess.run([tmp_path / "venv/bin/pip", "install", "-q", wheel], check=True, timeout=120)
+    run = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 30, "check": True}
+    done = subprocess.run([tmp_path / "venv/bin/twistd", "aigw", "--help"], **run)
+    assert "--check-config" in done.stdout
+    assert "--demo" in done.stdout
+    done = subprocess.run([tmp_path / "venv/bin/twistd", "aigw", "--version"], **run)
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "aigw/__init__.py").read_text())[1]
+    assert done.stdout == f"aigw {version}\n"
