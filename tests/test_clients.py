@@ -169,8 +169,8 @@ async def test_t4_a_client_that_gives_up_stops_the_provider(world):
 
 @ensureDeferred
 async def test_r3_embeddings_and_responses(world):
-    vector = b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5]}],"model":"m","usage":{"prompt_tokens":1,"total_tokens":1}}'  # noqa: E501
-    item = '{"type":"message","id":"1","status":"completed","role":"assistant","content":[{"type":"output_text","text":"hello","annotations":[]}]}'  # noqa: E501
+    vector = b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5]}],"model":"m","usage":{"prompt_tokens":1,"total_tokens":1}}'
+    item = '{"type":"message","id":"1","status":"completed","role":"assistant","content":[{"type":"output_text","text":"hello","annotations":[]}]}'
     response = (
         b'{"id":"r1","object":"response","created_at":1,"status":"completed","error":null,"model":"m","output":[%s],'
         b'"parallel_tool_calls":true,"tool_choice":"auto","tools":[]}' % item.encode()

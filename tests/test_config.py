@@ -8,7 +8,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aigw import config, schema
+from aigw import config
 from aigw.errors import ConfigError
 
 
