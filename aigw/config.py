@@ -59,7 +59,10 @@ class Provider(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One provider and model to try; limits in seconds, ``number`` counts from 1 within its route."""
+    """One provider and model to try; limits in seconds, ``number`` counts from 1 within its route.
+
+    ``cooldown`` is how long it rests after failures in a row, 0 for never; ``retries`` how often it is repeated.
+    """
 
     number: int
     provider: Provider
@@ -67,15 +70,21 @@ class Step(msgspec.Struct, frozen=True):
     timeout: float
     connect_timeout: float
     idle_timeout: float
+    cooldown: float
+    retries: int
     conflict_resolution: Literal["tools", "format"] | None
 
 
 class Route(msgspec.Struct, frozen=True):
-    """What a client names in ``model``; ``deadline`` in seconds, over all steps."""
+    """What a client names in ``model``; ``deadline`` in seconds, over all steps.
+
+    ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
+    """
 
     name: str
     steps: tuple[Step, ...]
     deadline: float | None
+    stop_on: frozenset[str]
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -154,6 +163,9 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
         for p in entry.providers
     }
 
+    def inherited(*values: float | None) -> float:
+        return next(value for value in values if value is not None)
+
     def step(number: int, route: RouteEntry, step: StepEntry) -> Step:
         return Step(
             number=number,
@@ -162,12 +174,16 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
             timeout=float(step.timeout or route.timeout or entry.default_timeout),
             connect_timeout=float(step.connect_timeout or route.connect_timeout or entry.connect_timeout),
             idle_timeout=float(step.idle_timeout or route.idle_timeout or entry.idle_timeout),
+            cooldown=float(inherited(step.cooldown, route.cooldown, entry.cooldown)),
+            retries=int(step.retries),
             conflict_resolution=step.conflict_resolution,
         )
 
     def route(entry: RouteEntry) -> Route:
         steps = tuple(step(number, entry, s) for number, s in enumerate(entry.steps, 1))
-        return Route(str(entry.name), steps, entry.deadline and float(entry.deadline))
+        return Route(
+            str(entry.name), steps, entry.deadline and float(entry.deadline), frozenset(map(str, entry.stop_on or ()))
+        )
 
     routes = {str(r.name): route(r) for r in entry.routes}
     keys = [entry.api_key, *(p.api_key for p in entry.providers if p.api_key)]

@@ -214,7 +214,7 @@ class Connection(Protocol):
 
     def abort(self) -> None:
         """Close now, whatever is under way; nobody is told."""
-        self._receiver = None
+        self.ready = self._answer = self._receiver = None
         self._busy = False
         if self._alive and self.transport is not None:
             self.transport.abortConnection()

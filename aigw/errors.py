@@ -158,9 +158,29 @@ class UpstreamTimeout(UpstreamFailure):
 
 
 class UpstreamRefused(UpstreamFailure):
-    """The provider answered with a status other than 2xx."""
+    """The provider answered with a status other than 2xx.
+
+    ``retry_after`` in seconds, where it said so; ``words`` are the ``code`` and ``type`` of its error; ``headers`` and
+    ``body`` are the answer, ``body`` None where it was too large or cut short.
+    """
 
     outcome = "refused"
+
+    def __init__(
+        self,
+        status: int,
+        *,
+        detail: str | None = None,
+        retry_after: float | None = None,
+        words: Sequence[str] = (),
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: bytes | None = None,
+    ) -> None:
+        super().__init__(f"answered {status}", status=status, detail=detail)
+        self.retry_after = retry_after
+        self.words = words
+        self.headers = headers
+        self.body = body
 
 
 class UpstreamBroken(UpstreamFailure):

@@ -6,17 +6,29 @@ leaves: ``cancel()`` on that Deferred reaches whichever attempt is running, at a
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
 
 from aigw import headers, relay, routing
 from aigw.answers import hold
-from aigw.config import Config, Route
-from aigw.errors import DeadlineExceeded, StreamBroken, UpstreamFailure, UpstreamTimeout
+from aigw.config import Config, Route, Step
+from aigw.errors import (
+    AllStepsFailed,
+    DeadlineExceeded,
+    StreamBroken,
+    UpstreamFailure,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from aigw.health import Health
 from aigw.openai import Call
 from aigw.records import AttemptRecord, AttemptSink, Trail, milliseconds
 from aigw.routing import Attempt, Router
@@ -39,9 +51,19 @@ class Client(relay.Client, Protocol):
 class Gateway:
     """Serves calls by one configuration. ``note_failure`` hears of each failed attempt."""
 
-    def __init__(self, config: Config, upstream: Upstream, clock: IReactorTime, note_failure: AttemptSink) -> None:
+    def __init__(
+        self,
+        config: Config,
+        upstream: Upstream,
+        health: Health,
+        clock: IReactorTime,
+        note_failure: AttemptSink,
+        random: Callable[[], float] = random.random,
+    ) -> None:
         self.router = Router(config)
         self.upstream = upstream
+        self.health = health
+        self.random = random
         self.clock = clock
         self.note_failure = note_failure
         self.secrets = config.secrets
@@ -50,7 +72,7 @@ class Gateway:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         route = self.router.route(call.model)
         trail.route = route.name
-        return _Exchange(self, route, call, client, trail).next_attempt()
+        return _Exchange(self, route, call, client, trail).next_step()
 
 
 class _Exchange:
@@ -59,58 +81,103 @@ class _Exchange:
     def __init__(self, gateway: Gateway, route: Route, call: Call, client: Client, trail: Trail) -> None:
         self._gateway = gateway
         self._clock = gateway.clock
+        self._health = gateway.health
         self._route = route
         self._call = call
         self._client = client
         self._trail = trail
-        self._attempts = gateway.router.plan(route, call)
+        self._steps = iter(routing.plan(route, gateway.health))
+        self._refused: set[str] = set()  # providers that refused our key
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
-        self._deadline = None if route.deadline is None else self._clock.seconds() + route.deadline
+        self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
 
-    def next_attempt(self) -> Deferred[None]:
+    def next_step(self) -> Deferred[None]:
         """Try the next step; give up where there is none, or no time for it."""
-        if self._deadline is not None and self._clock.seconds() >= self._deadline:
+        if self._clock.seconds() >= self._deadline:
             return fail(self._too_late())
-        attempt = next(self._attempts, None)
-        if attempt is None:
-            return fail(routing.all_failed(self._failures, self._gateway.secrets))
-        seconds, limit = self._limit_of(attempt)
-        return self._try(attempt, seconds, limit)
+        step = next((step for step in self._steps if step.provider.name not in self._refused), None)
+        if step is None:
+            return fail(self._all_failed())
+        attempt = self._gateway.router.attempt(step, self._call)
+        return self._try(attempt, self._clock.seconds() + step.timeout, tries=1)
 
-    def _try(self, attempt: Attempt, seconds: float, limit: str) -> Deferred[None]:
+    def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
         started = self._clock.seconds()
         answered: list[IResponse] = []
+        seconds = min(step_ends, self._deadline) - started
+        limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
 
         def judge(response: IResponse) -> Deferred[relay.Relay]:
             answered.append(response)
             return hold(response, self._call.endpoint, self._call.stream, self._clock)
 
         def commit(held: relay.Relay) -> Deferred[None]:
+            self._health.succeeded(attempt.step)
             self._trail.first_byte = self._clock.seconds()
             self._begin(attempt, answered[0], held.length)
-            rest = attempt.step.idle_timeout if self._call.stream else seconds - (self._clock.seconds() - started)
+            rest = attempt.step.idle_timeout if self._call.stream else started + seconds - self._clock.seconds()
             flowing = held.flow(self._client, rest)
             return flowing.addBoth(self._flowed, attempt, started, answered[0].code, held)
 
         def fall_through(failure: Failure) -> Deferred[None]:
             if failure.check(CancelledError):
+                self._health.abandoned(attempt.step)
                 self._note(attempt, started, "client_gone", None, "the client left")
             failure.trap(UpstreamFailure)
-            self._fell(attempt, started, cast(UpstreamFailure, failure.value))
-            return self.next_attempt()
+            return self._fell(attempt, started, cast(UpstreamFailure, failure.value), step_ends, tries)
 
+        self._health.begin(attempt.step)
         held = self._gateway.upstream.send(attempt).addCallback(judge)
         within(held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
         served: Deferred[Any] = held
         return served.addCallbacks(commit, fall_through)
 
-    def _limit_of(self, attempt: Attempt) -> tuple[float, str]:
-        """The seconds that an attempt has up to its commit point, and the name of the limit that says so."""
-        timeout = attempt.step.timeout
-        left = timeout if self._deadline is None else self._deadline - self._clock.seconds()
-        if left < timeout:
-            return left, "deadline"
-        return timeout, "first output" if self._call.stream else "answer"
+    def _fell(
+        self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int
+    ) -> Deferred[None]:
+        """An attempt failed: tell health, then stop, repeat the step, or go on to the next."""
+        step = attempt.step
+        verdict = routing.judge(failure, self._route.stop_on)
+        rests = self._tell_health(step, verdict)
+        record = self._note(attempt, started, failure.outcome, failure.status, failure.message, rests)
+        self._failures.append((record, failure))
+        self._gateway.note_failure(self._trail.request_id, self._route.name, record)
+        if verdict.final:
+            return self._pass_on(attempt, cast(UpstreamRefused, failure))
+        if verdict.key_refused:
+            self._refused.add(step.provider.name)
+        if verdict.repeatable and tries <= step.retries:
+            delay = routing.retry_delay(failure, tries, self._gateway.random)
+            if self._clock.seconds() + delay < min(step_ends, self._deadline):
+                pause: Deferred[Any] = deferLater(self._clock, delay)
+                return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
+        return self.next_step()
+
+    def _tell_health(self, step: Step, verdict: routing.Verdict) -> float | None:
+        """For how many seconds the step rests from now on, if it does."""
+        if verdict.rest:
+            self._health.rest(step, verdict.rest)
+        elif verdict.strike == "failure":
+            self._health.failed(step)
+        elif verdict.strike == "timeout":
+            self._health.timed_out(step)
+        else:
+            self._health.abandoned(step)
+        return self._health.rests_for(step)
+
+    def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
+        """The client gets the refusal as the provider sent it."""
+        body = refusal.body or b""
+        self._trail.provider, self._trail.model = attempt.step.provider.name, attempt.step.model
+        self._trail.bytes_out = len(body)
+        self._client.begin(refusal.status or 502, list(refusal.headers), len(body))
+        self._client.write(body)
+        self._client.end()
+        return succeed(None)
+
+    def _all_failed(self) -> AllStepsFailed:
+        wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
+        return routing.all_failed(self._failures, self._gateway.secrets, min(wakes, default=None))
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(
@@ -144,14 +211,18 @@ class _Exchange:
             self._note(attempt, started, "client_gone", status, "the client left")
             result.trap(StreamBroken)
 
-    def _fell(self, attempt: Attempt, started: float, failure: UpstreamFailure) -> None:
-        record = self._note(attempt, started, failure.outcome, failure.status, failure.message)
-        self._failures.append((record, failure))
-        self._gateway.note_failure(self._trail.request_id, self._route.name, record)
-
-    def _note(self, attempt: Attempt, started: float, outcome: str, status: int | None, message: str) -> AttemptRecord:
+    def _note(
+        self,
+        attempt: Attempt,
+        started: float,
+        outcome: str,
+        status: int | None,
+        message: str,
+        rests: float | None = None,
+    ) -> AttemptRecord:
         step = attempt.step
         took = milliseconds(self._clock.seconds() - started)
-        record = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message)
+        rests_s = None if rests is None else math.ceil(rests)
+        record = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message, rests_s)
         self._trail.attempts.append(record)
         return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
+from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
 Header = tuple[bytes, bytes]
@@ -38,6 +39,24 @@ def for_client(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
         elif _TO_CLIENT.fullmatch(name):
             headers.append((name, values[-1]))
     return headers
+
+
+def retry_after(get: GetHeader, now: float) -> float | None:
+    """The seconds that ``retry-after-ms`` or ``Retry-After`` (seconds or HTTP-date) ask for; ``now`` in Unix seconds.
+
+    RFC 9110, section 10.2.3. None where there is neither or it makes no sense.
+    """
+    millis, written = get(b"retry-after-ms"), get(b"retry-after") or b""
+    try:
+        if millis:
+            seconds = float(millis) / 1000
+        elif written[:1].isdigit():
+            seconds = float(written)
+        else:
+            seconds = parsedate_to_datetime(written.decode("latin-1")).timestamp() - now
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return max(0.0, seconds) if seconds < float("inf") else None
 
 
 def request_id(offered: bytes | None) -> str:

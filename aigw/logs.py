@@ -22,7 +22,7 @@ MAX_TRACEBACK = 16000
 MAX_LINE = 64 * 1024
 FIELDS = frozenset(
     "address attempts bytes_in bytes_out caller config duration_ms method mistakes model outcome path provider "
-    "providers route routes status step stream tls traceback ttft_ms usage version".split()
+    "providers rests_s route routes status step stream tls traceback ttft_ms usage version".split()
 )
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}

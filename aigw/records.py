@@ -11,7 +11,10 @@ import msgspec
 
 
 class AttemptRecord(msgspec.Struct, frozen=True):
-    """One step that was tried: what came of it, and after how many milliseconds. ``message`` is the gateway's words."""
+    """One step that was tried: what came of it, and after how many milliseconds. ``message`` is the gateway's words.
+
+    ``rests_s`` is for how many seconds the step rests because of it.
+    """
 
     step: int
     provider: str
@@ -20,6 +23,7 @@ class AttemptRecord(msgspec.Struct, frozen=True):
     status: int | None
     duration_ms: int
     message: str
+    rests_s: int | None = None
 
 
 class Record(msgspec.Struct, frozen=True):

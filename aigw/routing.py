@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Literal
 
 import msgspec
 
 from aigw import __version__
 from aigw.config import Config, Provider, Route, Step
-from aigw.errors import AllStepsFailed, RouteNotFound, UpstreamFailure
-from aigw.openai import ENDPOINTS, Call, Endpoint, rewrite
+from aigw.errors import AllStepsFailed, RouteNotFound, UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.health import Health
+from aigw.openai import ENDPOINTS, Call, rewrite
 from aigw.records import AttemptRecord
 from aigw.secret import Secret
 
-_REPEATABLE = frozenset([408, 409, 429])
+_NOT_HOPELESS = frozenset([408, 409, 429])
+REPEATABLE = frozenset([408, 409, 425])
+KEY_REFUSED = frozenset([401, 402, 403])
+KEY_REST = 60.0
+RATE_LIMIT_REST = 10.0
+RETRY_FIRST = 0.5
+RETRY_MOST = 8.0
 _USER_AGENT = f"aigw/{__version__}".encode()
 
 
@@ -51,21 +60,68 @@ class Router:
                 f"The model {model[:200]!r} is not a route of this gateway; GET /v1/models lists them.", param="model"
             ) from None
 
-    def plan(self, route: Route, call: Call) -> Iterator[Attempt]:
-        """The attempts in order, each made only when it is asked for."""
-        for step in route.steps:
-            yield self._attempt(step, call.endpoint, call)
-
-    def _attempt(self, step: Step, endpoint: Endpoint, call: Call) -> Attempt:
+    def attempt(self, step: Step, call: Call) -> Attempt:
+        """The request to a step."""
         name = step.provider.name
         own, taken = self._headers[name]
         passed = [header for header in call.headers if header[0] not in taken]
         return Attempt(
             step=step,
-            url=self._urls[name, endpoint.path],
+            url=self._urls[name, call.endpoint.path],
             headers=(*own, *passed, (b"x-request-id", call.request_id.encode())),
             body=rewrite(call, msgspec.Raw(msgspec.json.encode(step.model)), step.conflict_resolution),
         )
+
+
+def plan(route: Route, health: Health) -> Sequence[Step]:
+    """The steps in the order in which to try them: as configured, but those that rest at the end."""
+    return health.order(route.steps)
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What follows from a failure.
+
+    ``strike`` counts against the step: ``failure``, ``timeout`` or nothing. ``rest`` is for how many seconds the step
+    rests at once. ``repeatable``: the same step may be tried again. ``key_refused``: no other step of the provider can
+    work. ``final``: the client is to have the provider's refusal as it is.
+    """
+
+    strike: Literal["", "failure", "timeout"] = ""
+    rest: float = 0
+    repeatable: bool = False
+    key_refused: bool = False
+    final: bool = False
+
+
+def judge(failure: UpstreamFailure, stop_on: AbstractSet[str]) -> Verdict:
+    """The policy on failures, all of it."""
+    match failure:
+        case UpstreamRefused(status=int(status)):
+            final = failure.body is not None and not stop_on.isdisjoint([str(status), *failure.words])
+            if status == 429:
+                rest = RATE_LIMIT_REST if failure.retry_after is None else failure.retry_after
+                return Verdict(rest=rest, repeatable=True, final=final)
+            if status in KEY_REFUSED:
+                return Verdict(rest=KEY_REST, key_refused=True, final=final)
+            if status >= 500:
+                return Verdict(strike="failure", repeatable=True, final=final)
+            return Verdict(repeatable=status in REPEATABLE, final=final)
+        case UpstreamTimeout(limit="deadline"):
+            return Verdict()
+        case UpstreamTimeout():
+            return Verdict(strike="timeout")
+        case _:
+            return Verdict(strike="failure", repeatable=True)
+
+
+def retry_delay(failure: UpstreamFailure, tries: int, random: Callable[[], float]) -> float:
+    """Seconds to wait before a step is repeated that was tried so often: as the provider asks, else longer each time.
+
+    Half of it is jitter, so that clients which failed together do not come back together.
+    """
+    if isinstance(failure, UpstreamRefused) and failure.retry_after is not None:
+        return failure.retry_after
+    return min(RETRY_MOST, RETRY_FIRST * 2.0 ** (tries - 1)) * (0.5 + random() / 2)
 
 
 def _headers(provider: Provider) -> tuple[tuple[tuple[bytes, bytes], ...], frozenset[bytes]]:
@@ -81,14 +137,22 @@ def _revealed(secret: Secret) -> bytes:
     return secret.reveal().encode()
 
 
-def all_failed(failures: Sequence[tuple[AttemptRecord, UpstreamFailure]], secrets: Sequence[Secret]) -> AllStepsFailed:
-    """The 502 that says what happened at each step, in bounded and redacted words."""
+def all_failed(
+    failures: Sequence[tuple[AttemptRecord, UpstreamFailure]], secrets: Sequence[Secret], wakes_in: float | None = None
+) -> AllStepsFailed:
+    """The 502 that says what happened at each step, in bounded and redacted words.
+
+    ``wakes_in`` is when the first of the resting steps wakes, in seconds, if any rests.
+    """
     statuses = [failure.status for _, failure in failures]
-    hopeless = all(status and 400 <= status < 500 and status not in _REPEATABLE for status in statuses)
+    hopeless = all(status and 400 <= status < 500 and status not in _NOT_HOPELESS for status in statuses)
     names = ", ".join(f"{record.provider} ({failure.message})" for record, failure in failures)
+    headers = {"x-should-retry": "false"} if hopeless else {}
+    if wakes_in is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(wakes_in)))
     return AllStepsFailed(
         f"No step of the route gave an answer: {names}"[:1000],
-        headers={"x-should-retry": "false"} if hopeless else {},
+        headers=headers,
         details={"attempts": attempts_told(failures, secrets)},
     )
 
@@ -102,5 +166,7 @@ def attempts_told(
         message = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
         for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
             message = secret.hide_in(message)
-        told.append({**msgspec.structs.asdict(record), "message": message[:300]})
+        entry = {**msgspec.structs.asdict(record), "message": message[:300]}
+        del entry["rests_s"]  # ours to know
+        told.append(entry)
     return told

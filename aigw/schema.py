@@ -20,11 +20,16 @@ _OURS = frozenset(
     "host content-length content-type transfer-encoding connection accept accept-encoding cookie te trailer upgrade "
     "keep-alive expect proxy-authorization x-request-id traceparent".split()
 )
+_CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB)?")
 
 
 class Duration(float):
     """Seconds, written ``300s``, ``1m30s``, ``500ms`` or as a number of seconds; more than 0 and at most a day."""
+
+
+class Cooldown(float):
+    """Seconds, written as a Duration is, or 0 for never."""
 
 
 class Size(int):
@@ -43,8 +48,16 @@ class Port(int):
     """A TCP port, 1 to 65535."""
 
 
+class Retries(int):
+    """How often a step is repeated in one request, 0 to 10."""
+
+
 class Endpoint(str):
     """A Twisted server endpoint string, of one of the kinds that the gateway can put its own TLS on."""
+
+
+class Refusal(str):
+    """A provider's refusal, by its status (400 to 599) or by the ``code`` or ``type`` of its error."""
 
 
 class FileName(str):
@@ -91,7 +104,8 @@ class StepEntry(_Entry, frozen=True):
     timeout: Duration | None = None
     connect_timeout: Duration | None = None
     idle_timeout: Duration | None = None
-    cooldown: Literal[0] | None = None
+    cooldown: Cooldown | None = None
+    retries: Retries = Retries(0)
     conflict_resolution: Literal["tools", "format"] | None = None
 
 
@@ -104,7 +118,8 @@ class RouteEntry(_Entry, frozen=True):
     connect_timeout: Duration | None = None
     idle_timeout: Duration | None = None
     deadline: Duration | None = None
-    cooldown: Literal[0] | None = None
+    cooldown: Cooldown | None = None
+    stop_on: tuple[Refusal, ...] | None = None
 
 
 class LimitsEntry(_Entry, frozen=True):
@@ -125,7 +140,7 @@ class FileEntry(_Entry, frozen=True):
     default_timeout: Duration = Duration(300)
     connect_timeout: Duration = Duration(10)
     idle_timeout: Duration = Duration(120)
-    cooldown: Literal[0] | None = None
+    cooldown: Cooldown = Cooldown(60)
     limits: LimitsEntry = LimitsEntry()
 
 
@@ -153,6 +168,29 @@ def _duration(value: Any) -> Duration:
     if not isinstance(value, int | float) or not 0 < value <= 86400:
         raise wrong
     return Duration(value)
+
+
+def _cooldown(value: Any) -> Cooldown:
+    if value in (0, "0", "0s") and not isinstance(value, bool):
+        return Cooldown(0)
+    try:
+        return Cooldown(_duration(value))
+    except ValueError as error:
+        raise ValueError(f"{error}, or 0 for never") from None
+
+
+def _retries(value: Any) -> Retries:
+    if isinstance(value, bool) or not str(value).isdecimal() or not 0 <= int(value) <= 10:
+        raise ValueError("is not a number of retries; write 0 to 10")
+    return Retries(value)
+
+
+def _refusal(value: Any) -> Refusal:
+    if not isinstance(value, bool) and str(value).isdecimal() and 400 <= int(value) <= 599:
+        return Refusal(int(value))
+    if not isinstance(value, str) or not _CODE.fullmatch(value):
+        raise ValueError("is not a refusal; write a status from 400 to 599, or an error's code such as content_filter")
+    return Refusal(value)
 
 
 def _size(value: Any) -> Size:
@@ -235,6 +273,9 @@ def _header_name(value: Any) -> HeaderName:
 
 _DECODERS: dict[type, Callable[[Any], Any]] = {
     Duration: _duration,
+    Cooldown: _cooldown,
+    Retries: _retries,
+    Refusal: _refusal,
     Size: _size,
     Url: _url,
     Secret: _secret,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from aigw import __version__, logs, web
 from aigw.config import Config, Listener
 from aigw.errors import ConfigError
 from aigw.gateway import Gateway
+from aigw.health import Health
 from aigw.records import AttemptRecord, Record
+from aigw.routing import KEY_REFUSED
 from aigw.tls import ServerIdentity
 from aigw.upstream import Upstream
 
@@ -36,7 +39,7 @@ class GatewayService(Service):
         self._identity = ServerIdentity(config.tls) if config.tls else None
         self._endpoints = [(listener, self._endpoint(listener)) for listener in listeners(config)]
         self._upstream = Upstream(reactor, config.providers.values())
-        gateway = Gateway(config, self._upstream, reactor, log_attempt)
+        gateway = Gateway(config, self._upstream, Health(time.monotonic), reactor, log_attempt)
         self._site = web.Front(web.tree(config, gateway, log_record), config.max_body, reactor)
         logs.hide(secret.hide_in for secret in config.secrets)
 
@@ -128,4 +131,5 @@ def log_record(record: Record) -> None:
 def log_attempt(request_id: str, route: str, attempt: AttemptRecord) -> None:
     """One line for an attempt that failed."""
     fields = msgspec.structs.asdict(attempt)
-    logs.warn(f"Step failed: {fields.pop('message')}", request_id, route=route, **fields)
+    say = logs.error if attempt.status in KEY_REFUSED else logs.warn  # a refused key is for somebody to mend
+    say(f"Step failed: {fields.pop('message')}", request_id, route=route, **fields)

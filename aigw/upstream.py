@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -14,13 +15,16 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
 
+from aigw import headers
 from aigw.agent import Agent, Pool
 from aigw.config import Provider
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
@@ -58,14 +62,14 @@ class Upstream:
 
     def send(self, attempt: Attempt) -> Deferred[IResponse]:
         """The head of a 2xx answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
-        headers = Headers()
+        sent_headers = Headers()
         for name, value in attempt.headers:
-            headers.addRawHeader(name, value)
+            sent_headers.addRawHeader(name, value)
         url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, _ReadyUrl.of(attempt.url))
         sent: Deferred[Any] = self._client(attempt.step.provider, attempt.step.connect_timeout).request(
             "POST",
             url,
-            headers=headers,
+            headers=sent_headers,
             data=_Body(attempt.body),
             cookies=_NO_COOKIES,
             allow_redirects=False,
@@ -138,19 +142,33 @@ def _refuse_unless_2xx(response: IResponse) -> Any:
     if 200 <= response.code < 300:
         return response
 
-    def refuse(body: bytes) -> IResponse:
-        raise UpstreamRefused(f"answered {response.code}", status=response.code, detail=_message_of(body))
+    def refuse(read: tuple[bytes, bool]) -> IResponse:
+        body, whole = read
+        error = _error_in(body)
+        raise UpstreamRefused(
+            response.code,
+            detail=message_in(error),
+            retry_after=headers.retry_after(get, time.time()),
+            words=[word for name in ("code", "type") if isinstance(word := error.get(name), str)],
+            headers=headers.for_client(response.headers.getAllRawHeaders()),
+            body=body if whole else None,
+        )
+
+    def get(name: bytes) -> bytes | None:
+        values: list[bytes] | None = response.headers.getRawHeaders(name)
+        return values[-1] if values else None
 
     return _Bounded.read(response).addCallback(refuse)
 
 
-def _message_of(body: bytes) -> str | None:
-    """What the provider says in its error body, in any of the usual shapes."""
+def _error_in(body: bytes) -> dict[str, Any]:
+    """The error object of a provider's refusal, in any of the usual shapes; empty if it has none."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
-        return None
-    return message_in(said.get("error", said)) if isinstance(said, dict) else None
+        return {}
+    error = said.get("error", said) if isinstance(said, dict) else {}
+    return error if isinstance(error, dict) else {"message": error}
 
 
 def _in_our_terms(failure: Failure) -> Failure:
@@ -161,16 +179,16 @@ def _in_our_terms(failure: Failure) -> Failure:
 
 
 class _Bounded(Protocol):
-    """Reads the body of a refusal, up to MAX_REFUSAL bytes; what was read when it broke off is good enough."""
+    """Reads the body of a refusal, up to MAX_REFUSAL bytes, and says whether that is the whole of it."""
 
     transport: Any
 
     def __init__(self) -> None:
         self._data = bytearray()
-        self._done: Deferred[bytes] = Deferred(lambda _: self._stop())
+        self._done: Deferred[tuple[bytes, bool]] = Deferred(lambda _: self._stop())
 
     @classmethod
-    def read(cls, response: IResponse) -> Deferred[bytes]:
+    def read(cls, response: IResponse) -> Deferred[tuple[bytes, bool]]:
         reader = cls()
         response.deliverBody(reader)
         return reader._done
@@ -181,9 +199,11 @@ class _Bounded(Protocol):
             self._stop()
             self.connectionLost()
 
-    def connectionLost(self, reason: object = None) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         if not self._done.called:
-            self._done.callback(bytes(self._data[:MAX_REFUSAL]))
+            self._done.callback(
+                (bytes(self._data[:MAX_REFUSAL]), reason.check(ResponseDone, PotentialDataLoss) is not None)
+            )
 
     def _stop(self) -> None:
         self.transport.stopProducing()

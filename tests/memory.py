@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from aigw import config, web
 from aigw.gateway import Gateway
+from aigw.health import Health
 from aigw.records import AttemptRecord, Record
 from aigw.upstream import Upstream
 from tests.harness import HELLO, KEY, request
@@ -103,7 +104,14 @@ class MemoryGateway:
         }
         settings = config.build(tree, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
-        gateway = Gateway(settings, upstream, self.clock, lambda _, __, attempt: self.failed.append(attempt))
+        gateway = Gateway(
+            settings,
+            upstream,
+            Health(self.clock.seconds),
+            self.clock,
+            lambda _, __, attempt: self.failed.append(attempt),
+            lambda: 1.0,
+        )
         self.site = web.Front(web.tree(settings, gateway, self.records.append), settings.max_body, self.clock)
 
     def _door(self, host: str, port: int) -> Door:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document schema config envelope sse openai headers auth routing records".split()
+PURE = "errors secret document schema config envelope sse openai headers auth health routing records".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -27,19 +27,20 @@ MAY_IMPORT = {
     "config": "document errors schema secret",
     "openai": "envelope errors sse",
     "auth": "config errors",
-    "routing": "config errors openai records secret",
+    "health": "config",
+    "routing": "config errors health openai records secret",
     "framing": "",
     "connection": "errors framing",
     "agent": "connection errors",
     "tls": "config errors",
-    "upstream": "agent config errors openai routing tls",
+    "upstream": "agent config errors headers openai routing tls",
     "relay": "errors openai",
     "answers": "errors openai relay sse",
-    "gateway": "answers config errors headers openai records relay routing upstream",
+    "gateway": "answers config errors headers health openai records relay routing upstream",
     "request": "errors headers openai",
     "channel": "errors headers openai request",
     "web": "auth channel config errors gateway headers openai records request",
-    "service": "config errors gateway logs records tls upstream web",
+    "service": "config errors gateway health logs records routing tls upstream web",
     "demo": "config logs service",
     "tap": "config demo errors logs service",
 }

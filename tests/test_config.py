@@ -421,8 +421,38 @@ def test_a_providers_headers_are_kept_as_written():
 
 
 @pytest.mark.parametrize("place", [TOP, ROUTE, STEP], ids=["top", "route", "step"])
-def test_cooldown_may_be_0_everywhere(place):
-    assert build(place, "cooldown: 0").port == 8080
+@pytest.mark.parametrize(("written", "seconds"), [("0", 0), ("0s", 0), ("0.0", 0), ("5", 5), ("1m30s", 90)])
+def test_f3_a_cooldown_may_stand_on_a_step_its_route_or_the_top(place, written, seconds):
+    route = build(place, f"cooldown: {written}").routes["r"]
+    assert route.steps[1 if place is STEP else 0].cooldown == seconds
+
+
+def test_f3_a_cooldown_is_60_seconds_and_0_on_a_route_is_not_taken_for_absent():
+    assert build(TOP, "default_timeout: 9").routes["r"].steps[0].cooldown == 60
+    tree = build(ROUTE, "cooldown: 0\ntimeout: 3")
+    assert tree.routes["r"].steps[0].cooldown == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "fragment", "path"),
+    [
+        (STEP, "retries: -1", "routes[0].steps[1].retries"),
+        (STEP, "retries: 11", "routes[0].steps[1].retries"),
+        (STEP, "retries: true", "routes[0].steps[1].retries"),
+        (ROUTE, "stop_on: [399]", "routes[0].stop_on[0]"),
+        (ROUTE, "stop_on: [400, 600]", "routes[0].stop_on[1]"),
+        (ROUTE, "stop_on: ['a b']", "routes[0].stop_on[0]"),
+        (ROUTE, "stop_on: 400", "routes[0].stop_on"),
+    ],
+)
+def test_f2_f5_retries_and_stop_on_that_make_no_sense(place, fragment, path):
+    (mistake,) = mistakes_of(build, place, fragment)
+    assert mistake.startswith(f"{path}: ")
+
+
+def test_f2_f5_retries_and_stop_on():
+    assert build(STEP, "retries: 3").routes["r"].steps[1].retries == 3
+    assert build(ROUTE, "stop_on: [400, '413', content_filter]").routes["r"].stop_on == {"400", "413", "content_filter"}
 
 
 # B2: mistakes.
@@ -498,8 +528,7 @@ MISTAKES = [
     (STEP, "conflict_resolution: Tools", "routes[0].steps[1].conflict_resolution", "write tools or format"),
     (STEP, "conflict_resolution: []", "routes[0].steps[1].conflict_resolution", "write tools or format"),
     (TOP, "cooldown: false", "cooldown", ""),
-    (TOP, "cooldown: 0.0", "cooldown", ""),
-    (TOP, "cooldown: [0]", "cooldown", "write 0"),
+    (TOP, "cooldown: [0]", "cooldown", "or 0 for never"),
     (STEP, "cooldown: -1", "routes[0].steps[1].cooldown", ""),
     (TOP, "port: 0", "port", "write a number from 1 to 65535"),
     (TOP, "port: 65536", "port", "write a number from 1 to 65535"),

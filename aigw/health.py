@@ -1,0 +1,109 @@
+"""Which steps rest, and until when. A resting step is tried last, not dropped; nothing here touches the network.
+
+The state is that of a provider and model, so routes that share them share it, and it outlives a reload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from aigw.config import Step
+
+FAILURES_IN_A_ROW = 3
+TIMEOUTS_IN_A_ROW = 2
+MAX_REST = 600.0
+
+Key = tuple[str, str]
+
+
+class _State:
+    """What is known of a step that has failed. ``until`` is 0 where it does not rest."""
+
+    __slots__ = ("failures", "probing", "timeouts", "until")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.timeouts = 0
+        self.until = 0.0
+        self.probing = False
+
+
+class Health:
+    """The steps that have failed lately; ``seconds`` is a clock that never goes back."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._states: dict[Key, _State] = {}
+
+    def order(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """``steps`` with those that rest at the end, the one that wakes soonest first among them."""
+        if not self._states:
+            return steps
+        resting = {step.number: left for step in steps if (left := self.rests_for(step)) is not None}
+        awake = [step for step in steps if step.number not in resting]
+        return awake + sorted((s for s in steps if s.number in resting), key=lambda step: resting[step.number])
+
+    def rests_for(self, step: Step) -> float | None:
+        """The seconds until the step wakes, None if it does not rest.
+
+        Once its rest is over one request probes it; until that is answered it still rests for all others.
+        """
+        state = self._states.get(_key(step))
+        if state is None or not state.until or step.cooldown == 0:
+            return None
+        left = state.until - self._seconds()
+        return max(0.0, left) if left > 0 or state.probing else None
+
+    def begin(self, step: Step) -> None:
+        """An attempt at the step starts; where its rest is over this is the probe."""
+        state = self._states.get(_key(step))
+        if state is not None and state.until and state.until <= self._seconds():
+            state.probing = True
+
+    def succeeded(self, step: Step) -> None:
+        """The step answered: whatever was held against it is forgotten."""
+        if self._states:
+            self._states.pop(_key(step), None)
+
+    def abandoned(self, step: Step) -> None:
+        """The attempt ended without a word on the step: its client left, or its request was at fault."""
+        state = self._states.get(_key(step))
+        if state is not None:
+            state.probing = False
+
+    def failed(self, step: Step) -> bool:
+        """A connection failure, a broken answer or a 5xx. Whether the step rests from now on."""
+        state = self._state(step)
+        state.failures += 1
+        state.timeouts = 0
+        return self._strike(step, state, state.failures >= FAILURES_IN_A_ROW)
+
+    def timed_out(self, step: Step) -> bool:
+        """No answer in time. Whether the step rests from now on."""
+        state = self._state(step)
+        state.timeouts += 1
+        state.failures = 0
+        return self._strike(step, state, state.timeouts >= TIMEOUTS_IN_A_ROW)
+
+    def rest(self, step: Step, seconds: float) -> None:
+        """Let the step rest now, for at most MAX_REST seconds."""
+        if step.cooldown == 0:
+            return
+        state = self._state(step)
+        state.probing = False
+        state.until = max(state.until, self._seconds() + min(seconds, MAX_REST))
+
+    def _strike(self, step: Step, state: _State, enough: bool) -> bool:
+        # A probe that fails ends what it came to find out: the step rests again at once.
+        enough = (enough or state.probing) and step.cooldown > 0
+        state.probing = False
+        if enough:
+            self.rest(step, step.cooldown)
+        return enough
+
+    def _state(self, step: Step) -> _State:
+        return self._states.setdefault(_key(step), _State())
+
+
+def _key(step: Step) -> Key:
+    return step.provider.name, step.model

@@ -1,0 +1,368 @@
+"""F2-F5: resting, repeating and stopping, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+
+import pytest
+
+from aigw.config import Provider, Step
+from aigw.errors import UpstreamBroken, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
+from aigw.health import Health
+from aigw.routing import Verdict, judge, retry_delay
+from tests.memory import MemoryGateway, body_of, error_of
+from tests.providers import completion, head
+
+GOOD = head(Content_Length=str(len(completion()))) + completion()
+
+
+def status(code: int, body: bytes = b"{}", **headers: str) -> bytes:
+    return head(code, Content_Length=str(len(body)), **headers) + body
+
+
+def step(number: int = 1, cooldown: float = 60) -> Step:
+    provider = Provider(f"p{number}", "http://p/v1", None, {}, None)
+    return Step(number, provider, "m", 300, 10, 120, cooldown, 0, None)
+
+
+class Steps:
+    """Three steps and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.health = Health(lambda: self.now)
+        self.steps = [step(1), step(2), step(3)]
+
+    @property
+    def order(self) -> list[int]:
+        return [each.number for each in self.health.order(self.steps)]
+
+
+def test_f3_a_resting_step_is_tried_last_and_the_soonest_to_wake_first_among_them():
+    s = Steps()
+    s.health.rest(s.steps[0], 30)
+    assert s.order == [2, 3, 1]
+    s.health.rest(s.steps[1], 20)
+    assert s.order == [3, 2, 1]
+    s.health.rest(s.steps[2], 40)
+    assert s.order == [2, 1, 3]
+    s.now = 20
+    assert s.order == [2, 1, 3]
+    assert [s.health.rests_for(each) for each in s.steps] == [10, None, 20]
+    s.now = 40
+    assert s.order == [1, 2, 3]
+
+
+def test_f3_three_failures_in_a_row_or_two_timeouts_in_a_row():
+    s = Steps()
+    first = s.steps[0]
+    assert [s.health.failed(first), s.health.failed(first)] == [False, False]
+    assert not s.health.timed_out(first)
+    assert [s.health.failed(first), s.health.failed(first)] == [False, False]
+    s.health.succeeded(first)
+    assert [s.health.failed(first), s.health.failed(first), s.health.failed(first)] == [False, False, True]
+    assert s.health.rests_for(first) == 60
+    second = s.steps[1]
+    assert [s.health.timed_out(second), s.health.timed_out(second)] == [False, True]
+
+
+def test_f3_success_ends_a_rest():
+    s = Steps()
+    s.health.rest(s.steps[0], 30)
+    s.health.succeeded(s.steps[0])
+    assert s.order == [1, 2, 3]
+
+
+def test_f3_a_rest_is_at_most_ten_minutes_and_a_shorter_one_does_not_end_it():
+    s = Steps()
+    s.health.rest(s.steps[0], 100_000)
+    assert s.health.rests_for(s.steps[0]) == 600
+    s.health.rest(s.steps[0], 1)
+    assert s.health.rests_for(s.steps[0]) == 600
+
+
+def test_f3_cooldown_0_turns_it_off():
+    s = Steps()
+    tireless = step(4, cooldown=0)
+    for _ in range(5):
+        assert not s.health.failed(tireless)
+        assert not s.health.timed_out(tireless)
+    s.health.rest(tireless, 30)
+    assert s.health.rests_for(tireless) is None
+
+
+def test_f3_one_probe_at_a_time_when_a_rest_ends():
+    s = Steps()
+    first = s.steps[0]
+    s.health.rest(first, 30)
+    s.now = 30
+    assert s.order == [1, 2, 3]
+    s.health.begin(first)
+    assert s.order == [2, 3, 1], "it rests for all others while it is probed"
+    s.health.abandoned(first)
+    assert s.order == [1, 2, 3], "the probe's client left: somebody else may probe"
+    s.health.begin(first)
+    assert s.health.failed(first), "a probe that fails is enough"
+    assert s.health.rests_for(first) == 60
+    s.now = 90
+    s.health.begin(first)
+    s.health.succeeded(first)
+    assert s.order == [1, 2, 3]
+
+
+#   what happened                                    what follows
+JUDGED = {
+    "429":              (UpstreamRefused(429),                   Verdict(rest=10, repeatable=True)),
+    "429, wait 3 s":    (UpstreamRefused(429, retry_after=3),    Verdict(rest=3, repeatable=True)),
+    "429, wait 0":      (UpstreamRefused(429, retry_after=0),    Verdict(rest=0, repeatable=True)),
+    "401":              (UpstreamRefused(401),                   Verdict(rest=60, key_refused=True)),
+    "402":              (UpstreamRefused(402),                   Verdict(rest=60, key_refused=True)),
+    "403":              (UpstreamRefused(403),                   Verdict(rest=60, key_refused=True)),
+    "400":              (UpstreamRefused(400),                   Verdict()),
+    "404":              (UpstreamRefused(404),                   Verdict()),
+    "413":              (UpstreamRefused(413),                   Verdict()),
+    "422":              (UpstreamRefused(422),                   Verdict()),
+    "302":              (UpstreamRefused(302),                   Verdict()),
+    "408":              (UpstreamRefused(408),                   Verdict(repeatable=True)),
+    "409":              (UpstreamRefused(409),                   Verdict(repeatable=True)),
+    "425":              (UpstreamRefused(425),                   Verdict(repeatable=True)),
+    "500":              (UpstreamRefused(500),                   Verdict(strike="failure", repeatable=True)),
+    "529":              (UpstreamRefused(529),                   Verdict(strike="failure", repeatable=True)),
+    "unreachable":      (UpstreamUnreachable("x"),               Verdict(strike="failure", repeatable=True)),
+    "broken":           (UpstreamBroken("x"),                    Verdict(strike="failure", repeatable=True)),
+    "timeout":          (UpstreamTimeout("answer", 1),           Verdict(strike="timeout")),
+    "deadline":         (UpstreamTimeout("deadline", 1),         Verdict()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", JUDGED)
+def test_f2_f3_f4_what_follows_from_a_failure(case):
+    failure, verdict = JUDGED[case]
+    assert judge(failure, frozenset()) == verdict
+
+
+@pytest.mark.parametrize(
+    ("failure", "final"),
+    [
+        (UpstreamRefused(400, body=b"x"), True),
+        (UpstreamRefused(413, body=b"x"), False),
+        (UpstreamRefused(403, body=b"x", words=["content_filter"]), True),
+        (UpstreamRefused(500, body=b"x", words=["other", "content_filter"]), True),
+        (UpstreamRefused(400, body=None), False),
+        (UpstreamBroken("content_filter"), False),
+    ],
+)
+def test_f5_stop_on(failure, final):
+    assert judge(failure, {"400", "content_filter"}).final is final
+
+
+def test_f2_the_pause_before_a_repetition_grows_has_jitter_and_obeys_the_provider():
+    broken = UpstreamBroken("x")
+    assert [retry_delay(broken, tries, lambda: 1.0) for tries in range(1, 7)] == [0.5, 1, 2, 4, 8, 8]
+    assert retry_delay(broken, 3, lambda: 0.0) == 1
+    assert retry_delay(UpstreamRefused(429, retry_after=7), 1, lambda: 1.0) == 7
+
+
+# The same, through the gateway
+
+
+def test_f3_a_resting_step_costs_no_network_call():
+    world = MemoryGateway()
+    world.ask()
+    world.doors["p1"].wire.say(status(429, Retry_After="30"))
+    world.doors["p2"].wire.say(GOOD)
+    assert world.failed[0].rests_s == 30
+    for _ in range(3):
+        client = world.ask()
+        world.doors["p2"].wire.say(GOOD)
+        assert b"x-aigw-attempts: 1" in client.take().lower()
+    assert len(world.doors["p1"].wires) == 1
+    world.clock.advance(31)
+    world.ask()
+    assert len(world.doors["p1"].wires) == 2
+
+
+RETRY_AFTERS = {
+    "seconds": {"Retry_After": "7"},
+    "HTTP-date": {"Retry_After": "now + 7"},
+    "milliseconds": {"Retry_After_Ms": "6500", "Retry_After": "500"},
+    "none": {},
+    "nonsense": {"Retry_After": "soon"},
+    "too long": {"Retry_After": "99999999"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [("seconds", 7), ("HTTP-date", 7), ("milliseconds", 7), ("none", 10), ("nonsense", 10), ("too long", 600)],
+)
+def test_f3_the_three_forms_of_retry_after(kind, seconds):
+    world = MemoryGateway()
+    world.ask()
+    date = email.utils.formatdate(time.time() + 7.5, usegmt=True)
+    written = {name: value.replace("now + 7", date) for name, value in RETRY_AFTERS[kind].items()}
+    world.doors["p1"].wire.say(status(429, **written))
+    assert abs(world.failed[0].rests_s - seconds) <= 1
+
+
+def test_f6_all_failed_says_when_the_first_step_wakes():
+    world = MemoryGateway()
+    client = world.ask()
+    world.doors["p1"].wire.say(status(429, Retry_After="30"))
+    world.clock.advance(4)
+    world.doors["p2"].wire.say(status(401))
+    told = client.take()
+    assert b"\r\nretry-after: 26\r\n" in told.lower()
+    assert b"x-should-retry" not in told.lower()
+    assert [each.rests_s for each in world.failed] == [30, 60]
+    assert [each["status"] for each in error_of(told)["attempts"]] == [429, 401]
+
+
+def test_f3_if_every_step_rests_the_one_that_wakes_soonest_is_tried_first():
+    world = MemoryGateway()
+    world.ask()
+    world.doors["p1"].wire.say(status(429, Retry_After="30"))
+    world.doors["p2"].wire.say(status(429, Retry_After="20"))
+    client = world.ask()
+    world.doors["p2"].wire.say(GOOD)
+    assert b"x-aigw-provider: p2" in client.take().lower()
+
+
+def test_f4_a_refused_key_skips_the_other_steps_of_that_provider():
+    steps = [{"provider": "p1", "model": "a"}, {"provider": "p1", "model": "b"}, {"provider": "p2", "model": "c"}]
+    world = MemoryGateway(top={"routes": [{"name": "route", "steps": steps}]})
+    client = world.ask()
+    world.doors["p1"].wire.say(status(403))
+    world.doors["p2"].wire.say(GOOD)
+    assert b"x-aigw-provider: p2" in client.take().lower()
+    assert [each.model for each in world.records[0].attempts] == ["a", "c"]
+
+
+def test_f5_a_refusal_in_stop_on_is_the_client_s_as_the_provider_sent_it():
+    body = b'{ "error": {"message": "no", "code": "content_filter"} }'
+    world = MemoryGateway(stop_on=["content_filter"])
+    client = world.ask()
+    world.doors["p1"].wire.say(status(400, body, OpenAI_Processing_Ms="5", Server="x"))
+    told = client.take()
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert body_of(told) == body
+    assert b"openai-processing-ms: 5" in told.lower()
+    assert b"x-aigw-provider: p1" in told.lower()
+    assert not world.doors["p2"].wires
+    assert (world.records[0].status, [each.outcome for each in world.records[0].attempts]) == (400, ["refused"])
+
+
+def with_retries(retries: int, **route) -> MemoryGateway:
+    steps = [{"provider": "p1", "model": "a", "retries": retries}, {"provider": "p2", "model": "b"}]
+    return MemoryGateway(top={"routes": [{"name": "route", "steps": steps, **route}]})
+
+
+def test_f2_without_retries_each_step_is_tried_once():
+    world = MemoryGateway()
+    world.ask()
+    world.doors["p1"].wire.say(status(500))
+    assert len(world.doors["p1"].wires) == 1
+    assert world.doors["p2"].wires
+
+
+def test_f2_retries_repeat_the_step_with_a_growing_pause():
+    world = with_retries(2)
+    client = world.ask()
+    door = world.doors["p1"]
+    door.wire.say(status(503))
+    assert door.wire.take().count(b"POST") == 1
+    world.clock.advance(0.5)
+    assert door.wire.take().count(b"POST") == 1
+    door.wire.say(status(408))
+    world.clock.advance(0.99)
+    assert door.wire.take().count(b"POST") == 0
+    world.clock.advance(0.01)
+    assert door.wire.take().count(b"POST") == 1
+    door.wire.say(status(500))
+    assert world.doors["p2"].wire.take().count(b"POST") == 1
+    world.doors["p2"].wire.say(GOOD)
+    assert b"x-aigw-attempts: 4" in client.take().lower()
+    assert [(each.step, each.status) for each in world.records[0].attempts] == [(1, 503), (1, 408), (1, 500), (2, 200)]
+
+
+@pytest.mark.parametrize("code", [400, 401, 404, 422])
+def test_f2_what_repeating_cannot_help_is_not_repeated(code):
+    world = with_retries(3)
+    world.ask()
+    world.doors["p1"].wire.say(status(code))
+    assert world.doors["p2"].wires
+
+
+def test_f2_a_timeout_is_not_repeated():
+    world = with_retries(3, timeout=5)
+    world.ask()
+    world.clock.advance(5)
+    assert world.doors["p2"].wires
+
+
+def test_f2_retry_after_beyond_the_step_s_remaining_time_means_next_step():
+    world = with_retries(3, timeout=5)
+    world.ask()
+    world.clock.advance(2)
+    world.doors["p1"].wire.say(status(429, Retry_After="4"))
+    assert world.doors["p2"].wires
+    world = with_retries(3, timeout=5)
+    world.ask()
+    world.clock.advance(2)
+    world.doors["p1"].wire.take()
+    world.doors["p1"].wire.say(status(429, Retry_After="2"))
+    assert not world.doors["p2"].wires
+    world.clock.advance(2)
+    assert world.doors["p1"].wire.take().count(b"POST") == 1
+    world.clock.advance(1)
+    assert world.failed[-1].message == "answer limit of 1 s passed"
+
+
+def test_f2_t3_a_retry_never_outlives_the_deadline():
+    world = with_retries(5, deadline=3)
+    client = world.ask()
+    world.doors["p1"].wire.say(status(429, Retry_After="3"))
+    assert world.doors["p2"].wires, "waiting that long would be past the deadline"
+    world.clock.advance(3)
+    assert client.take().startswith(b"HTTP/1.1 504 ")
+    assert len(world.doors["p1"].wires) == 1
+
+
+def test_f2_t4_a_client_that_leaves_in_the_pause_ends_it():
+    world = with_retries(1)
+    client = world.ask()
+    world.doors["p1"].wire.say(status(500))
+    world.doors["p1"].wire.take()
+    client.abortConnection()
+    world.clock.advance(1)
+    assert world.doors["p1"].wire.take() == b""
+    assert [record.status for record in world.records] == [499]
+
+
+def test_f3_only_the_probe_calls_a_step_whose_rest_is_over():
+    world = MemoryGateway()
+    world.ask()
+    world.doors["p1"].wire.say(status(429, Retry_After="30"))
+    world.doors["p2"].wire.say(GOOD)
+    world.clock.advance(30)
+    world.ask()
+    assert len(world.doors["p1"].wires) == 2
+    world.ask()
+    assert len(world.doors["p1"].wires) == 2
+    world.doors["p1"].wire.say(GOOD)
+    assert json.loads(body_of(world.doors["p2"].wire.take()))
+    world.ask()
+    assert world.doors["p1"].wire.take().count(b"POST") == 2
+
+
+def test_f3_a_probe_whose_client_leaves_is_over():
+    world = MemoryGateway()
+    world.ask()
+    world.doors["p1"].wire.say(status(429, Retry_After="30"))
+    world.doors["p2"].wire.say(GOOD)
+    world.clock.advance(30)
+    world.ask().abortConnection()
+    world.ask()
+    assert len(world.doors["p1"].wires) == 3
