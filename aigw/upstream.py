@@ -11,9 +11,8 @@ from typing import Any, TypeVar, cast
 from hyperlink import URL
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
+from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -27,13 +26,13 @@ from zope.interface import implementer
 from aigw import headers
 from aigw.agent import Agent, Pool
 from aigw.config import Provider
+from aigw.dial import Host, Names
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
 from aigw.openai import message_in
 from aigw.routing import Attempt
 from aigw.tls import trust
 
 MAX_REFUSAL = 64 * 1024
-NO_LIMIT = 86400
 
 T = TypeVar("T")
 Connect = Callable[[str, int], IStreamClientEndpoint]
@@ -50,7 +49,7 @@ class Upstream:
         self._pools: dict[str, Pool] = {}
         self._clients: dict[tuple[str, float], HTTPClient] = {}
         self._urls: dict[str, _ReadyUrl] = {}
-        connect = connect or partial(_dial, reactor)
+        connect = connect or partial(Host, reactor, Names(reactor))
         mistakes: list[str] = []
         for provider in self._providers.values():
             try:
@@ -122,15 +121,6 @@ def _pool(reactor: Any, provider: Provider, connect: Connect) -> Pool:
     except ValueError as error:
         raise ConfigError([f"base_url: {provider.base_url!r} is not a URL: {error}"]) from None
     return Pool(reactor, endpoint, secure)
-
-
-def _dial(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
-    """How to reach a host; an address needs no look-up. The time limit is the pool's."""
-    if isIPAddress(host):
-        return TCP4ClientEndpoint(reactor, host, port, timeout=NO_LIMIT)
-    if isIPv6Address(host):
-        return TCP6ClientEndpoint(reactor, host, port, timeout=NO_LIMIT)
-    return HostnameEndpoint(reactor, host, port, timeout=NO_LIMIT, attemptDelay=0.1)
 
 
 def _ascii(url: str) -> str:

@@ -1,0 +1,152 @@
+"""From a provider's host name to a TCP connection.
+
+Twisted looks names up in the reactor's ten threads, without a cache or an end: a few dead names delay every other.
+Here each name has at most one look-up under way, in a thread of its own, so no name waits for another. Addresses are
+tried as RFC 8305 says, but the next one at once when the one before has failed.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import DNSLookupError
+from twisted.internet.interfaces import IDelayedCall, IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+CACHE_SECONDS = 30.0
+NEXT_ADDRESS_SECONDS = 0.25  # RFC 8305, section 5
+NO_LIMIT = 86400  # the pool has one for all of connecting
+
+LookUp = Callable[[str], Sequence[str]]
+
+
+def look_up(host: str) -> list[str]:
+    """The addresses of a host, in the order of RFC 6724. Blocks. Raises OSError."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class Names:
+    """Addresses of host names, kept for a while."""
+
+    def __init__(self, reactor: Any, look_up: LookUp = look_up) -> None:
+        """``look_up`` runs in a thread."""
+        self._reactor = reactor
+        self._look_up = look_up
+        self._known: dict[str, tuple[float, Sequence[str]]] = {}
+        self._waiting: dict[str, list[Deferred[Sequence[str]]]] = {}
+
+    def addresses(self, host: str) -> Deferred[Sequence[str]]:
+        """At least one address. Fails with DNSLookupError; cancelling stops waiting, not the look-up."""
+        until, known = self._known.get(host, (0.0, ()))
+        if self._reactor.seconds() < until:
+            return succeed(known)
+        result: Deferred[Sequence[str]] = Deferred(lambda gone: self._waiting[host].remove(gone))
+        if host in self._waiting:
+            self._waiting[host].append(result)
+        else:
+            self._waiting[host] = [result]
+            # A daemon: a resolver that hangs must not keep the process from ending.
+            threading.Thread(target=self._run, args=[host], name=f"dns {host}", daemon=True).start()
+        return result
+
+    def _run(self, host: str) -> None:
+        try:
+            found = self._look_up(host)
+        except (OSError, UnicodeError):
+            found = ()
+        self._reactor.callFromThread(self._found, host, found)
+
+    def _found(self, host: str, found: Sequence[str]) -> None:
+        waiting = self._waiting.pop(host)
+        if found:
+            self._known[host] = self._reactor.seconds() + CACHE_SECONDS, found
+        for each in waiting:
+            if found:
+                each.callback(found)
+            else:
+                each.errback(Failure(DNSLookupError()))
+
+
+@implementer(IStreamClientEndpoint)
+class Host:
+    """A host and port to connect to; the host may be an address."""
+
+    def __init__(self, reactor: Any, names: Names, host: str, port: int) -> None:
+        self._reactor = reactor
+        self._names = names
+        self._host = host
+        self._port = port
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See IStreamClientEndpoint."""
+        if isIPAddress(self._host) or isIPv6Address(self._host):
+            return self._endpoint(self._host).connect(factory)
+
+        def race(addresses: Sequence[str]) -> Deferred[IProtocol]:
+            return _Race(self._reactor, [self._endpoint(address) for address in addresses], factory).winner
+
+        connected: Deferred[Any] = self._names.addresses(self._host)
+        return connected.addCallback(race)
+
+    def _endpoint(self, address: str) -> IStreamClientEndpoint:
+        kind = TCP6ClientEndpoint if isIPv6Address(address) else TCP4ClientEndpoint
+        return kind(self._reactor, address, self._port, timeout=NO_LIMIT)
+
+
+class _Race:
+    """Connects to the first endpoint that answers; ``winner`` fails as the last one failed."""
+
+    def __init__(self, clock: Any, endpoints: Sequence[IStreamClientEndpoint], factory: IProtocolFactory) -> None:
+        self._clock = clock
+        self._left = list(endpoints)
+        self._factory = factory
+        self._running: set[Deferred[IProtocol]] = set()
+        self._over = False
+        self._timer: IDelayedCall | None = None
+        self.winner: Deferred[IProtocol] = Deferred(lambda _: self._stop())
+        self._next()
+
+    def _next(self) -> None:
+        self._stop_timer()
+        attempt = self._left.pop(0).connect(self._factory)
+        self._running.add(attempt)
+        attempt.addCallbacks(self._won, self._lost, callbackArgs=(attempt,), errbackArgs=(attempt,))
+        if self._left and not self._over:
+            self._timer = self._clock.callLater(NEXT_ADDRESS_SECONDS, self._next)
+
+    def _won(self, protocol: IProtocol, attempt: Deferred[IProtocol]) -> None:
+        self._running.discard(attempt)
+        self._stop()
+        self.winner.callback(protocol)
+
+    def _lost(self, failure: Failure, attempt: Deferred[IProtocol]) -> None:
+        self._running.discard(attempt)
+        if self._over:
+            return
+        if self._left:
+            self._next()
+        elif not self._running:
+            self._stop()
+            self.winner.errback(failure)
+
+    def _stop(self) -> None:
+        """Nobody else may win."""
+        self._over = True
+        self._left.clear()
+        self._stop_timer()
+        running, self._running = self._running, set()
+        for attempt in running:
+            attempt.cancel()
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
