@@ -7,6 +7,7 @@ an answer that closes nothing is read as a request.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -24,6 +25,8 @@ FLUSH_SECONDS = 30.0
 MAX_LINE = 16 * 1024
 MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
+MAX_DIGITS = 18
+_TARGET = re.compile(rb"[!-~]+")
 _REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
 
@@ -38,11 +41,42 @@ class Channel(HTTPChannel):
     _closing = False
     _closer: IDelayedCall | None = None
 
+    # Reading a head: what RFC 9112 leaves open is refused, so that no proxy before us can read it otherwise.
+
+    def lineReceived(self, line: bytes) -> None:
+        """A line of the head."""
+        if line[:1] in (b" ", b"\t"):  # obs-fold
+            self._respondToBadRequestAndDisconnect()
+        if not self._closing:
+            super().lineReceived(line)
+
+    def headerReceived(self, line: bytes) -> bool:
+        """One header."""
+        name, _, value = line.partition(b":")
+        name, value = name.lower(), value.strip(b" \t")
+        if (name == b"content-length" and len(value) > MAX_DIGITS) or (
+            name == b"transfer-encoding" and (value.lower() != b"chunked" or self._version != b"HTTP/1.1")
+        ):
+            self._respondToBadRequestAndDisconnect()
+        return not self._closing and bool(super().headerReceived(line))
+
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        """Whether another request may follow: in HTTP/1.1, unless one of the Connection options is close."""
+        options = b",".join(request.requestHeaders.getRawHeaders(b"connection") or ()).lower()
+        if version == b"HTTP/1.1" and not (options and b"close" in [each.strip() for each in options.split(b",")]):
+            return True
+        request.responseHeaders.setRawHeaders(b"connection", [b"close"])
+        return False
+
     def allHeadersReceived(self) -> None:
         """Judge the request before a byte of its body is read and before ``100 Continue``."""
         if self._closing:
             return
         request = self.requests[-1]
+        hosts = len(request.requestHeaders.getRawHeaders(b"host") or ())
+        if hosts > 1 or (hosts == 0 and self._version == b"HTTP/1.1") or not _TARGET.fullmatch(self._path):
+            self._respondToBadRequestAndDisconnect()
+            return
         self.persistent = self.checkPersistence(request, self._version)
         request.head_received(self._command, self._path, self._version, self.length)
         if request.refusal is None:
@@ -96,11 +130,6 @@ class Channel(HTTPChannel):
         if not self._closing:
             super().dataReceived(data)
 
-    def lineReceived(self, line: bytes) -> None:
-        """See LineReceiver."""
-        if not self._closing:
-            super().lineReceived(line)
-
     def rawDataReceived(self, data: bytes) -> None:
         """See LineReceiver."""
         if not self._closing:
@@ -128,6 +157,8 @@ class Channel(HTTPChannel):
         if self._closing:
             return
         self._closing = True
+        if self.requests and self.requests[-1].resource is not None:  # its body is malformed
+            self.requests[-1].resource.answered(self.requests[-1], error.status)
         body = error_body(error)
         self.transport.write(
             b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"

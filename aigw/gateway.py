@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -170,10 +170,15 @@ class _Exchange:
         body = refusal.body or b""
         self._trail.provider, self._trail.model = attempt.step.provider.name, attempt.step.model
         self._trail.bytes_out = len(body)
-        self._client.begin(refusal.status or 502, list(refusal.headers), len(body))
+        self._client.begin(refusal.status or 502, self._safe(refusal.headers), len(body))
         self._client.write(body)
         self._client.end()
         return succeed(None)
+
+    def _safe(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
+        """``sent`` less those in which the provider repeats a key."""
+        secrets = self._gateway.secrets
+        return [header for header in sent if not any(secret.is_in(header[1]) for secret in secrets)]
 
     def _all_failed(self) -> AllStepsFailed:
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
@@ -188,7 +193,7 @@ class _Exchange:
     def _begin(self, attempt: Attempt, response: IResponse, length: int | None) -> None:
         self._trail.provider = attempt.step.provider.name
         self._trail.model = attempt.step.model
-        sent = headers.for_client(response.headers.getAllRawHeaders())
+        sent = self._safe(headers.for_client(response.headers.getAllRawHeaders()))
         if self._call.stream:
             sent += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         elif length is None and isinstance(response.length, int):

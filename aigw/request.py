@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -14,6 +15,8 @@ from twisted.web.server import Request as TwistedRequest
 from aigw import headers
 from aigw.errors import GatewayError, TooLarge
 from aigw.openai import error_body
+
+_ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # RFC 9112, 3.2.2: servers accept it
 
 log = Logger()
 
@@ -61,7 +64,7 @@ class Request(TwistedRequest):
     def head_received(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
         """The headers are complete: find the resource and let it judge. ``length`` is None for a chunked body."""
         self.method, self.uri, self.clientproto = method, uri, version
-        self.path = uri.partition(b"?")[0]
+        self.path = _ABSOLUTE.sub(b"", uri).partition(b"?")[0]
         self.args = {}
         self.prepath = []
         self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]

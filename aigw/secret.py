@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hmac
-import json
+import re
 from typing import NoReturn
 
 
 class Secret:
     """A key. It shows as ``***`` wherever it is printed, formatted or logged, and cannot be pickled or JSON-encoded."""
 
-    __slots__ = ("_bytes", "_escaped", "_value")
+    __slots__ = ("_bytes", "_forms", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
         self._bytes = value.encode()
-        self._escaped = json.dumps(value)[1:-1]
+        # However a JSON encoder escapes it, however often it is quoted.
+        self._forms = re.compile("".join(rf"(?:\\*{re.escape(c)}|\\+u00(?i:{ord(c):02x}))" for c in value))
 
     def reveal(self) -> str:
         """The key itself; called only where the headers for a provider are made."""
@@ -26,10 +27,17 @@ class Secret:
         return hmac.compare_digest(self._bytes, candidate)
 
     def hide_in(self, text: str) -> str:
-        """``text`` with every occurrence of the key, plain or as JSON writes it, replaced by ``***``."""
-        if self._escaped in text or self._value in text:
-            return text.replace(self._escaped, "***").replace(self._value, "***")
-        return text
+        """``text`` with every occurrence of the key, plain or as JSON may write it, replaced by ``***``.
+
+        Where there is none it is the very same object.
+        """
+        if "\\" in text:
+            return self._forms.sub("***", text) if self._forms.search(text) else text
+        return text.replace(self._value, "***") if self._value in text else text
+
+    def is_in(self, data: bytes) -> bool:
+        """Whether ``data`` holds the key."""
+        return self._bytes in data
 
     def __len__(self) -> int:
         return len(self._value)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from twisted.application.service import Service
@@ -23,6 +24,8 @@ from aigw.routing import KEY_REFUSED
 from aigw.tls import ServerIdentity
 from aigw.upstream import Upstream
 
+T = TypeVar("T")
+
 
 class GatewayService(Service):
     """The daemon: listeners, the site behind them, the providers' connections."""
@@ -36,9 +39,14 @@ class GatewayService(Service):
         self.ports: list[IListeningPort] = []
         self._reactor = reactor
         self._observer = observer
-        self._identity = ServerIdentity(config.tls) if config.tls else None
-        self._endpoints = [(listener, self._endpoint(listener)) for listener in listeners(config)]
-        self._upstream = Upstream(reactor, config.providers.values())
+        mistakes: list[str] = []
+        self._identity = _or_mistakes(mistakes, lambda: ServerIdentity(config.tls) if config.tls else None)
+        upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values()))
+        endpoints = _or_mistakes(mistakes, lambda: [(each, self._endpoint(each)) for each in listeners(config)])
+        if mistakes or upstream is None or endpoints is None:
+            raise ConfigError(mistakes)
+        self._upstream = upstream
+        self._endpoints = endpoints
         gateway = Gateway(config, self._upstream, Health(time.monotonic), reactor, log_attempt)
         self._site = web.Front(web.tree(config, gateway, log_record), config.max_body, reactor)
         logs.hide(secret.hide_in for secret in config.secrets)
@@ -62,8 +70,9 @@ class GatewayService(Service):
     def startService(self) -> None:
         """Everything is up."""
         super().startService()
-        for port in self.ports:
-            logs.info("Listening", address=_address(port.getHost()), tls=self._identity is not None)
+        for (listener, _), port in zip(self._endpoints, self.ports, strict=True):
+            tls = self._identity is not None and not listener.insecure
+            logs.info("Listening", address=_address(port.getHost()), tls=tls)
         logs.info("Started", version=__version__, routes=len(self.config.routes), providers=list(self.config.providers))
 
     def stopService(self) -> Deferred[Any]:
@@ -93,6 +102,15 @@ class GatewayService(Service):
         if failures:  # a Deferred would keep an exception that is raised in it to itself
             logs.error(f"Cannot listen: {failures[0].value}", address=listener.endpoint)
             raise SystemExit(1)
+
+
+def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:
+    """What ``make()`` makes, or None with its mistakes added: all are to be told at once."""
+    try:
+        return make()
+    except ConfigError as error:
+        mistakes += error.mistakes
+        return None
 
 
 def listeners(config: Config) -> tuple[Listener, ...]:

@@ -30,15 +30,17 @@ class ServerIdentity:
 
     def __init__(self, files: TlsFiles) -> None:
         """Read both files. Raises ConfigError."""
-        chain = _certificates("tls.cert_file", files.cert_file)
+        mistakes: list[str] = []
         try:
-            key = crypto.load_privatekey(crypto.FILETYPE_PEM, Path(files.key_file).read_bytes(), passphrase=b"")
-        except OSError as error:
-            raise ConfigError([f"tls.key_file: {files.key_file}: {error.strerror}"]) from None
-        except (crypto.Error, ValueError):
-            raise ConfigError(
-                [f"tls.key_file: {files.key_file}: holds no PEM private key without passphrase"]
-            ) from None
+            chain = _certificates("tls.cert_file", files.cert_file)
+        except ConfigError as error:
+            mistakes += error.mistakes
+        try:
+            key = _key("tls.key_file", files.key_file)
+        except ConfigError as error:
+            mistakes += error.mistakes
+        if mistakes:
+            raise ConfigError(mistakes)
         self._options = CertificateOptions(
             privateKey=key,
             certificate=chain[0],
@@ -66,6 +68,15 @@ def trust(host: str, ca_file: str | None) -> IOpenSSLClientConnectionCreator:
         found = _certificates("ca_file", ca_file)
         root = trustRootFromCertificates([Certificate(certificate) for certificate in found])
     return optionsForClientTLS(host, trustRoot=root, acceptableProtocols=[b"http/1.1"])
+
+
+def _key(setting: str, path: str) -> crypto.PKey:
+    try:
+        return crypto.load_privatekey(crypto.FILETYPE_PEM, Path(path).read_bytes(), passphrase=b"")
+    except OSError as error:
+        raise ConfigError([f"{setting}: {path}: {error.strerror}"]) from None
+    except (crypto.Error, ValueError):
+        raise ConfigError([f"{setting}: {path}: holds no PEM private key without passphrase"]) from None
 
 
 def _certificates(setting: str, path: str) -> list[crypto.X509]:

@@ -21,8 +21,9 @@ def failures():
     seen: list[str] = []
 
     def observe(event):
-        if event.get("log_failure") is not None:
-            seen.append(f"{event.get('log_format')}: {event['log_failure'].getTraceback()}")
+        failure = event.get("log_failure") or event.get("failure")  # new and old style
+        if failure is not None:
+            seen.append(f"{event.get('log_format')}: {failure.getTraceback()}")
 
     globalLogPublisher.addObserver(observe)
     yield seen
