@@ -34,6 +34,7 @@ setup(
             "pytest-twisted>=1.14",
             "hypothesis>=6",
             "openai>=1.50",
+            "langchain-openai>=0.3",
             "trustme>=1.1",
             "build>=1.2",
             "ruff>=0.6",

@@ -19,6 +19,8 @@ HOLD_PLAIN = 1024 * 1024
 HOLD_STREAM = 64 * 1024
 HOLD_EVENTS = 64
 TAIL = 64
+USAGE_TAIL = 4096
+NO_STREAM = "answered a streaming request without a stream"
 
 
 class Plain(Relay):
@@ -27,15 +29,19 @@ class Plain(Relay):
     Its limit counts from the commit point, not from the last byte: the time is that of the whole answer.
     """
 
-    too_late = "The provider's answer was not whole within its time limit."
+    most = HOLD_PLAIN
 
     def _hold(self, data: bytes) -> None:
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > HOLD_PLAIN:
-            self._commit()
+        if self._size > self.most:
+            self._too_large_to_hold()
+
+    def _too_large_to_hold(self) -> None:
+        self._commit()
 
     def _pass_on(self, data: bytes) -> None:
+        self._usage_source = (self._usage_source + data)[-USAGE_TAIL:]
         self._write(data)
 
     def _ended(self, whole: bool, reason: Failure) -> None:
@@ -43,7 +49,7 @@ class Plain(Relay):
             if whole:
                 self._finish(None)
             else:
-                self._break("stream_truncated", "The provider's answer was cut short.")
+                self._break("answer_truncated", "The provider's answer was cut short.")
             return
         body = b"".join(self._pieces)
         mistake = self._mistake(body, whole, reason)
@@ -52,7 +58,6 @@ class Plain(Relay):
             return
         self._over = True
         self._pieces = [body]
-        self._usage_source = body
         self._commit()
 
     def _mistake(self, body: bytes, whole: bool, reason: Failure) -> UpstreamFailure | None:
@@ -61,18 +66,20 @@ class Plain(Relay):
         found = mistake_in_answer(self._endpoint, body)
         return UpstreamBroken(found[0], detail=message_in(found[1])) if found else None
 
+    def _too_late(self) -> None:
+        self._break("answer_timeout", "The provider's answer was not whole within its time limit.")
+
 
 class NoStream(Plain):
     """A plain answer to a client that asked for a stream and could not read it: never an answer."""
 
-    def _hold(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size > HOLD_STREAM:
-            self._fail(UpstreamBroken("answered a streaming request without a stream"))
+    most = HOLD_STREAM
+
+    def _too_large_to_hold(self) -> None:
+        self._fail(UpstreamBroken(NO_STREAM))
 
     def _mistake(self, body: bytes, whole: bool, reason: Failure) -> UpstreamFailure | None:
-        return super()._mistake(body, whole, reason) or UpstreamBroken("answered a streaming request without a stream")
+        return super()._mistake(body, whole, reason) or UpstreamBroken(NO_STREAM)
 
 
 class Stream(Relay):
@@ -116,17 +123,25 @@ class Stream(Relay):
             data, self._rest = self._rest + data, b""
         if self._inside_an_event or not sse.is_silence(data):
             self._heard = self._clock.seconds()
-        end = sse.boundary(data)
+        end = self._end_of_events(data)
         if end != len(data):
-            if len(data) - end <= HOLD_STREAM:
-                data, self._rest = data[:end], data[end:]
+            if (self._inside_an_event and end == 0) or len(data) - end > HOLD_STREAM:
+                end = 0  # too large to wait for: it goes out in pieces
             else:
-                end = 0
+                data, self._rest = data[:end], data[end:]
         if data:
             self._look_for_the_end(self._tail + data)
             self._inside_an_event = end == 0
             self._tail = b" " + data[-TAIL:] if end == 0 else b""
             self._write(data)
+
+    def _end_of_events(self, data: bytes) -> int:
+        """The offset behind the last event that ends in ``data``, whose end may have begun in what went out before."""
+        before = self._tail[-3:]
+        end = max(0, sse.boundary(before + data) - len(before))
+        while data[end : end + 1] in (b"\r", b"\n"):  # the LF of a CRLF that was cut in two waits for nothing
+            end += 1
+        return end
 
     def _look_for_the_end(self, data: bytes) -> None:
         if not self._complete and self._endpoint.complete.search(data):
@@ -147,6 +162,17 @@ class Stream(Relay):
             self._break("stream_reset", "The provider's connection was reset in the middle of the stream.")
         else:
             self._break("stream_truncated", "The provider's stream ended before it was complete.")
+
+    def _too_late(self) -> None:
+        self._break("stream_idle_timeout", f"The provider sent nothing for {self._limit:g} s.")
+
+    def _time_left(self) -> float:
+        return self._limit if self._paused else super()._time_left()
+
+    def resumeProducing(self) -> None:
+        """The client has caught up; the silence until now was ours."""
+        self._heard = self._clock.seconds()
+        super().resumeProducing()
 
     def _break(self, code: str, message: str) -> None:
         broken = StreamBroken(code, message)

@@ -7,7 +7,9 @@ an answer that closes nothing is read as a request.
 
 from __future__ import annotations
 
+import math
 import re
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -16,10 +18,17 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
 from aigw import headers
-from aigw.errors import BadRequest, GatewayError, HeadersTooLarge
+from aigw.errors import BadRequest, GatewayError, HeadersTooLarge, RequestTimeout
 from aigw.openai import error_body
 from aigw.request import Request
 
+HEAD_SECONDS = 15.0  # from connecting, TLS handshake included, or from a request's first line
+BODY_SECONDS = 30.0
+BODY_RATE = 50_000.0  # bytes a second
+KEEP_ALIVE_SECONDS = 75.0
+READ_SECONDS = 60.0
+MAX_BEHIND = 256 * 1024
+SEND_BUFFER = 128 * 1024  # the kernel would let it grow to megabytes
 LINGER_SECONDS = 2.0
 FLUSH_SECONDS = 30.0
 MAX_LINE = 16 * 1024
@@ -27,7 +36,7 @@ MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
 MAX_DIGITS = 18
 _TARGET = re.compile(rb"[!-~]+")
-_REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
+_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
 class Channel(HTTPChannel):
@@ -37,14 +46,79 @@ class Channel(HTTPChannel):
     totalHeadersSize = MAX_HEAD
     maxHeaders = MAX_HEADERS
     transport: Any
+    site: Any
     requests: list[Request]
     _closing = False
     _closer: IDelayedCall | None = None
+    _watch: IDelayedCall | None = None
+    _due = math.inf
+    _body_began = math.inf
+    _optimisticEagerReadSize = 2**62  # a connection that is not read hears no hang-up; dataReceived has the limit
+    _behind = 0
+
+    def connectionMade(self) -> None:
+        """A client, its TLS handshake still to come."""
+        super().connectionMade()
+        self.site.entered(self)
+        socket = getattr(self.transport, "socket", None)
+        if socket is not None:
+            socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
+        self._cut_after(HEAD_SECONDS)
+        if self.site.is_full():
+            self.transport.abortConnection()
+
+    # Time: one timer a connection, which looks only when it fires whether its end has moved.
+
+    def _cut_after(self, seconds: float) -> None:
+        """Cut the connection then, unless another word on its time comes before."""
+        self._due = self.site.reactor.seconds() + seconds
+        if seconds < math.inf and (self._watch is None or self._watch.getTime() > self._due):
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch = self.callLater(seconds, self._look)
+
+    def _look(self) -> None:
+        self._watch = None
+        now = self.site.reactor.seconds()
+        if self._body_began < math.inf:  # as long as what has come by now buys at the lowest rate, and a start
+            self._due = self._body_began + BODY_SECONDS + self.requests[-1].bytes_in / BODY_RATE
+        if now >= self._due:
+            self._too_late()
+        elif self._due < math.inf:
+            self._watch = self.callLater(self._due - now, self._look)
+
+    def _too_late(self) -> None:
+        """The client was too slow: it hears so where it is in the middle of a request, else the connection ends."""
+        if self._waitingForTransport:
+            self.transport.abortConnection()
+        elif self._closing or not (self._receivedHeaderSize or self._body_began < math.inf):
+            self.close_soon()
+        else:
+            self._reject(RequestTimeout("The request did not arrive in time."))
+
+    def pauseProducing(self) -> None:
+        """The client does not read: it has READ_SECONDS to catch up."""
+        super().pauseProducing()
+        self._cut_after(READ_SECONDS)
+
+    def resumeProducing(self) -> None:
+        """The client has read all that was sent."""
+        super().resumeProducing()
+        self._cut_after(math.inf if self._handlingRequest else KEEP_ALIVE_SECONDS)
+
+    def requestDone(self, request: Request) -> None:
+        """An answer is written; the next request may come, or be there already."""
+        self._behind = 0
+        if not self._waitingForTransport:
+            self._cut_after(KEEP_ALIVE_SECONDS)
+        super().requestDone(request)
 
     # Reading a head: what RFC 9112 leaves open is refused, so that no proxy before us can read it otherwise.
 
     def lineReceived(self, line: bytes) -> None:
         """A line of the head."""
+        if not self.requests:  # the first line of a request: what idle time is left no longer counts
+            self._cut_after(min(HEAD_SECONDS, self._due - self.site.reactor.seconds()))
         if line[:1] in (b" ", b"\t"):  # obs-fold
             self._respondToBadRequestAndDisconnect()
         if not self._closing:
@@ -84,6 +158,9 @@ class Channel(HTTPChannel):
                 self._send100Continue()
         elif self.length != 0:
             self.refuse(request)
+        if self.length != 0 and not self._closing:
+            self._body_began = self.site.reactor.seconds()
+            self._cut_after(BODY_SECONDS)
 
     def refuse(self, request: Request) -> None:
         """Answer with the request's refusal although its body is not read, and close."""
@@ -105,28 +182,30 @@ class Channel(HTTPChannel):
         Closing with input unread resets the connection, and the client may never see the answer (RFC 9112, 9.6).
         """
         if self._closing and self._closer is None:
-            self.setTimeout(None)
             self._closer = self.callLater(LINGER_SECONDS, self.transport.abortConnection)
             if not self.isSecure():
                 self.transport.loseWriteConnection()
         elif not self._closing:
             super().loseConnection()
 
-    def timeoutConnection(self) -> None:
-        """The client was silent for too long."""
-        self.close_soon()
-
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """See IProtocol."""
-        closer, self._closer = self._closer, None
-        if closer is not None and closer.active():
-            closer.cancel()
+        for timer in (self._closer, self._watch):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._closer = self._watch = None
+        self.site.left(self)
         super().connectionLost(reason)
 
     # Nothing that follows is read as a request once the connection is closing.
 
     def dataReceived(self, data: bytes) -> None:
         """See IProtocol."""
+        if self._handlingRequest:
+            self._behind += len(data)
+            if self._behind > MAX_BEHIND:  # nobody pipelines so much behind a request that is being answered
+                self.transport.abortConnection()
+                return
         if not self._closing:
             super().dataReceived(data)
 
@@ -138,6 +217,8 @@ class Channel(HTTPChannel):
     def allContentReceived(self) -> None:
         """See HTTPChannel."""
         if not self._closing:
+            self._body_began = math.inf
+            self._cut_after(math.inf)
             super().allContentReceived()
 
     # Errors of the parser
@@ -157,12 +238,14 @@ class Channel(HTTPChannel):
         if self._closing:
             return
         self._closing = True
-        if self.requests and self.requests[-1].resource is not None:  # its body is malformed
-            self.requests[-1].resource.answered(self.requests[-1], error.status)
+        request_id = ""
+        if self.requests:  # its body is malformed, if it was admitted at all
+            request_id = self.requests[-1].request_id
+            self.requests[-1].answered(error.status)
         body = error_body(error)
         self.transport.write(
             b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
             b"X-Request-Id: %s\r\nConnection: close\r\n\r\n%s"
-            % (error.status, _REASONS[error.status], len(body), headers.request_id(None).encode(), body)
+            % (error.status, _REASONS[error.status], len(body), (request_id or headers.request_id(None)).encode(), body)
         )
         self.loseConnection()

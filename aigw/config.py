@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +17,12 @@ import msgspec
 
 from aigw.document import expand, mistakes_in, parse
 from aigw.errors import ConfigError
+from aigw.permissions import holds_literal_key, is_secret, judge_permissions
 from aigw.schema import FileEntry, RouteEntry, StepEntry, decode
 from aigw.secret import Secret
 
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
 MAX_FILE = 1024 * 1024
-
-_KEY_HEADER = re.compile(r"authorization|key|token|secret", re.IGNORECASE)
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -126,7 +124,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     tree, mistakes = parse(text)
     if tree is None:
         raise ConfigError(mistakes or [f"{path}: is empty; api_key, providers and routes are required"])
-    refused, warnings = _permissions(path, mode, _holds_literal_key(tree))
+    refused, warnings = judge_permissions(path, mode, holds_literal_key(tree))
     return build(tree, environ, path.absolute().parent, mistakes + refused, warnings)
 
 
@@ -138,6 +136,8 @@ def build(
     if isinstance(tree, dict) and isinstance(tree.get("listen"), list):
         listen = [{"endpoint": entry} if isinstance(entry, str) else entry for entry in tree["listen"]]
         tree = {**tree, "listen": listen}
+    if isinstance(tree, dict) and "port" in tree and tree.get("listen") is not None:
+        mistakes = [*mistakes, "port: stands beside listen, which says the ports; keep one of the two"]
     if isinstance(tree, dict) and "port" not in tree:
         tree = {**tree, "port": environ.get("PORT") or 8080}
     tls, tls_mistakes = _tls_from(environ)
@@ -187,8 +187,7 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
 
     routes = {str(r.name): route(r) for r in entry.routes}
     keys = [entry.api_key, *(p.api_key for p in entry.providers if p.api_key)]
-    # A header such as HTTP-Referer is no key; hiding its value would only blacken log lines.
-    keys += [value for p in entry.providers for name, value in p.headers.items() if _KEY_HEADER.search(name)]
+    keys += [value for p in entry.providers for name, value in p.headers.items() if is_secret(name, value)]
     return Config(
         port=int(entry.port),
         listeners=tuple(Listener(str(each.endpoint), each.insecure) for each in entry.listen or ()),
@@ -270,29 +269,3 @@ def _tls_from(environ: Mapping[str, str]) -> tuple[TlsFiles | None, list[str]]:
     if (credentials / "tls.crt").exists():
         return TlsFiles(str(credentials / "tls.crt"), str(credentials / "tls.key")), []
     return None, []
-
-
-def _holds_literal_key(tree: Any) -> bool:
-    def literal(value: Any) -> bool:
-        return isinstance(value, str) and "${" not in value
-
-    if not isinstance(tree, dict):
-        return False
-    providers = [provider for _, provider in _mappings(tree, "providers")]
-    headers = [item for p in providers if isinstance(h := p.get("headers"), dict) for item in h.items()]
-    return (
-        literal(tree.get("api_key"))
-        or any(literal(p.get("api_key")) for p in providers)
-        or any(_KEY_HEADER.search(str(name)) and literal(value) for name, value in headers)
-    )
-
-
-def _permissions(path: Path, mode: int, literal: bool) -> tuple[list[str], list[str]]:
-    """Mistakes and warnings about who else may read the file."""
-    others, group = mode & stat.S_IROTH, mode & stat.S_IRGRP
-    if literal and others:
-        return [f"{path}: holds a key and is readable by everybody; run: chmod 600 {path}"], []
-    if others or group:
-        who = "everybody" if others else "its group"
-        return [], [f"{path} is readable by {who}; chmod 600 is safer"]
-    return [], []

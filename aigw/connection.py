@@ -215,6 +215,7 @@ class Connection(Protocol):
     def abort(self) -> None:
         """Close now, whatever is under way; nobody is told."""
         self.ready = self._answer = self._receiver = None
+        self._gone(self)  # now: its connectionLost comes a turn later, and until then it could be taken for a good one
         self._busy = False
         if self._alive and self.transport is not None:
             self.transport.abortConnection()

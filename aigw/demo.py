@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import json
+import shlex
 import shutil
 import socket
 import sys
@@ -39,16 +40,16 @@ The gateway is up at {url}. Of the two steps of its route "demo" the first provi
 
 1. With curl, a plain answer:
 
-curl --cacert {ca} {url}/chat/completions {headers} -d '{plain}'
+curl --cacert {quoted_ca} {url}/chat/completions {headers} -d '{plain}'
 
 2. With curl, a streamed one:
 
-curl -N --cacert {ca} {url}/chat/completions {headers} -d '{stream}'
+curl -N --cacert {quoted_ca} {url}/chat/completions {headers} -d '{stream}'
 
 3. With Python, after: pip install openai
 
 import openai, ssl
-http = openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile="{ca}"))
+http = openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile={ca!r}))
 client = openai.OpenAI(base_url="{url}", api_key="{key}", http_client=http)
 for chunk in client.chat.completions.create(model="demo", messages={messages}, stream=True):
     print(chunk.choices[0].delta.content or "", end="", flush=True)
@@ -163,7 +164,16 @@ def instructions(url: str, ca: str) -> str:
     body = {"model": "demo", "messages": MESSAGES}
     headers = f"-H 'Authorization: Bearer {KEY}' -H 'Content-Type: application/json'"
     plain, stream = json.dumps(body), json.dumps({**body, "stream": True})
-    return TRY_IT.format(url=url, ca=ca, key=KEY, headers=headers, plain=plain, stream=stream, messages=MESSAGES)
+    return TRY_IT.format(
+        url=url,
+        ca=ca,
+        quoted_ca=shlex.quote(ca),
+        key=KEY,
+        headers=headers,
+        plain=plain,
+        stream=stream,
+        messages=MESSAGES,
+    )
 
 
 def certify(folder: Path) -> None:

@@ -6,6 +6,7 @@
       RouteNotFound           404
       PathNotFound            404
       MethodNotAllowed        405
+      RequestTimeout          408
       TooLarge                413
       HeadersTooLarge         431
       AllStepsFailed          502
@@ -93,6 +94,14 @@ class MethodNotAllowed(GatewayError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(GatewayError):
+    """The request came too slowly: 408."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
 class TooLarge(GatewayError):
     """The body is over the limit: 413."""
 
@@ -153,7 +162,7 @@ class UpstreamTimeout(UpstreamFailure):
     outcome = "timeout"
 
     def __init__(self, limit: str, seconds: float) -> None:
-        super().__init__(f"{limit} limit of {seconds:g} s passed")
+        super().__init__(f"{limit} limit of {round(seconds, 3):g} s passed")
         self.limit = limit
 
 
@@ -192,7 +201,8 @@ class UpstreamBroken(UpstreamFailure):
 class StreamBroken(Exception):
     """An answer broke after the client had seen part of it.
 
-    ``code`` is ``stream_truncated``, ``stream_reset`` or ``stream_idle_timeout``.
+    ``code`` is ``stream_truncated``, ``stream_reset`` or ``stream_idle_timeout``; for an answer that is no stream, in
+    which nothing can be told, ``answer_truncated`` or ``answer_timeout``.
     """
 
     def __init__(self, code: str, message: str) -> None:

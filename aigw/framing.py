@@ -43,6 +43,8 @@ class Framing:
             self._parser.feed_data(data)
         except httptools.HttpParserError as problem:
             self.broken = self.broken or str(problem)[:100]
+        except httptools.HttpParserUpgrade:
+            self.broken = "other protocols though nobody asked"
         if not self.head_done and not self.broken:
             self._size += len(data)
             if self._size > 2 * MAX_HEAD:  # one header without an end; llhttp would wait for it for ever

@@ -116,8 +116,15 @@ class _Exchange:
             self._trail.first_byte = self._clock.seconds()
             self._begin(attempt, answered[0], held.length)
             rest = attempt.step.idle_timeout if self._call.stream else started + seconds - self._clock.seconds()
-            flowing = held.flow(self._client, rest)
+            flowing = held.flow(self._client, max(0.0, rest))
             return flowing.addBoth(self._flowed, attempt, started, answered[0].code, held)
+
+        def commit_or_hang_up(held: relay.Relay) -> Deferred[None]:
+            try:
+                return commit(held)
+            except Exception:  # whatever went wrong here must not go on over there
+                held.hang_up()
+                raise
 
         def fall_through(failure: Failure) -> Deferred[None]:
             if failure.check(CancelledError):
@@ -130,7 +137,7 @@ class _Exchange:
         held = self._gateway.upstream.send(attempt).addCallback(judge)
         within(held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
         served: Deferred[Any] = held
-        return served.addCallbacks(commit, fall_through)
+        return served.addCallbacks(commit_or_hang_up, fall_through)
 
     def _fell(
         self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int
@@ -195,6 +202,8 @@ class _Exchange:
         self._trail.model = attempt.step.model
         sent = self._safe(headers.for_client(response.headers.getAllRawHeaders()))
         if self._call.stream:
+            if not any(name == b"content-type" for name, _ in sent):
+                sent.append((b"content-type", b"text/event-stream"))
             sent += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         elif length is None and isinstance(response.length, int):
             length = response.length

@@ -26,6 +26,7 @@ FIELDS = frozenset(
 )
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}
+_FORMAT = "{aigw_message} {aigw_fields}"  # for the observers of others
 _encode = msgspec.json.encode
 
 log = Logger("aigw")
@@ -64,17 +65,17 @@ def json_lines() -> JsonLines:
 
 def info(message: str, request_id: str | None = None, **fields: Any) -> None:
     """Log a message with fields."""
-    log.info(aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
+    log.info(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
 
 
 def warn(message: str, request_id: str | None = None, **fields: Any) -> None:
     """Log a message with fields, as a warning."""
-    log.warn(aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
+    log.warn(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
 
 
 def error(message: str, request_id: str | None = None, **fields: Any) -> None:
     """Log a message with fields, as an error."""
-    log.error(aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
+    log.error(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
 
 
 def _line(event: dict[str, Any], level: Any) -> str:

@@ -41,13 +41,12 @@ class Relay(BodyProtocol):
     """One answer on its way. ``held`` fires with this Relay at the commit point; then ``flow`` lets it go on."""
 
     transport: Any
-    too_late = "The provider sent nothing for {:g} s."
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
         self._endpoint = endpoint
         self._clock = clock
-        self.held: Deferred[Relay] = Deferred(self._hang_up)
-        self._flowing: Deferred[None] = Deferred(self._hang_up)
+        self.held: Deferred[Relay] = Deferred(self.hang_up)
+        self._flowing: Deferred[None] = Deferred(self.hang_up)
         self._client: Client | None = None
         self._pieces: list[bytes] = []
         self._size = 0
@@ -100,6 +99,12 @@ class Relay(BodyProtocol):
     def _ended(self, whole: bool, reason: Failure) -> None:
         raise NotImplementedError
 
+    def _too_late(self) -> None:
+        raise NotImplementedError
+
+    def _time_left(self) -> float:
+        return self._heard + self._limit - self._clock.seconds()
+
     # The body, from the agent
 
     def dataReceived(self, data: bytes) -> None:
@@ -141,7 +146,8 @@ class Relay(BodyProtocol):
             self.transport.stopProducing()
             self._flowing.errback(broken)
 
-    def _hang_up(self, _: Deferred[Any]) -> None:
+    def hang_up(self, _: Deferred[Any] | None = None) -> None:
+        """Stop the provider; nobody is told."""
         self._let_go()
         self.transport.stopProducing()
 
@@ -157,11 +163,11 @@ class Relay(BodyProtocol):
 
     def _look_at_the_clock(self) -> None:
         """The limit may have passed; re-armed only here, so that a chunk costs no timer."""
-        left = self._limit if self._paused else self._heard + self._limit - self._clock.seconds()
+        left = self._time_left()
         if left > 0:
             self._timer = self._clock.callLater(left, self._look_at_the_clock)
         else:
-            self._break("stream_idle_timeout", self.too_late.format(self._limit))
+            self._too_late()
 
     def _break(self, code: str, message: str) -> None:
         self._finish(StreamBroken(code, message))
@@ -172,9 +178,8 @@ class Relay(BodyProtocol):
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """The client has caught up; the silence until now was ours."""
+        """The client has caught up."""
         self._paused = False
-        self._heard = self._clock.seconds()
         self.transport.resumeProducing()
 
     def stopProducing(self) -> None:

@@ -51,7 +51,7 @@ class Request(TwistedRequest):
 
     def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
-        self._pieces: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self.bytes_in = 0
 
     # Reading
@@ -95,12 +95,17 @@ class Request(TwistedRequest):
         except GatewayError as error:
             self.refusal = error
             self.channel.refuse(self)
+            return
+        if not self._body:
+            self._body = data
         else:
-            self._pieces.append(data)
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += data
 
     def body(self) -> bytes:
         """The whole body."""
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        return bytes(self._body)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """The body is complete."""
@@ -115,7 +120,7 @@ class Request(TwistedRequest):
             log.failure("Unexpected error in a resource")
             self.fail(GatewayError("The gateway failed unexpectedly."))
         else:
-            self._pieces = []
+            self._body = b""
             if body is not NOT_DONE_YET:
                 self.answer(200, body)
 
@@ -136,6 +141,7 @@ class Request(TwistedRequest):
         if self._disconnected:
             return
         if self.startedWriting:
+            self.code = error.status  # for the record; the client has another
             self.cut(flush=False)
         else:
             self.fail(error)
@@ -171,17 +177,17 @@ class Request(TwistedRequest):
         status = self.code
         if not self._disconnected:
             self.finish()
-        self.resource.answered(self, status)
+        self.answered(status)
 
     def cut(self, flush: bool) -> None:
         """The answer broke: close without a proper end, after what was written is sent if ``flush``."""
         self.serving = None
+        self.answered(self.code)
         if self.channel is not None:
             if flush:
                 self.channel.close_soon()
             else:
                 self.channel.transport.abortConnection()
-        self.resource.answered(self, self.code)
 
     def unregisterProducer(self) -> None:
         """See IConsumer; nothing is left to do once the client is gone."""
@@ -194,4 +200,10 @@ class Request(TwistedRequest):
         serving, self.serving = self.serving, None
         if serving is not None:
             serving.cancel()
-            self.resource.answered(self, 499)
+        self.answered(499)
+
+    def answered(self, status: int) -> None:
+        """The request is over; its resource hears so once, if it ever heard of it."""
+        resource, self.resource = self.resource, None
+        if resource is not None:
+            resource.answered(self, status)

@@ -223,7 +223,8 @@ def _url(value: Any) -> Url:
         raise ValueError("holds credentials; put the key in api_key")
     if "?" in value or "#" in value:
         raise ValueError(f"holds a query or a fragment; {right}, and keys in api_key or headers")
-    return Url(value.rstrip("/"))
+    # Lower case, as whoever decides on TLS compares it.
+    return Url(parts._replace(scheme=parts.scheme.lower()).geturl().rstrip("/"))
 
 
 def _secret(value: Any) -> Secret:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import syslog
 import time
 from typing import Any, ClassVar, TextIO
 
@@ -62,15 +63,35 @@ def makeService(options: Options) -> IService:
 
 
 def _observer(server: Any) -> logs.JsonLines | None:
-    """JSON lines to where twistd's options say that the log goes; None where they ask for syslog."""
-    if server is None or server.get("syslog"):
+    """JSON lines to where twistd's options say that the log goes; None where it is not ours to say."""
+    if server is None or server.get("logger"):
         return None
     path, in_foreground = server.get("logfile"), server.get("nodaemon")
-    if path == "-" or (in_foreground and not path):
+    if server.get("syslog"):
+        return logs.JsonLines(_Syslog(server.get("prefix") or "aigw"))
+    if path == "-":
+        return logs.JsonLines(sys.__stdout__) if in_foreground else None  # twistd says why not
+    if in_foreground and not path:
         return logs.json_lines()
-    file = logfile.LogFile.fromFullPath(path or "twistd.log", rotateLength=100_000_000, maxRotatedFiles=10)
+    try:
+        file = logfile.LogFile.fromFullPath(path or "twistd.log", rotateLength=100_000_000, maxRotatedFiles=10)
+    except OSError as error:
+        raise SystemExit(f"aigw: cannot write the log to {path or 'twistd.log'}: {error.strerror}") from None
     _rotate_on_sigusr1(file)
     return logs.JsonLines(file)
+
+
+class _Syslog:
+    """The system's log as a file."""
+
+    def __init__(self, name: str) -> None:
+        syslog.openlog(name, syslog.LOG_PID, syslog.LOG_DAEMON)
+
+    def write(self, line: str) -> None:
+        syslog.syslog(line.rstrip("\n"))
+
+    def flush(self) -> None:
+        pass
 
 
 def _rotate_on_sigusr1(file: logfile.LogFile) -> None:

@@ -33,6 +33,7 @@ from aigw.routing import Attempt
 from aigw.tls import trust
 
 MAX_REFUSAL = 64 * 1024
+REFUSAL_SECONDS = 2.0
 
 T = TypeVar("T")
 Connect = Callable[[str, int], IStreamClientEndpoint]
@@ -75,7 +76,7 @@ class Upstream:
             unbuffered=True,
             reactor=self._reactor,
         )
-        sent.addCallback(_refuse_unless_2xx)
+        sent.addCallback(_refuse_unless_2xx, self._reactor)
         sent.addErrback(_in_our_terms)
         return sent
 
@@ -119,7 +120,7 @@ def _pool(reactor: Any, provider: Provider, connect: Connect) -> Pool:
         if secure:
             endpoint = wrapClientTLS(trust(url.host, provider.ca_file), endpoint)
     except ValueError as error:
-        raise ConfigError([f"base_url: {provider.base_url!r} is not a URL: {error}"]) from None
+        raise ConfigError([f"base_url: the host of {provider.base_url!r} cannot be used: {error}"]) from None
     return Pool(reactor, endpoint, secure)
 
 
@@ -128,7 +129,7 @@ def _ascii(url: str) -> str:
     return url if url.isascii() else str(URL.from_text(url).to_uri().to_text())
 
 
-def _refuse_unless_2xx(response: IResponse) -> Any:
+def _refuse_unless_2xx(response: IResponse, clock: IReactorTime) -> Any:
     if 200 <= response.code < 300:
         return response
 
@@ -148,7 +149,7 @@ def _refuse_unless_2xx(response: IResponse) -> Any:
         values: list[bytes] | None = response.headers.getRawHeaders(name)
         return values[-1] if values else None
 
-    return _Bounded.read(response).addCallback(refuse)
+    return _Bounded.read(response, clock).addCallback(refuse)
 
 
 def _error_in(body: bytes) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def _in_our_terms(failure: Failure) -> Failure:
 
 
 class _Bounded(Protocol):
-    """Reads the body of a refusal, up to MAX_REFUSAL bytes, and says whether that is the whole of it."""
+    """Reads the body of a refusal, up to MAX_REFUSAL bytes and seconds, and says whether that is the whole of it."""
 
     transport: Any
 
@@ -178,16 +179,26 @@ class _Bounded(Protocol):
         self._done: Deferred[tuple[bytes, bool]] = Deferred(lambda _: self._stop())
 
     @classmethod
-    def read(cls, response: IResponse) -> Deferred[tuple[bytes, bool]]:
+    def read(cls, response: IResponse, clock: IReactorTime) -> Deferred[tuple[bytes, bool]]:
         reader = cls()
+        timer = clock.callLater(REFUSAL_SECONDS, reader._enough)
         response.deliverBody(reader)
-        return reader._done
+
+        def stop_timer(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        return reader._done.addBoth(stop_timer)
 
     def dataReceived(self, data: bytes) -> None:
         self._data += data
         if len(self._data) > MAX_REFUSAL:
-            self._stop()
-            self.connectionLost()
+            self._enough()
+
+    def _enough(self) -> None:
+        self._stop()
+        self.connectionLost()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if not self._done.called:

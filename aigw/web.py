@@ -20,7 +20,7 @@ from aigw.openai import ENDPOINTS, Endpoint, model, read_call
 from aigw.records import Sink, Trail
 from aigw.request import Request
 
-KEEP_ALIVE_SECONDS = 75
+MAX_CONNECTIONS = 2000
 
 
 class Front(Site):
@@ -32,10 +32,21 @@ class Front(Site):
 
     def __init__(self, tree: TwistedResource, max_body: int, reactor: Any) -> None:
         """``max_body`` in bytes."""
-        super().__init__(
-            tree, requestFactory=Request, timeout=KEEP_ALIVE_SECONDS, parsePOSTFormSubmission=False, reactor=reactor
-        )
+        super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
         self.max_body = max_body
+        self._open: set[Channel] = set()
+
+    def entered(self, channel: Channel) -> None:
+        """A client has connected."""
+        self._open.add(channel)
+
+    def left(self, channel: Channel) -> None:
+        """A client's connection is gone."""
+        self._open.discard(channel)
+
+    def is_full(self) -> bool:
+        """Whether there are more connections than may be."""
+        return len(self._open) > MAX_CONNECTIONS
 
     def acceptableProtocols(self) -> list[bytes]:
         """What ALPN offers, whatever else is installed."""

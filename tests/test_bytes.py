@@ -162,6 +162,21 @@ def test_r5_a_request_cut_at_every_offset_is_the_same_request():
         world.doors["p1"].wire.say(head(Content_Length="2") + b"{}")
 
 
+@pytest.mark.parametrize("ends", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_a3_a_large_event_leaves_whole_when_its_end_comes_alone(ends):
+    """The end of an event over 64 KiB may come in a read of its own, or half of it."""
+    for cut in range(1, len(ends) + 1):
+        world = MemoryGateway()
+        client = world.ask(stream=True)
+        provider = world.doors["p1"].wire
+        provider.say(head(kind="text/event-stream") + event({"content": "a"}))
+        large = event({"content": "x" * 70_000}).removesuffix(b"\n\n") + ends
+        client.take()
+        provider.say(large[:-cut])
+        provider.say(large[-cut:])
+        assert unchunked(client.take() + LAST_CHUNK) == large, cut
+
+
 @pytest.mark.parametrize("size", [1000, 4096, 65_521])
 def test_a4_a_finish_reason_in_an_event_that_goes_out_in_pieces_is_seen(size):
     """However the pieces fall, the words that complete the stream are not missed where two of them meet."""

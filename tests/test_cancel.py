@@ -73,6 +73,26 @@ async def test_t1_a_provider_whose_handshake_hangs_is_left_within_connect_timeou
 
 
 @ensureDeferred
+async def test_t4_a_client_that_has_pipelined_a_lot_and_leaves_is_noticed(world):
+    provider = world.provider(hang)
+    client = await world.gateway(provider).send(request(HELLO))
+    await until(lambda: provider.requests)
+    client.transport.write(request(b"y" * 200_000))
+    client.transport.loseConnection()
+    await bounded(provider.connections[0].closed, 1.0)
+
+
+@ensureDeferred
+async def test_s2_pipelining_without_end_ends_the_connection(world):
+    provider = world.provider(hang)
+    client = await world.gateway(provider).send(request(HELLO))
+    await until(lambda: provider.requests)
+    client.transport.write(request(b"y" * 2_000_000))
+    await bounded(client.closed)
+    await bounded(provider.connections[0].closed, 1.0)
+
+
+@ensureDeferred
 async def test_b3_health_needs_no_key_and_asks_nobody(world):
     provider = world.provider()
     got = await world.gateway(provider).get("/health", headers={})

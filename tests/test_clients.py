@@ -50,7 +50,11 @@ def original(world, cerebras, openrouter):
     text = ORIGINAL.replace("CEREBRAS\n", world.base_url(cerebras) + "\n")
     tree = yaml.safe_load(text.replace("OPENROUTER\n", world.base_url(openrouter) + "\n"))
     keys = {"GATEWAY_API_KEY": KEY, "CEREBRAS_API_KEY": "cerebras-key", "OPENROUTER_API_KEY": "openrouter-key"}
-    return world.gateway_of({**tree, "listen": ["tcp:0:interface=127.0.0.1"]}, tls=True, environ=keys)
+    return world.gateway_of(
+        {**{name: tree[name] for name in tree if name != "port"}, "listen": ["tcp:0:interface=127.0.0.1"]},
+        tls=True,
+        environ=keys,
+    )
 
 
 def with_openai(gateway, use, **options):

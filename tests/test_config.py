@@ -8,7 +8,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aigw import config
+from aigw import config, permissions
 from aigw.errors import ConfigError
 
 
@@ -374,7 +374,6 @@ def test_b2_what_is_no_base_url(written, right):
 def test_b2_a_variable_may_stand_in_any_string_at_any_depth():
     tree = yaml.safe_load("""
         api_key: ${A}
-        port: ${PORT}
         default_timeout: ${N}s
         limits: {body: "${N}MiB"}
         listen: ["tcp:${PORT}:interface=127.0.0.1"]
@@ -382,7 +381,13 @@ def test_b2_a_variable_may_stand_in_any_string_at_any_depth():
         routes: [{name: "${A}/${N}", steps: [{provider: "${A}", model: "${A}", conflict_resolution: "${C}"}]}]
     """)
     loaded = config.build(tree, {"A": "a", "N": "7", "PORT": "90", "C": "tools"}, Path("/cfg"))
-    assert (loaded.port, loaded.max_body, loaded.listeners[0].endpoint) == (90, 7 << 20, "tcp:90:interface=127.0.0.1")
+    assert (loaded.max_body, loaded.listeners[0].endpoint) == (7 << 20, "tcp:90:interface=127.0.0.1")
+    assert (
+        config.build(
+            {**tree, "port": "${PORT}", "listen": None}, {"A": "a", "N": "7", "PORT": "90", "C": "tools"}, Path("/cfg")
+        ).port
+        == 90
+    )
     assert loaded.providers["a"].base_url == "https://a.example/a"
     assert loaded.providers["a"].headers["X-Title"].reveal() == "a and 7"
     (step,) = loaded.routes["a/7"].steps
@@ -448,6 +453,32 @@ def test_f3_a_cooldown_is_60_seconds_and_0_on_a_route_is_not_taken_for_absent():
 def test_f2_f5_retries_and_stop_on_that_make_no_sense(place, fragment, path):
     (mistake,) = mistakes_of(build, place, fragment)
     assert mistake.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("url", ["HTTPS://h.example/v1", "Https://h.example:444/v1", "HTTP://h.example/v1"])
+def test_b2_the_scheme_of_a_url_counts_in_any_case(url):
+    assert (
+        build(PROVIDER, f"base_url: {url}").providers["one"].base_url
+        == url.split(":")[0].lower() + url[url.index(":") :]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fragment", "literal"),
+    [
+        ("api_key: 'sk-literal${A}'", True),
+        ("api_key: 'sk-literal${'", True),
+        ("api_key: '${A}${B}'", False),
+        ("headers: {X-Auth: literal-cred-9}", True),
+        ("headers: {X-Whatever: literal-cred-9}", True),
+        ("headers: {Authorization: 'Bearer ${A}'}", False),
+        ("headers: {X-Title: my company, HTTP-Referer: 'https://a.example'}", False),
+        ("headers: {X-Flag: 'on'}", False),
+    ],
+)
+def test_b10_what_is_a_literal_key(fragment, literal):
+    tree = {"api_key": "${A}", "providers": [yaml.safe_load(fragment)]}
+    assert permissions.holds_literal_key(tree) is literal
 
 
 def test_f2_f5_retries_and_stop_on():
@@ -673,6 +704,7 @@ routes:
     expected = """\
 port: stands twice (the second is on line 5)
 routes[0].steps[1].provider: stands twice (the second is on line 24)
+port: stands beside listen, which says the ports; keep one of the two
 config.yaml: holds a key and is readable by everybody; run: chmod 600
 api_key: the environment variable NO_GATEWAY_KEY is not set
 providers[0].api_key: the environment variable NO_KEY_ONE is not set

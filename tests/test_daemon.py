@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from aigw import demo, logs, tap
+
 ROOT = Path(__file__).parent.parent
 CONFIG = """
 api_key: ${GATEWAY_API_KEY}
@@ -240,6 +242,48 @@ def test_the_annotated_reference_names_every_setting():
         if isinstance(entry, type) and entry.__name__.endswith("Entry") and entry.__name__ != "_Entry":
             for field in fields(entry):
                 assert re.search(rf"\b{field.name}:", text), field.name
+
+
+@pytest.mark.parametrize(
+    ("options", "goes_to"),
+    [
+        ({"nodaemon": True}, "stderr"),
+        ({"nodaemon": True, "logfile": "-"}, "stdout"),
+        ({"nodaemon": False, "logfile": "-"}, None),
+        ({"nodaemon": False, "logger": len}, None),
+        ({"nodaemon": True, "logger": len}, None),
+    ],
+)
+def test_b9_where_the_log_goes_is_twistd_s_to_say(tmp_path, monkeypatch, options, goes_to):
+    monkeypatch.chdir(tmp_path)
+    observer = tap._observer(options)
+    assert (observer and observer._file) is (goes_to and getattr(sys, f"__{goes_to}__"))
+    assert not list(tmp_path.iterdir()), "no file that nobody asked for"
+
+
+def test_b9_a_log_that_cannot_be_written_is_one_line(tmp_path):
+    done = run(tmp_path, before=["--logfile", "/nonexistent/x.log"])
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["aigw: cannot write the log to /nonexistent/x.log: No such file or directory"]
+
+
+def test_b9_records_reach_the_observers_of_others():
+    import io
+
+    from twisted.logger import globalLogPublisher, textFileLogObserver
+
+    out = io.StringIO()
+    observer = textFileLogObserver(out)
+    globalLogPublisher.addObserver(observer)
+    logs.info("Request", "id-1", status=200)
+    globalLogPublisher.removeObserver(observer)
+    assert "Request {'status': 200}" in out.getvalue()
+
+
+def test_the_demo_s_lines_are_good_for_a_path_with_spaces():
+    printed = demo.instructions("https://x/v1", "/a b/cert.pem")
+    assert printed.count("--cacert '/a b/cert.pem' ") == 2
+    assert "cafile='/a b/cert.pem'" in printed
 
 
 class Demo(Daemon):

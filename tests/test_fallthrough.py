@@ -50,6 +50,7 @@ FAULTS = {
     "an error event first":     (stream(ERROR_EVENT),                                  "broken",      "broken"),
     "a role, then an error":    (begin_stream(COMMENT, ROLE, ERROR_EVENT),             "timeout",     "broken"),
     "a role, then the end":     (stream(ROLE, DONE),                                   "broken",      "broken"),
+    "switches protocols":       (raw(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"), "broken", "broken"),
     "malformed HTTP":           (raw(b"HELLO\r\n\r\n"),                                "broken",      "broken"),
     "two lengths":              (answer(200, None, content_length="3"),                "broken",      "broken"),
     "gzip unasked":             (answer(200, None, Content_Encoding="gzip"),           "broken",      "broken"),

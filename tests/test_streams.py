@@ -169,7 +169,22 @@ async def test_a1_a_large_plain_answer_flows_and_a_cut_one_is_not_taken_for_whol
     got = await gateway.ask()
     assert not got.whole
     assert large.startswith(got.body)
-    assert world.records[-1]["outcome"] == "stream_truncated"
+    assert world.records[-1]["outcome"] == "answer_truncated"
+
+
+@ensureDeferred
+async def test_a5_a_stream_without_a_content_type_gets_that_of_a_stream(world):
+    wire = whole_stream().replace(b"Content-Type: text/event-stream\r\n", b"")
+    got = await world.gateway(world.provider(raw(wire))).ask(stream=True)
+    assert got.headers["content-type"] == "text/event-stream"
+    assert got.body == b"".join(STREAM)
+
+
+@ensureDeferred
+async def test_b9_usage_of_a_plain_answer_that_is_too_large_to_hold(world):
+    large = b'{"object":"list","data":["%s"],"usage":{"prompt_tokens":5,"total_tokens":5}}' % (b"x" * 1_100_000)
+    await world.gateway(world.provider(answer(200, large))).ask()
+    assert world.records[0]["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
 
 
 @ensureDeferred

@@ -1,0 +1,51 @@
+"""What in a configuration file is a key, and who may read a file that holds one."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
+_KEY_HEADER = re.compile(r"auth|key|token|secret", re.IGNORECASE)
+_NO_KEY_HEADER = re.compile(r"http-referer|referer|x-title|user-agent|openai-beta|.*-version", re.IGNORECASE)
+
+
+def is_secret(header: str, value: Any) -> bool:
+    """Whether a header's value is treated as a key. A short one of an unknown name is not: it would blacken the log."""
+    if _NO_KEY_HEADER.fullmatch(header):
+        return False
+    return _KEY_HEADER.search(header) is not None or len(value if hasattr(value, "__len__") else "") >= 8
+
+
+def holds_literal_key(tree: Any) -> bool:
+    """Whether a parsed configuration, its variables not yet replaced, has a key in it."""
+
+    def literal(value: Any) -> bool:
+        return isinstance(value, str) and bool(_VARIABLE.sub("", value).strip())
+
+    def literal_header(name: str, value: Any) -> bool:
+        return is_secret(name, value) and _VARIABLE.search(str(value)) is None
+
+    if not isinstance(tree, dict):
+        return False
+    listed = tree.get("providers")
+    providers = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    headers = [item for p in providers if isinstance(h := p.get("headers"), dict) for item in h.items()]
+    return (
+        literal(tree.get("api_key"))
+        or any(literal(p.get("api_key")) for p in providers)
+        or any(literal_header(str(name), value) for name, value in headers)
+    )
+
+
+def judge_permissions(path: Path, mode: int, literal: bool) -> tuple[list[str], list[str]]:
+    """Mistakes and warnings about who else may read the file."""
+    others, group = mode & stat.S_IROTH, mode & stat.S_IRGRP
+    if literal and others:
+        return [f"{path}: holds a key and is readable by everybody; run: chmod 600 {path}"], []
+    if others or group:
+        who = "everybody" if others else "its group"
+        return [], [f"{path} is readable by {who}; chmod 600 is safer"]
+    return [], []
