@@ -139,8 +139,9 @@ class Stream(Relay):
         """The offset behind the last event that ends in ``data``, whose end may have begun in what went out before."""
         before = self._tail[-3:]
         end = max(0, sse.boundary(before + data) - len(before))
-        while data[end : end + 1] in (b"\r", b"\n"):  # the LF of a CRLF that was cut in two waits for nothing
-            end += 1
+        if end or not self._inside_an_event:
+            while data[end : end + 1] in (b"\r", b"\n"):  # the LF of a CRLF that was cut in two waits for nothing
+                end += 1
         return end
 
     def _look_for_the_end(self, data: bytes) -> None:
