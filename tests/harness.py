@@ -175,11 +175,12 @@ class World:
 
     # Providers
 
-    def provider(self, *behaviours, tls: bool = False, on_connect=None) -> providers.Provider:
-        provider = providers.Provider(list(behaviours) or [providers.as_asked()], on_connect)
+    def provider(self, *behaviours, tls: bool = False, host: str = "127.0.0.1", **more) -> providers.Provider:
+        """One that shows a certificate for ``host`` if ``tls``."""
+        provider = providers.Provider(list(behaviours) or [providers.as_asked()], **more)
         factory: Any = provider
         if tls:
-            certificate = self.ca.issue_cert("127.0.0.1", "localhost")
+            certificate = self.ca.issue_cert(host, "localhost")
             options = tls_options(certificate)
             port = reactor.listenSSL(0, factory, options, interface="127.0.0.1")
         else:
@@ -196,18 +197,28 @@ class World:
         self._closers.append(close)
         return provider
 
+    def black_hole(self) -> int:
+        """A port whose kernel completes the handshake, and whose process never accepts."""
+        hole = socket.socket()
+        hole.bind(("127.0.0.1", 0))
+        hole.listen(1)
+        self._closers.append(hole.close)
+        return hole.getsockname()[1]
+
     def dead_port(self) -> int:
         """A port on which nobody listens, and nobody else can."""
         return self._closed_socket.getsockname()[1]
 
-    def base_url(self, provider: providers.Provider | None) -> str:
+    def base_url(self, provider: providers.Provider | str | None) -> str:
+        if isinstance(provider, str):
+            return provider
         if provider is None:
             return f"http://127.0.0.1:{self.dead_port()}/v1"
         return f"{'https' if provider.tls else 'http'}://127.0.0.1:{provider.port}/v1"
 
     # Gateways
 
-    def gateway(self, *steps: providers.Provider | None, tls: bool = False, **settings) -> Gateway:
+    def gateway(self, *steps: providers.Provider | str | None, tls: bool = False, **settings) -> Gateway:
         """A gateway whose route ``route`` has these providers as its steps (None is one that is down)."""
         settings = {"timeout": 5, **settings}
         tree = {
@@ -218,7 +229,7 @@ class World:
                     "name": f"p{number}",
                     "base_url": self.base_url(provider),
                     "api_key": f"provider-key-{number}",
-                    **({"ca_file": str(self.ca_file)} if provider is not None and provider.tls else {}),
+                    **({"ca_file": str(self.ca_file)} if getattr(provider, "tls", False) else {}),
                 }
                 for number, provider in enumerate(steps, 1)
             ],

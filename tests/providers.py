@@ -34,7 +34,8 @@ class Connection(Protocol):
 
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
-        self.buffer = b""
+        self.buffer = bytearray()
+        self.wanted = 0
         self.closed: Deferred = Deferred()
         self.is_closed = False
 
@@ -45,15 +46,24 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self.buffer += data
-        head, separator, rest = self.buffer.partition(b"\r\n\r\n")
+        if len(self.buffer) < self.wanted:
+            return
+        head, separator, rest = bytes(self.buffer).partition(b"\r\n\r\n")
         if not separator:
+            return
+        if self.provider.on_head is not None:
+            on_head, self.provider.on_head = self.provider.on_head, None
+            self.provider.requests.append(Seen(head.decode("latin-1").split("\r\n")[0], [], b""))
+            self.buffer, self.dataReceived = bytearray(), lambda data: None
+            on_head(self)
             return
         line, *lines = head.decode("latin-1").split("\r\n")
         headers = [(name, value.strip()) for name, _, value in (each.partition(":") for each in lines)]
         length = int(dict((name.lower(), value) for name, value in headers).get("content-length", 0))
+        self.wanted = len(head) + 4 + length
         if len(rest) < length:
             return
-        self.buffer = rest[length:]
+        self.buffer, self.wanted = bytearray(rest[length:]), 0
         self.provider.requests.append(Seen(line, headers, rest[:length]))
         self.provider.next_behaviour()(self)
 
@@ -79,6 +89,7 @@ class Provider(Factory):
 
     behaviours: list[Behaviour]
     on_connect: Behaviour | None = None
+    on_head: Behaviour | None = None
     requests: list[Seen] = field(default_factory=list)
     connections: list[Connection] = field(default_factory=list)
     noisy = False
@@ -171,6 +182,11 @@ def fin(connection: Connection) -> None:
 
 def rst(connection: Connection) -> None:
     connection.rst()
+
+
+def later(behaviour: Behaviour, seconds: float = 0.03) -> Behaviour:
+    """Behave so when what was sent before has arrived: a reset overtakes it otherwise."""
+    return lambda connection: reactor.callLater(seconds, lambda: connection.is_closed or behaviour(connection)) and None
 
 
 def hang(connection: Connection) -> None:
