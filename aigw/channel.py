@@ -243,9 +243,16 @@ class Channel(HTTPChannel):
             request_id = self.requests[-1].request_id
             self.requests[-1].answered(error.status)
         body = error_body(error)
+        to_head = getattr(self, "_command", b"") == b"HEAD"  # whose answer has no body (RFC 9110, 9.3.2)
         self.transport.write(
             b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
             b"X-Request-Id: %s\r\nConnection: close\r\n\r\n%s"
-            % (error.status, _REASONS[error.status], len(body), (request_id or headers.request_id(None)).encode(), body)
+            % (
+                error.status,
+                _REASONS[error.status],
+                len(body),
+                (request_id or headers.request_id(None)).encode(),
+                b"" if to_head else body,
+            )
         )
         self.loseConnection()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from twisted.logger import ILogObserver
 
 from aigw import __version__, logs, web
 from aigw.config import Config, Listener
+from aigw.dial import Host, LookUp, Names, look_up
 from aigw.errors import ConfigError
 from aigw.gateway import Gateway
 from aigw.health import Health
@@ -30,7 +32,9 @@ T = TypeVar("T")
 class GatewayService(Service):
     """The daemon: listeners, the site behind them, the providers' connections."""
 
-    def __init__(self, config: Config, reactor: Any, observer: logs.JsonLines | None) -> None:
+    def __init__(
+        self, config: Config, reactor: Any, observer: logs.JsonLines | None, look_up: LookUp = look_up
+    ) -> None:
         """Reads certificates, opens nothing. ``observer`` becomes the log unless ``--logger`` says otherwise.
 
         Raises ConfigError.
@@ -40,8 +44,9 @@ class GatewayService(Service):
         self._reactor = reactor
         self._observer = observer
         mistakes: list[str] = []
+        connect = partial(Host, reactor, Names(reactor, look_up))
         self._identity = _or_mistakes(mistakes, lambda: ServerIdentity(config.tls) if config.tls else None)
-        upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values()))
+        upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values(), connect))
         endpoints = _or_mistakes(mistakes, lambda: [(each, self._endpoint(each)) for each in listeners(config)])
         if mistakes or upstream is None or endpoints is None:
             raise ConfigError(mistakes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any, TypeVar, cast
 
 from hyperlink import URL
@@ -26,7 +25,6 @@ from zope.interface import implementer
 from aigw import headers
 from aigw.agent import Agent, Pool
 from aigw.config import Provider
-from aigw.dial import Host, Names
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
 from aigw.openai import message_in
 from aigw.routing import Attempt
@@ -43,14 +41,13 @@ log = Logger()
 class Upstream:
     """The providers, each with its own connections. ``connect`` makes an endpoint from host and port."""
 
-    def __init__(self, reactor: Any, providers: Iterable[Provider], connect: Connect | None = None) -> None:
+    def __init__(self, reactor: Any, providers: Iterable[Provider], connect: Connect) -> None:
         """Opens nothing, but reads each ``ca_file``. Raises ConfigError."""
         self._reactor = reactor
         self._providers = {provider.name: provider for provider in providers}
         self._pools: dict[str, Pool] = {}
         self._clients: dict[tuple[str, float], HTTPClient] = {}
         self._urls: dict[str, _ReadyUrl] = {}
-        connect = connect or partial(Host, reactor, Names(reactor))
         mistakes: list[str] = []
         for provider in self._providers.values():
             try:

@@ -18,7 +18,7 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogPublisher
 
-from aigw import config
+from aigw import config, dial
 from aigw.logs import JsonLines
 from aigw.service import GatewayService
 from tests import providers
@@ -221,6 +221,7 @@ class World:
     def gateway(self, *steps: providers.Provider | str | None, tls: bool = False, **settings) -> Gateway:
         """A gateway whose route ``route`` has these providers as its steps (None is one that is down)."""
         settings = {"timeout": 5, **settings}
+        look_up = settings.pop("look_up", None)
         tree = {
             "api_key": KEY,
             "listen": ["tcp:0:interface=127.0.0.1"],
@@ -244,15 +245,15 @@ class World:
             **settings.pop("top", {}),
         }
         tree["routes"][0].update(settings)
-        return self.gateway_of(tree, tls)
+        return self.gateway_of(tree, tls, look_up=look_up)
 
-    def gateway_of(self, tree: dict, tls: bool = False, environ: dict[str, str] | None = None) -> Gateway:
+    def gateway_of(self, tree: dict, tls: bool = False, environ: dict[str, str] | None = None, look_up=None) -> Gateway:
         if tls:
             certificate = self.ca.issue_cert("127.0.0.1", "localhost", "::1")
             certificate.private_key_pem.write_to_path(str(self.folder / "key.pem"))
             certificate.cert_chain_pems[0].write_to_path(str(self.folder / "cert.pem"))
             tree = {**tree, "tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}
-        service = GatewayService(config.build(tree, environ or {}, self.folder), reactor, None)
+        service = GatewayService(config.build(tree, environ or {}, self.folder), reactor, None, look_up or dial.look_up)
         service.privilegedStartService()
         service.startService()
         self._closers.append(service.stopService)

@@ -98,3 +98,85 @@ async def test_b3_health_needs_no_key_and_asks_nobody(world):
     got = await world.gateway(provider).get("/health", headers={})
     assert (got.status, got.body, got.headers["content-type"]) == (200, b'{"status": "healthy"}', "application/json")
     assert not provider.connections
+
+
+@pytest.mark.parametrize("provider_tls", [False, True], ids=["to-http", "to-https"])
+@ensureDeferred
+async def test_t4_while_20_mb_are_being_sent(world, provider_tls):
+    first, second = world.provider(on_head=lambda c: c.transport.pauseProducing(), tls=provider_tls), world.provider()
+    gateway = world.gateway(first, second)
+    client = await gateway.send(request({**HELLO, "messages": [{"role": "user", "content": "x" * 20_000_000}]}))
+    await until(lambda: first.requests)
+    client.transport.abortConnection()
+    await until(lambda: world.records, 1.0)
+    first.connections[0].transport.resumeProducing()
+    await bounded(first.connections[0].closed, 1.0)
+    assert (world.records[0]["status"], len(second.connections)) == (499, 0)
+
+
+@pytest.mark.parametrize("provider_tls", [False, True], ids=["to-http", "to-https"])
+@ensureDeferred
+async def test_t4_while_stalled_on_a_slow_client(world, provider_tls):
+    """The client reads nothing, so the provider is paused; then it leaves."""
+    large = event({"content": "x" * 60_000})
+    first = world.provider(begin_stream(ROLE, *[large] * 200), tls=provider_tls)
+    client = await world.gateway(first, world.provider()).send(request({**HELLO, "stream": True}))
+    client.transport.pauseProducing()
+    await until(lambda: first.requests)
+    client.transport.abortConnection()
+    await bounded(first.connections[0].closed, 1.0)
+    await until(lambda: world.records)
+    assert world.records[0]["status"] == 499
+
+
+@ensureDeferred
+async def test_t4_while_a_name_is_looked_up(world):
+    """The look-up goes on in its thread, and nobody hears of it."""
+    import threading
+
+    over = threading.Event()
+    second = world.provider()
+    gateway = world.gateway("http://dead.example/v1", second, look_up=lambda host: over.wait(10) and [])
+    client = await gateway.send(request(HELLO))
+    await until(lambda: any(thread.name == "dns dead.example" for thread in threading.enumerate()))
+    client.transport.abortConnection()
+    await until(lambda: world.records, 1.0)
+    over.set()
+    await until(lambda: not any(thread.name == "dns dead.example" for thread in threading.enumerate()))
+    assert (world.records[0]["status"], len(second.connections)) == (499, 0)
+
+
+def test_t4_while_connecting():
+    from twisted.internet.defer import Deferred
+
+    from tests.memory import MemoryGateway
+
+    world = MemoryGateway()
+    cancelled = []
+    world.doors["p1"].opens = Deferred(cancelled.append)
+    world.ask().abortConnection()
+    assert cancelled
+    assert [record.status for record in world.records] == [499]
+    assert not world.doors["p2"].wires
+    assert world.timers() == []
+
+
+@ensureDeferred
+async def test_30_clients_that_drop_5_mib_streams_at_once_do_not_hold_up_health(world):
+    """/health stays under 50 ms, 99th percentile, although gateway, providers and clients share this one thread."""
+    large = event({"content": "x" * 65_000})
+    provider = world.provider(begin_stream(ROLE, *[large] * 80))
+    gateway = world.gateway(provider)
+    clients = [await gateway.send(request({**HELLO, "stream": True})) for _ in range(30)]
+    for client in clients:
+        await bounded(client.started)
+    for client in clients:
+        client.transport.abortConnection()
+    took = []
+    for _ in range(200):
+        begun = reactor.seconds()
+        assert (await gateway.get("/health", headers={})).status == 200
+        took.append(reactor.seconds() - begun)
+    assert sorted(took)[198] < 0.05
+    await until(lambda: all(connection.is_closed for connection in provider.connections), 1.0)
+    assert [record["status"] for record in world.records] == [499] * 30

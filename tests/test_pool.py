@@ -1,0 +1,166 @@
+"""F1, and what else is true of connections that are used again."""
+
+from __future__ import annotations
+
+import pytest
+from pytest_twisted import ensureDeferred
+
+from tests.harness import until
+from tests.memory import MemoryGateway
+from tests.providers import (
+    LAST_CHUNK,
+    ROLE,
+    STREAM,
+    STREAM_HEAD,
+    answer,
+    chunk,
+    completion,
+    drip,
+    fin,
+    head,
+    raw,
+    rst,
+    then,
+)
+
+PLAIN = head(Content_Length=str(len(completion()))) + completion()
+
+
+def first_then(kill):
+    """Answers the first request on each connection, and closes at the next just as it comes."""
+
+    def run(connection):
+        first, connection.used = not getattr(connection, "used", False), True
+        (answer() if first else kill)(connection)
+
+    return run
+
+
+@pytest.mark.parametrize("kill", [fin, rst], ids=["fin", "rst"])
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+@ensureDeferred
+async def test_f1_a_provider_that_closes_idle_connections_just_as_we_write_250_times(world, tls, kill):
+    """A thousand times in all four: the client never sees it, no step rests, nothing is sent twice on a fresh one."""
+    provider = world.provider(first_then(kill), tls=tls)
+    gateway = world.gateway(provider, None)
+    died = 0
+    for _ in range(500):
+        got = await gateway.ask()
+        assert (got.status, got.headers["x-aigw-attempts"]) == (200, "1")
+        died = len(provider.requests) - len(world.records)
+    assert died >= 249
+    assert len(provider.requests) == 500 + died
+    assert len(provider.connections) == 1 + died
+    assert {record["provider"] for record in world.records} == {"p1"}
+    assert not [line for line in world.log if "Step failed" in line]
+
+
+@ensureDeferred
+async def test_f1_a_reused_connection_that_dies_behind_the_first_byte_of_its_answer_is_a_failure(world):
+    """What has begun to answer may have done the work: it is not sent again."""
+    half = then(raw(b"HTTP/1.1 2"), fin)
+    provider = world.provider(answer(), half, answer())
+    gateway = world.gateway(provider, world.provider())
+    assert (await gateway.ask()).headers["x-aigw-provider"] == "p1"
+    assert (await gateway.ask()).headers["x-aigw-provider"] == "p2"
+    assert len(provider.requests) == 2
+
+
+#   what an answer leaves behind, and whether its connection may be used again
+LEFTOVERS = {
+    "nothing":                   (PLAIN, True),
+    "nothing, chunked":          (STREAM_HEAD.replace(b"event-stream", b"json") + chunk(completion()) + LAST_CHUNK, True),
+    "Connection: close":         (PLAIN.replace(b"\r\n", b"\r\nConnection: close\r\n", 1), False),
+    "HTTP/1.0":                  (PLAIN.replace(b"HTTP/1.1", b"HTTP/1.0"), False),
+    "a byte too many":           (PLAIN + b"x", False),
+    "a second answer unasked":   (PLAIN + PLAIN, False),
+    "a line end too many":       (PLAIN + b"\r\n", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEFTOVERS)
+def test_f1_a_connection_with_unasked_for_bytes_is_never_used_again(case):
+    said, again = LEFTOVERS[case]
+    world = MemoryGateway(1)
+    world.ask()
+    world.doors["p1"].wire.say(said)
+    assert [record.status for record in world.records] == [200]
+    world.ask()
+    if again is not None:
+        assert (len(world.doors["p1"].wires) == 1) is again
+    world.doors["p1"].wire.say(PLAIN)
+    assert [record.status for record in world.records] == [200, 200]
+
+
+def test_f1_bytes_on_an_idle_connection_end_it():
+    world = MemoryGateway(1)
+    world.ask()
+    world.doors["p1"].wire.say(PLAIN)
+    world.doors["p1"].wire.say(b"HTTP/1.1 408 Idle\r\n\r\n")
+    assert world.doors["p1"].wire.aborted
+    world.ask()
+    assert len(world.doors["p1"].wires) == 2
+
+
+def test_f1_an_answer_before_the_request_was_sent_whole_ends_the_connection():
+    world = MemoryGateway(1)
+    world.ask()
+    wire = world.doors["p1"].wire
+    wire.producer.pauseProducing()
+    wire.say(PLAIN)
+    assert wire.aborted
+    assert [record.status for record in world.records] == [200]
+
+
+def test_idle_connections_are_used_again_most_recent_first_and_end_after_4_seconds():
+    world = MemoryGateway(1)
+    for _ in range(3):
+        world.ask()
+    wires = world.doors["p1"].wires
+    for wire in wires:
+        wire.take()
+        wire.say(PLAIN)
+        world.clock.advance(1)
+    world.ask()
+    assert [bool(wire.take()) for wire in wires] == [False, False, True]
+    wires[2].say(PLAIN)
+    world.clock.advance(1)
+    assert [wire.aborted for wire in wires] == [True, False, False]
+    world.clock.advance(3)
+    assert [wire.aborted for wire in wires] == [True, True, True]
+
+
+def test_at_most_100_idle_connections_are_kept_for_a_provider():
+    world = MemoryGateway(1)
+    for _ in range(103):
+        world.ask()
+    for wire in world.doors["p1"].wires:
+        wire.say(PLAIN)
+    assert sum(not wire.aborted for wire in world.doors["p1"].wires) == 100
+
+
+@ensureDeferred
+async def test_one_tls_context_serves_all_connections_of_a_provider(world, monkeypatch):
+    from twisted.internet._sslverify import OpenSSLCertificateOptions
+
+    made = []
+    make = OpenSSLCertificateOptions._makeContext
+    monkeypatch.setattr(OpenSSLCertificateOptions, "_makeContext", lambda self, *a: made.append(1) or make(self, *a))
+    provider = world.provider(then(answer(), fin), tls=True)
+    gateway = world.gateway(provider)
+    made.clear()
+    for count in range(1, 6):
+        assert (await gateway.ask()).status == 200
+        await until(
+            lambda count=count: all(c.is_closed for c in provider.connections) and len(provider.connections) == count
+        )
+    assert len(made) <= 2, "one for the gateway's side, one for the provider's"
+
+
+@ensureDeferred
+async def test_a3_a_stream_that_is_paused_leaves_its_connection_fit_for_use(world):
+    provider = world.provider(drip(STREAM_HEAD + chunk(ROLE) + b"".join(map(chunk, STREAM)) + LAST_CHUNK, 50))
+    gateway = world.gateway(provider)
+    for _ in range(3):
+        assert (await gateway.ask(stream=True)).whole
+    assert len(provider.connections) == 1
