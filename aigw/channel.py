@@ -238,21 +238,16 @@ class Channel(HTTPChannel):
         if self._closing:
             return
         self._closing = True
-        request_id = ""
+        request_id, method = "", b""
         if self.requests:  # its body is malformed, if it was admitted at all
-            request_id = self.requests[-1].request_id
+            request_id, method = self.requests[-1].request_id, self.requests[-1].method
             self.requests[-1].answered(error.status)
         body = error_body(error)
-        to_head = getattr(self, "_command", b"") == b"HEAD"  # whose answer has no body (RFC 9110, 9.3.2)
         self.transport.write(
             b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-            b"X-Request-Id: %s\r\nConnection: close\r\n\r\n%s"
-            % (
-                error.status,
-                _REASONS[error.status],
-                len(body),
-                (request_id or headers.request_id(None)).encode(),
-                b"" if to_head else body,
-            )
+            b"X-Request-Id: %s\r\nConnection: close\r\n\r\n"
+            % (error.status, _REASONS[error.status], len(body), (request_id or headers.request_id(None)).encode())
         )
+        if method != b"HEAD":  # whose answer has no body (RFC 9110, 9.3.2)
+            self.transport.write(body)
         self.loseConnection()
