@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.protocol import Factory
+from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 
 from aigw import logs
@@ -49,11 +55,33 @@ def late_failures():
     assert not seen, "\n".join(seen)
 
 
-@pytest.fixture
-def world(tmp_path):
-    """Gateways, providers and clients on real sockets, all gone when the test is over."""
-    import pytest_twisted
+@pytest.fixture(scope="session")
+def warm_reactor():
+    """The reactor opens files of its own when it first runs and when it first listens."""
+    pytest_twisted.blockon(deferLater(reactor, 0))
+    pytest_twisted.blockon(reactor.listenTCP(0, Factory(), interface="127.0.0.1").stopListening())
 
+
+@pytest.fixture
+def world(tmp_path, warm_reactor):
+    """Gateways, providers and clients on real sockets; when all are closed nothing of them is left."""
+    before = left()
     world = World(tmp_path)
     yield world
     pytest_twisted.blockon(world.close())
+    pytest_twisted.blockon(ensureDeferred(nothing_is_left(before)))
+
+
+def left() -> tuple[int, ...]:
+    """How many files are open, delayed calls wait, and sockets the reactor reads and writes."""
+    files = len(os.listdir("/proc/self/fd"))
+    return files, len(reactor.getDelayedCalls()), len(reactor.getReaders()), len(reactor.getWriters())
+
+
+async def nothing_is_left(before: tuple[int, ...]) -> None:
+    """Within a bound, for a closed connection is gone only a turn or two later."""
+    for _ in range(300):
+        if all(now <= then for now, then in zip(left(), before, strict=True)):
+            return
+        await deferLater(reactor, 0.01)
+    raise AssertionError(f"files, delayed calls, readers, writers: {before} before, {left()} now")
