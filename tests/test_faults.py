@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import email.utils
 import time
+from pathlib import Path
 
 import pytest
 from pytest_twisted import ensureDeferred
@@ -275,3 +276,24 @@ async def test_fault(world, fault, streamed, tls):
     came = [each.removesuffix(b"\n\n") for each in (ROLE, HEL, STOP, DONE)]
     assert [each for each in events if each not in (COMMENT.strip(), LO.strip())] == [e for e in came if e in events]
     assert events[:2] == came[:2], "what came before the break was passed on"
+
+
+def readme_rows() -> str:
+    """The table as the README shows it: rows of the same fate stand in one line."""
+    words = {"-": "cannot happen", "whole": "the answer, byte for byte"}
+    fates: dict[tuple[str, ...], list[str]] = {}
+    for fault, (_, *expected) in TABLE.items():
+        fate = tuple(
+            words.get(each) or ("the next step's answer" if each.startswith("next") else f"in-band `{each.split()[1]}`")
+            for each in expected
+        )
+        fates.setdefault(fate, []).append(fault)
+    rows = [f"| {'; '.join(faults)} | {plain} | {streamed} |" for (plain, streamed), faults in fates.items()]
+    return "\n".join(
+        ["| what the provider does | a plain request gets | a streamed one gets |", "|---|---|---|", *rows]
+    )
+
+
+def test_the_readme_shows_this_table():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert readme_rows() in readme, f"write into the README:\n{readme_rows()}"
