@@ -241,6 +241,7 @@ class Channel(HTTPChannel):
         request_id, method = "", b""
         if self.requests:  # its body is malformed, if it was admitted at all
             request_id, method = self.requests[-1].request_id, self.requests[-1].method
+            self.requests[-1].error = error
             self.requests[-1].answered(error.status)
         body = error_body(error)
         self.transport.write(

@@ -22,6 +22,8 @@ Decode = Callable[[type, Any], Any]
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _QUOTED = re.compile(r"(['\"]).*\1", re.DOTALL)  # what a message quotes from the file may be a key
+_SYNTAX = re.compile(r"[^A-Za-z0-9]{1,3}|<[a-z ]+>")
+_BARE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -32,9 +34,17 @@ def parse(text: str) -> tuple[Any, list[str]]:
         return yaml.safe_load(text), list(_doubled(node, "", set()))
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        return None, [f"{where}not YAML: {_QUOTED.sub('...', error.problem or '')}"]
+        return None, [f"{where}not YAML: {_in_yaml_words(error.problem or '')}"]
     except Exception as error:  # PyYAML's constructors raise whatever their conversions raise
         return None, [f"not YAML: a value is not what its form promises ({type(error).__name__})"]
+
+
+def _in_yaml_words(problem: str) -> str:
+    """PyYAML's words less what they quote from the file, which may be a key, and with what is most likely the mend."""
+    if "\\t" in problem:
+        return "a tab stands there; indent with spaces"
+    said = _QUOTED.sub(lambda match: match[0] if _SYNTAX.fullmatch(match[0][1:-1]) else "...", problem)
+    return f"{said}; look at the indentation, the space behind each colon, and the quotes, there and on the line before"
 
 
 def _doubled(node: yaml.Node | None, path: str, seen: set[int]) -> Iterator[str]:
@@ -80,6 +90,8 @@ def expand(tree: Any, environ: Mapping[str, str]) -> tuple[Any, list[str]]:
         if count > MAX_NODES:
             raise RecursionError
         if isinstance(value, str):
+            if path.endswith("api_key") and ("${" in _VARIABLE.sub("", value) or _BARE.fullmatch(value)):
+                mistakes.append(f"{path}: looks like a variable, and is none; write ${{NAME}}")
             return _VARIABLE.sub(lambda match: value_of(match, path), value)
         if isinstance(value, dict):
             return {

@@ -18,6 +18,7 @@
       UpstreamBroken          lost, malformed, or an error dressed as a 200, before the commit point
     StreamBroken              the same after the commit point: reported in-band, never retried
     ConfigError               a list of mistakes, each with its path
+    CannotListen              an address is taken, or not ours
 
 A client that hangs up is none of these: it stays Twisted's ``CancelledError`` and is recorded as 499.
 """
@@ -217,3 +218,7 @@ class ConfigError(Exception):
     def __init__(self, mistakes: Sequence[str]) -> None:
         super().__init__("; ".join(mistakes))
         self.mistakes = list(mistakes)
+
+
+class CannotListen(Exception):
+    """A listener cannot be bound; the daemon ends with 1."""

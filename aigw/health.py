@@ -94,10 +94,11 @@ class Health:
         state.until = max(state.until, self._seconds() + min(seconds, MAX_REST))
 
     def _strike(self, step: Step, state: _State, enough: bool) -> bool:
-        # A probe that fails ends what it came to find out: the step rests again at once.
+        # A probe that fails ends what it came to find out: the step rests again at once. One that rests already, and is
+        # tried because all others failed, wakes no later for that.
         enough = (enough or state.probing) and step.cooldown > 0
         state.probing = False
-        if enough:
+        if enough and state.until <= self._seconds():
             self.rest(step, step.cooldown)
         return enough
 

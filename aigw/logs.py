@@ -21,7 +21,7 @@ MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
 MAX_LINE = 64 * 1024
 FIELDS = frozenset(
-    "address attempts bytes_in bytes_out caller config duration_ms method mistakes model outcome path provider "
+    "address attempts bytes_in bytes_out caller config duration_ms error method mistakes model outcome path provider "
     "providers rests_s route routes status step stream tls traceback ttft_ms usage version".split()
 )
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}

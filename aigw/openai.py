@@ -73,6 +73,8 @@ def read_call(
     caller: str = "",
 ) -> Call:
     """A request body to a Call. Raises BadRequest, naming the member that is wrong."""
+    if not body.strip():
+        raise BadRequest("The body is empty; it must be a JSON object.")
     try:
         members = split_members(body)
     except ValueError as error:

@@ -29,7 +29,8 @@ class AttemptRecord(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True):
     """What became of one request.
 
-    ``status`` is what the client got, 499 where it left. ``ttft_ms`` is the time to the first byte of the answer.
+    ``status`` is what the client got, 499 where it left; ``error`` the code of the gateway's own error, or its type,
+    and the member of the request that it names. ``ttft_ms`` is the time to the first byte of the answer.
     ``usage`` is what the provider reported, never an estimate.
     """
 
@@ -44,6 +45,7 @@ class Record(msgspec.Struct, frozen=True):
     attempts: tuple[AttemptRecord, ...]
     status: int
     outcome: str
+    error: str | None
     ttft_ms: int | None
     duration_ms: int
     bytes_in: int
@@ -71,6 +73,7 @@ class Trail:
         self.model: str | None = None
         self.attempts: list[AttemptRecord] = []
         self.outcome = "ok"
+        self.error: str | None = None
         self.first_byte: float | None = None
         self.bytes_in = 0
         self.bytes_out = 0
@@ -90,6 +93,7 @@ class Trail:
             attempts=tuple(self.attempts),
             status=status,
             outcome=self.outcome,
+            error=self.error,
             ttft_ms=None if self.first_byte is None else milliseconds(self.first_byte - self.started),
             duration_ms=milliseconds(self.seconds() - self.started),
             bytes_in=self.bytes_in,

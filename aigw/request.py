@@ -44,6 +44,7 @@ class Request(TwistedRequest):
     channel: Any = None
     resource: Any = None
     refusal: GatewayError | None = None
+    error: GatewayError | None = None
     serving: Deferred[Any] | None = None
     request_id = ""
     caller = ""
@@ -150,6 +151,7 @@ class Request(TwistedRequest):
 
     def fail(self, error: GatewayError) -> None:
         """Answer with an error."""
+        self.error = error
         for name, value in error.headers.items():
             self.setHeader(name, value)
         self.answer(error.status, error_body(error), [(b"content-type", b"application/json")])

@@ -228,9 +228,11 @@ def _url(value: Any) -> Url:
 
 
 def _secret(value: Any) -> Secret:
+    if value is None or value == "":
+        raise ValueError("is empty; write the key, or better ${NAME}")
     if not isinstance(value, str):
         raise ValueError("is not a string; put it in quotes")
-    if not value or not value.isascii() or not value.isprintable() or value != value.strip():
+    if not value.isascii() or not value.isprintable() or value != value.strip():
         raise ValueError(
             "cannot be sent in a header: it is empty, begins or ends with white space, "
             "or holds a control or non-ASCII character"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +19,7 @@ from twisted.logger import ILogObserver
 from aigw import __version__, logs, web
 from aigw.config import Config, Listener
 from aigw.dial import Host, LookUp, Names, look_up
-from aigw.errors import ConfigError
+from aigw.errors import CannotListen, ConfigError
 from aigw.gateway import Gateway
 from aigw.health import Health
 from aigw.records import AttemptRecord, Record
@@ -95,8 +96,9 @@ class GatewayService(Service):
     def _endpoint(self, listener: Listener) -> IStreamServerEndpoint:
         try:
             endpoint: IStreamServerEndpoint = serverFromString(self._reactor, listener.endpoint)
-        except (ValueError, TypeError) as problem:
-            raise ConfigError([f"listen: {listener.endpoint!r} is not a Twisted endpoint: {problem}"]) from None
+        except (ValueError, TypeError):
+            right = r"write tcp:PORT:interface=ADDRESS, tcp6:PORT:interface=\:\:, unix:PATH or systemd:..."
+            raise ConfigError([f"listen: {listener.endpoint!r} is not a Twisted server endpoint; {right}"]) from None
         if self._identity is not None and not listener.insecure:
             endpoint = wrapServerTLS(self._identity, endpoint, self._reactor)
         return endpoint
@@ -106,7 +108,9 @@ class GatewayService(Service):
         endpoint.listen(self._site).addCallbacks(self.ports.append, failures.append)
         if failures:  # a Deferred would keep an exception that is raised in it to itself
             logs.error(f"Cannot listen: {failures[0].value}", address=listener.endpoint)
-            raise SystemExit(1)
+            # Not SystemExit: twistd would leave its pid file, and as a daemon the process that waits for word from it.
+            sys.excepthook = lambda *_: None  # it is said; a traceback would say it twenty times
+            raise CannotListen(listener.endpoint)
 
 
 def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:

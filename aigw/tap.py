@@ -24,7 +24,7 @@ EX_CONFIG = 78
 class Options(usage.Options):
     """The command line behind ``twistd aigw``."""
 
-    synopsis = "twistd [twistd options] aigw [options]"
+    synopsis = "[options]"
     longdesc = (
         "An OpenAI-compatible gateway: one route in, several providers behind it, the first answer that works out."
     )
@@ -54,7 +54,7 @@ def makeService(options: Options) -> IService:
         loaded = config.load(path, os.environ)
         service = GatewayService(loaded, reactor, None if options["check-config"] else _observer(options.parent))
     except ConfigError as error:
-        _report(error, str(path), in_words=bool(options["check-config"]))
+        _report(error, str(path or "The configuration"), in_words=bool(options["check-config"]))
         raise SystemExit(EX_CONFIG) from None
     if options["check-config"]:
         print(_described(loaded))

@@ -49,11 +49,11 @@ class Upstream:
         self._clients: dict[tuple[str, float], HTTPClient] = {}
         self._urls: dict[str, _ReadyUrl] = {}
         mistakes: list[str] = []
-        for provider in self._providers.values():
+        for index, provider in enumerate(self._providers.values()):
             try:
                 self._pools[provider.name] = _pool(reactor, provider, connect)
             except ConfigError as error:
-                mistakes += [f"providers.{provider.name}.{mistake}" for mistake in error.mistakes]
+                mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
         if mistakes:
             raise ConfigError(mistakes)
 

@@ -208,6 +208,9 @@ class Calls(Leaf):
             trail.outcome = "client_gone"
         elif status >= 400:
             trail.outcome = "error"
+        if request.error is not None:
+            named = f" ({request.error.param})" if request.error.param else ""
+            trail.error = f"{request.error.code or request.error.type}{named}"
         self._sink(trail.record(status))
 
 

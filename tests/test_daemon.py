@@ -180,6 +180,21 @@ def test_an_address_that_is_taken_is_one_line_and_exit_1(tmp_path):
     assert [line["message"].partition(":")[0] for line in errors] == ["Cannot listen"]
 
 
+def test_an_address_that_is_taken_ends_a_background_daemon_too(tmp_path):
+    """The parent waits for word from the child, and must get it; no pid file is left."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = twistd(tmp_path, config=CONFIG.replace("tcp:0", f"tcp:{taken.getsockname()[1]}"))
+        command["args"] = [*command["args"][:3], "--pidfile=a.pid", "--logfile=a.log", "aigw"]
+        done = subprocess.run(**command, capture_output=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "CannotListen" in done.stdout + done.stderr
+    assert not (tmp_path / "a.pid").exists()
+    logged = [json.loads(line) for line in (tmp_path / "a.log").read_text().splitlines()]
+    assert [line["level"] for line in logged if line["level"] != "INFO"] == ["WARN", "ERROR"]
+
+
 def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
     done = run(tmp_path, "--check-config")
     assert (done.returncode, done.stderr) == (0, "")

@@ -83,6 +83,16 @@ def test_f3_a_rest_is_at_most_ten_minutes_and_a_shorter_one_does_not_end_it():
     assert s.health.rests_for(s.steps[0]) == 600
 
 
+def test_f3_a_step_that_rests_already_wakes_no_later_because_it_was_tried_all_the_same():
+    s = Steps()
+    first = s.steps[0]
+    for _ in range(3):
+        s.health.failed(first)
+    s.now = 40
+    assert s.health.failed(first)
+    assert s.health.rests_for(first) == 20
+
+
 def test_f3_cooldown_0_turns_it_off():
     s = Steps()
     tireless = step(4, cooldown=0)

@@ -339,8 +339,8 @@ BAD_MESSAGE = "'messages[%d]' is wrong: " + RIGHT_MESSAGES
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
-        (b"", "The body is not a JSON object: ", None),
-        (b" ", "The body is not a JSON object: ", None),
+        (b"", "The body is empty; it must be a JSON object.", None),
+        (b" ", "The body is empty; it must be a JSON object.", None),
         (b"[]", "The body is not a JSON object: ", None),
         (b"null", "The body is not a JSON object: ", None),
         (b'"model"', "The body is not a JSON object: ", None),

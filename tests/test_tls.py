@@ -295,7 +295,7 @@ def test_b11_b2_all_that_is_wrong_is_said_at_once(world):
     with pytest.raises(ConfigError) as wrong:
         world.gateway(None, top={**FILES, "providers": providers})
     settings = [mistake.partition(": ")[0] for mistake in wrong.value.mistakes]
-    assert sorted(settings) == ["providers.p1.ca_file", "tls.cert_file", "tls.key_file"]
+    assert sorted(settings) == ["providers[0].ca_file", "tls.cert_file", "tls.key_file"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no PEM", NO_BASE64], ids=["missing", "empty", "text", "malformed"])
@@ -306,7 +306,7 @@ def test_b11_a_ca_file_that_cannot_be_used(world, content):
     with pytest.raises(ConfigError) as wrong:
         world.gateway(None, top={"providers": providers})
     (mistake,) = wrong.value.mistakes
-    assert mistake.startswith(f"providers.p1.ca_file: {world.folder / 'own.pem'}: ")
+    assert mistake.startswith(f"providers[0].ca_file: {world.folder / 'own.pem'}: ")
 
 
 # B11: whom the gateway trusts
