@@ -12,7 +12,7 @@ from typing import Any
 from OpenSSL import SSL
 from service_identity.exceptions import VerificationError
 from twisted.internet import error
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -105,7 +105,7 @@ class Pool:
 
         result: Deferred[Connection] = Deferred(abandon)
         timer = self._clock.callLater(seconds, too_late)
-        connecting: Deferred[Any] = self._endpoint.connect(self._factory)
+        connecting: Deferred[Any] = maybeDeferred(self._endpoint.connect, self._factory)
         connecting.addCallback(ready)
         connecting.addCallbacks(connected, failed)
         return result

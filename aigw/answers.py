@@ -167,13 +167,10 @@ class Stream(Relay):
     def _too_late(self) -> None:
         self._break("stream_idle_timeout", f"The provider sent nothing for {self._limit:g} s.")
 
-    def _time_left(self) -> float:
-        return self._limit if self._paused else super()._time_left()
-
     def resumeProducing(self) -> None:
-        """The client has caught up; the silence until now was ours."""
-        self._heard = self._clock.seconds()
+        """The client has caught up; whatever silence there was before it counts no more."""
         super().resumeProducing()
+        self._heard = self._clock.seconds()
 
     def _break(self, code: str, message: str) -> None:
         broken = StreamBroken(code, message)

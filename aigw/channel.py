@@ -55,6 +55,8 @@ class Channel(HTTPChannel):
     _body_began = math.inf
     _optimisticEagerReadSize = 2**62  # a connection that is not read hears no hang-up; dataReceived has the limit
     _behind = 0
+    _idle = False  # between two requests
+    _unsent = 0
 
     def connectionMade(self) -> None:
         """A client, its TLS handshake still to come."""
@@ -79,9 +81,13 @@ class Channel(HTTPChannel):
 
     def _look(self) -> None:
         self._watch = None
+        if self._closing:  # it has a closer
+            return
         now = self.site.reactor.seconds()
         if self._body_began < math.inf:  # as long as what has come by now buys at the lowest rate, and a start
             self._due = self._body_began + BODY_SECONDS + self.requests[-1].bytes_in / BODY_RATE
+        if now >= self._due and self._waitingForTransport and (unsent := _unsent(self.transport)) < self._unsent:
+            self._unsent, self._due = unsent, now + READ_SECONDS  # slow, but it reads
         if now >= self._due:
             self._too_late()
         elif self._due < math.inf:
@@ -91,7 +97,7 @@ class Channel(HTTPChannel):
         """The client was too slow: it hears so where it is in the middle of a request, else the connection ends."""
         if self._waitingForTransport:
             self.transport.abortConnection()
-        elif self._closing or not (self._receivedHeaderSize or self._body_began < math.inf):
+        elif not (self._receivedHeaderSize or self._body_began < math.inf):
             self.close_soon()
         else:
             self._reject(RequestTimeout("The request did not arrive in time."))
@@ -99,6 +105,7 @@ class Channel(HTTPChannel):
     def pauseProducing(self) -> None:
         """The client does not read: it has READ_SECONDS to catch up."""
         super().pauseProducing()
+        self._unsent = _unsent(self.transport)
         self._cut_after(READ_SECONDS)
 
     def resumeProducing(self) -> None:
@@ -109,6 +116,7 @@ class Channel(HTTPChannel):
     def requestDone(self, request: Request) -> None:
         """An answer is written; the next request may come, or be there already."""
         self._behind = 0
+        self._idle = True
         if not self._waitingForTransport:
             self._cut_after(KEEP_ALIVE_SECONDS)
         super().requestDone(request)
@@ -117,8 +125,9 @@ class Channel(HTTPChannel):
 
     def lineReceived(self, line: bytes) -> None:
         """A line of the head."""
-        if not self.requests:  # the first line of a request: what idle time is left no longer counts
-            self._cut_after(min(HEAD_SECONDS, self._due - self.site.reactor.seconds()))
+        if self._idle:  # the first line of another request; the first request of all has its time since connecting
+            self._idle = False
+            self._cut_after(HEAD_SECONDS)
         if line[:1] in (b" ", b"\t"):  # obs-fold
             self._respondToBadRequestAndDisconnect()
         if not self._closing:
@@ -173,6 +182,8 @@ class Channel(HTTPChannel):
     def close_soon(self) -> None:
         """Close when all is sent that was written; no further request is read."""
         self._closing = True
+        if self._closer is not None:
+            self._closer.cancel()
         self._closer = self.callLater(FLUSH_SECONDS, self.transport.abortConnection)
         super().loseConnection()
 
@@ -252,3 +263,9 @@ class Channel(HTTPChannel):
         if method != b"HEAD":  # whose answer has no body (RFC 9110, 9.3.2)
             self.transport.write(body)
         self.loseConnection()
+
+
+def _unsent(transport: Any) -> int:
+    """The bytes that Twisted still holds for a connection, TLS or not; it has no public word for that."""
+    plain = getattr(transport, "transport", transport)
+    return len(getattr(plain, "dataBuffer", b"")) - getattr(plain, "offset", 0) + getattr(plain, "_tempDataLen", 0)

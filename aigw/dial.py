@@ -41,26 +41,25 @@ class Names:
         self._reactor = reactor
         self._look_up = look_up
         self._known: dict[str, tuple[float, Sequence[str]]] = {}
-        self._waiting: dict[str, list[Deferred[Sequence[str]]]] = {}
+        self._waiting: dict[str, set[Deferred[Sequence[str]]]] = {}
 
     def addresses(self, host: str) -> Deferred[Sequence[str]]:
         """At least one address. Fails with DNSLookupError; cancelling stops waiting, not the look-up."""
         until, known = self._known.get(host, (0.0, ()))
         if self._reactor.seconds() < until:
             return succeed(known)
-        result: Deferred[Sequence[str]] = Deferred(lambda gone: self._waiting[host].remove(gone))
-        if host in self._waiting:
-            self._waiting[host].append(result)
-        else:
-            self._waiting[host] = [result]
+        if host not in self._waiting:
             # A daemon: a resolver that hangs must not keep the process from ending.
             threading.Thread(target=self._run, args=[host], name=f"dns {host}", daemon=True).start()
+            self._waiting[host] = set()
+        result: Deferred[Sequence[str]] = Deferred(lambda gone: self._waiting.get(host, set()).discard(gone))
+        self._waiting[host].add(result)
         return result
 
     def _run(self, host: str) -> None:
         try:
             found = self._look_up(host)
-        except (OSError, UnicodeError):
+        except Exception:  # not only OSError: whoever waits must hear something
             found = ()
         self._reactor.callFromThread(self._found, host, found)
 
@@ -68,7 +67,9 @@ class Names:
         waiting = self._waiting.pop(host)
         if found:
             self._known[host] = self._reactor.seconds() + CACHE_SECONDS, found
-        for each in waiting:
+        for each in list(waiting):
+            if each.called:
+                continue  # cancelled by one that was told before it
             if found:
                 each.callback(found)
             else:
@@ -118,9 +119,9 @@ class _Race:
         self._stop_timer()
         attempt = self._left.pop(0).connect(self._factory)
         self._running.add(attempt)
-        attempt.addCallbacks(self._won, self._lost, callbackArgs=(attempt,), errbackArgs=(attempt,))
-        if self._left and not self._over:
+        if self._left:
             self._timer = self._clock.callLater(NEXT_ADDRESS_SECONDS, self._next)
+        attempt.addCallbacks(self._won, self._lost, callbackArgs=(attempt,), errbackArgs=(attempt,))
 
     def _won(self, protocol: IProtocol, attempt: Deferred[IProtocol]) -> None:
         self._running.discard(attempt)

@@ -86,7 +86,7 @@ class Framing:
         self.framed = bool(coding) or self.headers.hasHeader(b"content-length")
         if coding not in ([], [b"chunked"]):
             self.broken = "a Transfer-Encoding other than chunked"
-        elif self._values(b"content-encoding") not in ([], [b"identity"]):
+        elif 200 <= status < 300 and self._values(b"content-encoding") not in ([], [b"identity"]):
             self.broken = "a Content-Encoding though identity was asked for"
         self.head_done = not self.broken
 

@@ -86,8 +86,7 @@ class _Exchange:
         self._call = call
         self._client = client
         self._trail = trail
-        self._steps = iter(routing.plan(route, gateway.health))
-        self._refused: set[str] = set()  # providers that refused our key
+        self._left = list(route.steps)
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
 
@@ -95,15 +94,18 @@ class _Exchange:
         """Try the next step; give up where there is none, or no time for it."""
         if self._clock.seconds() >= self._deadline:
             return fail(self._too_late())
-        step = next((step for step in self._steps if step.provider.name not in self._refused), None)
+        step = routing.choose(self._left, self._health)
         if step is None:
             return fail(self._all_failed())
+        self._left.remove(step)
         attempt = self._gateway.router.attempt(step, self._call)
         return self._try(attempt, self._clock.seconds() + step.timeout, tries=1)
 
     def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
         started = self._clock.seconds()
         answered: list[IResponse] = []
+        probe = self._health.begin(attempt.step)
+        self._trail.tried += 1
         seconds = min(step_ends, self._deadline) - started
         limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
 
@@ -127,32 +129,32 @@ class _Exchange:
                 raise
 
         def fall_through(failure: Failure) -> Deferred[None]:
+            if not failure.check(UpstreamFailure):
+                self._health.abandoned(attempt.step, probe)
             if failure.check(CancelledError):
-                self._health.abandoned(attempt.step)
                 self._note(attempt, started, "client_gone", None, "the client left")
             failure.trap(UpstreamFailure)
-            return self._fell(attempt, started, cast(UpstreamFailure, failure.value), step_ends, tries)
+            return self._fell(attempt, started, cast(UpstreamFailure, failure.value), step_ends, tries, probe)
 
-        self._health.begin(attempt.step)
         held = self._gateway.upstream.send(attempt).addCallback(judge)
         within(held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
         served: Deferred[Any] = held
         return served.addCallbacks(commit_or_hang_up, fall_through)
 
     def _fell(
-        self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int
+        self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int, probe: bool
     ) -> Deferred[None]:
         """An attempt failed: tell health, then stop, repeat the step, or go on to the next."""
         step = attempt.step
         verdict = routing.judge(failure, self._route.stop_on)
-        rests = self._tell_health(step, verdict)
+        rests = self._tell_health(step, verdict, probe)
         record = self._note(attempt, started, failure.outcome, failure.status, failure.message, rests)
         self._failures.append((record, failure))
         self._gateway.note_failure(self._trail.request_id, self._route.name, record)
-        if verdict.final:
+        if verdict.final and not self._holds_a_key(cast(UpstreamRefused, failure).body or b""):
             return self._pass_on(attempt, cast(UpstreamRefused, failure))
         if verdict.key_refused:
-            self._refused.add(step.provider.name)
+            self._left = [other for other in self._left if other.provider.name != step.provider.name]
         if verdict.repeatable and tries <= step.retries:
             delay = routing.retry_delay(failure, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
@@ -160,16 +162,18 @@ class _Exchange:
                 return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
         return self.next_step()
 
-    def _tell_health(self, step: Step, verdict: routing.Verdict) -> float | None:
+    def _tell_health(self, step: Step, verdict: routing.Verdict, probe: bool) -> float | None:
         """For how many seconds the step rests from now on, if it does."""
         if verdict.rest:
-            self._health.rest(step, verdict.rest)
+            self._health.rest(step, verdict.rest, probe)
         elif verdict.strike == "failure":
-            self._health.failed(step)
+            self._health.failed(step, probe)
         elif verdict.strike == "timeout":
-            self._health.timed_out(step)
+            self._health.timed_out(step, probe)
+        elif verdict.strike == "alive":
+            self._health.answered(step, probe)
         else:
-            self._health.abandoned(step)
+            self._health.abandoned(step, probe)
         return self._health.rests_for(step)
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
@@ -184,8 +188,10 @@ class _Exchange:
 
     def _safe(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
         """``sent`` less those in which the provider repeats a key."""
-        secrets = self._gateway.secrets
-        return [header for header in sent if not any(secret.is_in(header[1]) for secret in secrets)]
+        return [header for header in sent if not self._holds_a_key(header[1])]
+
+    def _holds_a_key(self, data: bytes) -> bool:
+        return any(secret.is_in(data) for secret in self._gateway.secrets)
 
     def _all_failed(self) -> AllStepsFailed:
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]

@@ -54,53 +54,61 @@ class Health:
         left = state.until - self._seconds()
         return max(0.0, left) if left > 0 or state.probing else None
 
-    def begin(self, step: Step) -> None:
-        """An attempt at the step starts; where its rest is over this is the probe."""
+    def begin(self, step: Step) -> bool:
+        """An attempt at the step starts. Whether it is the probe: the first one since its rest is over."""
         state = self._states.get(_key(step))
-        if state is not None and state.until and state.until <= self._seconds():
-            state.probing = True
+        if state is None or not state.until or step.cooldown == 0 or state.probing or state.until > self._seconds():
+            return False
+        state.probing = True
+        return True
 
     def succeeded(self, step: Step) -> None:
         """The step answered: whatever was held against it is forgotten."""
         if self._states:
             self._states.pop(_key(step), None)
 
-    def abandoned(self, step: Step) -> None:
-        """The attempt ended without a word on the step: its client left, or its request was at fault."""
+    def answered(self, step: Step, probe: bool) -> None:
+        """The provider is there and refused this request (400, 404, ...): nothing is in a row any more."""
         state = self._states.get(_key(step))
         if state is not None:
+            state.failures = state.timeouts = 0
+            if probe:
+                state.until, state.probing = 0.0, False
+
+    def abandoned(self, step: Step, probe: bool) -> None:
+        """The attempt ended without a word on the step: its client left, or its request had no time."""
+        state = self._states.get(_key(step))
+        if state is not None and probe:
             state.probing = False
 
-    def failed(self, step: Step) -> bool:
-        """A connection failure, a broken answer or a 5xx. Whether the step rests from now on."""
+    def failed(self, step: Step, probe: bool) -> None:
+        """A connection failure, a broken answer or a 5xx."""
         state = self._state(step)
         state.failures += 1
         state.timeouts = 0
-        return self._strike(step, state, state.failures >= FAILURES_IN_A_ROW)
+        self._strike(step, state, probe, state.failures >= FAILURES_IN_A_ROW)
 
-    def timed_out(self, step: Step) -> bool:
-        """No answer in time. Whether the step rests from now on."""
+    def timed_out(self, step: Step, probe: bool) -> None:
+        """No answer in time."""
         state = self._state(step)
         state.timeouts += 1
         state.failures = 0
-        return self._strike(step, state, state.timeouts >= TIMEOUTS_IN_A_ROW)
+        self._strike(step, state, probe, state.timeouts >= TIMEOUTS_IN_A_ROW)
 
-    def rest(self, step: Step, seconds: float) -> None:
+    def rest(self, step: Step, seconds: float, probe: bool) -> None:
         """Let the step rest now, for at most MAX_REST seconds."""
-        if step.cooldown == 0:
-            return
-        state = self._state(step)
-        state.probing = False
-        state.until = max(state.until, self._seconds() + min(seconds, MAX_REST))
+        self.abandoned(step, probe)
+        if step.cooldown > 0:
+            state = self._state(step)
+            state.until = max(state.until, self._seconds() + min(seconds, MAX_REST))
 
-    def _strike(self, step: Step, state: _State, enough: bool) -> bool:
-        # A probe that fails ends what it came to find out: the step rests again at once. One that rests already, and is
-        # tried because all others failed, wakes no later for that.
-        enough = (enough or state.probing) and step.cooldown > 0
-        state.probing = False
-        if enough and state.until <= self._seconds():
-            self.rest(step, step.cooldown)
-        return enough
+    def _strike(self, step: Step, state: _State, probe: bool, enough: bool) -> None:
+        # A probe that fails has found out what it was to find out: the step rests again at once. One that rests
+        # already, and is tried because all others failed, wakes no later for that.
+        if (enough or probe) and state.until <= self._seconds():
+            self.rest(step, step.cooldown, probe)
+        else:
+            self.abandoned(step, probe)
 
     def _state(self, step: Step) -> _State:
         return self._states.setdefault(_key(step), _State())

@@ -71,6 +71,7 @@ class Trail:
         self.stream = False
         self.provider: str | None = None
         self.model: str | None = None
+        self.tried = 0
         self.attempts: list[AttemptRecord] = []
         self.outcome = "ok"
         self.error: str | None = None

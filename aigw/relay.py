@@ -55,6 +55,7 @@ class Relay(BodyProtocol):
         self._limit = 0.0
         self._heard = 0.0
         self._paused = False
+        self._paused_at = 0.0
         self._over = False
         self._usage_source = b""
         self.bytes_out = 0
@@ -103,7 +104,7 @@ class Relay(BodyProtocol):
         raise NotImplementedError
 
     def _time_left(self) -> float:
-        return self._heard + self._limit - self._clock.seconds()
+        return self._limit if self._paused else self._heard + self._limit - self._clock.seconds()
 
     # The body, from the agent
 
@@ -173,12 +174,15 @@ class Relay(BodyProtocol):
         self._finish(StreamBroken(code, message))
 
     def pauseProducing(self) -> None:
-        """The client does not read as fast as the provider writes."""
+        """The client does not read as fast as the provider writes; its time is not the provider's."""
         self._paused = True
+        self._paused_at = self._clock.seconds()
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """The client has caught up."""
+        if self._paused:
+            self._heard += self._clock.seconds() - self._paused_at
         self._paused = False
         self.transport.resumeProducing()
 

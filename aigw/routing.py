@@ -73,20 +73,20 @@ class Router:
         )
 
 
-def plan(route: Route, health: Health) -> Sequence[Step]:
-    """The steps in the order in which to try them: as configured, but those that rest at the end."""
-    return health.order(route.steps)
+def choose(steps: Sequence[Step], health: Health) -> Step | None:
+    """Of the steps that are left, the one to try now: as configured, but those that rest at the end."""
+    return next(iter(health.order(steps)), None)
 
 
 class Verdict(msgspec.Struct, frozen=True):
     """What follows from a failure.
 
-    ``strike`` counts against the step: ``failure``, ``timeout`` or nothing. ``rest`` is for how many seconds the step
-    rests at once. ``repeatable``: the same step may be tried again. ``key_refused``: no other step of the provider can
-    work. ``final``: the client is to have the provider's refusal as it is.
+    ``strike`` counts against the step: ``failure``, ``timeout``, or nothing; ``alive`` counts for it. ``rest`` is for
+    how many seconds the step rests at once. ``repeatable``: the same step may be tried again. ``key_refused``: no other
+    step of the provider can work. ``final``: the client is to have the provider's refusal as it is.
     """
 
-    strike: Literal["", "failure", "timeout"] = ""
+    strike: Literal["", "failure", "timeout", "alive"] = ""
     rest: float = 0
     repeatable: bool = False
     key_refused: bool = False
@@ -97,7 +97,9 @@ def judge(failure: UpstreamFailure, stop_on: AbstractSet[str]) -> Verdict:
     """The policy on failures, all of it."""
     match failure:
         case UpstreamRefused(status=int(status)):
-            final = failure.body is not None and not stop_on.isdisjoint([str(status), *failure.words])
+            # A provider's 401 is about our key, never about the client's (F6).
+            named = not stop_on.isdisjoint([str(status), *failure.words])
+            final = named and failure.body is not None and 400 <= status <= 599 and status != 401
             if status == 429:
                 rest = RATE_LIMIT_REST if failure.retry_after is None else failure.retry_after
                 return Verdict(rest=rest, repeatable=True, final=final)
@@ -105,7 +107,7 @@ def judge(failure: UpstreamFailure, stop_on: AbstractSet[str]) -> Verdict:
                 return Verdict(rest=KEY_REST, key_refused=True, final=final)
             if status >= 500:
                 return Verdict(strike="failure", repeatable=True, final=final)
-            return Verdict(repeatable=status in REPEATABLE, final=final)
+            return Verdict(strike="alive", repeatable=status in REPEATABLE, final=final)
         case UpstreamTimeout(limit="deadline"):
             return Verdict()
         case UpstreamTimeout():
@@ -115,13 +117,12 @@ def judge(failure: UpstreamFailure, stop_on: AbstractSet[str]) -> Verdict:
 
 
 def retry_delay(failure: UpstreamFailure, tries: int, random: Callable[[], float]) -> float:
-    """Seconds to wait before a step is repeated that was tried so often: as the provider asks, else longer each time.
+    """Seconds to wait before a step is repeated that was tried so often: longer each time, and no less than asked for.
 
     Half of it is jitter, so that clients which failed together do not come back together.
     """
-    if isinstance(failure, UpstreamRefused) and failure.retry_after is not None:
-        return failure.retry_after
-    return min(RETRY_MOST, RETRY_FIRST * 2.0 ** (tries - 1)) * (0.5 + random() / 2)
+    asked = failure.retry_after if isinstance(failure, UpstreamRefused) else None
+    return max(asked or 0.0, min(RETRY_MOST, RETRY_FIRST * 2.0 ** (tries - 1)) * (0.5 + random() / 2))
 
 
 def _headers(provider: Provider) -> tuple[tuple[tuple[bytes, bytes], ...], frozenset[bytes]]:
@@ -148,7 +149,7 @@ def all_failed(
     hopeless = all(status and 400 <= status < 500 and status not in _NOT_HOPELESS for status in statuses)
     names = ", ".join(f"{record.provider} ({failure.message})" for record, failure in failures)
     headers = {"x-should-retry": "false"} if hopeless else {}
-    if wakes_in is not None:
+    if wakes_in is not None and not hopeless:
         headers["Retry-After"] = str(max(1, math.ceil(wakes_in)))
     return AllStepsFailed(
         f"No step of the route gave an answer: {names}"[:1000],

@@ -186,6 +186,8 @@ def _retries(value: Any) -> Retries:
 
 
 def _refusal(value: Any) -> Refusal:
+    if str(value) == "401":
+        raise ValueError("is about the gateway's own key, and never passed on; leave it out")
     if not isinstance(value, bool) and str(value).isdecimal() and 400 <= int(value) <= 599:
         return Refusal(int(value))
     if not isinstance(value, str) or not _CODE.fullmatch(value):

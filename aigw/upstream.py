@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from hyperlink import URL
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
@@ -59,11 +59,17 @@ class Upstream:
 
     def send(self, attempt: Attempt) -> Deferred[IResponse]:
         """The head of a 2xx answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
+        sent: Deferred[Any] = maybeDeferred(self._request, attempt)
+        sent.addCallback(_refuse_unless_2xx, self._reactor)
+        sent.addErrback(_in_our_terms)
+        return sent
+
+    def _request(self, attempt: Attempt) -> Deferred[Any]:
         sent_headers = Headers()
         for name, value in attempt.headers:
             sent_headers.addRawHeader(name, value)
         url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, _ReadyUrl.of(attempt.url))
-        sent: Deferred[Any] = self._client(attempt.step.provider, attempt.step.connect_timeout).request(
+        return self._client(attempt.step.provider, attempt.step.connect_timeout).request(
             "POST",
             url,
             headers=sent_headers,
@@ -73,9 +79,6 @@ class Upstream:
             unbuffered=True,
             reactor=self._reactor,
         )
-        sent.addCallback(_refuse_unless_2xx, self._reactor)
-        sent.addErrback(_in_our_terms)
-        return sent
 
     def close(self) -> None:
         """Abort every connection."""
@@ -139,7 +142,7 @@ def _refuse_unless_2xx(response: IResponse, clock: IReactorTime) -> Any:
             retry_after=headers.retry_after(get, time.time()),
             words=[word for name in ("code", "type") if isinstance(word := error.get(name), str)],
             headers=headers.for_client(response.headers.getAllRawHeaders()),
-            body=body if whole else None,
+            body=body if whole and not get(b"content-encoding") else None,
         )
 
     def get(name: bytes) -> bytes | None:

@@ -192,8 +192,7 @@ class Calls(Leaf):
         sent = super().headers(request)
         trail: Trail = request.trail
         if trail.route is not None:
-            tried = len(trail.attempts) + (trail.provider is not None)
-            sent += [(b"x-aigw-route", headers.value(trail.route)), (b"x-aigw-attempts", b"%d" % tried)]
+            sent += [(b"x-aigw-route", headers.value(trail.route)), (b"x-aigw-attempts", b"%d" % trail.tried)]
         if trail.provider is not None and trail.model is not None:
             sent += [(b"x-aigw-provider", headers.value(trail.provider)), (b"x-aigw-model", headers.value(trail.model))]
         return sent

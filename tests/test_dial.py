@@ -153,3 +153,51 @@ async def test_b7_a_name_that_does_not_exist_falls_through(world):
     assert (got.status, got.headers["x-aigw-provider"]) == (200, "p2")
     assert world.records[0]["attempts"][0]["message"] == "name not found"
     assert dead not in "".join(world.log)
+
+
+@ensureDeferred
+async def test_whatever_a_look_up_raises_is_told_and_the_next_one_is_a_new_one():
+    asked = []
+
+    def broken(host):
+        asked.append(host)
+        raise ValueError("embedded null")
+
+    names = Names(reactor, broken)
+    for _ in range(2):
+        with pytest.raises(DNSLookupError):
+            await bounded(names.addresses("x"))
+    assert asked == ["x", "x"]
+
+
+@ensureDeferred
+async def test_a_look_up_without_a_thread_is_tried_again(resolver, monkeypatch):
+    names = Names(reactor, resolver)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda self: exec("raise RuntimeError('no thread')"))
+        with pytest.raises(RuntimeError):
+            names.addresses("localhost")
+    assert await bounded(names.addresses("localhost")) == ["127.0.0.1"]
+
+
+@ensureDeferred
+async def test_one_waiter_may_cancel_another(resolver):
+    names = Names(reactor, resolver)
+    waiters = [names.addresses("localhost") for _ in range(2)]
+    got = []
+    for each, other in zip(waiters, reversed(waiters), strict=True):
+        each.addCallbacks(
+            lambda found, other=other: (got.append(found), other.cancel()), lambda failure: got.append("gone")
+        )
+    from tests.harness import until
+
+    await until(lambda: len(got) == 2)
+    assert sorted(map(str, got)) == ["['127.0.0.1']", "gone"]
+
+
+def test_no_timer_is_left_where_an_address_fails_at_once():
+    second = Address()
+    clock, _, got = race(Address(fail(OSError())), second, Address())
+    second.outcome.callback("protocol")
+    assert got == ["protocol"]
+    assert not clock.getDelayedCalls()

@@ -42,11 +42,11 @@ class Steps:
 
 def test_f3_a_resting_step_is_tried_last_and_the_soonest_to_wake_first_among_them():
     s = Steps()
-    s.health.rest(s.steps[0], 30)
+    s.health.rest(s.steps[0], 30, False)
     assert s.order == [2, 3, 1]
-    s.health.rest(s.steps[1], 20)
+    s.health.rest(s.steps[1], 20, False)
     assert s.order == [3, 2, 1]
-    s.health.rest(s.steps[2], 40)
+    s.health.rest(s.steps[2], 40, False)
     assert s.order == [2, 1, 3]
     s.now = 20
     assert s.order == [2, 1, 3]
@@ -57,29 +57,38 @@ def test_f3_a_resting_step_is_tried_last_and_the_soonest_to_wake_first_among_the
 
 def test_f3_three_failures_in_a_row_or_two_timeouts_in_a_row():
     s = Steps()
-    first = s.steps[0]
-    assert [s.health.failed(first), s.health.failed(first)] == [False, False]
-    assert not s.health.timed_out(first)
-    assert [s.health.failed(first), s.health.failed(first)] == [False, False]
+    first, second, third = s.steps
+    for what in ("failed", "failed", "timed_out", "failed", "failed"):
+        getattr(s.health, what)(first, False)
+    assert s.health.rests_for(first) is None
     s.health.succeeded(first)
-    assert [s.health.failed(first), s.health.failed(first), s.health.failed(first)] == [False, False, True]
+    for _ in range(3):
+        assert s.health.rests_for(first) is None
+        s.health.failed(first, False)
     assert s.health.rests_for(first) == 60
-    second = s.steps[1]
-    assert [s.health.timed_out(second), s.health.timed_out(second)] == [False, True]
+    for _ in range(2):
+        assert s.health.rests_for(second) is None
+        s.health.timed_out(second, False)
+    assert s.health.rests_for(second) == 60
+    for what in ("failed", "failed", "answered", "failed", "failed", "abandoned"):
+        getattr(s.health, what)(third, False)
+    assert s.health.rests_for(third) is None, "a 400 between them is an answer"
+    s.health.failed(third, False)
+    assert s.health.rests_for(third) == 60, "a client that left is no word on it"
 
 
 def test_f3_success_ends_a_rest():
     s = Steps()
-    s.health.rest(s.steps[0], 30)
+    s.health.rest(s.steps[0], 30, False)
     s.health.succeeded(s.steps[0])
     assert s.order == [1, 2, 3]
 
 
 def test_f3_a_rest_is_at_most_ten_minutes_and_a_shorter_one_does_not_end_it():
     s = Steps()
-    s.health.rest(s.steps[0], 100_000)
+    s.health.rest(s.steps[0], 100_000, False)
     assert s.health.rests_for(s.steps[0]) == 600
-    s.health.rest(s.steps[0], 1)
+    s.health.rest(s.steps[0], 1, False)
     assert s.health.rests_for(s.steps[0]) == 600
 
 
@@ -87,39 +96,50 @@ def test_f3_a_step_that_rests_already_wakes_no_later_because_it_was_tried_all_th
     s = Steps()
     first = s.steps[0]
     for _ in range(3):
-        s.health.failed(first)
+        s.health.failed(first, False)
     s.now = 40
-    assert s.health.failed(first)
+    s.health.failed(first, s.health.begin(first))
     assert s.health.rests_for(first) == 20
 
 
-def test_f3_cooldown_0_turns_it_off():
+def test_f3_cooldown_0_turns_it_off_and_does_not_touch_the_rest_of_others():
+    """The state is that of provider and model, which another route may use with a cooldown."""
     s = Steps()
-    tireless = step(4, cooldown=0)
+    tireless = step(1, cooldown=0)
     for _ in range(5):
-        assert not s.health.failed(tireless)
-        assert not s.health.timed_out(tireless)
-    s.health.rest(tireless, 30)
+        s.health.failed(tireless, s.health.begin(tireless))
+        s.health.timed_out(tireless, s.health.begin(tireless))
+        s.health.rest(tireless, 30, s.health.begin(tireless))
     assert s.health.rests_for(tireless) is None
+    s.health.rest(s.steps[0], 30, False)
+    s.now = 30
+    s.health.rest(tireless, 30, s.health.begin(tireless))
+    assert s.order == [1, 2, 3]
+    assert s.health.begin(s.steps[0])
 
 
 def test_f3_one_probe_at_a_time_when_a_rest_ends():
     s = Steps()
     first = s.steps[0]
-    s.health.rest(first, 30)
+    s.health.rest(first, 30, False)
     s.now = 30
     assert s.order == [1, 2, 3]
-    s.health.begin(first)
+    probe = s.health.begin(first)
+    assert probe
     assert s.order == [2, 3, 1], "it rests for all others while it is probed"
-    s.health.abandoned(first)
+    assert not s.health.begin(first), "and whoever tries it all the same is no probe"
+    s.health.abandoned(first, False)
+    s.health.answered(first, False)
+    s.health.failed(first, False)
+    assert s.order == [2, 3, 1], "what began before the rest says nothing about the probe"
+    s.health.abandoned(first, probe)
     assert s.order == [1, 2, 3], "the probe's client left: somebody else may probe"
-    s.health.begin(first)
-    assert s.health.failed(first), "a probe that fails is enough"
-    assert s.health.rests_for(first) == 60
+    s.health.failed(first, s.health.begin(first))
+    assert s.health.rests_for(first) == 60, "a probe that fails is enough"
     s.now = 90
-    s.health.begin(first)
-    s.health.succeeded(first)
+    s.health.answered(first, s.health.begin(first))
     assert s.order == [1, 2, 3]
+    assert not s.health.begin(first), "a probe that is answered, be it with 400, ends the rest"
 
 
 #   what happened                                    what follows
@@ -130,14 +150,14 @@ JUDGED = {
     "401":              (UpstreamRefused(401),                   Verdict(rest=60, key_refused=True)),
     "402":              (UpstreamRefused(402),                   Verdict(rest=60, key_refused=True)),
     "403":              (UpstreamRefused(403),                   Verdict(rest=60, key_refused=True)),
-    "400":              (UpstreamRefused(400),                   Verdict()),
-    "404":              (UpstreamRefused(404),                   Verdict()),
-    "413":              (UpstreamRefused(413),                   Verdict()),
-    "422":              (UpstreamRefused(422),                   Verdict()),
-    "302":              (UpstreamRefused(302),                   Verdict()),
-    "408":              (UpstreamRefused(408),                   Verdict(repeatable=True)),
-    "409":              (UpstreamRefused(409),                   Verdict(repeatable=True)),
-    "425":              (UpstreamRefused(425),                   Verdict(repeatable=True)),
+    "400":              (UpstreamRefused(400),                   Verdict(strike="alive")),
+    "404":              (UpstreamRefused(404),                   Verdict(strike="alive")),
+    "413":              (UpstreamRefused(413),                   Verdict(strike="alive")),
+    "422":              (UpstreamRefused(422),                   Verdict(strike="alive")),
+    "302":              (UpstreamRefused(302),                   Verdict(strike="alive")),
+    "408":              (UpstreamRefused(408),                   Verdict(strike="alive", repeatable=True)),
+    "409":              (UpstreamRefused(409),                   Verdict(strike="alive", repeatable=True)),
+    "425":              (UpstreamRefused(425),                   Verdict(strike="alive", repeatable=True)),
     "500":              (UpstreamRefused(500),                   Verdict(strike="failure", repeatable=True)),
     "529":              (UpstreamRefused(529),                   Verdict(strike="failure", repeatable=True)),
     "unreachable":      (UpstreamUnreachable("x"),               Verdict(strike="failure", repeatable=True)),
@@ -162,6 +182,8 @@ def test_f2_f3_f4_what_follows_from_a_failure(case):
         (UpstreamRefused(500, body=b"x", words=["other", "content_filter"]), True),
         (UpstreamRefused(400, body=None), False),
         (UpstreamBroken("content_filter"), False),
+        (UpstreamRefused(302, body=b"x", words=["content_filter"]), False),
+        (UpstreamRefused(401, body=b"x", words=["content_filter"]), False),
     ],
 )
 def test_f5_stop_on(failure, final):
@@ -173,6 +195,7 @@ def test_f2_the_pause_before_a_repetition_grows_has_jitter_and_obeys_the_provide
     assert [retry_delay(broken, tries, lambda: 1.0) for tries in range(1, 7)] == [0.5, 1, 2, 4, 8, 8]
     assert retry_delay(broken, 3, lambda: 0.0) == 1
     assert retry_delay(UpstreamRefused(429, retry_after=7), 1, lambda: 1.0) == 7
+    assert retry_delay(UpstreamRefused(429, retry_after=0), 2, lambda: 1.0) == 1
 
 
 # The same, through the gateway
@@ -376,3 +399,84 @@ def test_f3_a_probe_whose_client_leaves_is_over():
     world.ask().abortConnection()
     world.ask()
     assert len(world.doors["p1"].wires) == 3
+
+
+def test_f3_the_order_is_that_of_the_moment_not_of_the_request_s_start():
+    """A waits on p1; meanwhile p2 is put to rest by B: when A goes on, it goes to p3."""
+    world = MemoryGateway(3)
+    world.ask()
+    first = world.doors["p1"].wire
+    world.ask()
+    world.doors["p1"].wire.say(status(500))
+    world.doors["p2"].wire.say(status(429, Retry_After="100"))
+    world.doors["p3"].wire.say(GOOD)
+    first.say(status(400))
+    assert len(world.doors["p2"].wires) == 1
+    assert world.doors["p3"].wire.take().count(b"POST") == 2
+
+
+def test_f3_requests_that_wait_elsewhere_do_not_all_become_probes():
+    world = MemoryGateway(3)
+    world.ask()
+    world.doors["p1"].wire.say(status(500))
+    world.doors["p2"].wire.say(status(429, Retry_After="10"))
+    world.doors["p3"].wire.say(GOOD)
+    for _ in range(5):
+        world.ask()
+    waiting = world.doors["p1"].wires[-5:]
+    world.clock.advance(10)
+    probes = len(world.doors["p2"].wires)
+    for wire in waiting:
+        wire.say(status(400))
+    assert len(world.doors["p2"].wires) == probes + 1
+
+
+def test_f5_the_count_of_attempts_of_a_refusal_that_is_passed_on():
+    world = MemoryGateway(stop_on=[400])
+    client = world.ask()
+    world.doors["p1"].wire.say(status(400))
+    assert b"x-aigw-attempts: 1" in client.take().lower()
+
+
+def test_f5_b9_a_refusal_that_repeats_our_key_is_not_passed_on():
+    world = MemoryGateway(stop_on=[400])
+    client = world.ask()
+    world.doors["p1"].wire.say(status(400, b'{"error": {"message": "bad key-of-p1"}}'))
+    world.doors["p2"].wire.say(GOOD)
+    assert b"key-of-p1" not in client.take()
+    assert world.records[0].provider == "p2"
+
+
+def test_f3_a_compressed_refusal_keeps_its_status_and_its_retry_after():
+    world = MemoryGateway()
+    world.ask()
+    world.doors["p1"].wire.say(status(429, b"\x1f\x8b\x00", Content_Encoding="gzip", Retry_After="30"))
+    assert [(each.outcome, each.status, each.rests_s) for each in world.failed] == [("refused", 429, 30)]
+
+
+def test_f6_there_is_no_retry_after_where_repeating_is_useless():
+    world = MemoryGateway()
+    client = world.ask()
+    world.doors["p1"].wire.say(status(401))
+    world.doors["p2"].wire.say(status(403))
+    told = client.take().lower()
+    assert b"x-should-retry: false" in told
+    assert b"retry-after" not in told
+
+
+def test_b7_an_exception_where_a_connection_should_begin_falls_through(monkeypatch):
+    """No thread for a look-up, no socket: the next step is tried, and the first is not lost for ever."""
+    world = MemoryGateway()
+
+    def refuse(factory):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(world.doors["p1"], "connect", refuse)
+    client = world.ask()
+    world.doors["p2"].wire.say(GOOD)
+    assert b"x-aigw-provider: p2" in client.take().lower()
+    assert [each.outcome for each in world.failed] == ["unreachable"]
+    world.clock.advance(100)
+    monkeypatch.undo()
+    world.ask()
+    assert world.doors["p1"].wires

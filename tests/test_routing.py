@@ -19,7 +19,7 @@ from aigw.errors import (
 from aigw.health import Health
 from aigw.openai import ENDPOINTS, Call, error_body, message_in, read_call
 from aigw.records import AttemptRecord
-from aigw.routing import Attempt, Router, all_failed, plan
+from aigw.routing import Attempt, Router, all_failed
 from aigw.secret import Secret
 
 GATEWAY_KEY, FIRST_KEY, SECOND_KEY = "gw-key-0123456789", "sk-first-0123456789", "sk-second-0123456789"
@@ -58,7 +58,7 @@ def call(path: str = "chat/completions", more: bytes = b"", headers: tuple[tuple
 
 def attempts(config: Config, call: Call, route: str = "smart") -> list[Attempt]:
     router = Router(config)
-    return [router.attempt(step, call) for step in plan(router.route(route), Health(lambda: 0.0))]
+    return [router.attempt(step, call) for step in Health(lambda: 0.0).order(router.route(route).steps)]
 
 
 def first_headers(client: tuple[tuple[bytes, bytes], ...] = (), **first) -> list[tuple[bytes, bytes]]:

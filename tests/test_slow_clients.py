@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
-from twisted.internet.error import ConnectionDone
+from socket import SO_RCVBUF, SOL_SOCKET
 
+import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet import reactor
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import deferLater
+
+from aigw import channel
 from tests.harness import AUTH, HELLO, request
 from tests.memory import MemoryGateway, body_of, error_of
-from tests.providers import ROLE, STREAM_HEAD, chunk, completion, event, head
+from tests.providers import ROLE, STREAM_HEAD, answer, chunk, completion, event, head
 
 GOOD = head(Content_Length=str(len(completion()))) + completion()
 HEAD = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: {AUTH['Authorization']}\r\n".encode()
@@ -128,6 +134,32 @@ def test_s2_2000_connections_in_all():
     assert not world.open().disconnected
 
 
+def test_s2_s7_a_body_over_the_limit_just_before_the_head_s_time_is_over():
+    """The time of a request that was refused says nothing any more, and nobody looks for its body."""
+    world = MemoryGateway(top={"limits": {"body": 1024}})
+    client = world.open()
+    client.say(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    world.clock.advance(14)
+    client.say(b"800\r\n" + b"x" * 2048)
+    assert client.take().startswith(b"HTTP/1.1 413 ")
+    world.clock.advance(1.5)
+    world.clock.advance(1)
+    assert client.disconnected
+    assert world.timers() == []
+
+
+def test_s2_a_second_request_has_its_whole_15_seconds_however_late_it_comes():
+    world = MemoryGateway()
+    client = world.open()
+    client.say(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    client.take()
+    world.clock.advance(74.9)
+    client.say(b"GET /health HTTP/1.1\r\n")
+    world.clock.advance(10)
+    client.say(b"Host: x\r\n\r\n")
+    assert client.take().startswith(b"HTTP/1.1 200 ")
+
+
 #   how a request ends without an answer of a provider, and what its one record says
 ENDINGS = {
     "hangs up in the body": (HEAD + b"Content-Length: 100\r\n\r\nabc", "gone", 499),
@@ -163,3 +195,24 @@ def test_b9_every_request_has_exactly_one_record(case):
     world.clock.advance(100)
     assert len(world.records) == 1
     assert world.timers() == []
+
+
+@ensureDeferred
+async def test_s2_a_client_that_reads_slowly_gets_all_of_a_large_answer(world, monkeypatch):
+    """What counts is that it reads, not that it ever catches up."""
+    monkeypatch.setattr(channel, "READ_SECONDS", 0.15)
+    large = b'{"data": ["%s"]}' % (b"x" * 1_000_000)
+    gateway = world.gateway(world.provider(answer(200, large)))
+    client = await gateway.connect()
+    client.transport.socket.setsockopt(SOL_SOCKET, SO_RCVBUF, 16 * 1024)
+    client.transport.pauseProducing()
+    client.transport.write(request(HELLO))
+    begun = reactor.seconds()
+    while not client.done.called and reactor.seconds() - begun < 20:
+        client.transport.resumeProducing()
+        await deferLater(reactor, 0.002)
+        client.transport.pauseProducing()
+        await deferLater(reactor, 0.05)
+    assert client.answer.whole
+    assert client.answer.body == large
+    assert reactor.seconds() - begun > 0.3, "it was slow enough to count"
