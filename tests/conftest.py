@@ -80,8 +80,8 @@ def left() -> tuple[int, ...]:
 
 async def nothing_is_left(before: tuple[int, ...]) -> None:
     """Within a bound, for a closed connection is gone only a turn or two later."""
-    for _ in range(300):
+    for _ in range(3000):
         if all(now <= then for now, then in zip(left(), before, strict=True)):
             return
-        await deferLater(reactor, 0.01)
+        await deferLater(reactor, 0.001)
     raise AssertionError(f"files, delayed calls, readers, writers: {before} before, {left()} now")
