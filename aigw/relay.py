@@ -7,6 +7,7 @@ of inside the stream, and nothing is switched, repaired or hidden.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -37,7 +38,7 @@ class Client(Protocol):
 
 
 @implementer(IPushProducer)
-class Relay(BodyProtocol):
+class Relay(BodyProtocol, ABC):
     """One answer on its way. ``held`` fires with this Relay at the commit point; then ``flow`` lets it go on."""
 
     transport: Any
@@ -91,17 +92,21 @@ class Relay(BodyProtocol):
 
     # What the kinds of answers do differently
 
+    @abstractmethod
     def _hold(self, data: bytes) -> None:
-        raise NotImplementedError
+        """A read before the commit point."""
 
+    @abstractmethod
     def _pass_on(self, data: bytes) -> None:
-        raise NotImplementedError
+        """A read after it."""
 
+    @abstractmethod
     def _ended(self, whole: bool, reason: Failure) -> None:
-        raise NotImplementedError
+        """The body is over; ``whole`` is what HTTP's framing says."""
 
+    @abstractmethod
     def _too_late(self) -> None:
-        raise NotImplementedError
+        """The limit has passed."""
 
     def _time_left(self) -> float:
         return self._limit if self._paused else self._heard + self._limit - self._clock.seconds()

@@ -148,7 +148,7 @@ def decode(expected: type, value: Any) -> Any:
     """Make a leaf type of this module from what YAML holds. Raises ValueError with what would be right."""
     if expected in _DECODERS:
         return _DECODERS[expected](value)
-    raise NotImplementedError(expected)
+    raise TypeError(f"{expected} is no type of this schema")
 
 
 def _duration(value: Any) -> Duration:
