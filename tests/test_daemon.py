@@ -81,6 +81,10 @@ class Daemon:
 
     def __exit__(self, *_):
         if self.process.poll() is None:
+            self.process.terminate()  # so that it can clean up
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
