@@ -227,9 +227,9 @@ class Connection(Protocol):
         self._lost = reason
         ready, self.ready = self.ready, None
         answer, self._answer = self._answer, None
-        if ready is not None and not ready.called:
+        if ready is not None:
             ready.errback(reason)
-        elif answer is not None and not answer.called:
+        elif answer is not None:
             if self._reused and not self._heard:
                 answer.errback(Failure(Stale()))
             else:

@@ -179,12 +179,16 @@ class _Exchange:
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
         body = refusal.body or b""
-        self._trail.provider, self._trail.model = attempt.step.provider.name, attempt.step.model
+        self._note_who_answers(attempt)
         self._trail.bytes_out = len(body)
         self._client.begin(refusal.status or 502, self._safe(refusal.headers), len(body))
         self._client.write(body)
         self._client.end()
         return succeed(None)
+
+    def _note_who_answers(self, attempt: Attempt) -> None:
+        self._trail.provider = attempt.step.provider.name
+        self._trail.model = attempt.step.model
 
     def _safe(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
         """``sent`` less those in which the provider repeats a key."""
@@ -204,8 +208,7 @@ class _Exchange:
         )
 
     def _begin(self, attempt: Attempt, response: IResponse, length: int | None) -> None:
-        self._trail.provider = attempt.step.provider.name
-        self._trail.model = attempt.step.model
+        self._note_who_answers(attempt)
         sent = self._safe(headers.for_client(response.headers.getAllRawHeaders()))
         if self._call.stream:
             if not any(name == b"content-type" for name, _ in sent):

@@ -154,11 +154,11 @@ class Request(TwistedRequest):
         self.error = error
         for name, value in error.headers.items():
             self.setHeader(name, value)
-        self.answer(error.status, error_body(error), [(b"content-type", b"application/json")])
+        self.answer(error.status, error_body(error))
 
-    def answer(self, status: int, body: bytes, sent: list[headers.Header] | None = None) -> None:
-        """Answer in one piece."""
-        self.begin(status, sent or [(b"content-type", b"application/json")], len(body))
+    def answer(self, status: int, body: bytes) -> None:
+        """Answer with JSON, in one piece."""
+        self.begin(status, [(b"content-type", b"application/json")], len(body))
         if body:
             self.write(body)
         self.end()

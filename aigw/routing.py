@@ -45,6 +45,11 @@ class Router:
     def __init__(self, config: Config) -> None:
         self._routes = config.routes
         self._headers = {name: _headers(provider) for name, provider in config.providers.items()}
+        self._models = {
+            step.model: msgspec.Raw(msgspec.json.encode(step.model))
+            for route in config.routes.values()
+            for step in route.steps
+        }
         self._urls = {
             (name, path): f"{provider.base_url}/{path}"
             for name, provider in config.providers.items()
@@ -69,7 +74,7 @@ class Router:
             step=step,
             url=self._urls[name, call.endpoint.path],
             headers=(*own, *passed, (b"x-request-id", call.request_id.encode())),
-            body=rewrite(call, msgspec.Raw(msgspec.json.encode(step.model)), step.conflict_resolution),
+            body=rewrite(call, self._models[step.model], step.conflict_resolution),
         )
 
 

@@ -44,12 +44,11 @@ class Upstream:
     def __init__(self, reactor: Any, providers: Iterable[Provider], connect: Connect) -> None:
         """Opens nothing, but reads each ``ca_file``. Raises ConfigError."""
         self._reactor = reactor
-        self._providers = {provider.name: provider for provider in providers}
         self._pools: dict[str, Pool] = {}
         self._clients: dict[tuple[str, float], HTTPClient] = {}
         self._urls: dict[str, _ReadyUrl] = {}
         mistakes: list[str] = []
-        for index, provider in enumerate(self._providers.values()):
+        for index, provider in enumerate(providers):
             try:
                 self._pools[provider.name] = _pool(reactor, provider, connect)
             except ConfigError as error:
@@ -170,7 +169,7 @@ def _in_our_terms(failure: Failure) -> Failure:
 
 
 class _Bounded(Protocol):
-    """Reads the body of a refusal, up to MAX_REFUSAL bytes and seconds, and says whether that is the whole of it."""
+    """Reads the body of a refusal, up to MAX_REFUSAL bytes and REFUSAL_SECONDS, and says whether that is all of it."""
 
     transport: Any
 

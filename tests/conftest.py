@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import pytest_twisted
@@ -21,20 +23,29 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def failures():
-    """S7: whatever Twisted logs as a failure, "Unhandled error in Deferred" included, fails the test."""
+@contextmanager
+def failures_logged() -> Iterator[list[str]]:
+    """What Twisted logs as a failure meanwhile, in the new style or the old."""
     seen: list[str] = []
 
     def observe(event):
-        failure = event.get("log_failure") or event.get("failure")  # new and old style
+        failure = event.get("log_failure") or event.get("failure")
         if failure is not None:
             seen.append(f"{event.get('log_format')}: {failure.getTraceback()}")
 
     globalLogPublisher.addObserver(observe)
-    yield seen
-    gc.collect(1)  # what this test left; the rest is collected when its module is over
-    globalLogPublisher.removeObserver(observe)
+    try:
+        yield seen
+    finally:
+        globalLogPublisher.removeObserver(observe)
+
+
+@pytest.fixture(autouse=True)
+def failures():
+    """S7: whatever Twisted logs as a failure, "Unhandled error in Deferred" included, fails the test."""
+    with failures_logged() as seen:
+        yield seen
+        gc.collect(1)  # what this test left; the rest is collected when its module is over
     logs.hide([])
     assert not seen, "\n".join(seen)
 
@@ -42,16 +53,9 @@ def failures():
 @pytest.fixture(autouse=True, scope="module")
 def late_failures():
     """The same for what only a full collection brings to light."""
-    seen: list[str] = []
-
-    def observe(event):
-        if event.get("log_failure") is not None:
-            seen.append(event["log_failure"].getTraceback())
-
     yield
-    globalLogPublisher.addObserver(observe)
-    gc.collect()
-    globalLogPublisher.removeObserver(observe)
+    with failures_logged() as seen:
+        gc.collect()
     assert not seen, "\n".join(seen)
 
 

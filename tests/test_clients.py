@@ -12,48 +12,21 @@ from twisted.internet.threads import deferToThread
 
 from tests.harness import KEY, bounded
 from tests.providers import ROLE, answer, as_asked, begin_stream, completion, event, fin, hang, stream, then
+from tests.test_config import KEYS, ORIGINAL
 
-# The original program's example, word for word but for the two base URLs.
-ORIGINAL = """
-api_key: ${GATEWAY_API_KEY}  # Required: Gateway API key
-port: 8080  # Optional, defaults to PORT env var or 8080
-default_timeout: 300s  # Optional, used when route steps don't specify timeout
-
-providers:
-  - name: cerebras
-    api_key: ${CEREBRAS_API_KEY}
-    base_url: CEREBRAS
-
-  - name: openrouter
-    api_key: ${OPENROUTER_API_KEY}
-    base_url: OPENROUTER
-
-routes:
-  - name: dynamic/n8n  # Must match request model exactly
-    steps:
-      - provider: cerebras
-        model: gpt-oss-120b
-        timeout: 300s  # Optional, uses default_timeout if omitted
-        conflict_resolution: tools  # Optional: "tools" or "format"
-      - provider: openrouter
-        model: nvidia/nemotron-3-nano-30b-a3b:free
-        timeout: 300s
-        conflict_resolution: format
-"""
 HI = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
 FORMAT = {"type": "json_object"}
 
 
 def original(world, cerebras, openrouter):
-    """A gateway with that configuration, on a port of its own, with a certificate."""
-    text = ORIGINAL.replace("CEREBRAS\n", world.base_url(cerebras) + "\n")
-    tree = yaml.safe_load(text.replace("OPENROUTER\n", world.base_url(openrouter) + "\n"))
-    keys = {"GATEWAY_API_KEY": KEY, "CEREBRAS_API_KEY": "cerebras-key", "OPENROUTER_API_KEY": "openrouter-key"}
+    """A gateway with the original's example but for its base URLs, on a port of its own, with a certificate."""
+    text = ORIGINAL.replace("https://api.cerebras.ai/v1", world.base_url(cerebras))
+    tree = yaml.safe_load(text.replace("https://openrouter.ai/api/v1", world.base_url(openrouter)))
     return world.gateway_of(
         {**{name: tree[name] for name in tree if name != "port"}, "listen": ["tcp:0:interface=127.0.0.1"]},
         tls=True,
-        environ=keys,
+        environ={**KEYS, "GATEWAY_API_KEY": KEY},
     )
 
 
