@@ -1,6 +1,6 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
-Beyond the table of the design: `schema`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
+Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
 `sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel` and `request` for `web`; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo.
 """
@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = (
-    "errors secret document permissions schema config envelope sse openai headers auth health routing records".split()
-)
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -26,9 +24,12 @@ MAY_IMPORT = {
     "logs": "",
     "dial": "",
     "document": "",
-    "schema": "secret",
+    "systemd": "",
+    "notation": "secret",
+    "schema": "notation secret",
     "permissions": "",
-    "config": "document errors permissions schema secret",
+    "consistency": "",
+    "config": "consistency document errors notation permissions schema secret",
     "openai": "envelope errors sse",
     "auth": "config errors",
     "health": "config",
