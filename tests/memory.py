@@ -104,7 +104,7 @@ class MemoryGateway:
         }
         settings = config.build(tree, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
-        gateway = Gateway(
+        self.gateway = Gateway(
             settings,
             upstream,
             Health(self.clock.seconds),
@@ -112,7 +112,7 @@ class MemoryGateway:
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
-        self.site = web.Front(web.tree(settings, gateway, self.records.append, lambda: None), self.clock)
+        self.site = web.Front(web.tree(settings, self.gateway, self.records.append, lambda: None), self.clock)
 
     def _door(self, host: str, port: int) -> Door:
         return self.doors.setdefault(host, Door())

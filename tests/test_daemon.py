@@ -53,7 +53,10 @@ class Daemon:
         self.log = more.pop("log", self.err)
         self.started = time.monotonic()
         with self.out.open("w") as out, self.err.open("w") as err:
-            self.process = subprocess.Popen(**twistd(folder, *arguments, **more), stdout=out, stderr=err)
+            self.process = self.start(**twistd(folder, *arguments, **more), stdout=out, stderr=err)
+
+    def start(self, args, **more):
+        return subprocess.Popen(args, **more)
 
     def lines(self):
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
