@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from cryptography.x509 import load_pem_x509_certificate
@@ -253,9 +254,9 @@ async def hello(world, port: int, name: str = "127.0.0.1", mine=None) -> tuple[s
     return await bounded(deferToThread(blocking))
 
 
-def certificate(world, name: str, *hosts: str) -> str:
+def certificate(world, name: str, *hosts: str, days: float = 90) -> str:
     """Writes NAME.pem and NAME.key, and gives the serial number."""
-    issued = world.ca.issue_cert(*hosts)
+    issued = world.ca.issue_cert(*hosts, not_after=datetime.now(timezone.utc) + timedelta(days=days))
     issued.private_key_pem.write_to_path(str(world.folder / f"{name}.key"))
     issued.cert_chain_pems[0].write_to_path(str(world.folder / f"{name}.pem"))
     return f"{load_pem_x509_certificate(issued.cert_chain_pems[0].bytes()).serial_number:x}"
@@ -296,6 +297,24 @@ async def test_d1_a_certificate_without_its_key_is_refused(world):
     shown, connection = await hello(world, gateway.port)
     connection.close()
     assert shown == first
+
+
+@pytest.mark.parametrize(("days", "status", "said"), [(90, 200, ""), (13, 200, "soon"), (-1, 503, "has expired")])
+@ensureDeferred
+async def test_d2_ready_knows_that_a_certificate_has_expired_and_the_log_warns_before(world, days, status, said):
+    certificate(world, "server", "127.0.0.1", days=days)
+    plain = {"endpoint": "tcp:0:interface=127.0.0.1", "insecure": True}
+    gateway = world.gateway(world.provider(), top={"tls": files("server"), "listen": [plain]})
+    got = await gateway.get("/ready", {})
+    assert got.status == status
+    if status == 503:
+        assert got.error["code"] == "certificate_expired"
+    told = [line["message"] for line in map(json.loads, world.log) if line["message"].startswith("A certificate")]
+    assert len(told) == bool(said)
+    assert all(said in message for message in told)
+    certificate(world, "server", "127.0.0.1")
+    assert await gateway.reload()
+    assert (await gateway.get("/ready", {})).status == 200
 
 
 @ensureDeferred
