@@ -66,8 +66,6 @@ class Channel(HTTPChannel):
         if socket is not None:
             socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
         self._cut_after(HEAD_SECONDS)
-        if self.site.is_full():
-            self.transport.abortConnection()
 
     # Time: one timer a connection, which looks only when it fires whether its end has moved.
 

@@ -21,8 +21,9 @@ MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
 MAX_LINE = 64 * 1024
 FIELDS = frozenset(
-    "address attempts bytes_in bytes_out caller config duration_ms error method mistakes model outcome path provider "
-    "providers rests_s route routes status step stream tls traceback ttft_ms usage version".split()
+    "address addresses attempts bytes_in bytes_out caller config connections duration_ms error method mistakes "
+    "model outcome path provider providers refused rests_s route routes status step stream tls traceback ttft_ms "
+    "usage version".split()
 )
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}

@@ -16,7 +16,8 @@ from twisted.internet.endpoints import serverFromString, wrapServerTLS
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import ILogObserver
 
-from aigw import __version__, logs, web
+from aigw import __version__, logs, openfiles, web
+from aigw.admission import Admission, Guarded
 from aigw.config import Config, Listener
 from aigw.dial import Host, LookUp, Names, look_up
 from aigw.errors import CannotListen, ConfigError
@@ -26,6 +27,8 @@ from aigw.records import AttemptRecord, Record
 from aigw.routing import KEY_REFUSED
 from aigw.tls import ServerIdentity
 from aigw.upstream import Upstream
+
+BACKLOG = 1024  # connections that the kernel holds until they are accepted
 
 T = TypeVar("T")
 
@@ -45,6 +48,7 @@ class GatewayService(Service):
         self._reactor = reactor
         self._observer = observer
         mistakes: list[str] = []
+        self._admission = Admission(reactor, config.max_connections, config.max_per_address)
         connect = partial(Host, reactor, Names(reactor, look_up))
         self._identity = _or_mistakes(mistakes, lambda: ServerIdentity(config.tls) if config.tls else None)
         upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values(), connect))
@@ -54,7 +58,7 @@ class GatewayService(Service):
         self._upstream = upstream
         self._endpoints = endpoints
         gateway = Gateway(config, self._upstream, Health(time.monotonic), reactor, log_attempt)
-        self._site = web.Front(web.tree(config, gateway, log_record), config.max_body, reactor)
+        self._site = web.Front(web.tree(config, gateway, log_record), config.max_body, reactor, self._admission)
         logs.hide(secret.hide_in for secret in config.secrets)
 
     def setServiceParent(self, parent: Any) -> None:
@@ -70,6 +74,7 @@ class GatewayService(Service):
             logs.warn(warning)
         if self._identity is None:
             logs.warn("No TLS certificate is configured: plain HTTP, on loopback only unless a listener says insecure")
+        self._limit_connections(self.config)
         for listener, endpoint in self._endpoints:
             self._listen(listener, endpoint)
 
@@ -93,13 +98,27 @@ class GatewayService(Service):
 
         return stopped.addBoth(say_so).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
 
+    def _limit_connections(self, config: Config) -> None:
+        """From now on; as many as the configuration says, or as open files allow."""
+        fit = openfiles.make_room(config.max_connections)
+        if fit < config.max_connections:
+            logs.warn(
+                f"The limit of open files is too low for {config.max_connections} connections, so there may be {fit}; "
+                f"raise it (LimitNOFILE=, ulimit -n) to {openfiles.needed(config.max_connections)}, "
+                "or lower limits.connections"
+            )
+        self._admission.connections = fit
+        self._admission.per_address = config.max_per_address
+
     def _endpoint(self, listener: Listener) -> IStreamServerEndpoint:
         try:
-            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, listener.endpoint)
+            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, _with_backlog(listener.endpoint))
         except (ValueError, TypeError):
             right = r"write tcp:PORT:interface=ADDRESS, tcp6:PORT:interface=\:\:, unix:PATH or systemd:..."
             raise ConfigError([f"listen: {listener.endpoint!r} is not a Twisted server endpoint; {right}"]) from None
-        if self._identity is not None and not listener.insecure:
+        secure = self._identity is not None and not listener.insecure
+        endpoint = Guarded(self._admission, endpoint, secure)
+        if self._identity is not None and secure:
             endpoint = wrapServerTLS(self._identity, endpoint, self._reactor)
         return endpoint
 
@@ -132,6 +151,12 @@ def listeners(config: Config) -> tuple[Listener, ...]:
     else:
         addresses = [f"tcp:{port}:interface=127.0.0.1", *([rf"tcp6:{port}:interface=\:\:1"] if both else [])]
     return tuple(Listener(address) for address in addresses)
+
+
+def _with_backlog(endpoint: str) -> str:
+    """Twisted's 50 are too few where hundreds of clients come back at once, as they do after a restart."""
+    ours = endpoint.startswith(("tcp:", "tcp6:")) and ":backlog=" not in endpoint
+    return f"{endpoint}:backlog={BACKLOG}" if ours else endpoint
 
 
 def _has_ipv6() -> bool:

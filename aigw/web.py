@@ -11,6 +11,7 @@ from twisted.web.resource import Resource as TwistedResource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from aigw import headers
+from aigw.admission import Admission
 from aigw.auth import authenticate
 from aigw.channel import Channel
 from aigw.config import Config
@@ -20,8 +21,6 @@ from aigw.openai import ENDPOINTS, Endpoint, model, read_call
 from aigw.records import Sink, Trail
 from aigw.request import Request
 
-MAX_CONNECTIONS = 2000
-
 
 class Front(Site):
     """The site that every listener serves; assigning ``resource`` replaces the whole tree for the next requests."""
@@ -30,23 +29,22 @@ class Front(Site):
     noisy = False
     displayTracebacks = False
 
-    def __init__(self, tree: TwistedResource, max_body: int, reactor: Any) -> None:
-        """``max_body`` in bytes."""
+    def __init__(self, tree: TwistedResource, max_body: int, reactor: Any, admission: Admission) -> None:
+        """``max_body`` in bytes; ``admission`` is told who is connected."""
         super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
         self.max_body = max_body
+        self.admission = admission
         self._open: set[Channel] = set()
 
     def entered(self, channel: Channel) -> None:
         """A client has connected."""
         self._open.add(channel)
+        self.admission.entered(channel.transport.getPeer())
 
     def left(self, channel: Channel) -> None:
         """A client's connection is gone."""
         self._open.discard(channel)
-
-    def is_full(self) -> bool:
-        """Whether there are more connections than may be."""
-        return len(self._open) > MAX_CONNECTIONS
+        self.admission.left(channel.transport.getPeer())
 
     def acceptableProtocols(self) -> list[bytes]:
         """What ALPN offers, whatever else is installed."""
@@ -56,7 +54,8 @@ class Front(Site):
         """Twisted would start a timer for its access log here."""
 
     def stopFactory(self) -> None:
-        """See startFactory."""
+        """No listener is left."""
+        self.admission.close()
 
     def log(self, request: Any) -> None:
         """Twisted would write its access log here, whole URIs included."""

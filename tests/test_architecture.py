@@ -1,7 +1,8 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
-`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel` and `request` for `web`; `headers`
+`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel`, `request` and `admission` for `web`; `openfiles` is what
+the kernel has to say on how many connections there may be; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo.
 """
 
@@ -44,8 +45,10 @@ MAY_IMPORT = {
     "gateway": "answers config errors headers health openai records relay routing upstream",
     "request": "errors headers openai",
     "channel": "errors headers openai request",
-    "web": "auth channel config errors gateway headers openai records request",
-    "service": "config dial errors gateway health logs records routing tls upstream web",
+    "admission": "errors logs openai",
+    "openfiles": "",
+    "web": "admission auth channel config errors gateway headers openai records request",
+    "service": "admission config dial errors gateway health logs openfiles records routing tls upstream web",
     "demo": "config logs service",
     "tap": "config demo errors logs service",
 }
