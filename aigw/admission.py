@@ -27,6 +27,7 @@ from zope.interface import implementer
 from aigw import logs
 from aigw.errors import TooManyConnections
 from aigw.openai import error_body
+from aigw.openfiles import make_room, needed
 
 LINGER_SECONDS = 1.0
 MAX_LINGERING = 50  # refused beyond these, a connection is closed at once
@@ -47,10 +48,11 @@ class Admission:
     for no limit. ``refused`` counts since the start.
     """
 
-    def __init__(self, clock: IReactorTime, connections: int, per_address: int | None = None) -> None:
+    connections = 2000
+    per_address: int | None = None
+
+    def __init__(self, clock: IReactorTime) -> None:
         self.clock = clock
-        self.connections = connections
-        self.per_address = per_address
         self.open = 0
         self.refused = 0
         self.lingering = 0
@@ -58,6 +60,17 @@ class Admission:
         self._unsaid = 0
         self._unsaid_by_address: Counter[str] = Counter()
         self._said: IDelayedCall | None = None
+
+    def limit(self, connections: int, per_address: int | None) -> None:
+        """As many as these from now on, or as open files allow; who is connected stays."""
+        fit = make_room(connections)
+        if fit < connections:
+            logs.warn(
+                f"The limit of open files is too low for {connections} connections, so there may be {fit}: "
+                f"raise it (LimitNOFILE=, ulimit -n) to {needed(connections)}, or lower limits.connections"
+            )
+        self.connections = fit
+        self.per_address = per_address
 
     def admits(self, peer: Any) -> bool:
         """Whether one more connection, from ``peer``, may be; it is counted as refused if not."""

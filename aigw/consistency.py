@@ -33,7 +33,12 @@ def crossed(tree: Any, tls: bool) -> Iterator[str]:
     written = tree.get("tls")
     if isinstance(written, dict) and "client_certificate" in written and not written.get("client_ca"):
         yield "tls.client_certificate: stands without client_ca, which says whose certificates are good"
+    endpoints: set[str] = set()
     for path, listener in _mappings(tree, "listen"):
+        endpoint = str(listener.get("endpoint"))
+        if endpoint in endpoints and not re.match(r"tcp6?:0\b", endpoint):  # which is a port of its own each time
+            yield f"{path}: {endpoint[:80]!r} stands twice; keep one"
+        endpoints.add(endpoint)
         plain = not tls and not tree.get("tls") and listener.get("insecure") is not True
         if plain and not _is_local(str(listener.get("endpoint"))):
             yield f"{path}: plain HTTP beyond loopback: configure tls, or write {{endpoint: ..., insecure: true}}"

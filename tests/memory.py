@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw import config, web
-from aigw.admission import Admission, Guard
+from aigw.admission import Guard
 from aigw.gateway import Gateway
 from aigw.health import Health
 from aigw.records import AttemptRecord, Record
@@ -113,9 +113,10 @@ class MemoryGateway:
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
-        self.admission = Admission(self.clock, settings.max_connections, settings.max_per_address)
-        tree = web.tree(settings, gateway, self.records.append)
-        self.site = web.Front(tree, settings.max_body, self.clock, self.admission)
+        self.site = web.Front(web.tree(settings, gateway, self.records.append, lambda: None), self.clock)
+        self.admission = self.site.admission
+        self.admission.connections = settings.max_connections
+        self.admission.per_address = settings.max_per_address
 
     def _door(self, host: str, port: int) -> Door:
         return self.doors.setdefault(host, Door())

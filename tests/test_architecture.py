@@ -14,22 +14,25 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
+    "systemd": "",
     "records": "",
     "headers": "",
     "sse": "",
     "envelope": "",
-    "logs": "",
+    "flood": "",
+    "drain": "",
     "dial": "",
     "document": "",
-    "systemd": "",
-    "notation": "secret",
-    "schema": "notation secret",
     "permissions": "",
     "consistency": "",
+    "logs": "flood systemd",
+    "pulse": "logs",
+    "notation": "secret",
+    "schema": "notation secret",
     "config": "consistency document errors notation permissions schema secret",
     "openai": "envelope errors sse",
     "auth": "config errors",
@@ -39,18 +42,22 @@ MAY_IMPORT = {
     "connection": "errors framing",
     "agent": "connection errors",
     "tls": "config errors",
+    "openfiles": "",
+    "admission": "errors logs openai openfiles",
+    "listeners": "admission config errors tls",
     "upstream": "agent config errors headers openai routing tls",
     "relay": "errors openai",
     "answers": "errors openai relay sse",
     "gateway": "answers config errors headers health openai records relay routing upstream",
-    "request": "errors headers openai",
+    "request": "config errors headers openai",
     "channel": "errors headers openai request",
-    "admission": "errors logs openai",
-    "openfiles": "",
     "web": "admission auth channel config errors gateway headers openai records request",
-    "service": "admission config dial errors gateway health logs openfiles records routing tls upstream web",
+    "generation": "config errors listeners tls upstream",
+    "service": (
+        "config dial drain errors gateway generation health listeners logs pulse records routing systemd tls web"
+    ),
     "demo": "config logs service",
-    "tap": "config demo errors logs service",
+    "tap": "config demo errors listeners logs service systemd",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 
