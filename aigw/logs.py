@@ -25,9 +25,9 @@ MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
 MAX_LINE = 64 * 1024
 FIELDS = frozenset(
-    "address addresses attempts bytes_in bytes_out caller config connections days drain_s duration_ms error in_flight "
-    "lag_ms method mistakes model outcome path provider providers refused repeats rests_s route routes serials status "
-    "step stream tls traceback ttft_ms usage version".split()
+    "address addresses attempts bytes_in bytes_out caller config connections days delayed_calls drain_s "
+    "duration_ms error in_flight lag_ms method mistakes model open_files outcome path provider providers refused "
+    "repeats rests_s route routes serials status step stream tls traceback ttft_ms usage version".split()
 )
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
