@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 import ssl
@@ -248,3 +249,69 @@ def test_s2_the_2001st_connection_to_a_daemon(tmp_path, tls):
         daemon.stop()
         refusals = [line["fields"] for line in daemon.lines() if line["message"].startswith("Connections refused")]
         assert [each["refused"] for each in refusals] == [1, 19]
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for(condition) -> None:
+    """Of another process, within a bound."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_s2_a_limit_of_open_files_that_is_too_low_is_raised_or_heeded(tmp_path):
+    with Daemon(tmp_path, config=json.dumps(configuration(tmp_path, False)), files=(200, 300)) as daemon:
+        daemon.wait_for("The limit of open files is too low for 2000 connections, so there may be 100: raise it")
+        soft, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+        assert (soft, hard) == (300, 300)
+    with Daemon(tmp_path, config=json.dumps(configuration(tmp_path, False)), files=(200, 5000)) as daemon:
+        daemon.wait_for("Started")
+        assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (4100, 5000)
+        assert not [line for line in daemon.lines() if "open files" in line["message"]]
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_s2_it_survives_that_open_files_run_out(tmp_path, tls):
+    """Against all precaution: the limit is lowered behind its back. 300 clients ask, and the provider never answers."""
+    context = ssl._create_unverified_context()
+    with ExitStack() as stack:
+        provider = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=500))
+        tree = configuration(tmp_path, tls)
+        tree["providers"][0]["base_url"] = f"http://127.0.0.1:{provider.getsockname()[1]}/v1"
+        daemon = stack.enter_context(Daemon(tmp_path, config=json.dumps(tree)))
+        address, pid = daemon.address(), daemon.process.pid
+        daemon.wait_for("Started")
+        before = open_files(pid)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
+        clients = []
+        for _ in range(300):
+            client = stack.enter_context(socket.create_connection(address, timeout=10))
+            clients.append(client)
+            try:
+                if tls:
+                    client = clients[-1] = stack.enter_context(context.wrap_socket(client))
+                client.sendall(request(HELLO))
+            except OSError:
+                pass  # it was closed at once, for want of a file
+        wait_for(lambda: open_files(pid) == 64)
+        wait_for(lambda: any("EMFILE" in line["message"] for line in daemon.lines()))
+        spent = cpu_seconds(pid)
+        time.sleep(1.0)  # what a loop would burn in that time is what is measured
+        assert cpu_seconds(pid) - spent < 0.3
+        lines = daemon.lines()
+        assert len([line for line in lines if "EMFILE" in line["message"]]) <= 3
+        assert not [line for line in lines if "traceback" in line["fields"]]
+        for client in clients:
+            client.close()
+        wait_for(lambda: open_files(pid) <= before)
+        client = stack.enter_context(socket.create_connection(address, timeout=10))
+        assert healthy(stack.enter_context(context.wrap_socket(client)) if tls else client)
