@@ -101,7 +101,12 @@ class UntilTheEnd(Protocol):
 def main() -> None:
     certificate = ssl.PrivateCertificate.loadPEM(Path(sys.argv[1]).read_bytes())
     plain = reactor.listenTCP(0, Mixed(1), 500, interface="127.0.0.1")
-    secure = reactor.listenSSL(0, Mixed(2), certificate.options(), 500, interface="127.0.0.1")
+    options = ssl.CertificateOptions(
+        privateKey=certificate.privateKey.original,
+        certificate=certificate.original,
+        acceptableProtocols=[b"http/1.1"],  # which the gateway offers
+    )
+    secure = reactor.listenSSL(0, Mixed(2), options, 500, interface="127.0.0.1")
     print(json.dumps([plain.getHost().port, secure.getHost().port]), flush=True)
     StandardIO(UntilTheEnd())
     reactor.run()
