@@ -25,14 +25,15 @@ MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
 MAX_LINE = 64 * 1024
 FIELDS = frozenset(
-    "address attempts bytes_in bytes_out caller config days drain_s duration_ms error in_flight lag_ms method mistakes "
-    "model outcome path provider providers repeats rests_s route routes serials status step stream tls traceback "
-    "ttft_ms usage version".split()
+    "address addresses attempts bytes_in bytes_out caller config connections days delayed_calls drain_s "
+    "duration_ms error in_flight lag_ms method mistakes model open_files outcome path provider providers refused "
+    "repeats rests_s route routes serials status step stream tls traceback ttft_ms usage version".split()
 )
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}
 _FORMAT = "{aigw_message} {aigw_fields}"  # for the observers of others
+_ACCEPTING = "twisted.internet.tcp.Port"
 _encode = msgspec.json.encode
 
 log = Logger("aigw")
@@ -59,9 +60,9 @@ class JsonLines:
         level = event.get("log_level", LogLevel.info)
         if level < LogLevel.info:
             return
-        failure = event.get("log_failure") or event.get("failure")
-        if failure is not None:
-            held_back = self._flood.admit(_kind(failure))
+        kind = _kind(event)
+        if kind is not None:
+            held_back = self._flood.admit(kind)
             if held_back is None:
                 return
             event = {**event, "aigw_repeats": held_back}
@@ -93,8 +94,15 @@ def error(message: str, request_id: str | None = None, **fields: Any) -> None:
     log.error(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
 
 
-def _kind(failure: Any) -> object:
-    """What two failures share that are the same mistake: type, words, and the places that they passed."""
+def _kind(event: dict[str, Any]) -> object:
+    """What two events share of which one is enough, None for all others.
+
+    Failures that are the same mistake: type, words, and the places that they passed. What Twisted says of each client
+    that it cannot accept while files have run out.
+    """
+    failure = event.get("log_failure") or event.get("failure")
+    if failure is None:
+        return event.get("log_format") if event.get("log_namespace") == _ACCEPTING else None
     places = tuple((name, file, line) for name, file, line, *_ in failure.frames)
     return hash((failure.type, failure.getErrorMessage(), places))
 
@@ -105,13 +113,12 @@ def _line(event: dict[str, Any], level: Any) -> str:
     if fields is None:  # somebody else's event: its text, and nothing that it holds
         message = formatEvent(event) or event.get("log_namespace", "")
         failure = event.get("log_failure") or event.get("failure")
-        if failure is None:
-            fields = {}
-        else:
+        fields = {}
+        if failure is not None:
             message = message.partition("\n")[0]
-            fields = {"traceback": _hidden(failure.getTraceback())[-MAX_TRACEBACK:]}
-            if repeats := event.get("aigw_repeats"):
-                fields["repeats"] = repeats
+            fields["traceback"] = _hidden(failure.getTraceback())[-MAX_TRACEBACK:]
+        if repeats := event.get("aigw_repeats"):
+            fields["repeats"] = repeats
     else:
         message = event["aigw_message"]
         fields = {name: value for name, value in fields.items() if name in FIELDS}
