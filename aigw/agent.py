@@ -124,6 +124,28 @@ class _ConnectionFactory(Factory):
         return connection
 
 
+class ReadyHeaders(Headers):
+    """Headers as ``lines``, in their final form: treq copies others twice for a request, and encodes each name anew.
+
+    What treq would add, a cookie and that gzip is welcome, is kept out.
+    """
+
+    def __init__(self, lines: bytes) -> None:
+        super().__init__()
+        self.lines = lines
+
+    def copy(self) -> ReadyHeaders:
+        """See Headers; these never change."""
+        return self
+
+    def hasHeader(self, name: str | bytes) -> bool:
+        """Whether treq need not look for it."""
+        return True
+
+    def addRawHeader(self, name: str | bytes, value: str | bytes) -> None:
+        """Nothing is added."""
+
+
 @implementer(IAgent)
 class Agent:
     """Requests over a Pool, each within ``connect_timeout`` seconds where it needs a fresh connection."""
@@ -155,14 +177,15 @@ class Agent:
         return idle.send(head, bodyProducer, reused=True).addErrback(once_more)
 
     def _head(self, method: bytes, uri: bytes, headers: Headers | None, length: Any) -> bytes:
-        lines = [
-            b"%s /%s HTTP/1.1\r\nHost: %s\r\nAccept-Encoding: identity\r\nContent-Length: %d"
-            % (method, uri.split(b"/", 3)[3], self._host, length)
-        ]
-        for name, values in headers.getAllRawHeaders() if headers else ():
-            if name != b"Accept-Encoding":  # treq's gzip
-                lines += [b"%s: %s" % (name, value) for value in values]
-        return b"\r\n".join([*lines, b"\r\n"])
+        if not isinstance(headers, ReadyHeaders):
+            raise TypeError("only ReadyHeaders are sent: others may ask for a coding, or hold a cookie")
+        return b"%s /%s HTTP/1.1\r\nHost: %s\r\nAccept-Encoding: identity\r\nContent-Length: %d\r\n%s\r\n" % (
+            method,
+            uri.split(b"/", 3)[3],
+            self._host,
+            length,
+            headers.lines,
+        )
 
 
 def _unreachable(failure: Failure) -> Failure:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
@@ -17,7 +18,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
-from aigw import headers
+from aigw import headers, wire
 from aigw.errors import BadRequest, GatewayError, HeadersTooLarge, RequestTimeout
 from aigw.openai import error_body
 from aigw.request import Request
@@ -68,6 +69,20 @@ class Channel(HTTPChannel):
         self._cut_after(HEAD_SECONDS)
         if self.site.is_full():
             self.transport.abortConnection()
+
+    def getPeer(self) -> None:
+        """Twisted asks for every request, and nobody reads it."""
+
+    def getHost(self) -> None:
+        """See getPeer; it is a call of the kernel."""
+
+    def write(self, data: bytes) -> None:
+        """Some of an answer."""
+        wire.write(self.transport, data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """The same in pieces."""
+        wire.write(self.transport, b"".join(iovec))
 
     # Time: one timer a connection, which looks only when it fires whether its end has moved.
 

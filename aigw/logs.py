@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, TextIO
 
 import msgspec
@@ -91,15 +92,23 @@ def _line(event: dict[str, Any], level: Any) -> str:
             fields = {"traceback": _hidden(failure.getTraceback())[-MAX_TRACEBACK:]}
     else:
         message = event["aigw_message"]
-        fields = {name: value for name, value in fields.items() if name in FIELDS}
+        if not fields.keys() <= FIELDS:
+            fields = {name: value for name, value in fields.items() if name in FIELDS}
+    if len(message) > MAX_MESSAGE:  # hidden first, or half a key may be left
+        message = _hidden(message)[:MAX_MESSAGE]
     shape = {
-        "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03d}Z",
+        "time": f"{_to_the_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z",
         "level": _LEVELS[level],
-        "message": _hidden(message)[:MAX_MESSAGE],
+        "message": message,
     }
     if request_id := event.get("aigw_request_id"):
         shape["request_id"] = request_id
     return _encoded({**shape, "fields": fields})
+
+
+@lru_cache(maxsize=1)
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _encoded(shape: dict[str, Any]) -> str:
@@ -108,7 +117,7 @@ def _encoded(shape: dict[str, Any]) -> str:
         line = _encode(shape).decode()
     except (TypeError, ValueError):  # a value that JSON has no form for: better said badly than lost
         return _encode(_bounded(_plain(shape))).decode()
-    if len(line) > MAX_LINE or any(hiding(line) is not line for hiding in _hides):
+    if len(line) > MAX_LINE or _hidden(line) is not line:
         return _encode(_bounded(_plain(msgspec.json.decode(line)))).decode()
     return line
 
@@ -131,6 +140,8 @@ def _plain(value: Any) -> Any:
         return {name if name in _OURS else _hidden(str(name)): _plain(member) for name, member in value.items()}
     if isinstance(value, int | float | None):
         return value
+    if isinstance(value, msgspec.Struct):
+        return _plain(msgspec.structs.asdict(value))
     return _hidden(value if isinstance(value, str) else repr(value)).encode(errors="replace").decode()
 
 

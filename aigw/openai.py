@@ -67,13 +67,13 @@ _encode = msgspec.json.encode
 
 def read_call(
     endpoint: Endpoint,
-    body: bytes,
+    body: bytes | bytearray,
     headers: Iterable[tuple[bytes, bytes]] = (),
     request_id: str = "",
     caller: str = "",
 ) -> Call:
     """A request body to a Call. Raises BadRequest, naming the member that is wrong."""
-    if not body.strip():
+    if not body or body.isspace():
         raise BadRequest("The body is empty; it must be a JSON object.")
     try:
         members = split_members(body)
@@ -220,6 +220,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     ]
 }
 
+_decoder = json.JSONDecoder()
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _TOKENS = frozenset(
     "prompt_tokens completion_tokens input_tokens output_tokens total_tokens cached_tokens reasoning_tokens".split()
@@ -233,14 +234,20 @@ def mentions_usage(data: bytes) -> bool:
 
 def usage_in(data: bytes) -> dict[str, int]:
     """The token counts of the last ``usage`` object in ``data``, nested ones included; empty if it has none."""
+    if b'"usage"' not in data:
+        return {}
     for match in reversed(deque(_USAGE.finditer(data), maxlen=3)):
         try:
-            usage, _ = json.JSONDecoder().raw_decode(data[match.end() :].decode(errors="replace"))
+            usage, _ = _decoder.raw_decode(data[match.end() :].decode(errors="replace"))
         except (ValueError, RecursionError):
             continue
-        nested = [usage, *(value for value in usage.values() if isinstance(value, dict))]
-        counts = ((name, n) for group in nested for name, n in group.items() if name in _TOKENS)
-        return {name: n for name, n in counts if type(n) is int and n >= 0}
+        counts = {}
+        for group in (usage, *usage.values()):
+            if isinstance(group, dict):
+                for name, n in group.items():
+                    if name in _TOKENS and type(n) is int and n >= 0:
+                        counts[name] = n
+        return counts
     return {}
 
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http import NO_BODY_CODES
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
@@ -53,6 +54,7 @@ class Request(TwistedRequest):
     def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
         self._body: bytes | bytearray = b""
+        self._head = b""
         self.bytes_in = 0
 
     # Reading
@@ -104,9 +106,9 @@ class Request(TwistedRequest):
                 self._body = bytearray(self._body)
             self._body += data
 
-    def body(self) -> bytes:
-        """The whole body."""
-        return bytes(self._body)
+    def body(self) -> bytes | bytearray:
+        """The whole body, which nobody is to change."""
+        return self._body
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """The body is complete."""
@@ -166,12 +168,33 @@ class Request(TwistedRequest):
     def begin(self, status: int, sent: list[headers.Header], length: int | None) -> None:
         """Prepare the head of the answer; it leaves with the first bytes of the body."""
         self.setResponseCode(status)
-        for name, value in sent:
-            self.responseHeaders.setRawHeaders(name, [value])
+        for name, values in self.responseHeaders.getAllRawHeaders():
+            sent += [(name, value) for value in values]
         if length is not None:
-            self.responseHeaders.setRawHeaders(b"content-length", [b"%d" % length])
-        for name, value in self.resource.headers(self):
-            self.responseHeaders.setRawHeaders(name, [value])
+            sent.append((b"content-length", b"%d" % length))
+        elif self.clientproto == b"HTTP/1.1" and self.method != b"HEAD" and status not in NO_BODY_CODES:
+            sent.append((b"transfer-encoding", b"chunked"))
+            self.chunked = 1
+        self._head = b"%s %d %s\r\n%s\r\n" % (
+            self.clientproto,
+            status,
+            self.code_message,
+            headers.lines(sent + self.resource.headers(self)),
+        )
+
+    def write(self, data: bytes) -> None:
+        """Send some of the body, behind the head if that is still here: in one write, and never in Twisted's six."""
+        if self._disconnected:
+            return
+        if self.method == b"HEAD" or self.code in NO_BODY_CODES:
+            data = b""
+        self.sentLength += len(data)
+        if self.chunked and data:
+            data = b"%x\r\n%s\r\n" % (len(data), data)
+        if not self.startedWriting:
+            self.startedWriting = 1
+            data = self._head + data
+        self.channel.write(data)
 
     def end(self) -> None:
         """The answer is whole."""
