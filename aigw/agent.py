@@ -35,7 +35,8 @@ class Pool:
         self._clock = clock
         self._endpoint = endpoint
         self._factory = _ConnectionFactory(self, secure)
-        self._idle: dict[Connection, IDelayedCall] = {}
+        self._idle: dict[Connection, float] = {}  # and until when
+        self._reaper: IDelayedCall | None = None
         self._open: set[Connection] = set()
 
     def opened(self, connection: Connection) -> None:
@@ -44,28 +45,37 @@ class Pool:
 
     def take(self) -> Connection | None:
         """An idle connection, if there is one."""
-        if not self._idle:
-            return None
-        connection, timer = self._idle.popitem()
-        timer.cancel()
-        return connection
+        return self._idle.popitem()[0] if self._idle else None
 
     def put(self, connection: Connection) -> None:
         """A connection whose answer was read to its end."""
         if len(self._idle) >= MAX_IDLE:
             connection.abort()
-        else:
-            self._idle[connection] = self._clock.callLater(IDLE_SECONDS, connection.abort)
+            return
+        self._idle[connection] = self._clock.seconds() + IDLE_SECONDS
+        if self._reaper is None:
+            self._reaper = self._clock.callLater(IDLE_SECONDS, self._reap)
+
+    def _reap(self) -> None:
+        """Abort what was idle for too long: one timer for all, as one for each would be made anew at every use."""
+        self._reaper = None
+        now = self._clock.seconds()
+        for connection, until in list(self._idle.items()):  # the one that was put in first is the first
+            if until > now:
+                self._reaper = self._clock.callLater(until - now, self._reap)
+                return
+            connection.abort()
 
     def forget(self, connection: Connection) -> None:
         """A connection that is gone."""
         self._open.discard(connection)
-        timer = self._idle.pop(connection, None)
-        if timer is not None and timer.active():
-            timer.cancel()
+        self._idle.pop(connection, None)
 
     def close(self) -> None:
         """Abort every connection, idle or not; whoever waits on one is told."""
+        reaper, self._reaper = self._reaper, None
+        if reaper is not None:
+            reaper.cancel()
         for connection in list(self._open):
             if connection.transport is not None:
                 connection.transport.abortConnection()

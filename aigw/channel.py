@@ -145,7 +145,16 @@ class Channel(HTTPChannel):
             self._cut_after(HEAD_SECONDS)
         if line[:1] in (b" ", b"\t"):  # obs-fold
             self._respondToBadRequestAndDisconnect()
-        if not self._closing:
+        if self._closing:
+            return
+        if line and "_version" in self.__dict__:  # behind the request line, until the content is there
+            # Twisted keeps each header back, for a fold that was refused above.
+            self._receivedHeaderSize += len(line)
+            if self._receivedHeaderSize > self.totalHeadersSize:
+                self._respondToBadRequestAndDisconnect()
+            else:
+                self.headerReceived(line)
+        else:
             super().lineReceived(line)
 
     def headerReceived(self, line: bytes) -> bool:

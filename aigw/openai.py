@@ -34,7 +34,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """What differs between endpoints.
 
     ``path`` is behind ``/v1/``; ``answer`` is the member that a plain answer carries; ``meaning`` judges one streamed
-    object; ``complete`` finds, in whole events, what says that the stream came to its end.
+    object; ``complete`` finds what says, beside ``[DONE]``, that a stream came to its end.
     """
 
     path: str
@@ -206,9 +206,10 @@ _ANNOUNCEMENTS = (
 )
 
 # An unescaped quote cannot stand inside a JSON string, nor a line end: neither pattern is met by what a model writes.
-_DONE = rb"(?:\A|[\r\n])data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)"
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]|' + _DONE)
-_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"|' + _DONE)
+# Each begins with what is found fast, and none is an alternative in another: that would cost 25 times as much.
+_DONE = re.compile(rb"(?:\A|[\r\n])data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
+_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
 
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
@@ -225,6 +226,11 @@ _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _TOKENS = frozenset(
     "prompt_tokens completion_tokens input_tokens output_tokens total_tokens cached_tokens reasoning_tokens".split()
 )
+
+
+def is_complete(endpoint: Endpoint, data: bytes) -> bool:
+    """Whether whole events say that the stream came to its end: in the endpoint's words, or by ``[DONE]``."""
+    return endpoint.complete.search(data) is not None or (b"[DONE]" in data and _DONE.search(data) is not None)
 
 
 def mentions_usage(data: bytes) -> bool:

@@ -55,22 +55,23 @@ class Request(TwistedRequest):
         super().__init__(channel, *args, **kwargs)
         self._body: bytes | bytearray = b""
         self._head = b""
+        self._given: dict[bytes, bytes] = {}
         self.bytes_in = 0
 
     # Reading
 
     def header(self, name: bytes) -> bytes | None:
-        """The last value of a header."""
-        values = self.requestHeaders.getRawHeaders(name)
-        return values[-1] if values else None
+        """The last value of a header, by its lower-case name, once the head was received."""
+        return self._given.get(name)
 
     def head_received(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
         """The headers are complete: find the resource and let it judge. ``length`` is None for a chunked body."""
         self.method, self.uri, self.clientproto = method, uri, version
-        self.path = _ABSOLUTE.sub(b"", uri).partition(b"?")[0]
+        self._given = {name.lower(): values[-1] for name, values in self.requestHeaders.getAllRawHeaders()}
+        self.path = (uri if uri[:1] == b"/" else _ABSOLUTE.sub(b"", uri)).partition(b"?")[0]
         self.args = {}
         self.prepath = []
-        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
+        self.postpath = [unquote_to_bytes(part) if b"%" in part else part for part in self.path[1:].split(b"/")]
         self.request_id = headers.request_id(self.header(b"x-request-id"))
         self.resource = self.channel.site.getResourceFor(self)
         try:
