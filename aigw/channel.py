@@ -8,6 +8,7 @@ an answer that closes nothing is read as a request.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
@@ -16,7 +17,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
-from aigw import headers
+from aigw import headers, wire
 from aigw.errors import BadRequest, Draining, GatewayError, HeadersTooLarge, RequestTimeout
 from aigw.grammar import is_host, is_target, is_trailer
 from aigw.openai import error_body
@@ -71,6 +72,20 @@ class Channel(HTTPChannel):
         if socket is not None:
             socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
         self._cut_after(HEAD_SECONDS)
+
+    def getPeer(self) -> None:
+        """Twisted asks for every request, and nobody reads it."""
+
+    def getHost(self) -> None:
+        """See getPeer; it is a call of the kernel."""
+
+    def write(self, data: bytes) -> None:
+        """Some of an answer."""
+        wire.write(self.transport, data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """The same in pieces."""
+        wire.write(self.transport, b"".join(iovec))
 
     # Time: one timer a connection, which looks only when it fires whether its end has moved.
 
@@ -139,7 +154,16 @@ class Channel(HTTPChannel):
             self._cut_after(HEAD_SECONDS)
         if line[:1] in (b" ", b"\t"):  # obs-fold
             self._respondToBadRequestAndDisconnect()
-        if not self._closing:
+        if self._closing:
+            return
+        if line and "_version" in self.__dict__:  # behind the request line, until the content is there
+            # Twisted keeps each header back, for a fold that was refused above.
+            self._receivedHeaderSize += len(line)
+            if self._receivedHeaderSize > self.totalHeadersSize:
+                self._respondToBadRequestAndDisconnect()
+            else:
+                self.headerReceived(line)
+        else:
             super().lineReceived(line)
 
     def headerReceived(self, line: bytes) -> bool:

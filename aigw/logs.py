@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, TextIO
 
 import msgspec
@@ -81,17 +82,34 @@ def json_lines() -> JsonLines:
 
 def info(message: str, request_id: str | None = None, **fields: Any) -> None:
     """Log a message with fields."""
-    log.info(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
+    _emit(LogLevel.info, message, request_id, fields)
 
 
 def warn(message: str, request_id: str | None = None, **fields: Any) -> None:
     """Log a message with fields, as a warning."""
-    log.warn(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
+    _emit(LogLevel.warn, message, request_id, fields)
 
 
 def error(message: str, request_id: str | None = None, **fields: Any) -> None:
     """Log a message with fields, as an error."""
-    log.error(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
+    _emit(LogLevel.error, message, request_id, fields)
+
+
+def _emit(level: Any, message: str, request_id: str | None, fields: dict[str, Any]) -> None:
+    """What ``Logger.emit`` does, without its look through all levels; one line is written for each request."""
+    log.observer(
+        {
+            "log_logger": log,
+            "log_level": level,
+            "log_namespace": log.namespace,
+            "log_source": None,
+            "log_format": _FORMAT,
+            "log_time": time.time(),
+            "aigw_message": message,
+            "aigw_request_id": request_id,
+            "aigw_fields": fields,
+        }
+    )
 
 
 def _kind(event: dict[str, Any]) -> object:
@@ -121,15 +139,23 @@ def _line(event: dict[str, Any], level: Any) -> str:
             fields["repeats"] = repeats
     else:
         message = event["aigw_message"]
-        fields = {name: value for name, value in fields.items() if name in FIELDS}
+        if not fields.keys() <= FIELDS:
+            fields = {name: value for name, value in fields.items() if name in FIELDS}
+    if len(message) > MAX_MESSAGE:  # hidden first, or half a key may be left
+        message = _hidden(message)[:MAX_MESSAGE]
     shape = {
-        "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03d}Z",
+        "time": f"{_to_the_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z",
         "level": _LEVELS[level],
-        "message": _hidden(message)[:MAX_MESSAGE],
+        "message": message,
     }
     if request_id := event.get("aigw_request_id"):
         shape["request_id"] = request_id
     return _encoded({**shape, "fields": fields})
+
+
+@lru_cache(maxsize=1)
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _encoded(shape: dict[str, Any]) -> str:
@@ -138,7 +164,7 @@ def _encoded(shape: dict[str, Any]) -> str:
         line = _encode(shape).decode()
     except (TypeError, ValueError):  # a value that JSON has no form for: better said badly than lost
         return _encode(_bounded(_plain(shape))).decode()
-    if len(line) > MAX_LINE or any(hiding(line) is not line for hiding in _hides):
+    if len(line) > MAX_LINE or _hidden(line) is not line:
         return _encode(_bounded(_plain(msgspec.json.decode(line)))).decode()
     return line
 
@@ -161,6 +187,8 @@ def _plain(value: Any) -> Any:
         return {name if name in _OURS else _hidden(str(name)): _plain(member) for name, member in value.items()}
     if isinstance(value, int | float | None):
         return value
+    if isinstance(value, msgspec.Struct):
+        return _plain(msgspec.structs.asdict(value))
     return _hidden(value if isinstance(value, str) else repr(value)).encode(errors="replace").decode()
 
 

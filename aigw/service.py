@@ -270,7 +270,6 @@ def _clock_time() -> str:
 def log_record(record: Record) -> None:
     """The one line of a request."""
     fields = msgspec.structs.asdict(record)
-    fields["attempts"] = [msgspec.structs.asdict(attempt) for attempt in record.attempts]
     logs.info("Request", fields.pop("request_id"), **fields)
 
 
