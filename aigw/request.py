@@ -14,6 +14,7 @@ from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
 from aigw import headers
+from aigw.config import Config
 from aigw.errors import GatewayError, TooLarge
 from aigw.openai import error_body
 
@@ -24,6 +25,8 @@ log = Logger()
 
 class Resource(Protocol):
     """A leaf of the resource tree."""
+
+    config: Config
 
     def admit(self, request: Request) -> None:
         """Judge the request by its head. Raises GatewayError."""
@@ -82,7 +85,7 @@ class Request(TwistedRequest):
             self.refusal = error
 
     def _check_size(self, size: int) -> None:
-        limit = self.channel.site.max_body
+        limit = self.resource.config.max_body
         if size > limit:
             raise TooLarge(f"The body is over the limit of {limit} bytes.")
 
@@ -160,8 +163,9 @@ class Request(TwistedRequest):
         self.answer(error.status, error_body(error))
 
     def answer(self, status: int, body: bytes) -> None:
-        """Answer with JSON, in one piece."""
-        self.begin(status, [(b"content-type", b"application/json")], len(body))
+        """Answer with JSON of our own, in one piece, which no browser is to take for anything else."""
+        own = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
+        self.begin(status, own, len(body))
         if body:
             self.write(body)
         self.end()
@@ -169,6 +173,8 @@ class Request(TwistedRequest):
     def begin(self, status: int, sent: list[headers.Header], length: int | None) -> None:
         """Prepare the head of the answer; it leaves with the first bytes of the body."""
         self.setResponseCode(status)
+        if self.channel is not None and self.channel.site.draining:
+            self.responseHeaders.setRawHeaders(b"connection", [b"close"])
         for name, values in self.responseHeaders.getAllRawHeaders():
             sent += [(name, value) for value in values]
         if length is not None:

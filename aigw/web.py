@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from twisted.internet.defer import Deferred, succeed
 from twisted.web.resource import Resource as TwistedResource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from aigw import headers
+from aigw.admission import Admission
 from aigw.auth import authenticate
 from aigw.channel import Channel
 from aigw.config import Config
@@ -20,8 +22,6 @@ from aigw.openai import ENDPOINTS, Endpoint, model, read_call
 from aigw.records import Sink, Trail
 from aigw.request import Request
 
-MAX_CONNECTIONS = 2000
-
 
 class Front(Site):
     """The site that every listener serves; assigning ``resource`` replaces the whole tree for the next requests."""
@@ -29,24 +29,46 @@ class Front(Site):
     protocol = Channel  # type: ignore[assignment]  # not twisted.web's wrapper, which exists for HTTP/2
     noisy = False
     displayTracebacks = False
+    draining = False
 
-    def __init__(self, tree: TwistedResource, max_body: int, reactor: Any) -> None:
-        """``max_body`` in bytes."""
+    def __init__(self, tree: TwistedResource, reactor: Any) -> None:
         super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
-        self.max_body = max_body
+        self.admission = Admission(reactor)
         self._open: set[Channel] = set()
+        self._emptied: Deferred[None] | None = None
 
     def entered(self, channel: Channel) -> None:
         """A client has connected."""
         self._open.add(channel)
+        self.admission.entered(channel.transport.getPeer())
 
     def left(self, channel: Channel) -> None:
         """A client's connection is gone."""
         self._open.discard(channel)
+        self.admission.left(channel.transport.getPeer())
+        if self._emptied is not None and not self._open:
+            emptied, self._emptied = self._emptied, None
+            emptied.callback(None)
 
-    def is_full(self) -> bool:
-        """Whether there are more connections than may be."""
-        return len(self._open) > MAX_CONNECTIONS
+    def drain(self) -> Deferred[None]:
+        """Take one more request of each client at most; fires when all connections are gone."""
+        self.draining = True
+        if not self._open:
+            return succeed(None)
+        self._emptied = Deferred()
+        for channel in list(self._open):
+            channel.drain()
+        return self._emptied
+
+    def end(self) -> None:
+        """Close every connection as soon as what was written is sent."""
+        for channel in list(self._open):
+            channel.end()
+
+    def abort(self) -> None:
+        """Close every connection now."""
+        for channel in list(self._open):
+            channel.transport.abortConnection()
 
     def acceptableProtocols(self) -> list[bytes]:
         """What ALPN offers, whatever else is installed."""
@@ -56,7 +78,8 @@ class Front(Site):
         """Twisted would start a timer for its access log here."""
 
     def stopFactory(self) -> None:
-        """See startFactory."""
+        """No listener is left."""
+        self.admission.close()
 
     def log(self, request: Any) -> None:
         """Twisted would write its access log here, whole URIs included."""
@@ -138,6 +161,20 @@ class Health(Leaf):
         return b'{"status": "healthy"}'
 
 
+class Ready(Health):
+    """``GET /ready``: whether new requests should be sent here, for whoever balances the load."""
+
+    def __init__(self, config: Config, check: Callable[[], None]) -> None:
+        """``check`` raises a GatewayError if they should not."""
+        super().__init__(config)
+        self._check = check
+
+    def render(self, request: Any) -> bytes:
+        """Raises what ``check`` does."""
+        self._check()
+        return b'{"status": "ready"}'
+
+
 class Models(Leaf):
     """``GET /v1/models`` and ``/v1/models/{id}``, where an id may contain slashes."""
 
@@ -213,10 +250,11 @@ class Calls(Leaf):
         self._sink(trail.record(status))
 
 
-def tree(config: Config, gateway: Gateway, sink: Sink) -> Leaf:
-    """All resources, by path."""
+def tree(config: Config, gateway: Gateway, sink: Sink, check_ready: Callable[[], None]) -> Leaf:
+    """All resources, by path; ``check_ready`` raises a GatewayError where ``/ready`` is to answer with one."""
     root, v1, chat = Branch(config), Branch(config), Branch(config)
     root.putChild(b"health", Health(config))
+    root.putChild(b"ready", Ready(config, check_ready))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", Models(config))
     v1.putChild(b"chat", chat)
