@@ -37,6 +37,17 @@ class Pool:
         self._factory = _ConnectionFactory(self, secure)
         self._idle: dict[Connection, IDelayedCall] = {}
         self._open: set[Connection] = set()
+        self._most_idle = MAX_IDLE
+
+    def lead_to(self, endpoint: IStreamClientEndpoint) -> None:
+        """Connect over this endpoint from now on; it leads to the same provider."""
+        self._endpoint = endpoint
+
+    def retire(self) -> None:
+        """Keep no connection from now on; those in use end with the answer that they carry."""
+        self._most_idle = 0
+        for connection in list(self._idle):
+            connection.abort()
 
     def opened(self, connection: Connection) -> None:
         """A connection that exists from now on."""
@@ -52,7 +63,7 @@ class Pool:
 
     def put(self, connection: Connection) -> None:
         """A connection whose answer was read to its end."""
-        if len(self._idle) >= MAX_IDLE:
+        if len(self._idle) >= self._most_idle:
             connection.abort()
         else:
             self._idle[connection] = self._clock.callLater(IDLE_SECONDS, connection.abort)

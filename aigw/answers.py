@@ -30,6 +30,7 @@ class Plain(Relay):
     """
 
     most = HOLD_PLAIN
+    cut_short = "answer_truncated"
 
     def _hold(self, data: bytes) -> None:
         self._pieces.append(data)
@@ -49,7 +50,7 @@ class Plain(Relay):
             if whole:
                 self._finish(None)
             else:
-                self._break("answer_truncated", "The provider's answer was cut short.")
+                self._break(self.cut_short, "The provider's answer was cut short.")
             return
         body = b"".join(self._pieces)
         mistake = self._mistake(body, whole, reason)
@@ -84,6 +85,8 @@ class NoStream(Plain):
 
 class Stream(Relay):
     """Server-sent events: held until the first output, then passed on whole event by whole event."""
+
+    cut_short = "stream_truncated"
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
         super().__init__(endpoint, clock)
@@ -162,7 +165,7 @@ class Stream(Relay):
         elif reason.check(error.ConnectionLost):
             self._break("stream_reset", "The provider's connection was reset in the middle of the stream.")
         else:
-            self._break("stream_truncated", "The provider's stream ended before it was complete.")
+            self._break(self.cut_short, "The provider's stream ended before it was complete.")
 
     def _too_late(self) -> None:
         self._break("stream_idle_timeout", f"The provider sent nothing for {self._limit:g} s.")

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
 from aigw import headers
-from aigw.errors import BadRequest, GatewayError, HeadersTooLarge, RequestTimeout
+from aigw.errors import BadRequest, Draining, GatewayError, HeadersTooLarge, RequestTimeout
 from aigw.openai import error_body
 from aigw.request import Request
 
@@ -30,13 +30,19 @@ READ_SECONDS = 60.0
 MAX_BEHIND = 256 * 1024
 SEND_BUFFER = 128 * 1024  # the kernel would let it grow to megabytes
 LINGER_SECONDS = 2.0
+LAST_REQUEST_SECONDS = 2.0  # while the gateway drains; a client may be sending its next request just now
 FLUSH_SECONDS = 30.0
 MAX_LINE = 16 * 1024
 MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
 MAX_DIGITS = 18
 _TARGET = re.compile(rb"[!-~]+")
-_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_REASONS = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
 
 
 class Channel(HTTPChannel):
@@ -97,10 +103,14 @@ class Channel(HTTPChannel):
         """The client was too slow: it hears so where it is in the middle of a request, else the connection ends."""
         if self._waitingForTransport:
             self.transport.abortConnection()
-        elif not (self._receivedHeaderSize or self._body_began < math.inf):
-            self.close_soon()
+        elif not self._is_receiving():
+            self.close_soon(LINGER_SECONDS)
         else:
             self._reject(RequestTimeout("The request did not arrive in time."))
+
+    def _is_receiving(self) -> bool:
+        """Whether a request has arrived in part."""
+        return bool(self._receivedHeaderSize) or self._body_began < math.inf
 
     def pauseProducing(self) -> None:
         """The client does not read: it has READ_SECONDS to catch up."""
@@ -115,6 +125,8 @@ class Channel(HTTPChannel):
 
     def requestDone(self, request: Request) -> None:
         """An answer is written; the next request may come, or be there already."""
+        if self.site.draining:
+            self.persistent = False
         self._behind = 0
         self._idle = True
         if not self._waitingForTransport:
@@ -146,7 +158,8 @@ class Channel(HTTPChannel):
     def checkPersistence(self, request: Request, version: bytes) -> bool:
         """Whether another request may follow: in HTTP/1.1, unless one of the Connection options is close."""
         options = b",".join(request.requestHeaders.getRawHeaders(b"connection") or ()).lower()
-        if version == b"HTTP/1.1" and not (options and b"close" in [each.strip() for each in options.split(b",")]):
+        again = version == b"HTTP/1.1" and not self.site.draining
+        if again and not (options and b"close" in [each.strip() for each in options.split(b",")]):
             return True
         request.responseHeaders.setRawHeaders(b"connection", [b"close"])
         return False
@@ -179,12 +192,26 @@ class Channel(HTTPChannel):
             request.responseHeaders.setRawHeaders(b"connection", [b"close"])
             request.fail(request.refusal)
 
-    def close_soon(self) -> None:
-        """Close when all is sent that was written; no further request is read."""
+    # The end of the gateway
+
+    def drain(self) -> None:
+        """The gateway is stopping: without a request under way, wait only a moment for a last one."""
+        if not (self._handlingRequest or self._is_receiving() or self._closing):
+            self._cut_after(min(LAST_REQUEST_SECONDS, max(0.0, self._due - self.site.reactor.seconds())))
+
+    def end(self) -> None:
+        """The gateway has no more time: whoever is still sending a request hears so, and what was written is sent."""
+        if self._body_began < math.inf:
+            self._reject(Draining("The gateway is stopping."))
+        elif not self._closing:
+            self.close_soon()
+
+    def close_soon(self, seconds: float = FLUSH_SECONDS) -> None:
+        """Close when all is sent that was written, and after ``seconds`` at last; no further request is read."""
         self._closing = True
         if self._closer is not None:
             self._closer.cancel()
-        self._closer = self.callLater(FLUSH_SECONDS, self.transport.abortConnection)
+        self._closer = self.callLater(seconds, self.transport.abortConnection)
         super().loseConnection()
 
     def loseConnection(self) -> None:

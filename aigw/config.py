@@ -6,19 +6,19 @@ resolves it: limits that a step leaves out come from its route, then from the to
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from aigw.consistency import crossed
 from aigw.document import expand, mistakes_in, parse
 from aigw.errors import ConfigError
+from aigw.notation import decode
 from aigw.permissions import holds_literal_key, is_secret, judge_permissions
-from aigw.schema import FileEntry, RouteEntry, StepEntry, decode
+from aigw.schema import CertificateEntry, FileEntry, RouteEntry, StepEntry
 from aigw.secret import Secret
 
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
@@ -32,11 +32,22 @@ class Caller(msgspec.Struct, frozen=True):
     key: Secret
 
 
-class TlsFiles(msgspec.Struct, frozen=True):
+class CertificateFiles(msgspec.Struct, frozen=True):
     """A certificate chain and its key, both PEM."""
 
     cert_file: str
     key_file: str
+
+
+class TlsFiles(CertificateFiles, frozen=True):
+    """The listeners' default certificate, and ``others``, chosen by SNI.
+
+    With a ``client_ca`` clients may show a certificate of it, and must if ``client_required``.
+    """
+
+    others: tuple[CertificateFiles, ...] = ()
+    client_ca: str | None = None
+    client_required: bool = False
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -87,7 +98,8 @@ class Route(msgspec.Struct, frozen=True):
 
 class Config(msgspec.Struct, frozen=True):
     """Everything the gateway runs by. ``listeners`` is empty where the file names none: ``port`` on every address
-    with TLS, on loopback without. ``secrets`` are all keys, for redaction; ``warnings`` are for the log."""
+    with TLS, on loopback without. ``drain`` in seconds. ``secrets`` are all keys, for redaction; ``warnings`` are for
+    the log."""
 
     port: int
     listeners: tuple[Listener, ...]
@@ -96,6 +108,7 @@ class Config(msgspec.Struct, frozen=True):
     providers: dict[str, Provider]
     routes: dict[str, Route]
     max_body: int
+    drain: float
     secrets: tuple[Secret, ...]
     warnings: tuple[str, ...]
 
@@ -141,7 +154,7 @@ def build(
     if isinstance(tree, dict) and "port" not in tree:
         tree = {**tree, "port": environ.get("PORT") or 8080}
     tls, tls_mistakes = _tls_from(environ)
-    found = [*mistakes_in(tree, FileEntry, decode), *_crossed(tree, tls is not None)]
+    found = [*mistakes_in(tree, FileEntry, decode), *crossed(tree, tls is not None)]
     found = [*mistakes, *unset, *_not_of(unset, found), *tls_mistakes]
     if found:
         raise ConfigError(list(dict.fromkeys(found)))
@@ -149,8 +162,18 @@ def build(
 
 
 def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Sequence[str]) -> Config:
+
+    def files(entry: CertificateEntry) -> tuple[str, str]:
+        return str(folder / entry.cert_file), str(folder / entry.key_file)
+
     if entry.tls:
-        tls = TlsFiles(str(folder / entry.tls.cert_file), str(folder / entry.tls.key_file))
+        own, client_ca = entry.tls, entry.tls.client_ca
+        tls = TlsFiles(
+            *files(own),
+            others=tuple(CertificateFiles(*files(each)) for each in own.certificates),
+            client_ca=client_ca and str(folder / client_ca),
+            client_required=client_ca is not None and own.client_certificate != "optional",
+        )
     # str() and float(): the schema's types are only for reading, and neither OpenSSL nor msgspec takes a subclass.
     providers = {
         str(p.name): Provider(
@@ -196,37 +219,10 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
         providers=providers,
         routes=routes,
         max_body=int(entry.limits.body),
+        drain=float(entry.drain),
         secrets=tuple(sorted(keys, key=len, reverse=True)),  # one may begin with another
         warnings=tuple(warnings),
     )
-
-
-def _crossed(tree: Any, tls: bool) -> Iterator[str]:
-    """Mistakes that no single value shows, found in the tree as written, so that they come with all the others."""
-    if not isinstance(tree, dict):
-        return
-    names = {str(provider["name"]) for _, provider in _mappings(tree, "providers") if "name" in provider}
-    known = ", ".join(sorted(names))
-    for kind in ("providers", "routes"):
-        seen: set[str] = set()
-        for path, entry in _mappings(tree, kind):
-            name = str(entry.get("name"))
-            if "name" in entry and name in seen:
-                yield f"{path}.name: {name[:80]!r} stands twice; names are unique"
-            seen.add(name)
-    for path, provider in _mappings(tree, "providers"):
-        written = provider.get("headers")
-        headers = [str(name).lower() for name in written] if isinstance(written, dict) else []
-        for name in sorted(name for name in set(headers) if headers.count(name) > 1):
-            yield f"{path}.headers.{name}: stands twice in different case; keep one"
-    for route_path, route in _mappings(tree, "routes"):
-        for path, step in _mappings(route, "steps", route_path):
-            if "provider" in step and str(step["provider"]) not in names:
-                yield f"{path}.provider: no provider is named {str(step['provider'])[:80]!r}; there are: {known}"
-    for path, listener in _mappings(tree, "listen"):
-        plain = not tls and not tree.get("tls") and listener.get("insecure") is not True
-        if plain and not _is_local(str(listener.get("endpoint"))):
-            yield f"{path}: plain HTTP beyond loopback: configure tls, or write {{endpoint: ..., insecure: true}}"
 
 
 def _not_of(unset: Sequence[str], found: Sequence[str]) -> list[str]:
@@ -238,24 +234,6 @@ def _not_of(unset: Sequence[str], found: Sequence[str]) -> list[str]:
         return any(path == each or path.startswith(f"{each}.") or each.startswith(f"{path}.") for each in paths)
 
     return [mistake for mistake in found if not follows(mistake)]
-
-
-def _mappings(tree: Mapping[str, Any], name: str, path: str = "") -> list[tuple[str, dict[str, Any]]]:
-    entries = tree.get(name)
-    prefix = f"{path}.{name}" if path else name
-    if not isinstance(entries, list):
-        return []
-    return [(f"{prefix}[{index}]", entry) for index, entry in enumerate(entries) if isinstance(entry, dict)]
-
-
-def _is_local(endpoint: str) -> bool:
-    if endpoint.startswith("unix:"):
-        return True
-    addresses = re.findall(r":interface=((?:\\.|[^:\\])*)", endpoint)
-    try:
-        return bool(addresses) and all(ipaddress.ip_address(re.sub(r"\\(.)", r"\1", a)).is_loopback for a in addresses)
-    except ValueError:
-        return False
 
 
 def _tls_from(environ: Mapping[str, str]) -> tuple[TlsFiles | None, list[str]]:

@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,7 +142,7 @@ class DemoService(MultiService):
         site = _QuietSite(DemoProvider(self._reactor))
         port = self._reactor.listenTCP(0, site, interface="127.0.0.1")
         tree = _configuration(self._down.getsockname()[1], port.getHost().port, _free_port(PORT))
-        self._gateway = GatewayService(config.build(tree, {}, self._folder), self._reactor, None)
+        self._gateway = GatewayService(partial(config.build, tree, {}, self._folder), self._reactor, None)
         self._gateway.setServiceParent(self)
         super().privilegedStartService()
 

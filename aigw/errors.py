@@ -10,6 +10,8 @@
       TooLarge                413
       HeadersTooLarge         431
       AllStepsFailed          502
+      Draining                503, the gateway is stopping
+      CertificateExpired      503, told by /ready
       DeadlineExceeded        504
     UpstreamFailure           one attempt failed, the next may work
       UpstreamUnreachable     DNS, refused, TLS: nothing was sent
@@ -125,6 +127,20 @@ class AllStepsFailed(GatewayError):
     status = 502
     type = "upstream_error"
     code = "all_steps_failed"
+
+
+class Draining(GatewayError):
+    """The gateway is stopping, and the request has no answer yet: 503."""
+
+    status = 503
+    code = "draining"
+
+
+class CertificateExpired(GatewayError):
+    """Clients cannot trust the listeners any more: 503 for whoever asks whether the gateway is ready."""
+
+    status = 503
+    code = "certificate_expired"
 
 
 class DeadlineExceeded(GatewayError):

@@ -23,6 +23,7 @@ from aigw.config import Config, Route, Step
 from aigw.errors import (
     AllStepsFailed,
     DeadlineExceeded,
+    Draining,
     StreamBroken,
     UpstreamFailure,
     UpstreamRefused,
@@ -59,7 +60,9 @@ class Gateway:
         clock: IReactorTime,
         note_failure: AttemptSink,
         random: Callable[[], float] = random.random,
+        running: set[Exchange] | None = None,
     ) -> None:
+        """``running`` holds every exchange that has not ended, whichever configuration it began with."""
         self.router = Router(config)
         self.upstream = upstream
         self.health = health
@@ -67,15 +70,16 @@ class Gateway:
         self.clock = clock
         self.note_failure = note_failure
         self.secrets = config.secrets
+        self.running = set() if running is None else running
 
     def serve(self, call: Call, client: Client, trail: Trail) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         route = self.router.route(call.model)
         trail.route = route.name
-        return _Exchange(self, route, call, client, trail).next_step()
+        return Exchange(self, route, call, client, trail).run()
 
 
-class _Exchange:
+class Exchange:
     """One call on its way along the steps of its route."""
 
     def __init__(self, gateway: Gateway, route: Route, call: Call, client: Client, trail: Trail) -> None:
@@ -89,6 +93,31 @@ class _Exchange:
         self._left = list(route.steps)
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
+        self._flowing: relay.Relay | None = None
+        self._running: Deferred[None] | None = None
+        self._interrupted = False
+
+    def run(self) -> Deferred[None]:
+        """See Gateway.serve."""
+        self._gateway.running.add(self)
+        running = self.next_step()
+        if not running.called:
+            self._running = running
+        return running.addBoth(self._over)
+
+    def interrupt(self) -> None:
+        """The gateway has no more time: end the client's stream with an error event, or fail with Draining."""
+        self._interrupted = True
+        if self._flowing is not None:
+            self._flowing.interrupt()
+        elif self._running is not None:
+            self._running.cancel()
+
+    def _over(self, result: Any) -> Any:
+        self._gateway.running.discard(self)
+        if self._interrupted and isinstance(result, Failure) and result.check(CancelledError):
+            raise Draining("The gateway is stopping, and no provider has answered yet.", headers={"Retry-After": "1"})
+        return result
 
     def next_step(self) -> Deferred[None]:
         """Try the next step; give up where there is none, or no time for it."""
@@ -118,6 +147,7 @@ class _Exchange:
             self._trail.first_byte = self._clock.seconds()
             self._begin(attempt, answered[0], held.length)
             rest = attempt.step.idle_timeout if self._call.stream else started + seconds - self._clock.seconds()
+            self._flowing = held
             flowing = held.flow(self._client, max(0.0, rest))
             return flowing.addBoth(self._flowed, attempt, started, answered[0].code, held)
 
@@ -132,7 +162,7 @@ class _Exchange:
             if not failure.check(UpstreamFailure):
                 self._health.abandoned(attempt.step, probe)
             if failure.check(CancelledError):
-                self._note(attempt, started, "client_gone", None, "the client left")
+                self._note_cancelled(attempt, started, None)
             failure.trap(UpstreamFailure)
             return self._fell(attempt, started, cast(UpstreamFailure, failure.value), step_ends, tries, probe)
 
@@ -231,8 +261,14 @@ class _Exchange:
             self._note(attempt, started, broken.code, status, broken.message)
             self._client.cut(flush=self._call.stream)
         else:
-            self._note(attempt, started, "client_gone", status, "the client left")
+            self._note_cancelled(attempt, started, status)
             result.trap(StreamBroken)
+
+    def _note_cancelled(self, attempt: Attempt, started: float, status: int | None) -> None:
+        if self._interrupted:
+            self._note(attempt, started, "draining", status, "the gateway is stopping")
+        else:
+            self._note(attempt, started, "client_gone", status, "the client left")
 
     def _note(
         self,

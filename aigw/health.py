@@ -5,7 +5,7 @@ The state is that of a provider and model, so routes that share them share it, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from aigw.config import Step
 
@@ -34,6 +34,11 @@ class Health:
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._seconds = seconds
         self._states: dict[Key, _State] = {}
+
+    def forget_all_but(self, steps: Iterable[Step]) -> None:
+        """What a reload left as it was: whatever is known of other steps, or of a changed provider, counts no more."""
+        kept = {_key(step) for step in steps}
+        self._states = {key: state for key, state in self._states.items() if key in kept}
 
     def order(self, steps: Sequence[Step]) -> Sequence[Step]:
         """``steps`` with those that rest at the end, the one that wakes soonest first among them."""

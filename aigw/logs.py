@@ -6,6 +6,7 @@ this module is the second wall: whatever it is told to hide, it hides in every l
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -15,16 +16,21 @@ import msgspec
 from twisted.logger import ILogObserver, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
+from aigw.flood import Flood
+from aigw.systemd import is_journal
+
 Hide = Callable[[str], str]
 
 MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
 MAX_LINE = 64 * 1024
 FIELDS = frozenset(
-    "address attempts bytes_in bytes_out caller config duration_ms error method mistakes model outcome path provider "
-    "providers rests_s route routes status step stream tls traceback ttft_ms usage version".split()
+    "address attempts bytes_in bytes_out caller config days drain_s duration_ms error in_flight lag_ms method mistakes "
+    "model outcome path provider providers repeats rests_s route routes serials status step stream tls traceback "
+    "ttft_ms usage version".split()
 )
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
+_PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}
 _FORMAT = "{aigw_message} {aigw_fields}"  # for the observers of others
 _encode = msgspec.json.encode
@@ -42,17 +48,26 @@ def hide(hidden: Iterable[Hide]) -> None:
 class JsonLines:
     """Writes each event of level ``info`` and up as a line to ``file``."""
 
-    def __init__(self, file: TextIO | Any) -> None:
+    def __init__(self, file: TextIO | Any, priorities: bool = False) -> None:
+        """``priorities`` are written before each line where the journal reads them (sd-daemon(3))."""
         self._file = file
+        self._priorities = _PRIORITIES if priorities else dict.fromkeys(_PRIORITIES, "")
+        self._flood = Flood(time.monotonic)
 
     def __call__(self, event: dict[str, Any]) -> None:
         """See ILogObserver."""
         level = event.get("log_level", LogLevel.info)
         if level < LogLevel.info:
             return
+        failure = event.get("log_failure") or event.get("failure")
+        if failure is not None:
+            held_back = self._flood.admit(_kind(failure))
+            if held_back is None:
+                return
+            event = {**event, "aigw_repeats": held_back}
         line = _line(event, level)
         try:
-            self._file.write(line + "\n")
+            self._file.write(f"{self._priorities[level]}{line}\n")
             self._file.flush()
         except (OSError, ValueError):
             pass  # a full disk or a closed terminal must not stop the gateway
@@ -60,7 +75,7 @@ class JsonLines:
 
 def json_lines() -> JsonLines:
     """The factory for ``twistd --logger aigw.logs.json_lines``: to standard error, which twistd leaves to us."""
-    return JsonLines(sys.__stderr__)
+    return JsonLines(sys.__stderr__, priorities=is_journal(os.environ, 2))
 
 
 def info(message: str, request_id: str | None = None, **fields: Any) -> None:
@@ -78,6 +93,12 @@ def error(message: str, request_id: str | None = None, **fields: Any) -> None:
     log.error(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
 
 
+def _kind(failure: Any) -> object:
+    """What two failures share that are the same mistake: type, words, and the places that they passed."""
+    places = tuple((name, file, line) for name, file, line, *_ in failure.frames)
+    return hash((failure.type, failure.getErrorMessage(), places))
+
+
 def _line(event: dict[str, Any], level: Any) -> str:
     seconds = event.get("log_time", 0.0)
     fields = event.get("aigw_fields")
@@ -89,6 +110,8 @@ def _line(event: dict[str, Any], level: Any) -> str:
         else:
             message = message.partition("\n")[0]
             fields = {"traceback": _hidden(failure.getTraceback())[-MAX_TRACEBACK:]}
+            if repeats := event.get("aigw_repeats"):
+                fields["repeats"] = repeats
     else:
         message = event["aigw_message"]
         fields = {name: value for name, value in fields.items() if name in FIELDS}

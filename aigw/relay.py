@@ -42,6 +42,7 @@ class Relay(BodyProtocol, ABC):
     """One answer on its way. ``held`` fires with this Relay at the commit point; then ``flow`` lets it go on."""
 
     transport: Any
+    cut_short = ""  # the code of an answer that ends too early
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
         self._endpoint = endpoint
@@ -151,6 +152,11 @@ class Relay(BodyProtocol, ABC):
         else:
             self.transport.stopProducing()
             self._flowing.errback(broken)
+
+    def interrupt(self) -> None:
+        """The gateway is stopping: the client is told, as of any other break."""
+        if not self._over:
+            self._break(self.cut_short, "The gateway is stopping.")
 
     def hang_up(self, _: Deferred[Any] | None = None) -> None:
         """Stop the provider; nobody is told."""

@@ -13,6 +13,7 @@ from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
 from aigw import headers
+from aigw.config import Config
 from aigw.errors import GatewayError, TooLarge
 from aigw.openai import error_body
 
@@ -23,6 +24,8 @@ log = Logger()
 
 class Resource(Protocol):
     """A leaf of the resource tree."""
+
+    config: Config
 
     def admit(self, request: Request) -> None:
         """Judge the request by its head. Raises GatewayError."""
@@ -79,7 +82,7 @@ class Request(TwistedRequest):
             self.refusal = error
 
     def _check_size(self, size: int) -> None:
-        limit = self.channel.site.max_body
+        limit = self.resource.config.max_body
         if size > limit:
             raise TooLarge(f"The body is over the limit of {limit} bytes.")
 
@@ -172,6 +175,8 @@ class Request(TwistedRequest):
             self.responseHeaders.setRawHeaders(b"content-length", [b"%d" % length])
         for name, value in self.resource.headers(self):
             self.responseHeaders.setRawHeaders(name, [value])
+        if self.channel is not None and self.channel.site.draining:
+            self.responseHeaders.setRawHeaders(b"connection", [b"close"])
 
     def end(self) -> None:
         """The answer is whole."""

@@ -1,61 +1,88 @@
-"""GatewayService: the one owner of live objects. It starts and stops what the other modules describe."""
+"""GatewayService: the one owner of live objects. It starts, reloads and drains what the other modules describe."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.endpoints import serverFromString, wrapServerTLS
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
+from twisted.python.failure import Failure
 
 from aigw import __version__, logs, web
-from aigw.config import Config, Listener
+from aigw.config import Config
 from aigw.dial import Host, LookUp, Names, look_up
-from aigw.errors import CannotListen, ConfigError
-from aigw.gateway import Gateway
+from aigw.drain import Drain
+from aigw.errors import CannotListen, ConfigError, Draining
+from aigw.gateway import Exchange, Gateway
+from aigw.generation import Generation
 from aigw.health import Health
+from aigw.listeners import Listeners, inherited, told
+from aigw.pulse import Pulse
 from aigw.records import AttemptRecord, Record
 from aigw.routing import KEY_REFUSED
-from aigw.tls import ServerIdentity
-from aigw.upstream import Upstream
+from aigw.systemd import Notify
+from aigw.tls import CurrentIdentity
 
-T = TypeVar("T")
+EXPIRY_DAYS = 14
 
 
 class GatewayService(Service):
-    """The daemon: listeners, the site behind them, the providers' connections."""
+    """The daemon: listeners, the site behind them, the providers' connections; and what outlives a reload."""
 
     def __init__(
-        self, config: Config, reactor: Any, observer: logs.JsonLines | None, look_up: LookUp = look_up
+        self,
+        load: Callable[[], Config],
+        reactor: Any,
+        observer: logs.JsonLines | None,
+        look_up: LookUp = look_up,
+        notify: Notify | None = None,
+        feed_every: float = math.inf,
     ) -> None:
-        """Reads certificates, opens nothing. ``observer`` becomes the log unless ``--logger`` says otherwise.
+        """Reads the configuration and what it names, opens nothing; ``load`` reads it once more for each reload.
 
+        ``observer`` becomes the log unless ``--logger`` says otherwise; ``notify`` is fed every ``feed_every`` seconds.
         Raises ConfigError.
         """
-        self.config = config
-        self.ports: list[IListeningPort] = []
+        self._load = load
         self._reactor = reactor
         self._observer = observer
-        mistakes: list[str] = []
-        connect = partial(Host, reactor, Names(reactor, look_up))
-        self._identity = _or_mistakes(mistakes, lambda: ServerIdentity(config.tls) if config.tls else None)
-        upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values(), connect))
-        endpoints = _or_mistakes(mistakes, lambda: [(each, self._endpoint(each)) for each in listeners(config)])
-        if mistakes or upstream is None or endpoints is None:
-            raise ConfigError(mistakes)
-        self._upstream = upstream
-        self._endpoints = endpoints
-        gateway = Gateway(config, self._upstream, Health(time.monotonic), reactor, log_attempt)
-        self._site = web.Front(web.tree(config, gateway, log_record), config.max_body, reactor)
-        logs.hide(secret.hide_in for secret in config.secrets)
+        self._notify = notify or Notify({})
+        self._connect = partial(Host, reactor, Names(reactor, look_up))
+        self._inherited = list(inherited(reactor))
+        self._health = Health(time.monotonic)
+        self._running: set[Exchange] = set()
+        self.pulse = Pulse(reactor, self._notify.alive, feed_every)
+        self._daily = LoopingCall(self._warn_of_expiry)
+        self._daily.clock = reactor
+        self._drain: Drain | None = None
+        self._reload: Deferred[bool] | None = None
+        self._reload_again = False
+        self._now = self._read()
+        self._identity = CurrentIdentity(self._now.identity)
+        self._site = web.Front(self._tree(self._now), reactor)
+        self._listeners = Listeners(reactor, self._site, self._identity)
+        self._listeners.check(self._now.listeners)
+        self._hide_keys_of(self._now.config)
+
+    @property
+    def config(self) -> Config:
+        """What the gateway runs by."""
+        return self._now.config
+
+    @property
+    def ports(self) -> list[IListeningPort]:
+        """The open listeners, in the order of the configuration."""
+        return self._listeners.ports
 
     def setServiceParent(self, parent: Any) -> None:
         """twistd takes its log observer from the application, and asks for it only after this."""
@@ -63,89 +90,164 @@ class GatewayService(Service):
             parent.setComponent(ILogObserver, self._observer)
         super().setServiceParent(parent)
 
+    # Start
+
     def privilegedStartService(self) -> None:
         """Bind, while we may still be root; if that fails, say so in one line and exit with 1."""
         super().privilegedStartService()
-        for warning in self.config.warnings:
-            logs.warn(warning)
-        if self._identity is None:
-            logs.warn("No TLS certificate is configured: plain HTTP, on loopback only unless a listener says insecure")
-        for listener, endpoint in self._endpoints:
-            self._listen(listener, endpoint)
+        self._warn()
+        try:
+            opened = self._listeners.open_new(self._now.listeners)
+        except CannotListen as error:
+            logs.error(f"Cannot listen: {error}")
+            # Not SystemExit: twistd would leave its pid file, and as a daemon the process that waits for word from it.
+            sys.excepthook = lambda *_: None  # it is said; a traceback would say it twenty times
+            raise
+        self._listeners.keep(self._now.listeners, opened)
 
     def startService(self) -> None:
         """Everything is up."""
         super().startService()
-        for (listener, _), port in zip(self._endpoints, self.ports, strict=True):
-            tls = self._identity is not None and not listener.insecure
-            logs.info("Listening", address=_address(port.getHost()), tls=tls)
+        for listener, port in self._listeners.open.items():
+            logs.info("Listening", address=told(port), tls=not listener.insecure)
         logs.info("Started", version=__version__, routes=len(self.config.routes), providers=list(self.config.providers))
+        self._daily.start(86400)
+        self.pulse.start()
+        self._reactor.callWhenRunning(lambda: self._notify.ready(self._status()))
+
+    # Reload
+
+    def reload(self) -> Deferred[bool]:
+        """Read everything afresh, in a thread, and swap all of it in one turn, or nothing; whether it was swapped."""
+        if self._drain is not None:
+            logs.warn("Not reloaded: the gateway is stopping")
+            return succeed(False)
+        if self._reload is not None:
+            self._reload_again = True  # what is being read may be the files of before
+            return self._reload
+        self._notify.reloading()
+
+        def swap(generation: Generation) -> bool:
+            if self._drain is None:
+                self._swap(generation)
+            return self._drain is None
+
+        def refuse(failure: Failure) -> bool:
+            problem = failure.value
+            mistakes = problem.mistakes if isinstance(problem, ConfigError) else [str(problem)]
+            logs.error("Not reloaded: the old configuration goes on", mistakes=mistakes)
+            self._notify.ready(f"Not reloaded at {_clock_time()}, the old configuration goes on: {'; '.join(mistakes)}")
+            if not isinstance(problem, ConfigError | CannotListen):
+                logs.log.failure("Unexpected failure of a reload", failure=failure)
+            return False
+
+        def once_more(swapped: bool) -> Any:
+            self._reload = None
+            again, self._reload_again = self._reload_again, False
+            return self.reload() if again else swapped
+
+        reading: Deferred[Any] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._read)
+        self._reload = reading
+        return reading.addCallback(swap).addErrback(refuse).addCallback(once_more)
+
+    def _read(self) -> Generation:
+        return Generation(self._load(), self._reactor, self._connect, self._inherited)
+
+    def _swap(self, new: Generation) -> None:
+        """Raises ConfigError or CannotListen before anything is changed."""
+        old = self._now
+        self._listeners.check(new.listeners)
+        identity, self._identity.identity = self._identity.identity, new.identity  # for whoever connects at once
+        try:
+            opened = self._listeners.open_new(new.listeners)
+        except CannotListen:
+            self._identity.identity = identity
+            raise
+        new.upstream.take_over(old.upstream)
+        unchanged = {name for name, each in new.config.providers.items() if old.config.providers.get(name) == each}
+        steps = [step for route in new.config.routes.values() for step in route.steps]
+        self._health.forget_all_but(step for step in steps if step.provider.name in unchanged)
+        self._now = new
+        self._site.resource = self._tree(new)
+        closed = self._listeners.keep(new.listeners, opened)
+        self._hide_keys_of(new.config, old.config)
+        self._warn()
+        self._warn_of_expiry()
+        for listener, port in opened.items():
+            logs.info("Listening", address=told(port), tls=not listener.insecure)
+        for listener in closed:
+            logs.info("No longer listening", address=listener.endpoint)
+        serials = new.identity.serials if new.identity else []
+        logs.info("Reloaded", routes=len(new.config.routes), providers=list(new.config.providers), serials=serials)
+        self._notify.ready(self._status(f"; reloaded at {_clock_time()}"))
+
+    # Stop
 
     def stopService(self) -> Deferred[Any]:
-        """Stop listening and close every connection."""
-        logs.info("Stopping")
-        stopped = gatherResults([maybeDeferred(port.stopListening) for port in self.ports], consumeErrors=True)
-        self.ports = []
-        self._upstream.close()
+        """Stop listening, let what is under way end, close every connection."""
+        seconds = self.config.drain
+        if self._daily.running:
+            self._daily.stop()
+        logs.info("Stopping", in_flight=len(self._running), drain_s=seconds)
+        self._notify.stopping(f"Stopping; {len(self._running)} requests may take {seconds:g} s to end")
+        self._drain = Drain(self._site, self._running, self._reactor, seconds)
+        stopped = self._listeners.close().addBoth(lambda _: self._drain and self._drain.begin())
 
         def say_so(_: object) -> None:
+            self._now.upstream.close()
+            self.pulse.stop()
             logs.info("Stopped")
 
         return stopped.addBoth(say_so).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
 
-    def _endpoint(self, listener: Listener) -> IStreamServerEndpoint:
-        try:
-            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, listener.endpoint)
-        except (ValueError, TypeError):
-            right = r"write tcp:PORT:interface=ADDRESS, tcp6:PORT:interface=\:\:, unix:PATH or systemd:..."
-            raise ConfigError([f"listen: {listener.endpoint!r} is not a Twisted server endpoint; {right}"]) from None
-        if self._identity is not None and not listener.insecure:
-            endpoint = wrapServerTLS(self._identity, endpoint, self._reactor)
-        return endpoint
+    def stop_now(self) -> None:
+        """Whoever asked for a stop has asked again."""
+        if self._drain is not None:
+            logs.warn("Stopping now", in_flight=len(self._running))
+            self._drain.give_up()
 
-    def _listen(self, listener: Listener, endpoint: IStreamServerEndpoint) -> None:
-        failures: list[Any] = []
-        endpoint.listen(self._site).addCallbacks(self.ports.append, failures.append)
-        if failures:  # a Deferred would keep an exception that is raised in it to itself
-            logs.error(f"Cannot listen: {failures[0].value}", address=listener.endpoint)
-            # Not SystemExit: twistd would leave its pid file, and as a daemon the process that waits for word from it.
-            sys.excepthook = lambda *_: None  # it is said; a traceback would say it twenty times
-            raise CannotListen(listener.endpoint)
+    # What is made of a generation
 
+    def _tree(self, generation: Generation) -> web.Leaf:
+        config = generation.config
+        gateway = Gateway(config, generation.upstream, self._health, self._reactor, log_attempt, running=self._running)
 
-def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:
-    """What ``make()`` makes, or None with its mistakes added: all are to be told at once."""
-    try:
-        return make()
-    except ConfigError as error:
-        mistakes += error.mistakes
-        return None
+        def check_ready() -> None:
+            if self._drain is not None:
+                raise Draining("The gateway is stopping.")
+            generation.check_ready()
 
+        return web.tree(config, gateway, log_record, check_ready)
 
-def listeners(config: Config) -> tuple[Listener, ...]:
-    """Those of the file, else the port: on every address of both families with TLS, on loopback without."""
-    if config.listeners:
-        return config.listeners
-    port, both = config.port, _has_ipv6()
-    if config.tls:  # :: takes IPv4 connections too
-        addresses = [rf"tcp6:{port}:interface=\:\:" if both else f"tcp:{port}:interface=0.0.0.0"]
-    else:
-        addresses = [f"tcp:{port}:interface=127.0.0.1", *([rf"tcp6:{port}:interface=\:\:1"] if both else [])]
-    return tuple(Listener(address) for address in addresses)
+    def _warn(self) -> None:
+        for warning in self.config.warnings:
+            logs.warn(warning)
+        if self._now.identity is None:
+            logs.warn("No TLS certificate is configured: plain HTTP, on loopback only unless a listener says insecure")
 
+    def _warn_of_expiry(self) -> None:
+        identity = self._now.identity
+        days = identity.days_left() if identity else math.inf
+        if days <= 0:
+            logs.error("A certificate has expired: renew it and reload", days=round(days, 1))
+        elif days < EXPIRY_DAYS:
+            logs.warn("A certificate expires soon: renew it and reload", days=round(days, 1))
 
-def _has_ipv6() -> bool:
-    """Whether the kernel speaks IPv6 and its loopback is up, found out without opening a socket."""
-    try:
-        return "00000000000000000000000000000001" in Path("/proc/net/if_inet6").read_text()
-    except OSError:
-        return False
+    def _hide_keys_of(self, *configs: Config) -> None:
+        """In the log from now on; requests that began before a reload may still name the keys of before."""
+        secrets = dict.fromkeys(secret for config in configs for secret in config.secrets)
+        logs.hide(secret.hide_in for secret in sorted(secrets, key=len, reverse=True))
+
+    def _status(self, since: str = "") -> str:
+        config = self.config
+        served = f"Serving {len(config.routes)} routes over {len(config.providers)} providers"
+        identity = self._now.identity
+        until = f", certificate good for {identity.days_left():.0f} days" if identity else ""
+        return f"{served}{until}{since}"
 
 
-def _address(host: Any) -> str:
-    if not hasattr(host, "port"):
-        return str(getattr(host, "name", host))
-    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
+def _clock_time() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def log_record(record: Record) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
 import signal
 import sys
 import syslog
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, TextIO
 
 from twisted.application.service import IService
@@ -16,7 +20,9 @@ from twisted.python import logfile, usage
 from aigw import __version__, config, demo, logs
 from aigw.config import Config
 from aigw.errors import ConfigError
-from aigw.service import GatewayService, listeners
+from aigw.listeners import wanted
+from aigw.service import GatewayService
+from aigw.systemd import Environment, Notify, watchdog_seconds
 
 EX_CONFIG = 78
 
@@ -44,22 +50,51 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The service that twistd runs. A configuration that is wrong is one line and exit status 78."""
-    from twisted.internet import reactor
+    from twisted.internet import reactor as installed
 
-    path = options["config"]
+    reactor: Any = installed
+    path, only_check = options["config"], options["check-config"]
+    reactor.seconds = time.monotonic  # Twisted's is the wall clock, which may be set
     try:
         if options["demo"]:
             return demo.DemoService(reactor, _observer(options.parent))
         path = config.find(path)
-        loaded = config.load(path, os.environ)
-        service = GatewayService(loaded, reactor, None if options["check-config"] else _observer(options.parent))
+        service = GatewayService(
+            partial(config.load, path.absolute(), Environment(os.environ)),  # twistd may change the directory
+            reactor,
+            None if only_check else _observer(options.parent),
+            notify=Notify(os.environ),
+            feed_every=(watchdog_seconds(os.environ, os.getpid()) or math.inf) / 3,
+        )
     except ConfigError as error:
-        _report(error, str(path or "The configuration"), in_words=bool(options["check-config"]))
+        _report(error, str(path or "The configuration"), in_words=bool(only_check))
         raise SystemExit(EX_CONFIG) from None
-    if options["check-config"]:
-        print(_described(loaded))
+    if only_check:
+        print(_described(service.config))
         raise SystemExit(0)
+    _obey_signals(service, reactor)
+    reactor.callWhenRunning(_settle)
     return service
+
+
+def _obey_signals(service: GatewayService, reactor: Any) -> None:
+    """SIGHUP reloads; Twisted's own SIGTERM and SIGINT stop, and a second one does not wait."""
+
+    def on(number: int, act: Callable[[], object]) -> None:
+        signal.signal(number, lambda *_: reactor.callFromThread(act))
+
+    def at_once() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            on(number, service.stop_now)
+
+    on(signal.SIGHUP, service.reload)
+    reactor.addSystemEventTrigger("before", "shutdown", at_once)
+
+
+def _settle() -> None:
+    """What is there after the start stays: no collection of garbage needs to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _observer(server: Any) -> logs.JsonLines | None:
@@ -120,8 +155,8 @@ def _report(error: ConfigError, path: str, in_words: bool) -> None:
 def _described(loaded: Config) -> str:
     """What runs, for ``--check-config``: listeners, routes with their steps and limits, and no secret."""
     lines = [f"warning: {warning}" for warning in loaded.warnings]
-    for listener in listeners(loaded):
-        kind = "https" if loaded.tls and not listener.insecure else "plain http"
+    for listener in wanted(loaded):
+        kind = "plain http" if listener.insecure else "https"
         lines.append(f"listen {listener.endpoint} ({kind})")
     for route in loaded.routes.values():
         lines.append(f"route {route.name}" + (f" (deadline {route.deadline:g}s)" if route.deadline else ""))

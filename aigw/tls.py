@@ -1,9 +1,11 @@
-"""TLS on both sides: the certificate that the listener shows, and whom the gateway trusts as a provider."""
+"""TLS on both sides: the certificates that the listeners show, and whom the gateway trusts as a provider."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+from cryptography import x509
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator
 from twisted.internet.ssl import (
@@ -17,56 +19,136 @@ from twisted.internet.ssl import (
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from aigw.config import TlsFiles
+from aigw.config import CertificateFiles, TlsFiles
 from aigw.errors import ConfigError
 
 # Forward secrecy and AEAD only; TLS 1.3 has nothing else. https://wiki.mozilla.org/Security/Server_Side_TLS
 CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20")
 
 
-@implementer(IOpenSSLServerConnectionCreator)
-class ServerIdentity:
-    """The listener's certificate chain and key, asked for anew by each connection, so that it can be replaced."""
+class Identity:
+    """Who the listeners say they are: a certificate for each name that a client may ask for, and one for all others.
+
+    ``expires`` is when the first of the certificates does, in Unix seconds; ``serials`` are theirs, in hexadecimal, the
+    default's first.
+    """
 
     def __init__(self, files: TlsFiles) -> None:
-        """Read both files. Raises ConfigError."""
+        """Read all files. Raises ConfigError with every mistake in them."""
+        mistakes: list[str] = []
+        trusted = None
+        if files.client_ca:
+            try:
+                trusted = _certificates("tls.client_ca", files.client_ca)
+            except ConfigError as error:
+                mistakes += error.mistakes
+        named = {f"tls.certificates[{index}]": pair for index, pair in enumerate(files.others)}
+        loaded = []
+        for path, pair in {**named, "tls": files}.items():
+            try:
+                loaded.append(_Loaded(path, pair, trusted, files.client_required))
+            except ConfigError as error:
+                mistakes += error.mistakes
+        if mistakes:
+            raise ConfigError(mistakes)
+        # The default last: whatever name stands in two certificates is answered with it.
+        self._by_name = {name: each.context for each in loaded for name in each.names}
+        self._default = loaded[-1].options
+        self._default.getContext().set_tlsext_servername_callback(self._choose)
+        self.expires = min(each.expires for each in loaded)
+        self.serials = [each.serial for each in reversed(loaded)]
+
+    def days_left(self) -> float:
+        """How long all the certificates are good for; negative once one is not."""
+        return (self.expires - time.time()) / 86400
+
+    def _choose(self, connection: SSL.Connection) -> None:
+        """RFC 6066, section 3: by the name in the client's hello; an unknown one gets the default."""
+        name = (connection.get_servername() or b"").lower()
+        found = self._by_name.get(name) or self._by_name.get(b"*." + name.partition(b".")[2])
+        if found is not None:
+            connection.set_context(found)
+
+    def connection(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """The server's side of a new connection."""
+        return self._default.serverConnectionForTLS(protocol)
+
+
+class _Loaded:
+    """One certificate as OpenSSL has it, and what is written in it."""
+
+    def __init__(
+        self, path: str, files: CertificateFiles, trusted: list[crypto.X509] | None, client_required: bool
+    ) -> None:
         mistakes: list[str] = []
         try:
-            chain = _certificates("tls.cert_file", files.cert_file)
+            chain = _certificates(f"{path}.cert_file", files.cert_file)
         except ConfigError as error:
             mistakes += error.mistakes
         try:
-            key = _key("tls.key_file", files.key_file)
+            key = _key(f"{path}.key_file", files.key_file)
         except ConfigError as error:
             mistakes += error.mistakes
         if mistakes:
             raise ConfigError(mistakes)
-        self._options = CertificateOptions(
+        self.options = CertificateOptions(
             privateKey=key,
             certificate=chain[0],
             extraCertChain=chain[1:],
             raiseMinimumTo=TLSVersion.TLSv1_2,
             acceptableCiphers=CIPHERS,
+            verify=trusted is not None,
+            caCerts=trusted,
+            requireCertificate=client_required,
         )
         try:
-            self._options.getContext().check_privatekey()
+            self.context = self.options.getContext()
+            self.context.check_privatekey()
         except SSL.Error:
-            raise ConfigError([f"tls: {files.key_file} is not the key of {files.cert_file}"]) from None
+            raise ConfigError([f"{path}: {files.key_file} is not the key of {files.cert_file}"]) from None
+        for each in trusted or ():
+            self.context.add_client_ca(each)  # so that a client with many certificates knows which to show
+        shown = chain[0].to_cryptography()
+        self.expires = shown.not_valid_after_utc.timestamp()
+        self.serial = f"{shown.serial_number:x}"
+        self.names = _names_in(shown)
+
+
+def _names_in(certificate: x509.Certificate) -> list[bytes]:
+    """The host names that a certificate is for, in lower case."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    return [name.lower().encode() for name in found.get_values_for_type(x509.DNSName) if name.isascii()]
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class CurrentIdentity:
+    """The Identity that new connections are shown; assigning ``identity`` replaces it, open ones keep theirs."""
+
+    def __init__(self, identity: Identity | None) -> None:
+        self.identity = identity
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See IOpenSSLServerConnectionCreator."""
-        return self._options.serverConnectionForTLS(tlsProtocol)
+        assert self.identity is not None, "a TLS listener is open only where there is a certificate"
+        return self.identity.connection(tlsProtocol)
 
 
-def trust(host: str, ca_file: str | None) -> IOpenSSLClientConnectionCreator:
-    """How to connect to a provider: its certificate must be for ``host``, from ``ca_file`` or a CA of the system.
+def authorities_in(ca_file: str) -> bytes:
+    """The certificates in a provider's ``ca_file``, as PEM. Raises ConfigError."""
+    found = _certificates("ca_file", ca_file)
+    return b"".join(crypto.dump_certificate(crypto.FILETYPE_PEM, certificate) for certificate in found)
 
-    One of these is made per provider and serves all its connections. Raises ConfigError.
+
+def trust(host: str, authorities: bytes) -> IOpenSSLClientConnectionCreator:
+    """How to connect to a provider: its certificate must be for ``host``, from ``authorities`` (PEM), or a CA of the
+    system where there are none. One of these is made per provider and serves all its connections.
     """
     root = None
-    if ca_file:
-        found = _certificates("ca_file", ca_file)
-        root = trustRootFromCertificates([Certificate(certificate) for certificate in found])
+    if authorities:
+        root = trustRootFromCertificates([Certificate(each) for each in _certificates_of(authorities)])
     return optionsForClientTLS(host, trustRoot=root, acceptableProtocols=[b"http/1.1"])
 
 
@@ -79,11 +161,14 @@ def _key(setting: str, path: str) -> crypto.PKey:
         raise ConfigError([f"{setting}: {path}: holds no PEM private key without passphrase"]) from None
 
 
+def _certificates_of(pem: bytes) -> list[crypto.X509]:
+    begin = b"-----BEGIN CERTIFICATE-----"
+    return [crypto.load_certificate(crypto.FILETYPE_PEM, begin + part) for part in pem.split(begin)[1:]]
+
+
 def _certificates(setting: str, path: str) -> list[crypto.X509]:
     try:
-        pem = Path(path).read_bytes()
-        parts = pem.split(b"-----BEGIN CERTIFICATE-----")[1:]
-        found = [crypto.load_certificate(crypto.FILETYPE_PEM, b"-----BEGIN CERTIFICATE-----" + part) for part in parts]
+        found = _certificates_of(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError([f"{setting}: {path}: {error.strerror}"]) from None
     except (crypto.Error, ValueError):

@@ -28,7 +28,7 @@ from aigw.config import Provider
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
 from aigw.openai import message_in
 from aigw.routing import Attempt
-from aigw.tls import trust
+from aigw.tls import authorities_in, trust
 
 MAX_REFUSAL = 64 * 1024
 REFUSAL_SECONDS = 2.0
@@ -45,16 +45,35 @@ class Upstream:
         """Opens nothing, but reads each ``ca_file``. Raises ConfigError."""
         self._reactor = reactor
         self._pools: dict[str, Pool] = {}
+        self._endpoints: dict[str, IStreamClientEndpoint] = {}
+        self._origins: dict[str, tuple[str, bytes]] = {}
         self._clients: dict[tuple[str, float], HTTPClient] = {}
         self._urls: dict[str, _ReadyUrl] = {}
         mistakes: list[str] = []
         for index, provider in enumerate(providers):
             try:
-                self._pools[provider.name] = _pool(reactor, provider, connect)
+                authorities = authorities_in(provider.ca_file) if provider.ca_file else b""
+                endpoint, secure = _endpoint(provider, authorities, connect)
             except ConfigError as error:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
+                continue
+            self._endpoints[provider.name] = endpoint
+            self._pools[provider.name] = Pool(reactor, endpoint, secure)
+            self._origins[provider.name] = provider.base_url, authorities
         if mistakes:
             raise ConfigError(mistakes)
+
+    def take_over(self, old: Upstream) -> None:
+        """Before the first request: go on with the connections of ``old`` to the providers that are where they were.
+
+        Its other connections end with the answers that they carry.
+        """
+        for name, pool in old._pools.items():
+            if self._origins.get(name) == old._origins[name]:
+                pool.lead_to(self._endpoints[name])  # the system's CAs may have changed
+                self._pools[name] = pool
+            else:
+                pool.retire()
 
     def send(self, attempt: Attempt) -> Deferred[IResponse]:
         """The head of a 2xx answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
@@ -111,16 +130,17 @@ def within(limited: Deferred[T], seconds: float, clock: IReactorTime, reason: Ca
     return limited.addBoth(settle)
 
 
-def _pool(reactor: Any, provider: Provider, connect: Connect) -> Pool:
+def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple[IStreamClientEndpoint, bool]:
+    """What leads to the provider, and whether it does so over TLS."""
     try:
         url = URL.from_text(_ascii(provider.base_url))
         secure = url.scheme == "https"
         endpoint = connect(url.host, url.port or 0)
         if secure:
-            endpoint = wrapClientTLS(trust(url.host, provider.ca_file), endpoint)
+            endpoint = wrapClientTLS(trust(url.host, authorities), endpoint)
     except ValueError as error:
         raise ConfigError([f"base_url: the host of {provider.base_url!r} cannot be used: {error}"]) from None
-    return Pool(reactor, endpoint, secure)
+    return endpoint, secure
 
 
 def _ascii(url: str) -> str:

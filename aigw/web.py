@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from twisted.internet.defer import Deferred, succeed
 from twisted.web.resource import Resource as TwistedResource
 from twisted.web.server import NOT_DONE_YET, Site
 
@@ -29,12 +30,12 @@ class Front(Site):
     protocol = Channel  # type: ignore[assignment]  # not twisted.web's wrapper, which exists for HTTP/2
     noisy = False
     displayTracebacks = False
+    draining = False
 
-    def __init__(self, tree: TwistedResource, max_body: int, reactor: Any) -> None:
-        """``max_body`` in bytes."""
+    def __init__(self, tree: TwistedResource, reactor: Any) -> None:
         super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
-        self.max_body = max_body
         self._open: set[Channel] = set()
+        self._emptied: Deferred[None] | None = None
 
     def entered(self, channel: Channel) -> None:
         """A client has connected."""
@@ -43,6 +44,29 @@ class Front(Site):
     def left(self, channel: Channel) -> None:
         """A client's connection is gone."""
         self._open.discard(channel)
+        if self._emptied is not None and not self._open:
+            emptied, self._emptied = self._emptied, None
+            emptied.callback(None)
+
+    def drain(self) -> Deferred[None]:
+        """Take one more request of each client at most; fires when all connections are gone."""
+        self.draining = True
+        if not self._open:
+            return succeed(None)
+        self._emptied = Deferred()
+        for channel in list(self._open):
+            channel.drain()
+        return self._emptied
+
+    def end(self) -> None:
+        """Close every connection as soon as what was written is sent."""
+        for channel in list(self._open):
+            channel.end()
+
+    def abort(self) -> None:
+        """Close every connection now."""
+        for channel in list(self._open):
+            channel.transport.abortConnection()
 
     def is_full(self) -> bool:
         """Whether there are more connections than may be."""
@@ -138,6 +162,20 @@ class Health(Leaf):
         return b'{"status": "healthy"}'
 
 
+class Ready(Health):
+    """``GET /ready``: whether new requests should be sent here, for whoever balances the load."""
+
+    def __init__(self, config: Config, check: Callable[[], None]) -> None:
+        """``check`` raises a GatewayError if they should not."""
+        super().__init__(config)
+        self._check = check
+
+    def render(self, request: Any) -> bytes:
+        """Raises what ``check`` does."""
+        self._check()
+        return b'{"status": "ready"}'
+
+
 class Models(Leaf):
     """``GET /v1/models`` and ``/v1/models/{id}``, where an id may contain slashes."""
 
@@ -213,10 +251,11 @@ class Calls(Leaf):
         self._sink(trail.record(status))
 
 
-def tree(config: Config, gateway: Gateway, sink: Sink) -> Leaf:
-    """All resources, by path."""
+def tree(config: Config, gateway: Gateway, sink: Sink, check_ready: Callable[[], None]) -> Leaf:
+    """All resources, by path; ``check_ready`` raises a GatewayError where ``/ready`` is to answer with one."""
     root, v1, chat = Branch(config), Branch(config), Branch(config)
     root.putChild(b"health", Health(config))
+    root.putChild(b"ready", Ready(config, check_ready))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", Models(config))
     v1.putChild(b"chat", chat)

@@ -253,7 +253,12 @@ class World:
             certificate.private_key_pem.write_to_path(str(self.folder / "key.pem"))
             certificate.cert_chain_pems[0].write_to_path(str(self.folder / "cert.pem"))
             tree = {**tree, "tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}
-        service = GatewayService(config.build(tree, environ or {}, self.folder), reactor, None, look_up or dial.look_up)
+        tree = {"drain": 0, **tree}
+
+        def load() -> config.Config:
+            return config.build(tree, environ or {}, self.folder)
+
+        service = GatewayService(load, reactor, None, look_up or dial.look_up)
         service.privilegedStartService()
         service.startService()
         self._closers.append(service.stopService)

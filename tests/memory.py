@@ -112,7 +112,7 @@ class MemoryGateway:
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
-        self.site = web.Front(web.tree(settings, gateway, self.records.append), settings.max_body, self.clock)
+        self.site = web.Front(web.tree(settings, gateway, self.records.append, lambda: None), self.clock)
 
     def _door(self, host: str, port: int) -> Door:
         return self.doors.setdefault(host, Door())

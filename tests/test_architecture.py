@@ -1,6 +1,6 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
-Beyond the table of the design: `schema`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
+Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
 `sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel` and `request` for `web`; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo.
 """
@@ -13,22 +13,26 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = (
-    "errors secret document permissions schema config envelope sse openai headers auth health routing records".split()
-)
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
+    "systemd": "",
     "records": "",
     "headers": "",
     "sse": "",
     "envelope": "",
-    "logs": "",
+    "flood": "",
+    "drain": "",
     "dial": "",
     "document": "",
-    "schema": "secret",
     "permissions": "",
-    "config": "document errors permissions schema secret",
+    "consistency": "",
+    "logs": "flood systemd",
+    "pulse": "logs",
+    "notation": "secret",
+    "schema": "notation secret",
+    "config": "consistency document errors notation permissions schema secret",
     "openai": "envelope errors sse",
     "auth": "config errors",
     "health": "config",
@@ -37,16 +41,20 @@ MAY_IMPORT = {
     "connection": "errors framing",
     "agent": "connection errors",
     "tls": "config errors",
+    "listeners": "config errors tls",
     "upstream": "agent config errors headers openai routing tls",
     "relay": "errors openai",
     "answers": "errors openai relay sse",
     "gateway": "answers config errors headers health openai records relay routing upstream",
-    "request": "errors headers openai",
+    "request": "config errors headers openai",
     "channel": "errors headers openai request",
     "web": "auth channel config errors gateway headers openai records request",
-    "service": "config dial errors gateway health logs records routing tls upstream web",
+    "generation": "config errors listeners tls upstream",
+    "service": (
+        "config dial drain errors gateway generation health listeners logs pulse records routing systemd tls web"
+    ),
     "demo": "config logs service",
-    "tap": "config demo errors logs service",
+    "tap": "config demo errors listeners logs service systemd",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

@@ -1,0 +1,63 @@
+"""The end of the daemon: from the stop that was asked for to the last byte that a client gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+FLUSH_SECONDS = 2.0
+
+
+class Site(Protocol):
+    """The clients' connections."""
+
+    def drain(self) -> Deferred[None]:
+        """Take one more request of each client at most; fires when all connections are gone."""
+
+    def end(self) -> None:
+        """Close every connection as soon as what was written is sent."""
+
+    def abort(self) -> None:
+        """Close every connection now."""
+
+
+class Exchange(Protocol):
+    """A request that is being answered."""
+
+    def interrupt(self) -> None:
+        """Tell its client that the gateway is stopping, in its stream or instead of an answer."""
+
+
+class Drain:
+    """Lets the answers under way end, in ``seconds``; then ends them, and gives what was written time to be sent."""
+
+    def __init__(self, site: Site, running: Iterable[Exchange], clock: IReactorTime, seconds: float) -> None:
+        self._site = site
+        self._running = running
+        self._clock = clock
+        self._seconds = seconds
+        self._timer: IDelayedCall | None = None
+
+    def begin(self) -> Deferred[None]:
+        """Fires when no client is connected any more."""
+        done = self._site.drain()
+        if not done.called:
+            self._timer = self._clock.callLater(self._seconds, self._interrupt)
+        return done.addBoth(self._stop_timer)
+
+    def give_up(self) -> None:
+        """Close every connection now."""
+        self._site.abort()
+
+    def _interrupt(self) -> None:
+        for exchange in list(self._running):
+            exchange.interrupt()
+        self._timer = self._clock.callLater(FLUSH_SECONDS, self.give_up)
+        self._site.end()
+
+    def _stop_timer(self, _: object) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()

@@ -1,0 +1,44 @@
+"""What one reading of the configuration makes: all that a reload replaces, in one go. Making it opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from aigw.config import Config
+from aigw.errors import CertificateExpired, ConfigError
+from aigw.listeners import Inherited, wanted
+from aigw.tls import Identity
+from aigw.upstream import Connect, Upstream
+
+T = TypeVar("T")
+
+
+class Generation:
+    """A configuration with its certificates loaded and its providers made ready."""
+
+    def __init__(self, config: Config, reactor: Any, connect: Connect, inherited: Sequence[Inherited]) -> None:
+        """Reads certificates and CA files; may run in a thread. Raises ConfigError with every mistake."""
+        mistakes: list[str] = []
+        self.config = config
+        self.identity = _or_mistakes(mistakes, lambda: Identity(config.tls) if config.tls else None)
+        upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values(), connect))
+        listeners = _or_mistakes(mistakes, lambda: wanted(config, inherited))
+        if mistakes or upstream is None or listeners is None:
+            raise ConfigError(mistakes)
+        self.upstream = upstream
+        self.listeners = listeners
+
+    def check_ready(self) -> None:
+        """Raises CertificateExpired."""
+        if self.identity is not None and self.identity.days_left() <= 0:
+            raise CertificateExpired("A certificate of the gateway has expired.")
+
+
+def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:
+    """What ``make()`` makes, or None with its mistakes added: all are to be told at once."""
+    try:
+        return make()
+    except ConfigError as error:
+        mistakes += error.mistakes
+        return None

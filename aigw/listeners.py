@@ -1,0 +1,171 @@
+"""The listeners: which ones a configuration wants, and which are open. A reload leaves open what did not change."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import os
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import serverFromString, wrapServerTLS
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.python.failure import Failure
+
+from aigw.config import Config, Listener
+from aigw.errors import CannotListen, ConfigError
+from aigw.tls import CurrentIdentity
+
+BACKLOG = 1024  # Twisted's 50 overflows when many clients come at once
+
+
+class Inherited(NamedTuple):
+    """A socket that systemd passed to this process, as the endpoint that adopts it; ``local`` is on loopback."""
+
+    endpoint: str
+    local: bool
+
+
+def wanted(config: Config, inherited: Sequence[Inherited] = ()) -> tuple[Listener, ...]:
+    """Those of the file, else the sockets that systemd passed, else the port: on every address of both families with
+    TLS, on loopback without. A Listener of the result is ``insecure`` wherever plain HTTP is spoken.
+
+    Raises ConfigError where a passed socket would speak plain HTTP beyond loopback.
+    """
+    plain = config.tls is None
+    if config.listeners:
+        return tuple(Listener(each.endpoint, insecure=plain or each.insecure) for each in config.listeners)
+    if inherited:
+        if plain and not all(each.local for each in inherited):
+            right = "configure tls, or name it in listen with insecure: true"
+            raise ConfigError([f"listen: the socket that systemd passed is not on loopback; {right}"])
+        return tuple(Listener(each.endpoint, insecure=plain) for each in inherited)
+    port, both = config.port, _has_ipv6()
+    if config.tls:  # :: takes IPv4 connections too
+        addresses = [rf"tcp6:{port}:interface=\:\:" if both else f"tcp:{port}:interface=0.0.0.0"]
+    else:
+        addresses = [f"tcp:{port}:interface=127.0.0.1", *([rf"tcp6:{port}:interface=\:\:1"] if both else [])]
+    return tuple(Listener(address, insecure=config.tls is None) for address in addresses)
+
+
+def _has_ipv6() -> bool:
+    """Whether the kernel speaks IPv6 and its loopback is up, found out without opening a socket."""
+    try:
+        return "00000000000000000000000000000001" in Path("/proc/net/if_inet6").read_text()
+    except OSError:
+        return False
+
+
+def inherited(reactor: Any) -> Iterator[Inherited]:
+    """The sockets that systemd passed to this process and nobody has adopted yet."""
+    for index in itertools.count():
+        try:
+            fd = serverFromString(reactor, f"systemd:domain=INET:index={index}").fileno
+        except IndexError:
+            return
+        with socket.socket(fileno=os.dup(fd)) as passed:
+            family, name = passed.family.name.removeprefix("AF_"), passed.getsockname()
+        local = family == "UNIX" or ipaddress.ip_address(name[0]).is_loopback
+        yield Inherited(f"systemd:domain={family}:index={index}", local)
+
+
+class Listeners:
+    """Those that are open, in the order of the configuration; each leads to ``site``."""
+
+    def __init__(self, reactor: Any, site: IProtocolFactory, identity: CurrentIdentity) -> None:
+        self._reactor = reactor
+        self._site = site
+        self._identity = identity
+        self.open: dict[Listener, IListeningPort] = {}
+        self._started = False
+
+    @property
+    def ports(self) -> list[IListeningPort]:
+        """The open ports."""
+        return list(self.open.values())
+
+    def check(self, listeners: Iterable[Listener]) -> None:
+        """Raises ConfigError for what is no endpoint, or what cannot change while it is open."""
+        mistakes = []
+        for listener in listeners:
+            try:
+                self._endpoint(listener)
+            except ConfigError as error:
+                mistakes += error.mistakes
+            path = f"listen: {listener.endpoint}"
+            if listener in self.open:
+                continue
+            if Listener(listener.endpoint, insecure=not listener.insecure) in self.open:
+                mistakes.append(f"{path} cannot change between TLS and plain HTTP while it is open; restart for that")
+            elif self._started and listener.endpoint.startswith("systemd:"):
+                # Its descriptor is closed by now, or adopted, and the number may be another file's.
+                mistakes.append(f"{path} can be taken from systemd only at the start; restart for that")
+        if mistakes:
+            raise ConfigError(mistakes)
+
+    def open_new(self, listeners: Iterable[Listener]) -> dict[Listener, IListeningPort]:
+        """Open those of ``listeners`` that are not open yet, all or none. Raises CannotListen."""
+        opened: dict[Listener, IListeningPort] = {}
+        for listener in listeners:
+            if listener in self.open or listener in opened:
+                continue
+            try:
+                opened[listener] = self._listen(listener)
+            except CannotListen:
+                for port in opened.values():
+                    port.stopListening()
+                raise
+        return opened
+
+    def keep(self, listeners: Iterable[Listener], opened: dict[Listener, IListeningPort]) -> list[Listener]:
+        """Have just ``listeners`` open, of which ``opened`` are new; gives those that were closed."""
+        self._started = True
+        before, ports = self.open, {**self.open, **opened}
+        self.open = {listener: ports[listener] for listener in listeners}
+        closed = [listener for listener in before if listener not in self.open]
+        for listener in closed:
+            maybeDeferred(before[listener].stopListening)
+        return closed
+
+    def close(self) -> Deferred[Any]:
+        """Close all; connections stay."""
+        ports, self.open = self.ports, {}
+        return gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
+
+    def _endpoint(self, listener: Listener) -> IStreamServerEndpoint:
+        kind, written = listener.endpoint.partition(":")[0], listener.endpoint
+        if kind in ("tcp", "tcp6") and ":backlog=" not in written:
+            written += f":backlog={BACKLOG}"
+        try:
+            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, written)
+        except (ValueError, TypeError):
+            right = r"write tcp:PORT:interface=ADDRESS, tcp6:PORT:interface=\:\:, unix:PATH or systemd:..."
+            raise ConfigError([f"listen: {listener.endpoint!r} is not a Twisted server endpoint; {right}"]) from None
+        except (LookupError, AttributeError):
+            raise ConfigError(
+                [f"listen: {listener.endpoint!r}: systemd passed no such socket when we started"]
+            ) from None
+        return endpoint if listener.insecure else wrapServerTLS(self._identity, endpoint, self._reactor)
+
+    def _listen(self, listener: Listener) -> IListeningPort:
+        results: list[Any] = []
+        try:
+            self._endpoint(listener).listen(self._site).addBoth(results.append)
+        except ConfigError as error:
+            raise CannotListen(f"{listener.endpoint}: {error}") from None
+        if isinstance(results[0], Failure):
+            raise CannotListen(f"{listener.endpoint}: {results[0].value}")
+        port: IListeningPort = results[0]
+        return port
+
+
+def told(port: IListeningPort) -> str:
+    """A port's address, for people."""
+    host: Any = port.getHost()
+    if isinstance(host, UNIXAddress):
+        return str(host.name)
+    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
