@@ -3,6 +3,7 @@
 #
 # It stands in a checkout (contrib/systemd/) and in the artefact that `build` makes. A release is a folder of its own,
 # /opt/ai-gateway/releases/VERSION-HASH; /opt/ai-gateway/current names the one that runs, so that going back is one rename.
+# shellcheck disable=SC2015,SC2016 # `A && B || die` is meant, for die ends it; so are single quotes around what others expand
 set -euo pipefail
 
 NAME=ai-gateway
@@ -173,23 +174,20 @@ install_release() { # unpacks PAYLOAD as releases/ID, complete or not at all
 current() { basename "$(readlink "$HOME_DIR/${1:-current}" 2>/dev/null)" 2>/dev/null || true; }
 
 point() { # LINK ID
-  ln -sfn "releases/$2" "$HOME_DIR/.$1.new"
-  mv -T "$HOME_DIR/.$1.new" "$HOME_DIR/$1"
+  ln -sfn "releases/$2" "$HOME_DIR/.$1.new" && mv -T "$HOME_DIR/.$1.new" "$HOME_DIR/$1"
 }
 
 activate() { # ID: what starts from now on
   local release=$HOME_DIR/releases/$1
-  point current "$1"
-  install -D -m 0755 "$release/systemd/ai-gateway" "$WRAPPER"
-  [ -d /run/systemd/system ] && [ -f "$UNITS/ai-gateway.service" ] || return 0
-  install_units "$release"
+  point current "$1" && install -D -m 0755 "$release/systemd/ai-gateway" "$WRAPPER" || return
+  [ ! -f "$UNITS/ai-gateway.service" ] || install_units "$release"
 }
 
 install_units() { # RELEASE
-  install -D -m 0644 -t "$UNITS" "$1"/systemd/ai-gateway{,@}.service "$1/systemd/ai-gateway.socket"
-  install -D -m 0644 "$1/systemd/ai-gateway.sysusers" "$SYSUSERS"
-  install -D -m 0644 "$1/systemd/ai-gateway.tmpfiles" "$TMPFILES"
-  systemctl daemon-reload
+  install -D -m 0644 -t "$UNITS" "$1"/systemd/ai-gateway{,@}.service "$1/systemd/ai-gateway.socket" &&
+    install -D -m 0644 "$1/systemd/ai-gateway.sysusers" "$SYSUSERS" &&
+    install -D -m 0644 "$1/systemd/ai-gateway.tmpfiles" "$TMPFILES" &&
+    systemctl daemon-reload
 }
 
 prune() { # keep what runs, what ran before, and the newest
@@ -223,12 +221,10 @@ EOF
 }
 
 ready_url() {
-  local port
   if [ -n "${READY_URL:-}" ]; then
     echo "$READY_URL"
   elif systemctl -q is-active ai-gateway.socket && ! own_listeners; then
-    port=$(state ai-gateway.socket Listen | sed -n 's/.*:\([0-9]*\) (Stream)$/\1/p' | head -1)
-    [ -z "$port" ] || echo "https://localhost:$port/ready"
+    state ai-gateway.socket Listen | sed -nE '1{s,^(\[::\]|0\.0\.0\.0):,127.0.0.1:,;s,^(.*:[0-9]+) \(Stream\)$,https://\1/ready,p}'
   fi
 }
 
@@ -277,7 +273,7 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
     warn "release $new does not accept the configuration; nothing was changed"
     return 1
   fi
-  activate "$new"
+  activate "$new" || return 1
   # One unit alone would leave its clients waiting while it drains; a second one on the same socket takes them meanwhile,
   # and shows whether the new release works before the old one is touched.
   if [ "$(wc -w <<<"$units")" = 1 ] && systemctl -q is-active ai-gateway.socket && ! own_listeners; then
@@ -377,7 +373,8 @@ choose_port() { # PORT becomes a drop-in of the socket unit
 }
 
 start_service() {
-  if ! check_config "$(current)"; then
+  if ! check_config "$(current)" >"$HOME_DIR/.check" 2>&1; then
+    cat "$HOME_DIR/.check" >&2
     die "$ETC/config.yaml cannot be used yet. Mend it (keys go to $ETC/keys/NAME), then run this again: nothing was started"
   fi
   systemctl enable -q ai-gateway.socket ai-gateway.service
