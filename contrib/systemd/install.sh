@@ -292,7 +292,7 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
       return 1
     fi
   done
-  [ -z "$helper" ] || systemctl stop "$helper"
+  [ -z "$helper" ] || systemctl stop "$helper" 2>/dev/null
   [ "$new" = "$old" ] || point previous "$old"
   say "release $new is running"
 }
@@ -306,7 +306,7 @@ go_back() { # ID HELPER [UNITS]
     restarted "$unit" || warn "$unit does not run with release $1 either"
   done
   if [ -n "$2" ]; then
-    systemctl stop "$2" || true
+    systemctl stop "$2" 2>/dev/null || true
     systemctl reset-failed "$2" 2>/dev/null || true
   fi
 }

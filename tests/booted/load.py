@@ -24,7 +24,7 @@ class Plan:
     fresh: float = 0  # requests a second, each on a connection of its own
     kept: float = 0  # requests a second, on kept connections
     connections: int = 5  # the kept ones
-    streams: int = 0
+    streams: int = 0  # at any time
     events: int = 0
     every: float = 0.5
 
@@ -80,8 +80,8 @@ class Answer:
             yield (await self.reader.readexactly(size + 2))[:-2]
         await self.reader.readexactly(2)
 
-    async def close(self):
-        self.writer.transport.abort() if self.closes else self.writer.close()
+    def close(self):
+        self.writer.close()
 
 
 class Load:
@@ -89,7 +89,7 @@ class Load:
         self.plan = plan
         self.over = asyncio.Event()
         self.tallies = {"fresh": Tally(), "kept": Tally(), "streams": Tally()}
-        self.going = [asyncio.Event() for _ in range(bool(plan.fresh) + plan.connections * bool(plan.kept) + plan.streams)]
+        self.going = []
 
     async def timed(self, tally, work):
         started = time.monotonic()
@@ -110,15 +110,15 @@ class Load:
             running = {task for task in running if not task.done()}
         await asyncio.gather(*running)
 
-    async def one_on_a_new_connection(self):
+    async def one_on_a_new_connection(self, going):
         async def work():
             connection = await Answer.connect(self.plan)
             connection.send(self.plan, PLAIN)
             assert b'"ok"' in await connection.body(await connection.head())
-            await connection.close()
+            connection.close()
 
         await self.timed(self.tallies["fresh"], work())
-        self.going[0].set()
+        going.set()
 
     async def on_a_kept_connection(self, going):
         tally, connection = self.tallies["kept"], None
@@ -127,14 +127,14 @@ class Load:
             nonlocal connection
             if connection and connection.reader.at_eof():  # as every client looks before it sends
                 tally.found_closed += 1
-                connection.writer.close()
+                connection.close()
                 connection = None
             connection = connection or await Answer.connect(self.plan)
             connection.send(self.plan, PLAIN)
             assert b'"ok"' in await connection.body(await connection.head())
             if connection.closes:
                 tally.told_to_close += 1
-                connection.writer.close()
+                connection.close()
                 connection = None
 
         while not self.over.is_set():
@@ -145,9 +145,9 @@ class Load:
             going.set()
             await asyncio.sleep(self.plan.connections / self.plan.kept)
         if connection:
-            connection.writer.close()
+            connection.close()
 
-    async def one_stream(self, going):
+    async def one_stream_after_the_other(self, going):
         async def work():
             plan = self.plan
             connection = await Answer.connect(plan)
@@ -162,18 +162,23 @@ class Load:
             assert events[-1] == "data: [DONE]", events[-1]
             words = [json.loads(each[6:])["choices"][0]["delta"].get("content", "") for each in events[:-1]]
             assert "".join(words) == "".join(f"{number} " for number in range(plan.events)), words
-            connection.writer.close()
+            connection.close()
 
-        await self.timed(self.tallies["streams"], work())
-        going.set()
+        while not self.over.is_set():
+            await self.timed(self.tallies["streams"], work())
+            going.set()
+
+    def will_be_going(self):
+        self.going.append(asyncio.Event())
+        return self.going[-1]
 
     async def run(self):
-        plan, going = self.plan, self.going[::-1]
-        work = [self.one_stream(going.pop(0)) for _ in range(plan.streams)]
-        if plan.kept:
-            work += [self.on_a_kept_connection(going.pop(0)) for _ in range(plan.connections)]
+        plan = self.plan
+        work = [self.one_stream_after_the_other(self.will_be_going()) for _ in range(plan.streams)]
+        work += [self.on_a_kept_connection(self.will_be_going()) for _ in range(plan.connections if plan.kept else 0)]
         if plan.fresh:
-            work.append(self.pace(plan.fresh, self.one_on_a_new_connection))
+            going = self.will_be_going()
+            work.append(self.pace(plan.fresh, lambda: self.one_on_a_new_connection(going)))
         running = asyncio.gather(*work)
         await asyncio.gather(*(each.wait() for each in self.going))
         print("going", flush=True)

@@ -22,7 +22,11 @@ SUITE = "bookworm"
 PACKAGES = (
     "systemd systemd-sysv dbus python3 python3-venv curl openssl openssh-server sudo procps iproute2 ca-certificates"
 ).split()
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
 CLONE_NEWNET = 0x40000000
 
 
@@ -31,7 +35,9 @@ def missing() -> str | None:
     if os.geteuid() != 0:
         return "needs root"
     absent = [tool for tool in ("debootstrap", "systemd-nspawn", "nsenter", "ssh") if not shutil.which(tool)]
-    return f"needs {', '.join(absent)}: apt-get install debootstrap systemd-container openssh-client" if absent else None
+    return (
+        f"needs {', '.join(absent)}: apt-get install debootstrap systemd-container openssh-client" if absent else None
+    )
 
 
 def root_file_system() -> Path:
@@ -61,7 +67,12 @@ class Machine:
         self.console = folder / "console.log"
         name = f"aigw-{os.getpid()}"
         command = ["systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit", "--private-network"]
-        command += ["--volatile=overlay", f"--directory={root_file_system()}", f"--machine={name}", f"--hostname={name}"]
+        command += [
+            "--volatile=overlay",
+            f"--directory={root_file_system()}",
+            f"--machine={name}",
+            f"--hostname={name}",
+        ]
         with self.console.open("wb") as log:
             self._nspawn = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
@@ -155,20 +166,26 @@ class Forward:
 
     def close(self) -> None:
         """No new connections."""
-        self._listener.close()
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
 
     def _serve(self, leader: int) -> None:
         with open(f"/proc/{leader}/ns/net", "rb") as network:  # only this thread moves there
             assert ctypes.CDLL(None, use_errno=True).setns(network.fileno(), CLONE_NEWNET) == 0
         self._ready.set()
-        while True:
-            try:
-                here, _ = self._listener.accept()
-            except OSError:
-                return
-            there = socket.create_connection(("127.0.0.1", self._target))
-            for source, sink in ((here, there), (there, here)):
-                threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+        with self._listener:
+            while True:
+                try:
+                    here, _ = self._listener.accept()
+                except OSError:
+                    return
+                threading.Thread(target=self._lead, args=(here,), daemon=True).start()  # it inherits the network
+
+    def _lead(self, here: socket.socket) -> None:
+        with here, socket.create_connection(("127.0.0.1", self._target)) as there:
+            back = threading.Thread(target=_pump, args=(there, here), daemon=True)
+            back.start()
+            _pump(here, there)
+            back.join()
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
