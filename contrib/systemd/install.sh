@@ -265,7 +265,7 @@ tell_why() { # UNIT
 }
 
 roll() { # ID: makes it the running release, one unit after the other; goes back and returns 1 if it does not become ready
-  local new=$1 old units unit helper=
+  local new=$1 old units unit touched='' helper=
   old=$(current)
   units=$(running)
   if ! check_config "$new" >"$HOME_DIR/.check" 2>&1; then
@@ -286,9 +286,10 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
     fi
   fi
   for unit in $units; do
+    touched+=" $unit"
     if ! restarted "$unit"; then
       tell_why "$unit"
-      go_back "$old" "$helper" "$units"
+      go_back "$old" "$helper" "$touched"
       return 1
     fi
   done

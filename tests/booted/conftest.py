@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -149,6 +151,35 @@ class Served:
     def close(self) -> None:
         self.provider.kill()
         self.provider.wait()
+
+
+class Watch:
+    """Asks for /health all the time; what was not answered by 200 within 2 seconds is in ``failures``."""
+
+    def __init__(self, served):
+        self._served = served
+        self._over = threading.Event()
+        self.failures, self.asked, self.slowest = [], 0, 0.0
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+        print(f"/health: asked {self.asked} times, slowest {self.slowest:.2f} s, failures: {self.failures}")
+
+    def _ask(self):
+        command = self._served.machine.client("curl", "-ksSf", "-m", "2", "https://127.0.0.1/health")
+        while not self._over.wait(0.05):
+            started = time.monotonic()
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            self.asked += 1
+            self.slowest = max(self.slowest, time.monotonic() - started)
+            if done.stdout != '{"status": "healthy"}':
+                self.failures.append(done.stdout + done.stderr)
 
 
 def unpack(machine: Machine, artefact: Path) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import threading
-import time
 
 import pytest
 
-from tests.booted.conftest import CONFIG, ETC, SERVICE, Served, checkout, environment, unpack
+from tests.booted.conftest import CONFIG, ETC, SERVICE, Served, Watch, checkout, environment, unpack
 from tests.booted.machine import Forward
 
 BROKEN = "raise RuntimeError('deliberately broken')"
@@ -45,35 +43,6 @@ def deploy(served, source, **more):
     )
     print(done.stdout, done.stderr)
     return done
-
-
-class Watch:
-    """Asks for /health all the time; what did not answer 200 within 2 seconds is in ``failures``."""
-
-    def __init__(self, served):
-        self._served = served
-        self._over = threading.Event()
-        self.failures, self.asked, self.slowest = [], 0, 0.0
-        self._thread = threading.Thread(target=self._ask)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._thread.join()
-        print(f"/health: asked {self.asked} times, slowest {self.slowest:.2f} s, failures: {self.failures}")
-
-    def _ask(self):
-        command = self._served.machine.client("curl", "-ksSf", "-m", "2", "https://127.0.0.1/health")
-        while not self._over.wait(0.05):
-            started = time.monotonic()
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            self.asked += 1
-            self.slowest = max(self.slowest, time.monotonic() - started)
-            if done.stdout != '{"status": "healthy"}':
-                self.failures.append(done.stdout + done.stderr)
 
 
 def running(served):
