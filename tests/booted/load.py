@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, field
 
 HOST = "127.0.0.1"
+TRUSTING = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+TRUSTING.check_hostname, TRUSTING.verify_mode = False, ssl.CERT_NONE
 PATIENCE = 90  # seconds for one answer: longer than a drain
 
 
@@ -49,9 +51,7 @@ class Answer:
 
     @classmethod
     async def connect(cls, plan):
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return cls(*await asyncio.open_connection(HOST, plan.port, ssl=context))
+        return cls(*await asyncio.open_connection(HOST, plan.port, ssl=TRUSTING))
 
     def send(self, plan, body):
         data = json.dumps(body).encode()
@@ -137,13 +137,15 @@ class Load:
                 connection.close()
                 connection = None
 
+        begins = time.monotonic()
         while not self.over.is_set():
             failures = len(tally.failed)
             await self.timed(tally, work())
             if len(tally.failed) > failures:
                 connection = None
             going.set()
-            await asyncio.sleep(self.plan.connections / self.plan.kept)
+            begins += self.plan.connections / self.plan.kept
+            await asyncio.sleep(max(0, begins - time.monotonic()))
         if connection:
             connection.close()
 
@@ -179,13 +181,17 @@ class Load:
         if plan.fresh:
             going = self.will_be_going()
             work.append(self.pace(plan.fresh, lambda: self.one_on_a_new_connection(going)))
+        started = time.monotonic()
         running = asyncio.gather(*work)
         await asyncio.gather(*(each.wait() for each in self.going))
         print("going", flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         self.over.set()
+        seconds = time.monotonic() - started
         await running
-        print(json.dumps({name: vars(tally) for name, tally in self.tallies.items()}), flush=True)
+        asked = sum(tally.ok + len(tally.failed) for tally in (self.tallies["fresh"], self.tallies["kept"]))
+        summary = {name: vars(tally) for name, tally in self.tallies.items()}
+        print(json.dumps({**summary, "rate": asked / seconds}), flush=True)
 
 
 PLAIN = {"model": "r", "messages": [{"role": "user", "content": "hi"}]}

@@ -8,6 +8,7 @@ import pytest
 
 from tests.booted.conftest import CONFIG, ETC, SERVICE, Served, Watch, checkout, environment, unpack
 from tests.booted.machine import Forward
+from tests.booted.test_service import failed
 
 BROKEN = "raise RuntimeError('deliberately broken')"
 
@@ -69,7 +70,7 @@ def test_deploy_from_nothing_then_an_upgrade_then_a_broken_version(server, tmp_p
     assert running(server) == "2.0.0"
     assert server.key == key
     assert not watch.failures
-    assert not [tally["failed"] for tally in tallies.values() if tally["failed"]]
+    assert not failed(tallies)
 
     pid = server.pid()
     with Watch(server) as watch, server.load(fresh=20, kept=10, streams=3, events=10, every=0.3) as tallies:
@@ -84,7 +85,7 @@ def test_deploy_from_nothing_then_an_upgrade_then_a_broken_version(server, tmp_p
     assert "2.0.0" in machine.sh("readlink /opt/ai-gateway/current")
     assert machine.show("ai-gateway@upgrade.service", "ActiveState") == "inactive"
     assert not watch.failures
-    assert not [tally["failed"] for tally in tallies.values() if tally["failed"]]
+    assert not failed(tallies)
 
 
 def test_deploy_with_instances_rolls_them_and_goes_back(server, tmp_path):

@@ -13,7 +13,7 @@ BROKEN = CONFIG.replace("provider: p,", "provider: q,")
 
 
 def failed(tallies):
-    return [failure for tally in tallies.values() for failure in tally["failed"]]
+    return [failure for kind in ("fresh", "kept", "streams") for failure in tallies[kind]["failed"]]
 
 
 def test_install_service_makes_it_active_and_it_answers_over_tls(installed):
@@ -76,9 +76,10 @@ def test_reload_with_a_new_certificate_under_load(served):
     machine, pid = served.machine, served.pid()
     with served.load(fresh=30, kept=20, streams=5, events=20, every=0.3) as tallies:
         connections = machine.sh("ss -Htn state established sport = :443").count("\n")
-        wanted = served.new_certificate()
-        machine.run("systemctl", "reload", SERVICE)
-        machine.wait_for(lambda: served.serial() == wanted, 5)
+        for _ in range(3):
+            wanted = served.new_certificate()
+            machine.run("systemctl", "reload", SERVICE)
+            machine.wait_for(lambda: served.serial() == wanted, 5)  # noqa: B023
         assert connections >= 10
     assert not failed(tallies)
     assert (tallies["kept"]["told_to_close"], tallies["kept"]["found_closed"]) == (0, 0)
@@ -180,6 +181,7 @@ def test_two_instances_are_rolled_one_after_the_other_under_load(served):
                 print(f"{unit} took {time.monotonic() - started:.1f} s")
         assert not failed(tallies)
         assert tallies["streams"]["ok"] >= 20
+        assert tallies["rate"] > 45
         assert tallies["fresh"]["slowest"] < 5, "the other one takes them meanwhile"
 
 
