@@ -53,9 +53,9 @@ class Drain:
         self._site.abort()
 
     def _interrupt(self) -> None:
+        self._timer = self._clock.callLater(FLUSH_SECONDS, self.give_up)
         for exchange in list(self._running):
             exchange.interrupt()
-        self._timer = self._clock.callLater(FLUSH_SECONDS, self.give_up)
         self._site.end()
 
     def _stop_timer(self, _: object) -> None:

@@ -100,10 +100,8 @@ class Exchange:
     def run(self) -> Deferred[None]:
         """See Gateway.serve."""
         self._gateway.running.add(self)
-        running = self.next_step()
-        if not running.called:
-            self._running = running
-        return running.addBoth(self._over)
+        self._running = self.next_step()
+        return self._running.addBoth(self._over)
 
     def interrupt(self) -> None:
         """The gateway has no more time: end the client's stream with an error event, or fail with Draining."""

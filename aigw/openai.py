@@ -34,7 +34,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """What differs between endpoints.
 
     ``path`` is behind ``/v1/``; ``answer`` is the member that a plain answer carries; ``meaning`` judges one streamed
-    object; ``complete`` finds, in whole events, what says that the stream came to its end.
+    object; ``complete`` finds what says, beside ``[DONE]``, that a stream came to its end.
     """
 
     path: str
@@ -67,13 +67,13 @@ _encode = msgspec.json.encode
 
 def read_call(
     endpoint: Endpoint,
-    body: bytes,
+    body: bytes | bytearray,
     headers: Iterable[tuple[bytes, bytes]] = (),
     request_id: str = "",
     caller: str = "",
 ) -> Call:
     """A request body to a Call. Raises BadRequest, naming the member that is wrong."""
-    if not body.strip():
+    if not body or body.isspace():
         raise BadRequest("The body is empty; it must be a JSON object.")
     try:
         members = split_members(body)
@@ -206,9 +206,10 @@ _ANNOUNCEMENTS = (
 )
 
 # An unescaped quote cannot stand inside a JSON string, nor a line end: neither pattern is met by what a model writes.
-_DONE = rb"(?:\A|[\r\n])data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)"
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]|' + _DONE)
-_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"|' + _DONE)
+# Each begins with what is found fast, and none is an alternative in another: that would cost 25 times as much.
+_DONE = re.compile(rb"(?:\A|[\r\n])data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
+_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
 
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
@@ -220,10 +221,16 @@ ENDPOINTS: dict[str, Endpoint] = {
     ]
 }
 
+_decoder = json.JSONDecoder()
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _TOKENS = frozenset(
     "prompt_tokens completion_tokens input_tokens output_tokens total_tokens cached_tokens reasoning_tokens".split()
 )
+
+
+def is_complete(endpoint: Endpoint, data: bytes) -> bool:
+    """Whether whole events say that the stream came to its end: in the endpoint's words, or by ``[DONE]``."""
+    return endpoint.complete.search(data) is not None or (b"[DONE]" in data and _DONE.search(data) is not None)
 
 
 def mentions_usage(data: bytes) -> bool:
@@ -233,14 +240,20 @@ def mentions_usage(data: bytes) -> bool:
 
 def usage_in(data: bytes) -> dict[str, int]:
     """The token counts of the last ``usage`` object in ``data``, nested ones included; empty if it has none."""
+    if b'"usage"' not in data:
+        return {}
     for match in reversed(deque(_USAGE.finditer(data), maxlen=3)):
         try:
-            usage, _ = json.JSONDecoder().raw_decode(data[match.end() :].decode(errors="replace"))
+            usage, _ = _decoder.raw_decode(data[match.end() :].decode(errors="replace"))
         except (ValueError, RecursionError):
             continue
-        nested = [usage, *(value for value in usage.values() if isinstance(value, dict))]
-        counts = ((name, n) for group in nested for name, n in group.items() if name in _TOKENS)
-        return {name: n for name, n in counts if type(n) is int and n >= 0}
+        counts = {}
+        for group in (usage, *usage.values()):
+            if isinstance(group, dict):
+                for name, n in group.items():
+                    if name in _TOKENS and type(n) is int and n >= 0:
+                        counts[name] = n
+        return counts
     return {}
 
 

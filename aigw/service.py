@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -70,7 +71,7 @@ class GatewayService(Service):
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
         self._site = web.Front(self._tree(self._now), reactor)
-        self._listeners = Listeners(reactor, self._site, self._identity)
+        self._listeners = Listeners(reactor, self._site, self._identity, self._site.admission)
         self._listeners.check(self._now.listeners)
         self._hide_keys_of(self._now.config)
 
@@ -96,6 +97,7 @@ class GatewayService(Service):
         """Bind, while we may still be root; if that fails, say so in one line and exit with 1."""
         super().privilegedStartService()
         self._warn()
+        self._limit_connections()
         try:
             opened = self._listeners.open_new(self._now.listeners)
         except CannotListen as error:
@@ -172,6 +174,7 @@ class GatewayService(Service):
         closed = self._listeners.keep(new.listeners, opened)
         self._hide_keys_of(new.config, old.config)
         self._warn()
+        self._limit_connections()
         self._warn_of_expiry()
         for listener, port in opened.items():
             logs.info("Listening", address=told(port), tls=not listener.insecure)
@@ -206,6 +209,17 @@ class GatewayService(Service):
             logs.warn("Stopping now", in_flight=len(self._running))
             self._drain.give_up()
 
+    def say_state(self) -> None:
+        """One line with what the process holds right now, for whoever looks for a leak."""
+        logs.info(
+            "State",
+            connections=self._site.admission.open,
+            in_flight=len(self._running),
+            delayed_calls=len(self._reactor.getDelayedCalls()),
+            open_files=len(os.listdir("/proc/self/fd")) - 1,  # less the listing's own
+            lag_ms=round(self.pulse.lag * 1000),
+        )
+
     # What is made of a generation
 
     def _tree(self, generation: Generation) -> web.Leaf:
@@ -218,6 +232,9 @@ class GatewayService(Service):
             generation.check_ready()
 
         return web.tree(config, gateway, log_record, check_ready)
+
+    def _limit_connections(self) -> None:
+        self._site.admission.limit(self.config.max_connections, self.config.max_per_address)
 
     def _warn(self) -> None:
         for warning in self.config.warnings:
@@ -253,7 +270,6 @@ def _clock_time() -> str:
 def log_record(record: Record) -> None:
     """The one line of a request."""
     fields = msgspec.structs.asdict(record)
-    fields["attempts"] = [msgspec.structs.asdict(attempt) for attempt in record.attempts]
     logs.info("Request", fields.pop("request_id"), **fields)
 
 

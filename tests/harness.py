@@ -253,7 +253,7 @@ class World:
             certificate.private_key_pem.write_to_path(str(self.folder / "key.pem"))
             certificate.cert_chain_pems[0].write_to_path(str(self.folder / "cert.pem"))
             tree = {**tree, "tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}
-        tree = {"drain": 0, **tree}
+        tree = {"drain": 0, **tree}  # what a test changes in it holds after a reload
 
         def load() -> config.Config:
             return config.build(tree, environ or {}, self.folder)
@@ -262,12 +262,13 @@ class World:
         service.privilegedStartService()
         service.startService()
         self._closers.append(service.stopService)
-        return Gateway(self, service, tls)
+        return Gateway(self, service, tls, tree)
 
 
 class Gateway:
-    def __init__(self, world: World, service: GatewayService, tls: bool) -> None:
+    def __init__(self, world: World, service: GatewayService, tls: bool, tree: dict) -> None:
         self.world = world
+        self.tree = tree
         self.service = service
         self.tls = tls
         self.port = service.ports[0].getHost().port
@@ -275,6 +276,9 @@ class Gateway:
     @property
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}/v1"
+
+    def reload(self) -> Deferred:
+        return bounded(self.service.reload())
 
     async def connect(self, method: str = "POST") -> Client:
         client = Client(method)

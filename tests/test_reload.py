@@ -1,0 +1,373 @@
+"""D1: a reload swaps everything or nothing, and drops no connection."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from cryptography.x509 import load_pem_x509_certificate
+from pytest_twisted import ensureDeferred
+from twisted.internet.threads import deferToThread
+
+from tests.harness import AUTH, HELLO, bounded, contents, request, until
+from tests.providers import (
+    LAST_CHUNK,
+    ROLE,
+    STREAM,
+    answer,
+    as_asked,
+    begin_stream,
+    chunk,
+    rst,
+)
+
+
+def messages(world, beginning: str) -> list[dict]:
+    """The fields of the log lines that begin so."""
+    lines = [json.loads(line) for line in world.log]
+    return [line["fields"] for line in lines if line["message"].startswith(beginning)]
+
+
+def with_route(gateway, name: str) -> None:
+    (route,) = gateway.tree["routes"]
+    gateway.tree["routes"] = [{**route, "name": name}]
+
+
+@ensureDeferred
+async def test_d1_new_requests_see_the_new_routes_on_the_same_connection(world):
+    gateway = world.gateway(world.provider())
+    client = await gateway.send(request(HELLO))
+    assert (await bounded(client.done)).status == 200
+    with_route(gateway, "other")
+    assert await gateway.reload()
+    for model, status in (("route", 404), ("other", 200)):
+        client.__init__()
+        client.transport.write(request({**HELLO, "model": model}))
+        assert (await bounded(client.done)).status == status
+    assert not client.closed.called
+    assert messages(world, "Reloaded")[0]["routes"] == 1
+
+
+@ensureDeferred
+async def test_d1_a_stream_goes_on_with_what_it_began_with(world):
+    provider = world.provider(begin_stream(ROLE, STREAM[1]), as_asked())
+    gateway = world.gateway(provider)
+    client = await gateway.send(request({**HELLO, "stream": True}))
+    await bounded(client.started)
+    other = world.provider()
+    gateway.tree["providers"] = [{"name": "p1", "base_url": world.base_url(other)}]
+    with_route(gateway, "moved")
+    assert await gateway.reload()
+    assert (await gateway.ask(model="moved")).status == 200
+    assert len(other.requests) == 1
+    provider.connections[0].send(b"".join(map(chunk, STREAM[2:])) + LAST_CHUNK)
+    got = await bounded(client.done)
+    assert (contents(got.body), got.whole) == ("hello", True)
+    await until(lambda: provider.connections[0].is_closed)  # nobody will ask there again
+
+
+@ensureDeferred
+async def test_d1_a_step_that_fails_after_the_reload_falls_through_to_the_old_next_one(world):
+    first, second, new = world.provider(lambda c: None), world.provider(), world.provider()
+    gateway = world.gateway(first, second)
+    client = await gateway.send(request(HELLO))
+    await until(lambda: first.requests)
+    gateway.tree["providers"] = [{"name": n, "base_url": world.base_url(new)} for n in ("p1", "p2")]
+    assert await gateway.reload()
+    rst(first.connections[0])
+    assert (await bounded(client.done)).status == 200
+    assert (len(second.requests), len(new.requests)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "mistake"),
+    [
+        ({"routes": []}, "routes"),
+        ({"colour": "red"}, "colour"),
+        ({"tls": {"cert_file": "none.pem", "key_file": "none.key"}}, "tls.cert_file"),
+        ({"listen": ["tcp:nonsense"]}, "listen"),
+        ({"listen": ["tcp:{taken}:interface=127.0.0.1"]}, "tcp:"),
+        ({"listen": ["systemd:domain=INET:index=7"]}, "listen"),
+        (
+            {"providers": [{"name": "p1", "base_url": "https://localhost", "ca_file": "none.pem"}]},
+            "providers[0].ca_file",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@ensureDeferred
+async def test_d1_what_is_wrong_changes_nothing_and_is_named(world, change, mistake):
+    gateway = world.gateway(world.provider())
+    kept = await gateway.connect()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        if "listen" in change:
+            change = {"listen": [each.replace("{taken}", port) for each in change["listen"]]}
+        with_route(gateway, "other")
+        gateway.tree.update(change)
+        assert not await gateway.reload()
+    (refusal,) = messages(world, "Not reloaded")
+    assert [each for each in refusal["mistakes"] if each.startswith(mistake)]
+    kept.transport.write(request(HELLO))
+    assert (await bounded(kept.done)).status == 200
+    assert (await gateway.ask(model="other")).status == 404
+
+
+@ensureDeferred
+async def test_d1_listeners_open_before_others_close_and_connections_stay(world):
+    gateway = world.gateway(world.provider())
+    kept = await gateway.connect()
+    old = gateway.port
+    gateway.tree["listen"] = ["tcp:0:interface=127.0.0.1:backlog=7"]
+    assert await gateway.reload()
+    (port,) = gateway.service.ports
+    gateway.port = port.getHost().port
+    assert gateway.port != old
+    assert (await gateway.ask()).status == 200
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", old), 1).close()
+    kept.transport.write(request(HELLO))
+    assert (await bounded(kept.done)).status == 200
+    assert messages(world, "No longer listening")
+
+
+@ensureDeferred
+async def test_d1_a_listener_that_did_not_change_is_the_same_socket(world):
+    gateway = world.gateway(world.provider())
+    (port,) = gateway.service.ports
+    gateway.tree["listen"] = [*gateway.tree["listen"], "tcp:0:interface=127.0.0.1:backlog=7"]
+    assert await gateway.reload()
+    assert gateway.service.ports[0] is port
+    assert len(gateway.service.ports) == 2
+
+
+@ensureDeferred
+async def test_d1_what_cannot_change_live_is_refused_by_name(world):
+    gateway = world.gateway(world.provider(), tls=True)
+    (endpoint,) = gateway.tree["listen"]
+    gateway.tree["listen"] = [{"endpoint": endpoint, "insecure": True}]
+    assert not await gateway.reload()
+    (mistake,) = messages(world, "Not reloaded")[0]["mistakes"]
+    assert endpoint in mistake
+    assert "TLS" in mistake
+    assert (await gateway.ask()).status == 200
+
+
+@ensureDeferred
+async def test_d1_a_new_key_of_the_gateway_holds_at_once_and_neither_is_logged(world):
+    gateway = world.gateway(world.provider(answer(500)))
+    gateway.tree["api_key"] = "a-new-key-of-the-gateway"
+    assert await gateway.reload()
+    assert (await gateway.ask()).status == 401
+    new = {"Authorization": "Bearer a-new-key-of-the-gateway"}
+    assert (await gateway.ask(headers=new)).status == 502
+    assert not [line for line in world.log if "a-new-key" in line or AUTH["Authorization"].split()[1] in line]
+
+
+@ensureDeferred
+async def test_d1_the_body_limit_is_that_of_the_request_s_own_configuration(world):
+    gateway = world.gateway(world.provider())
+    client = await gateway.connect()
+    data = request({**HELLO, "padding": "x" * 5000}, headers={**AUTH, "Expect": "100-continue"})
+    client.transport.write(data[:-1000])
+    await until(lambda: client.answer.informational)
+    gateway.tree["limits"] = {"body": 2048}
+    assert await gateway.reload()
+    client.transport.write(data[-1000:])
+    assert (await bounded(client.done)).status == 200
+    assert (await gateway.ask(padding="x" * 5000)).status == 413
+
+
+@ensureDeferred
+async def test_d1_connections_to_a_provider_that_did_not_move_are_used_again(world):
+    provider = world.provider()
+    gateway = world.gateway(provider)
+    assert (await gateway.ask()).status == 200
+    gateway.tree["providers"][0]["api_key"] = "a-new-key-of-the-provider"
+    assert await gateway.reload()
+    assert (await gateway.ask()).status == 200
+    assert len(provider.connections) == 1
+    keys = [seen.header("authorization") for seen in provider.requests]
+    assert keys == ["Bearer provider-key-1", "Bearer a-new-key-of-the-provider"]
+
+
+@ensureDeferred
+async def test_d1_a_provider_s_ca_file_is_read_afresh(world):
+    provider = world.provider(tls=True)
+    gateway = world.gateway(provider)
+    assert (await gateway.ask()).status == 200
+    (world.folder / "ca.pem").write_bytes(type(world.ca)().cert_pem.bytes())
+    assert await gateway.reload()
+    got = await gateway.ask()
+    assert (got.status, got.error["attempts"][0]["outcome"]) == (502, "unreachable")
+
+
+@ensureDeferred
+async def test_d1_a_rest_outlives_a_reload_unless_the_provider_changed(world):
+    refuses, good = world.provider(answer(401)), world.provider()
+    gateway = world.gateway(refuses, good)
+    for changed, asked in ((False, 1), (True, 2)):
+        await gateway.ask()
+        if changed:
+            gateway.tree["providers"][0]["api_key"] = "mended"
+        assert await gateway.reload()
+        await gateway.ask()
+        assert len(refuses.requests) == asked
+
+
+@ensureDeferred
+async def test_d1_a_reload_asked_for_during_another_reads_once_more(world):
+    gateway = world.gateway(world.provider())
+    with_route(gateway, "first")
+    running = gateway.reload()
+    with_route(gateway, "second")
+    gateway.service.reload()
+    assert await running
+    assert (await gateway.ask(model="second")).status == 200
+
+
+# Certificates
+
+
+async def hello(world, port: int, name: str = "127.0.0.1", mine=None) -> tuple[str, socket.socket]:
+    """The serial number of the certificate that is shown to a client who asks for ``name``, and the connection."""
+    context = ssl.create_default_context(cafile=str(world.ca_file))
+    context.check_hostname = False
+    if mine:
+        mine.configure_cert(context)
+
+    def blocking():
+        tls = context.wrap_socket(socket.create_connection(("127.0.0.1", port), timeout=5), False, server_hostname=name)
+        try:
+            tls.sendall(request(None, "/health", "GET"))
+            assert tls.recv(4096).startswith(b"HTTP/1.1 200")
+        except BaseException:
+            tls.close()
+            raise
+        return f"{int(tls.getpeercert()['serialNumber'], 16):x}", tls
+
+    return await bounded(deferToThread(blocking))
+
+
+def certificate(world, name: str, *hosts: str, days: float = 90) -> str:
+    """Writes NAME.pem and NAME.key, and gives the serial number."""
+    issued = world.ca.issue_cert(*hosts, not_after=datetime.now(timezone.utc) + timedelta(days=days))
+    issued.private_key_pem.write_to_path(str(world.folder / f"{name}.key"))
+    issued.cert_chain_pems[0].write_to_path(str(world.folder / f"{name}.pem"))
+    return f"{load_pem_x509_certificate(issued.cert_chain_pems[0].bytes()).serial_number:x}"
+
+
+def files(name: str) -> dict:
+    return {"cert_file": f"{name}.pem", "key_file": f"{name}.key"}
+
+
+@ensureDeferred
+async def test_d1_a_renewed_certificate_is_shown_and_old_connections_stay(world):
+    first = certificate(world, "server", "127.0.0.1")
+    gateway = world.gateway(world.provider(), top={"tls": files("server")})
+    shown, kept = await hello(world, gateway.port)
+    assert shown == first
+    second = certificate(world, "server", "127.0.0.1")
+    assert await gateway.reload()
+    shown, fresh = await hello(world, gateway.port)
+    assert (shown, messages(world, "Reloaded")[0]["serials"]) == (second, [second])
+
+    def ask_again() -> bytes:
+        kept.sendall(request(None, "/health", "GET"))
+        return kept.recv(4096)
+
+    assert b"healthy" in await bounded(deferToThread(ask_again))
+    kept.close()
+    fresh.close()
+
+
+@ensureDeferred
+async def test_d1_a_certificate_without_its_key_is_refused(world):
+    first = certificate(world, "server", "127.0.0.1")
+    gateway = world.gateway(world.provider(), top={"tls": files("server")})
+    key = (world.folder / "server.key").read_bytes()
+    certificate(world, "server", "127.0.0.1")
+    (world.folder / "server.key").write_bytes(key)  # as a renewal looks that is half done
+    assert not await gateway.reload()
+    shown, connection = await hello(world, gateway.port)
+    connection.close()
+    assert shown == first
+
+
+@pytest.mark.parametrize(("days", "status", "said"), [(90, 200, ""), (13, 200, "soon"), (-1, 503, "has expired")])
+@ensureDeferred
+async def test_d2_ready_knows_that_a_certificate_has_expired_and_the_log_warns_before(world, days, status, said):
+    certificate(world, "server", "127.0.0.1", days=days)
+    plain = {"endpoint": "tcp:0:interface=127.0.0.1", "insecure": True}
+    gateway = world.gateway(world.provider(), top={"tls": files("server"), "listen": [plain]})
+    got = await gateway.get("/ready", {})
+    assert got.status == status
+    if status == 503:
+        assert got.error["code"] == "certificate_expired"
+    told = [line["message"] for line in map(json.loads, world.log) if line["message"].startswith("A certificate")]
+    assert len(told) == bool(said)
+    assert all(said in message for message in told)
+    certificate(world, "server", "127.0.0.1")
+    assert await gateway.reload()
+    assert (await gateway.get("/ready", {})).status == 200
+
+
+@ensureDeferred
+async def test_d1_certificates_by_sni_with_a_default(world):
+    default = certificate(world, "default", "gateway.example")
+    two = certificate(world, "two", "two.example", "*.wild.example")
+    three = certificate(world, "three", "three.example", "gateway.example")
+    tls = {**files("default"), "certificates": [files("two"), files("three")]}
+    gateway = world.gateway(world.provider(), top={"tls": tls})
+    expected = {
+        "gateway.example": default,
+        "two.example": two,
+        "TWO.example": two,
+        "a.wild.example": two,
+        "a.b.wild.example": default,
+        "wild.example": default,
+        "three.example": three,
+        "unknown.example": default,
+    }
+    for name, serial in expected.items():
+        shown, connection = await hello(world, gateway.port, name)
+        connection.close()
+        assert shown == serial, name
+
+
+@ensureDeferred
+async def test_d1_every_certificate_that_is_wrong_is_named(world):
+    certificate(world, "default", "gateway.example")
+    tls = {**files("default"), "certificates": [files("none"), files("default")], "client_ca": "no-ca.pem"}
+    gateway = world.gateway(world.provider())
+    gateway.tree["tls"] = tls
+    assert not await gateway.reload()
+    mistakes = messages(world, "Not reloaded")[0]["mistakes"]
+    assert [each.partition(": ")[0] for each in mistakes] == [
+        "tls.client_ca",
+        "tls.certificates[0].cert_file",
+        "tls.certificates[0].key_file",
+    ]
+
+
+@pytest.mark.parametrize("policy", ["required", "optional"])
+@pytest.mark.parametrize("shown", ["good", "of another CA", "none"])
+@ensureDeferred
+async def test_d1_client_certificates(world, policy, shown):
+    certificate(world, "server", "127.0.0.1")
+    tls = {**files("server"), "client_ca": "ca.pem", "client_certificate": policy, "certificates": [files("server")]}
+    gateway = world.gateway(world.provider(), top={"tls": tls})
+    other = type(world.ca)()
+    mine = {"good": world.ca, "of another CA": other, "none": None}[shown]
+    mine = mine and mine.issue_cert("client@example.org")
+    if shown == "good" or (shown, policy) == ("none", "optional"):
+        _, connection = await hello(world, gateway.port, mine=mine)
+        connection.close()
+    else:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await hello(world, gateway.port, mine=mine)
