@@ -15,11 +15,11 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
 
 from aigw import headers, wire
 from aigw.errors import BadRequest, Draining, GatewayError, HeadersTooLarge, RequestTimeout
 from aigw.grammar import is_host, is_target, is_trailer
+from aigw.heads import MAX_HEAD, MAX_HEADERS, MAX_LINE, HeadReader
 from aigw.openai import error_body
 from aigw.request import Request
 
@@ -33,10 +33,6 @@ SEND_BUFFER = 128 * 1024  # the kernel would let it grow to megabytes
 LINGER_SECONDS = 2.0
 LAST_REQUEST_SECONDS = 2.0  # while the gateway drains; a client may be sending its next request just now
 FLUSH_SECONDS = 30.0
-MAX_LINE = 16 * 1024
-MAX_HEAD = 32 * 1024
-MAX_HEADERS = 100
-MAX_DIGITS = 18
 _REASONS = {
     400: b"Bad Request",
     408: b"Request Timeout",
@@ -45,16 +41,12 @@ _REASONS = {
 }
 
 
-class Channel(HTTPChannel):
+class Channel(HeadReader):
     """One connection of a client."""
 
-    MAX_LENGTH = MAX_LINE
-    totalHeadersSize = MAX_HEAD
-    maxHeaders = MAX_HEADERS
     transport: Any
     site: Any
     requests: list[Request]
-    _closing = False
     _closer: IDelayedCall | None = None
     _watch: IDelayedCall | None = None
     _due = math.inf
@@ -152,29 +144,7 @@ class Channel(HTTPChannel):
         if self._idle:  # the first line of another request; the first request of all has its time since connecting
             self._idle = False
             self._cut_after(HEAD_SECONDS)
-        if line[:1] in (b" ", b"\t"):  # obs-fold
-            self._respondToBadRequestAndDisconnect()
-        if self._closing:
-            return
-        if line and "_version" in self.__dict__:  # behind the request line, until the content is there
-            # Twisted keeps each header back, for a fold that was refused above.
-            self._receivedHeaderSize += len(line)
-            if self._receivedHeaderSize > self.totalHeadersSize:
-                self._respondToBadRequestAndDisconnect()
-            else:
-                self.headerReceived(line)
-        else:
-            super().lineReceived(line)
-
-    def headerReceived(self, line: bytes) -> bool:
-        """One header."""
-        name, _, value = line.partition(b":")
-        name, value = name.lower(), value.strip(b" \t")
-        if (name == b"content-length" and len(value) > MAX_DIGITS) or (
-            name == b"transfer-encoding" and (value.lower() != b"chunked" or self._version != b"HTTP/1.1")
-        ):
-            self._respondToBadRequestAndDisconnect()
-        return not self._closing and bool(super().headerReceived(line))
+        super().lineReceived(line)
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
         """Whether another request may follow: in HTTP/1.1, unless one of the Connection options is close."""
