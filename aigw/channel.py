@@ -13,15 +13,12 @@ from collections.abc import Iterable
 from aigw import headers, wire
 from aigw.errors import BadRequest, GatewayError, HeadersTooLarge
 from aigw.grammar import is_host, is_target, is_trailer
+from aigw.heads import MAX_HEAD, MAX_HEADERS, MAX_LINE, HeadReader
 from aigw.lifetime import BODY_SECONDS, HEAD_SECONDS, MortalChannel
 from aigw.openai import error_body
 from aigw.request import Request
 
 MAX_BEHIND = 256 * 1024
-MAX_LINE = 16 * 1024
-MAX_HEAD = 32 * 1024
-MAX_HEADERS = 100
-MAX_DIGITS = 18
 _REASONS = {
     400: b"Bad Request",
     408: b"Request Timeout",
@@ -30,12 +27,9 @@ _REASONS = {
 }
 
 
-class Channel(MortalChannel):
+class Channel(HeadReader, MortalChannel):
     """One connection of a client."""
 
-    MAX_LENGTH = MAX_LINE
-    totalHeadersSize = MAX_HEAD
-    maxHeaders = MAX_HEADERS
     _optimisticEagerReadSize = 2**62  # a connection that is not read hears no hang-up; dataReceived has the limit
     _behind = 0
     _idle = False  # between two requests
@@ -60,36 +54,14 @@ class Channel(MortalChannel):
         self._idle = True
         super().requestDone(request)
 
-    # Reading a head: what RFC 9112 leaves open is refused, so that no proxy before us can read it otherwise.
+    # Judging a head
 
     def lineReceived(self, line: bytes) -> None:
         """A line of the head."""
         if self._idle:  # the first line of another request; the first request of all has its time since connecting
             self._idle = False
             self._cut_after(HEAD_SECONDS)
-        if line[:1] in (b" ", b"\t"):  # obs-fold
-            self._respondToBadRequestAndDisconnect()
-        if self._closing:
-            return
-        if line and "_version" in self.__dict__:  # behind the request line, until the content is there
-            # Twisted keeps each header back, for a fold that was refused above.
-            self._receivedHeaderSize += len(line)
-            if self._receivedHeaderSize > self.totalHeadersSize:
-                self._respondToBadRequestAndDisconnect()
-            else:
-                self.headerReceived(line)
-        else:
-            super().lineReceived(line)
-
-    def headerReceived(self, line: bytes) -> bool:
-        """One header."""
-        name, _, value = line.partition(b":")
-        name, value = name.lower(), value.strip(b" \t")
-        if (name == b"content-length" and len(value) > MAX_DIGITS) or (
-            name == b"transfer-encoding" and (value.lower() != b"chunked" or self._version != b"HTTP/1.1")
-        ):
-            self._respondToBadRequestAndDisconnect()
-        return not self._closing and bool(super().headerReceived(line))
+        super().lineReceived(line)
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
         """Whether another request may follow: in HTTP/1.1, unless one of the Connection options is close."""

@@ -1,7 +1,7 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
-`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
+`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
 the kernel has to say on how many connections there may be; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo.
 """
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "drain": "",
     "dial": "",
     "wire": "",
+    "heads": "",
     "document": "",
     "permissions": "",
     "consistency": "",
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "request": "config errors headers openai",
     "grammar": "",
     "lifetime": "errors request",
-    "channel": "errors grammar headers lifetime openai request wire",
+    "channel": "errors grammar headers heads lifetime openai request wire",
     "web": "admission auth channel config errors gateway headers openai records request",
     "generation": "config errors listeners tls upstream",
     "service": (
