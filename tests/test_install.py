@@ -62,6 +62,20 @@ def test_what_is_wrong_is_said_in_one_line(arguments, environ, code, says):
     assert f"install.sh: {says}" in done.stderr
 
 
+def test_a_release_for_another_python_is_refused_before_anything_is_touched(tmp_path):
+    release = tmp_path / "ai-gateway-1.0.0-test"
+    (release / "wheels").mkdir(parents=True)
+    (release / "ID").write_text("1.0.0-test\n")
+    (release / "PLATFORM").write_text("2.7 vax\n")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.add(release, release.name)
+    done = install("install", str(tmp_path / "a.tar.gz"))
+    assert done.returncode == 1
+    says = "release 1.0.0-test is for Python 2.7 vax" if os.geteuid() == 0 else "install needs root"
+    assert f"install.sh: {says}" in done.stderr
+    assert not Path("/opt/ai-gateway/releases/1.0.0-test").exists()
+
+
 def test_the_template_is_the_service_but_for_its_name_and_the_door():
     service, template = settings("ai-gateway.service"), settings("ai-gateway@.service")
     assert {name for name, _ in set(service) ^ set(template)} == {"Description", "ExecStopPost"}

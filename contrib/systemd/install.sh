@@ -268,8 +268,9 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
   local new=$1 old units unit touched='' helper=
   old=$(current)
   units=$(running)
-  if ! check_config "$new" >"$HOME_DIR/.check" 2>&1; then
-    cat "$HOME_DIR/.check" >&2
+  temporary
+  if ! check_config "$new" >"$TMP/check" 2>&1; then
+    cat "$TMP/check" >&2
     warn "release $new does not accept the configuration; nothing was changed"
     return 1
   fi
@@ -279,7 +280,7 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
   if [ "$(wc -w <<<"$units")" = 1 ] && systemctl -q is-active ai-gateway.socket && ! own_listeners; then
     helper=$HELPER
     say "starting release $new beside the running one"
-    if ! timeout 120 systemctl start "$helper" || ! stays_up "$helper"; then
+    if ! timeout 120 systemctl restart "$helper" || ! stays_up "$helper"; then
       tell_why "$helper"
       go_back "$old" "$helper"
       return 1
@@ -374,8 +375,9 @@ choose_port() { # PORT becomes a drop-in of the socket unit
 }
 
 start_service() {
-  if ! check_config "$(current)" >"$HOME_DIR/.check" 2>&1; then
-    cat "$HOME_DIR/.check" >&2
+  temporary
+  if ! check_config "$(current)" >"$TMP/check" 2>&1; then
+    cat "$TMP/check" >&2
     die "$ETC/config.yaml cannot be used yet. Mend it (keys go to $ETC/keys/NAME), then run this again: nothing was started"
   fi
   systemctl enable -q ai-gateway.socket ai-gateway.service

@@ -1,4 +1,7 @@
-"""`install.sh deploy` to a booted machine over a real sshd: from nothing, as an upgrade, with a version that does not work."""
+"""`install.sh deploy` to a booted machine over a real sshd: from nothing, as an upgrade, with a version that does not work.
+
+The tests are the life of one machine, in the order in which they stand.
+"""
 
 from __future__ import annotations
 
