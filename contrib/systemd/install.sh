@@ -135,19 +135,19 @@ payload() { # [FILE]: sets PAYLOAD, an unpacked artefact, and ID
 
 # --- releases -------------------------------------------------------------------------------------------------------
 
-matching_python() { # one that the wheels are for; what is wrong otherwise
-  local wanted found python
+matching_python() { # sets PYTHON_HERE, one that the wheels are for
+  local wanted found python all=
   wanted=$(<"$PAYLOAD/PLATFORM")
   for python in ${PYTHON:+"$PYTHON"} python3 "python${wanted% *}"; do
-    command -v "$python" >/dev/null || continue
-    found=$(platform_of "$python")
+    found=$(platform_of "$python" 2>/dev/null) || continue
     if [ "$found" = "$wanted" ]; then
       need_venv "$python"
       PYTHON_HERE=$python
       return
     fi
+    all=${all:+$all, }$found
   done
-  die "release $ID is for Python $wanted, this machine has ${found:-none}; build it with that Python (PYTHON=python3.X $0 build)"
+  die "release $ID is for Python $wanted, this machine has ${all:-none}; build it with that Python (PYTHON=python3.X $0 build)"
 }
 
 install_release() { # unpacks PAYLOAD as releases/ID, complete or not at all
@@ -531,7 +531,7 @@ cmd_deploy() {
   else
     for python in ${PYTHON:+"$PYTHON"} python3 "python${wanted% *}" ''; do
       [ -n "$python" ] || die "$SSH_HOST has Python $wanted, and this machine has no such Python to build with (PYTHON=...)"
-      command -v "$python" >/dev/null && [ "$(platform_of "$python")" = "$wanted" ] && break
+      [ "$(platform_of "$python" 2>/dev/null)" = "$wanted" ] && break
     done
     PYTHON=$python build
   fi
