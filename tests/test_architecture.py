@@ -53,7 +53,8 @@ MAY_IMPORT = {
     "gateway": "answers config errors headers health openai records relay routing upstream",
     "request": "config errors headers openai",
     "grammar": "",
-    "channel": "errors grammar headers heads openai request wire",
+    "lifetime": "errors request",
+    "channel": "errors grammar headers heads lifetime openai request wire",
     "web": "admission auth channel config errors gateway headers openai records request",
     "generation": "config errors listeners tls upstream",
     "service": (
