@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "web": "admission auth channel config errors gateway headers openai records request",
     "generation": "config errors listeners tls upstream",
     "service": (
-        "config dial drain errors gateway generation health listeners logs pulse records routing systemd tls web"
+        "config dial drain errors gateway generation health listeners logs pulse records routing secret systemd tls web"
     ),
     "demo": "config logs service",
     "tap": "config demo errors listeners logs service systemd",
