@@ -1,7 +1,7 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
-`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
+`sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
 the kernel has to say on how many connections there may be; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo.
 """
@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "openfiles": "",
     "admission": "errors logs openai openfiles",
     "listeners": "admission config errors tls",
-    "upstream": "agent config errors headers openai routing tls",
+    "client": "agent",
+    "upstream": "agent client config errors headers openai routing tls",
     "relay": "errors openai",
     "answers": "errors openai relay sse",
     "gateway": "answers config errors headers health openai records relay routing upstream",
