@@ -167,7 +167,17 @@ def litellm(setup: Setup, command: str) -> Contestant:
     file = setup.folder / "litellm.yaml"
     file.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": KEY}}))
     port = free_port()
-    words = [command, "--config", file, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    words: list[str | Path] = [
+        command,
+        "--config",
+        file,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--num_workers",
+        "1",
+    ]
     environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
     process = Process(words, setup.core, setup.folder / "litellm.log", environ)
     return _checked(Contestant("LiteLLM", process, port))

@@ -10,6 +10,7 @@ from contrib.bench.scenes import SCENES, Results, median, ratio
 CAVEAT = (
     "CPU of a gateway's own processes per request (per chunk where it streams), beside nginx's for the same relay in"
     " the same run, at full load of one core. Only the ratios travel from machine to machine, within some 15 %."
+    " A dash: it answered with errors only."
 )
 TIMES = (
     "`per s` and the times are those of a saturated core: who is faster is given more to do. In streams they are a"

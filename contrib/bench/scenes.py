@@ -65,8 +65,9 @@ def _plain(scene: Scene, who: Contestant, seconds: float) -> Figures:
     seen = wrk.run(who.url(), body, KEY, scene.connections, seconds, who.headers)
     cpu = who.process.cpu_seconds() - before
     peak = who.process.rss_mb(peak=True)
-    done = max(1, seen.requests)
-    return Figures(cpu / done * 1e6, seen.requests / seen.seconds, seen.p50_ms, seen.p99_ms, 0.0, peak, seen.errors)
+    return Figures(
+        _each(cpu, seen.requests), seen.requests / seen.seconds, seen.p50_ms, seen.p99_ms, 0.0, peak, seen.errors
+    )
 
 
 def _streams(scene: Scene, who: Contestant, seconds: float) -> Figures:
@@ -83,8 +84,13 @@ def _streams(scene: Scene, who: Contestant, seconds: float) -> Figures:
     for error in sorted(set(seen.errors))[:3]:
         print(f"{who.name}, {scene.name}: {error}", file=sys.stderr)
     p50, p99 = (percentile(seen.chunks, each) for each in (50, 99))
-    done = max(1, len(seen.chunks))
-    return Figures(cpu / done * 1e6, done / seconds, p50, p99, percentile(seen.first, 50), peak, len(seen.errors))
+    done = len(seen.chunks)
+    return Figures(_each(cpu, done), done / seconds, p50, p99, percentile(seen.first, 50), peak, len(seen.errors))
+
+
+def _each(cpu: float, done: int) -> float:
+    """In microseconds; 0 of nothing, for what failures cost is no measure."""
+    return cpu / done * 1e6 if done else 0.0
 
 
 def median(runs: Sequence[Figures]) -> Figures:
