@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 
@@ -237,7 +238,7 @@ async def test_d2_ready_says_so_at_once_and_no_connection_is_taken(world, tls):
     gateway.tree["drain"] = 10
     await gateway.reload()
     got = await gateway.get("/ready", {})
-    assert (got.status, got.json) == (200, {"status": "ready"})
+    assert (got.status, got.json) == (200, {"status": "ready", "pid": os.getpid()})
     waiting, healthy = await gateway.connect("GET"), await gateway.connect("GET")
     stream = await gateway.send(request({**HELLO, "stream": True}))
     await bounded(stream.started)
