@@ -155,7 +155,7 @@ def gateway(setup: Setup, passed: socket.socket | None = None, number: int = 1) 
     twistd = Path(sys.executable).with_name("twistd")
     command: list[str | Path] = [twistd if twistd.exists() else "twistd", "-n", "--pidfile=", f"--logfile={log}"]
     command += ["aigw", "-c", file]
-    process = Process(command, setup.core, setup.folder / f"{name}.log", {"PYTHONPATH": str(ROOT)}, passed)
+    process = Process(command, setup.core, setup.folder / f"{name}.log", {"PYTHONPATH": str(ROOT)}, passed, log)
     process.wait_until(lambda: log.exists() and '"Started"' in log.read_text())
     return Contestant("aigw", process, port, tls=setup.tls, log=log)
 

@@ -42,9 +42,10 @@ class Process:
         log: Path,
         environ: dict[str, str] | None = None,
         passed: socket.socket | None = None,
+        also: Path | None = None,
     ) -> None:
-        """``passed`` is a listening socket that it gets as systemd would pass it."""
-        self._log = log
+        """``passed`` is a listening socket that it gets as systemd would pass it; ``also`` its own log file."""
+        self._logs = [log, also] if also else [log]
         environ = {**os.environ, **(environ or {})}
         argv = [str(word) for word in command]
         descriptors = []
@@ -87,8 +88,8 @@ class Process:
                 if ready():
                     return
             time.sleep(0.1)
-        last = self._log.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{self._log.stem} did not start:\n{last}")
+        said = "\n".join(each.read_text(errors="replace")[-2000:] for each in self._logs if each.exists())
+        raise RuntimeError(f"{self._logs[0].stem} did not start:\n{said}")
 
     def cpu_seconds(self) -> float:
         """What it has used so far, in user and kernel mode."""
@@ -143,9 +144,11 @@ def status_kb(status: str, field: str) -> float:
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    """One that nobody listens on now, in either family."""
+    both = socket.has_dualstack_ipv6()
+    with socket.create_server(
+        ("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
+    ) as probe:
         port: int = probe.getsockname()[1]
         return port
 

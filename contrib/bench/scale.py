@@ -18,14 +18,15 @@ from contrib.bench.scenes import SCENES
 PER_ADDRESS = 8000  # of ours: a source address has some 28,000 ports
 AT_ONCE = 50
 PROBES = 200
-SPARE_FILES = 100  # what the gateway has open beside two sockets a stream
+PROBERS = 10  # connections beside the idle ones
+SPARE_FILES = 200  # what the gateway has open beside two sockets a stream, and the probes' own
 
 
 def idle_streams(setup: Setup, wanted: int, file_limit: int) -> str:
     """So many streams that have begun and say nothing; how a new request fares among them."""
     count = min(wanted, (file_limit - SPARE_FILES) // 2)
     with ExitStack() as stack:
-        who = gateway(replace(setup, connections=count + SPARE_FILES))
+        who = gateway(replace(setup, connections=count + PROBERS))
         stack.enter_context(who.process)
         idle, probe, health = who.target(chat("idle")), who.target(chat("stream-1-0")), who.target(b"", "/health")
         clients = stack.enter_context(Clients([idle, probe, health]))
