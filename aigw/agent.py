@@ -47,6 +47,7 @@ class Pool:
     def retire(self) -> None:
         """Keep no connection from now on; those in use end with the answer that they carry."""
         self._most_idle = 0
+        self._stop_reaper()
         for connection in list(self._idle):
             connection.abort()
 
@@ -77,6 +78,11 @@ class Pool:
                 return
             connection.abort()
 
+    def _stop_reaper(self) -> None:
+        reaper, self._reaper = self._reaper, None
+        if reaper is not None:
+            reaper.cancel()
+
     def forget(self, connection: Connection) -> None:
         """A connection that is gone."""
         self._open.discard(connection)
@@ -84,9 +90,7 @@ class Pool:
 
     def close(self) -> None:
         """Abort every connection, idle or not; whoever waits on one is told."""
-        reaper, self._reaper = self._reaper, None
-        if reaper is not None:
-            reaper.cancel()
+        self._stop_reaper()
         for connection in list(self._open):
             if connection.transport is not None:
                 connection.transport.abortConnection()

@@ -153,8 +153,9 @@ class Channel(HeadReader, MortalChannel):
             super().rawDataReceived(data)
 
     def _finishRequestBody(self, data: bytes) -> None:
-        self._behind = len(data)  # Twisted keeps it
-        super()._finishRequestBody(data)
+        self._behind = 0
+        if self._keeps(data):  # Twisted does
+            super()._finishRequestBody(data)
 
     def _keeps(self, data: bytes) -> bool:
         """Whether so much more can be kept for later; nobody pipelines more."""

@@ -7,7 +7,7 @@ resolves it: limits that a step leaves out come from its route, then from the to
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from aigw.secret import Secret
 
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
 MAX_FILE = 1024 * 1024
+SHORT_KEY = 8
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -225,8 +226,15 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
         max_per_address=int(entry.limits.connections_per_address) or None,
         drain=float(entry.drain),
         secrets=tuple(sorted(keys, key=len, reverse=True)),  # one may begin with another
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_short_keys(entry)),
     )
+
+
+def _short_keys(entry: FileEntry) -> Iterator[str]:
+    named = {"api_key": entry.api_key, **{f"providers[{i}].api_key": p.api_key for i, p in enumerate(entry.providers)}}
+    for path, key in named.items():
+        if key and len(key) < SHORT_KEY:
+            yield f"{path} has under {SHORT_KEY} characters: easy to guess, and blacked out wherever the log has them"
 
 
 def _not_of(unset: Sequence[str], found: Sequence[str]) -> list[str]:

@@ -152,6 +152,10 @@ class DemoService(MultiService):
         url = f"https://127.0.0.1:{cast(Any, self._gateway.ports[0].getHost()).port}/v1"
         print(instructions(url, f"{self._folder}/cert.pem"), file=sys.__stdout__, flush=True)
 
+    def stop_now(self) -> None:
+        """See GatewayService.stop_now."""
+        self._gateway.stop_now()
+
     def stopService(self) -> Any:
         """Stop, and leave nothing behind."""
         self._down.close()

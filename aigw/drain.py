@@ -49,14 +49,18 @@ class Drain:
         return done.addBoth(self._stop_timer)
 
     def give_up(self) -> None:
-        """Close every connection now."""
+        """Close every connection now; what is under way is recorded as ended by us."""
+        self._end_exchanges()
         self._site.abort()
 
     def _interrupt(self) -> None:
         self._timer = self._clock.callLater(FLUSH_SECONDS, self.give_up)
+        self._end_exchanges()
+        self._site.end()
+
+    def _end_exchanges(self) -> None:
         for exchange in list(self._running):
             exchange.interrupt()
-        self._site.end()
 
     def _stop_timer(self, _: object) -> None:
         if self._timer is not None and self._timer.active():

@@ -86,7 +86,7 @@ class MortalChannel(HTTPChannel, ABC):
 
     def _is_receiving(self) -> bool:
         """Whether a request has arrived in part."""
-        return bool(self._receivedHeaderSize) or self._body_began < math.inf
+        return bool(self._receivedHeaderSize or self._buffer) or self._body_began < math.inf
 
     def pauseProducing(self) -> None:
         """The client does not read: it has READ_SECONDS to catch up."""

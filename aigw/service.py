@@ -250,9 +250,12 @@ class GatewayService(Service):
         if self._now.identity is None:
             logs.warn("No TLS certificate is configured: plain HTTP, on loopback only unless a listener says insecure")
 
+    def days_left(self) -> float:
+        """How long the certificates are good for; infinite without any."""
+        return self._now.identity.days_left() if self._now.identity else math.inf
+
     def _warn_of_expiry(self) -> None:
-        identity = self._now.identity
-        days = identity.days_left() if identity else math.inf
+        days = self.days_left()
         if days <= 0:
             logs.error("A certificate has expired: renew it and reload", days=round(days, 1))
         elif days < EXPIRY_DAYS:
@@ -267,8 +270,7 @@ class GatewayService(Service):
     def _status(self, since: str = "") -> str:
         config = self.config
         served = f"Serving {len(config.routes)} routes over {len(config.providers)} providers"
-        identity = self._now.identity
-        until = f", certificate good for {identity.days_left():.0f} days" if identity else ""
+        until = f", certificate good for {self.days_left():.0f} days" if self._now.identity else ""
         return f"{served}{until}{since}"
 
 

@@ -9,9 +9,7 @@ import signal
 import sys
 import syslog
 import time
-from collections.abc import Callable
 from functools import partial
-from types import FrameType
 from typing import Any, ClassVar, TextIO
 
 from twisted.application.service import IService
@@ -22,7 +20,8 @@ from aigw import __version__, config, demo, heap, logs
 from aigw.config import Config
 from aigw.errors import ConfigError
 from aigw.listeners import wanted
-from aigw.service import GatewayService
+from aigw.service import EXPIRY_DAYS, GatewayService
+from aigw.signals import obey, obey_stops
 from aigw.systemd import Environment, Notify, watchdog_seconds
 
 EX_CONFIG = 78
@@ -58,7 +57,9 @@ def makeService(options: Options) -> IService:
     reactor.seconds = time.monotonic  # Twisted's is the wall clock, which may be set
     try:
         if options["demo"]:
-            return demo.DemoService(reactor, _observer(options.parent))
+            show = demo.DemoService(reactor, _observer(options.parent))
+            obey_stops(reactor, show.stop_now)
+            return show
         path = config.find(path)
         service = GatewayService(
             partial(config.load, path.absolute(), Environment(os.environ)),  # twistd may change the directory
@@ -71,37 +72,13 @@ def makeService(options: Options) -> IService:
         _report(error, str(path or "The configuration"), in_words=bool(only_check))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
-        print(_described(service.config))
+        print(_described(service.config, service.days_left()))
         raise SystemExit(0)
-    _obey_signals(service, reactor)
+    obey_stops(reactor, service.stop_now)
+    obey(reactor, signal.SIGHUP, service.reload)
+    obey(reactor, signal.SIGUSR2, service.say_state)
     reactor.callWhenRunning(_settle)
     return service
-
-
-def _obey_signals(service: GatewayService, reactor: Any) -> None:
-    """SIGHUP reloads, SIGUSR2 logs the state, the first SIGTERM or SIGINT stops as Twisted does, the next at once."""
-
-    def on(number: int, act: Callable[[], object]) -> None:
-        signal.signal(number, lambda *_: reactor.callFromThread(act))
-
-    def take_over() -> None:
-        stopping = False
-        twisted: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            nonlocal stopping
-            if stopping:
-                reactor.callFromThread(service.stop_now)
-            else:
-                stopping = True
-                twisted[number](number, frame)
-
-        for number in twisted:
-            signal.signal(number, stop)
-
-    on(signal.SIGHUP, service.reload)
-    on(signal.SIGUSR2, service.say_state)
-    reactor.callWhenRunning(take_over)
 
 
 def _settle() -> None:
@@ -167,9 +144,12 @@ def _report(error: ConfigError, path: str, in_words: bool) -> None:
     logs.JsonLines(stderr)(event)
 
 
-def _described(loaded: Config) -> str:
+def _described(loaded: Config, days_left: float) -> str:
     """What runs, for ``--check-config``: listeners, routes with their steps and limits, and no secret."""
     lines = [f"warning: {warning}" for warning in loaded.warnings]
+    if days_left < EXPIRY_DAYS:
+        when = f"expires in {days_left:.1f} days" if days_left > 0 else "has expired: the gateway will not be ready"
+        lines.append(f"warning: a certificate {when}")
     for listener in wanted(loaded):
         kind = "plain http" if listener.insecure else "https"
         lines.append(f"listen {listener.endpoint} ({kind})")

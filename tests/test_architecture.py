@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "envelope": "",
     "flood": "",
     "drain": "",
+    "signals": "",
     "dial": "",
     "wire": "",
     "heads": "",
@@ -63,7 +64,7 @@ MAY_IMPORT = {
         "config dial drain errors gateway generation health listeners logs pulse records routing secret systemd tls web"
     ),
     "demo": "config logs service",
-    "tap": "config demo errors heap listeners logs service systemd",
+    "tap": "config demo errors heap listeners logs service signals systemd",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

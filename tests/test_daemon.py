@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+import trustme
 
 from aigw import demo, logs, tap
 
@@ -60,7 +62,8 @@ class Daemon:
             self.process = self.start(**command, stdout=out, stderr=err)
 
     def start(self, args, **more):
-        return subprocess.Popen(args, **more)
+        # Whoever runs the tests in the background of a shell has SIGINT ignored, and so would the daemon.
+        return subprocess.Popen(args, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **more)
 
     def lines(self):
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
@@ -231,6 +234,47 @@ def test_d4_check_config_opens_no_socket_by_the_kernel_s_word(tmp_path):
     ]
     subprocess.run(**command, check=True, timeout=30, stdout=subprocess.DEVNULL)
     assert "sin" not in (tmp_path / "trace").read_text()
+
+
+@pytest.mark.parametrize(("days", "said"), [(90, ""), (5, "expires in 5.0 days"), (-1, "has expired")])
+def test_d4_check_config_warns_of_a_certificate_that_expires(tmp_path, days, said):
+    issued = trustme.CA().issue_cert("localhost", not_after=datetime.now(timezone.utc) + timedelta(days=days))
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    done = run(tmp_path, "--check-config", config=CONFIG + "tls: {cert_file: cert.pem, key_file: key.pem}")
+    assert done.returncode == 0
+    assert (f"warning: a certificate {said}" in done.stdout) == bool(said)
+
+
+def test_b9_keys_that_are_too_short_are_warned_of(tmp_path):
+    done = run(tmp_path, "--check-config", environ={"GATEWAY_API_KEY": "gateway-key-0987", "A_KEY": "ok"})
+    warned = [line.partition(" has under 8")[0] for line in done.stdout.splitlines() if "warning" in line]
+    assert warned == ["warning: providers[0].api_key"]
+
+
+def test_the_demo_stops_at_once_when_told_twice(tmp_path):
+    with Daemon(tmp_path, "--demo", config=None) as daemon:
+        host, port = daemon.address()
+        with socket.create_connection((host, port), 5) as idle:  # which would be waited for
+            idle.sendall(b"x")
+            daemon.process.send_signal(signal.SIGINT)
+            daemon.wait_for("Stopping")
+            daemon.process.send_signal(signal.SIGINT)
+            daemon.wait_for("Stopping now")
+            assert daemon.process.wait(5) == -signal.SIGINT
+        assert "Traceback" not in daemon.err.read_text()
+
+
+def test_d2_a_sigint_that_the_shell_ignores_stays_ignored(tmp_path):
+    class InTheBackground(Daemon):
+        def start(self, args, **more):
+            return subprocess.Popen(args, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), **more)
+
+    with InTheBackground(tmp_path) as daemon:
+        daemon.wait_for("Started")
+        daemon.process.send_signal(signal.SIGINT)
+        assert daemon.stop() == -signal.SIGTERM
+        assert "Traceback" not in daemon.err.read_text()
 
 
 def test_d4_check_config_tells_every_mistake_with_78(tmp_path):

@@ -198,13 +198,18 @@ def test_d2_who_is_still_sending_hears_so_too():
     assert not gateway.doors["p1"].wires
 
 
-def test_d2_giving_up_closes_everything_now():
+@pytest.mark.parametrize("begun", [False, True])
+def test_d2_giving_up_closes_everything_now_and_says_who_did_it(begun):
     gateway = MemoryGateway()
     client = gateway.ask(stream=True)
+    if begun:
+        gateway.doors["p1"].wire.say(STREAM_HEAD + chunk(ROLE) + chunk(STREAM[1]))
     done = draining(gateway)
     gateway.drain.give_up()
-    assert (client.aborted, done.called) == (True, True)
+    assert (client.disconnected, done.called) == (True, True)
     assert not gateway.timers()
+    (record,) = gateway.records
+    assert (record.status, record.outcome) == ((200, "stream_truncated") if begun else (503, "error"))
 
 
 def test_d2_a_client_that_does_not_read_is_not_waited_for_for_ever():

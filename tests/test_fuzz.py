@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pytest_twisted import ensureDeferred
 from twisted.internet.error import ConnectionDone
 
+from aigw.channel import MAX_BEHIND
 from tests.harness import AUTH, CHAT, HELLO, KEY, request, until
 from tests.memory import MemoryGateway, Wire
 from tests.providers import chunk, completion, head, whole_stream
@@ -424,6 +425,8 @@ async def test_s1_s4_s7_fuzz_on_real_sockets(world, tls, target):
     executed = 0
     for number in range(300):
         pieces = segments(r, pipelined(r, KINDS[list(KINDS)[number % 3]]))
+        if sum(map(len, pieces)) > MAX_BEHIND:
+            continue  # whether it is cut depends on what is answered when the rest comes
         expected = [each for each in target.fire(pieces) if each.status != 408]  # that one takes its time
         executed += sum(each.executed for each in expected)
         client = await gateway.connect()

@@ -14,6 +14,7 @@ from twisted.internet.threads import deferToThread
 
 from aigw import logs
 from tests.harness import AUTH, HELLO, bounded, contents, request, until
+from tests.memory import MemoryGateway
 from tests.providers import (
     LAST_CHUNK,
     ROLE,
@@ -22,6 +23,8 @@ from tests.providers import (
     as_asked,
     begin_stream,
     chunk,
+    completion,
+    head,
     rst,
 )
 
@@ -182,6 +185,18 @@ async def test_d1_the_body_limit_is_that_of_the_request_s_own_configuration(worl
     client.transport.write(data[-1000:])
     assert (await bounded(client.done)).status == 200
     assert (await gateway.ask(padding="x" * 5000)).status == 413
+
+
+def test_d1_a_provider_that_is_gone_leaves_no_timer():
+    gateway = MemoryGateway()
+    client = gateway.ask()
+    gateway.doors["p1"].wire.say(head(Content_Length=str(len(completion()))) + completion())
+    client.loseConnection()
+    assert gateway.timers()
+    for pool in gateway.gateway.upstream._pools.values():
+        pool.retire()
+    assert not gateway.timers()
+    assert gateway.doors["p1"].wire.aborted
 
 
 @ensureDeferred
