@@ -18,6 +18,7 @@ WRAPPER=/usr/local/bin/ai-gateway
 HELPER=ai-gateway@upgrade.service
 KEEP=3          # releases
 WATCH_SECONDS=3 # for how long a unit must stay up to count as started
+READY_SECONDS=10 # within which it must say that it is ready
 TMP=
 
 help() {
@@ -44,7 +45,7 @@ Environment
   SSH_OPTS   more options for ssh and scp, e.g. "-o StrictHostKeyChecking=accept-new" for a host never seen before
   CONFIG     install-service, deploy: a configuration for a machine that has none; never overwrites one
   PORT       install-service, deploy: the port to listen on instead of 443
-  READY_URL  upgrade: what to ask for readiness, where that is not /ready on the socket unit's port
+  READY_URL  install-service, upgrade, deploy: what to ask for readiness, if not /ready on the socket unit's port
   PYTHON     build, install: the Python to use instead of python3
 EOF
 }
@@ -212,46 +213,79 @@ check_config() { # ID: judged as the service would, by that release
   AI_GATEWAY_RELEASE=$HOME_DIR/releases/$1 "$HOME_DIR/releases/$1/systemd/ai-gateway" check
 }
 
-own_listeners() { # whether the configuration names listeners itself, which two processes cannot share
-  "$HOME_DIR/current/venv/bin/python" -I - "$ETC/config.yaml" <<'EOF'
+configured() { # NAME: whether the configuration has it
+  "$HOME_DIR/current/venv/bin/python" -I - "$ETC/config.yaml" "$1" <<'EOF'
 import sys, yaml
 with open(sys.argv[1]) as file:
-    sys.exit(not (yaml.safe_load(file) or {}).get("listen"))
+    sys.exit(not (yaml.safe_load(file) or {}).get(sys.argv[2]))
 EOF
+}
+
+shares_socket() { # whether the units listen on the socket unit's port; listeners of their own two processes cannot share
+  systemctl -q is-active ai-gateway.socket && ! configured listen
 }
 
 ready_url() {
+  local scheme=http
   if [ -n "${READY_URL:-}" ]; then
     echo "$READY_URL"
-  elif systemctl -q is-active ai-gateway.socket && ! own_listeners; then
-    state ai-gateway.socket Listen | sed -nE '1{s,^(\[::\]|0\.0\.0\.0):,127.0.0.1:,;s,^(.*:[0-9]+) \(Stream\)$,https://\1/ready,p}'
+  elif shares_socket; then
+    ! configured tls || scheme=https
+    state ai-gateway.socket Listen |
+      sed -nE "1{s,^(\[::\]|0\.0\.0\.0):,127.0.0.1:,;s,^(.*:[0-9]+) \(Stream\)\$,$scheme://\1/ready,p}"
   fi
 }
 
-asked_ready() { # whether /ready answers 200; any certificate will do, and a demand for one of ours counts as an answer
+# Units that share a socket answer for one another, so it is asked, by a new connection each time, until this process has
+# answered. Any certificate will do, and a demand for one of ours counts as an answer.
+asked_ready() { # PID: whether that process answers 200 to /ready
   local url
   url=$(ready_url)
   [ -n "$url" ] || return 0
-  "$HOME_DIR/current/venv/bin/python" -I - "$url" <<'EOF'
-import ssl, sys, urllib.request
+  "$HOME_DIR/current/venv/bin/python" -I - "$url" "$1" "$READY_SECONDS" <<'EOF'
+import http.client, json, os, ssl, sys, time, urllib.error, urllib.request
+url, pid, end = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
 trusting = ssl.create_default_context()
 trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-try:
-    urllib.request.urlopen(sys.argv[1], timeout=10, context=trusting)
-except OSError as error:
-    if "CERTIFICATE_REQUIRED" not in str(error):
-        sys.exit(f"install.sh: {sys.argv[1]}: {error}")
+no_proxy, https = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting)
+opener, others, heard = urllib.request.build_opener(no_proxy, https), 0, "no answer of its own"
+
+def who(answer):
+    try:
+        said = json.loads(answer.read())
+        return said.get("pid", said.get("error", {}).get("pid"))
+    except (ValueError, AttributeError):
+        return None  # no answer of the gateway's
+
+while time.monotonic() < end:
+    if not os.path.exists(f"/proc/{pid}"):
+        sys.exit(f"install.sh: {url}: process {pid} has ended")
+    try:
+        with opener.open(url, timeout=5) as answer:
+            if who(answer) == pid:
+                sys.exit()
+        others += 1
+    except urllib.error.HTTPError as error:
+        heard = str(error)
+        if who(error) == pid:
+            break
+    except (OSError, http.client.HTTPException) as error:
+        if "CERTIFICATE_REQUIRED" in str(error):
+            sys.exit()
+        heard = str(error)
+    time.sleep(0.05)
+sys.exit(f"install.sh: {url}: process {pid} is not ready: {heard} ({others} good answers came from others)")
 EOF
 }
 
-stays_up() { # UNIT: it is active, it stays so, and the gateway says that it is ready
+stays_up() { # UNIT: the gateway says that it is ready, and it stays active
   local pid i
   pid=$(state "$1" MainPID)
+  asked_ready "$pid" || return 1
   for ((i = 0; i < WATCH_SECONDS * 2; i++)); do
     [ "$(state "$1" ActiveState)" = active ] && [ "$(state "$1" MainPID)" = "$pid" ] || return 1
     sleep 0.5
   done
-  asked_ready
 }
 
 restarted() { # UNIT
@@ -277,7 +311,7 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
   activate "$new" || return 1
   # One unit alone would leave its clients waiting while it drains; a second one on the same socket takes them meanwhile,
   # and shows whether the new release works before the old one is touched.
-  if [ "$(wc -w <<<"$units")" = 1 ] && systemctl -q is-active ai-gateway.socket && ! own_listeners; then
+  if [ "$(wc -w <<<"$units")" = 1 ] && shares_socket; then
     helper=$HELPER
     say "starting release $new beside the running one"
     if ! timeout 120 systemctl restart "$helper" || ! stays_up "$helper"; then
@@ -294,7 +328,7 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
       return 1
     fi
   done
-  [ -z "$helper" ] || systemctl stop "$helper" 2>/dev/null
+  stop_helper "$helper"
   [ "$new" = "$old" ] || point previous "$old"
   say "release $new is running"
 }
@@ -302,15 +336,19 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
 go_back() { # ID HELPER [UNITS]
   local unit
   warn "going back to release $1"
+  [ -n "${3:-}" ] || stop_helper "$2" # at once, for it takes clients, and the old unit was not touched
   activate "$1"
   for unit in ${3:-}; do
     systemctl reset-failed "$unit" 2>/dev/null || true
     restarted "$unit" || warn "$unit does not run with release $1 either"
   done
-  if [ -n "$2" ]; then
-    systemctl stop "$2" 2>/dev/null || true
-    systemctl reset-failed "$2" 2>/dev/null || true
-  fi
+  stop_helper "$2"
+}
+
+stop_helper() { # UNIT or nothing
+  [ -n "$1" ] || return 0
+  systemctl stop "$1" 2>/dev/null || true
+  systemctl reset-failed "$1" 2>/dev/null || true
 }
 
 first_files() { # what a machine has to have before the first start, and keeps ever after

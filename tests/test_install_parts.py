@@ -1,0 +1,150 @@
+"""The parts of contrib/systemd one at a time: what install.sh and its scripts do, with stand-ins for what they call."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.test_install import INSTALL, SYSTEMD
+
+OTHER = os.getppid()
+
+
+def part(folder: Path, script: str, python: str = sys.executable, **environ: str):
+    """Run ``script`` after the functions of install.sh; HOME_DIR and ETC are in ``folder``."""
+    functions = INSTALL.read_text().partition("\ncommand=")[0]
+    (folder / "functions.sh").write_text(functions)
+    program(folder / "home/current/venv/bin/python", f'exec {shlex.quote(python)} "$@"')
+    (folder / "etc/keys").mkdir(parents=True, exist_ok=True)
+    where = f"source functions.sh; HOME_DIR=$PWD/home ETC=$PWD/etc UNITS=$PWD READY_SECONDS=1; {script}"
+    clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return subprocess.run(
+        ["bash", "-c", where],
+        cwd=folder,
+        env={**clean, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def before_path(folder: Path) -> str:
+    return f"{folder}:{os.environ['PATH']}"
+
+
+# Readiness: who answers, where several share a socket
+
+
+class Shared:
+    """``/ready`` of several processes: its answers in turn, the last one again and again."""
+
+    def __init__(self, *answers: tuple[int, int]) -> None:
+        """``answers``: (status, pid) each."""
+        self.asked = 0
+        shared = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                status, pid = answers[min(shared.asked, len(answers) - 1)]
+                shared.asked += 1
+                said = {"status": "ready", "pid": pid} if status == 200 else {"error": {"code": "draining", "pid": pid}}
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(json.dumps(said).encode())
+
+            def log_message(self, *_):
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/ready"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "asked", "says"),
+    [
+        ([(200, OTHER), (503, OTHER), (200, os.getpid())], 0, 3, ""),
+        ([(200, OTHER), (503, os.getpid()), (200, os.getpid())], 1, 2, "HTTP Error 503"),
+        ([(200, OTHER)], 1, None, "good answers came from others"),
+    ],
+    ids=["once it has answered", "its refusal is the end of it", "the others' answers are not its own"],
+)
+def test_d3_a_unit_is_ready_when_its_own_process_says_so(tmp_path, answers, code, asked, says):
+    with Shared(*answers) as shared:
+        done = part(tmp_path, f"asked_ready {os.getpid()}", READY_URL=shared.url)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert asked in (None, shared.asked)
+
+
+def test_d3_readiness_is_asked_of_this_machine_not_of_a_proxy(tmp_path):
+    with Shared((200, os.getpid())) as shared:
+        nobody = "http://127.0.0.1:1"
+        done = part(tmp_path, f"asked_ready {os.getpid()}", READY_URL=shared.url, http_proxy=nobody, https_proxy=nobody)
+    assert done.returncode == 0, done.stderr
+
+
+def test_d3_a_process_that_has_ended_is_not_waited_for(tmp_path):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    with Shared((200, OTHER)) as shared:
+        done = part(tmp_path, f"asked_ready {ended.pid}", READY_URL=shared.url)
+    assert (done.returncode, shared.asked) == (1, 0)
+    assert "has ended" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "listens", "url"),
+    [
+        ("tls: {cert_file: c, key_file: k}", "[::]:443", "https://127.0.0.1:443/ready"),
+        ("tls: {cert_file: c, key_file: k}", "10.0.0.1:8443", "https://10.0.0.1:8443/ready"),
+        ("api_key: k", "127.0.0.1:8080", "http://127.0.0.1:8080/ready"),
+        ("listen: ['tcp:1']", "[::]:443", ""),
+    ],
+    ids=["tls", "one address", "plain HTTP", "listeners of its own"],
+)
+def test_d3_where_readiness_is_asked_for_follows_from_the_socket_and_the_configuration(tmp_path, config, listens, url):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/config.yaml").write_text(config)
+    said = part(tmp_path, f"systemctl() {{ :; }}; state() {{ echo '{listens} (Stream)'; }}; ready_url || true")
+    assert said.stdout.strip() == url
+
+
+def test_d3_a_helper_that_is_not_ready_stops_before_anything_else_is_done(tmp_path):
+    script = "systemctl() { echo $*; }; activate() { echo activate $1; }; restarted() { echo restarted $1; };"
+    untouched = part(tmp_path, f"{script} go_back 1.0.0 helper ''").stdout
+    assert untouched.splitlines()[:3] == ["stop helper", "reset-failed helper", "activate 1.0.0"]
+    touched = part(tmp_path, f"{script} go_back 1.0.0 helper one").stdout
+    assert touched.splitlines() == [
+        "activate 1.0.0",
+        "reset-failed one",
+        "restarted one",
+        "stop helper",
+        "reset-failed helper",
+    ]
