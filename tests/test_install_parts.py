@@ -148,3 +148,69 @@ def test_d3_a_helper_that_is_not_ready_stops_before_anything_else_is_done(tmp_pa
         "stop helper",
         "reset-failed helper",
     ]
+
+
+# Reload
+
+
+class Daemon:
+    """A process that sets its unit's status on SIGHUP, to what a shell makes of ``says``; and the unit."""
+
+    def __init__(self, folder: Path, says: str) -> None:
+        self._folder = folder
+        program(folder / "bin/systemctl", f"cat {folder}/status")
+        (folder / "status").write_text("Serving 1 routes over 1 providers\n")
+        handler = f"{says} > {folder}/new && mv {folder}/new {folder}/status"
+        script = f"trap {shlex.quote(handler)} HUP; echo up; while :; do sleep 0.05; done"
+        self.process = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "up\n"
+
+    def reload(self):
+        environ = {**os.environ, "PATH": before_path(self._folder / "bin"), "MAINPID": str(self.process.pid)}
+        return subprocess.run(
+            [SYSTEMD / "reload", "a.service"], env=environ, capture_output=True, text=True, timeout=30, check=False
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def test_d1_systemctl_reload_succeeds_when_the_daemon_has_reloaded_each_time(tmp_path):
+    """In the same second too, in which the status would say the same as before."""
+    with Daemon(tmp_path, 'echo "Serving 1 routes; reloaded at $(date "+%F %T %Z")"') as daemon:
+        for _ in range(3):
+            done = daemon.reload()
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_d1_systemctl_reload_fails_with_the_daemon_s_reason_when_it_has_not(tmp_path):
+    with Daemon(tmp_path, 'echo "Not reloaded at $(date "+%F %T %Z"), the old one goes on: port taken"') as daemon:
+        done = daemon.reload()
+    assert done.returncode == 1
+    assert "port taken" in done.stderr
+
+
+def test_d1_systemctl_reload_fails_when_the_daemon_is_gone(tmp_path):
+    with Daemon(tmp_path, "true") as daemon:
+        daemon.process.send_signal(signal.SIGKILL)
+        daemon.process.wait()
+        assert daemon.reload().returncode != 0
+
+
+def test_d1_certbot_s_hook_reloads_every_unit_and_fails_if_one_did(tmp_path):
+    for name in ("install", "mv", "systemctl"):
+        program(tmp_path / f"bin/{name}", f"echo {name} $* >> {tmp_path}/log")
+    program(
+        tmp_path / "bin/systemctl",
+        f"""case $1 in list-units) echo one.service; echo two.service ;;
+        *) echo $* >> {tmp_path}/log; [ $2 != one.service ] ;; esac""",
+    )
+    environ = {**os.environ, "PATH": before_path(tmp_path / "bin"), "RENEWED_LINEAGE": "/nonexistent"}
+    done = subprocess.run([SYSTEMD / "certbot-deploy-hook"], env=environ, timeout=30, check=False)
+    assert done.returncode == 1
+    assert (tmp_path / "log").read_text().splitlines()[-2:] == ["reload one.service", "reload two.service"]

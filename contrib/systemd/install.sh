@@ -103,7 +103,7 @@ build() {
   "$python" -m venv "$TMP/build"
   SOURCE_DATE_EPOCH=315532800 "$TMP/build/bin/pip" wheel -q --disable-pip-version-check -w "$stage/wheels" "$TMP/source"
   cp "$HERE"/{ai-gateway,ai-gateway.service,ai-gateway@.service,ai-gateway.socket,ai-gateway.sysusers} \
-    "$HERE"/{ai-gateway.tmpfiles,certbot-deploy-hook,config.yaml} "$stage/systemd"
+    "$HERE"/{ai-gateway.tmpfiles,certbot-deploy-hook,config.yaml,reload} "$stage/systemd"
   cp -R "$ROOT/conf" "$ROOT"/{README.md,LICENSE,CHANGELOG.md} "$stage"
   cp "$HERE/install.sh" "$stage"
   platform_of "$python" >"$stage/PLATFORM"
