@@ -214,3 +214,45 @@ def test_d1_certbot_s_hook_reloads_every_unit_and_fails_if_one_did(tmp_path):
     done = subprocess.run([SYSTEMD / "certbot-deploy-hook"], env=environ, timeout=30, check=False)
     assert done.returncode == 1
     assert (tmp_path / "log").read_text().splitlines()[-2:] == ["reload one.service", "reload two.service"]
+
+
+# Installation
+
+
+def test_check_finds_a_file_of_the_folder_that_one_is_in(tmp_path):
+    program(tmp_path / "release/venv/bin/twistd", 'echo "$@"')
+    environ = {**os.environ, "AI_GATEWAY_RELEASE": str(tmp_path / "release"), "PATH": before_path(tmp_path / "bin")}
+    program(tmp_path / "bin/systemd-run", 'echo "$@"')
+    check = [SYSTEMD / "ai-gateway", "check", "./file.yaml"]
+    said = subprocess.run(check, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30, check=True)
+    assert f"-c {tmp_path.resolve()}/file.yaml " in said.stdout
+
+
+FIRST_FILES = "systemd-sysusers() { :; }; systemd-tmpfiles() { :; }; first_files"
+
+
+def test_a_key_that_could_not_be_made_up_is_made_up_the_next_time(tmp_path):
+    key = tmp_path / "etc/keys/GATEWAY_API_KEY"
+    key.parent.mkdir(parents=True)
+    (tmp_path / "etc/config.yaml").write_text("api_key: ${GATEWAY_API_KEY}\n")
+    assert part(tmp_path, FIRST_FILES, python="/bin/false").returncode != 0
+    assert not key.exists()
+    key.touch()
+    assert part(tmp_path, FIRST_FILES).returncode == 0
+    made = key.read_text()
+    assert len(made) > 40
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert part(tmp_path, FIRST_FILES).returncode == 0
+    assert key.read_text() == made
+
+
+@pytest.mark.parametrize(("port", "warned"), [("8443", True), ("443", False)])
+def test_a_port_for_a_service_that_runs_on_another_is_told_to_be_ignored(tmp_path, port, warned):
+    (tmp_path / "ai-gateway.service").touch()
+    nothing = "need_root need_systemd payload install_release first_files replace"
+    script = f'for each in {nothing}; do eval "$each() {{ :; }}"; done; running() {{ echo ai-gateway.service; }};'
+    done = part(
+        tmp_path, f"{script} state() {{ echo '[::]:443 (Stream)'; }}; cmd_install_service", PORT=port, CONFIG=""
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("PORT is ignored" in done.stderr) == warned

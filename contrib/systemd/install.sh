@@ -64,7 +64,7 @@ trap 'rm -rf ${TMP:+"$TMP"}' EXIT
 
 need_root() {
   [ "$(id -u)" = 0 ] || die "$1 needs root: sudo $0 $1"
-  exec 9>/run/lock/ai-gateway-install.lock
+  exec 9>/run/ai-gateway-install.lock
   flock -n 9 || die "another install.sh is at work on this machine"
 }
 
@@ -363,10 +363,12 @@ first_files() { # what a machine has to have before the first start, and keeps e
     say "writing $ETC/config.yaml${CONFIG:+ from $CONFIG}"
     install -m 0600 -o $NAME -g $NAME "${CONFIG:-$HOME_DIR/current/systemd/config.yaml}" "$ETC/config.yaml"
   fi
-  if [ ! -e "$key" ] && grep -q '^[^#]*\${GATEWAY_API_KEY}' "$ETC/config.yaml" &&
+  if [ ! -s "$key" ] && grep -q '^[^#]*\${GATEWAY_API_KEY}' "$ETC/config.yaml" &&
     ! grep -qs '^GATEWAY_API_KEY=' "$ETC/environment"; then
     say "making up the clients' key, in $key"
-    (umask 077 && "$HOME_DIR/current/venv/bin/python" -c 'import secrets; print(secrets.token_urlsafe(32))' >"$key")
+    temporary
+    "$HOME_DIR/current/venv/bin/python" -c 'import secrets; print(secrets.token_urlsafe(32))' >"$TMP/key"
+    install -m 0600 "$TMP/key" "$key"
   fi
   if [ ! -e "$ETC/tls/fullchain.pem" ] && grep -q "^[^#]*$ETC/tls/fullchain.pem" "$ETC/config.yaml"; then
     say "making a self-signed certificate, in $ETC/tls; put a real one in its place"
@@ -456,6 +458,8 @@ cmd_install_service() {
   install_release
   if [ -f "$UNITS/ai-gateway.service" ] && [ -n "$(running)" ]; then
     first_files
+    [ -z "${PORT:-}" ] || [[ $(state ai-gateway.socket Listen) == *":$PORT ("* ]] ||
+      warn "PORT is ignored: the service is running; to change its port: systemctl edit ai-gateway.socket"
     replace
     return
   fi
