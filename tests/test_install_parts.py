@@ -256,3 +256,25 @@ def test_a_port_for_a_service_that_runs_on_another_is_told_to_be_ignored(tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert ("PORT is ignored" in done.stderr) == warned
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "example.com"])
+def test_deploy_writes_the_host_as_ssh_and_scp_each_want_it(tmp_path, host):
+    log = tmp_path / "log"
+    program(
+        tmp_path / "bin/ssh",
+        f"""echo "ssh $*" >> {log}
+        case "$*" in *mktemp*) echo /folder ;; *ensurepip*) printf 'ok root\\n3.11 x86_64\\n' ;; esac""",
+    )
+    program(tmp_path / "bin/scp", f'echo "scp $*" >> {log}')
+    (tmp_path / "artefact").touch()
+    environ = {**os.environ, "PATH": before_path(tmp_path / "bin"), "SSH_HOST": host, "READY_URL": "http://h:1/r?a&b"}
+    done = subprocess.run(
+        [INSTALL, "deploy", tmp_path / "artefact"], env=environ, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    bare = host.strip("[]")
+    said = log.read_text()
+    assert f"root@{bare} umask" in said
+    assert f" root@{f'[{bare}]' if ':' in bare else bare}:/folder/artefact.tar.gz" in said
+    assert r"READY_URL=http://h:1/r\?a\&b ./install.sh install-service" in said

@@ -544,7 +544,10 @@ cmd_deploy() {
   [ -z "${1:-}" ] || [ -f "$1" ] || die "$1: no such file"
   command -v ssh >/dev/null || die "there is no ssh; apt-get install openssh-client"
   SSH_PORT=${SSH_PORT:-22}
+  SSH_HOST=${SSH_HOST#[} SSH_HOST=${SSH_HOST%]}
   TARGET=${SSH_USER:-root}@$SSH_HOST
+  COPY_TO=$TARGET
+  [[ $SSH_HOST != *:* ]] || COPY_TO=${SSH_USER:-root}@[$SSH_HOST] # scp wants an IPv6 address in brackets, ssh does not
   temporary
   # One connection for all, so that a password is asked for once. Host keys are judged as ssh is configured to.
   read -ra SSH <<<"${SSH_OPTS:-}"
@@ -584,12 +587,13 @@ cmd_deploy() {
   fi
   folder=$(remote 'umask 077 && mktemp -d')
   say "copying $(basename "$ARTEFACT") to $SSH_HOST"
-  scp -q "${SSH[@]}" -P "$SSH_PORT" "$ARTEFACT" "$TARGET:$folder/artefact.tar.gz"
-  [ -z "${CONFIG:-}" ] || scp -q "${SSH[@]}" -P "$SSH_PORT" "$CONFIG" "$TARGET:$folder/config.yaml"
+  scp -q "${SSH[@]}" -P "$SSH_PORT" "$ARTEFACT" "$COPY_TO:$folder/artefact.tar.gz"
+  [ -z "${CONFIG:-}" ] || scp -q "${SSH[@]}" -P "$SSH_PORT" "$CONFIG" "$COPY_TO:$folder/config.yaml"
   say "installing there"
-  # shellcheck disable=SC2086,SC2029 # -t or nothing; the folder and the port are meant to be expanded here
+  # shellcheck disable=SC2086,SC2029 # -t or nothing; the folder and the variables are meant to be expanded here
   if remote $tty "cd $folder && tar -xzf artefact.tar.gz --strip-components=1 &&
-    $sudo env ${CONFIG:+CONFIG=$folder/config.yaml} ${PORT:+PORT=$(printf %q "$PORT")} ./install.sh install-service
+    $sudo env ${CONFIG:+CONFIG=$folder/config.yaml} ${PORT:+PORT=$(printf %q "$PORT")} \
+      ${READY_URL:+READY_URL=$(printf %q "$READY_URL")} ./install.sh install-service
     status=\$?; cd / && $sudo rm -rf $folder; exit \$status"; then
     say "deployed to $SSH_HOST"
   else
