@@ -29,6 +29,7 @@ setup(
         "httptools>=0.6",
     ],
     extras_require={
+        "bench": ["matplotlib>=3.7"],  # the chart of contrib/bench
         "test": [
             "pytest>=8",
             "pytest-twisted>=1.14",

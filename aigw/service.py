@@ -31,10 +31,12 @@ from aigw.listeners import Listeners, inherited, told
 from aigw.pulse import Pulse
 from aigw.records import AttemptRecord, Record
 from aigw.routing import KEY_REFUSED
+from aigw.secret import Secret
 from aigw.systemd import Notify
 from aigw.tls import CurrentIdentity
 
 EXPIRY_DAYS = 14
+OLD_SECRETS = 200  # of configurations before a reload
 
 
 class GatewayService(Service):
@@ -68,6 +70,8 @@ class GatewayService(Service):
         self._drain: Drain | None = None
         self._reload: Deferred[bool] | None = None
         self._reload_again = False
+        self._secrets: list[Secret] = []
+        self._hurry = False
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
         self._site = web.Front(self._tree(self._now), reactor)
@@ -143,14 +147,14 @@ class GatewayService(Service):
                 logs.log.failure("Unexpected failure of a reload", failure=failure)
             return False
 
-        def once_more(swapped: bool) -> Any:
+        def once_more(swapped: Any) -> Any:
             self._reload = None
             again, self._reload_again = self._reload_again, False
             return self.reload() if again else swapped
 
         reading: Deferred[Any] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._read)
         self._reload = reading
-        return reading.addCallback(swap).addErrback(refuse).addCallback(once_more)
+        return reading.addCallback(swap).addErrback(refuse).addBoth(once_more)
 
     def _read(self) -> Generation:
         return Generation(self._load(), self._reactor, self._connect, self._inherited)
@@ -172,7 +176,7 @@ class GatewayService(Service):
         self._now = new
         self._site.resource = self._tree(new)
         closed = self._listeners.keep(new.listeners, opened)
-        self._hide_keys_of(new.config, old.config)
+        self._hide_keys_of(new.config)
         self._warn()
         self._limit_connections()
         self._warn_of_expiry()
@@ -196,6 +200,9 @@ class GatewayService(Service):
         self._drain = Drain(self._site, self._running, self._reactor, seconds)
         stopped = self._listeners.close().addBoth(lambda _: self._drain and self._drain.begin())
 
+        if self._hurry:
+            self._drain.give_up()
+
         def say_so(_: object) -> None:
             self._now.upstream.close()
             self.pulse.stop()
@@ -205,6 +212,7 @@ class GatewayService(Service):
 
     def stop_now(self) -> None:
         """Whoever asked for a stop has asked again."""
+        self._hurry = True
         if self._drain is not None:
             logs.warn("Stopping now", in_flight=len(self._running))
             self._drain.give_up()
@@ -250,10 +258,11 @@ class GatewayService(Service):
         elif days < EXPIRY_DAYS:
             logs.warn("A certificate expires soon: renew it and reload", days=round(days, 1))
 
-    def _hide_keys_of(self, *configs: Config) -> None:
-        """In the log from now on; requests that began before a reload may still name the keys of before."""
-        secrets = dict.fromkeys(secret for config in configs for secret in config.secrets)
-        logs.hide(secret.hide_in for secret in sorted(secrets, key=len, reverse=True))
+    def _hide_keys_of(self, config: Config) -> None:
+        """In the log, beside all keys of before: requests that began with them may still be under way."""
+        older = [secret for secret in self._secrets if secret not in config.secrets]
+        self._secrets = [*older[-OLD_SECRETS:], *config.secrets]
+        logs.hide(secret.hide_in for secret in sorted(self._secrets, key=len, reverse=True))
 
     def _status(self, since: str = "") -> str:
         config = self.config

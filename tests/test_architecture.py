@@ -1,8 +1,8 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
-`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
-the kernel has to say on how many connections there may be; `headers`
+`sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
+the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "dial": "",
     "wire": "",
     "heads": "",
+    "heap": "",
     "document": "",
     "permissions": "",
     "consistency": "",
@@ -47,7 +48,8 @@ MAY_IMPORT = {
     "openfiles": "",
     "admission": "errors logs openai openfiles",
     "listeners": "admission config errors tls",
-    "upstream": "agent config errors headers openai routing tls",
+    "client": "agent",
+    "upstream": "agent client config errors headers openai routing tls",
     "relay": "errors openai",
     "answers": "errors openai relay sse",
     "gateway": "answers config errors headers health openai records relay routing upstream",
@@ -58,10 +60,10 @@ MAY_IMPORT = {
     "web": "admission auth channel config errors gateway headers openai records request",
     "generation": "config errors listeners tls upstream",
     "service": (
-        "config dial drain errors gateway generation health listeners logs pulse records routing systemd tls web"
+        "config dial drain errors gateway generation health listeners logs pulse records routing secret systemd tls web"
     ),
     "demo": "config logs service",
-    "tap": "config demo errors listeners logs service systemd",
+    "tap": "config demo errors heap listeners logs service systemd",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 
