@@ -17,7 +17,7 @@ from aigw.admission import Admission
 from aigw.auth import authenticate
 from aigw.channel import Channel
 from aigw.config import Config
-from aigw.errors import MethodNotAllowed, PathNotFound, RouteNotFound
+from aigw.errors import GatewayError, MethodNotAllowed, PathNotFound, RouteNotFound
 from aigw.gateway import Gateway
 from aigw.openai import ENDPOINTS, Endpoint, model, read_call
 from aigw.records import Sink, Trail
@@ -172,7 +172,11 @@ class Ready(Health):
 
     def render(self, request: Any) -> bytes:
         """With the process that answers, for several may share a socket. Raises what ``check`` does."""
-        self._check()
+        try:
+            self._check()
+        except GatewayError as error:
+            error.details["pid"] = os.getpid()
+            raise
         return b'{"status": "ready", "pid": %d}' % os.getpid()
 
 

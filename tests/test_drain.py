@@ -265,7 +265,7 @@ async def test_d2_ready_says_so_at_once_and_no_connection_is_taken(world, tls):
     waiting.transport.write(request(None, "/ready", "GET", {}))
     healthy.transport.write(request(None, "/health", "GET", {}))
     got = await bounded(waiting.done)
-    assert (got.status, got.error["code"]) == (503, "draining")
+    assert (got.status, got.error["code"], got.error["pid"]) == (503, "draining", os.getpid())
     assert (await bounded(healthy.done)).status == 200
     with pytest.raises(Exception, match="refused"):
         await gateway.connect()

@@ -114,7 +114,7 @@ def test_the_first_configuration_is_good_but_for_its_certificate(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
-    scripts = [INSTALL, SYSTEMD / "ai-gateway", SYSTEMD / "certbot-deploy-hook"]
+    scripts = [INSTALL, *(SYSTEMD / name for name in ("ai-gateway", "certbot-deploy-hook", "reload"))]
     done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == ""
     assert all(os.access(script, os.X_OK) for script in scripts)

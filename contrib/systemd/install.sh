@@ -18,6 +18,7 @@ WRAPPER=/usr/local/bin/ai-gateway
 HELPER=ai-gateway@upgrade.service
 KEEP=3          # releases
 WATCH_SECONDS=3 # for how long a unit must stay up to count as started
+READY_SECONDS=10 # within which it must say that it is ready
 TMP=
 
 help() {
@@ -44,7 +45,7 @@ Environment
   SSH_OPTS   more options for ssh and scp, e.g. "-o StrictHostKeyChecking=accept-new" for a host never seen before
   CONFIG     install-service, deploy: a configuration for a machine that has none; never overwrites one
   PORT       install-service, deploy: the port to listen on instead of 443
-  READY_URL  upgrade: what to ask for readiness, where that is not /ready on the socket unit's port
+  READY_URL  install-service, upgrade, deploy: what to ask for readiness, if not /ready on the socket unit's port
   PYTHON     build, install: the Python to use instead of python3
 EOF
 }
@@ -63,7 +64,7 @@ trap 'rm -rf ${TMP:+"$TMP"}' EXIT
 
 need_root() {
   [ "$(id -u)" = 0 ] || die "$1 needs root: sudo $0 $1"
-  exec 9>/run/lock/ai-gateway-install.lock
+  exec 9>/run/ai-gateway-install.lock
   flock -n 9 || die "another install.sh is at work on this machine"
 }
 
@@ -102,7 +103,7 @@ build() {
   "$python" -m venv "$TMP/build"
   SOURCE_DATE_EPOCH=315532800 "$TMP/build/bin/pip" wheel -q --disable-pip-version-check -w "$stage/wheels" "$TMP/source"
   cp "$HERE"/{ai-gateway,ai-gateway.service,ai-gateway@.service,ai-gateway.socket,ai-gateway.sysusers} \
-    "$HERE"/{ai-gateway.tmpfiles,certbot-deploy-hook,config.yaml} "$stage/systemd"
+    "$HERE"/{ai-gateway.tmpfiles,certbot-deploy-hook,config.yaml,reload} "$stage/systemd"
   cp -R "$ROOT/conf" "$ROOT"/{README.md,LICENSE,CHANGELOG.md} "$stage"
   cp "$HERE/install.sh" "$stage"
   platform_of "$python" >"$stage/PLATFORM"
@@ -212,46 +213,79 @@ check_config() { # ID: judged as the service would, by that release
   AI_GATEWAY_RELEASE=$HOME_DIR/releases/$1 "$HOME_DIR/releases/$1/systemd/ai-gateway" check
 }
 
-own_listeners() { # whether the configuration names listeners itself, which two processes cannot share
-  "$HOME_DIR/current/venv/bin/python" -I - "$ETC/config.yaml" <<'EOF'
+configured() { # NAME: whether the configuration has it
+  "$HOME_DIR/current/venv/bin/python" -I - "$ETC/config.yaml" "$1" <<'EOF'
 import sys, yaml
 with open(sys.argv[1]) as file:
-    sys.exit(not (yaml.safe_load(file) or {}).get("listen"))
+    sys.exit(not (yaml.safe_load(file) or {}).get(sys.argv[2]))
 EOF
+}
+
+shares_socket() { # whether the units listen on the socket unit's port; listeners of their own two processes cannot share
+  systemctl -q is-active ai-gateway.socket && ! configured listen
 }
 
 ready_url() {
+  local scheme=http
   if [ -n "${READY_URL:-}" ]; then
     echo "$READY_URL"
-  elif systemctl -q is-active ai-gateway.socket && ! own_listeners; then
-    state ai-gateway.socket Listen | sed -nE '1{s,^(\[::\]|0\.0\.0\.0):,127.0.0.1:,;s,^(.*:[0-9]+) \(Stream\)$,https://\1/ready,p}'
+  elif shares_socket; then
+    ! configured tls || scheme=https
+    state ai-gateway.socket Listen |
+      sed -nE "1{s,^(\[::\]|0\.0\.0\.0):,127.0.0.1:,;s,^(.*:[0-9]+) \(Stream\)\$,$scheme://\1/ready,p}"
   fi
 }
 
-asked_ready() { # whether /ready answers 200; any certificate will do, and a demand for one of ours counts as an answer
+# Units that share a socket answer for one another, so it is asked, by a new connection each time, until this process has
+# answered. Any certificate will do, and a demand for one of ours counts as an answer.
+asked_ready() { # PID: whether that process answers 200 to /ready
   local url
   url=$(ready_url)
   [ -n "$url" ] || return 0
-  "$HOME_DIR/current/venv/bin/python" -I - "$url" <<'EOF'
-import ssl, sys, urllib.request
+  "$HOME_DIR/current/venv/bin/python" -I - "$url" "$1" "$READY_SECONDS" <<'EOF'
+import http.client, json, os, ssl, sys, time, urllib.error, urllib.request
+url, pid, end = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
 trusting = ssl.create_default_context()
 trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-try:
-    urllib.request.urlopen(sys.argv[1], timeout=10, context=trusting)
-except OSError as error:
-    if "CERTIFICATE_REQUIRED" not in str(error):
-        sys.exit(f"install.sh: {sys.argv[1]}: {error}")
+no_proxy, https = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting)
+opener, others, heard = urllib.request.build_opener(no_proxy, https), 0, "no answer of its own"
+
+def who(answer):
+    try:
+        said = json.loads(answer.read())
+        return said.get("pid", said.get("error", {}).get("pid"))
+    except (ValueError, AttributeError):
+        return None  # no answer of the gateway's
+
+while time.monotonic() < end:
+    if not os.path.exists(f"/proc/{pid}"):
+        sys.exit(f"install.sh: {url}: process {pid} has ended")
+    try:
+        with opener.open(url, timeout=5) as answer:
+            if who(answer) == pid:
+                sys.exit()
+        others += 1
+    except urllib.error.HTTPError as error:
+        heard = str(error)
+        if who(error) == pid:
+            break
+    except (OSError, http.client.HTTPException) as error:
+        if "CERTIFICATE_REQUIRED" in str(error):
+            sys.exit()
+        heard = str(error)
+    time.sleep(0.05)
+sys.exit(f"install.sh: {url}: process {pid} is not ready: {heard} ({others} good answers came from others)")
 EOF
 }
 
-stays_up() { # UNIT: it is active, it stays so, and the gateway says that it is ready
+stays_up() { # UNIT: the gateway says that it is ready, and it stays active
   local pid i
   pid=$(state "$1" MainPID)
+  asked_ready "$pid" || return 1
   for ((i = 0; i < WATCH_SECONDS * 2; i++)); do
     [ "$(state "$1" ActiveState)" = active ] && [ "$(state "$1" MainPID)" = "$pid" ] || return 1
     sleep 0.5
   done
-  asked_ready
 }
 
 restarted() { # UNIT
@@ -277,7 +311,7 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
   activate "$new" || return 1
   # One unit alone would leave its clients waiting while it drains; a second one on the same socket takes them meanwhile,
   # and shows whether the new release works before the old one is touched.
-  if [ "$(wc -w <<<"$units")" = 1 ] && systemctl -q is-active ai-gateway.socket && ! own_listeners; then
+  if [ "$(wc -w <<<"$units")" = 1 ] && shares_socket; then
     helper=$HELPER
     say "starting release $new beside the running one"
     if ! timeout 120 systemctl restart "$helper" || ! stays_up "$helper"; then
@@ -294,7 +328,7 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
       return 1
     fi
   done
-  [ -z "$helper" ] || systemctl stop "$helper" 2>/dev/null
+  stop_helper "$helper"
   [ "$new" = "$old" ] || point previous "$old"
   say "release $new is running"
 }
@@ -302,15 +336,19 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
 go_back() { # ID HELPER [UNITS]
   local unit
   warn "going back to release $1"
+  [ -n "${3:-}" ] || stop_helper "$2" # at once, for it takes clients, and the old unit was not touched
   activate "$1"
   for unit in ${3:-}; do
     systemctl reset-failed "$unit" 2>/dev/null || true
     restarted "$unit" || warn "$unit does not run with release $1 either"
   done
-  if [ -n "$2" ]; then
-    systemctl stop "$2" 2>/dev/null || true
-    systemctl reset-failed "$2" 2>/dev/null || true
-  fi
+  stop_helper "$2"
+}
+
+stop_helper() { # UNIT or nothing
+  [ -n "$1" ] || return 0
+  systemctl stop "$1" 2>/dev/null || true
+  systemctl reset-failed "$1" 2>/dev/null || true
 }
 
 first_files() { # what a machine has to have before the first start, and keeps ever after
@@ -325,10 +363,12 @@ first_files() { # what a machine has to have before the first start, and keeps e
     say "writing $ETC/config.yaml${CONFIG:+ from $CONFIG}"
     install -m 0600 -o $NAME -g $NAME "${CONFIG:-$HOME_DIR/current/systemd/config.yaml}" "$ETC/config.yaml"
   fi
-  if [ ! -e "$key" ] && grep -q '^[^#]*\${GATEWAY_API_KEY}' "$ETC/config.yaml" &&
+  if [ ! -s "$key" ] && grep -q '^[^#]*\${GATEWAY_API_KEY}' "$ETC/config.yaml" &&
     ! grep -qs '^GATEWAY_API_KEY=' "$ETC/environment"; then
     say "making up the clients' key, in $key"
-    (umask 077 && "$HOME_DIR/current/venv/bin/python" -c 'import secrets; print(secrets.token_urlsafe(32))' >"$key")
+    temporary
+    "$HOME_DIR/current/venv/bin/python" -c 'import secrets; print(secrets.token_urlsafe(32))' >"$TMP/key"
+    install -m 0600 "$TMP/key" "$key"
   fi
   if [ ! -e "$ETC/tls/fullchain.pem" ] && grep -q "^[^#]*$ETC/tls/fullchain.pem" "$ETC/config.yaml"; then
     say "making a self-signed certificate, in $ETC/tls; put a real one in its place"
@@ -418,6 +458,8 @@ cmd_install_service() {
   install_release
   if [ -f "$UNITS/ai-gateway.service" ] && [ -n "$(running)" ]; then
     first_files
+    [ -z "${PORT:-}" ] || [[ $(state ai-gateway.socket Listen) == *":$PORT ("* ]] ||
+      warn "PORT is ignored: the service is running; to change its port: systemctl edit ai-gateway.socket"
     replace
     return
   fi
@@ -502,7 +544,10 @@ cmd_deploy() {
   [ -z "${1:-}" ] || [ -f "$1" ] || die "$1: no such file"
   command -v ssh >/dev/null || die "there is no ssh; apt-get install openssh-client"
   SSH_PORT=${SSH_PORT:-22}
+  SSH_HOST=${SSH_HOST#[} SSH_HOST=${SSH_HOST%]}
   TARGET=${SSH_USER:-root}@$SSH_HOST
+  COPY_TO=$TARGET
+  [[ $SSH_HOST != *:* ]] || COPY_TO=${SSH_USER:-root}@[$SSH_HOST] # scp wants an IPv6 address in brackets, ssh does not
   temporary
   # One connection for all, so that a password is asked for once. Host keys are judged as ssh is configured to.
   read -ra SSH <<<"${SSH_OPTS:-}"
@@ -542,12 +587,13 @@ cmd_deploy() {
   fi
   folder=$(remote 'umask 077 && mktemp -d')
   say "copying $(basename "$ARTEFACT") to $SSH_HOST"
-  scp -q "${SSH[@]}" -P "$SSH_PORT" "$ARTEFACT" "$TARGET:$folder/artefact.tar.gz"
-  [ -z "${CONFIG:-}" ] || scp -q "${SSH[@]}" -P "$SSH_PORT" "$CONFIG" "$TARGET:$folder/config.yaml"
+  scp -q "${SSH[@]}" -P "$SSH_PORT" "$ARTEFACT" "$COPY_TO:$folder/artefact.tar.gz"
+  [ -z "${CONFIG:-}" ] || scp -q "${SSH[@]}" -P "$SSH_PORT" "$CONFIG" "$COPY_TO:$folder/config.yaml"
   say "installing there"
-  # shellcheck disable=SC2086,SC2029 # -t or nothing; the folder and the port are meant to be expanded here
+  # shellcheck disable=SC2086,SC2029 # -t or nothing; the folder and the variables are meant to be expanded here
   if remote $tty "cd $folder && tar -xzf artefact.tar.gz --strip-components=1 &&
-    $sudo env ${CONFIG:+CONFIG=$folder/config.yaml} ${PORT:+PORT=$(printf %q "$PORT")} ./install.sh install-service
+    $sudo env ${CONFIG:+CONFIG=$folder/config.yaml} ${PORT:+PORT=$(printf %q "$PORT")} \
+      ${READY_URL:+READY_URL=$(printf %q "$READY_URL")} ./install.sh install-service
     status=\$?; cd / && $sudo rm -rf $folder; exit \$status"; then
     say "deployed to $SSH_HOST"
   else

@@ -5,6 +5,8 @@ The tests are the life of one machine, in the order in which they stand.
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 
 import pytest
@@ -137,8 +139,18 @@ def test_uninstall_keeps_the_configuration_unless_asked(server):
 def test_without_a_configuration_it_starts_with_one_of_its_own_on_the_port_that_was_asked_for(server, artefact):
     machine = server.machine
     installer = unpack(machine, artefact)
-    machine.run("env", "PORT=8443", installer, "install-service", timeout=200)
-    assert (
-        machine.sh(f"curl -sS --cacert {ETC}/tls/fullchain.pem https://127.0.0.1:8443/ready") == '{"status": "ready"}'
-    )
+    proxies = ["http_proxy=http://127.0.0.1:1", "https_proxy=http://127.0.0.1:1"]  # what root may have set for apt
+    machine.run("env", *proxies, "PORT=8443", installer, "install-service", timeout=200)
+    ready = machine.sh(f"curl -sS --cacert {ETC}/tls/fullchain.pem https://127.0.0.1:8443/ready")
+    assert json.loads(ready) == {"status": "ready", "pid": server.pid()}
     assert "The configuration is good" in machine.run("ai-gateway", "check").stdout
+
+
+def test_plain_http_on_loopback_is_asked_for_readiness_as_such(server, artefact):
+    machine = server.machine
+    machine.run("systemctl", "stop", "ai-gateway.socket", SERVICE)
+    dropin = "[Socket]\nListenStream=\nListenStream=127.0.0.1:8080\n"
+    machine.write("/etc/systemd/system/ai-gateway.socket.d/port.conf", dropin)
+    server.configure(re.sub(r"(?m)^tls: .*$", "", CONFIG))
+    machine.run(unpack(machine, artefact), "install-service", timeout=200)
+    assert json.loads(machine.sh("curl -sS http://127.0.0.1:8080/ready")) == {"status": "ready", "pid": server.pid()}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
 from contextlib import contextmanager
 
-from tests.booted.conftest import CONFIG, ETC, SERVICE, Watch
+from tests.booted.conftest import CONFIG, ETC, SERVICE, Watch, variant
 
 BROKEN = CONFIG.replace("provider: p,", "provider: q,")
 
@@ -20,7 +21,8 @@ def test_install_service_makes_it_active_and_it_answers_over_tls(installed):
     machine = installed.machine
     assert machine.show(SERVICE, "ActiveState") == "active"
     assert machine.sh(f"curl -sS --cacert {ETC}/tls/fullchain.pem https://127.0.0.1/health") == '{"status": "healthy"}'
-    assert machine.sh(f"curl -sS --cacert {ETC}/tls/fullchain.pem https://127.0.0.1/ready") == '{"status": "ready"}'
+    ready = machine.sh(f"curl -sS --cacert {ETC}/tls/fullchain.pem https://127.0.0.1/ready")
+    assert json.loads(ready) == {"status": "ready", "pid": installed.pid()}
     assert machine.run("systemctl", "is-enabled", SERVICE, "ai-gateway.socket").stdout.split() == ["enabled"] * 2
     assert machine.sh(f"ps -o user= -p {installed.pid()}") == "ai-gateway"
     modes = machine.sh(f"stat -c '%a %U:%G %n' {ETC} {ETC}/config.yaml {ETC}/tls/* {ETC}/keys {ETC}/keys/*").split("\n")
@@ -110,6 +112,47 @@ def test_reload_with_a_broken_file_leaves_the_old_one_serving_and_says_why(serve
         machine.wait_for(lambda: "Serving" in machine.show(SERVICE, "StatusText"), 5)
     assert not failed(tallies)
     assert served.pid() == pid
+
+
+def test_reload_fails_when_the_daemon_refused_for_what_only_it_can_see(served):
+    """D1: a port that is taken, plain HTTP on systemd's socket: the file alone is good."""
+    machine, pid = served.machine, served.pid()
+    taken = f"{CONFIG}listen: ['tcp:9000:interface=127.0.0.1']\n"
+    plain = re.sub(r"(?m)^tls: .*$", "", CONFIG)
+    for config, says in ((taken, "9000"), (plain, "not on loopback")):
+        served.configure(config)
+        assert machine.run("ai-gateway", "check").returncode == 0
+        for _ in range(2):
+            done = machine.run("systemctl", "reload", SERVICE, check=False)
+            assert done.returncode != 0
+            status = machine.show(SERVICE, "StatusText")
+            assert status.startswith("Not reloaded at ")
+            assert says in status
+        assert served.healthy()
+        served.configure()
+        for _ in range(2):
+            machine.run("systemctl", "reload", SERVICE)
+            assert "; reloaded at " in machine.show(SERVICE, "StatusText")
+    assert machine.show(SERVICE, "ActiveState") == "active"
+    assert served.pid() == pid
+
+
+def test_a_release_that_starts_and_says_that_it_is_not_ready_is_refused_each_time(served, artefact, tmp_path):
+    """The unit of before answers on the same socket, and must not answer for it. Clients notice nothing."""
+    machine, pid, release = served.machine, served.pid(), served.machine.sh("readlink /opt/ai-gateway/current")
+    edit = (r"if self\._drain is not None:\n +raise Draining", "if True:\n                raise Draining")
+    unready = variant(artefact, tmp_path / "unready", "9.0.0-unready", "service", edit)
+    machine.put(unready, "/root/unready.tar.gz")
+    with Watch(served) as watch:
+        for _ in range(4):
+            done = machine.run(served.installer, "upgrade", "/root/unready.tar.gz", check=False, timeout=200)
+            print(done.stdout, done.stderr)
+            assert done.returncode != 0
+            assert "HTTP Error 503" in done.stderr
+            assert "does not run with release" not in done.stderr
+            assert machine.show("ai-gateway@upgrade.service", "ActiveState") == "inactive"
+    assert not watch.failures
+    assert (served.pid(), machine.sh("readlink /opt/ai-gateway/current")) == (pid, release)
 
 
 def test_restart_under_load_fails_no_request_and_a_running_stream_gets_its_last_byte(served):

@@ -1,0 +1,280 @@
+"""The parts of contrib/systemd one at a time: what install.sh and its scripts do, with stand-ins for what they call."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.test_install import INSTALL, SYSTEMD
+
+OTHER = os.getppid()
+
+
+def part(folder: Path, script: str, python: str = sys.executable, **environ: str):
+    """Run ``script`` after the functions of install.sh; HOME_DIR and ETC are in ``folder``."""
+    functions = INSTALL.read_text().partition("\ncommand=")[0]
+    (folder / "functions.sh").write_text(functions)
+    program(folder / "home/current/venv/bin/python", f'exec {shlex.quote(python)} "$@"')
+    (folder / "etc/keys").mkdir(parents=True, exist_ok=True)
+    where = f"source functions.sh; HOME_DIR=$PWD/home ETC=$PWD/etc UNITS=$PWD READY_SECONDS=1; {script}"
+    clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return subprocess.run(
+        ["bash", "-c", where],
+        cwd=folder,
+        env={**clean, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def before_path(folder: Path) -> str:
+    return f"{folder}:{os.environ['PATH']}"
+
+
+# Readiness: who answers, where several share a socket
+
+
+class Shared:
+    """``/ready`` of several processes: its answers in turn, the last one again and again."""
+
+    def __init__(self, *answers: tuple[int, int]) -> None:
+        """``answers``: (status, pid) each."""
+        self.asked = 0
+        shared = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                status, pid = answers[min(shared.asked, len(answers) - 1)]
+                shared.asked += 1
+                said = {"status": "ready", "pid": pid} if status == 200 else {"error": {"code": "draining", "pid": pid}}
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(json.dumps(said).encode())
+
+            def log_message(self, *_):
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/ready"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "asked", "says"),
+    [
+        ([(200, OTHER), (503, OTHER), (200, os.getpid())], 0, 3, ""),
+        ([(200, OTHER), (503, os.getpid()), (200, os.getpid())], 1, 2, "HTTP Error 503"),
+        ([(200, OTHER)], 1, None, "good answers came from others"),
+    ],
+    ids=["once it has answered", "its refusal is the end of it", "the others' answers are not its own"],
+)
+def test_d3_a_unit_is_ready_when_its_own_process_says_so(tmp_path, answers, code, asked, says):
+    with Shared(*answers) as shared:
+        done = part(tmp_path, f"asked_ready {os.getpid()}", READY_URL=shared.url)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert asked in (None, shared.asked)
+
+
+def test_d3_readiness_is_asked_of_this_machine_not_of_a_proxy(tmp_path):
+    with Shared((200, os.getpid())) as shared:
+        nobody = "http://127.0.0.1:1"
+        done = part(tmp_path, f"asked_ready {os.getpid()}", READY_URL=shared.url, http_proxy=nobody, https_proxy=nobody)
+    assert done.returncode == 0, done.stderr
+
+
+def test_d3_a_process_that_has_ended_is_not_waited_for(tmp_path):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    with Shared((200, OTHER)) as shared:
+        done = part(tmp_path, f"asked_ready {ended.pid}", READY_URL=shared.url)
+    assert (done.returncode, shared.asked) == (1, 0)
+    assert "has ended" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "listens", "url"),
+    [
+        ("tls: {cert_file: c, key_file: k}", "[::]:443", "https://127.0.0.1:443/ready"),
+        ("tls: {cert_file: c, key_file: k}", "10.0.0.1:8443", "https://10.0.0.1:8443/ready"),
+        ("api_key: k", "127.0.0.1:8080", "http://127.0.0.1:8080/ready"),
+        ("listen: ['tcp:1']", "[::]:443", ""),
+    ],
+    ids=["tls", "one address", "plain HTTP", "listeners of its own"],
+)
+def test_d3_where_readiness_is_asked_for_follows_from_the_socket_and_the_configuration(tmp_path, config, listens, url):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/config.yaml").write_text(config)
+    said = part(tmp_path, f"systemctl() {{ :; }}; state() {{ echo '{listens} (Stream)'; }}; ready_url || true")
+    assert said.stdout.strip() == url
+
+
+def test_d3_a_helper_that_is_not_ready_stops_before_anything_else_is_done(tmp_path):
+    script = "systemctl() { echo $*; }; activate() { echo activate $1; }; restarted() { echo restarted $1; };"
+    untouched = part(tmp_path, f"{script} go_back 1.0.0 helper ''").stdout
+    assert untouched.splitlines()[:3] == ["stop helper", "reset-failed helper", "activate 1.0.0"]
+    touched = part(tmp_path, f"{script} go_back 1.0.0 helper one").stdout
+    assert touched.splitlines() == [
+        "activate 1.0.0",
+        "reset-failed one",
+        "restarted one",
+        "stop helper",
+        "reset-failed helper",
+    ]
+
+
+# Reload
+
+
+class Daemon:
+    """A process that sets its unit's status on SIGHUP, to what a shell makes of ``says``; and the unit."""
+
+    def __init__(self, folder: Path, says: str) -> None:
+        self._folder = folder
+        program(folder / "bin/systemctl", f"cat {folder}/status")
+        (folder / "status").write_text("Serving 1 routes over 1 providers\n")
+        handler = f"{says} > {folder}/new && mv {folder}/new {folder}/status"
+        script = f"trap {shlex.quote(handler)} HUP; echo up; while :; do sleep 0.05; done"
+        self.process = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "up\n"
+
+    def reload(self):
+        environ = {**os.environ, "PATH": before_path(self._folder / "bin"), "MAINPID": str(self.process.pid)}
+        return subprocess.run(
+            [SYSTEMD / "reload", "a.service"], env=environ, capture_output=True, text=True, timeout=30, check=False
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def test_d1_systemctl_reload_succeeds_when_the_daemon_has_reloaded_each_time(tmp_path):
+    """In the same second too, in which the status would say the same as before."""
+    with Daemon(tmp_path, 'echo "Serving 1 routes; reloaded at $(date "+%F %T %Z")"') as daemon:
+        for _ in range(3):
+            done = daemon.reload()
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_d1_systemctl_reload_fails_with_the_daemon_s_reason_when_it_has_not(tmp_path):
+    with Daemon(tmp_path, 'echo "Not reloaded at $(date "+%F %T %Z"), the old one goes on: port taken"') as daemon:
+        done = daemon.reload()
+    assert done.returncode == 1
+    assert "port taken" in done.stderr
+
+
+def test_d1_systemctl_reload_fails_when_the_daemon_is_gone(tmp_path):
+    with Daemon(tmp_path, "true") as daemon:
+        daemon.process.send_signal(signal.SIGKILL)
+        daemon.process.wait()
+        assert daemon.reload().returncode != 0
+
+
+def test_d1_certbot_s_hook_reloads_every_unit_and_fails_if_one_did(tmp_path):
+    for name in ("install", "mv", "systemctl"):
+        program(tmp_path / f"bin/{name}", f"echo {name} $* >> {tmp_path}/log")
+    program(
+        tmp_path / "bin/systemctl",
+        f"""case $1 in list-units) echo one.service; echo two.service ;;
+        *) echo $* >> {tmp_path}/log; [ $2 != one.service ] ;; esac""",
+    )
+    environ = {**os.environ, "PATH": before_path(tmp_path / "bin"), "RENEWED_LINEAGE": "/nonexistent"}
+    done = subprocess.run([SYSTEMD / "certbot-deploy-hook"], env=environ, timeout=30, check=False)
+    assert done.returncode == 1
+    assert (tmp_path / "log").read_text().splitlines()[-2:] == ["reload one.service", "reload two.service"]
+
+
+# Installation
+
+
+def test_check_finds_a_file_of_the_folder_that_one_is_in(tmp_path):
+    program(tmp_path / "release/venv/bin/twistd", 'echo "$@"')
+    environ = {**os.environ, "AI_GATEWAY_RELEASE": str(tmp_path / "release"), "PATH": before_path(tmp_path / "bin")}
+    program(tmp_path / "bin/systemd-run", 'echo "$@"')
+    check = [SYSTEMD / "ai-gateway", "check", "./file.yaml"]
+    said = subprocess.run(check, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30, check=True)
+    assert f"-c {tmp_path.resolve()}/file.yaml " in said.stdout
+
+
+FIRST_FILES = "systemd-sysusers() { :; }; systemd-tmpfiles() { :; }; first_files"
+
+
+def test_a_key_that_could_not_be_made_up_is_made_up_the_next_time(tmp_path):
+    key = tmp_path / "etc/keys/GATEWAY_API_KEY"
+    key.parent.mkdir(parents=True)
+    (tmp_path / "etc/config.yaml").write_text("api_key: ${GATEWAY_API_KEY}\n")
+    assert part(tmp_path, FIRST_FILES, python="/bin/false").returncode != 0
+    assert not key.exists()
+    key.touch()
+    assert part(tmp_path, FIRST_FILES).returncode == 0
+    made = key.read_text()
+    assert len(made) > 40
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert part(tmp_path, FIRST_FILES).returncode == 0
+    assert key.read_text() == made
+
+
+@pytest.mark.parametrize(("port", "warned"), [("8443", True), ("443", False)])
+def test_a_port_for_a_service_that_runs_on_another_is_told_to_be_ignored(tmp_path, port, warned):
+    (tmp_path / "ai-gateway.service").touch()
+    nothing = "need_root need_systemd payload install_release first_files replace"
+    script = f'for each in {nothing}; do eval "$each() {{ :; }}"; done; running() {{ echo ai-gateway.service; }};'
+    done = part(
+        tmp_path, f"{script} state() {{ echo '[::]:443 (Stream)'; }}; cmd_install_service", PORT=port, CONFIG=""
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("PORT is ignored" in done.stderr) == warned
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "example.com"])
+def test_deploy_writes_the_host_as_ssh_and_scp_each_want_it(tmp_path, host):
+    log = tmp_path / "log"
+    program(
+        tmp_path / "bin/ssh",
+        f"""echo "ssh $*" >> {log}
+        case "$*" in *mktemp*) echo /folder ;; *ensurepip*) printf 'ok root\\n3.11 x86_64\\n' ;; esac""",
+    )
+    program(tmp_path / "bin/scp", f'echo "scp $*" >> {log}')
+    (tmp_path / "artefact").touch()
+    environ = {**os.environ, "PATH": before_path(tmp_path / "bin"), "SSH_HOST": host, "READY_URL": "http://h:1/r?a&b"}
+    done = subprocess.run(
+        [INSTALL, "deploy", tmp_path / "artefact"], env=environ, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    bare = host.strip("[]")
+    said = log.read_text()
+    assert f"root@{bare} umask" in said
+    assert f" root@{f'[{bare}]' if ':' in bare else bare}:/folder/artefact.tar.gz" in said
+    assert r"READY_URL=http://h:1/r\?a\&b ./install.sh install-service" in said
