@@ -17,10 +17,10 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IS
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import implementer
 
-from aigw.connection import Connection, Stale
+from aigw.connection import Connection, Response, Stale
 from aigw.errors import UpstreamTimeout, UpstreamUnreachable
 
 IDLE_SECONDS = 4.0  # uvicorn and Node close theirs after 5
@@ -178,17 +178,17 @@ class Agent:
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
-    ) -> Deferred[IResponse]:
-        """An IResponse. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken; see IAgent.request."""
+    ) -> Deferred[Any]:
+        """A Response. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken; see IAgent.request."""
         head = self._head(method, uri, headers, 0 if bodyProducer is None else bodyProducer.length)
 
-        def send(connection: Connection) -> Deferred[IResponse]:
+        def send(connection: Connection) -> Deferred[Response]:
             return connection.send(head, bodyProducer)
 
-        def on_a_fresh_one() -> Deferred[IResponse]:
+        def on_a_fresh_one() -> Deferred[Response]:
             return self._pool.connect(self._connect_timeout).addCallback(send)
 
-        def once_more(failure: Failure) -> Deferred[IResponse]:
+        def once_more(failure: Failure) -> Deferred[Response]:
             failure.trap(Stale)
             return on_a_fresh_one()
 

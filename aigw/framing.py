@@ -6,7 +6,6 @@ llhttp (``httptools``) reads them; what is ambiguous or malformed is broken, nev
 from __future__ import annotations
 
 import httptools
-from twisted.web.http_headers import Headers
 
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 200
@@ -32,7 +31,7 @@ class Framing:
         self._begin_head()
 
     def _begin_head(self) -> None:
-        self.headers = Headers()
+        self.headers: dict[bytes, list[bytes]] = {}  # by lower-case name
         self.phrase = b""
         self._size = 0
         self._count = 0
@@ -73,7 +72,7 @@ class Framing:
         if self._count > MAX_HEADERS or self._size > MAX_HEAD:
             self.broken = "headers are too many or too large"
         elif not self.head_done:
-            self.headers.addRawHeader(name, value)
+            self.headers.setdefault(name.lower(), []).append(value)
 
     def on_headers_complete(self) -> None:
         """The head is whole. What it does not say about its end, or says in a way nobody asked for, is noted."""
@@ -82,16 +81,15 @@ class Framing:
             return
         self.status = status
         self.keep_alive = self._parser.should_keep_alive()
-        coding = self._values(b"transfer-encoding")
-        self.framed = bool(coding) or self.headers.hasHeader(b"content-length")
-        if coding not in ([], [b"chunked"]):
+        given = self.headers
+        self.framed = b"transfer-encoding" in given or b"content-length" in given
+        if b"transfer-encoding" in given and _lower(given[b"transfer-encoding"]) != [b"chunked"]:
             self.broken = "a Transfer-Encoding other than chunked"
-        elif 200 <= status < 300 and self._values(b"content-encoding") not in ([], [b"identity"]):
+        elif (
+            b"content-encoding" in given and 200 <= status < 300 and _lower(given[b"content-encoding"]) != [b"identity"]
+        ):
             self.broken = "a Content-Encoding though identity was asked for"
         self.head_done = not self.broken
-
-    def _values(self, name: bytes) -> list[bytes]:
-        return [value.lower() for value in self.headers.getRawHeaders(name) or ()]
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -104,3 +102,7 @@ class Framing:
             self.complete = True
         else:
             self._begin_head()
+
+
+def _lower(values: list[bytes]) -> list[bytes]:
+    return [value.lower() for value in values]
