@@ -220,10 +220,12 @@ class Exchange:
 
     def _safe(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
         """``sent`` less those in which the provider repeats a key."""
+        if not self._holds_a_key(b"\n".join([value for _, value in sent])):
+            return list(sent)
         return [header for header in sent if not self._holds_a_key(header[1])]
 
     def _holds_a_key(self, data: bytes) -> bool:
-        return any(secret.is_in(data) for secret in self._gateway.secrets)
+        return any([secret.is_in(data) for secret in self._gateway.secrets])
 
     def _all_failed(self) -> AllStepsFailed:
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]

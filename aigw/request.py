@@ -149,9 +149,14 @@ class Request(TwistedRequest):
         """Tie the request to what answers it: a client that leaves cancels it, a failure is rendered."""
         self.serving = serving
         serving.addErrback(self._failed)
-        serving.addErrback(lambda failure: log.failure("Unexpected error while answering", failure=failure))
 
     def _failed(self, failure: Failure) -> None:
+        try:
+            self._tell(failure)
+        except Exception:
+            log.failure("Unexpected error while answering")
+
+    def _tell(self, failure: Failure) -> None:
         self.serving = None
         if self._disconnected and failure.check(CancelledError):
             return

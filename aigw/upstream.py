@@ -77,9 +77,7 @@ class Upstream:
     def send(self, attempt: Attempt) -> Deferred[Response]:
         """The head of a 2xx answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
         sent: Deferred[Any] = maybeDeferred(self._request, attempt)
-        sent.addCallback(_refuse_unless_2xx, self._reactor)
-        sent.addErrback(_in_our_terms)
-        return sent
+        return sent.addCallbacks(_refuse_unless_2xx, _in_our_terms, callbackArgs=(self._reactor,))
 
     def _request(self, attempt: Attempt) -> Deferred[Any]:
         url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, ReadyUrl.of(attempt.url))
@@ -151,7 +149,7 @@ def _refuse_unless_2xx(response: Response, clock: IReactorTime) -> Any:
             body=body if whole and not response.header(b"content-encoding") else None,
         )
 
-    return _Bounded.read(response, clock).addCallback(refuse)
+    return _Bounded.read(response, clock).addCallback(refuse).addErrback(_in_our_terms)
 
 
 def _error_in(body: bytes) -> dict[str, Any]:
