@@ -15,6 +15,8 @@ class Framing:
     """One answer after the other. The attributes say what was fed so far; ``broken`` is a reason, or empty."""
 
     def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append  # a callback for each chunk of a stream: no function of Python's own
         self._parser = httptools.HttpResponseParser(self)
         self.start()
 
@@ -27,7 +29,8 @@ class Framing:
         self.over_asked = False
         self.keep_alive = False
         self.framed = False
-        self._pieces: list[bytes] = []
+        self._pieces.clear()
+        self._last: list[bytes] = []
         self._begin_head()
 
     def _begin_head(self) -> None:
@@ -51,8 +54,10 @@ class Framing:
 
     def take(self) -> bytes:
         """What of the body was fed since the last time, as one piece."""
-        pieces, self._pieces = self._pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces = self._last if self.complete else self._pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        return body
 
     # llhttp's callbacks
 
@@ -91,17 +96,13 @@ class Framing:
             self.broken = "a Content-Encoding though identity was asked for"
         self.head_done = not self.broken
 
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        if not self.complete:
-            self._pieces.append(body)
-
     def on_message_complete(self) -> None:
         """The message ended where its framing says; 1xx are not the answer."""
-        if self.head_done:
-            self.complete = True
-        else:
+        if not self.head_done:
             self._begin_head()
+        elif not self.complete:
+            self.complete = True
+            self._last = self._pieces.copy()  # what comes behind it is not of this answer
 
 
 def _lower(values: list[bytes]) -> list[bytes]:
