@@ -17,10 +17,10 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IS
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import implementer
 
-from aigw.connection import Connection, Stale
+from aigw.connection import Connection, Response, Stale
 from aigw.errors import UpstreamTimeout, UpstreamUnreachable
 
 IDLE_SECONDS = 4.0  # uvicorn and Node close theirs after 5
@@ -182,24 +182,20 @@ class Agent:
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
-    ) -> Deferred[IResponse]:
-        """An IResponse. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken; see IAgent.request."""
+    ) -> Deferred[Any]:
+        """A Response. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken; see IAgent.request."""
         head = self._head(method, uri, headers, 0 if bodyProducer is None else bodyProducer.length)
-
-        def send(connection: Connection) -> Deferred[IResponse]:
-            return connection.send(head, bodyProducer)
-
-        def on_a_fresh_one() -> Deferred[IResponse]:
-            return self._pool.connect(self._connect_timeout).addCallback(send)
-
-        def once_more(failure: Failure) -> Deferred[IResponse]:
-            failure.trap(Stale)
-            return on_a_fresh_one()
-
         idle = self._pool.take()
         if idle is None:
-            return on_a_fresh_one()
-        return idle.send(head, bodyProducer, reused=True).addErrback(once_more)
+            return self._on_a_fresh_one(head, bodyProducer)
+        return idle.send(head, bodyProducer, reused=True).addErrback(self._once_more, head, bodyProducer)
+
+    def _on_a_fresh_one(self, head: bytes, body: IBodyProducer | None) -> Deferred[Response]:
+        return self._pool.connect(self._connect_timeout).addCallback(lambda connection: connection.send(head, body))
+
+    def _once_more(self, failure: Failure, head: bytes, body: IBodyProducer | None) -> Deferred[Response]:
+        failure.trap(Stale)
+        return self._on_a_fresh_one(head, body)
 
     def _head(self, method: bytes, uri: bytes, headers: Headers | None, length: Any) -> bytes:
         if not isinstance(headers, ReadyHeaders):

@@ -8,9 +8,9 @@ from twisted.internet import error
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
-from twisted.web.iweb import IResponse
 
 from aigw import sse
+from aigw.connection import Response
 from aigw.errors import StreamBroken, UpstreamBroken, UpstreamFailure
 from aigw.openai import (
     Endpoint,
@@ -192,17 +192,17 @@ class Stream(Relay):
         self._finish(broken)
 
 
-def hold(response: IResponse, endpoint: Endpoint, stream: bool, clock: IReactorTime) -> Deferred[Relay]:
+def hold(response: Response, endpoint: Endpoint, stream: bool, clock: IReactorTime) -> Deferred[Relay]:
     """Read a 2xx answer up to the commit point. Fails with UpstreamBroken; cancelling hangs up on the provider."""
     relay = _kind_of(response, stream)(endpoint, clock)
     response.deliverBody(relay)
     return relay.held
 
 
-def _kind_of(response: IResponse, stream: bool) -> Callable[[Endpoint, IReactorTime], Relay]:
+def _kind_of(response: Response, stream: bool) -> Callable[[Endpoint, IReactorTime], Relay]:
     if not stream:
         return Plain
-    kind = (response.headers.getRawHeaders(b"content-type") or [b""])[-1].lower()
+    kind = (response.header(b"content-type") or b"").lower()
     return NoStream if b"json" in kind or b"html" in kind else Stream
 
 

@@ -92,48 +92,41 @@ class Channel(HeadReader, MortalChannel):
 
     # Judging a head
 
-    def lineReceived(self, line: bytes) -> None:
-        """A line of the head."""
+    def begin_head(self) -> None:
+        """See HeadReader."""
         if self._idle:  # the first line of another request; the first request of all has its time since connecting
             self._idle = False
             self._cut_after(HEAD_SECONDS)
-        super().lineReceived(line)
 
-    def checkPersistence(self, request: Request, version: bytes) -> bool:
-        """Whether another request may follow: in HTTP/1.1, unless one of the Connection options is close."""
-        options = b",".join(request.requestHeaders.getRawHeaders(b"connection") or ()).lower()
-        again = version == b"HTTP/1.1" and not self.site.draining
-        if again and not (options and b"close" in [each.strip() for each in options.split(b",")]):
-            return True
-        request.responseHeaders.setRawHeaders(b"connection", [b"close"])
-        return False
-
-    def allHeadersReceived(self) -> None:
+    def judge(self, request: Request, given: dict[bytes, bytes], host: bytes, options: bytes) -> None:
         """Judge the request before a byte of its body is read and before ``100 Continue``."""
-        if self._closing:
-            return
-        request = self.requests[-1]
-        hosts = request.requestHeaders.getRawHeaders(b"host") or [b""] * (self._version != b"HTTP/1.1")
-        if len(hosts) != 1 or not is_host(hosts[0]) or not is_target(self._path):
+        if not is_host(host) or not is_target(self._path):
             self._respondToBadRequestAndDisconnect()
             return
-        self.persistent = self.checkPersistence(request, self._version)
-        request.head_received(self._command, self._path, self._version, self.length)
+        self.persistent = self._may_go_on(options)
+        request.head_received(self._command, self._path, self._version, self.length, given)
         if request.refusal is None:
-            if (request.header(b"expect") or b"").lower() == b"100-continue" and self._version == b"HTTP/1.1":
+            if self._version == b"HTTP/1.1" and given.get(b"expect", b"").lower() == b"100-continue":
                 self._send100Continue()
         elif self.length != 0:
             self.refuse(request)
-        if self.length != 0 and not self._closing:
-            self._body_began = self.site.reactor.seconds()
-            self._cut_after(BODY_SECONDS)
+
+    def _may_go_on(self, options: bytes) -> bool:
+        """Whether another request may follow: in HTTP/1.1, unless one of the Connection options is close."""
+        if self._version != b"HTTP/1.1" or self.site.draining:
+            return False
+        return not options or b"close" not in [each.strip() for each in options.lower().split(b",")]
+
+    def await_body(self) -> None:
+        """See HeadReader."""
+        self._body_began = self.site.reactor.seconds()
+        self._cut_after(BODY_SECONDS)
 
     def refuse(self, request: Request) -> None:
         """Answer with the request's refusal although its body is not read, and close."""
         if request.refusal is not None and not self._closing:
             self._closing = True
             self.persistent = False
-            request.responseHeaders.setRawHeaders(b"connection", [b"close"])
             request.fail(request.refusal)
 
     # Nothing that follows is read as a request once the connection is closing.

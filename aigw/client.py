@@ -14,22 +14,24 @@ from hyperlink import URL
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import Deferred
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IBodyProducer
 
-from aigw.agent import ReadyHeaders
+from aigw.agent import Agent, ReadyHeaders
+from aigw.connection import Response
 
 
 class Client(HTTPClient):
     """Calls over one agent. Bodies are producers already, headers and URLs in their final form."""
 
-    def __init__(self, agent: IAgent) -> None:
+    def __init__(self, agent: Agent) -> None:
         super().__init__(agent, cookiejar=NO_COOKIES, data_to_body_producer=lambda body: body)
 
     def request(  # type: ignore[override]
         self, method: str, url: ReadyUrl, *, headers: ReadyHeaders, data: IBodyProducer | None = None, **_: Any
-    ) -> Deferred[IResponse]:
+    ) -> Deferred[Response]:
         """The head of the answer, its body unread: neither buffered nor decoded, whatever else is asked for."""
-        return self._agent.request(method.encode("ascii"), url.final, headers, data)
+        answered: Deferred[Any] = self._agent.request(method.encode("ascii"), url.final, headers, data)
+        return answered
 
 
 class ReadyUrl(URL):

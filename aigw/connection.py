@@ -41,13 +41,23 @@ class Response:
     request = None
     previousResponse = None
 
-    def __init__(self, connection: Connection, status: int, phrase: bytes, headers: Headers, length: object) -> None:
+    version = (b"HTTP", 1, 1)
+
+    def __init__(self, connection: Connection, head: Framing) -> None:
         self._connection = connection
-        self.version = (b"HTTP", 1, 1)
-        self.code = status
-        self.phrase = phrase
-        self.headers = headers
-        self.length = length
+        self.code = head.status
+        self.phrase = head.phrase
+        self.given = head.headers  # by lower-case name
+        self.length: Any = int(self.given[b"content-length"][0]) if b"content-length" in self.given else UNKNOWN_LENGTH
+
+    @property
+    def headers(self) -> Headers:
+        """The same as ``given``, in the form that IResponse asks for and that costs much to make."""
+        return Headers(dict(self.given))
+
+    def header(self, name: bytes) -> bytes | None:
+        """The last value of a header, by its lower-case name."""
+        return self.given[name][-1] if name in self.given else None
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """Give the body to ``protocol``, whose transport can pause, resume and stop (abort) the connection."""
@@ -92,7 +102,7 @@ class Connection(Protocol):
     def _start(self) -> None:
         """Forget the last exchange."""
         self._framing.start()
-        self._answer: Deferred[IResponse] | None = None
+        self._answer: Deferred[Response] | None = None
         self._busy = False
         self._reused = False
         self._heard = False
@@ -117,7 +127,7 @@ class Connection(Protocol):
 
     # One exchange
 
-    def send(self, head: bytes, body: IBodyProducer | None, reused: bool = False) -> Deferred[IResponse]:
+    def send(self, head: bytes, body: IBodyProducer | None, reused: bool = False) -> Deferred[Response]:
         """Write a request; gives its Response. Cancelling aborts the connection.
 
         Fails with UpstreamBroken, or with Stale where the connection was ``reused`` and nothing came back.
@@ -125,7 +135,7 @@ class Connection(Protocol):
         self._start()
         self._busy = True
         self._reused = reused
-        answer: Deferred[IResponse] = Deferred(lambda _: self.abort())
+        answer: Deferred[Response] = Deferred(lambda _: self.abort())
         self._answer = answer
         if body is None:
             wire.write(self.transport, head)
@@ -163,13 +173,8 @@ class Connection(Protocol):
         self._framing.feed(data)
         if self._framing.head_done and self._answer is not None:
             answer, self._answer = self._answer, None
-            answer.callback(self._response())
+            answer.callback(Response(self, self._framing))
         self._hand_on()
-
-    def _response(self) -> Response:
-        head = self._framing
-        length = head.headers.getRawHeaders(b"content-length")
-        return Response(self, head.status, head.phrase, head.headers, int(length[0]) if length else UNKNOWN_LENGTH)
 
     def deliver_to(self, protocol: IProtocol, response: Response) -> None:
         """See Response.deliverBody."""

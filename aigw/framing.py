@@ -6,7 +6,6 @@ llhttp (``httptools``) reads them; what is ambiguous or malformed is broken, nev
 from __future__ import annotations
 
 import httptools
-from twisted.web.http_headers import Headers
 
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 200
@@ -16,6 +15,8 @@ class Framing:
     """One answer after the other. The attributes say what was fed so far; ``broken`` is a reason, or empty."""
 
     def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append  # a callback for each chunk of a stream: no function of Python's own
         self._parser = httptools.HttpResponseParser(self)
         self.start()
 
@@ -28,11 +29,12 @@ class Framing:
         self.over_asked = False
         self.keep_alive = False
         self.framed = False
-        self._pieces: list[bytes] = []
+        self._pieces.clear()
+        self._last: list[bytes] = []
         self._begin_head()
 
     def _begin_head(self) -> None:
-        self.headers = Headers()
+        self.headers: dict[bytes, list[bytes]] = {}  # by lower-case name
         self.phrase = b""
         self._size = 0
         self._count = 0
@@ -52,8 +54,10 @@ class Framing:
 
     def take(self) -> bytes:
         """What of the body was fed since the last time, as one piece."""
-        pieces, self._pieces = self._pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces = self._last if self.complete else self._pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        return body
 
     # llhttp's callbacks
 
@@ -73,7 +77,7 @@ class Framing:
         if self._count > MAX_HEADERS or self._size > MAX_HEAD:
             self.broken = "headers are too many or too large"
         elif not self.head_done:
-            self.headers.addRawHeader(name, value)
+            self.headers.setdefault(name.lower(), []).append(value)
 
     def on_headers_complete(self) -> None:
         """The head is whole. What it does not say about its end, or says in a way nobody asked for, is noted."""
@@ -82,25 +86,24 @@ class Framing:
             return
         self.status = status
         self.keep_alive = self._parser.should_keep_alive()
-        coding = self._values(b"transfer-encoding")
-        self.framed = bool(coding) or self.headers.hasHeader(b"content-length")
-        if coding not in ([], [b"chunked"]):
+        given = self.headers
+        self.framed = b"transfer-encoding" in given or b"content-length" in given
+        if b"transfer-encoding" in given and _lower(given[b"transfer-encoding"]) != [b"chunked"]:
             self.broken = "a Transfer-Encoding other than chunked"
-        elif 200 <= status < 300 and self._values(b"content-encoding") not in ([], [b"identity"]):
+        elif (
+            b"content-encoding" in given and 200 <= status < 300 and _lower(given[b"content-encoding"]) != [b"identity"]
+        ):
             self.broken = "a Content-Encoding though identity was asked for"
         self.head_done = not self.broken
 
-    def _values(self, name: bytes) -> list[bytes]:
-        return [value.lower() for value in self.headers.getRawHeaders(name) or ()]
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        if not self.complete:
-            self._pieces.append(body)
-
     def on_message_complete(self) -> None:
         """The message ended where its framing says; 1xx are not the answer."""
-        if self.head_done:
-            self.complete = True
-        else:
+        if not self.head_done:
             self._begin_head()
+        elif not self.complete:
+            self.complete = True
+            self._last = self._pieces.copy()  # what comes behind it is not of this answer
+
+
+def _lower(values: list[bytes]) -> list[bytes]:
+    return [value.lower() for value in values]

@@ -15,11 +15,11 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.web.iweb import IResponse
 
 from aigw import headers, relay, routing
 from aigw.answers import hold
 from aigw.config import Config, Route, Step
+from aigw.connection import Response
 from aigw.errors import (
     AllStepsFailed,
     DeadlineExceeded,
@@ -130,13 +130,13 @@ class Exchange:
 
     def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
         started = self._clock.seconds()
-        answered: list[IResponse] = []
+        answered: list[Response] = []
         probe = self._health.begin(attempt.step)
         self._trail.tried += 1
         seconds = min(step_ends, self._deadline) - started
         limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
 
-        def judge(response: IResponse) -> Deferred[relay.Relay]:
+        def judge(response: Response) -> Deferred[relay.Relay]:
             answered.append(response)
             return hold(response, self._call.endpoint, self._call.stream, self._clock)
 
@@ -220,10 +220,12 @@ class Exchange:
 
     def _safe(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
         """``sent`` less those in which the provider repeats a key."""
+        if not self._holds_a_key(b"\n".join([value for _, value in sent])):
+            return list(sent)
         return [header for header in sent if not self._holds_a_key(header[1])]
 
     def _holds_a_key(self, data: bytes) -> bool:
-        return any(secret.is_in(data) for secret in self._gateway.secrets)
+        return any([secret.is_in(data) for secret in self._gateway.secrets])
 
     def _all_failed(self) -> AllStepsFailed:
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
@@ -235,9 +237,9 @@ class Exchange:
             details={"attempts": routing.attempts_told(self._failures, self._gateway.secrets)},
         )
 
-    def _begin(self, attempt: Attempt, response: IResponse, length: int | None) -> None:
+    def _begin(self, attempt: Attempt, response: Response, length: int | None) -> None:
         self._note_who_answers(attempt)
-        sent = self._safe(headers.for_client(response.headers.getAllRawHeaders()))
+        sent = self._safe(headers.for_client(response.given.items()))
         if self._call.stream:
             if not any(name == b"content-type" for name, _ in sent):
                 sent.append((b"content-type", b"text/event-stream"))

@@ -31,20 +31,21 @@ def for_provider(get: GetHeader) -> list[Header]:
 
 
 def for_client(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
-    """What of a provider's answer goes on to the client, names in lower case."""
-    headers = []
-    for name, values in answered:
-        name = name.lower()
-        if name == b"x-request-id":
-            headers.append((b"x-upstream-request-id", values[-1]))
-        elif _TO_CLIENT.fullmatch(name):
-            headers.append((name, values[-1]))
-    return headers
+    """What of a provider's answer goes on to the client, the last of each, names in lower case."""
+    return [(goes_as, values[-1]) for name, values in answered if (goes_as := _to_client(name))]
+
+
+@lru_cache(maxsize=1000)
+def _to_client(name: bytes) -> bytes | None:
+    name = name.lower()
+    if name == b"x-request-id":
+        return b"x-upstream-request-id"
+    return name if _TO_CLIENT.fullmatch(name) else None
 
 
 def lines(sent: Sequence[Header]) -> bytes:
     """Headers as they go over the wire, each line ended; no value can begin a line of its own."""
-    written = b"".join([b"%s: %s\r\n" % (_cased(name), value) for name, value in sent])
+    written = b"\r\n".join([_cased(name) + value for name, value in sent]) + (b"\r\n" if sent else b"")
     if written.count(b"\n") != len(sent) or written.count(b"\r") != len(sent):
         return lines([(b" ".join(name.splitlines()), b" ".join(value.splitlines())) for name, value in sent])
     return written
@@ -52,7 +53,7 @@ def lines(sent: Sequence[Header]) -> bytes:
 
 @lru_cache(maxsize=1000)
 def _cased(name: bytes) -> bytes:
-    return b"-".join([word.capitalize() for word in name.split(b"-")])
+    return b"-".join([word.capitalize() for word in name.split(b"-")]) + b": "
 
 
 def retry_after(get: GetHeader, now: float) -> float | None:
@@ -80,6 +81,7 @@ def request_id(offered: bytes | None) -> str:
     return os.urandom(16).hex()
 
 
+@lru_cache(maxsize=1000)
 def value(text: str) -> bytes:
     """``text`` as a header's value: what is not printable ASCII is percent-encoded."""
     if text.isascii() and text.isprintable() and "%" not in text:

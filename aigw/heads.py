@@ -6,6 +6,7 @@ What RFC 9112 leaves open is refused, so that no proxy before us can read it oth
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any
 
 from twisted.web.http import HTTPChannel
@@ -15,11 +16,11 @@ MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
 MAX_DIGITS = 18
 _PLAIN = re.compile(
-    rb"[A-Z]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n){1,%d}\r\n" % MAX_HEADERS
+    rb"([A-Z]+) ([!-~]+) HTTP/1\.1\r\n((?:[!#$%%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n){1,%d})\r\n" % MAX_HEADERS
 )
 
 
-class HeadReader(HTTPChannel):
+class HeadReader(HTTPChannel, ABC):
     """Twisted's channel, and how it reads a head. What is not plain is read by Twisted, line by line."""
 
     MAX_LENGTH = MAX_LINE
@@ -28,30 +29,64 @@ class HeadReader(HTTPChannel):
     requests: list[Any]
     _closing = False
 
+    @abstractmethod
+    def begin_head(self) -> None:
+        """The head of a request begins."""
+
+    @abstractmethod
+    def judge(self, request: Any, given: dict[bytes, bytes], host: bytes, options: bytes) -> None:
+        """The head of ``request`` is complete; ``given`` are its headers by lower-case name, the last of each.
+
+        ``options`` are those of all Connection headers.
+        """
+
+    @abstractmethod
+    def await_body(self) -> None:
+        """The request was not refused, and some of its body is still to come."""
+
     def dataReceived(self, data: bytes) -> None:
         """See IProtocol."""
-        if self.line_mode and not (self._busyReceiving or self._buffer or self._in_head()):
+        if self.line_mode and self.persistent and not (self._busyReceiving or self._buffer or self._in_head()):
             end = data.find(b"\r\n\r\n", 0, MAX_LINE)
-            if end > 0 and _PLAIN.fullmatch(data, 0, end + 4):
-                self._plain_head(data[:end])
-                data = data[end + 4 :]
-        if data and not self._closing:
+            plain = _PLAIN.fullmatch(data, 0, end + 4) if end > 0 else None
+            given = _once_each(plain[3]) if plain else None
+            if plain and given is not None:
+                self._busyReceiving = True  # if this is answered at once, what follows waits in Twisted's buffer
+                try:
+                    self._read(plain[1], plain[2], given, data, end + 4)
+                finally:
+                    self._busyReceiving = False
+                if not self._buffer:
+                    return
+                data = b""
+        if not self._closing:
             super().dataReceived(data)
 
-    def _plain_head(self, head: bytes) -> None:
-        first, *lines = head.split(b"\r\n")
-        self.lineReceived(first)  # which makes the request
-        self._receivedHeaderSize = len(head)
-        self._receivedHeaderCount = len(lines)
-        add = self.requests[-1].requestHeaders.addRawHeader
-        for line in lines:
-            name, _, value = line.partition(b":")
-            if name.lower() in (b"content-length", b"transfer-encoding"):
-                if not self.headerReceived(line):
-                    return
-            else:
-                add(name, value.strip(b" \t"))
-        self.lineReceived(b"")
+    def _read(self, method: bytes, target: bytes, given: dict[bytes, bytes], data: bytes, start: int) -> None:
+        """What Twisted does for a head line by line, and for a body that came with it piece by piece."""
+        self.begin_head()
+        request = self.requestFactory(self, 0)
+        self.requests.append(request)
+        self._command, self._path, self._version = method, target, b"HTTP/1.1"
+        self._receivedHeaderSize = start
+        length = given.get(b"content-length")
+        if length is not None and not self._maybeChooseTransferDecoder(b"Content-Length", length):
+            return
+        self.judge(request, given, given[b"host"], given.get(b"connection", b""))
+        if self._closing:
+            return
+        end = start + (self.length or 0)
+        if len(data) < end:
+            self.setRawMode()
+            self.await_body()
+            self.rawDataReceived(data[start:])
+            return
+        if self.length:
+            request.handleContentChunk(data[start:end])
+        if not self._closing:
+            if len(data) > end:
+                self._dataBuffer.append(data[end:])
+            self.allContentReceived()
 
     def _in_head(self) -> bool:
         """Whether the next line belongs to a request whose first line was read."""
@@ -70,6 +105,8 @@ class HeadReader(HTTPChannel):
             else:
                 self.headerReceived(line)
         else:
+            if not self._in_head():
+                self.begin_head()
             super().lineReceived(line)
 
     def headerReceived(self, line: bytes) -> bool:
@@ -81,3 +118,28 @@ class HeadReader(HTTPChannel):
         ):
             self._respondToBadRequestAndDisconnect()
         return not self._closing and bool(super().headerReceived(line))
+
+    def allHeadersReceived(self) -> None:
+        """See HTTPChannel: all that is not plain ends here."""
+        if self._closing:
+            return
+        request = self.requests[-1]
+        given = {name.lower(): values for name, values in request.requestHeaders.getAllRawHeaders()}
+        hosts = given.get(b"host") or [b""] * (self._version != b"HTTP/1.1")
+        if len(hosts) != 1:
+            self._respondToBadRequestAndDisconnect()
+            return
+        last = {name: values[-1] for name, values in given.items()}
+        self.judge(request, last, hosts[0], b",".join(given.get(b"connection", ())))
+        if self.length != 0 and not self._closing:
+            self.await_body()
+
+
+def _once_each(lines: bytes) -> dict[bytes, bytes] | None:
+    """Headers by lower-case name; None where one stands twice, or where how long the body is takes a closer look."""
+    fields = [line.partition(b":") for line in lines.split(b"\r\n")[:-1]]
+    given = {name.lower(): value.strip(b" \t") for name, _, value in fields}
+    if len(given) != len(fields) or b"host" not in given or b"transfer-encoding" in given:
+        return None
+    length = given.get(b"content-length", b"0")
+    return given if length.isdigit() and len(length) <= MAX_DIGITS else None

@@ -33,6 +33,7 @@ FIELDS = frozenset(
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}
+_DEBUG = LogLevel.debug
 _FORMAT = "{aigw_message} {aigw_fields}"  # for the observers of others
 _ACCEPTING = "twisted.internet.tcp.Port"
 _encode = msgspec.json.encode
@@ -59,7 +60,7 @@ class JsonLines:
     def __call__(self, event: dict[str, Any]) -> None:
         """See ILogObserver."""
         level = event.get("log_level", LogLevel.info)
-        if level < LogLevel.info:
+        if level is _DEBUG:  # the only one below info; Twisted's comparison looks through all levels
             return
         kind = _kind(event)
         if kind is not None:

@@ -40,7 +40,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     path: str
     answer: str
     meaning: Callable[[dict[str, Any]], Meaning]
-    complete: re.Pattern[bytes]
+    complete: Callable[[bytes], bool]
 
 
 class Call(msgspec.Struct, frozen=True, eq=False):
@@ -211,13 +211,24 @@ _DONE = re.compile(rb"data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 _RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
 
+
+def _finished(data: bytes) -> bool:
+    """Whether a ``finish_reason`` is given. Most events say there is none: counting takes half the time."""
+    named = data.count(b'"finish_reason"')
+    return named > data.count(b'"finish_reason":null') and _FINISH.search(data) is not None
+
+
+def _response_ended(data: bytes) -> bool:
+    return _RESPONSE_END.search(data) is not None
+
+
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
     for endpoint in [
-        Endpoint("chat/completions", "choices", _chat_meaning, _FINISH),
-        Endpoint("completions", "choices", _chat_meaning, _FINISH),
-        Endpoint("embeddings", "data", _chat_meaning, _FINISH),
-        Endpoint("responses", "output", _responses_meaning, _RESPONSE_END),
+        Endpoint("chat/completions", "choices", _chat_meaning, _finished),
+        Endpoint("completions", "choices", _chat_meaning, _finished),
+        Endpoint("embeddings", "data", _chat_meaning, _finished),
+        Endpoint("responses", "output", _responses_meaning, _response_ended),
     ]
 }
 
@@ -234,7 +245,7 @@ def is_complete(endpoint: Endpoint, data: bytes) -> bool:
         starts = [match.start() for match in _DONE.finditer(data)]
         if any(start == 0 or data[start - 1] in b"\r\n" for start in starts):
             return True
-    return endpoint.complete.search(data) is not None
+    return endpoint.complete(data)
 
 
 def mentions_usage(data: bytes) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Any, Protocol
-from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
+from twisted.web.http_headers import Headers
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
@@ -54,12 +55,26 @@ class Request(TwistedRequest):
     caller = ""
     trail: Any = None
 
-    def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(channel, *args, **kwargs)
+    def __init__(self, channel: Any, queued: object = False) -> None:
+        """Twisted's makes two tables of headers and more for each request, of which nobody here asks."""
+        self.channel = channel
+        self.queued = queued
+        self.transport = channel.transport
+        self.notifications = []
         self._body: bytes | bytearray = b""
         self._head = b""
         self._given: dict[bytes, bytes] = {}
         self.bytes_in = 0
+
+    @cached_property
+    def requestHeaders(self) -> Headers:  # type: ignore[override]
+        """What Twisted collects while it reads a head line by line."""
+        return Headers()
+
+    @cached_property
+    def responseHeaders(self) -> Headers:  # type: ignore[override]
+        """What was said beside what ``begin`` is given."""
+        return Headers()
 
     # Reading
 
@@ -67,15 +82,14 @@ class Request(TwistedRequest):
         """The last value of a header, by its lower-case name, once the head was received."""
         return self._given.get(name)
 
-    def head_received(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
+    def head_received(
+        self, method: bytes, uri: bytes, version: bytes, length: int | None, given: dict[bytes, bytes]
+    ) -> None:
         """The headers are complete: find the resource and let it judge. ``length`` is None for a chunked body."""
         self.method, self.uri, self.clientproto = method, uri, version
-        self._given = {name.lower(): values[-1] for name, values in self.requestHeaders.getAllRawHeaders()}
+        self._given = given
         self.path = (uri if uri[:1] == b"/" else _ABSOLUTE.sub(b"", uri)).partition(b"?")[0]
-        self.args = {}
-        self.prepath = []
-        self.postpath = [unquote_to_bytes(part) if b"%" in part else part for part in self.path[1:].split(b"/")]
-        self.request_id = headers.request_id(self.header(b"x-request-id"))
+        self.request_id = headers.request_id(given.get(b"x-request-id"))
         self.resource = self.channel.site.getResourceFor(self)
         try:
             self.resource.admit(self)
@@ -135,9 +149,14 @@ class Request(TwistedRequest):
         """Tie the request to what answers it: a client that leaves cancels it, a failure is rendered."""
         self.serving = serving
         serving.addErrback(self._failed)
-        serving.addErrback(lambda failure: log.failure("Unexpected error while answering", failure=failure))
 
     def _failed(self, failure: Failure) -> None:
+        try:
+            self._tell(failure)
+        except Exception:
+            log.failure("Unexpected error while answering")
+
+    def _tell(self, failure: Failure) -> None:
         self.serving = None
         if self._disconnected and failure.check(CancelledError):
             return
@@ -174,10 +193,11 @@ class Request(TwistedRequest):
         """Prepare the head of the answer; it leaves with the first bytes of the body."""
         self.chunked = 0
         self.setResponseCode(status)
-        if self.channel is not None and self.channel.site.draining:
-            self.responseHeaders.setRawHeaders(b"connection", [b"close"])
-        for name, values in self.responseHeaders.getAllRawHeaders():
-            sent += [(name, value) for value in values]
+        if self.channel is not None and (not self.channel.persistent or self.channel.site.draining):
+            sent.append((b"connection", b"close"))
+        if "responseHeaders" in self.__dict__:
+            for name, values in self.responseHeaders.getAllRawHeaders():
+                sent += [(name, value) for value in values]
         if length is not None:
             sent.append((b"content-length", b"%d" % length))
         elif self.clientproto == b"HTTP/1.1" and self.method != b"HEAD" and status not in NO_BODY_CODES:

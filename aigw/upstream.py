@@ -16,13 +16,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.iweb import IBodyProducer, IResponse
+from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from aigw import headers
 from aigw.agent import Agent, Pool, ReadyHeaders
 from aigw.client import Client, ReadyUrl, ascii_url
 from aigw.config import Provider
+from aigw.connection import Response
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
 from aigw.openai import message_in
 from aigw.routing import Attempt
@@ -73,12 +74,10 @@ class Upstream:
             else:
                 pool.retire()
 
-    def send(self, attempt: Attempt) -> Deferred[IResponse]:
+    def send(self, attempt: Attempt) -> Deferred[Response]:
         """The head of a 2xx answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
         sent: Deferred[Any] = maybeDeferred(self._request, attempt)
-        sent.addCallback(_refuse_unless_2xx, self._reactor)
-        sent.addErrback(_in_our_terms)
-        return sent
+        return sent.addCallbacks(_refuse_unless_2xx, _in_our_terms, callbackArgs=(self._reactor,))
 
     def _request(self, attempt: Attempt) -> Deferred[Any]:
         url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, ReadyUrl.of(attempt.url))
@@ -134,27 +133,23 @@ def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple
     return endpoint, secure
 
 
-def _refuse_unless_2xx(response: IResponse, clock: IReactorTime) -> Any:
+def _refuse_unless_2xx(response: Response, clock: IReactorTime) -> Any:
     if 200 <= response.code < 300:
         return response
 
-    def refuse(read: tuple[bytes, bool]) -> IResponse:
+    def refuse(read: tuple[bytes, bool]) -> Response:
         body, whole = read
         error = _error_in(body)
         raise UpstreamRefused(
             response.code,
             detail=message_in(error),
-            retry_after=headers.retry_after(get, time.time()),
+            retry_after=headers.retry_after(response.header, time.time()),
             words=[word for name in ("code", "type") if isinstance(word := error.get(name), str)],
-            headers=headers.for_client(response.headers.getAllRawHeaders()),
-            body=body if whole and not get(b"content-encoding") else None,
+            headers=headers.for_client(response.given.items()),
+            body=body if whole and not response.header(b"content-encoding") else None,
         )
 
-    def get(name: bytes) -> bytes | None:
-        values: list[bytes] | None = response.headers.getRawHeaders(name)
-        return values[-1] if values else None
-
-    return _Bounded.read(response, clock).addCallback(refuse)
+    return _Bounded.read(response, clock).addCallback(refuse).addErrback(_in_our_terms)
 
 
 def _error_in(body: bytes) -> dict[str, Any]:
@@ -184,7 +179,7 @@ class _Bounded(Protocol):
         self._done: Deferred[tuple[bytes, bool]] = Deferred(lambda _: self._stop())
 
     @classmethod
-    def read(cls, response: IResponse, clock: IReactorTime) -> Deferred[tuple[bytes, bool]]:
+    def read(cls, response: Response, clock: IReactorTime) -> Deferred[tuple[bytes, bool]]:
         reader = cls()
         timer = clock.callLater(REFUSAL_SECONDS, reader._enough)
         response.deliverBody(reader)

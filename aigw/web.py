@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -71,6 +72,16 @@ class Front(Site):
         for channel in list(self._open):
             channel.transport.abortConnection()
 
+    def getResourceFor(self, request: Any) -> Any:
+        """The leaf that serves a path: at once where the whole path is known, else by a walk down the tree."""
+        known = self.resource.known.get(request.path)
+        if known is not None:
+            request.postpath = []
+            return known
+        request.prepath = []
+        request.postpath = [unquote_to_bytes(part) for part in request.path[1:].split(b"/")]
+        return super().getResourceFor(request)
+
     def acceptableProtocols(self) -> list[bytes]:
         """What ALPN offers, whatever else is installed."""
         return [b"http/1.1"]
@@ -90,6 +101,7 @@ class Leaf(TwistedResource):
     """What all resources share: how they are admitted, and what their answers carry."""
 
     isLeaf = True
+    known: Mapping[bytes, TwistedResource] = {}  # below this one, by whole paths; where to look first
     methods: tuple[bytes, ...] = (b"GET", b"HEAD")
 
     def __init__(self, config: Config) -> None:
@@ -265,5 +277,7 @@ def tree(config: Config, gateway: Gateway, sink: Sink, check_ready: Callable[[],
     v1.putChild(b"chat", chat)
     for endpoint in ENDPOINTS.values():
         parent, name = (chat, "completions") if endpoint.path == "chat/completions" else (v1, endpoint.path)
-        parent.putChild(name.encode(), Calls(config, endpoint, gateway, sink))
+        calls = Calls(config, endpoint, gateway, sink)
+        parent.putChild(name.encode(), calls)
+        root.known = {**root.known, f"/v1/{endpoint.path}".encode(): calls}
     return root

@@ -22,9 +22,11 @@ def write(transport: Any, data: bytes) -> None:
         and transport.connected
         and not transport._writeDisconnected
     ):
-        sent = transport.writeSomeData(data)
+        try:
+            sent = transport.socket.send(data)
+        except OSError:  # the kernel takes nothing, or the connection is lost, which Twisted finds out in its own time
+            sent = 0
         if sent == len(data):
             return
-        if isinstance(sent, int):  # else the connection is lost, and Twisted finds that out in its own time
-            data = data[sent:]
+        data = data[sent:]
     transport.write(data)
