@@ -68,7 +68,7 @@ def test_the_report_in_markdown():
         "small": {"aigw": [figures(123.4)], "nginx": [figures(20)]},
         "stream_burst": {"aigw": [figures(4)], "nginx": [figures(2.5)]},
     }
-    text = report.markdown(results, "a machine", "2026-01-01", 5, 3)
+    text = report.markdown(results, "a machine.", "2026-01-01", 5, 3)
     assert "2026-01-01. a machine. Medians of 3 runs of 5 s each." in text
     assert "| small, per request | 6.17 |" in text
     assert "| stream_burst, per chunk | 1.60 |" in text

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from contrib.bench import latency, report, scale, scenes, transport
 from contrib.bench.contestants import Certificate, Setup, gateway, nginx, provider, rivals
-from contrib.bench.machine import Cores, description, free_port, raise_file_limit
+from contrib.bench.machine import Cores, description, free_port, load, raise_file_limit
 
 
 def main() -> None:
@@ -70,7 +70,8 @@ def _options() -> argparse.Namespace:
 
 def _run(options: argparse.Namespace, setup: Setup, cores: Cores, file_limit: int, stack: ExitStack) -> str:
     machine, date = description(), datetime.date.today().isoformat()
-    heading = f"{date}. {machine}."
+    busy = load()
+    heading = f"{date}. {machine}. {busy}"
     if options.what == "tls":
         return f"{heading}\n\n" + transport.measure(setup, _certificate(setup.folder), cores.provider, options.seconds)
     if options.what == "scale":
@@ -91,7 +92,7 @@ def _run(options: argparse.Namespace, setup: Setup, cores: Cores, file_limit: in
     results = scenes.measure_all(chosen, contestants, options.seconds, options.runs)
     if options.chart and not report.chart(results, machine, date, options.chart):
         print("no chart: matplotlib is not installed", file=sys.stderr)
-    return report.markdown(results, machine, date, options.seconds, options.runs)
+    return report.markdown(results, f"{machine}. {busy}", date, options.seconds, options.runs)
 
 
 def _certificate(folder: Path) -> Certificate:

@@ -179,3 +179,8 @@ def description() -> str:
         (line.split("=")[1].strip('"') for line in _text("/etc/os-release").splitlines() if "PRETTY_NAME" in line), ""
     )
     return f"{model or platform.machine()}, {os.cpu_count()} cores; {system}, Python {platform.python_version()}"
+
+
+def load() -> str:
+    """How busy others kept it before we began: figures taken on a busy machine are worse, times most of all."""
+    return f"Load of the minute before: {os.getloadavg()[0]:.1f}."

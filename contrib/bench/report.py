@@ -52,7 +52,7 @@ def markdown(results: Results, machine: str, date: str, seconds: float, runs: in
             rows.append([scene, name, *seen, one.errors])
     parts = [
         "# Measured",
-        f"{date}. {machine}. Medians of {runs} runs of {seconds:g} s each.",
+        f"{date}. {machine} Medians of {runs} runs of {seconds:g} s each.",
         CAVEAT,
         table(["CPU, nginx is 1", *others], short),
         TIMES,
