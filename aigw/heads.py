@@ -83,9 +83,11 @@ class HeadReader(HTTPChannel, ABC):
             return
         if self.length:
             request.handleContentChunk(data[start:end])
-        if not self._closing:
-            if len(data) > end:
-                self._dataBuffer.append(data[end:])
+        if self._closing:
+            return
+        if len(data) > end:
+            self._finishRequestBody(data[end:])
+        else:
             self.allContentReceived()
 
     def _in_head(self) -> bool:
