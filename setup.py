@@ -27,6 +27,7 @@ setup(
         "cryptography>=42",  # pyOpenSSL's own; the demo makes a certificate with it
         "msgspec>=0.18",
         "httptools>=0.6",
+        "prometheus-client>=0.21",
     ],
     extras_require={
         "test": [

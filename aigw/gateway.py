@@ -96,6 +96,12 @@ class Exchange:
         self._flowing: relay.Relay | None = None
         self._running: Deferred[None] | None = None
         self._interrupted = False
+        self._waiting_since = 0.0
+
+    @property
+    def route(self) -> str:
+        """The name of its route."""
+        return self._route.name
 
     def run(self) -> Deferred[None]:
         """See Gateway.serve."""
@@ -164,7 +170,9 @@ class Exchange:
             failure.trap(UpstreamFailure)
             return self._fell(attempt, started, cast(UpstreamFailure, failure.value), step_ends, tries, probe)
 
+        self._waiting_since = started
         held = self._gateway.upstream.send(attempt).addCallback(judge)
+        self._waiting_since = self._clock.seconds()  # until now it was us
         within(held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
         served: Deferred[Any] = held
         return served.addCallbacks(commit_or_hang_up, fall_through)
@@ -186,6 +194,7 @@ class Exchange:
         if verdict.repeatable and tries <= step.retries:
             delay = routing.retry_delay(failure, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
+                self._trail.waited += delay
                 pause: Deferred[Any] = deferLater(self._clock, delay)
                 return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
         return self.next_step()
@@ -278,7 +287,9 @@ class Exchange:
         rests: float | None = None,
     ) -> AttemptRecord:
         step = attempt.step
-        took = milliseconds(self._clock.seconds() - started)
+        now = self._clock.seconds()
+        took = milliseconds(now - started)
+        self._trail.waited += now - self._waiting_since
         rests_s = None if rests is None else math.ceil(rests)
         record = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message, rests_s)
         self._trail.attempts.append(record)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 import json
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
@@ -219,29 +218,6 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint("responses", "output", _responses_meaning, _RESPONSE_END),
     ]
 }
-
-_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
-_TOKENS = frozenset(
-    "prompt_tokens completion_tokens input_tokens output_tokens total_tokens cached_tokens reasoning_tokens".split()
-)
-
-
-def mentions_usage(data: bytes) -> bool:
-    """Whether ``data`` holds a ``usage`` object."""
-    return b'"usage"' in data and _USAGE.search(data) is not None
-
-
-def usage_in(data: bytes) -> dict[str, int]:
-    """The token counts of the last ``usage`` object in ``data``, nested ones included; empty if it has none."""
-    for match in reversed(deque(_USAGE.finditer(data), maxlen=3)):
-        try:
-            usage, _ = json.JSONDecoder().raw_decode(data[match.end() :].decode(errors="replace"))
-        except (ValueError, RecursionError):
-            continue
-        nested = [usage, *(value for value in usage.values() if isinstance(value, dict))]
-        counts = ((name, n) for group in nested for name, n in group.items() if name in _TOKENS)
-        return {name: n for name, n in counts if type(n) is int and n >= 0}
-    return {}
 
 
 def message_in(said: Any) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
 from twisted.python.failure import Failure
 
-from aigw import __version__, logs, web
+from aigw import __version__, admin, logs, web
 from aigw.config import Config
 from aigw.dial import Host, LookUp, Names, look_up
 from aigw.drain import Drain
@@ -27,11 +27,11 @@ from aigw.gateway import Exchange, Gateway
 from aigw.generation import Generation
 from aigw.health import Health
 from aigw.listeners import Listeners, inherited, told
+from aigw.live import Live, Reloads
 from aigw.pulse import Pulse
-from aigw.records import AttemptRecord, Record
-from aigw.routing import KEY_REFUSED
 from aigw.systemd import Notify
 from aigw.tls import CurrentIdentity
+from aigw.watch import Watch, log_attempt
 
 EXPIRY_DAYS = 14
 
@@ -67,6 +67,8 @@ class GatewayService(Service):
         self._drain: Drain | None = None
         self._reload: Deferred[bool] | None = None
         self._reload_again = False
+        self._reloads = Reloads()
+        self._watch = Watch(self._look)
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
         self._site = web.Front(self._tree(self._now), reactor)
@@ -135,6 +137,7 @@ class GatewayService(Service):
         def refuse(failure: Failure) -> bool:
             problem = failure.value
             mistakes = problem.mistakes if isinstance(problem, ConfigError) else [str(problem)]
+            self._reloads.refuse()
             logs.error("Not reloaded: the old configuration goes on", mistakes=mistakes)
             self._notify.ready(f"Not reloaded at {_clock_time()}, the old configuration goes on: {'; '.join(mistakes)}")
             if not isinstance(problem, ConfigError | CannotListen):
@@ -177,6 +180,7 @@ class GatewayService(Service):
             logs.info("Listening", address=told(port), tls=not listener.insecure)
         for listener in closed:
             logs.info("No longer listening", address=listener.endpoint)
+        self._reloads.take()
         serials = new.identity.serials if new.identity else []
         logs.info("Reloaded", routes=len(new.config.routes), providers=list(new.config.providers), serials=serials)
         self._notify.ready(self._status(f"; reloaded at {_clock_time()}"))
@@ -217,7 +221,24 @@ class GatewayService(Service):
                 raise Draining("The gateway is stopping.")
             generation.check_ready()
 
-        return web.tree(config, gateway, log_record, check_ready)
+        self._watch.use(config)
+        root = web.tree(config, gateway, self._watch.record, check_ready)
+        admin.show(root, config, self._watch)
+        return root
+
+    def _look(self) -> Live:
+        identity = self._now.identity
+        return Live(
+            config=self.config,
+            now=self._reactor.seconds(),
+            stopping=self._drain is not None,
+            in_flight=Counter(exchange.route for exchange in self._running),
+            connections=self._site.connections,
+            lag=self.pulse.lag,
+            certificate_expires=identity.expires if identity else None,
+            reloads=self._reloads,
+            rests_for=self._health.rests_for,
+        )
 
     def _warn(self) -> None:
         for warning in self.config.warnings:
@@ -236,7 +257,7 @@ class GatewayService(Service):
     def _hide_keys_of(self, *configs: Config) -> None:
         """In the log from now on; requests that began before a reload may still name the keys of before."""
         secrets = dict.fromkeys(secret for config in configs for secret in config.secrets)
-        logs.hide(secret.hide_in for secret in sorted(secrets, key=len, reverse=True))
+        self._watch.hide(sorted(secrets, key=len, reverse=True))
 
     def _status(self, since: str = "") -> str:
         config = self.config
@@ -248,17 +269,3 @@ class GatewayService(Service):
 
 def _clock_time() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z")
-
-
-def log_record(record: Record) -> None:
-    """The one line of a request."""
-    fields = msgspec.structs.asdict(record)
-    fields["attempts"] = [msgspec.structs.asdict(attempt) for attempt in record.attempts]
-    logs.info("Request", fields.pop("request_id"), **fields)
-
-
-def log_attempt(request_id: str, route: str, attempt: AttemptRecord) -> None:
-    """One line for an attempt that failed."""
-    fields = msgspec.structs.asdict(attempt)
-    say = logs.error if attempt.status in KEY_REFUSED else logs.warn  # a refused key is for somebody to mend
-    say(f"Step failed: {fields.pop('message')}", request_id, route=route, **fields)

@@ -37,6 +37,11 @@ class Front(Site):
         self._open: set[Channel] = set()
         self._emptied: Deferred[None] | None = None
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     def entered(self, channel: Channel) -> None:
         """A client has connected."""
         self._open.add(channel)
@@ -218,6 +223,7 @@ class Calls(Leaf):
     def render(self, request: Any) -> int:
         """Start serving. Raises GatewayError."""
         trail = request.trail
+        trail.received = self._seconds()
         call = read_call(
             self._endpoint, request.body(), headers.for_provider(request.header), request.request_id, request.caller
         )

@@ -2,7 +2,8 @@
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
 `sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel` and `request` for `web`; `headers`
-is the one place that says which headers cross the gateway; `demo` is the demo.
+is the one place that says which headers cross the gateway; `demo` is the demo. What shows the gateway is made of the records in `tally` and `history` and of the
+moment in `live`; `metrics` puts it in words, `watch` owns it, `admin` has the resources.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood usage history tally live metrics".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -28,6 +29,8 @@ MAY_IMPORT = {
     "document": "",
     "permissions": "",
     "consistency": "",
+    "usage": "",
+    "history": "",
     "logs": "flood systemd",
     "pulse": "logs",
     "notation": "secret",
@@ -43,15 +46,20 @@ MAY_IMPORT = {
     "tls": "config errors",
     "listeners": "config errors tls",
     "upstream": "agent config errors headers openai routing tls",
-    "relay": "errors openai",
-    "answers": "errors openai relay sse",
+    "relay": "errors openai usage",
+    "answers": "errors openai relay sse usage",
     "gateway": "answers config errors headers health openai records relay routing upstream",
     "request": "config errors headers openai",
     "channel": "errors headers openai request",
     "web": "auth channel config errors gateway headers openai records request",
+    "tally": "config history records usage",
+    "live": "config",
+    "metrics": "live tally",
+    "watch": "config live logs metrics records routing secret tally",
+    "admin": "config headers request watch web",
     "generation": "config errors listeners tls upstream",
     "service": (
-        "config dial drain errors gateway generation health listeners logs pulse records routing systemd tls web"
+        "admin config dial drain errors gateway generation health listeners live logs pulse systemd tls watch web"
     ),
     "demo": "config logs service",
     "tap": "config demo errors listeners logs service systemd",

@@ -1,0 +1,58 @@
+"""What everybody who looks at the gateway sees, made of each request's one Record: log line, counts, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from aigw import logs
+from aigw.config import Config
+from aigw.live import Look
+from aigw.metrics import Metrics
+from aigw.records import AttemptRecord, Record
+from aigw.routing import KEY_REFUSED
+from aigw.secret import Secret
+from aigw.tally import Tally
+
+Hide = Callable[[str], str]
+
+
+class Watch:
+    """Hears of each request once; outlives every reload. ``look`` says how the daemon is right now."""
+
+    def __init__(self, look: Look) -> None:
+        self.look = look
+        self.tally = Tally()
+        self.metrics = Metrics(self.tally, look)
+        self._hides: list[Hide] = []
+
+    def use(self, config: Config) -> None:
+        """What is counted from now on is what this configuration names."""
+        self.tally.keep(config.routes.values())
+
+    def hide(self, secrets: Iterable[Secret]) -> None:
+        """Keys that stand in no log line and on no page from now on, wherever they should come from."""
+        self._hides = [secret.hide_in for secret in secrets]
+        logs.hide(self._hides)
+
+    def hidden(self, text: bytes) -> bytes:
+        """``text`` without a key in it."""
+        shown = before = text.decode()
+        for hiding in self._hides:
+            shown = hiding(shown)
+        return text if shown is before else shown.encode()
+
+    def record(self, record: Record) -> None:
+        """One request is over."""
+        self.tally.count(record)
+        fields = msgspec.structs.asdict(record)
+        fields["attempts"] = [msgspec.structs.asdict(attempt) for attempt in record.attempts]
+        logs.info("Request", fields.pop("request_id"), **fields)
+
+
+def log_attempt(request_id: str, route: str, attempt: AttemptRecord) -> None:
+    """One line for an attempt that failed."""
+    fields = msgspec.structs.asdict(attempt)
+    say = logs.error if attempt.status in KEY_REFUSED else logs.warn  # a refused key is for somebody to mend
+    say(f"Step failed: {fields.pop('message')}", request_id, route=route, **fields)
