@@ -35,7 +35,8 @@ class Pool:
         self._clock = clock
         self._endpoint = endpoint
         self._factory = _ConnectionFactory(self, secure)
-        self._idle: dict[Connection, IDelayedCall] = {}
+        self._idle: dict[Connection, float] = {}  # and until when
+        self._reaper: IDelayedCall | None = None
         self._open: set[Connection] = set()
         self._most_idle = MAX_IDLE
 
@@ -55,28 +56,37 @@ class Pool:
 
     def take(self) -> Connection | None:
         """An idle connection, if there is one."""
-        if not self._idle:
-            return None
-        connection, timer = self._idle.popitem()
-        timer.cancel()
-        return connection
+        return self._idle.popitem()[0] if self._idle else None
 
     def put(self, connection: Connection) -> None:
         """A connection whose answer was read to its end."""
         if len(self._idle) >= self._most_idle:
             connection.abort()
-        else:
-            self._idle[connection] = self._clock.callLater(IDLE_SECONDS, connection.abort)
+            return
+        self._idle[connection] = self._clock.seconds() + IDLE_SECONDS
+        if self._reaper is None:
+            self._reaper = self._clock.callLater(IDLE_SECONDS, self._reap)
+
+    def _reap(self) -> None:
+        """Abort what was idle for too long: one timer for all, as one for each would be made anew at every use."""
+        self._reaper = None
+        now = self._clock.seconds()
+        for connection, until in list(self._idle.items()):  # the one that was put in first is the first
+            if until > now:
+                self._reaper = self._clock.callLater(until - now, self._reap)
+                return
+            connection.abort()
 
     def forget(self, connection: Connection) -> None:
         """A connection that is gone."""
         self._open.discard(connection)
-        timer = self._idle.pop(connection, None)
-        if timer is not None and timer.active():
-            timer.cancel()
+        self._idle.pop(connection, None)
 
     def close(self) -> None:
         """Abort every connection, idle or not; whoever waits on one is told."""
+        reaper, self._reaper = self._reaper, None
+        if reaper is not None:
+            reaper.cancel()
         for connection in list(self._open):
             if connection.transport is not None:
                 connection.transport.abortConnection()
@@ -135,6 +145,28 @@ class _ConnectionFactory(Factory):
         return connection
 
 
+class ReadyHeaders(Headers):
+    """Headers as ``lines``, in their final form: treq copies others twice for a request, and encodes each name anew.
+
+    What treq would add, a cookie and that gzip is welcome, is kept out.
+    """
+
+    def __init__(self, lines: bytes) -> None:
+        super().__init__()
+        self.lines = lines
+
+    def copy(self) -> ReadyHeaders:
+        """See Headers; these never change."""
+        return self
+
+    def hasHeader(self, name: str | bytes) -> bool:
+        """Whether treq need not look for it."""
+        return True
+
+    def addRawHeader(self, name: str | bytes, value: str | bytes) -> None:
+        """Nothing is added."""
+
+
 @implementer(IAgent)
 class Agent:
     """Requests over a Pool, each within ``connect_timeout`` seconds where it needs a fresh connection."""
@@ -166,14 +198,15 @@ class Agent:
         return idle.send(head, bodyProducer, reused=True).addErrback(once_more)
 
     def _head(self, method: bytes, uri: bytes, headers: Headers | None, length: Any) -> bytes:
-        lines = [
-            b"%s /%s HTTP/1.1\r\nHost: %s\r\nAccept-Encoding: identity\r\nContent-Length: %d"
-            % (method, uri.split(b"/", 3)[3], self._host, length)
-        ]
-        for name, values in headers.getAllRawHeaders() if headers else ():
-            if name != b"Accept-Encoding":  # treq's gzip
-                lines += [b"%s: %s" % (name, value) for value in values]
-        return b"\r\n".join([*lines, b"\r\n"])
+        if not isinstance(headers, ReadyHeaders):
+            raise TypeError("only ReadyHeaders are sent: others may ask for a coding, or hold a cookie")
+        return b"%s /%s HTTP/1.1\r\nHost: %s\r\nAccept-Encoding: identity\r\nContent-Length: %d\r\n%s\r\n" % (
+            method,
+            uri.split(b"/", 3)[3],
+            self._host,
+            length,
+            headers.lines,
+        )
 
 
 def _unreachable(failure: Failure) -> Failure:

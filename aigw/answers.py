@@ -12,7 +12,15 @@ from twisted.web.iweb import IResponse
 
 from aigw import sse
 from aigw.errors import StreamBroken, UpstreamBroken, UpstreamFailure
-from aigw.openai import Endpoint, Meaning, error_event, meaning_of, message_in, mistake_in_answer
+from aigw.openai import (
+    Endpoint,
+    Meaning,
+    error_event,
+    is_complete,
+    meaning_of,
+    message_in,
+    mistake_in_answer,
+)
 from aigw.relay import Relay
 from aigw.usage import MOST, mentions_usage
 
@@ -153,7 +161,7 @@ class Stream(Relay):
         return end
 
     def _look_for_the_end(self, data: bytes) -> None:
-        if not self._complete and self._endpoint.complete.search(data):
+        if not self._complete and is_complete(self._endpoint, data):
             self._complete = True
         if mentions_usage(data):
             self._usage_first = self._usage_first or self._usage_source

@@ -8,7 +8,7 @@ an answer that closes nothing is read as a request.
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Iterable
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
@@ -17,8 +17,9 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
-from aigw import headers
+from aigw import headers, wire
 from aigw.errors import BadRequest, Draining, GatewayError, HeadersTooLarge, RequestTimeout
+from aigw.grammar import is_host, is_target, is_trailer
 from aigw.openai import error_body
 from aigw.request import Request
 
@@ -36,7 +37,6 @@ MAX_LINE = 16 * 1024
 MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
 MAX_DIGITS = 18
-_TARGET = re.compile(rb"[!-~]+")
 _REASONS = {
     400: b"Bad Request",
     408: b"Request Timeout",
@@ -72,8 +72,20 @@ class Channel(HTTPChannel):
         if socket is not None:
             socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
         self._cut_after(HEAD_SECONDS)
-        if self.site.is_full():
-            self.transport.abortConnection()
+
+    def getPeer(self) -> None:
+        """Twisted asks for every request, and nobody reads it."""
+
+    def getHost(self) -> None:
+        """See getPeer; it is a call of the kernel."""
+
+    def write(self, data: bytes) -> None:
+        """Some of an answer."""
+        wire.write(self.transport, data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """The same in pieces."""
+        wire.write(self.transport, b"".join(iovec))
 
     # Time: one timer a connection, which looks only when it fires whether its end has moved.
 
@@ -142,7 +154,16 @@ class Channel(HTTPChannel):
             self._cut_after(HEAD_SECONDS)
         if line[:1] in (b" ", b"\t"):  # obs-fold
             self._respondToBadRequestAndDisconnect()
-        if not self._closing:
+        if self._closing:
+            return
+        if line and "_version" in self.__dict__:  # behind the request line, until the content is there
+            # Twisted keeps each header back, for a fold that was refused above.
+            self._receivedHeaderSize += len(line)
+            if self._receivedHeaderSize > self.totalHeadersSize:
+                self._respondToBadRequestAndDisconnect()
+            else:
+                self.headerReceived(line)
+        else:
             super().lineReceived(line)
 
     def headerReceived(self, line: bytes) -> bool:
@@ -169,8 +190,8 @@ class Channel(HTTPChannel):
         if self._closing:
             return
         request = self.requests[-1]
-        hosts = len(request.requestHeaders.getRawHeaders(b"host") or ())
-        if hosts > 1 or (hosts == 0 and self._version == b"HTTP/1.1") or not _TARGET.fullmatch(self._path):
+        hosts = request.requestHeaders.getRawHeaders(b"host") or [b""] * (self._version != b"HTTP/1.1")
+        if len(hosts) != 1 or not is_host(hosts[0]) or not is_target(self._path):
             self._respondToBadRequestAndDisconnect()
             return
         self.persistent = self.checkPersistence(request, self._version)
@@ -254,6 +275,9 @@ class Channel(HTTPChannel):
 
     def allContentReceived(self) -> None:
         """See HTTPChannel."""
+        trailers = getattr(self._transferDecoder, "_trailerHeaders", ())  # Twisted drops them as they are
+        if trailers and not all(is_trailer(each) for each in trailers):
+            self._respondToBadRequestAndDisconnect()
         if not self._closing:
             self._body_began = math.inf
             self._cut_after(math.inf)

@@ -98,8 +98,8 @@ class Route(msgspec.Struct, frozen=True):
 
 class Config(msgspec.Struct, frozen=True):
     """Everything the gateway runs by. ``listeners`` is empty where the file names none: ``port`` on every address
-    with TLS, on loopback without. ``drain`` in seconds. ``secrets`` are all keys, for redaction; ``warnings`` are for
-    the log."""
+    with TLS, on loopback without. ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in
+    seconds. ``secrets`` are all keys, for redaction; ``warnings`` are for the log."""
 
     port: int
     listeners: tuple[Listener, ...]
@@ -108,6 +108,8 @@ class Config(msgspec.Struct, frozen=True):
     providers: dict[str, Provider]
     routes: dict[str, Route]
     max_body: int
+    max_connections: int
+    max_per_address: int | None
     drain: float
     secrets: tuple[Secret, ...]
     warnings: tuple[str, ...]
@@ -219,6 +221,8 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
         providers=providers,
         routes=routes,
         max_body=int(entry.limits.body),
+        max_connections=int(entry.limits.connections),
+        max_per_address=int(entry.limits.connections_per_address) or None,
         drain=float(entry.drain),
         secrets=tuple(sorted(keys, key=len, reverse=True)),  # one may begin with another
         warnings=tuple(warnings),

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener, IProtocol, IPushProducer, ITransport
+from twisted.internet.interfaces import IConsumer, IHandshakeListener, IProtocol, IPushProducer, ITransport
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
@@ -21,9 +21,11 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from aigw import wire
 from aigw.errors import UpstreamBroken
 from aigw.framing import Framing
 
+MOST_TO_COPY = 16 * 1024  # what is larger is cheaper sent by itself than copied behind a head
 _COMPLETE = Failure(ResponseDone())
 _UNFRAMED = Failure(PotentialDataLoss())
 
@@ -125,10 +127,21 @@ class Connection(Protocol):
         self._reused = reused
         answer: Deferred[IResponse] = Deferred(lambda _: self.abort())
         self._answer = answer
-        self.transport.write(head)
-        if body is not None:
-            body.startProducing(self.transport)
+        if body is None:
+            wire.write(self.transport, head)
+        else:
+            self._head = head
+            body.startProducing(cast(IConsumer, self))
         return answer
+
+    def write(self, data: bytes) -> None:
+        """See IConsumer: the body of the request, its head in front of it."""
+        head, self._head = self._head, b""
+        if len(data) > MOST_TO_COPY:
+            wire.write(self.transport, head)
+            wire.write(self.transport, data)
+        else:
+            wire.write(self.transport, head + data)
 
     def pauseProducing(self) -> None:
         """The transport's send buffer is full: part of the request is unsent."""

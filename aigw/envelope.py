@@ -22,7 +22,7 @@ _NOTHING = re.compile(rb"null|\[\s*\]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def split_members(body: bytes) -> Members:
+def split_members(body: bytes | bytearray) -> Members:
     """The members of the object that ``body`` holds. Raises ValueError, also where it is nested too deeply.
 
     Of a key that stands twice the last value counts. msgspec refuses lone surrogate escapes, which RFC 8259 allows and

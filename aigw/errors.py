@@ -13,6 +13,7 @@
       Draining                503, the gateway is stopping
       CertificateExpired      503, told by /ready
       DeadlineExceeded        504
+      TooManyConnections      503
     UpstreamFailure           one attempt failed, the next may work
       UpstreamUnreachable     DNS, refused, TLS: nothing was sent
       UpstreamTimeout         says which limit: connect, first output, answer, deadline
@@ -111,6 +112,13 @@ class TooLarge(GatewayError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class TooManyConnections(GatewayError):
+    """There are as many connections as there may be: 503."""
+
+    status = 503
+    code = "too_many_connections"
 
 
 class HeadersTooLarge(GatewayError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from urllib.parse import quote
 
 Header = tuple[bytes, bytes]
@@ -41,6 +42,19 @@ def for_client(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
     return headers
 
 
+def lines(sent: Sequence[Header]) -> bytes:
+    """Headers as they go over the wire, each line ended; no value can begin a line of its own."""
+    written = b"".join([b"%s: %s\r\n" % (_cased(name), value) for name, value in sent])
+    if written.count(b"\n") != len(sent) or written.count(b"\r") != len(sent):
+        return lines([(b" ".join(name.splitlines()), b" ".join(value.splitlines())) for name, value in sent])
+    return written
+
+
+@lru_cache(maxsize=1000)
+def _cased(name: bytes) -> bytes:
+    return b"-".join([word.capitalize() for word in name.split(b"-")])
+
+
 def retry_after(get: GetHeader, now: float) -> float | None:
     """The seconds that ``retry-after-ms`` or ``Retry-After`` (seconds or HTTP-date) ask for; ``now`` in Unix seconds.
 
@@ -68,4 +82,6 @@ def request_id(offered: bytes | None) -> str:
 
 def value(text: str) -> bytes:
     """``text`` as a header's value: what is not printable ASCII is percent-encoded."""
+    if text.isascii() and text.isprintable() and "%" not in text:
+        return text.encode()
     return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~").encode()

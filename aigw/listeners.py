@@ -16,6 +16,7 @@ from twisted.internet.endpoints import serverFromString, wrapServerTLS
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
+from aigw.admission import Admission, Guarded
 from aigw.config import Config, Listener
 from aigw.errors import CannotListen, ConfigError
 from aigw.tls import CurrentIdentity
@@ -76,7 +77,8 @@ def inherited(reactor: Any) -> Iterator[Inherited]:
 class Listeners:
     """Those that are open, in the order of the configuration; each leads to ``site``."""
 
-    def __init__(self, reactor: Any, site: IProtocolFactory, identity: CurrentIdentity) -> None:
+    def __init__(self, reactor: Any, site: IProtocolFactory, identity: CurrentIdentity, admission: Admission) -> None:
+        self._admission = admission
         self._reactor = reactor
         self._site = site
         self._identity = identity
@@ -149,6 +151,7 @@ class Listeners:
             raise ConfigError(
                 [f"listen: {listener.endpoint!r}: systemd passed no such socket when we started"]
             ) from None
+        endpoint = Guarded(self._admission, endpoint, secure=not listener.insecure)
         return endpoint if listener.insecure else wrapServerTLS(self._identity, endpoint, self._reactor)
 
     def _listen(self, listener: Listener) -> IListeningPort:

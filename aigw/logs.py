@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, TextIO
 
 import msgspec
@@ -25,14 +26,15 @@ MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
 MAX_LINE = 64 * 1024
 FIELDS = frozenset(
-    "address attempts bytes_in bytes_out caller config days drain_s duration_ms error in_flight lag_ms method mistakes "
-    "model outcome path provider providers repeats rests_s route routes serials status step stream tls traceback "
-    "ttft_ms usage version".split()
+    "address addresses attempts bytes_in bytes_out caller config connections days delayed_calls drain_s "
+    "duration_ms error in_flight lag_ms method mistakes model open_files outcome path provider providers refused "
+    "repeats rests_s route routes serials status step stream tls traceback ttft_ms usage version".split()
 )
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}
 _FORMAT = "{aigw_message} {aigw_fields}"  # for the observers of others
+_ACCEPTING = "twisted.internet.tcp.Port"
 _encode = msgspec.json.encode
 
 log = Logger("aigw")
@@ -59,9 +61,9 @@ class JsonLines:
         level = event.get("log_level", LogLevel.info)
         if level < LogLevel.info:
             return
-        failure = event.get("log_failure") or event.get("failure")
-        if failure is not None:
-            held_back = self._flood.admit(_kind(failure))
+        kind = _kind(event)
+        if kind is not None:
+            held_back = self._flood.admit(kind)
             if held_back is None:
                 return
             event = {**event, "aigw_repeats": held_back}
@@ -80,21 +82,45 @@ def json_lines() -> JsonLines:
 
 def info(message: str, request_id: str | None = None, **fields: Any) -> None:
     """Log a message with fields."""
-    log.info(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
+    _emit(LogLevel.info, message, request_id, fields)
 
 
 def warn(message: str, request_id: str | None = None, **fields: Any) -> None:
     """Log a message with fields, as a warning."""
-    log.warn(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
+    _emit(LogLevel.warn, message, request_id, fields)
 
 
 def error(message: str, request_id: str | None = None, **fields: Any) -> None:
     """Log a message with fields, as an error."""
-    log.error(_FORMAT, aigw_message=message, aigw_request_id=request_id, aigw_fields=fields)
+    _emit(LogLevel.error, message, request_id, fields)
 
 
-def _kind(failure: Any) -> object:
-    """What two failures share that are the same mistake: type, words, and the places that they passed."""
+def _emit(level: Any, message: str, request_id: str | None, fields: dict[str, Any]) -> None:
+    """What ``Logger.emit`` does, without its look through all levels; one line is written for each request."""
+    log.observer(
+        {
+            "log_logger": log,
+            "log_level": level,
+            "log_namespace": log.namespace,
+            "log_source": None,
+            "log_format": _FORMAT,
+            "log_time": time.time(),
+            "aigw_message": message,
+            "aigw_request_id": request_id,
+            "aigw_fields": fields,
+        }
+    )
+
+
+def _kind(event: dict[str, Any]) -> object:
+    """What two events share of which one is enough, None for all others.
+
+    Failures that are the same mistake: type, words, and the places that they passed. What Twisted says of each client
+    that it cannot accept while files have run out.
+    """
+    failure = event.get("log_failure") or event.get("failure")
+    if failure is None:
+        return event.get("log_format") if event.get("log_namespace") == _ACCEPTING else None
     places = tuple((name, file, line) for name, file, line, *_ in failure.frames)
     return hash((failure.type, failure.getErrorMessage(), places))
 
@@ -105,24 +131,31 @@ def _line(event: dict[str, Any], level: Any) -> str:
     if fields is None:  # somebody else's event: its text, and nothing that it holds
         message = formatEvent(event) or event.get("log_namespace", "")
         failure = event.get("log_failure") or event.get("failure")
-        if failure is None:
-            fields = {}
-        else:
+        fields = {}
+        if failure is not None:
             message = message.partition("\n")[0]
-            fields = {"traceback": _hidden(failure.getTraceback())[-MAX_TRACEBACK:]}
-            if repeats := event.get("aigw_repeats"):
-                fields["repeats"] = repeats
+            fields["traceback"] = _hidden(failure.getTraceback())[-MAX_TRACEBACK:]
+        if repeats := event.get("aigw_repeats"):
+            fields["repeats"] = repeats
     else:
         message = event["aigw_message"]
-        fields = {name: value for name, value in fields.items() if name in FIELDS}
+        if not fields.keys() <= FIELDS:
+            fields = {name: value for name, value in fields.items() if name in FIELDS}
+    if len(message) > MAX_MESSAGE:  # hidden first, or half a key may be left
+        message = _hidden(message)[:MAX_MESSAGE]
     shape = {
-        "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03d}Z",
+        "time": f"{_to_the_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z",
         "level": _LEVELS[level],
-        "message": _hidden(message)[:MAX_MESSAGE],
+        "message": message,
     }
     if request_id := event.get("aigw_request_id"):
         shape["request_id"] = request_id
     return _encoded({**shape, "fields": fields})
+
+
+@lru_cache(maxsize=1)
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _encoded(shape: dict[str, Any]) -> str:
@@ -131,7 +164,7 @@ def _encoded(shape: dict[str, Any]) -> str:
         line = _encode(shape).decode()
     except (TypeError, ValueError):  # a value that JSON has no form for: better said badly than lost
         return _encode(_bounded(_plain(shape))).decode()
-    if len(line) > MAX_LINE or any(hiding(line) is not line for hiding in _hides):
+    if len(line) > MAX_LINE or _hidden(line) is not line:
         return _encode(_bounded(_plain(msgspec.json.decode(line)))).decode()
     return line
 
@@ -154,6 +187,8 @@ def _plain(value: Any) -> Any:
         return {name if name in _OURS else _hidden(str(name)): _plain(member) for name, member in value.items()}
     if isinstance(value, int | float | None):
         return value
+    if isinstance(value, msgspec.Struct):
+        return _plain(msgspec.structs.asdict(value))
     return _hidden(value if isinstance(value, str) else repr(value)).encode(errors="replace").decode()
 
 

@@ -47,6 +47,14 @@ class Drain(float):
     """Seconds, written as a Duration is, or 0 for not at all."""
 
 
+class Connections(int):
+    """How many connections there may be, 1 to 1,000,000."""
+
+
+class PerAddress(int):
+    """How many connections one address may have, 1 to 1,000,000, or 0 for any number."""
+
+
 class Retries(int):
     """How often a step is repeated in one request, 0 to 10."""
 
@@ -106,6 +114,13 @@ def _retries(value: Any) -> Retries:
     if isinstance(value, bool) or not str(value).isdecimal() or not 0 <= int(value) <= 10:
         raise ValueError("is not a number of retries; write 0 to 10")
     return Retries(value)
+
+
+def _count(value: Any, least: int, meaning: str = "") -> int:
+    written = str(value)
+    if isinstance(value, bool) or not re.fullmatch("[0-9]{1,7}", written) or not least <= int(written) <= 1_000_000:
+        raise ValueError(f"is not a number of connections; write 1 to 1000000{meaning}")
+    return int(written)
 
 
 def _refusal(value: Any) -> Refusal:
@@ -203,6 +218,8 @@ _DECODERS: dict[type, Callable[[Any], Any]] = {
     Duration: _duration,
     Cooldown: lambda value: Cooldown(_or_zero(value, "never")),
     Drain: lambda value: Drain(_or_zero(value, "not at all")),
+    Connections: lambda value: Connections(_count(value, 1)),
+    PerAddress: lambda value: PerAddress(_count(value, 0, ", or 0 for no limit")),
     Retries: _retries,
     Refusal: _refusal,
     Size: _size,

@@ -33,7 +33,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """What differs between endpoints.
 
     ``path`` is behind ``/v1/``; ``answer`` is the member that a plain answer carries; ``meaning`` judges one streamed
-    object; ``complete`` finds, in whole events, what says that the stream came to its end.
+    object; ``complete`` finds what says, beside ``[DONE]``, that a stream came to its end.
     """
 
     path: str
@@ -66,13 +66,13 @@ _encode = msgspec.json.encode
 
 def read_call(
     endpoint: Endpoint,
-    body: bytes,
+    body: bytes | bytearray,
     headers: Iterable[tuple[bytes, bytes]] = (),
     request_id: str = "",
     caller: str = "",
 ) -> Call:
     """A request body to a Call. Raises BadRequest, naming the member that is wrong."""
-    if not body.strip():
+    if not body or body.isspace():
         raise BadRequest("The body is empty; it must be a JSON object.")
     try:
         members = split_members(body)
@@ -205,9 +205,10 @@ _ANNOUNCEMENTS = (
 )
 
 # An unescaped quote cannot stand inside a JSON string, nor a line end: neither pattern is met by what a model writes.
-_DONE = rb"(?:\A|[\r\n])data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)"
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]|' + _DONE)
-_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"|' + _DONE)
+# Each begins with what is found fast, and none is an alternative in another: that would cost 25 times as much.
+_DONE = re.compile(rb"(?:\A|[\r\n])data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
+_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
 
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
@@ -218,6 +219,11 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint("responses", "output", _responses_meaning, _RESPONSE_END),
     ]
 }
+
+
+def is_complete(endpoint: Endpoint, data: bytes) -> bool:
+    """Whether whole events say that the stream came to its end: in the endpoint's words, or by ``[DONE]``."""
+    return endpoint.complete.search(data) is not None or (b"[DONE]" in data and _DONE.search(data) is not None)
 
 
 def message_in(said: Any) -> str | None:

@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http import NO_BODY_CODES
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
@@ -56,22 +57,24 @@ class Request(TwistedRequest):
     def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, **kwargs)
         self._body: bytes | bytearray = b""
+        self._head = b""
+        self._given: dict[bytes, bytes] = {}
         self.bytes_in = 0
 
     # Reading
 
     def header(self, name: bytes) -> bytes | None:
-        """The last value of a header."""
-        values = self.requestHeaders.getRawHeaders(name)
-        return values[-1] if values else None
+        """The last value of a header, by its lower-case name, once the head was received."""
+        return self._given.get(name)
 
     def head_received(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
         """The headers are complete: find the resource and let it judge. ``length`` is None for a chunked body."""
         self.method, self.uri, self.clientproto = method, uri, version
-        self.path = _ABSOLUTE.sub(b"", uri).partition(b"?")[0]
+        self._given = {name.lower(): values[-1] for name, values in self.requestHeaders.getAllRawHeaders()}
+        self.path = (uri if uri[:1] == b"/" else _ABSOLUTE.sub(b"", uri)).partition(b"?")[0]
         self.args = {}
         self.prepath = []
-        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
+        self.postpath = [unquote_to_bytes(part) if b"%" in part else part for part in self.path[1:].split(b"/")]
         self.request_id = headers.request_id(self.header(b"x-request-id"))
         self.resource = self.channel.site.getResourceFor(self)
         try:
@@ -107,9 +110,9 @@ class Request(TwistedRequest):
                 self._body = bytearray(self._body)
             self._body += data
 
-    def body(self) -> bytes:
-        """The whole body."""
-        return bytes(self._body)
+    def body(self) -> bytes | bytearray:
+        """The whole body, which nobody is to change."""
+        return self._body
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """The body is complete."""
@@ -160,8 +163,9 @@ class Request(TwistedRequest):
         self.answer(error.status, error_body(error))
 
     def answer(self, status: int, body: bytes) -> None:
-        """Answer with JSON, in one piece."""
-        self.begin(status, [(b"content-type", b"application/json")], len(body))
+        """Answer with JSON of our own, in one piece, which no browser is to take for anything else."""
+        own = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
+        self.begin(status, own, len(body))
         if body:
             self.write(body)
         self.end()
@@ -169,14 +173,35 @@ class Request(TwistedRequest):
     def begin(self, status: int, sent: list[headers.Header], length: int | None) -> None:
         """Prepare the head of the answer; it leaves with the first bytes of the body."""
         self.setResponseCode(status)
-        for name, value in sent:
-            self.responseHeaders.setRawHeaders(name, [value])
-        if length is not None:
-            self.responseHeaders.setRawHeaders(b"content-length", [b"%d" % length])
-        for name, value in self.resource.headers(self):
-            self.responseHeaders.setRawHeaders(name, [value])
         if self.channel is not None and self.channel.site.draining:
             self.responseHeaders.setRawHeaders(b"connection", [b"close"])
+        for name, values in self.responseHeaders.getAllRawHeaders():
+            sent += [(name, value) for value in values]
+        if length is not None:
+            sent.append((b"content-length", b"%d" % length))
+        elif self.clientproto == b"HTTP/1.1" and self.method != b"HEAD" and status not in NO_BODY_CODES:
+            sent.append((b"transfer-encoding", b"chunked"))
+            self.chunked = 1
+        self._head = b"%s %d %s\r\n%s\r\n" % (
+            self.clientproto,
+            status,
+            self.code_message,
+            headers.lines(sent + self.resource.headers(self)),
+        )
+
+    def write(self, data: bytes) -> None:
+        """Send some of the body, behind the head if that is still here: in one write, and never in Twisted's six."""
+        if self._disconnected:
+            return
+        if self.method == b"HEAD" or self.code in NO_BODY_CODES:
+            data = b""
+        self.sentLength += len(data)
+        if self.chunked and data:
+            data = b"%x\r\n%s\r\n" % (len(data), data)
+        if not self.startedWriting:
+            self.startedWriting = 1
+            data = self._head + data
+        self.channel.write(data)
 
     def end(self) -> None:
         """The answer is whole."""

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from aigw.notation import (
+    Connections,
     Cooldown,
     Drain,
     Duration,
@@ -17,6 +18,7 @@ from aigw.notation import (
     FileName,
     HeaderName,
     Name,
+    PerAddress,
     Port,
     Refusal,
     Retries,
@@ -89,9 +91,11 @@ class RouteEntry(_Entry, frozen=True):
 
 
 class LimitsEntry(_Entry, frozen=True):
-    """What a client may send at most."""
+    """What a client may send at most, and how many connections there may be, in all and of one address."""
 
     body: Size = Size(32 * 1024 * 1024)
+    connections: Connections = Connections(2000)
+    connections_per_address: PerAddress = PerAddress(0)
 
 
 class FileEntry(_Entry, frozen=True):

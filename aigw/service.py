@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -72,7 +73,7 @@ class GatewayService(Service):
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
         self._site = web.Front(self._tree(self._now), reactor)
-        self._listeners = Listeners(reactor, self._site, self._identity)
+        self._listeners = Listeners(reactor, self._site, self._identity, self._site.admission)
         self._listeners.check(self._now.listeners)
         self._hide_keys_of(self._now.config)
 
@@ -98,6 +99,7 @@ class GatewayService(Service):
         """Bind, while we may still be root; if that fails, say so in one line and exit with 1."""
         super().privilegedStartService()
         self._warn()
+        self._limit_connections()
         try:
             opened = self._listeners.open_new(self._now.listeners)
         except CannotListen as error:
@@ -175,6 +177,7 @@ class GatewayService(Service):
         closed = self._listeners.keep(new.listeners, opened)
         self._hide_keys_of(new.config, old.config)
         self._warn()
+        self._limit_connections()
         self._warn_of_expiry()
         for listener, port in opened.items():
             logs.info("Listening", address=told(port), tls=not listener.insecure)
@@ -210,6 +213,17 @@ class GatewayService(Service):
             logs.warn("Stopping now", in_flight=len(self._running))
             self._drain.give_up()
 
+    def say_state(self) -> None:
+        """One line with what the process holds right now, for whoever looks for a leak."""
+        logs.info(
+            "State",
+            connections=self._site.admission.open,
+            in_flight=len(self._running),
+            delayed_calls=len(self._reactor.getDelayedCalls()),
+            open_files=len(os.listdir("/proc/self/fd")) - 1,  # less the listing's own
+            lag_ms=round(self.pulse.lag * 1000),
+        )
+
     # What is made of a generation
 
     def _tree(self, generation: Generation) -> web.Leaf:
@@ -239,6 +253,9 @@ class GatewayService(Service):
             reloads=self._reloads,
             rests_for=self._health.rests_for,
         )
+
+    def _limit_connections(self) -> None:
+        self._site.admission.limit(self.config.max_connections, self.config.max_per_address)
 
     def _warn(self) -> None:
         for warning in self.config.warnings:

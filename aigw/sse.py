@@ -17,7 +17,8 @@ _BOM = b"\xef\xbb\xbf"
 def boundary(data: bytes) -> int:
     """The offset behind the last event that is whole in ``data``; 0 if none is."""
     if b"\r" not in data:
-        return data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
+        at = data.rfind(b"\n\n")
+        return at + 2 if at >= 0 else 0
     end = 0
     for match in _END.finditer(data):
         end = match.end()

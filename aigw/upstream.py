@@ -18,12 +18,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
 
 from aigw import headers
-from aigw.agent import Agent, Pool
+from aigw.agent import Agent, Pool, ReadyHeaders
 from aigw.config import Provider
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
 from aigw.openai import message_in
@@ -83,14 +82,11 @@ class Upstream:
         return sent
 
     def _request(self, attempt: Attempt) -> Deferred[Any]:
-        sent_headers = Headers()
-        for name, value in attempt.headers:
-            sent_headers.addRawHeader(name, value)
         url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, _ReadyUrl.of(attempt.url))
         return self._client(attempt.step.provider, attempt.step.connect_timeout).request(
             "POST",
             url,
-            headers=sent_headers,
+            headers=ReadyHeaders(headers.lines(attempt.headers)),
             data=_Body(attempt.body),
             cookies=_NO_COOKIES,
             allow_redirects=False,

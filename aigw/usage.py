@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 MOST = 4096  # what a usage object may take
+MAX_COUNT = 2**53  # more is no number in JSON that everybody reads alike
 
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _COUNTS = frozenset(
@@ -39,7 +40,7 @@ def usage_in(data: bytes) -> dict[str, int]:
 
     Of many objects only the first and the last few are looked at: whoever repeats them repeats all of their counts.
     """
-    first = _USAGE.search(data)
+    first = _USAGE.search(data) if b'"usage"' in data else None
     if first is None:
         return {}
     last = deque(_USAGE.finditer(data, first.end()), maxlen=3)
@@ -57,9 +58,13 @@ def counts_in(data: bytes) -> dict[str, int] | None:
         return None
     if not isinstance(usage, dict):
         return None
-    nested = [usage, *(value for value in usage.values() if isinstance(value, dict))]
-    counts = ((name, n) for group in nested for name, n in group.items() if name in _COUNTS)
-    return {name: n for name, n in counts if type(n) is int and 0 <= n < 2**53}
+    counts = {}
+    for group in (usage, *usage.values()):
+        if isinstance(group, dict):
+            for name, n in group.items():
+                if name in _COUNTS and type(n) is int and 0 <= n < MAX_COUNT:
+                    counts[name] = n
+    return counts
 
 
 def by_kind(usage: Mapping[str, int]) -> Iterator[tuple[str, int]]:

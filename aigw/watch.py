@@ -47,7 +47,6 @@ class Watch:
         """One request is over."""
         self.tally.count(record)
         fields = msgspec.structs.asdict(record)
-        fields["attempts"] = [msgspec.structs.asdict(attempt) for attempt in record.attempts]
         logs.info("Request", fields.pop("request_id"), **fields)
 
 

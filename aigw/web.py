@@ -12,6 +12,7 @@ from twisted.web.resource import Resource as TwistedResource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from aigw import headers
+from aigw.admission import Admission
 from aigw.auth import authenticate
 from aigw.channel import Channel
 from aigw.config import Config
@@ -20,8 +21,6 @@ from aigw.gateway import Gateway
 from aigw.openai import ENDPOINTS, Endpoint, model, read_call
 from aigw.records import Sink, Trail
 from aigw.request import Request
-
-MAX_CONNECTIONS = 2000
 
 
 class Front(Site):
@@ -34,6 +33,7 @@ class Front(Site):
 
     def __init__(self, tree: TwistedResource, reactor: Any) -> None:
         super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
+        self.admission = Admission(reactor)
         self._open: set[Channel] = set()
         self._emptied: Deferred[None] | None = None
 
@@ -45,10 +45,12 @@ class Front(Site):
     def entered(self, channel: Channel) -> None:
         """A client has connected."""
         self._open.add(channel)
+        self.admission.entered(channel.transport.getPeer())
 
     def left(self, channel: Channel) -> None:
         """A client's connection is gone."""
         self._open.discard(channel)
+        self.admission.left(channel.transport.getPeer())
         if self._emptied is not None and not self._open:
             emptied, self._emptied = self._emptied, None
             emptied.callback(None)
@@ -73,10 +75,6 @@ class Front(Site):
         for channel in list(self._open):
             channel.transport.abortConnection()
 
-    def is_full(self) -> bool:
-        """Whether there are more connections than may be."""
-        return len(self._open) > MAX_CONNECTIONS
-
     def acceptableProtocols(self) -> list[bytes]:
         """What ALPN offers, whatever else is installed."""
         return [b"http/1.1"]
@@ -85,7 +83,8 @@ class Front(Site):
         """Twisted would start a timer for its access log here."""
 
     def stopFactory(self) -> None:
-        """See startFactory."""
+        """No listener is left."""
+        self.admission.close()
 
     def log(self, request: Any) -> None:
         """Twisted would write its access log here, whole URIs included."""

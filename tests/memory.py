@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw import config, web
+from aigw.admission import Guard
 from aigw.gateway import Gateway
 from aigw.health import Health
 from aigw.records import AttemptRecord, Record
@@ -113,14 +114,22 @@ class MemoryGateway:
             lambda: 1.0,
         )
         self.site = web.Front(web.tree(settings, self.gateway, self.records.append, lambda: None), self.clock)
+        self.admission = self.site.admission
+        self.admission.connections = settings.max_connections
+        self.admission.per_address = settings.max_per_address
 
     def _door(self, host: str, port: int) -> Door:
         return self.doors.setdefault(host, Door())
 
-    def open(self) -> Wire:
-        """A client's connection."""
-        wire = Wire()
-        wire.connect(self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 2)))
+    def open(self, host: str = "127.0.0.1", secure: bool = False) -> Wire:
+        """A client's connection; ``secure`` only says that it would be TLS's."""
+        peer = (IPv6Address if ":" in host else IPv4Address)("TCP", host, 2)
+        wire = Wire(peerAddress=peer)
+        protocol = Guard(self.admission, self.site, secure).buildProtocol(peer)
+        if protocol is None:
+            wire.disconnected = True
+        else:
+            wire.connect(protocol)
         return wire
 
     def ask(self, body: Any = None, **more: Any) -> Wire:

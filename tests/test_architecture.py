@@ -1,7 +1,8 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
-`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel` and `request` for `web`; `headers`
+`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
+the kernel has to say on how many connections there may be; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo. What shows the gateway is made of the records in `tally` and `history` and of the
 moment in `live`; `metrics` puts it in words, `watch` owns it, `admin` has the resources.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood usage history tally live metrics".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar usage history tally live metrics".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -26,6 +27,7 @@ MAY_IMPORT = {
     "flood": "",
     "drain": "",
     "dial": "",
+    "wire": "",
     "document": "",
     "permissions": "",
     "consistency": "",
@@ -41,17 +43,20 @@ MAY_IMPORT = {
     "health": "config",
     "routing": "config errors health openai records secret",
     "framing": "",
-    "connection": "errors framing",
+    "connection": "errors framing wire",
     "agent": "connection errors",
     "tls": "config errors",
-    "listeners": "config errors tls",
+    "openfiles": "",
+    "admission": "errors logs openai openfiles",
+    "listeners": "admission config errors tls",
     "upstream": "agent config errors headers openai routing tls",
     "relay": "errors openai usage",
     "answers": "errors openai relay sse usage",
     "gateway": "answers config errors headers health openai records relay routing upstream",
     "request": "config errors headers openai",
-    "channel": "errors headers openai request",
-    "web": "auth channel config errors gateway headers openai records request",
+    "grammar": "",
+    "channel": "errors grammar headers openai request wire",
+    "web": "admission auth channel config errors gateway headers openai records request",
     "tally": "config history records usage",
     "live": "config",
     "metrics": "live tally",

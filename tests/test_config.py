@@ -309,6 +309,32 @@ def test_b2_a_size(written, size):
 
 
 @pytest.mark.parametrize(
+    ("written", "in_all", "of_one"),
+    [
+        ("{}", 2000, None),
+        ("{connections: 1, connections_per_address: 0}", 1, None),
+        ("{connections: '500', connections_per_address: '50'}", 500, 50),
+        ("{connections: 1000000, connections_per_address: 1000000}", 1_000_000, 1_000_000),
+    ],
+)
+def test_s2_the_limits_of_connections(written, in_all, of_one):
+    built = build(TOP, f"limits: {written}")
+    assert (built.max_connections, built.max_per_address) == (in_all, of_one)
+
+
+@pytest.mark.parametrize("written", "-1 1.5 1000001 many '' true null [] {} .nan 1e3 1_0x ²".split())
+@pytest.mark.parametrize(("name", "more"), [("connections", ""), ("connections_per_address", ", or 0 for no limit")])
+def test_b2_what_is_no_number_of_connections(name, more, written):
+    (mistake,) = mistakes_of(build, TOP, f"limits: {{{name}: {written}}}")
+    assert mistake == f"limits.{name}: is not a number of connections; write 1 to 1000000{more}"
+
+
+def test_b2_no_connections_at_all():
+    (mistake,) = mistakes_of(build, TOP, "limits: {connections: 0}")
+    assert mistake == "limits.connections: is not a number of connections; write 1 to 1000000"
+
+
+@pytest.mark.parametrize(
     "written",
     "0 -1 -1MiB 1023 1025MiB 2GiB 1MB 1M 1.5MiB 1.5 2048.0 MiB '' KiB1 1kib true null [] {} [1024] .nan 1e6".split(),
 )
@@ -511,7 +537,7 @@ MISTAKES = [
     (PROVIDER, "url: x", "providers[0].url", "unknown setting; known here: name, base_url, api_key"),
     (ROUTE, "step: []", "routes[0].step", "unknown setting; known here: name, steps"),
     (STEP, "time_out: 5s", "routes[0].steps[1].time_out", "unknown setting; known here: provider, model, timeout"),
-    (TOP, "limits: {size: 5}", "limits.size", "unknown setting; known here: body"),
+    (TOP, "limits: {size: 5}", "limits.size", "unknown setting; known here: body, connections"),
     (TOP, "tls: {cert_file: a, key_file: b, ca: c}", "tls.ca", "unknown setting; known here: cert_file, key_file"),
     (TOP, "listen: [{endpoint: 'unix:/a', tls: 1}]", "listen[0].tls", "unknown setting; known here: endpoint"),
     # kinds
@@ -543,7 +569,7 @@ MISTAKES = [
     (TOP, "routes: [r]", "routes[0]", "expected a mapping with name, steps"),
     (ROUTE, "steps: []", "routes[0].steps", AT_LEAST_ONE),
     (ROUTE, "steps: [one/m]", "routes[0].steps[0]", "expected a mapping with provider, model"),
-    (TOP, "limits: 5MiB", "limits", "expected a mapping with body"),
+    (TOP, "limits: 5MiB", "limits", "expected a mapping with body, connections, connections_per_address"),
     (TOP, "listen: []", "listen", AT_LEAST_ONE),
     (TOP, "listen: 'unix:/a'", "listen", AT_LEAST_ONE),
     (TOP, "listen: [5]", "listen[0]", "expected a mapping with endpoint"),
@@ -1115,7 +1141,7 @@ def test_names_in_the_file_stay_right_when_the_daemon_changes_its_directory(tmp_
 
 NAMES = """
     api_key providers routes port listen tls default_timeout connect_timeout idle_timeout cooldown limits body name
-    base_url headers ca_file steps provider model timeout conflict_resolution deadline endpoint insecure cert_file
+    connections connections_per_address base_url headers ca_file steps provider model timeout conflict_resolution deadline endpoint insecure cert_file
     key_file Authorization <<
 """.split()
 WORDS = r"""

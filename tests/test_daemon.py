@@ -51,9 +51,13 @@ class Daemon:
     def __init__(self, folder, *arguments, **more):
         self.out, self.err = folder / "out", folder / "err"
         self.log = more.pop("log", self.err)
+        files = more.pop("files", None)  # its limits of open files, soft and hard
         self.started = time.monotonic()
         with self.out.open("w") as out, self.err.open("w") as err:
-            self.process = self.start(**twistd(folder, *arguments, **more), stdout=out, stderr=err)
+            command = twistd(folder, *arguments, **more)
+            if files:
+                command["args"] = ["prlimit", f"--nofile={files[0]}:{files[1]}", *command["args"]]
+            self.process = self.start(**command, stdout=out, stderr=err)
 
     def start(self, args, **more):
         return subprocess.Popen(args, **more)

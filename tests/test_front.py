@@ -851,6 +851,7 @@ async def test_a5_what_a_502_carries_and_never_a_base_url(world):
     got = await world.gateway(first, None, third).ask(headers={**AUTH, "X-Request-Id": "mine"})
     assert_refusal(got, 502, "all_steps_failed")
     assert {name: value for name, value in got.headers.items() if name.startswith("x-")} == {
+        "x-content-type-options": "nosniff",
         "x-request-id": "mine",
         "x-aigw-route": "route",
         "x-aigw-attempts": "3",

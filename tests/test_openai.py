@@ -17,6 +17,7 @@ from aigw.openai import (
     Meaning,
     error_body,
     error_event,
+    is_complete,
     meaning_of,
     message_in,
     mistake_in_answer,
@@ -779,7 +780,7 @@ DONE_ANYWHERE = [
 @pytest.mark.parametrize(("data", "complete"), DONE_ANYWHERE)
 def test_a4_done_says_that_a_stream_is_complete(data, complete):
     for endpoint in ENDPOINTS.values():
-        assert bool(endpoint.complete.search(data)) is complete, endpoint.path
+        assert is_complete(endpoint, data) is complete, endpoint.path
 
 
 @pytest.mark.parametrize(
@@ -803,7 +804,7 @@ def test_a4_done_says_that_a_stream_is_complete(data, complete):
 )
 def test_a4_a_finish_reason_completes_a_stream(data, complete):
     for endpoint in (CHAT, COMPLETIONS):
-        assert bool(endpoint.complete.search(data)) is complete, endpoint.path
+        assert is_complete(endpoint, data) is complete, endpoint.path
 
 
 @pytest.mark.parametrize(

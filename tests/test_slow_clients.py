@@ -125,15 +125,6 @@ def test_s2_a_request_that_is_being_answered_has_no_limit_of_ours():
     assert client.take().startswith(b"HTTP/1.1 200 ")
 
 
-def test_s2_2000_connections_in_all():
-    world = MemoryGateway()
-    clients = [world.open() for _ in range(2000)]
-    assert not any(client.disconnected for client in clients)
-    assert world.open().aborted
-    clients[0].lost(ConnectionDone())
-    assert not world.open().disconnected
-
-
 def test_s2_s7_a_body_over_the_limit_just_before_the_head_s_time_is_over():
     """The time of a request that was refused says nothing any more, and nobody looks for its body."""
     world = MemoryGateway(top={"limits": {"body": 1024}})

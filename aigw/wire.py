@@ -1,0 +1,30 @@
+"""Bytes to a connection: sent at once as far as the kernel takes them.
+
+Twisted keeps what is written until the reactor's next turn, which costs two calls of epoll_ctl and an event a write, as
+much as the rest of relaying a chunk. Only what the kernel does not take now is left to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.tcp import Connection
+
+MOST = 64 * 1024
+
+
+def write(transport: Any, data: bytes) -> None:
+    """Like ``transport.write(data)``, and just that for much data, over TLS, and wherever something waits already."""
+    if (
+        0 < len(data) <= MOST
+        and isinstance(transport, Connection)  # and nothing that wraps one
+        and not (transport.dataBuffer or transport._tempDataBuffer or transport.TLS or transport.disconnecting)
+        and transport.connected
+        and not transport._writeDisconnected
+    ):
+        sent = transport.writeSomeData(data)
+        if sent == len(data):
+            return
+        if isinstance(sent, int):  # else the connection is lost, and Twisted finds that out in its own time
+            data = data[sent:]
+    transport.write(data)
