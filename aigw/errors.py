@@ -8,6 +8,7 @@
       MethodNotAllowed        405
       RequestTimeout          408
       TooLarge                413
+      Misdirected             421
       HeadersTooLarge         431
       AllStepsFailed          502
       Draining                503, the gateway is stopping
@@ -96,6 +97,14 @@ class MethodNotAllowed(GatewayError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class Misdirected(GatewayError):
+    """The request is for another host than this listener answers for: 421."""
+
+    status = 421
+    type = "invalid_request_error"
+    code = "misdirected_request"
 
 
 class RequestTimeout(GatewayError):

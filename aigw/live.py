@@ -29,13 +29,14 @@ class Reloads:
 
 class Live(msgspec.Struct, frozen=True):
     """A look at the daemon. ``now`` is on the gateway's clock, ``certificate_expires`` in Unix seconds;
-    ``lag`` and what ``rests_for`` gives are seconds."""
+    ``refused`` are connections since the start; ``lag`` and what ``rests_for`` gives are seconds."""
 
     config: Config
     now: float
     stopping: bool
     in_flight: Mapping[str, int]
     connections: int
+    refused: int
     lag: float
     certificate_expires: float | None
     reloads: Reloads

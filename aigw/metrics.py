@@ -121,6 +121,9 @@ def _of_the_daemon(live: Live) -> Families:
         in_flight.add_metric([name], live.in_flight.get(name, 0))
     yield in_flight
     yield GaugeMetricFamily("aigw_connections", "Connections of clients that are open.", live.connections)
+    yield CounterMetricFamily(
+        "aigw_connections_refused", "Connections that were one too many, in all or of one address.", live.refused
+    )
     yield GaugeMetricFamily("aigw_event_loop_lag_seconds", "By how much the last beat of the loop was late.", live.lag)
     reloads = CounterMetricFamily("aigw_config_reloads", "Reloads of the configuration.", labels=["result"])
     reloads.add_metric(["success"], live.reloads.taken)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from twisted.logger import ILogObserver
 from twisted.python.failure import Failure
 
 from aigw import __version__, admin, logs, web
-from aigw.config import Config
+from aigw.config import Config, Listener
 from aigw.dial import Host, LookUp, Names, look_up
 from aigw.drain import Drain
 from aigw.errors import CannotListen, ConfigError, Draining
@@ -72,8 +72,8 @@ class GatewayService(Service):
         self._watch = Watch(self._look)
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
-        self._site = web.Front(self._tree(self._now), reactor)
-        self._listeners = Listeners(reactor, self._site, self._identity, self._site.admission)
+        self._site, self._admin_site = (web.Front(tree, reactor) for tree in self._trees(self._now))
+        self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._now.listeners)
         self._hide_keys_of(self._now.config)
 
@@ -112,8 +112,7 @@ class GatewayService(Service):
     def startService(self) -> None:
         """Everything is up."""
         super().startService()
-        for listener, port in self._listeners.open.items():
-            logs.info("Listening", address=told(port), tls=not listener.insecure)
+        self._say_opened(self._listeners.open)
         logs.info("Started", version=__version__, routes=len(self.config.routes), providers=list(self.config.providers))
         self._daily.start(86400)
         self.pulse.start()
@@ -173,14 +172,13 @@ class GatewayService(Service):
         steps = [step for route in new.config.routes.values() for step in route.steps]
         self._health.forget_all_but(step for step in steps if step.provider.name in unchanged)
         self._now = new
-        self._site.resource = self._tree(new)
+        self._site.resource, self._admin_site.resource = self._trees(new)
         closed = self._listeners.keep(new.listeners, opened)
         self._hide_keys_of(new.config, old.config)
         self._warn()
         self._limit_connections()
         self._warn_of_expiry()
-        for listener, port in opened.items():
-            logs.info("Listening", address=told(port), tls=not listener.insecure)
+        self._say_opened(opened)
         for listener in closed:
             logs.info("No longer listening", address=listener.endpoint)
         self._reloads.take()
@@ -198,13 +196,15 @@ class GatewayService(Service):
         logs.info("Stopping", in_flight=len(self._running), drain_s=seconds)
         self._notify.stopping(f"Stopping; {len(self._running)} requests may take {seconds:g} s to end")
         self._drain = Drain(self._site, self._running, self._reactor, seconds)
-        stopped = self._listeners.close().addBoth(lambda _: self._drain and self._drain.begin())
+        stopped = self._listeners.close(admin=False).addBoth(lambda _: self._drain and self._drain.begin())
 
         def say_so(_: object) -> None:
             self._now.upstream.close()
             self.pulse.stop()
             logs.info("Stopped")
 
+        # To the end it can be asked whether the gateway is ready: it is not.
+        stopped.addBoth(lambda _: self._listeners.close(admin=True)).addBoth(lambda _: self._admin_site.abort())
         return stopped.addBoth(say_so).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
 
     def stop_now(self) -> None:
@@ -226,7 +226,8 @@ class GatewayService(Service):
 
     # What is made of a generation
 
-    def _tree(self, generation: Generation) -> web.Leaf:
+    def _trees(self, generation: Generation) -> tuple[web.Leaf, web.Leaf]:
+        """For clients, and for administrators."""
         config = generation.config
         gateway = Gateway(config, generation.upstream, self._health, self._reactor, log_attempt, running=self._running)
 
@@ -236,9 +237,9 @@ class GatewayService(Service):
             generation.check_ready()
 
         self._watch.use(config)
-        root = web.tree(config, gateway, self._watch.record, check_ready)
-        admin.show(root, config, self._watch)
-        return root
+        root = web.tree(config, gateway, self._watch.record)
+        admin.show(root, config, self._watch, check_ready)
+        return root, admin.tree(config, self._watch, check_ready)
 
     def _look(self) -> Live:
         identity = self._now.identity
@@ -247,7 +248,8 @@ class GatewayService(Service):
             now=self._reactor.seconds(),
             stopping=self._drain is not None,
             in_flight=Counter(exchange.route for exchange in self._running),
-            connections=self._site.connections,
+            connections=self._site.admission.open,
+            refused=self._site.admission.refused,
             lag=self.pulse.lag,
             certificate_expires=identity.expires if identity else None,
             reloads=self._reloads,
@@ -256,6 +258,11 @@ class GatewayService(Service):
 
     def _limit_connections(self) -> None:
         self._site.admission.limit(self.config.max_connections, self.config.max_per_address)
+
+    def _say_opened(self, opened: Mapping[Listener, IListeningPort]) -> None:
+        for listener, port in opened.items():
+            message = "Listening for administrators" if listener.admin else "Listening"
+            logs.info(message, address=told(port), tls=not listener.insecure)
 
     def _warn(self) -> None:
         for warning in self.config.warnings:

@@ -158,7 +158,7 @@ def _described(loaded: Config) -> str:
     """What runs, for ``--check-config``: listeners, routes with their steps and limits, and no secret."""
     lines = [f"warning: {warning}" for warning in loaded.warnings]
     for listener in wanted(loaded):
-        kind = "plain http" if listener.insecure else "https"
+        kind = "for administrators" if listener.admin else "plain http" if listener.insecure else "https"
         lines.append(f"listen {listener.endpoint} ({kind})")
     for route in loaded.routes.values():
         lines.append(f"route {route.name}" + (f" (deadline {route.deadline:g}s)" if route.deadline else ""))

@@ -37,11 +37,6 @@ class Front(Site):
         self._open: set[Channel] = set()
         self._emptied: Deferred[None] | None = None
 
-    @property
-    def connections(self) -> int:
-        """How many are open."""
-        return len(self._open)
-
     def entered(self, channel: Channel) -> None:
         """A client has connected."""
         self._open.add(channel)
@@ -166,20 +161,6 @@ class Health(Leaf):
         return b'{"status": "healthy"}'
 
 
-class Ready(Health):
-    """``GET /ready``: whether new requests should be sent here, for whoever balances the load."""
-
-    def __init__(self, config: Config, check: Callable[[], None]) -> None:
-        """``check`` raises a GatewayError if they should not."""
-        super().__init__(config)
-        self._check = check
-
-    def render(self, request: Any) -> bytes:
-        """Raises what ``check`` does."""
-        self._check()
-        return b'{"status": "ready"}'
-
-
 class Models(Leaf):
     """``GET /v1/models`` and ``/v1/models/{id}``, where an id may contain slashes."""
 
@@ -256,11 +237,10 @@ class Calls(Leaf):
         self._sink(trail.record(status))
 
 
-def tree(config: Config, gateway: Gateway, sink: Sink, check_ready: Callable[[], None]) -> Leaf:
-    """All resources, by path; ``check_ready`` raises a GatewayError where ``/ready`` is to answer with one."""
+def tree(config: Config, gateway: Gateway, sink: Sink) -> Leaf:
+    """The resources of the API, by path."""
     root, v1, chat = Branch(config), Branch(config), Branch(config)
     root.putChild(b"health", Health(config))
-    root.putChild(b"ready", Ready(config, check_ready))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", Models(config))
     v1.putChild(b"chat", chat)

@@ -113,7 +113,7 @@ class MemoryGateway:
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
-        self.site = web.Front(web.tree(settings, self.gateway, self.records.append, lambda: None), self.clock)
+        self.site = web.Front(web.tree(settings, self.gateway, self.records.append), self.clock)
         self.admission = self.site.admission
         self.admission.connections = settings.max_connections
         self.admission.per_address = settings.max_per_address

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar usage history tally live metrics".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar usage history tally live metrics signin".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -61,7 +61,9 @@ MAY_IMPORT = {
     "live": "config",
     "metrics": "live tally",
     "watch": "config live logs metrics records routing secret tally",
-    "admin": "config headers request watch web",
+    "signin": "config",
+    "gates": "auth config errors request signin",
+    "admin": "config errors gates headers request watch web",
     "generation": "config errors listeners tls upstream",
     "service": (
         "admin config dial drain errors gateway generation health listeners live logs pulse systemd tls watch web"
