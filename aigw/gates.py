@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from twisted.internet.address import UNIXAddress
+
 from aigw.auth import authenticate
 from aigw.config import Caller
 from aigw.errors import Misdirected
@@ -39,7 +41,8 @@ def with_key_or_near(callers: Sequence[Caller]) -> Gate:
     ask = with_key(callers)
 
     def judge(request: Request) -> None:
-        if not _is_loopback(request.getClientAddress()):
+        peer = request.channel.getPeer()
+        if not (isinstance(peer, UNIXAddress) or _is_loopback(peer)):
             ask(request)
 
     return judge
@@ -51,16 +54,13 @@ def open_gate(request: Request) -> None:
     A page from elsewhere whose name was made to lead to 127.0.0.1 comes with that name in ``Host``.
     """
     name = _PORT.sub("", (request.header(b"host") or b"").decode("latin-1"))
-    if _is_loopback(request.getHost(), unix=False) and not _is_local_name(name):
+    if _is_loopback(request.channel.getHost()) and not _is_local_name(name):
         raise Misdirected("This listener is for this machine only: ask for it as localhost or by its address.")
 
 
-def _is_loopback(address: Any, unix: bool = True) -> bool:
-    host = getattr(address, "host", None)
-    if host is None:
-        return unix
+def _is_loopback(address: Any) -> bool:
     try:
-        ip = ipaddress.ip_address(host.partition("%")[0])
+        ip = ipaddress.ip_address(getattr(address, "host", "").partition("%")[0])
     except ValueError:
         return False
     return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
