@@ -111,8 +111,10 @@ class Stream(Relay):
 
     def _hold(self, data: bytes) -> None:
         self._size += len(data)
-        *events, self._rest = sse.split(self._rest + data)
-        for index, event in enumerate(events):
+        data = self._rest + data
+        seen = 0
+        for event in sse.events(data):
+            seen += len(event)
             self._pieces.append(event)
             self._events += 1
             meaning, said = meaning_of(self._endpoint, event)
@@ -123,14 +125,14 @@ class Stream(Relay):
                 self._fail(UpstreamBroken("ended its stream without output"))
                 return
             if meaning is Meaning.OUTPUT or self._events >= HOLD_EVENTS:
-                self._pieces += events[index + 1 :]
-                self._commit_with_the_rest()
+                self._commit_with(data[seen:])
                 return
+        self._rest = data[seen:]
         if self._size >= HOLD_STREAM:
-            self._commit_with_the_rest()
+            self._commit_with(self._rest)
 
-    def _commit_with_the_rest(self) -> None:
-        self._pieces.append(self._rest)
+    def _commit_with(self, rest: bytes) -> None:
+        self._pieces.append(rest)
         self._rest = b""
         self._commit()
 

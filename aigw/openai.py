@@ -205,8 +205,8 @@ _ANNOUNCEMENTS = (
 )
 
 # An unescaped quote cannot stand inside a JSON string, nor a line end: neither pattern is met by what a model writes.
-# Each begins with what is found fast, and none is an alternative in another: that would cost 25 times as much.
-_DONE = re.compile(rb"(?:\A|[\r\n])data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
+# Each begins with what is found fast: as alternatives of one pattern they cost 25 times as much.
+_DONE = re.compile(rb"data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 _RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
 
@@ -223,7 +223,11 @@ ENDPOINTS: dict[str, Endpoint] = {
 
 def is_complete(endpoint: Endpoint, data: bytes) -> bool:
     """Whether whole events say that the stream came to its end: in the endpoint's words, or by ``[DONE]``."""
-    return endpoint.complete.search(data) is not None or (b"[DONE]" in data and _DONE.search(data) is not None)
+    if b"[DONE]" in data:
+        starts = [match.start() for match in _DONE.finditer(data)]
+        if any(start == 0 or data[start - 1] in b"\r\n" for start in starts):
+            return True
+    return endpoint.complete.search(data) is not None
 
 
 def message_in(said: Any) -> str | None:

@@ -7,6 +7,7 @@ CR, and an empty line ends an event.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 _LINE = re.compile(rb"\r\n|\n|\r")
@@ -25,13 +26,12 @@ def boundary(data: bytes) -> int:
     return end
 
 
-def split(data: bytes) -> list[bytes]:
-    """``data`` cut behind each event; whatever follows the last whole event is the last member."""
-    events, start = [], 0
+def events(data: bytes) -> Iterator[bytes]:
+    """The whole events in ``data``, each looked for only when it is asked for."""
+    start = 0
     for match in _END.finditer(data):
-        events.append(data[start : match.end()])
+        yield data[start : match.end()]
         start = match.end()
-    return [*events, data[start:]]
 
 
 def fields(event: bytes) -> tuple[str, bytes | None]:

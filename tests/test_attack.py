@@ -5,19 +5,20 @@ All connections are closed within the deadlines, and ``/health`` is answered all
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from tests.harness import CHAT, KEY
-from tests.test_admission import HEALTH, configuration, open_files, wait_for
+from tests.test_admission import HEALTH, configuration, open_files
 from tests.test_daemon import Daemon
 
 pytestmark = [
@@ -47,6 +48,7 @@ class Watch(threading.Thread):
         self.took: list[float] = []
 
     def run(self) -> None:
+        prefer(threading.get_native_id())
         while not self._over.wait(0.05):
             begun = time.monotonic()
             with socket.create_connection(self._address, timeout=5) as plain:
@@ -62,35 +64,41 @@ class Watch(threading.Thread):
         return sorted(self.took)
 
 
+def prefer(thread: int) -> None:
+    """What else the machine does is not to be measured; that takes root."""
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, thread, -10)
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @pytest.mark.parametrize("mode", MODES)
 def test_s2_b3_slowhttptest(tmp_path, capsys, mode, tls):
+    """Closed is what the daemon has closed: the tool hears of it only when it has read all that had come."""
     options, path, seconds = MODES[mode]
     tree = configuration(tmp_path, tls)
     step = tree["routes"][0]["steps"]
     tree["routes"] += [{"name": f"route-{number}-{'x' * 200}", "steps": step} for number in range(500)]
+    command = ["slowhttptest", *options, "-c", str(CONNECTIONS), "-r", str(CONNECTIONS // RAMP), "-l", "150"]
     with Daemon(tmp_path, config=json.dumps(tree)) as daemon:
         host, port = daemon.address()
         daemon.wait_for("Started")
-        before = open_files(daemon.process.pid)
+        pid = daemon.process.pid
+        before = open_files(pid)
+        prefer(pid)
         watch = Watch((host, port), ssl._create_unverified_context() if tls else None)
         watch.start()
-        command = ["slowhttptest", *options, "-c", str(CONNECTIONS), "-r", str(CONNECTIONS // RAMP)]
-        command += ["-l", "150", "-p", "5", "-g", "-o", str(tmp_path / "stat")]
         command += ["-u", f"http{'s' if tls else ''}://{host}:{port}{path}"]
-        begun = time.monotonic()
-        done = subprocess.run(command, capture_output=True, timeout=200, check=False)
-        took = time.monotonic() - begun
+        begun, most = time.monotonic(), 0
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as attack:
+            while (held := open_files(pid) - before) > 1 or most < CONNECTIONS:  # one is the watch's
+                most = max(most, held)
+                took = time.monotonic() - begun
+                assert took < RAMP + seconds + 3, f"{held} of {most} connections are open after {took:.0f} s"
+                time.sleep(0.1)  # a look at another process, within a bound
+            attack.kill()
         healthy = watch.stop()
-        rows = list(csv.DictReader((tmp_path / "stat.csv").open()))
-        most = max(int(row["Connected"]) for row in rows)
         with capsys.disabled():
             print(f" [{most} held, none after {took:.0f} s; /health: {len(healthy)} times, ", end="")
             print(f"median {healthy[len(healthy) // 2] * 1000:.1f} ms, worst {healthy[-1] * 1000:.1f} ms]", end="")
-        assert most > CONNECTIONS * 0.8, "they did hold on"
-        assert int(rows[-1]["Closed"]) == CONNECTIONS, done.stdout
-        assert took < RAMP + seconds + 5
-        wait_for(lambda: open_files(daemon.process.pid) <= before)
-        assert {row["Service Available"] for row in rows} == {str(CONNECTIONS)} or rows
-        assert healthy[-1] < 0.05
         assert not [line for line in daemon.lines() if "traceback" in line["fields"]], "S7"
+        assert healthy[-1] < 0.05

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 from pathlib import Path
 
+import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
@@ -42,8 +44,9 @@ def rss(pid: int) -> int:
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @ensureDeferred
-async def test_s6_100_clients_that_never_read_cost_less_than_20_mib(world, tmp_path, capsys):
+async def test_s6_100_clients_that_never_read_cost_less_than_20_mib(world, tmp_path, capsys, tls):
     streams: list[Endless] = []
     provider = world.provider(lambda connection: streams.append(Endless(connection)))
     config = {
@@ -52,6 +55,10 @@ async def test_s6_100_clients_that_never_read_cost_less_than_20_mib(world, tmp_p
         "providers": [{"name": "p", "base_url": world.base_url(provider)}],
         "routes": [{"name": "route", "steps": [{"provider": "p", "model": "m"}]}],
     }
+    if tls:
+        world.ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "tls.pem"))
+        config["tls"] = {"cert_file": "tls.pem", "key_file": "tls.pem"}
+    context = ssl.create_default_context(cafile=str(world.ca_file))
     with Daemon(tmp_path, config=json.dumps(config)) as daemon:
         daemon.wait_for("Started")
         asked = request({"model": "route", "stream": True, "messages": [{"role": "user", "content": "hi"}]})
@@ -61,6 +68,8 @@ async def test_s6_100_clients_that_never_read_cost_less_than_20_mib(world, tmp_p
             client = socket.socket()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(daemon.address())
+            if tls:
+                client = context.wrap_socket(client, server_hostname="127.0.0.1")
             client.sendall(asked)
             clients.append(client)
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aigw.sse import boundary, fields, is_silence, split
+from aigw import sse
+from aigw.sse import boundary, fields, is_silence
 
 quick = settings(max_examples=500, deadline=None)
 
@@ -155,6 +156,12 @@ def relayed(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
             passed.append(rest[:end])
             rest = rest[end:]
     return passed, rest
+
+
+def split(data: bytes) -> list[bytes]:
+    """The whole events in ``data``, and what follows them."""
+    events = list(sse.events(data))
+    return [*events, data[len(b"".join(events)) :]]
 
 
 def said(data: bytes) -> list[list[bytes]]:

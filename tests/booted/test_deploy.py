@@ -1,0 +1,141 @@
+"""`install.sh deploy` to a booted machine over a real sshd: from nothing, as an upgrade, with a version that does not work."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from tests.booted.conftest import CONFIG, ETC, SERVICE, Served, Watch, checkout, environment, unpack
+from tests.booted.machine import Forward
+from tests.booted.test_service import failed
+
+BROKEN = "raise RuntimeError('deliberately broken')"
+
+
+@pytest.fixture(scope="module")
+def server(boot, tmp_path_factory):
+    """A machine with nothing but sshd, which root and `deploy` (by sudo) can log in to, and a way to it."""
+    machine = boot()
+    folder = tmp_path_factory.mktemp("ssh")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
+    public = (folder / "key.pub").read_text()
+    machine.sh("useradd -m -s /bin/bash deploy && echo 'deploy ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/deploy")
+    machine.write("/root/.ssh/authorized_keys", public, "0600")
+    machine.write("/home/deploy/.ssh/authorized_keys", public, "0600", "deploy:deploy")
+    forward = Forward(machine, 22)
+    options = f"-F none -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={folder}/known_hosts"
+    served = Served(machine)
+    served.ssh = {
+        "SSH_HOST": "127.0.0.1",
+        "SSH_PORT": str(forward.port),
+        "SSH_KEY": str(folder / "key"),
+        "SSH_OPTS": options,
+    }
+    yield served
+    served.close()
+    forward.close()
+
+
+def deploy(served, source, **more):
+    command = [source / "contrib" / "systemd" / "install.sh", "deploy"]
+    done = subprocess.run(
+        command, env=environment(**served.ssh, **more), capture_output=True, text=True, timeout=400, check=False
+    )
+    print(done.stdout, done.stderr)
+    return done
+
+
+def running(served):
+    """The version of the release that serves."""
+    path = served.machine.sh(f"readlink /proc/{served.pid()}/cwd; tr '\\0' ' ' < /proc/{served.pid()}/cmdline")
+    assert "/opt/ai-gateway/current/venv/bin/twistd" in path
+    return served.machine.sh(f"tr '\\0' '\\n' < /proc/{served.pid()}/cmdline | head -1").split("/")[4].split("-")[0]
+
+
+def test_deploy_from_nothing_then_an_upgrade_then_a_broken_version(server, tmp_path):
+    machine = server.machine
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    done = deploy(server, checkout(tmp_path / "one", "1.0.0"), CONFIG=str(tmp_path / "config.yaml"))
+    assert done.returncode == 0
+    assert machine.show(SERVICE, "ActiveState") == "active"
+    assert running(server) == "1.0.0"
+    assert machine.sh(f"cat {ETC}/config.yaml") == CONFIG.strip()
+
+    key = server.key
+    with Watch(server) as watch, server.load(fresh=20, kept=10, streams=3, events=10, every=0.3) as tallies:
+        done = deploy(server, checkout(tmp_path / "two", "2.0.0"), CONFIG=str(tmp_path / "config.yaml"))
+        assert done.returncode == 0
+        assert "CONFIG is ignored" in done.stderr
+    assert running(server) == "2.0.0"
+    assert server.key == key
+    assert not watch.failures
+    assert not failed(tallies)
+
+    pid = server.pid()
+    with Watch(server) as watch, server.load(fresh=20, kept=10, streams=3, events=10, every=0.3) as tallies:
+        broken = checkout(
+            tmp_path / "three", "3.0.0", service=(r'(?m)^        """Everything is up."""$', f"        {BROKEN}")
+        )
+        done = deploy(server, broken)
+        assert done.returncode != 0
+        assert "deliberately broken" in done.stderr
+        assert "going back to release 2.0.0" in done.stderr
+    assert (running(server), server.pid()) == ("2.0.0", pid), "the one that serves was never touched"
+    assert "2.0.0" in machine.sh("readlink /opt/ai-gateway/current")
+    assert machine.show("ai-gateway@upgrade.service", "ActiveState") == "inactive"
+    assert not watch.failures
+    assert not failed(tallies)
+
+
+def test_deploy_with_instances_rolls_them_and_goes_back(server, tmp_path):
+    machine = server.machine
+    one, two = "ai-gateway@1.service", "ai-gateway@2.service"
+    machine.run("systemctl", "enable", "--now", one, two)
+    machine.run("systemctl", "disable", "--now", SERVICE)
+    with Watch(server) as watch:
+        hangs = checkout(tmp_path / "hangs", "4.0.0", systemd=(r'"READY=1", ', ""))
+        done = deploy(server, hangs)
+        assert done.returncode != 0
+        assert "going back to release 2.0.0" in done.stderr
+        assert [machine.show(unit, "ActiveState") for unit in (one, two)] == ["active"] * 2
+        done = deploy(server, checkout(tmp_path / "five", "5.0.0"), SSH_USER="deploy")
+        assert done.returncode == 0
+    assert not watch.failures
+    for unit in (one, two):
+        assert "/5.0.0-" in machine.sh(f"tr '\\0' '\\n' < /proc/{server.pid(unit)}/cmdline | head -1")
+    assert machine.show(SERVICE, "ActiveState") == "inactive"
+
+
+def test_rollback_goes_back_and_only_three_releases_are_kept(server, tmp_path):
+    machine = server.machine
+    assert len(machine.sh("ls /opt/ai-gateway/releases").split()) <= 4
+    with Watch(server) as watch:
+        said = machine.run("/opt/ai-gateway/current/install.sh", "rollback", timeout=200).stdout
+    assert "is running" in said
+    assert not watch.failures
+    assert "2.0.0" in machine.sh("readlink /opt/ai-gateway/current")
+
+
+def test_uninstall_keeps_the_configuration_unless_asked(server):
+    machine = server.machine
+    machine.run("cp", "/opt/ai-gateway/current/install.sh", "/root/install.sh")
+    for _ in range(2):
+        machine.run("/root/install.sh", "uninstall")
+    assert machine.sh("systemctl list-units --all --no-legend 'ai-gateway*'") == ""
+    assert machine.sh("ls /opt /usr/local/bin /usr/local/lib/systemd/system").count("ai-gateway") == 0
+    assert machine.sh(f"ls {ETC}").split() == ["config.yaml", "keys", "tls"]
+    for _ in range(2):
+        machine.run("/root/install.sh", "uninstall", "--purge")
+    assert machine.run("ls", ETC, check=False).returncode != 0
+    assert machine.run("id", "ai-gateway", check=False).returncode != 0
+
+
+def test_without_a_configuration_it_starts_with_one_of_its_own_on_the_port_that_was_asked_for(server, artefact):
+    machine = server.machine
+    installer = unpack(machine, artefact)
+    machine.run("env", "PORT=8443", installer, "install-service", timeout=200)
+    assert (
+        machine.sh(f"curl -sS --cacert {ETC}/tls/fullchain.pem https://127.0.0.1:8443/ready") == '{"status": "ready"}'
+    )
+    assert "The configuration is good" in machine.run("ai-gateway", "check").stdout
