@@ -41,7 +41,7 @@ def with_key_or_near(callers: Sequence[Caller]) -> Gate:
     ask = with_key(callers)
 
     def judge(request: Request) -> None:
-        peer = request.channel.getPeer()
+        peer = request.channel.transport.getPeer()
         if not (isinstance(peer, UNIXAddress) or _is_loopback(peer)):
             ask(request)
 
@@ -54,7 +54,7 @@ def open_gate(request: Request) -> None:
     A page from elsewhere whose name was made to lead to 127.0.0.1 comes with that name in ``Host``.
     """
     name = _PORT.sub("", (request.header(b"host") or b"").decode("latin-1"))
-    if _is_loopback(request.channel.getHost()) and not _is_local_name(name):
+    if _is_loopback(request.channel.transport.getHost()) and not _is_local_name(name):
         raise Misdirected("This listener is for this machine only: ask for it as localhost or by its address.")
 
 
