@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.10",
     # By hand: find_packages cannot see twisted.plugins, which must have no __init__.py of ours.
     packages=["aigw", "twisted.plugins"],
-    package_data={"aigw": ["py.typed"]},
+    package_data={"aigw": ["py.typed", "*.html"]},
     install_requires=[
         "twisted[tls]>=26.4",  # wrapServerTLS
         "treq>=24.9",

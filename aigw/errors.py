@@ -13,6 +13,7 @@
       AllStepsFailed          502
       Draining                503, the gateway is stopping
       CertificateExpired      503, told by /ready
+      TooManyViewers          503
       DeadlineExceeded        504
       TooManyConnections      503
     UpstreamFailure           one attempt failed, the next may work
@@ -158,6 +159,13 @@ class CertificateExpired(GatewayError):
 
     status = 503
     code = "certificate_expired"
+
+
+class TooManyViewers(GatewayError):
+    """As many status pages are open as may be: 503."""
+
+    status = 503
+    code = "too_many_viewers"
 
 
 class DeadlineExceeded(GatewayError):

@@ -69,7 +69,7 @@ class GatewayService(Service):
         self._reload: Deferred[bool] | None = None
         self._reload_again = False
         self._reloads = Reloads()
-        self._watch = Watch(self._look)
+        self._watch = Watch(self._look, reactor)
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
         self._site, self._admin_site = (web.Front(tree, reactor) for tree in self._trees(self._now))
@@ -196,6 +196,7 @@ class GatewayService(Service):
         logs.info("Stopping", in_flight=len(self._running), drain_s=seconds)
         self._notify.stopping(f"Stopping; {len(self._running)} requests may take {seconds:g} s to end")
         self._drain = Drain(self._site, self._running, self._reactor, seconds)
+        self._watch.viewers.end()
         stopped = self._listeners.close(admin=False).addBoth(lambda _: self._drain and self._drain.begin())
 
         def say_so(_: object) -> None:

@@ -45,13 +45,16 @@ class Histogram:
 
 
 class StepTally:
-    """One step of one route. ``why`` is the failure because of which it rests, or last rested."""
+    """One step of one route. ``why`` is the failure because of which it rests, or last rested; ``answers`` whether it
+    did the last time.
+    """
 
     def __init__(self) -> None:
         self.attempts = dict.fromkeys(_OUTCOMES, 0)
         self.tokens: dict[str, int] = {}
         self.hour = Hour()
         self.why = ""
+        self.answers: bool | None = None
 
 
 class RouteTally:
@@ -112,6 +115,7 @@ class Tally:
             self._gave_up(record)
 
     def _answered(self, step: StepTally, record: Record, attempt: AttemptRecord) -> None:
+        step.answers = True
         minute = step.hour.at(record.ended)
         minute.ok += 1
         if not record.stream:
@@ -135,6 +139,7 @@ class Tally:
                 step.hour.at(record.ended).completion += count
 
     def _failed(self, step: StepTally, record: Record, attempt: AttemptRecord) -> None:
+        step.answers = False
         if attempt.rests_s is not None:
             step.why = attempt.message
         self.failures.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
 from aigw import logs
 from aigw.config import Config
@@ -13,7 +14,9 @@ from aigw.metrics import Metrics
 from aigw.records import AttemptRecord, Record
 from aigw.routing import KEY_REFUSED
 from aigw.secret import Secret
+from aigw.status import status
 from aigw.tally import Tally
+from aigw.viewers import Viewers
 
 Hide = Callable[[str], str]
 
@@ -21,10 +24,11 @@ Hide = Callable[[str], str]
 class Watch:
     """Hears of each request once; outlives every reload. ``look`` says how the daemon is right now."""
 
-    def __init__(self, look: Look) -> None:
-        self.look = look
+    def __init__(self, look: Look, clock: IReactorTime) -> None:
         self.tally = Tally()
         self.metrics = Metrics(self.tally, look)
+        self.viewers = Viewers(self.status, clock)
+        self._look = look
         self._hides: list[Hide] = []
 
     def use(self, config: Config) -> None:
@@ -42,6 +46,10 @@ class Watch:
         for hiding in self._hides:
             shown = hiding(shown)
         return text if shown is before else shown.encode()
+
+    def status(self) -> bytes:
+        """The status as JSON."""
+        return self.hidden(msgspec.json.encode(status(self._look(), self.tally)))
 
     def record(self, record: Record) -> None:
         """One request is over."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar usage history tally live metrics signin".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar usage history tally live metrics signin status pages".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -60,10 +60,13 @@ MAY_IMPORT = {
     "tally": "config history records usage",
     "live": "config",
     "metrics": "live tally",
-    "watch": "config live logs metrics records routing secret tally",
+    "status": "config history live tally",
+    "viewers": "errors",
+    "watch": "config live logs metrics records routing secret status tally viewers",
+    "pages": "headers",
     "signin": "config",
     "gates": "auth config errors request signin",
-    "admin": "config errors gates headers request watch web",
+    "admin": "auth config errors gates headers pages request signin watch web",
     "generation": "config errors listeners tls upstream",
     "service": (
         "admin config dial drain errors gateway generation health listeners live logs pulse systemd tls watch web"
