@@ -65,6 +65,10 @@ class Router:
                 f"The model {model[:200]!r} is not a route of this gateway; GET /v1/models lists them.", param="model"
             ) from None
 
+    def own_headers(self, provider: Provider) -> tuple[tuple[bytes, bytes], ...]:
+        """What every request to the provider carries, its key included."""
+        return self._headers[provider.name][0]
+
     def attempt(self, step: Step, call: Call) -> Attempt:
         """The request to a step."""
         name = step.provider.name

@@ -11,7 +11,7 @@ import syslog
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar, NoReturn, TextIO
 
 from twisted.application.service import IService
 from twisted.logger import LogLevel
@@ -19,10 +19,12 @@ from twisted.python import logfile, usage
 
 from aigw import __version__, config, demo, logs
 from aigw.config import Config
+from aigw.dial import Host, Names
 from aigw.errors import ConfigError
 from aigw.listeners import wanted
 from aigw.service import GatewayService
 from aigw.systemd import Environment, Notify, watchdog_seconds
+from aigw.upstream import Upstream
 
 EX_CONFIG = 78
 
@@ -39,6 +41,12 @@ class Options(usage.Options):
     ]
     optFlags: ClassVar = [
         ["check-config", None, "check the configuration, print its routes, and exit with 0, or 78 if it is wrong"],
+        [
+            "check-providers",
+            None,
+            "ask each provider for its models, print which steps can work; exits with 0, or 1",
+        ],
+        ["json", None, "with --check-providers: print JSON"],
         ["demo", None, "run on loopback without configuration, key or network, with demo providers"],
     ]
 
@@ -59,6 +67,8 @@ def makeService(options: Options) -> IService:
         if options["demo"]:
             return demo.DemoService(reactor, _observer(options.parent))
         path = config.find(path)
+        if options["check-providers"]:
+            _check_providers(config.load(path.absolute(), Environment(os.environ)), reactor, options["json"])
         service = GatewayService(
             partial(config.load, path.absolute(), Environment(os.environ)),  # twistd may change the directory
             reactor,
@@ -67,7 +77,7 @@ def makeService(options: Options) -> IService:
             feed_every=(watchdog_seconds(os.environ, os.getpid()) or math.inf) / 3,
         )
     except ConfigError as error:
-        _report(error, str(path or "The configuration"), in_words=bool(only_check))
+        _report(error, str(path or "The configuration"), in_words=bool(only_check or options["check-providers"]))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
         print(_described(service.config))
@@ -75,6 +85,13 @@ def makeService(options: Options) -> IService:
     _obey_signals(service, reactor)
     reactor.callWhenRunning(_settle)
     return service
+
+
+def _check_providers(loaded: Config, reactor: Any, json: int) -> NoReturn:
+    from aigw.check_providers import check
+
+    upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Names(reactor)))
+    raise SystemExit(0 if check(loaded, upstream, reactor, bool(json), print) else 1)
 
 
 def _obey_signals(service: GatewayService, reactor: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 from hyperlink import URL
@@ -93,6 +93,18 @@ class Upstream:
             unbuffered=True,
             reactor=self._reactor,
         )
+
+    def get(
+        self, provider: Provider, path: str, sent: Sequence[headers.Header], connect_timeout: float
+    ) -> Deferred[IResponse]:
+        """The head of any answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
+        asked = ReadyHeaders(headers.lines(sent))
+        request = self._client(provider, connect_timeout).request
+        url, more = _ReadyUrl.of(f"{provider.base_url}/{path}"), {"unbuffered": True, "reactor": self._reactor}
+        answered: Deferred[Any] = maybeDeferred(
+            request, "GET", url, headers=asked, cookies=_NO_COOKIES, allow_redirects=False, **more
+        )
+        return answered.addErrback(_in_our_terms)
 
     def close(self) -> None:
         """Abort every connection."""

@@ -19,7 +19,7 @@ from aigw import config, web
 from aigw.admission import Guard
 from aigw.gateway import Gateway
 from aigw.health import Health
-from aigw.records import AttemptRecord, Record
+from aigw.records import AttemptRecord, Record, Sink
 from aigw.upstream import Upstream
 from tests.harness import HELLO, KEY, request
 
@@ -91,7 +91,7 @@ class Door:
 class MemoryGateway:
     """``doors`` are the providers' ends by host name: step 1 is at ``p1``, step 2 at ``p2``."""
 
-    def __init__(self, steps: int = 2, top: dict | None = None, **route: Any) -> None:
+    def __init__(self, steps: int = 2, top: dict | None = None, sink: Sink | None = None, **route: Any) -> None:
         self.clock = Clock()
         self.doors: dict[str, Door] = {}
         self.records: list[Record] = []
@@ -103,7 +103,7 @@ class MemoryGateway:
             "routes": [{"name": "route", "steps": [{"provider": n, "model": f"model-of-{n}"} for n in names], **route}],
             **(top or {}),
         }
-        settings = config.build(tree, {}, Path("/nonexistent"))
+        self.config = settings = config.build(tree, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
         self.gateway = Gateway(
             settings,
@@ -113,7 +113,7 @@ class MemoryGateway:
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
-        self.site = web.Front(web.tree(settings, self.gateway, self.records.append), self.clock)
+        self.site = web.Front(web.tree(settings, self.gateway, sink or self.records.append), self.clock)
         self.admission = self.site.admission
         self.admission.connections = settings.max_connections
         self.admission.per_address = settings.max_per_address

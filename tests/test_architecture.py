@@ -1,7 +1,7 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
-`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
+`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
 the kernel has to say on how many connections there may be; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo. What shows the gateway is made of the records in `tally` and `history` and of the
 moment in `live`; `metrics` puts it in words, `watch` owns it, `admin` has the resources.
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "drain": "",
     "dial": "",
     "wire": "",
+    "heads": "",
     "document": "",
     "permissions": "",
     "consistency": "",
@@ -55,7 +56,8 @@ MAY_IMPORT = {
     "gateway": "answers config errors headers health openai records relay routing upstream",
     "request": "config errors headers openai",
     "grammar": "",
-    "channel": "errors grammar headers openai request wire",
+    "lifetime": "errors request",
+    "channel": "errors grammar headers heads lifetime openai request wire",
     "web": "admission auth channel config errors gateway headers openai records request",
     "tally": "config history records usage",
     "live": "config",
@@ -71,8 +73,9 @@ MAY_IMPORT = {
     "service": (
         "admin config dial drain errors gateway generation health listeners live logs pulse systemd tls watch web"
     ),
+    "check_providers": "config errors routing upstream",
     "demo": "config logs service",
-    "tap": "config demo errors listeners logs service systemd",
+    "tap": "check_providers config demo dial errors listeners logs service systemd upstream",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

@@ -33,7 +33,7 @@ HEADERS = f"application/json\r\nX-Api-Key: {KEY}"  # as the value of a header, f
 MODES = {
     "headers":   (["-H", "-i", "2", "-x", "20"],                                    CHAT,         15 + 2),
     "a body":    (["-B", "-i", "2", "-s", "4096", "-x", "20", "-f", HEADERS],       CHAT,         30 + 2),
-    "reading":   (["-X", "-n", "1", "-z", "5", "-w", "64", "-y", "64", "-k", "9", "-m", HEADERS], "/v1/models", 75 + 2),
+    "reading":   (["-X", "-n", "1", "-z", "5", "-w", "64", "-y", "64", "-k", "9", "-j", f"a=b\r\nX-Api-Key: {KEY}"], "/v1/models", 60 + 5),
 }  # fmt: skip
 
 
@@ -73,32 +73,45 @@ def prefer(thread: int) -> None:
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @pytest.mark.parametrize("mode", MODES)
 def test_s2_b3_slowhttptest(tmp_path, capsys, mode, tls):
-    """Closed is what the daemon has closed: the tool hears of it only when it has read all that had come."""
+    """B3 is judged against an idle daemon, asked at the same time: on a busy machine both are late.
+
+    Closed is what the daemon has closed: the tool hears of it only when it has read all that had come."""
     options, path, seconds = MODES[mode]
     tree = configuration(tmp_path, tls)
     step = tree["routes"][0]["steps"]
     tree["routes"] += [{"name": f"route-{number}-{'x' * 200}", "steps": step} for number in range(500)]
     command = ["slowhttptest", *options, "-c", str(CONNECTIONS), "-r", str(CONNECTIONS // RAMP), "-l", "150"]
-    with Daemon(tmp_path, config=json.dumps(tree)) as daemon:
+    (tmp_path / "idle").mkdir()
+    shutil.copytree(tmp_path, tmp_path / "idle", dirs_exist_ok=True, ignore=shutil.ignore_patterns("idle"))
+    context = ssl._create_unverified_context() if tls else None
+    with (
+        Daemon(tmp_path, config=json.dumps(tree)) as daemon,
+        Daemon(tmp_path / "idle", config=json.dumps(tree)) as idle,
+    ):
         host, port = daemon.address()
         daemon.wait_for("Started")
         pid = daemon.process.pid
         before = open_files(pid)
-        prefer(pid)
-        watch = Watch((host, port), ssl._create_unverified_context() if tls else None)
-        watch.start()
+        watch, control = Watch((host, port), context), Watch(idle.address(), context)
+        for each in (pid, idle.process.pid):
+            prefer(each)
+        for each in (watch, control):
+            each.start()
         command += ["-u", f"http{'s' if tls else ''}://{host}:{port}{path}"]
         begun, most = time.monotonic(), 0
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as attack:
-            while (held := open_files(pid) - before) > 1 or most < CONNECTIONS:  # one is the watch's
-                most = max(most, held)
-                took = time.monotonic() - begun
-                assert took < RAMP + seconds + 3, f"{held} of {most} connections are open after {took:.0f} s"
-                time.sleep(0.1)  # a look at another process, within a bound
-            attack.kill()
-        healthy = watch.stop()
+            try:
+                while (held := open_files(pid) - before) > 1 or most < CONNECTIONS:  # one is the watch's
+                    most = max(most, held)
+                    took = time.monotonic() - begun
+                    assert took < RAMP + seconds + 3, f"{held} of {most} connections are open after {took:.0f} s"
+                    time.sleep(0.1)  # a look at another process, within a bound
+            finally:
+                attack.kill()
+        healthy, alone = watch.stop(), control.stop()
         with capsys.disabled():
             print(f" [{most} held, none after {took:.0f} s; /health: {len(healthy)} times, ", end="")
-            print(f"median {healthy[len(healthy) // 2] * 1000:.1f} ms, worst {healthy[-1] * 1000:.1f} ms]", end="")
+            print(f"median {healthy[len(healthy) // 2] * 1000:.1f} ms, worst {healthy[-1] * 1000:.1f} ms, ", end="")
+            print(f"of an idle daemon beside it {alone[-1] * 1000:.1f} ms]", end="")
         assert not [line for line in daemon.lines() if "traceback" in line["fields"]], "S7"
-        assert healthy[-1] < 0.05
+        assert healthy[-1] - alone[-1] < 0.05, "what an idle daemon needs beside it is the machine's"

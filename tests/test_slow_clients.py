@@ -10,7 +10,7 @@ from twisted.internet import reactor
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import deferLater
 
-from aigw import channel
+from aigw import lifetime
 from tests.harness import AUTH, HELLO, request
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import ROLE, STREAM_HEAD, answer, chunk, completion, event, head
@@ -191,7 +191,7 @@ def test_b9_every_request_has_exactly_one_record(case):
 @ensureDeferred
 async def test_s2_a_client_that_reads_slowly_gets_all_of_a_large_answer(world, monkeypatch):
     """What counts is that it reads, not that it ever catches up."""
-    monkeypatch.setattr(channel, "READ_SECONDS", 0.15)
+    monkeypatch.setattr(lifetime, "READ_SECONDS", 0.15)
     large = b'{"data": ["%s"]}' % (b"x" * 1_000_000)
     gateway = world.gateway(world.provider(answer(200, large)))
     client = await gateway.connect()

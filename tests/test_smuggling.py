@@ -13,7 +13,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from aigw import channel
+from aigw import lifetime
 from tests.harness import AUTH, CHAT, HELLO, bounded, request
 from tests.test_front import HEALTHY, LIMIT, answers
 
@@ -231,7 +231,7 @@ SECURE = pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @pytest.fixture
 def brief(monkeypatch):
     """Over TLS a refusing gateway waits two seconds for the client to close; here it has less patience."""
-    monkeypatch.setattr(channel, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(lifetime, "LINGER_SECONDS", 0.1)
 
 
 async def exchanged(gateway, sent: bytes, behind: bytes, way: str) -> bytes:

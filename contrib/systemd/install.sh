@@ -135,19 +135,19 @@ payload() { # [FILE]: sets PAYLOAD, an unpacked artefact, and ID
 
 # --- releases -------------------------------------------------------------------------------------------------------
 
-matching_python() { # one that the wheels are for; what is wrong otherwise
-  local wanted found python
+matching_python() { # sets PYTHON_HERE, one that the wheels are for
+  local wanted found python all=
   wanted=$(<"$PAYLOAD/PLATFORM")
   for python in ${PYTHON:+"$PYTHON"} python3 "python${wanted% *}"; do
-    command -v "$python" >/dev/null || continue
-    found=$(platform_of "$python")
+    found=$(platform_of "$python" 2>/dev/null) || continue
     if [ "$found" = "$wanted" ]; then
       need_venv "$python"
       PYTHON_HERE=$python
       return
     fi
+    all=${all:+$all, }$found
   done
-  die "release $ID is for Python $wanted, this machine has ${found:-none}; build it with that Python (PYTHON=python3.X $0 build)"
+  die "release $ID is for Python $wanted, this machine has ${all:-none}; build it with that Python (PYTHON=python3.X $0 build)"
 }
 
 install_release() { # unpacks PAYLOAD as releases/ID, complete or not at all
@@ -268,8 +268,9 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
   local new=$1 old units unit touched='' helper=
   old=$(current)
   units=$(running)
-  if ! check_config "$new" >"$HOME_DIR/.check" 2>&1; then
-    cat "$HOME_DIR/.check" >&2
+  temporary
+  if ! check_config "$new" >"$TMP/check" 2>&1; then
+    cat "$TMP/check" >&2
     warn "release $new does not accept the configuration; nothing was changed"
     return 1
   fi
@@ -279,7 +280,7 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
   if [ "$(wc -w <<<"$units")" = 1 ] && systemctl -q is-active ai-gateway.socket && ! own_listeners; then
     helper=$HELPER
     say "starting release $new beside the running one"
-    if ! timeout 120 systemctl start "$helper" || ! stays_up "$helper"; then
+    if ! timeout 120 systemctl restart "$helper" || ! stays_up "$helper"; then
       tell_why "$helper"
       go_back "$old" "$helper"
       return 1
@@ -374,8 +375,9 @@ choose_port() { # PORT becomes a drop-in of the socket unit
 }
 
 start_service() {
-  if ! check_config "$(current)" >"$HOME_DIR/.check" 2>&1; then
-    cat "$HOME_DIR/.check" >&2
+  temporary
+  if ! check_config "$(current)" >"$TMP/check" 2>&1; then
+    cat "$TMP/check" >&2
     die "$ETC/config.yaml cannot be used yet. Mend it (keys go to $ETC/keys/NAME), then run this again: nothing was started"
   fi
   systemctl enable -q ai-gateway.socket ai-gateway.service
@@ -529,7 +531,7 @@ cmd_deploy() {
   else
     for python in ${PYTHON:+"$PYTHON"} python3 "python${wanted% *}" ''; do
       [ -n "$python" ] || die "$SSH_HOST has Python $wanted, and this machine has no such Python to build with (PYTHON=...)"
-      command -v "$python" >/dev/null && [ "$(platform_of "$python")" = "$wanted" ] && break
+      [ "$(platform_of "$python" 2>/dev/null)" = "$wanted" ] && break
     done
     PYTHON=$python build
   fi

@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,8 +40,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.systemd)
 
 
-def checkout(folder: Path, version: str | None = None, **edits: tuple[str, str]) -> Path:
-    """A copy of what git has, as another version, and with ``module=(old, new)`` edits in aigw/."""
+def checkout(folder: Path) -> Path:
+    """A copy of what git has."""
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -48,14 +50,33 @@ def checkout(folder: Path, version: str | None = None, **edits: tuple[str, str])
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((ROOT / name).read_bytes())
             (folder / name).chmod((ROOT / name).stat().st_mode)
-    if version:
-        edits["__init__"] = (r'__version__ = ".+"', f'__version__ = "{version}"')
-    for module, (old, new) in edits.items():
-        path = folder / "aigw" / f"{module}.py"
-        text, count = re.subn(old, new, path.read_text(), count=1)
-        assert count, (module, old)
-        path.write_text(text)
     return folder
+
+
+def variant(
+    artefact: Path, folder: Path, ident: str, module: str = "__init__", edit: tuple[str, str] = ("$", "")
+) -> Path:
+    """The artefact as another release, with one module of aigw edited: what `build` would make of that source."""
+    folder.mkdir()
+    with tarfile.open(artefact) as tar:
+        tar.extractall(folder)
+    (unpacked,) = folder.iterdir()
+    release = unpacked.rename(folder / f"ai-gateway-{ident}")
+    (release / "ID").write_text(f"{ident}\n")
+    (wheel,) = (release / "wheels").glob("aigw-*.whl")
+    with zipfile.ZipFile(wheel) as before:
+        files = {name: before.read(name) for name in before.namelist()}
+    name = f"aigw/{module}.py"
+    text, count = re.subn(*edit, files[name].decode(), count=1)
+    assert count, (module, edit)
+    files[name] = text.encode()
+    with zipfile.ZipFile(wheel, "w") as after:
+        for name, data in files.items():
+            after.writestr(name, data)
+    made = folder / f"{release.name}.tar.gz"
+    with tarfile.open(made, "w:gz", compresslevel=1) as tar:
+        tar.add(release, release.name)
+    return made
 
 
 def build(folder: Path) -> Path:

@@ -1,4 +1,7 @@
-"""`install.sh deploy` to a booted machine over a real sshd: from nothing, as an upgrade, with a version that does not work."""
+"""`install.sh deploy` to a booted machine over a real sshd: from nothing, as an upgrade, with a version that does not work.
+
+The tests are the life of one machine, in the order in which they stand.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import subprocess
 
 import pytest
 
-from tests.booted.conftest import CONFIG, ETC, SERVICE, Served, Watch, checkout, environment, unpack
+from tests.booted.conftest import CONFIG, ETC, INSTALL, SERVICE, Served, Watch, checkout, environment, unpack, variant
 from tests.booted.machine import Forward
 from tests.booted.test_service import failed
 
@@ -37,8 +40,8 @@ def server(boot, tmp_path_factory):
     forward.close()
 
 
-def deploy(served, source, **more):
-    command = [source / "contrib" / "systemd" / "install.sh", "deploy"]
+def deploy(served, *arguments, installer=INSTALL, **more):
+    command = [installer, "deploy", *arguments]
     done = subprocess.run(
         command, env=environment(**served.ssh, **more), capture_output=True, text=True, timeout=400, check=False
     )
@@ -46,42 +49,43 @@ def deploy(served, source, **more):
     return done
 
 
-def running(served):
-    """The version of the release that serves."""
-    path = served.machine.sh(f"readlink /proc/{served.pid()}/cwd; tr '\\0' ' ' < /proc/{served.pid()}/cmdline")
-    assert "/opt/ai-gateway/current/venv/bin/twistd" in path
-    return served.machine.sh(f"tr '\\0' '\\n' < /proc/{served.pid()}/cmdline | head -1").split("/")[4].split("-")[0]
+def running(served, unit=SERVICE):
+    """The release that a unit runs."""
+    return served.machine.sh(f"tr '\\0' '\\n' < /proc/{served.pid(unit)}/cmdline | head -1").split("/")[4]
 
 
 def test_deploy_from_nothing_then_an_upgrade_then_a_broken_version(server, tmp_path):
     machine = server.machine
     (tmp_path / "config.yaml").write_text(CONFIG)
-    done = deploy(server, checkout(tmp_path / "one", "1.0.0"), CONFIG=str(tmp_path / "config.yaml"))
+    source = checkout(tmp_path / "checkout")
+    installer = source / "contrib" / "systemd" / "install.sh"
+    done = deploy(server, installer=installer, CONFIG=str(tmp_path / "config.yaml"))
     assert done.returncode == 0
     assert machine.show(SERVICE, "ActiveState") == "active"
-    assert running(server) == "1.0.0"
+    (server.artefact,) = (source / "dist").iterdir()
+    assert running(server) == server.artefact.name.removeprefix("ai-gateway-").removesuffix(".tar.gz")
     assert machine.sh(f"cat {ETC}/config.yaml") == CONFIG.strip()
 
     key = server.key
     with Watch(server) as watch, server.load(fresh=20, kept=10, streams=3, events=10, every=0.3) as tallies:
-        done = deploy(server, checkout(tmp_path / "two", "2.0.0"), CONFIG=str(tmp_path / "config.yaml"))
+        good = variant(server.artefact, tmp_path / "two", "2.0.0-two")
+        done = deploy(server, good, CONFIG=str(tmp_path / "config.yaml"))
         assert done.returncode == 0
         assert "CONFIG is ignored" in done.stderr
-    assert running(server) == "2.0.0"
+    assert running(server) == "2.0.0-two"
     assert server.key == key
     assert not watch.failures
     assert not failed(tallies)
 
     pid = server.pid()
     with Watch(server) as watch, server.load(fresh=20, kept=10, streams=3, events=10, every=0.3) as tallies:
-        broken = checkout(
-            tmp_path / "three", "3.0.0", service=(r'(?m)^        """Everything is up."""$', f"        {BROKEN}")
-        )
+        edit = (r'(?m)^        """Everything is up."""$', f"        {BROKEN}")
+        broken = variant(server.artefact, tmp_path / "three", "3.0.0-three", "service", edit)
         done = deploy(server, broken)
         assert done.returncode != 0
         assert "deliberately broken" in done.stderr
         assert "going back to release 2.0.0" in done.stderr
-    assert (running(server), server.pid()) == ("2.0.0", pid), "the one that serves was never touched"
+    assert (running(server), server.pid()) == ("2.0.0-two", pid), "the one that serves was never touched"
     assert "2.0.0" in machine.sh("readlink /opt/ai-gateway/current")
     assert machine.show("ai-gateway@upgrade.service", "ActiveState") == "inactive"
     assert not watch.failures
@@ -94,16 +98,15 @@ def test_deploy_with_instances_rolls_them_and_goes_back(server, tmp_path):
     machine.run("systemctl", "enable", "--now", one, two)
     machine.run("systemctl", "disable", "--now", SERVICE)
     with Watch(server) as watch:
-        hangs = checkout(tmp_path / "hangs", "4.0.0", systemd=(r'"READY=1", ', ""))
+        hangs = variant(server.artefact, tmp_path / "four", "4.0.0-four", "systemd", (r'"READY=1", ', ""))
         done = deploy(server, hangs)
         assert done.returncode != 0
         assert "going back to release 2.0.0" in done.stderr
         assert [machine.show(unit, "ActiveState") for unit in (one, two)] == ["active"] * 2
-        done = deploy(server, checkout(tmp_path / "five", "5.0.0"), SSH_USER="deploy")
+        done = deploy(server, variant(server.artefact, tmp_path / "five", "5.0.0-five"), SSH_USER="deploy")
         assert done.returncode == 0
     assert not watch.failures
-    for unit in (one, two):
-        assert "/5.0.0-" in machine.sh(f"tr '\\0' '\\n' < /proc/{server.pid(unit)}/cmdline | head -1")
+    assert [running(server, unit) for unit in (one, two)] == ["5.0.0-five"] * 2
     assert machine.show(SERVICE, "ActiveState") == "inactive"
 
 

@@ -1,0 +1,120 @@
+"""What a request and a chunk cost, in calls of functions: the same on every machine, so that the hot path cannot grow unnoticed.
+
+All of the gateway is in it but the sockets: Twisted's channel, treq, the record and its log line. A budget that is passed is raised on
+purpose or not at all; one that is far from being used is lowered.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+
+from aigw import logs
+from aigw.watch import Watch
+from tests.harness import HELLO, request
+from tests.memory import MemoryGateway, Wire
+from tests.providers import STREAM_HEAD, chunk, event
+
+# What it costs, by Python functions and by C functions. A few per cent more are let pass: releases of Twisted and treq differ.
+BUDGET = {
+    "a plain request": (422, 372),
+    "a request with the headers of an SDK": (443, 442),
+    "a chunk of a stream": (22, 15),
+    "a read that holds 50 chunks": (71, 65),
+}
+OVER, UNDER = 1.05, 0.85
+_NAMES = "Lang Package-Version OS Arch Runtime Async Retry-Count".split()
+SDK = "".join(f"X-Stainless-{name}: some-value\r\n" for name in _NAMES)
+ANSWER = json.dumps(
+    {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello. " * 40}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 12, "completion_tokens": 60, "total_tokens": 72},
+    }
+).encode()
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER)
+CHUNK = chunk(event({"content": "a few words"}))
+
+
+class Nowhere:
+    """A log file."""
+
+    def write(self, line: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.fixture
+def gateway():
+    lines = logs.JsonLines(Nowhere())
+    globalLogPublisher.addObserver(lines)
+    watch = Watch(lambda: None, Clock())
+    gateway = MemoryGateway(sink=watch.record)
+    watch.use(gateway.config)
+    yield gateway
+    globalLogPublisher.removeObserver(lines)
+
+
+def calls(run: Callable[[], object]) -> tuple[int, int]:
+    """How many functions of Python, and how many of C, ``run`` calls."""
+    counted = {"call": 0, "c_call": 0}
+
+    def count(_frame: object, kind: str, _of: object) -> None:
+        if kind in counted:
+            counted[kind] += 1
+
+    before = sys.getprofile()
+    gc.disable()
+    sys.setprofile(count)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+        gc.enable()
+    return counted["call"], counted["c_call"]
+
+
+def hold_to(budget: str, counted: tuple[int, int], capsys) -> None:
+    with capsys.disabled():
+        print(f" [{budget}: {counted[0]} calls of Python functions, {counted[1]} of C's]", end="")
+    for number, allowed in zip(counted, BUDGET[budget], strict=True):
+        assert number <= allowed * OVER, f"{budget} costs {counted}, more than its budget of {BUDGET[budget]}"
+        assert number >= allowed * UNDER, f"{budget} costs {counted}: its budget of {BUDGET[budget]} can be lowered"
+
+
+def asked_and_answered(gateway: MemoryGateway, client: Wire, sent: bytes) -> bytes:
+    client.say(sent)
+    gateway.doors["p1"].wire.take()
+    gateway.doors["p1"].wire.say(WHOLE)
+    return client.take()
+
+
+@pytest.mark.parametrize(
+    ("budget", "more"), [("a plain request", ""), ("a request with the headers of an SDK", SDK)], ids=["plain", "sdk"]
+)
+def test_a_request_stays_within_its_budget(gateway, capsys, budget, more):
+    sent = request(HELLO).replace(b"\r\n\r\n", b"\r\n" + more.encode() + b"\r\n", 1)
+    client = gateway.open()
+    for _ in range(3):  # a connection that is kept, and whatever is made once is made
+        assert asked_and_answered(gateway, client, sent).endswith(ANSWER)
+    hold_to(budget, calls(lambda: asked_and_answered(gateway, client, sent)), capsys)
+
+
+@pytest.mark.parametrize(
+    ("budget", "read"), [("a chunk of a stream", CHUNK), ("a read that holds 50 chunks", CHUNK * 50)], ids=["one", "50"]
+)
+def test_a_chunk_stays_within_its_budget(gateway, capsys, budget, read):
+    client = gateway.ask(stream=True)
+    provider = gateway.doors["p1"].wire
+    provider.say(STREAM_HEAD + CHUNK)
+    provider.say(CHUNK)
+    client.take()
+    hold_to(budget, calls(lambda: provider.say(read)), capsys)
+    assert client.take().count(b"a few words") == read.count(b"a few words")
