@@ -30,6 +30,7 @@ setup(
         "prometheus-client>=0.21",
     ],
     extras_require={
+        "otel": ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"],
         "test": [
             "pytest>=8",
             "pytest-twisted>=1.14",
@@ -37,6 +38,8 @@ setup(
             "hypothesis>=6",
             "openai>=1.50",
             "langchain-openai>=0.3",
+            "opentelemetry-sdk>=1.30",
+            "opentelemetry-exporter-otlp-proto-http>=1.30",
             "trustme>=1.1",
             "build>=1.2",
             "ruff>=0.6",

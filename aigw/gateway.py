@@ -136,6 +136,8 @@ class Exchange:
 
     def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
         started = self._clock.seconds()
+        if self._trail.trace is not None:
+            attempt = self._trail.trace.sent(attempt, started)
         answered: list[IResponse] = []
         probe = self._health.begin(attempt.step)
         self._trail.tried += 1
@@ -293,4 +295,6 @@ class Exchange:
         rests_s = None if rests is None else math.ceil(rests)
         record = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message, rests_s)
         self._trail.attempts.append(record)
+        if self._trail.trace is not None:
+            self._trail.trace.attempted(record, now)
         return record

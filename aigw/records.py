@@ -6,6 +6,7 @@ A ``Trail`` is written while the request runs; ``Trail.record`` closes it into t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -57,6 +58,7 @@ class Record(msgspec.Struct, frozen=True):
     ended: float = 0.0
     ttft: float | None = None
     overhead: float = 0.0
+    trace: Any = None
 
 
 Sink = Callable[[Record], None]
@@ -87,6 +89,7 @@ class Trail:
         self.usage: dict[str, int] = {}
         self.received = self.started  # when its body was complete
         self.waited = 0.0  # for providers
+        self.trace: Any = None  # a Trace, where traces are wanted
 
     def record(self, status: int) -> Record:
         """Close the trail."""
@@ -113,6 +116,7 @@ class Trail:
             ended=ended,
             ttft=ttft,
             overhead=ended - self.received - self.waited,
+            trace=self.trace,
         )
 
 

@@ -48,10 +48,12 @@ class GatewayService(Service):
         look_up: LookUp = look_up,
         notify: Notify | None = None,
         feed_every: float = math.inf,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         """Reads the configuration and what it names, opens nothing; ``load`` reads it once more for each reload.
 
-        ``observer`` becomes the log unless ``--logger`` says otherwise; ``notify`` is fed every ``feed_every`` seconds.
+        ``observer`` becomes the log unless ``--logger`` says otherwise; ``notify`` is fed every ``feed_every`` seconds;
+        ``environ`` may ask for traces.
         Raises ConfigError.
         """
         self._load = load
@@ -69,7 +71,7 @@ class GatewayService(Service):
         self._reload: Deferred[bool] | None = None
         self._reload_again = False
         self._reloads = Reloads()
-        self._watch = Watch(self._look, reactor)
+        self._watch = Watch(self._look, reactor, environ)
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
         self._site, self._admin_site = (web.Front(tree, reactor) for tree in self._trees(self._now))
@@ -115,6 +117,7 @@ class GatewayService(Service):
         self._say_opened(self._listeners.open)
         logs.info("Started", version=__version__, routes=len(self.config.routes), providers=list(self.config.providers))
         self._daily.start(86400)
+        self._watch.start()
         self.pulse.start()
         self._reactor.callWhenRunning(lambda: self._notify.ready(self._status()))
 
@@ -206,6 +209,7 @@ class GatewayService(Service):
 
         # To the end it can be asked whether the gateway is ready: it is not.
         stopped.addBoth(lambda _: self._listeners.close(admin=True)).addBoth(lambda _: self._admin_site.abort())
+        stopped.addBoth(lambda _: self._watch.stop())
         return stopped.addBoth(say_so).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
 
     def stop_now(self) -> None:
@@ -238,7 +242,7 @@ class GatewayService(Service):
             generation.check_ready()
 
         self._watch.use(config)
-        root = web.tree(config, gateway, self._watch.record)
+        root = web.tree(config, gateway, self._watch.record, self._watch.begin_trace)
         admin.show(root, config, self._watch, check_ready)
         return root, admin.tree(config, self._watch, check_ready)
 

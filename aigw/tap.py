@@ -75,6 +75,7 @@ def makeService(options: Options) -> IService:
             None if only_check else _observer(options.parent),
             notify=Notify(os.environ),
             feed_every=(watchdog_seconds(os.environ, os.getpid()) or math.inf) / 3,
+            environ=os.environ,
         )
     except ConfigError as error:
         _report(error, str(path or "The configuration"), in_words=bool(only_check or options["check-providers"]))

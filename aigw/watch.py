@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from aigw import logs
@@ -16,6 +17,8 @@ from aigw.routing import KEY_REFUSED
 from aigw.secret import Secret
 from aigw.status import status
 from aigw.tally import Tally
+from aigw.trace import Trace
+from aigw.tracing import Tracing, wanted
 from aigw.viewers import Viewers
 
 Hide = Callable[[str], str]
@@ -24,12 +27,28 @@ Hide = Callable[[str], str]
 class Watch:
     """Hears of each request once; outlives every reload. ``look`` says how the daemon is right now."""
 
-    def __init__(self, look: Look, clock: IReactorTime) -> None:
+    def __init__(self, look: Look, clock: IReactorTime, environ: Mapping[str, str] | None = None) -> None:
+        """``environ`` may ask for traces."""
+        self.tracing = Tracing(clock, environ) if environ and wanted(environ) else None
         self.tally = Tally()
-        self.metrics = Metrics(self.tally, look)
+        self.metrics = Metrics(self.tally, look, self.tracing.families if self.tracing else None)
         self.viewers = Viewers(self.status, clock)
         self._look = look
         self._hides: list[Hide] = []
+
+    @property
+    def begin_trace(self) -> Callable[[bytes | None], Trace] | None:
+        """From a client's ``traceparent`` to a Trace, where traces are wanted."""
+        return self.tracing.begin if self.tracing else None
+
+    def start(self) -> None:
+        """Start what runs in threads."""
+        if self.tracing is not None:
+            self.tracing.start()
+
+    def stop(self) -> Deferred[None]:
+        """Fires when what was seen is told, within a bound."""
+        return self.tracing.stop() if self.tracing is not None else succeed(None)
 
     def use(self, config: Config) -> None:
         """What is counted from now on is what this configuration names."""
@@ -54,6 +73,8 @@ class Watch:
     def record(self, record: Record) -> None:
         """One request is over."""
         self.tally.count(record)
+        if self.tracing is not None:
+            self.tracing.end(record)
         fields = msgspec.structs.asdict(record)
         logs.info("Request", fields.pop("request_id"), **fields)
 

@@ -22,6 +22,8 @@ from aigw.openai import ENDPOINTS, Endpoint, model, read_call
 from aigw.records import Sink, Trail
 from aigw.request import Request
 
+BeginTrace = Callable[["bytes | None"], Any]
+
 
 class Front(Site):
     """The site that every listener serves; assigning ``resource`` replaces the whole tree for the next requests."""
@@ -187,17 +189,22 @@ class Calls(Leaf):
 
     methods = (b"POST",)
 
-    def __init__(self, config: Config, endpoint: Endpoint, gateway: Gateway, sink: Sink) -> None:
+    def __init__(
+        self, config: Config, endpoint: Endpoint, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None
+    ) -> None:
         super().__init__(config)
         self._endpoint = endpoint
         self._gateway = gateway
         self._sink = sink
+        self._begin_trace = begin_trace
         self._seconds: Callable[[], float] = gateway.clock.seconds
 
     def admit(self, request: Request) -> None:
         """Everything about the request is recorded, its refusal too."""
         path = f"/v1/{self._endpoint.path}"
         request.trail = Trail(self._seconds, request.request_id, request.method[:20].decode("latin-1"), path)
+        if self._begin_trace is not None:
+            request.trail.trace = self._begin_trace(request.header(b"traceparent"))
         super().admit(request)
 
     def render(self, request: Any) -> int:
@@ -237,8 +244,8 @@ class Calls(Leaf):
         self._sink(trail.record(status))
 
 
-def tree(config: Config, gateway: Gateway, sink: Sink) -> Leaf:
-    """The resources of the API, by path."""
+def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> Leaf:
+    """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
     root, v1, chat = Branch(config), Branch(config), Branch(config)
     root.putChild(b"health", Health(config))
     root.putChild(b"v1", v1)
@@ -246,5 +253,5 @@ def tree(config: Config, gateway: Gateway, sink: Sink) -> Leaf:
     v1.putChild(b"chat", chat)
     for endpoint in ENDPOINTS.values():
         parent, name = (chat, "completions") if endpoint.path == "chat/completions" else (v1, endpoint.path)
-        parent.putChild(name.encode(), Calls(config, endpoint, gateway, sink))
+        parent.putChild(name.encode(), Calls(config, endpoint, gateway, sink, begin_trace))
     return root

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar usage history tally live metrics signin status pages".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar usage history tally live metrics signin status pages trace spans".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -59,12 +59,16 @@ MAY_IMPORT = {
     "lifetime": "errors request",
     "channel": "errors grammar headers heads lifetime openai request wire",
     "web": "admission auth channel config errors gateway headers openai records request",
+    "trace": "records",
+    "spans": "records trace usage",
+    "otlp": "spans trace",
+    "tracing": "logs otlp records spans trace",
     "tally": "config history records usage",
     "live": "config",
     "metrics": "live tally",
     "status": "config history live tally",
     "viewers": "errors",
-    "watch": "config live logs metrics records routing secret status tally viewers",
+    "watch": "config live logs metrics records routing secret status tally trace tracing viewers",
     "pages": "headers",
     "signin": "config",
     "gates": "auth config errors request signin",
