@@ -20,6 +20,7 @@ BODY_SECONDS = 30.0
 BODY_RATE = 50_000.0  # bytes a second
 KEEP_ALIVE_SECONDS = 75.0
 READ_SECONDS = 60.0
+SETTLES = 0.05  # of READ_SECONDS, until the kernel's buffers are full
 SEND_BUFFER = 128 * 1024  # the kernel would let it grow to megabytes
 LINGER_SECONDS = 2.0
 LAST_REQUEST_SECONDS = 2.0  # while the gateway drains; a client may be sending its next request just now
@@ -37,7 +38,7 @@ class MortalChannel(HTTPChannel, ABC):
     _watch: IDelayedCall | None = None
     _due = math.inf
     _body_began = math.inf
-    _unsent = 0
+    _unsent = 0.0
 
     def connectionMade(self) -> None:
         """A client, its TLS handshake still to come."""
@@ -66,7 +67,9 @@ class MortalChannel(HTTPChannel, ABC):
         if self._body_began < math.inf:  # as long as what has come by now buys at the lowest rate, and a start
             self._due = self._body_began + BODY_SECONDS + self.requests[-1].bytes_in / BODY_RATE
         if now >= self._due and self._waitingForTransport and (unsent := _unsent(self.transport)) < self._unsent:
-            self._unsent, self._due = unsent, now + READ_SECONDS  # slow, but it reads
+            settled = self._due + READ_SECONDS * (1 - SETTLES)
+            self._due = settled if self._unsent == math.inf else now + READ_SECONDS  # slow, but it reads
+            self._unsent = unsent
         if now >= self._due:
             self._too_late()
         elif self._due < math.inf:
@@ -88,8 +91,8 @@ class MortalChannel(HTTPChannel, ABC):
     def pauseProducing(self) -> None:
         """The client does not read: it has READ_SECONDS to catch up."""
         super().pauseProducing()
-        self._unsent = _unsent(self.transport)
-        self._cut_after(READ_SECONDS)
+        self._unsent = math.inf  # the kernel has yet to take what it has room for, which is no reading of the client's
+        self._cut_after(READ_SECONDS * SETTLES)
 
     def resumeProducing(self) -> None:
         """The client has read all that was sent."""

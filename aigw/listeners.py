@@ -62,7 +62,7 @@ def _for_clients(config: Config, inherited: Sequence[Inherited]) -> tuple[Listen
 def _has_ipv6() -> bool:
     """Whether the kernel speaks IPv6 and its loopback is up, found out without opening a socket."""
     try:
-        return "00000000000000000000000000000001" in Path("/proc/net/if_inet6").read_text()
+        return "00000000000000000000000000000001" in Path("/proc/self/net/if_inet6").read_text()
     except OSError:
         return False
 

@@ -191,7 +191,7 @@ def test_b9_every_request_has_exactly_one_record(case):
 @ensureDeferred
 async def test_s2_a_client_that_reads_slowly_gets_all_of_a_large_answer(world, monkeypatch):
     """What counts is that it reads, not that it ever catches up."""
-    monkeypatch.setattr(lifetime, "READ_SECONDS", 0.15)
+    monkeypatch.setattr(lifetime, "READ_SECONDS", 0.25)
     large = b'{"data": ["%s"]}' % (b"x" * 1_000_000)
     gateway = world.gateway(world.provider(answer(200, large)))
     client = await gateway.connect()

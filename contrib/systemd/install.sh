@@ -380,9 +380,14 @@ start_service() {
     cat "$TMP/check" >&2
     die "$ETC/config.yaml cannot be used yet. Mend it (keys go to $ETC/keys/NAME), then run this again: nothing was started"
   fi
-  systemctl enable -q ai-gateway.socket ai-gateway.service
-  systemctl start ai-gateway.socket ||
-    die "the port cannot be opened ($(state ai-gateway.socket Result)); another one: PORT=8443 $0 install-service"
+  systemctl enable -q ai-gateway.service
+  if [ "$(state ai-gateway.socket LoadState)" = masked ]; then
+    say "ai-gateway.socket is masked: the gateway opens listeners of its own"
+  else
+    systemctl enable -q ai-gateway.socket
+    systemctl start ai-gateway.socket ||
+      die "the port cannot be opened ($(state ai-gateway.socket Result)); another one: PORT=8443 $0 install-service"
+  fi
   systemctl reset-failed ai-gateway.service 2>/dev/null || true
   if ! timeout 120 systemctl start ai-gateway.service || ! stays_up ai-gateway.service; then
     tell_why ai-gateway.service
