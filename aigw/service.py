@@ -266,7 +266,7 @@ class GatewayService(Service):
 
     def _say_opened(self, opened: Mapping[Listener, IListeningPort]) -> None:
         for listener, port in opened.items():
-            message = "Listening for administrators" if listener.admin else "Listening"
+            message = "The admin listener is open" if listener.admin else "Listening"
             logs.info(message, address=told(port), tls=not listener.insecure)
 
     def _warn(self) -> None:

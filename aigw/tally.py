@@ -14,7 +14,7 @@ from itertools import pairwise
 from aigw.config import Route
 from aigw.history import Failed, Failures, Hour, failures
 from aigw.records import AttemptRecord, Record
-from aigw.usage import by_kind
+from aigw.usage import KINDS, by_kind
 
 OTHER = "other"  # the route of requests that name none
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -25,7 +25,10 @@ StepKey = tuple[int, str, str]
 # Series that are there from the start, so that the first failure is seen as an increase.
 _STATUSES = (200, 499, 502, 504)
 _STATUSES_WITHOUT_ROUTE = (400, 401, 404)
-_OUTCOMES = ("ok", "unreachable", "timeout", "refused", "broken")
+_OUTCOMES = (
+    *("ok", "unreachable", "timeout", "refused", "broken"),
+    *("stream_truncated", "stream_reset", "stream_idle_timeout", "answer_truncated", "answer_timeout"),
+)
 
 
 class Histogram:
@@ -51,7 +54,7 @@ class StepTally:
 
     def __init__(self) -> None:
         self.attempts = dict.fromkeys(_OUTCOMES, 0)
-        self.tokens: dict[str, int] = {}
+        self.tokens = dict.fromkeys(KINDS, 0)
         self.hour = Hour()
         self.why = ""
         self.answers: bool | None = None
@@ -132,7 +135,7 @@ class Tally:
         if step is None:
             return
         for kind, count in by_kind(record.usage):
-            step.tokens[kind] = step.tokens.get(kind, 0) + count
+            step.tokens[kind] += count
             if kind == "prompt":
                 step.hour.at(record.ended).prompt += count
             elif kind == "completion":
