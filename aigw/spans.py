@@ -100,7 +100,7 @@ def _client(record: Record, trace: Trace, span: Span, offset: float) -> Made:
     if failed not in ("ok", "client_gone"):
         attributes["error.type"] = str(attempt.status) if attempt and failed == "refused" else failed
     if span is trace.spans[-1]:
-        attributes |= {_TOKENS[kind]: count for kind, count in by_kind(record.usage)}
+        attributes |= {_TOKENS[kind]: count for kind, count in by_kind(record.usage).items()}
         if record.stream and record.ttft is not None:
             attributes["gen_ai.response.time_to_first_chunk"] = record.started + record.ttft - span.started
     times = _nanoseconds(span.started + offset), _nanoseconds(ended + offset)

@@ -93,7 +93,8 @@ class Tally:
         route = self.routes.get(record.route or "", self.other)
         key = record.status, record.stream
         route.requests[key] = route.requests.get(key, 0) + 1
-        route.duration[record.stream].observe(record.ended - record.started)
+        took = record.ended - record.started
+        route.duration[record.stream].observe(took)
         attempts = record.attempts
         if not attempts:
             return
@@ -104,42 +105,34 @@ class Tally:
             step = route.steps.get((attempt.step, attempt.provider, attempt.model))
             if step is None:
                 continue
-            step.attempts[attempt.outcome] = step.attempts.get(attempt.outcome, 0) + 1
-            if attempt.outcome == "ok":
-                self._answered(step, record, attempt)
-            elif attempt.outcome not in NO_WORD_ON_THE_STEP:
+            outcome = attempt.outcome
+            step.attempts[outcome] = step.attempts.get(outcome, 0) + 1
+            if outcome == "ok":
+                step.answers = True
+                minute = step.hour.at(record.ended)
+                minute.ok += 1
+                if not record.stream:
+                    minute.answers += 1
+                    minute.whole += attempt.duration_ms / 1000
+                elif record.ttft is not None:
+                    minute.streams += 1
+                    # The step's own: what was lost on those before it is not its doing.
+                    minute.first += max(0.0, attempt.duration_ms / 1000 - (took - record.ttft))
+            elif outcome not in NO_WORD_ON_THE_STEP:
                 step.hour.at(record.ended).failed += 1
                 self._failed(step, record, attempt)
         if len(attempts) > 1:
             route.fallbacks += sum(a.step != b.step for a, b in pairwise(attempts))
-        if record.usage:
-            self._count_tokens(route, record)
+        if record.usage and step is not None:  # the last one's: who failed before it reported none
+            minute = step.hour.at(record.ended)
+            for kind, count in by_kind(record.usage).items():
+                step.tokens[kind] += count
+                if kind == "prompt":
+                    minute.prompt += count
+                elif kind == "completion":
+                    minute.completion += count
         if record.status >= 500:
             self._gave_up(record)
-
-    def _answered(self, step: StepTally, record: Record, attempt: AttemptRecord) -> None:
-        step.answers = True
-        minute = step.hour.at(record.ended)
-        minute.ok += 1
-        if not record.stream:
-            minute.answers += 1
-            minute.whole += attempt.duration_ms / 1000
-        elif record.ttft is not None:
-            minute.streams += 1
-            # The step's own: what was lost on those before it is not its doing.
-            minute.first += max(0.0, attempt.duration_ms / 1000 - (record.ended - record.started - record.ttft))
-
-    def _count_tokens(self, route: RouteTally, record: Record) -> None:
-        last = record.attempts[-1]
-        step = route.steps.get((last.step, last.provider, last.model))
-        if step is None:
-            return
-        for kind, count in by_kind(record.usage):
-            step.tokens[kind] += count
-            if kind == "prompt":
-                step.hour.at(record.ended).prompt += count
-            elif kind == "completion":
-                step.hour.at(record.ended).completion += count
 
     def _failed(self, step: StepTally, record: Record, attempt: AttemptRecord) -> None:
         step.answers = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 MOST = 4096  # what a usage object may take
 MAX_COUNT = 2**53  # more is no number in JSON that everybody reads alike
@@ -27,12 +27,14 @@ KINDS = {
     "cached": ("cached_tokens", "cache_read_input_tokens", "prompt_cache_hit_tokens"),
     "reasoning": ("reasoning_tokens",),
 }
+_KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
+_NAME = b'"usage"'
 _decoder = json.JSONDecoder()
 
 
 def mentions_usage(data: bytes) -> bool:
     """Whether ``data`` holds a ``usage`` object, or the start of one."""
-    return b'"usage"' in data and _USAGE.search(data) is not None
+    return _NAME in data and _USAGE.search(data) is not None
 
 
 def usage_in(data: bytes) -> dict[str, int]:
@@ -40,12 +42,16 @@ def usage_in(data: bytes) -> dict[str, int]:
 
     Of many objects only the first and the last few are looked at: whoever repeats them repeats all of their counts.
     """
-    first = _USAGE.search(data) if b'"usage"' in data else None
-    if first is None:
+    at = data.rfind(_NAME)
+    if at < 0:
         return {}
-    last = deque(_USAGE.finditer(data, first.end()), maxlen=3)
+    if data.find(_NAME, 0, at) < 0:  # as nearly always: there is one
+        match = _USAGE.match(data, at)
+        return counts_in(data[match.end() : match.end() + MOST]) or {} if match else {}
+    found = [*deque(_USAGE.finditer(data), maxlen=3)]
+    first = _USAGE.search(data)
     counts: dict[str, int] = {}
-    for match in (first, *last):
+    for match in [first, *found] if first else found:
         counts |= counts_in(data[match.end() : match.end() + MOST]) or {}
     return counts
 
@@ -67,10 +73,11 @@ def counts_in(data: bytes) -> dict[str, int] | None:
     return counts
 
 
-def by_kind(usage: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+def by_kind(usage: Mapping[str, int]) -> dict[str, int]:
     """The counts as prompt, completion, cached and reasoning, those that were reported."""
-    for kind, names in KINDS.items():
-        for name in names:
-            if name in usage:
-                yield kind, usage[name]
-                break
+    kinds: dict[str, int] = {}
+    for name, count in usage.items():
+        kind = _KIND_OF.get(name)
+        if kind is not None and kind not in kinds:  # who says both prompt_tokens and input_tokens says one thing twice
+            kinds[kind] = count
+    return kinds
