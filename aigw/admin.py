@@ -74,8 +74,14 @@ class Metrics(Shown):
 
     def render(self, request: Any) -> int:
         """In the format that the scraper asks for."""
-        body, kind = self._watch.metrics.scrape((request.header(b"accept") or b"").decode("latin-1"))
-        return send(request, kind, self._watch.hidden(body))
+
+        def made(answer: tuple[bytes, bytes]) -> None:
+            body, kind = answer
+            send(request, kind, body)
+
+        accept = (request.header(b"accept") or b"").decode("latin-1")
+        request.serve(self._watch.scrape(accept).addCallback(made))
+        return NOT_DONE_YET
 
 
 class Ready(Shown):

@@ -27,23 +27,22 @@ class Metrics:
     """Answers scrapes. ``more`` adds families of others."""
 
     def __init__(self, tally: Tally, look: Look, more: Callable[[], Families] | None = None) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Collector(tally, look, more))
-        ProcessCollector(registry=self._registry)
-
-    def scrape(self, accept: str) -> tuple[bytes, bytes]:
-        """The body in the format that ``accept`` asks for, and its content type."""
-        encode, kind = choose_encoder(accept)
-        return encode(self._registry), kind.encode()
-
-
-class _Collector(Collector):
-    def __init__(self, tally: Tally, look: Look, more: Callable[[], Families] | None) -> None:
         self._tally = tally
         self._look = look
         self._more = more
+        self._process = ProcessCollector(registry=None)
 
-    def collect(self) -> Families:
+    def scrape(self, accept: str) -> tuple[Callable[[], bytes], bytes]:
+        """What makes the body, in the format that ``accept`` asks for, and its content type.
+
+        What it says is of now; making it takes a while where there are many routes, and may be done in a thread.
+        """
+        encode, kind = choose_encoder(accept)
+        seen = CollectorRegistry(auto_describe=False)
+        seen.register(_Seen([*self._families(), *self._process.collect()]))
+        return lambda: encode(seen), kind.encode()
+
+    def _families(self) -> Families:
         live = self._look()
         yield from _of_routes({**self._tally.routes, OTHER: self._tally.other})
         yield from _of_steps(self._tally.routes)
@@ -51,6 +50,14 @@ class _Collector(Collector):
         yield from _of_the_daemon(live)
         if self._more is not None:
             yield from self._more()
+
+
+class _Seen(Collector):
+    def __init__(self, families: list[Any]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Any]:
+        return self._families
 
 
 def _of_routes(routes: dict[str, RouteTally]) -> Families:

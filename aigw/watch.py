@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.threads import deferToThreadPool
 
 from aigw import logs
 from aigw.config import Config
@@ -27,13 +28,14 @@ Hide = Callable[[str], str]
 class Watch:
     """Hears of each request once; outlives every reload. ``look`` says how the daemon is right now."""
 
-    def __init__(self, look: Look, clock: IReactorTime, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, look: Look, reactor: Any, environ: Mapping[str, str] | None = None) -> None:
         """``environ`` may ask for traces."""
-        self.tracing = Tracing(clock, environ) if environ and wanted(environ) else None
+        self.tracing = Tracing(reactor, environ) if environ and wanted(environ) else None
         self.tally = Tally()
         self.metrics = Metrics(self.tally, look, self.tracing.families if self.tracing else None)
-        self.viewers = Viewers(self.status, clock)
+        self.viewers = Viewers(self.status, reactor)
         self._look = look
+        self._reactor = reactor
         self._hides: list[Hide] = []
 
     @property
@@ -65,6 +67,16 @@ class Watch:
         for hiding in self._hides:
             shown = hiding(shown)
         return text if shown is before else shown.encode()
+
+    def scrape(self, accept: str) -> Deferred[tuple[bytes, bytes]]:
+        """The metrics in the format that ``accept`` asks for, and their content type; made in a thread."""
+        encode, kind = self.metrics.scrape(accept)
+
+        def make() -> tuple[bytes, bytes]:
+            return self.hidden(encode()), kind
+
+        made: Deferred[tuple[bytes, bytes]] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), make)
+        return made
 
     def status(self) -> bytes:
         """The status as JSON."""
