@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -93,9 +94,9 @@ class Ready(Shown):
         self._check = check
 
     def render(self, request: Any) -> bytes:
-        """Raises what ``check`` does."""
+        """With the process that answers, for several may share a socket. Raises what ``check`` does."""
         self._check()
-        return b'{"status": "ready"}'
+        return b'{"status": "ready", "pid": %d}' % os.getpid()
 
 
 class Status(Shown):

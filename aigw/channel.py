@@ -10,6 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+
 from aigw import headers, wire
 from aigw.errors import BadRequest, GatewayError, HeadersTooLarge
 from aigw.grammar import is_host, is_target, is_trailer
@@ -31,7 +35,9 @@ class Channel(HeadReader, MortalChannel):
     """One connection of a client."""
 
     _optimisticEagerReadSize = 2**62  # a connection that is not read hears no hang-up; dataReceived has the limit
-    _behind = 0
+    _ahead = b""  # of its time: what was sent behind a request, and is to be read now or when the client reads
+    _behind = 0  # how much of that is kept, here and in Twisted's buffer
+    _next_turn: IDelayedCall | None = None
     _idle = False  # between two requests
 
     def getPeer(self) -> None:
@@ -49,10 +55,40 @@ class Channel(HeadReader, MortalChannel):
         wire.write(self.transport, b"".join(iovec))
 
     def requestDone(self, request: Request) -> None:
-        """See MortalChannel."""
-        self._behind = 0
+        """An answer is written. What was sent behind its request is read in a turn of its own, when the client reads.
+
+        Twisted would go on at once: a client could have any number of requests served in one turn of the reactor, and
+        any number of answers kept for it that it does not read.
+        """
         self._idle = True
+        ahead = [*self._dataBuffer, self.clearLineBuffer()]
+        self._dataBuffer = []
         super().requestDone(request)
+        self._ahead = b"".join(ahead) if self.persistent and not self._closing else b""
+        self._behind = len(self._ahead)
+        if self._waitingForTransport:
+            self._networkProducer.pauseProducing()
+        elif self._ahead:
+            self._next_turn = self.callLater(0, self._go_on)
+
+    def resumeProducing(self) -> None:
+        """See MortalChannel."""
+        super().resumeProducing()
+        if self._ahead and self._next_turn is None:
+            self._next_turn = self.callLater(0, self._go_on)
+
+    def _go_on(self) -> None:
+        self._next_turn = None
+        if not self._waitingForTransport:
+            ahead, self._ahead, self._behind = self._ahead, b"", 0
+            self.dataReceived(ahead)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """See IProtocol."""
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
+        super().connectionLost(reason)
 
     # Judging a head
 
@@ -104,18 +140,28 @@ class Channel(HeadReader, MortalChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """See IProtocol."""
-        if self._handlingRequest:
-            self._behind += len(data)
-            if self._behind > MAX_BEHIND:  # nobody pipelines so much behind a request that is being answered
-                self.transport.abortConnection()
-                return
-        if not self._closing:
+        if self._closing:
+            return
+        if not (self._ahead or (self._waitingForTransport and not self._handlingRequest)):
             super().dataReceived(data)
+        elif self._keeps(data):
+            self._ahead += data
 
     def rawDataReceived(self, data: bytes) -> None:
-        """See LineReceiver."""
-        if not self._closing:
+        """Some of a body, or what is sent behind a request that is being answered."""
+        if not self._closing and (not self._handlingRequest or self._keeps(data)):
             super().rawDataReceived(data)
+
+    def _finishRequestBody(self, data: bytes) -> None:
+        self._behind = len(data)  # Twisted keeps it
+        super()._finishRequestBody(data)
+
+    def _keeps(self, data: bytes) -> bool:
+        """Whether so much more can be kept for later; nobody pipelines more."""
+        self._behind += len(data)
+        if self._behind > MAX_BEHIND:
+            self.transport.abortConnection()
+        return self._behind <= MAX_BEHIND
 
     def allContentReceived(self) -> None:
         """See HTTPChannel."""

@@ -97,15 +97,18 @@ class MortalChannel(HTTPChannel, ABC):
     def resumeProducing(self) -> None:
         """The client has read all that was sent."""
         super().resumeProducing()
-        self._cut_after(math.inf if self._handlingRequest else KEEP_ALIVE_SECONDS)
+        self._cut_after(math.inf if self._handlingRequest else self._idle_seconds())
 
     def requestDone(self, request: Request) -> None:
         """An answer is written; the next request may come, or be there already."""
         if self.site.draining:
             self.persistent = False
         if not self._waitingForTransport:
-            self._cut_after(KEEP_ALIVE_SECONDS)
+            self._cut_after(self._idle_seconds())
         super().requestDone(request)
+
+    def _idle_seconds(self) -> float:
+        return LAST_REQUEST_SECONDS if self.site.draining else KEEP_ALIVE_SECONDS
 
     @abstractmethod
     def _reject(self, error: GatewayError) -> None:

@@ -115,14 +115,14 @@ def _emit(level: Any, message: str, request_id: str | None, fields: dict[str, An
 def _kind(event: dict[str, Any]) -> object:
     """What two events share of which one is enough, None for all others.
 
-    Failures that are the same mistake: type, words, and the places that they passed. What Twisted says of each client
+    Failures that are the same mistake: type, and the places that they passed. What Twisted says of each client
     that it cannot accept while files have run out.
     """
     failure = event.get("log_failure") or event.get("failure")
     if failure is None:
         return event.get("log_format") if event.get("log_namespace") == _ACCEPTING else None
     places = tuple((name, file, line) for name, file, line, *_ in failure.frames)
-    return hash((failure.type, failure.getErrorMessage(), places))
+    return hash((failure.type, places or failure.getErrorMessage()))
 
 
 def _line(event: dict[str, Any], level: Any) -> str:

@@ -172,6 +172,7 @@ class Request(TwistedRequest):
 
     def begin(self, status: int, sent: list[headers.Header], length: int | None) -> None:
         """Prepare the head of the answer; it leaves with the first bytes of the body."""
+        self.chunked = 0
         self.setResponseCode(status)
         if self.channel is not None and self.channel.site.draining:
             self.responseHeaders.setRawHeaders(b"connection", [b"close"])

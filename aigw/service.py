@@ -72,12 +72,13 @@ class GatewayService(Service):
         self._reload_again = False
         self._reloads = Reloads()
         self._watch = Watch(self._look, reactor, environ)
+        self._hurry = False
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
         self._site, self._admin_site = (web.Front(tree, reactor) for tree in self._trees(self._now))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._now.listeners)
-        self._hide_keys_of(self._now.config)
+        self._watch.hide(self.config.secrets)
 
     @property
     def config(self) -> Config:
@@ -148,14 +149,14 @@ class GatewayService(Service):
                 logs.log.failure("Unexpected failure of a reload", failure=failure)
             return False
 
-        def once_more(swapped: bool) -> Any:
+        def once_more(swapped: Any) -> Any:
             self._reload = None
             again, self._reload_again = self._reload_again, False
             return self.reload() if again else swapped
 
         reading: Deferred[Any] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._read)
         self._reload = reading
-        return reading.addCallback(swap).addErrback(refuse).addCallback(once_more)
+        return reading.addCallback(swap).addErrback(refuse).addBoth(once_more)
 
     def _read(self) -> Generation:
         return Generation(self._load(), self._reactor, self._connect, self._inherited)
@@ -177,7 +178,7 @@ class GatewayService(Service):
         self._now = new
         self._site.resource, self._admin_site.resource = self._trees(new)
         closed = self._listeners.keep(new.listeners, opened)
-        self._hide_keys_of(new.config, old.config)
+        self._watch.hide(new.config.secrets)
         self._warn()
         self._limit_connections()
         self._warn_of_expiry()
@@ -202,6 +203,9 @@ class GatewayService(Service):
         self._watch.viewers.end()
         stopped = self._listeners.close(admin=False).addBoth(lambda _: self._drain and self._drain.begin())
 
+        if self._hurry:
+            self._drain.give_up()
+
         def say_so(_: object) -> None:
             self._now.upstream.close()
             self.pulse.stop()
@@ -214,6 +218,7 @@ class GatewayService(Service):
 
     def stop_now(self) -> None:
         """Whoever asked for a stop has asked again."""
+        self._hurry = True
         if self._drain is not None:
             logs.warn("Stopping now", in_flight=len(self._running))
             self._drain.give_up()
@@ -282,11 +287,6 @@ class GatewayService(Service):
             logs.error("A certificate has expired: renew it and reload", days=round(days, 1))
         elif days < EXPIRY_DAYS:
             logs.warn("A certificate expires soon: renew it and reload", days=round(days, 1))
-
-    def _hide_keys_of(self, *configs: Config) -> None:
-        """In the log from now on; requests that began before a reload may still name the keys of before."""
-        secrets = dict.fromkeys(secret for config in configs for secret in config.secrets)
-        self._watch.hide(sorted(secrets, key=len, reverse=True))
 
     def _status(self, since: str = "") -> str:
         config = self.config

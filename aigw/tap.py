@@ -11,6 +11,7 @@ import syslog
 import time
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import Any, ClassVar, NoReturn, TextIO
 
 from twisted.application.service import IService
@@ -96,18 +97,29 @@ def _check_providers(loaded: Config, reactor: Any, json: int) -> NoReturn:
 
 
 def _obey_signals(service: GatewayService, reactor: Any) -> None:
-    """SIGHUP reloads, SIGUSR2 logs the state; Twisted's own SIGTERM and SIGINT stop, and a second one does not wait."""
+    """SIGHUP reloads, SIGUSR2 logs the state, the first SIGTERM or SIGINT stops as Twisted does, the next at once."""
 
     def on(number: int, act: Callable[[], object]) -> None:
         signal.signal(number, lambda *_: reactor.callFromThread(act))
 
-    def at_once() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            on(number, service.stop_now)
+    def take_over() -> None:
+        stopping = False
+        twisted: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            nonlocal stopping
+            if stopping:
+                reactor.callFromThread(service.stop_now)
+            else:
+                stopping = True
+                twisted[number](number, frame)
+
+        for number in twisted:
+            signal.signal(number, stop)
 
     on(signal.SIGHUP, service.reload)
     on(signal.SIGUSR2, service.say_state)
-    reactor.addSystemEventTrigger("before", "shutdown", at_once)
+    reactor.callWhenRunning(take_over)
 
 
 def _settle() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,8 @@ from aigw.trace import Trace
 from aigw.tracing import Tracing, wanted
 from aigw.viewers import Viewers
 
+OLD_SECRETS = 200  # of configurations before a reload
+
 Hide = Callable[[str], str]
 
 
@@ -36,6 +38,7 @@ class Watch:
         self.viewers = Viewers(self.status, reactor)
         self._look = look
         self._reactor = reactor
+        self._secrets: list[Secret] = []
         self._hides: list[Hide] = []
 
     @property
@@ -56,9 +59,14 @@ class Watch:
         """What is counted from now on is what this configuration names."""
         self.tally.keep(config.routes.values())
 
-    def hide(self, secrets: Iterable[Secret]) -> None:
-        """Keys that stand in no log line and on no page from now on, wherever they should come from."""
-        self._hides = [secret.hide_in for secret in secrets]
+    def hide(self, secrets: Sequence[Secret]) -> None:
+        """Keys that stand in no log line and on no page from now on, wherever they should come from.
+
+        So do all keys of before: requests that began with them may still be under way.
+        """
+        older = [secret for secret in self._secrets if secret not in secrets]
+        self._secrets = [*older[-OLD_SECRETS:], *secrets]
+        self._hides = [secret.hide_in for secret in sorted(self._secrets, key=len, reverse=True)]
         logs.hide(self._hides)
 
     def hidden(self, text: bytes) -> bytes:

@@ -138,6 +138,11 @@ class MemoryGateway:
         wire.say(request(body if body is not None else {**HELLO, **more}))
         return wire
 
+    def turns(self) -> None:
+        """Turns of the reactor until nothing is due any more."""
+        while any(when <= self.clock.seconds() for when in self.timers()):
+            self.clock.advance(0)
+
     def timers(self) -> list[float]:
         """What is still going to happen."""
         return [call.getTime() for call in self.clock.getDelayedCalls()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 
@@ -74,6 +75,20 @@ def test_d2_who_sends_nothing_more_is_closed_soon(sent):
     assert not client.disconnected
     for _ in range(15):
         gateway.clock.advance(1)
+    gateway.clock.advance(LINGER_SECONDS)
+    assert client.disconnected
+    assert done.called
+
+
+def test_d2_an_idle_client_that_catches_up_late_is_closed_soon():
+    gateway = MemoryGateway()
+    client = gateway.ask()
+    client.producer.pauseProducing()
+    gateway.doors["p1"].wire.say(ANSWER)
+    done = draining(gateway)
+    gateway.clock.advance(0.5)
+    client.producer.resumeProducing()
+    gateway.clock.advance(LAST_REQUEST_SECONDS)
     gateway.clock.advance(LINGER_SECONDS)
     assert client.disconnected
     assert done.called
@@ -237,7 +252,7 @@ async def test_d2_ready_says_so_at_once_and_no_connection_is_taken(world, tls):
     gateway.tree["drain"] = 10
     await gateway.reload()
     got = await gateway.get("/ready", {})
-    assert (got.status, got.json) == (200, {"status": "ready"})
+    assert (got.status, got.json) == (200, {"status": "ready", "pid": os.getpid()})
     waiting, healthy = await gateway.connect("GET"), await gateway.connect("GET")
     stream = await gateway.send(request({**HELLO, "stream": True}))
     await bounded(stream.started)
@@ -264,6 +279,27 @@ providers: [{name: a, base_url: "http://127.0.0.1:%d/v1"}]
 routes: [{name: route, steps: [{provider: a, model: m}]}]
 """
 ASK = request({**HELLO, "stream": True}, headers={"X-Api-Key": "a-key-of-the-gateway"})
+
+
+def test_d2_two_signals_at_once(tmp_path):
+    """The second comes before the first was obeyed."""
+    with socket.socket() as provider:
+        provider.bind(("127.0.0.1", 0))
+        provider.listen()
+        with Daemon(tmp_path, config=SERVES % provider.getsockname()[1]) as daemon:
+            with socket.create_connection(daemon.address(), 5) as client:
+                client.sendall(ASK)
+                provider.accept()[0].close()
+                daemon.wait_for("Request")
+                client.sendall(ASK)
+                upstream, _ = provider.accept()
+                with upstream:
+                    daemon.process.send_signal(signal.SIGSTOP)
+                    daemon.process.send_signal(signal.SIGTERM)
+                    daemon.process.send_signal(signal.SIGINT)
+                    daemon.process.send_signal(signal.SIGCONT)
+                    assert daemon.process.wait(5) in (-signal.SIGTERM, -signal.SIGINT)
+            assert "Traceback" not in daemon.err.read_text()
 
 
 @pytest.mark.parametrize("second", [None, signal.SIGTERM, signal.SIGINT], ids=["once", "twice", "then Ctrl-C"])

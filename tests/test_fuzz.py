@@ -139,6 +139,7 @@ class Target:
     def provide(self, silent: bool) -> int:
         """Answer what reached the provider; the number of requests."""
         total = 0
+        self.world.turns()
         while asked := [wire for wire in self.wires() if wire.value()]:
             for wire in asked:
                 top, separator, body = wire.take().partition(b"\r\n\r\n")
@@ -147,6 +148,7 @@ class Target:
                 total += 1
                 if not silent:
                     wire.say(whole_stream() if streamed(body) else GOOD)
+            self.world.turns()
         return total
 
     def tidy(self, waiting: bool) -> None:

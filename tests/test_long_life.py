@@ -101,9 +101,9 @@ def test_a_traceback_that_comes_again_is_one_line(monkeypatch):
         except ValueError:
             log.failure("Oops", failure=Failure())
 
-    for _ in range(1000):
-        fail(1)
-    fail(2)
+    for number in range(1000):
+        fail(number)  # whatever its words
+    log.failure("Oops", failure=Failure(ValueError("from another place")))
     now[0] += WINDOW_SECONDS
     fail(1)
     assert [line["fields"].get("repeats") for line in lines] == [None, None, 999]

@@ -48,6 +48,8 @@ def manager(request, tmp_path):
 
 def test_d3_messages(manager):
     notify = Notify({"NOTIFY_SOCKET": manager.address})
+    notify.ready("a lone surrogate: \ud800")
+    assert manager.hears("READY=1")["STATUS"] == "a lone surrogate: ?"
     notify.ready("two\nlines " + "x" * 5000)
     heard = manager.hears("READY=1")
     assert heard["STATUS"].startswith("two lines xxx")

@@ -12,6 +12,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from pytest_twisted import ensureDeferred
 from twisted.internet.threads import deferToThread
 
+from aigw import logs
 from tests.harness import AUTH, HELLO, bounded, contents, request, until
 from tests.providers import (
     LAST_CHUNK,
@@ -229,6 +230,32 @@ async def test_d1_a_reload_asked_for_during_another_reads_once_more(world):
     gateway.service.reload()
     assert await running
     assert (await gateway.ask(model="second")).status == 200
+
+
+@ensureDeferred
+async def test_d1_b9_no_key_of_the_past_is_logged_however_many_reloads_ago(world):
+    gateway = world.gateway(world.provider())
+    for number in range(4):
+        gateway.tree["providers"][0]["api_key"] = f"provider-key-of-time-{number}"
+        assert await gateway.reload()
+    logs.info("provider-key-1 provider-key-of-time-0 provider-key-of-time-3")
+    assert json.loads(world.log[-1])["message"] == "*** *** ***"
+
+
+@ensureDeferred
+async def test_d1_a_refusal_that_cannot_be_told_does_not_end_reloading(world):
+    gateway = world.gateway(world.provider())
+
+    def fail(status: str) -> None:
+        raise RuntimeError(status)
+
+    gateway.service._notify.ready = fail
+    gateway.tree["colour\ud800"] = 1
+    with pytest.raises(RuntimeError):
+        await gateway.reload()
+    del gateway.service._notify.ready
+    del gateway.tree["colour\ud800"]
+    assert await gateway.reload()
 
 
 # Certificates
