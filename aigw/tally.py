@@ -92,7 +92,10 @@ class Tally:
         """One request. One that began before a reload which dropped its route counts as one that names none."""
         route = self.routes.get(record.route or "", self.other)
         key = record.status, record.stream
-        route.requests[key] = route.requests.get(key, 0) + 1
+        if key in route.requests:
+            route.requests[key] += 1
+        else:
+            route.requests[key] = 1
         took = record.ended - record.started
         route.duration[record.stream].observe(took)
         attempts = record.attempts
@@ -106,8 +109,8 @@ class Tally:
             if step is None:
                 continue
             outcome = attempt.outcome
-            step.attempts[outcome] = step.attempts.get(outcome, 0) + 1
             if outcome == "ok":
+                step.attempts["ok"] += 1
                 step.answers = True
                 minute = step.hour.at(record.ended)
                 minute.ok += 1
@@ -118,7 +121,9 @@ class Tally:
                     minute.streams += 1
                     # The step's own: what was lost on those before it is not its doing.
                     minute.first += max(0.0, attempt.duration_ms / 1000 - (took - record.ttft))
-            elif outcome not in NO_WORD_ON_THE_STEP:
+                continue
+            step.attempts[outcome] = step.attempts.get(outcome, 0) + 1
+            if outcome not in NO_WORD_ON_THE_STEP:
                 step.hour.at(record.ended).failed += 1
                 self._failed(step, record, attempt)
         if len(attempts) > 1:

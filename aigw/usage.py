@@ -77,7 +77,8 @@ def by_kind(usage: Mapping[str, int]) -> dict[str, int]:
     """The counts as prompt, completion, cached and reasoning, those that were reported."""
     kinds: dict[str, int] = {}
     for name, count in usage.items():
-        kind = _KIND_OF.get(name)
-        if kind is not None and kind not in kinds:  # who says both prompt_tokens and input_tokens says one thing twice
-            kinds[kind] = count
+        if name in _KIND_OF:
+            kind = _KIND_OF[name]
+            if kind not in kinds:  # who says both prompt_tokens and input_tokens says one thing twice
+                kinds[kind] = count
     return kinds
