@@ -31,6 +31,7 @@ setup(
     ],
     extras_require={
         "otel": ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"],
+        "bench": ["matplotlib>=3.7"],  # the chart of contrib/bench
         "test": [
             "pytest>=8",
             "pytest-twisted>=1.14",

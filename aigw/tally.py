@@ -42,7 +42,7 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count ``value``."""
+        """Count ``value``; what is counted of every request does this without the call."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
@@ -90,6 +90,7 @@ class Tally:
 
     def count(self, record: Record) -> None:
         """One request. One that began before a reload which dropped its route counts as one that names none."""
+        # No function is called that need not be: this is the price of being watched.
         route = self.routes.get(record.route or "", self.other)
         key = record.status, record.stream
         if key in route.requests:
@@ -97,17 +98,24 @@ class Tally:
         else:
             route.requests[key] = 1
         took = record.ended - record.started
-        route.duration[record.stream].observe(took)
+        duration = route.duration[record.stream]
+        duration.counts[bisect_left(SECONDS, took)] += 1
+        duration.sum += took
         attempts = record.attempts
         if not attempts:
             return
-        route.overhead.observe(record.overhead)
+        overhead = route.overhead
+        overhead.counts[bisect_left(OVERHEAD_SECONDS, record.overhead)] += 1
+        overhead.sum += record.overhead
         if record.stream and record.ttft is not None:
             route.first_token.observe(record.ttft)
+        minute = None
         for attempt in attempts:
-            step = route.steps.get((attempt.step, attempt.provider, attempt.model))
-            if step is None:
+            step_key = attempt.step, attempt.provider, attempt.model
+            if step_key not in route.steps:
+                step = None
                 continue
+            step = route.steps[step_key]
             outcome = attempt.outcome
             if outcome == "ok":
                 step.attempts["ok"] += 1
@@ -126,10 +134,10 @@ class Tally:
             if outcome not in NO_WORD_ON_THE_STEP:
                 step.hour.at(record.ended).failed += 1
                 self._failed(step, record, attempt)
-        if len(attempts) > 1:
+        if attempts[0] is not attempts[-1]:
             route.fallbacks += sum(a.step != b.step for a, b in pairwise(attempts))
         if record.usage and step is not None:  # the last one's: who failed before it reported none
-            minute = step.hour.at(record.ended)
+            minute = minute or step.hour.at(record.ended)
             for kind, count in by_kind(record.usage).items():
                 step.tokens[kind] += count
                 if kind == "prompt":

@@ -18,7 +18,7 @@ from twisted.application.service import IService
 from twisted.logger import LogLevel
 from twisted.python import logfile, usage
 
-from aigw import __version__, config, demo, logs
+from aigw import __version__, config, demo, heap, logs
 from aigw.config import Config
 from aigw.dial import Host, Names
 from aigw.errors import ConfigError
@@ -124,6 +124,7 @@ def _obey_signals(service: GatewayService, reactor: Any) -> None:
 
 def _settle() -> None:
     """What is there after the start stays: no collection of garbage needs to look at it again."""
+    heap.keep()
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)  # a request leaves no cycle: looking after every 700 objects cost a tenth

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from hyperlink import URL
-from treq.client import HTTPClient
-from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
@@ -23,6 +21,7 @@ from zope.interface import implementer
 
 from aigw import headers
 from aigw.agent import Agent, Pool, ReadyHeaders
+from aigw.client import Client, ReadyUrl, ascii_url
 from aigw.config import Provider
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
 from aigw.openai import message_in
@@ -46,8 +45,8 @@ class Upstream:
         self._pools: dict[str, Pool] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
         self._origins: dict[str, tuple[str, bytes]] = {}
-        self._clients: dict[tuple[str, float], HTTPClient] = {}
-        self._urls: dict[str, _ReadyUrl] = {}
+        self._clients: dict[tuple[str, float], Client] = {}
+        self._urls: dict[str, ReadyUrl] = {}
         mistakes: list[str] = []
         for index, provider in enumerate(providers):
             try:
@@ -82,16 +81,12 @@ class Upstream:
         return sent
 
     def _request(self, attempt: Attempt) -> Deferred[Any]:
-        url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, _ReadyUrl.of(attempt.url))
+        url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, ReadyUrl.of(attempt.url))
         return self._client(attempt.step.provider, attempt.step.connect_timeout).request(
             "POST",
             url,
             headers=ReadyHeaders(headers.lines(attempt.headers)),
             data=_Body(attempt.body),
-            cookies=_NO_COOKIES,
-            allow_redirects=False,
-            unbuffered=True,
-            reactor=self._reactor,
         )
 
     def get(
@@ -99,11 +94,9 @@ class Upstream:
     ) -> Deferred[IResponse]:
         """The head of any answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
         asked = ReadyHeaders(headers.lines(sent))
+        url = ReadyUrl.of(f"{provider.base_url}/{path}")
         request = self._client(provider, connect_timeout).request
-        url, more = _ReadyUrl.of(f"{provider.base_url}/{path}"), {"unbuffered": True, "reactor": self._reactor}
-        answered: Deferred[Any] = maybeDeferred(
-            request, "GET", url, headers=asked, cookies=_NO_COOKIES, allow_redirects=False, **more
-        )
+        answered: Deferred[Any] = maybeDeferred(request, "GET", url, headers=asked)
         return answered.addErrback(_in_our_terms)
 
     def close(self) -> None:
@@ -111,12 +104,12 @@ class Upstream:
         for pool in self._pools.values():
             pool.close()
 
-    def _client(self, provider: Provider, connect_timeout: float) -> HTTPClient:
+    def _client(self, provider: Provider, connect_timeout: float) -> Client:
         key = provider.name, connect_timeout
         if key not in self._clients:
-            host = URL.from_text(_ascii(provider.base_url)).authority().encode("ascii")
+            host = URL.from_text(ascii_url(provider.base_url)).authority().encode("ascii")
             agent = Agent(self._pools[provider.name], host, connect_timeout)
-            self._clients[key] = HTTPClient(agent, cookiejar=_NO_COOKIES, data_to_body_producer=lambda body: body)
+            self._clients[key] = Client(agent)
         return self._clients[key]
 
 
@@ -141,7 +134,7 @@ def within(limited: Deferred[T], seconds: float, clock: IReactorTime, reason: Ca
 def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple[IStreamClientEndpoint, bool]:
     """What leads to the provider, and whether it does so over TLS."""
     try:
-        url = URL.from_text(_ascii(provider.base_url))
+        url = URL.from_text(ascii_url(provider.base_url))
         secure = url.scheme == "https"
         endpoint = connect(url.host, url.port or 0)
         if secure:
@@ -149,11 +142,6 @@ def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple
     except ValueError as error:
         raise ConfigError([f"base_url: the host of {provider.base_url!r} cannot be used: {error}"]) from None
     return endpoint, secure
-
-
-def _ascii(url: str) -> str:
-    """An international URL in the form that goes over the wire. Raises ValueError."""
-    return url if url.isascii() else str(URL.from_text(url).to_uri().to_text())
 
 
 def _refuse_unless_2xx(response: IResponse, clock: IReactorTime) -> Any:
@@ -257,37 +245,3 @@ class _Body:
 
     def stopProducing(self) -> None:
         pass
-
-
-class _ReadyUrl(URL):
-    """A URL that is in its final form: treq would encode it anew for each request."""
-
-    _final: str
-
-    @classmethod
-    def of(cls, text: str) -> _ReadyUrl:
-        ready = cast(_ReadyUrl, cls.from_text(_ascii(text)))
-        ready._final = _ascii(text)
-        return ready
-
-    def to_uri(self) -> _ReadyUrl:
-        return self
-
-    def to_text(self, with_password: bool = False) -> str:
-        return self._final
-
-
-class _NoCookies(IndexableCookieJar):
-    """Keeps no cookie of any provider, and spends no time on it."""
-
-    def add_cookie_header(self, request: Any) -> None:
-        pass
-
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(())
-
-
-_NO_COOKIES = _NoCookies()

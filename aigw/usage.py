@@ -62,7 +62,7 @@ def counts_in(data: bytes) -> dict[str, int] | None:
         usage, _ = _decoder.raw_decode(data.decode(errors="replace"))
     except (ValueError, RecursionError):
         return None
-    if not isinstance(usage, dict):
+    if type(usage) is not dict:
         return None
     counts = {}
     for group in (usage, *usage.values()):

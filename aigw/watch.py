@@ -96,6 +96,13 @@ class Watch:
         if self.tracing is not None:
             self.tracing.end(record)
         fields = msgspec.structs.asdict(record)
+        del (
+            fields["started"],
+            fields["ended"],
+            fields["ttft"],
+            fields["overhead"],
+            fields["trace"],
+        )  # no fields of the log
         logs.info("Request", fields.pop("request_id"), **fields)
 
 

@@ -1,10 +1,10 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
-`sse` the same for `openai`, `connection` and `framing` for `agent`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
-the kernel has to say on how many connections there may be; `headers`
+`sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
+the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo. What shows the gateway is made of the records in `tally` and `history` and of the
-moment in `live`; `metrics` puts it in words, `watch` owns it, `admin` has the resources.
+moment in `live`; `metrics`, `status` and `tracing` put it in words, `watch` owns it, `admin` has the resources and `gates` who may look.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar usage history tally live metrics signin status pages trace spans".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "dial": "",
     "wire": "",
     "heads": "",
+    "heap": "",
     "document": "",
     "permissions": "",
     "consistency": "",
@@ -50,7 +51,8 @@ MAY_IMPORT = {
     "openfiles": "",
     "admission": "errors logs openai openfiles",
     "listeners": "admission config errors tls",
-    "upstream": "agent config errors headers openai routing tls",
+    "client": "agent",
+    "upstream": "agent client config errors headers openai routing tls",
     "relay": "errors openai usage",
     "answers": "errors openai relay sse usage",
     "gateway": "answers config errors headers health openai records relay routing upstream",
@@ -79,7 +81,7 @@ MAY_IMPORT = {
     ),
     "check_providers": "config errors routing upstream",
     "demo": "config logs service",
-    "tap": "check_providers config demo dial errors listeners logs service systemd upstream",
+    "tap": "check_providers config demo dial errors heap listeners logs service systemd upstream",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 
