@@ -22,6 +22,7 @@ from aigw.trace import Trace
 from aigw.tracing import Tracing, wanted
 from aigw.viewers import Viewers
 
+NO_FIELDS_OF_THE_LOG = ("started", "ended", "ttft", "overhead", "trace")
 OLD_SECRETS = 200  # of configurations before a reload
 
 Hide = Callable[[str], str]
@@ -96,13 +97,8 @@ class Watch:
         if self.tracing is not None:
             self.tracing.end(record)
         fields = msgspec.structs.asdict(record)
-        del (
-            fields["started"],
-            fields["ended"],
-            fields["ttft"],
-            fields["overhead"],
-            fields["trace"],
-        )  # no fields of the log
+        for name in NO_FIELDS_OF_THE_LOG:
+            del fields[name]
         logs.info("Request", fields.pop("request_id"), **fields)
 
 
