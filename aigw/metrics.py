@@ -44,7 +44,7 @@ class Metrics:
 
     def _families(self) -> Families:
         live = self._look()
-        yield from _of_routes({**self._tally.routes, OTHER: self._tally.other})
+        yield from _of_routes({OTHER: self._tally.other, **self._tally.routes})
         yield from _of_steps(self._tally.routes)
         yield from _of_rests(live)
         yield from _of_the_daemon(live)

@@ -188,3 +188,13 @@ async def test_stream_true_is_no_more_than_a_label(world):
     )
     await gateway.ask({"stream": True})
     assert set(re.findall(r'stream="(\w+)"', (await scrape(gateway)).body.decode())) == {"true", "false"}
+
+
+@ensureDeferred
+async def test_a_route_may_be_named_other(world):
+    gateway = world.gateway(
+        world.provider(), top={"routes": [{"name": "other", "steps": [{"provider": "p1", "model": "m"}]}]}
+    )
+    await gateway.ask({"model": "other"})
+    await gateway.ask({"model": "unknown"})
+    assert await value(gateway, "aigw_requests_total", route="other", status=200) == 1
