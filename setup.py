@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.10",
     # By hand: find_packages cannot see twisted.plugins, which must have no __init__.py of ours.
     packages=["aigw", "twisted.plugins"],
-    package_data={"aigw": ["py.typed"]},
+    package_data={"aigw": ["py.typed", "*.html"]},
     install_requires=[
         "twisted[tls]>=26.4",  # wrapServerTLS
         "treq>=24.9",
@@ -27,8 +27,10 @@ setup(
         "cryptography>=42",  # pyOpenSSL's own; the demo makes a certificate with it
         "msgspec>=0.18",
         "httptools>=0.6",
+        "prometheus-client>=0.21",
     ],
     extras_require={
+        "otel": ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"],
         "bench": ["matplotlib>=3.7"],  # the chart of contrib/bench
         "test": [
             "pytest>=8",
@@ -37,6 +39,8 @@ setup(
             "hypothesis>=6",
             "openai>=1.50",
             "langchain-openai>=0.3",
+            "opentelemetry-sdk>=1.30",
+            "opentelemetry-exporter-otlp-proto-http>=1.30",
             "trustme>=1.1",
             "build>=1.2",
             "ruff>=0.6",

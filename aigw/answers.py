@@ -18,17 +18,16 @@ from aigw.openai import (
     error_event,
     is_complete,
     meaning_of,
-    mentions_usage,
     message_in,
     mistake_in_answer,
 )
 from aigw.relay import Relay
+from aigw.usage import MOST, mentions_usage
 
 HOLD_PLAIN = 1024 * 1024
 HOLD_STREAM = 64 * 1024
 HOLD_EVENTS = 64
 TAIL = 64
-USAGE_TAIL = 4096
 NO_STREAM = "answered a streaming request without a stream"
 
 
@@ -51,7 +50,11 @@ class Plain(Relay):
         self._commit()
 
     def _pass_on(self, data: bytes) -> None:
-        self._usage_source = (self._usage_source + data)[-USAGE_TAIL:]
+        if self._over:
+            self._usage_source = data
+        else:  # too large to be held: usage stands at its start or its end
+            self._usage_first = self._usage_first or data[:MOST]
+            self._usage_source = (self._usage_source + data)[-MOST:]
         self._write(data)
 
     def _ended(self, whole: bool, reason: Failure) -> None:
@@ -103,6 +106,7 @@ class Stream(Relay):
         self._events = 0
         self._complete = False
         self._inside_an_event = False
+        self._usage_wanted = 0
         self._tail = b""  # of an event that is passed on in pieces, so that what they share is found
 
     def _hold(self, data: bytes) -> None:
@@ -146,7 +150,7 @@ class Stream(Relay):
         if data:
             self._look_for_the_end(self._tail + data)
             self._inside_an_event = end == 0
-            self._tail = b" " + data[-TAIL:] if end == 0 else b""
+            self._tail = b" " + (self._tail + data)[-TAIL:] if end == 0 else b""
             self._write(data)
 
     def _end_of_events(self, data: bytes) -> int:
@@ -162,7 +166,12 @@ class Stream(Relay):
         if not self._complete and is_complete(self._endpoint, data):
             self._complete = True
         if mentions_usage(data):
-            self._usage_source = data
+            self._usage_first = self._usage_first or self._usage_source
+            self._usage_source, self._usage_wanted = data, MOST
+        elif self._tail and self._usage_wanted:  # an event in pieces, cut in the middle of its usage
+            more = data[len(self._tail) :][: self._usage_wanted]
+            self._usage_source += more
+            self._usage_wanted -= len(more)
 
     def _ended(self, whole: bool, reason: Failure) -> None:
         if self._client is None:

@@ -16,7 +16,7 @@ import msgspec
 from aigw.consistency import crossed
 from aigw.document import expand, mistakes_in, parse
 from aigw.errors import ConfigError
-from aigw.notation import decode
+from aigw.notation import admin_endpoint, decode
 from aigw.permissions import holds_literal_key, is_secret, judge_permissions
 from aigw.schema import CertificateEntry, FileEntry, RouteEntry, StepEntry
 from aigw.secret import Secret
@@ -52,10 +52,11 @@ class TlsFiles(CertificateFiles, frozen=True):
 
 
 class Listener(msgspec.Struct, frozen=True):
-    """A Twisted server endpoint string; ``insecure`` means plain HTTP there."""
+    """A Twisted server endpoint string; ``insecure`` means plain HTTP there, ``admin`` that no key is asked for."""
 
     endpoint: str
     insecure: bool = False
+    admin: bool = False
 
 
 class Provider(msgspec.Struct, frozen=True):
@@ -104,6 +105,7 @@ class Config(msgspec.Struct, frozen=True):
 
     port: int
     listeners: tuple[Listener, ...]
+    admin: Listener | None
     tls: TlsFiles | None
     callers: tuple[Caller, ...]
     providers: dict[str, Provider]
@@ -152,6 +154,8 @@ def build(
     if isinstance(tree, dict) and isinstance(tree.get("listen"), list):
         listen = [{"endpoint": entry} if isinstance(entry, str) else entry for entry in tree["listen"]]
         tree = {**tree, "listen": listen}
+    if isinstance(tree, dict) and tree.get("admin") is not None:
+        tree = {**tree, "admin": admin_endpoint(tree["admin"])}
     if isinstance(tree, dict) and "port" in tree and tree.get("listen") is not None:
         mistakes = [*mistakes, "port: stands beside listen, which says the ports; keep one of the two"]
     if isinstance(tree, dict) and "port" not in tree:
@@ -217,6 +221,7 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
     return Config(
         port=int(entry.port),
         listeners=tuple(Listener(str(each.endpoint), each.insecure) for each in entry.listen or ()),
+        admin=Listener(str(entry.admin.endpoint), insecure=True, admin=True) if entry.admin else None,
         tls=tls,
         callers=(Caller("default", entry.api_key),),
         providers=providers,

@@ -33,7 +33,10 @@ def crossed(tree: Any, tls: bool) -> Iterator[str]:
     written = tree.get("tls")
     if isinstance(written, dict) and "client_certificate" in written and not written.get("client_ca"):
         yield "tls.client_certificate: stands without client_ca, which says whose certificates are good"
-    endpoints: set[str] = set()
+    admin = tree.get("admin")
+    if isinstance(admin, dict) and admin.get("insecure") is not True and not _is_local(str(admin.get("endpoint"))):
+        yield "admin: no key is asked for there, and it is beyond loopback: write {endpoint: ..., insecure: true}"
+    endpoints: set[str] = {str(admin.get("endpoint"))} if isinstance(admin, dict) else set()
     for path, listener in _mappings(tree, "listen"):
         endpoint = str(listener.get("endpoint"))
         if endpoint in endpoints and not re.match(r"tcp6?:0\b", endpoint):  # which is a port of its own each time

@@ -8,10 +8,12 @@
       MethodNotAllowed        405
       RequestTimeout          408
       TooLarge                413
+      Misdirected             421
       HeadersTooLarge         431
       AllStepsFailed          502
       Draining                503, the gateway is stopping
       CertificateExpired      503, told by /ready
+      TooManyViewers          503
       DeadlineExceeded        504
       TooManyConnections      503
     UpstreamFailure           one attempt failed, the next may work
@@ -98,6 +100,14 @@ class MethodNotAllowed(GatewayError):
     code = "method_not_allowed"
 
 
+class Misdirected(GatewayError):
+    """The request is for another host than this listener answers for: 421."""
+
+    status = 421
+    type = "invalid_request_error"
+    code = "misdirected_request"
+
+
 class RequestTimeout(GatewayError):
     """The request came too slowly: 408."""
 
@@ -149,6 +159,13 @@ class CertificateExpired(GatewayError):
 
     status = 503
     code = "certificate_expired"
+
+
+class TooManyViewers(GatewayError):
+    """As many status pages are open as may be: 503."""
+
+    status = 503
+    code = "too_many_viewers"
 
 
 class DeadlineExceeded(GatewayError):

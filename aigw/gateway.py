@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from aigw import headers, relay, routing
 from aigw.answers import hold
-from aigw.config import Config, Route, Step
+from aigw.config import Config, Route
 from aigw.connection import Response
 from aigw.errors import (
     AllStepsFailed,
@@ -96,6 +96,12 @@ class Exchange:
         self._flowing: relay.Relay | None = None
         self._running: Deferred[None] | None = None
         self._interrupted = False
+        self._waiting_since = 0.0
+
+    @property
+    def route(self) -> str:
+        """The name of its route."""
+        return self._route.name
 
     def run(self) -> Deferred[None]:
         """See Gateway.serve."""
@@ -130,6 +136,8 @@ class Exchange:
 
     def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
         started = self._clock.seconds()
+        if self._trail.trace is not None:
+            attempt = self._trail.trace.sent(attempt, started)
         answered: list[Response] = []
         probe = self._health.begin(attempt.step)
         self._trail.tried += 1
@@ -164,7 +172,9 @@ class Exchange:
             failure.trap(UpstreamFailure)
             return self._fell(attempt, started, cast(UpstreamFailure, failure.value), step_ends, tries, probe)
 
+        self._waiting_since = started
         held = self._gateway.upstream.send(attempt).addCallback(judge)
+        self._waiting_since = self._clock.seconds()  # until now it was us
         within(held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
         served: Deferred[Any] = held
         return served.addCallbacks(commit_or_hang_up, fall_through)
@@ -175,7 +185,7 @@ class Exchange:
         """An attempt failed: tell health, then stop, repeat the step, or go on to the next."""
         step = attempt.step
         verdict = routing.judge(failure, self._route.stop_on)
-        rests = self._tell_health(step, verdict, probe)
+        rests = routing.tell(self._health, step, verdict, probe)
         record = self._note(attempt, started, failure.outcome, failure.status, failure.message, rests)
         self._failures.append((record, failure))
         self._gateway.note_failure(self._trail.request_id, self._route.name, record)
@@ -186,23 +196,10 @@ class Exchange:
         if verdict.repeatable and tries <= step.retries:
             delay = routing.retry_delay(failure, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
+                self._trail.waited += delay
                 pause: Deferred[Any] = deferLater(self._clock, delay)
                 return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
         return self.next_step()
-
-    def _tell_health(self, step: Step, verdict: routing.Verdict, probe: bool) -> float | None:
-        """For how many seconds the step rests from now on, if it does."""
-        if verdict.rest:
-            self._health.rest(step, verdict.rest, probe)
-        elif verdict.strike == "failure":
-            self._health.failed(step, probe)
-        elif verdict.strike == "timeout":
-            self._health.timed_out(step, probe)
-        elif verdict.strike == "alive":
-            self._health.answered(step, probe)
-        else:
-            self._health.abandoned(step, probe)
-        return self._health.rests_for(step)
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
@@ -280,8 +277,12 @@ class Exchange:
         rests: float | None = None,
     ) -> AttemptRecord:
         step = attempt.step
-        took = milliseconds(self._clock.seconds() - started)
+        now = self._clock.seconds()
+        took = milliseconds(now - started)
+        self._trail.waited += now - self._waiting_since
         rests_s = None if rests is None else math.ceil(rests)
         record = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message, rests_s)
         self._trail.attempts.append(record)
+        if self._trail.trace is not None:
+            self._trail.trace.attempted(record, now)
         return record

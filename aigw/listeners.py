@@ -8,12 +8,13 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import msgspec
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString, wrapServerTLS
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
 from aigw.admission import Admission, Guarded
@@ -32,6 +33,11 @@ class Inherited(NamedTuple):
 
 
 def wanted(config: Config, inherited: Sequence[Inherited] = ()) -> tuple[Listener, ...]:
+    """Those for clients, and the one for administrators behind them, if there is one. Raises ConfigError."""
+    return (*_for_clients(config, inherited), *([config.admin] if config.admin else []))
+
+
+def _for_clients(config: Config, inherited: Sequence[Inherited]) -> tuple[Listener, ...]:
     """Those of the file, else the sockets that systemd passed, else the port: on every address of both families with
     TLS, on loopback without. A Listener of the result is ``insecure`` wherever plain HTTP is spoken.
 
@@ -74,13 +80,20 @@ def inherited(reactor: Any) -> Iterator[Inherited]:
         yield Inherited(f"systemd:domain={family}:index={index}", local)
 
 
-class Listeners:
-    """Those that are open, in the order of the configuration; each leads to ``site``."""
+class Site(Protocol):
+    """What a listener leads to: a protocol factory, and who may connect to it."""
 
-    def __init__(self, reactor: Any, site: IProtocolFactory, identity: CurrentIdentity, admission: Admission) -> None:
-        self._admission = admission
+    admission: Admission
+
+
+class Listeners:
+    """Those that are open, in the order of the configuration; each leads to ``site`` or, for administrators, to
+    ``admin_site``."""
+
+    def __init__(self, reactor: Any, site: Site, admin_site: Site, identity: CurrentIdentity) -> None:
         self._reactor = reactor
         self._site = site
+        self._admin_site = admin_site
         self._identity = identity
         self.open: dict[Listener, IListeningPort] = {}
         self._started = False
@@ -98,10 +111,10 @@ class Listeners:
                 self._endpoint(listener)
             except ConfigError as error:
                 mistakes += error.mistakes
-            path = f"listen: {listener.endpoint}"
+            path = f"{'admin' if listener.admin else 'listen'}: {listener.endpoint}"
             if listener in self.open:
                 continue
-            if Listener(listener.endpoint, insecure=not listener.insecure) in self.open:
+            if msgspec.structs.replace(listener, insecure=not listener.insecure) in self.open:
                 mistakes.append(f"{path} cannot change between TLS and plain HTTP while it is open; restart for that")
             elif self._started and listener.endpoint.startswith("systemd:"):
                 # Its descriptor is closed by now, or adopted, and the number may be another file's.
@@ -133,9 +146,10 @@ class Listeners:
             maybeDeferred(before[listener].stopListening)
         return closed
 
-    def close(self) -> Deferred[Any]:
-        """Close all; connections stay."""
-        ports, self.open = self.ports, {}
+    def close(self, admin: bool) -> Deferred[Any]:
+        """Close those for clients, or that for administrators; connections stay."""
+        ports = [port for listener, port in self.open.items() if listener.admin == admin]
+        self.open = {listener: port for listener, port in self.open.items() if listener.admin != admin}
         return gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
 
     def _endpoint(self, listener: Listener) -> IStreamServerEndpoint:
@@ -151,13 +165,16 @@ class Listeners:
             raise ConfigError(
                 [f"listen: {listener.endpoint!r}: systemd passed no such socket when we started"]
             ) from None
-        endpoint = Guarded(self._admission, endpoint, secure=not listener.insecure)
+        endpoint = Guarded(self._site_of(listener).admission, endpoint, secure=not listener.insecure)
         return endpoint if listener.insecure else wrapServerTLS(self._identity, endpoint, self._reactor)
+
+    def _site_of(self, listener: Listener) -> Any:
+        return self._admin_site if listener.admin else self._site
 
     def _listen(self, listener: Listener) -> IListeningPort:
         results: list[Any] = []
         try:
-            self._endpoint(listener).listen(self._site).addBoth(results.append)
+            self._endpoint(listener).listen(self._site_of(listener)).addBoth(results.append)
         except ConfigError as error:
             raise CannotListen(f"{listener.endpoint}: {error}") from None
         if isinstance(results[0], Failure):

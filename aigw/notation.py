@@ -75,6 +75,18 @@ class HeaderName(str):
     """A header that may be configured for a provider: a token (RFC 9110), and none that the gateway sets itself."""
 
 
+def admin_endpoint(value: Any) -> Any:
+    """``admin`` as the mapping that it is short for: a port is one on loopback."""
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        written = str(value).strip()
+        return {"endpoint": f"tcp:{written}:interface=127.0.0.1" if _is_port(written) else value}
+    return value
+
+
+def _is_port(written: str) -> bool:
+    return written.isascii() and written.isdecimal() and len(written) < 6 and 0 < int(written) < 65536
+
+
 def decode(expected: type, value: Any) -> Any:
     """Make a leaf type of this module from what YAML holds. Raises ValueError with what would be right."""
     if expected in _DECODERS:

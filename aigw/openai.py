@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 import json
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
@@ -232,12 +231,6 @@ ENDPOINTS: dict[str, Endpoint] = {
     ]
 }
 
-_decoder = json.JSONDecoder()
-_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
-_TOKENS = frozenset(
-    "prompt_tokens completion_tokens input_tokens output_tokens total_tokens cached_tokens reasoning_tokens".split()
-)
-
 
 def is_complete(endpoint: Endpoint, data: bytes) -> bool:
     """Whether whole events say that the stream came to its end: in the endpoint's words, or by ``[DONE]``."""
@@ -246,30 +239,6 @@ def is_complete(endpoint: Endpoint, data: bytes) -> bool:
         if any(start == 0 or data[start - 1] in b"\r\n" for start in starts):
             return True
     return endpoint.complete(data)
-
-
-def mentions_usage(data: bytes) -> bool:
-    """Whether ``data`` holds a ``usage`` object."""
-    return b'"usage"' in data and _USAGE.search(data) is not None
-
-
-def usage_in(data: bytes) -> dict[str, int]:
-    """The token counts of the last ``usage`` object in ``data``, nested ones included; empty if it has none."""
-    if b'"usage"' not in data:
-        return {}
-    for match in reversed(deque(_USAGE.finditer(data), maxlen=3)):
-        try:
-            usage, _ = _decoder.raw_decode(data[match.end() :].decode(errors="replace"))
-        except (ValueError, RecursionError):
-            continue
-        counts = {}
-        for group in (usage, *usage.values()):
-            if isinstance(group, dict):
-                for name, n in group.items():
-                    if name in _TOKENS and type(n) is int and n >= 0:
-                        counts[name] = n
-        return counts
-    return {}
 
 
 def message_in(said: Any) -> str | None:

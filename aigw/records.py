@@ -6,6 +6,7 @@ A ``Trail`` is written while the request runs; ``Trail.record`` closes it into t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -31,7 +32,9 @@ class Record(msgspec.Struct, frozen=True):
 
     ``status`` is what the client got, 499 where it left; ``error`` the code of the gateway's own error, or its type,
     and the member of the request that it names. ``ttft_ms`` is the time to the first byte of the answer.
-    ``usage`` is what the provider reported, never an estimate.
+    ``usage`` is what the provider reported, never an estimate. ``started`` and ``ended`` are on the gateway's clock, in
+    seconds; ``ttft`` is that of ``ttft_ms``, and ``overhead`` what the request took that was neither waiting for a
+    provider nor for its own body, both in seconds.
     """
 
     request_id: str
@@ -51,6 +54,11 @@ class Record(msgspec.Struct, frozen=True):
     bytes_in: int
     bytes_out: int
     usage: dict[str, int]
+    started: float = 0.0
+    ended: float = 0.0
+    ttft: float | None = None
+    overhead: float = 0.0
+    trace: Any = None
 
 
 Sink = Callable[[Record], None]
@@ -79,9 +87,13 @@ class Trail:
         self.bytes_in = 0
         self.bytes_out = 0
         self.usage: dict[str, int] = {}
+        self.received = self.started  # when its body was complete
+        self.waited = 0.0  # for providers
+        self.trace: Any = None  # a Trace, where traces are wanted
 
     def record(self, status: int) -> Record:
         """Close the trail."""
+        ended, ttft = self.seconds(), None if self.first_byte is None else self.first_byte - self.started
         return Record(
             request_id=self.request_id,
             caller=self.caller,
@@ -95,11 +107,16 @@ class Trail:
             status=status,
             outcome=self.outcome,
             error=self.error,
-            ttft_ms=None if self.first_byte is None else milliseconds(self.first_byte - self.started),
-            duration_ms=milliseconds(self.seconds() - self.started),
+            ttft_ms=None if ttft is None else milliseconds(ttft),
+            duration_ms=milliseconds(ended - self.started),
             bytes_in=self.bytes_in,
             bytes_out=self.bytes_out,
             usage=self.usage,
+            started=self.started,
+            ended=ended,
+            ttft=ttft,
+            overhead=ended - self.received - self.waited,
+            trace=self.trace,
         )
 
 

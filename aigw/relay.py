@@ -19,7 +19,8 @@ from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
 from aigw.errors import StreamBroken, UpstreamFailure
-from aigw.openai import Endpoint, usage_in
+from aigw.openai import Endpoint
+from aigw.usage import usage_in
 
 _WHOLE = Failure(ResponseDone())
 
@@ -59,13 +60,15 @@ class Relay(BodyProtocol, ABC):
         self._paused = False
         self._paused_at = 0.0
         self._over = False
+        self._usage_first = b""  # whoever tells input and output apart, at the start and at the end
         self._usage_source = b""
         self.bytes_out = 0
 
     @property
     def usage(self) -> dict[str, int]:
         """The tokens that the provider reported."""
-        return usage_in(self._usage_source)
+        said = usage_in(self._usage_source)
+        return {**usage_in(self._usage_first), **said} if self._usage_first else said
 
     @property
     def length(self) -> int | None:

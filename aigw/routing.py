@@ -65,6 +65,10 @@ class Router:
                 f"The model {model[:200]!r} is not a route of this gateway; GET /v1/models lists them.", param="model"
             ) from None
 
+    def own_headers(self, provider: Provider) -> tuple[tuple[bytes, bytes], ...]:
+        """What every request to the provider carries, its key included."""
+        return self._headers[provider.name][0]
+
     def attempt(self, step: Step, call: Call) -> Attempt:
         """The request to a step."""
         name = step.provider.name
@@ -119,6 +123,21 @@ def judge(failure: UpstreamFailure, stop_on: AbstractSet[str]) -> Verdict:
             return Verdict(strike="timeout")
         case _:
             return Verdict(strike="failure", repeatable=True)
+
+
+def tell(health: Health, step: Step, verdict: Verdict, probe: bool) -> float | None:
+    """What the verdict means for the step: for how many seconds it rests from now on, if it does."""
+    if verdict.rest:
+        health.rest(step, verdict.rest, probe)
+    elif verdict.strike == "failure":
+        health.failed(step, probe)
+    elif verdict.strike == "timeout":
+        health.timed_out(step, probe)
+    elif verdict.strike == "alive":
+        health.answered(step, probe)
+    else:
+        health.abandoned(step, probe)
+    return health.rests_for(step)
 
 
 def retry_delay(failure: UpstreamFailure, tries: int, random: Callable[[], float]) -> float:

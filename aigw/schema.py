@@ -106,6 +106,7 @@ class FileEntry(_Entry, frozen=True):
     routes: tuple[RouteEntry, ...]
     port: Port
     listen: tuple[ListenerEntry, ...] | None = None
+    admin: ListenerEntry | None = None
     tls: TlsEntry | None = None
     default_timeout: Duration = Duration(300)
     connect_timeout: Duration = Duration(10)

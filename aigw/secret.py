@@ -26,6 +26,14 @@ class Secret:
         """Whether ``candidate`` is this key, in a time that does not depend on where they differ."""
         return hmac.compare_digest(self._bytes, candidate)
 
+    def signature(self, data: bytes) -> str:
+        """What only who knows the key can say about ``data``: HMAC-SHA256, in hexadecimal."""
+        return hmac.digest(self._bytes, data, "sha256").hex()
+
+    def signs(self, data: bytes, signature: str) -> bool:
+        """Whether ``signature`` is that, in a time that does not depend on where they differ."""
+        return hmac.compare_digest(self.signature(data).encode(), signature.encode())
+
     def hide_in(self, text: str) -> str:
         """``text`` with every occurrence of the key, plain or as JSON may write it, replaced by ``***``.
 

@@ -6,37 +6,34 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
-from twisted.python.failure import Failure
 
-from aigw import __version__, logs, web
-from aigw.config import Config
+from aigw import __version__, admin, logs, web
+from aigw.config import Config, Listener
 from aigw.dial import Host, LookUp, Names, look_up
 from aigw.drain import Drain
-from aigw.errors import CannotListen, ConfigError, Draining
+from aigw.errors import CannotListen, Draining
 from aigw.gateway import Exchange, Gateway
 from aigw.generation import Generation
 from aigw.health import Health
 from aigw.listeners import Listeners, inherited, told
+from aigw.live import Live, Reloads
 from aigw.pulse import Pulse
-from aigw.records import AttemptRecord, Record
-from aigw.routing import KEY_REFUSED
-from aigw.secret import Secret
+from aigw.reload import Reload, clock_time
 from aigw.systemd import Notify
 from aigw.tls import CurrentIdentity
+from aigw.watch import Watch, log_attempt
 
 EXPIRY_DAYS = 14
-OLD_SECRETS = 200  # of configurations before a reload
 
 
 class GatewayService(Service):
@@ -50,10 +47,12 @@ class GatewayService(Service):
         look_up: LookUp = look_up,
         notify: Notify | None = None,
         feed_every: float = math.inf,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         """Reads the configuration and what it names, opens nothing; ``load`` reads it once more for each reload.
 
-        ``observer`` becomes the log unless ``--logger`` says otherwise; ``notify`` is fed every ``feed_every`` seconds.
+        ``observer`` becomes the log unless ``--logger`` says otherwise; ``notify`` is fed every ``feed_every`` seconds;
+        ``environ`` may ask for traces.
         Raises ConfigError.
         """
         self._load = load
@@ -68,16 +67,16 @@ class GatewayService(Service):
         self._daily = LoopingCall(self._warn_of_expiry)
         self._daily.clock = reactor
         self._drain: Drain | None = None
-        self._reload: Deferred[bool] | None = None
-        self._reload_again = False
-        self._secrets: list[Secret] = []
+        self._reloads = Reloads()
+        self._reload = Reload(reactor, self._read, self._swap, self._notify, self._reloads)
+        self._watch = Watch(self._look, reactor, environ)
         self._hurry = False
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
-        self._site = web.Front(self._tree(self._now), reactor)
-        self._listeners = Listeners(reactor, self._site, self._identity, self._site.admission)
+        self._site, self._admin_site = (web.Front(tree, reactor) for tree in self._trees(self._now))
+        self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._now.listeners)
-        self._hide_keys_of(self._now.config)
+        self._watch.hide(self.config.secrets)
 
     @property
     def config(self) -> Config:
@@ -114,53 +113,29 @@ class GatewayService(Service):
     def startService(self) -> None:
         """Everything is up."""
         super().startService()
-        for listener, port in self._listeners.open.items():
-            logs.info("Listening", address=told(port), tls=not listener.insecure)
+        self._say_opened(self._listeners.open)
         logs.info("Started", version=__version__, routes=len(self.config.routes), providers=list(self.config.providers))
         self._daily.start(86400)
+        self._watch.start()
         self.pulse.start()
         self._reactor.callWhenRunning(lambda: self._notify.ready(self._status()))
 
     # Reload
 
     def reload(self) -> Deferred[bool]:
-        """Read everything afresh, in a thread, and swap all of it in one turn, or nothing; whether it was swapped."""
+        """Read everything afresh and swap all of it, or nothing; whether it was swapped."""
         if self._drain is not None:
             logs.warn("Not reloaded: the gateway is stopping")
             return succeed(False)
-        if self._reload is not None:
-            self._reload_again = True  # what is being read may be the files of before
-            return self._reload
-        self._notify.reloading()
-
-        def swap(generation: Generation) -> bool:
-            if self._drain is None:
-                self._swap(generation)
-            return self._drain is None
-
-        def refuse(failure: Failure) -> bool:
-            problem = failure.value
-            mistakes = problem.mistakes if isinstance(problem, ConfigError) else [str(problem)]
-            logs.error("Not reloaded: the old configuration goes on", mistakes=mistakes)
-            self._notify.ready(f"Not reloaded at {_clock_time()}, the old configuration goes on: {'; '.join(mistakes)}")
-            if not isinstance(problem, ConfigError | CannotListen):
-                logs.log.failure("Unexpected failure of a reload", failure=failure)
-            return False
-
-        def once_more(swapped: Any) -> Any:
-            self._reload = None
-            again, self._reload_again = self._reload_again, False
-            return self.reload() if again else swapped
-
-        reading: Deferred[Any] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._read)
-        self._reload = reading
-        return reading.addCallback(swap).addErrback(refuse).addBoth(once_more)
+        return self._reload.begin()
 
     def _read(self) -> Generation:
         return Generation(self._load(), self._reactor, self._connect, self._inherited)
 
-    def _swap(self, new: Generation) -> None:
-        """Raises ConfigError or CannotListen before anything is changed."""
+    def _swap(self, new: Generation) -> bool:
+        """Unless the gateway is stopping by now. Raises ConfigError or CannotListen before anything is changed."""
+        if self._drain is not None:
+            return False
         old = self._now
         self._listeners.check(new.listeners)
         identity, self._identity.identity = self._identity.identity, new.identity  # for whoever connects at once
@@ -174,19 +149,20 @@ class GatewayService(Service):
         steps = [step for route in new.config.routes.values() for step in route.steps]
         self._health.forget_all_but(step for step in steps if step.provider.name in unchanged)
         self._now = new
-        self._site.resource = self._tree(new)
+        self._site.resource, self._admin_site.resource = self._trees(new)
         closed = self._listeners.keep(new.listeners, opened)
-        self._hide_keys_of(new.config)
+        self._watch.hide(new.config.secrets)
         self._warn()
         self._limit_connections()
         self._warn_of_expiry()
-        for listener, port in opened.items():
-            logs.info("Listening", address=told(port), tls=not listener.insecure)
+        self._say_opened(opened)
         for listener in closed:
             logs.info("No longer listening", address=listener.endpoint)
+        self._reloads.take()
         serials = new.identity.serials if new.identity else []
         logs.info("Reloaded", routes=len(new.config.routes), providers=list(new.config.providers), serials=serials)
-        self._notify.ready(self._status(f"; reloaded at {_clock_time()}"))
+        self._notify.ready(self._status(f"; reloaded at {clock_time()}"))
+        return True
 
     # Stop
 
@@ -198,7 +174,8 @@ class GatewayService(Service):
         logs.info("Stopping", in_flight=len(self._running), drain_s=seconds)
         self._notify.stopping(f"Stopping; {len(self._running)} requests may take {seconds:g} s to end")
         self._drain = Drain(self._site, self._running, self._reactor, seconds)
-        stopped = self._listeners.close().addBoth(lambda _: self._drain and self._drain.begin())
+        self._watch.viewers.end()
+        stopped = self._listeners.close(admin=False).addBoth(lambda _: self._drain and self._drain.begin())
 
         if self._hurry:
             self._drain.give_up()
@@ -208,6 +185,9 @@ class GatewayService(Service):
             self.pulse.stop()
             logs.info("Stopped")
 
+        # To the end it can be asked whether the gateway is ready: it is not.
+        stopped.addBoth(lambda _: self._listeners.close(admin=True)).addBoth(lambda _: self._admin_site.abort())
+        stopped.addBoth(lambda _: self._watch.stop())
         return stopped.addBoth(say_so).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
 
     def stop_now(self) -> None:
@@ -230,7 +210,8 @@ class GatewayService(Service):
 
     # What is made of a generation
 
-    def _tree(self, generation: Generation) -> web.Leaf:
+    def _trees(self, generation: Generation) -> tuple[web.Leaf, web.Leaf]:
+        """For clients, and for administrators."""
         config = generation.config
         gateway = Gateway(config, generation.upstream, self._health, self._reactor, log_attempt, running=self._running)
 
@@ -239,10 +220,33 @@ class GatewayService(Service):
                 raise Draining("The gateway is stopping.")
             generation.check_ready()
 
-        return web.tree(config, gateway, log_record, check_ready)
+        self._watch.use(config)
+        root = web.tree(config, gateway, self._watch.record, self._watch.begin_trace)
+        admin.show(root, config, self._watch, check_ready)
+        return root, admin.tree(config, self._watch, check_ready)
+
+    def _look(self) -> Live:
+        identity = self._now.identity
+        return Live(
+            config=self.config,
+            now=self._reactor.seconds(),
+            stopping=self._drain is not None,
+            in_flight=Counter(exchange.route for exchange in self._running),
+            connections=self._site.admission.open,
+            refused=self._site.admission.refused,
+            lag=self.pulse.lag,
+            certificate_expires=identity.expires if identity else None,
+            reloads=self._reloads,
+            rests_for=self._health.rests_for,
+        )
 
     def _limit_connections(self) -> None:
         self._site.admission.limit(self.config.max_connections, self.config.max_per_address)
+
+    def _say_opened(self, opened: Mapping[Listener, IListeningPort]) -> None:
+        for listener, port in opened.items():
+            message = "The admin listener is open" if listener.admin else "Listening"
+            logs.info(message, address=told(port), tls=not listener.insecure)
 
     def _warn(self) -> None:
         for warning in self.config.warnings:
@@ -261,31 +265,8 @@ class GatewayService(Service):
         elif days < EXPIRY_DAYS:
             logs.warn("A certificate expires soon: renew it and reload", days=round(days, 1))
 
-    def _hide_keys_of(self, config: Config) -> None:
-        """In the log, beside all keys of before: requests that began with them may still be under way."""
-        older = [secret for secret in self._secrets if secret not in config.secrets]
-        self._secrets = [*older[-OLD_SECRETS:], *config.secrets]
-        logs.hide(secret.hide_in for secret in sorted(self._secrets, key=len, reverse=True))
-
     def _status(self, since: str = "") -> str:
         config = self.config
         served = f"Serving {len(config.routes)} routes over {len(config.providers)} providers"
         until = f", certificate good for {self.days_left():.0f} days" if self._now.identity else ""
         return f"{served}{until}{since}"
-
-
-def _clock_time() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z")
-
-
-def log_record(record: Record) -> None:
-    """The one line of a request."""
-    fields = msgspec.structs.asdict(record)
-    logs.info("Request", fields.pop("request_id"), **fields)
-
-
-def log_attempt(request_id: str, route: str, attempt: AttemptRecord) -> None:
-    """One line for an attempt that failed."""
-    fields = msgspec.structs.asdict(attempt)
-    say = logs.error if attempt.status in KEY_REFUSED else logs.warn  # a refused key is for somebody to mend
-    say(f"Step failed: {fields.pop('message')}", request_id, route=route, **fields)

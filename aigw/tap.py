@@ -10,7 +10,7 @@ import sys
 import syslog
 import time
 from functools import partial
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar, NoReturn, TextIO
 
 from twisted.application.service import IService
 from twisted.logger import LogLevel
@@ -18,11 +18,13 @@ from twisted.python import logfile, usage
 
 from aigw import __version__, config, demo, heap, logs
 from aigw.config import Config
+from aigw.dial import Host, Names
 from aigw.errors import ConfigError
 from aigw.listeners import wanted
 from aigw.service import EXPIRY_DAYS, GatewayService
 from aigw.signals import obey, obey_stops
 from aigw.systemd import Environment, Notify, watchdog_seconds
+from aigw.upstream import Upstream
 
 EX_CONFIG = 78
 
@@ -39,6 +41,12 @@ class Options(usage.Options):
     ]
     optFlags: ClassVar = [
         ["check-config", None, "check the configuration, print its routes, and exit with 0, or 78 if it is wrong"],
+        [
+            "check-providers",
+            None,
+            "ask each provider for its models, print which steps can work; exits with 0, or 1",
+        ],
+        ["json", None, "with --check-providers: print JSON"],
         ["demo", None, "run on loopback without configuration, key or network, with demo providers"],
     ]
 
@@ -61,15 +69,18 @@ def makeService(options: Options) -> IService:
             obey_stops(reactor, show.stop_now)
             return show
         path = config.find(path)
+        if options["check-providers"]:
+            _check_providers(config.load(path.absolute(), Environment(os.environ)), reactor, options["json"])
         service = GatewayService(
             partial(config.load, path.absolute(), Environment(os.environ)),  # twistd may change the directory
             reactor,
             None if only_check else _observer(options.parent),
             notify=Notify(os.environ),
             feed_every=(watchdog_seconds(os.environ, os.getpid()) or math.inf) / 3,
+            environ=os.environ,
         )
     except ConfigError as error:
-        _report(error, str(path or "The configuration"), in_words=bool(only_check))
+        _report(error, str(path or "The configuration"), in_words=bool(only_check or options["check-providers"]))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
         print(_described(service.config, service.days_left()))
@@ -79,6 +90,13 @@ def makeService(options: Options) -> IService:
     obey(reactor, signal.SIGUSR2, service.say_state)
     reactor.callWhenRunning(_settle)
     return service
+
+
+def _check_providers(loaded: Config, reactor: Any, json: int) -> NoReturn:
+    from aigw.check_providers import check
+
+    upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Names(reactor)))
+    raise SystemExit(0 if check(loaded, upstream, reactor, bool(json), print) else 1)
 
 
 def _settle() -> None:
@@ -151,7 +169,7 @@ def _described(loaded: Config, days_left: float) -> str:
         when = f"expires in {days_left:.1f} days" if days_left > 0 else "has expired: the gateway will not be ready"
         lines.append(f"warning: a certificate {when}")
     for listener in wanted(loaded):
-        kind = "plain http" if listener.insecure else "https"
+        kind = "for administrators" if listener.admin else "plain http" if listener.insecure else "https"
         lines.append(f"listen {listener.endpoint} ({kind})")
     for route in loaded.routes.values():
         lines.append(f"route {route.name}" + (f" (deadline {route.deadline:g}s)" if route.deadline else ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from hyperlink import URL
@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from aigw import headers
 from aigw.agent import Agent, Pool, ReadyHeaders
-from aigw.client import Client, ReadyUrl, ascii_url
+from aigw.client import Client, ascii_url
 from aigw.config import Provider
 from aigw.connection import Response
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
@@ -47,7 +47,7 @@ class Upstream:
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
         self._origins: dict[str, tuple[str, bytes]] = {}
         self._clients: dict[tuple[str, float], Client] = {}
-        self._urls: dict[str, ReadyUrl] = {}
+        self._urls: dict[str, bytes] = {}
         mistakes: list[str] = []
         for index, provider in enumerate(providers):
             try:
@@ -80,13 +80,23 @@ class Upstream:
         return sent.addCallbacks(_refuse_unless_2xx, _in_our_terms, callbackArgs=(self._reactor,))
 
     def _request(self, attempt: Attempt) -> Deferred[Any]:
-        url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, ReadyUrl.of(attempt.url))
+        url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, ascii_url(attempt.url).encode())
         return self._client(attempt.step.provider, attempt.step.connect_timeout).request(
             "POST",
             url,
             headers=ReadyHeaders(headers.lines(attempt.headers)),
             data=_Body(attempt.body),
         )
+
+    def get(
+        self, provider: Provider, path: str, sent: Sequence[headers.Header], connect_timeout: float
+    ) -> Deferred[Response]:
+        """The head of any answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
+        asked = ReadyHeaders(headers.lines(sent))
+        url = ascii_url(f"{provider.base_url}/{path}").encode()
+        request = self._client(provider, connect_timeout).request
+        answered: Deferred[Any] = maybeDeferred(request, "GET", url, headers=asked)
+        return answered.addErrback(_in_our_terms)
 
     def close(self) -> None:
         """Abort every connection."""

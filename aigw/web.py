@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,11 +17,13 @@ from aigw.admission import Admission
 from aigw.auth import authenticate
 from aigw.channel import Channel
 from aigw.config import Config
-from aigw.errors import GatewayError, MethodNotAllowed, PathNotFound, RouteNotFound
+from aigw.errors import MethodNotAllowed, PathNotFound, RouteNotFound
 from aigw.gateway import Gateway
 from aigw.openai import ENDPOINTS, Endpoint, model, read_call
 from aigw.records import Sink, Trail
 from aigw.request import Request
+
+BeginTrace = Callable[["bytes | None"], Any]
 
 
 class Front(Site):
@@ -174,24 +175,6 @@ class Health(Leaf):
         return b'{"status": "healthy"}'
 
 
-class Ready(Health):
-    """``GET /ready``: whether new requests should be sent here, for whoever balances the load."""
-
-    def __init__(self, config: Config, check: Callable[[], None]) -> None:
-        """``check`` raises a GatewayError if they should not."""
-        super().__init__(config)
-        self._check = check
-
-    def render(self, request: Any) -> bytes:
-        """With the process that answers, for several may share a socket. Raises what ``check`` does."""
-        try:
-            self._check()
-        except GatewayError as error:
-            error.details["pid"] = os.getpid()
-            raise
-        return b'{"status": "ready", "pid": %d}' % os.getpid()
-
-
 class Models(Leaf):
     """``GET /v1/models`` and ``/v1/models/{id}``, where an id may contain slashes."""
 
@@ -218,22 +201,28 @@ class Calls(Leaf):
 
     methods = (b"POST",)
 
-    def __init__(self, config: Config, endpoint: Endpoint, gateway: Gateway, sink: Sink) -> None:
+    def __init__(
+        self, config: Config, endpoint: Endpoint, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None
+    ) -> None:
         super().__init__(config)
         self._endpoint = endpoint
         self._gateway = gateway
         self._sink = sink
+        self._begin_trace = begin_trace
         self._seconds: Callable[[], float] = gateway.clock.seconds
 
     def admit(self, request: Request) -> None:
         """Everything about the request is recorded, its refusal too."""
         path = f"/v1/{self._endpoint.path}"
         request.trail = Trail(self._seconds, request.request_id, request.method[:20].decode("latin-1"), path)
+        if self._begin_trace is not None:
+            request.trail.trace = self._begin_trace(request.header(b"traceparent"))
         super().admit(request)
 
     def render(self, request: Any) -> int:
         """Start serving. Raises GatewayError."""
         trail = request.trail
+        trail.received = self._seconds()
         call = read_call(
             self._endpoint, request.body(), headers.for_provider(request.header), request.request_id, request.caller
         )
@@ -267,17 +256,16 @@ class Calls(Leaf):
         self._sink(trail.record(status))
 
 
-def tree(config: Config, gateway: Gateway, sink: Sink, check_ready: Callable[[], None]) -> Leaf:
-    """All resources, by path; ``check_ready`` raises a GatewayError where ``/ready`` is to answer with one."""
+def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> Leaf:
+    """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
     root, v1, chat = Branch(config), Branch(config), Branch(config)
     root.putChild(b"health", Health(config))
-    root.putChild(b"ready", Ready(config, check_ready))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", Models(config))
     v1.putChild(b"chat", chat)
     for endpoint in ENDPOINTS.values():
         parent, name = (chat, "completions") if endpoint.path == "chat/completions" else (v1, endpoint.path)
-        calls = Calls(config, endpoint, gateway, sink)
+        calls = Calls(config, endpoint, gateway, sink, begin_trace)
         parent.putChild(name.encode(), calls)
         root.known = {**root.known, f"/v1/{endpoint.path}".encode(): calls}
     return root

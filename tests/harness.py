@@ -221,7 +221,7 @@ class World:
     def gateway(self, *steps: providers.Provider | str | None, tls: bool = False, **settings) -> Gateway:
         """A gateway whose route ``route`` has these providers as its steps (None is one that is down)."""
         settings = {"timeout": 5, **settings}
-        look_up = settings.pop("look_up", None)
+        look_up, environ = settings.pop("look_up", None), settings.pop("environ", None)
         tree = {
             "api_key": KEY,
             "listen": ["tcp:0:interface=127.0.0.1"],
@@ -245,7 +245,7 @@ class World:
             **settings.pop("top", {}),
         }
         tree["routes"][0].update(settings)
-        return self.gateway_of(tree, tls, look_up=look_up)
+        return self.gateway_of(tree, tls, environ, look_up=look_up)
 
     def gateway_of(self, tree: dict, tls: bool = False, environ: dict[str, str] | None = None, look_up=None) -> Gateway:
         if tls:
@@ -258,7 +258,7 @@ class World:
         def load() -> config.Config:
             return config.build(tree, environ or {}, self.folder)
 
-        service = GatewayService(load, reactor, None, look_up or dial.look_up)
+        service = GatewayService(load, reactor, None, look_up or dial.look_up, environ=environ)
         service.privilegedStartService()
         service.startService()
         self._closers.append(service.stopService)

@@ -103,7 +103,7 @@ class MemoryGateway:
             "routes": [{"name": "route", "steps": [{"provider": n, "model": f"model-of-{n}"} for n in names], **route}],
             **(top or {}),
         }
-        settings = config.build(tree, {}, Path("/nonexistent"))
+        self.config = settings = config.build(tree, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
         self.gateway = Gateway(
             settings,
@@ -113,7 +113,7 @@ class MemoryGateway:
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
-        self.site = web.Front(web.tree(settings, self.gateway, sink or self.records.append, lambda: None), self.clock)
+        self.site = web.Front(web.tree(settings, self.gateway, sink or self.records.append), self.clock)
         self.admission = self.site.admission
         self.admission.connections = settings.max_connections
         self.admission.per_address = settings.max_per_address

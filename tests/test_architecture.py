@@ -3,7 +3,8 @@
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
 `sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
 the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `headers`
-is the one place that says which headers cross the gateway; `demo` is the demo.
+is the one place that says which headers cross the gateway; `demo` is the demo. What shows the gateway is made of the records in `tally` and `history` and of the
+moment in `live`; `metrics`, `status` and `tracing` put it in words, `watch` owns it, `admin` has the resources and `gates` who may look.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -33,6 +34,8 @@ MAY_IMPORT = {
     "document": "",
     "permissions": "",
     "consistency": "",
+    "usage": "",
+    "history": "",
     "logs": "flood systemd",
     "pulse": "logs",
     "notation": "secret",
@@ -51,20 +54,36 @@ MAY_IMPORT = {
     "listeners": "admission config errors tls",
     "client": "agent connection",
     "upstream": "agent client config connection errors headers openai routing tls",
-    "relay": "errors openai",
-    "answers": "connection errors openai relay sse",
+    "relay": "errors openai usage",
+    "answers": "connection errors openai relay sse usage",
     "gateway": "answers config connection errors headers health openai records relay routing upstream",
     "request": "config errors headers openai",
     "grammar": "",
     "lifetime": "errors request",
     "channel": "errors grammar headers heads lifetime openai request wire",
     "web": "admission auth channel config errors gateway headers openai records request",
+    "trace": "records",
+    "spans": "records trace usage",
+    "otlp": "spans trace",
+    "tracing": "logs otlp records spans trace",
+    "tally": "config history records usage",
+    "live": "config",
+    "metrics": "live tally",
+    "status": "config history live tally",
+    "viewers": "errors",
+    "watch": "config live logs metrics records routing secret status tally trace tracing viewers",
+    "pages": "headers",
+    "signin": "config",
+    "gates": "auth config errors request signin",
+    "admin": "auth config errors gates headers pages request signin watch web",
     "generation": "config errors listeners tls upstream",
+    "reload": "errors live logs systemd",
     "service": (
-        "config dial drain errors gateway generation health listeners logs pulse records routing secret systemd tls web"
+        "admin config dial drain errors gateway generation health listeners live logs pulse reload systemd tls watch web"
     ),
+    "check_providers": "config errors routing upstream",
     "demo": "config logs service",
-    "tap": "config demo errors heap listeners logs service signals systemd",
+    "tap": "check_providers config demo dial errors heap listeners logs service signals systemd upstream",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

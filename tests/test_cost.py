@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from aigw import logs
-from aigw.service import log_record
+from aigw.watch import Watch
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, Wire
 from tests.providers import STREAM_HEAD, chunk, event
@@ -54,7 +55,10 @@ class Nowhere:
 def gateway():
     lines = logs.JsonLines(Nowhere())
     globalLogPublisher.addObserver(lines)
-    yield MemoryGateway(sink=log_record)
+    watch = Watch(lambda: None, Clock())
+    gateway = MemoryGateway(sink=watch.record)
+    watch.use(gateway.config)
+    yield gateway
     globalLogPublisher.removeObserver(lines)
 
 

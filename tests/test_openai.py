@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import time
 
 import msgspec
 import pytest
@@ -20,13 +19,11 @@ from aigw.openai import (
     error_event,
     is_complete,
     meaning_of,
-    mentions_usage,
     message_in,
     mistake_in_answer,
     model,
     read_call,
     rewrite,
-    usage_in,
 )
 
 CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES = (
@@ -837,69 +834,6 @@ def test_a4_what_a_model_writes_never_completes_a_stream(text, path, ascii_only)
         for shape in ({"a": hidden}, {hidden: None}, [hidden, hidden]):
             event = f"data: {json.dumps(shape, ensure_ascii=ascii_only)}\n\n".encode()
             assert not ENDPOINTS[path].complete(event)
-
-
-# Usage
-
-
-@pytest.mark.parametrize(
-    ("data", "usage"),
-    [
-        (b'{"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}', (1, 2, 3)),
-        (b'data: {"choices":[],"usage" : {"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}\n\n', (1, 2, 3)),
-    ],
-)
-def test_usage_is_found_in_bodies_and_in_events(data, usage):
-    assert mentions_usage(data)
-    assert usage_in(data) == dict(zip(("prompt_tokens", "completion_tokens", "total_tokens"), usage, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("data", "usage"),
-    [
-        (b'{"usage":{"input_tokens":1,"output_tokens":2}}', {"input_tokens": 1, "output_tokens": 2}),
-        (b'{"usage":{"prompt_tokens":0}}', {"prompt_tokens": 0}),
-        (b'{"usage":{"prompt_tokens_details":{"cached_tokens":4,"audio_tokens":5}}}', {"cached_tokens": 4}),
-        (
-            b'{"usage":{"output_tokens_details":{"reasoning_tokens":6},"output_tokens":7}}',
-            {"output_tokens": 7, "reasoning_tokens": 6},
-        ),
-        (b'{"usage":{"prompt_tokens_details":null,"total_tokens":1}}', {"total_tokens": 1}),
-        (b'{"usage":{"prompt_tokens":1}} {"usage":{"prompt_tokens":2}}', {"prompt_tokens": 2}),
-        (b'{"usage":{"prompt_tokens":1}} {"usage":null}', {"prompt_tokens": 1}),
-        (b'{"usage":{"prompt_tokens":1}} {"usage":{"prompt_tok', {"prompt_tokens": 1}),
-        (b'{"usage":{"prompt_tokens":-1,"completion_tokens":1.5,"total_tokens":true,"input_tokens":"3"}}', {}),
-        (b'{"usage":{"prompt_tokens":null,"completion_tokens":[1],"total_tokens":2}}', {"total_tokens": 2}),
-        (b'{"usage":{"prompt_tokens":1e400}}', {}),
-        (b'{"usage":{"prompt_tokens":%s}}' % (b"9" * 5000), {}),
-        (b'{"usage":{"cost":1,"x":{"y":{"total_tokens":1}}}}', {}),
-        (b'{"usage":{}}', {}),
-        (b'{"usage":{"x":"\xff","total_tokens":1}}', {"total_tokens": 1}),
-        (b'{"usage":%s' % (b'{"a":' * 5000), {}),
-    ],
-)
-def test_usage_holds_only_counts(data, usage):
-    assert mentions_usage(data)
-    assert usage_in(data) == usage
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b'{"choices":[]}', b'{"usage":null}', b'{"usage":7}', rb'{"a":"\"usage\":{\"total_tokens\":1}"}']
-)
-def test_no_usage_is_no_usage(data):
-    assert not mentions_usage(data)
-    assert usage_in(data) == {}
-
-
-def test_usage_stands_a_body_full_of_it():
-    """A body that is held whole has up to 1 MiB; looking through it must not stop the reactor for seconds."""
-    deep = nested(500, b'{"usage":', b"}", b'{"total_tokens":1}')
-    body = b'{"choices":[%s]}' % b",".join([deep] * 200)
-    assert len(body) < 1024 * 1024
-    assert mistake_in_answer(CHAT, body) is None
-    started = time.process_time()
-    assert usage_in(body) == {"total_tokens": 1}
-    assert time.process_time() - started < 1.0
 
 
 # Error shapes

@@ -29,7 +29,7 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_exactly_our_package_and_the_plugin(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    ours = {f"aigw/{path.name}" for path in (ROOT / "aigw").iterdir() if path.suffix in (".py", ".typed")}
+    ours = {f"aigw/{path.name}" for path in (ROOT / "aigw").iterdir() if path.suffix in (".py", ".typed", ".html")}
     assert names == ours | {"twisted/plugins/aigw_plugin.py"}
 
 

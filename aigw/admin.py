@@ -1,0 +1,223 @@
+"""The resources that show what the gateway does, for administrators and their machines."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from aigw.auth import authenticate
+from aigw.config import Config
+from aigw.errors import GatewayError, PathNotFound, Unauthorized
+from aigw.gates import Gate, open_gate, with_key, with_key_or_near
+from aigw.headers import Header
+from aigw.pages import Page
+from aigw.request import Request
+from aigw.signin import cookie, no_cookie
+from aigw.watch import Watch
+from aigw.web import Health, Leaf
+
+CheckReady = Callable[[], None]
+HTML = b"text/html; charset=utf-8"
+LOGIN_BYTES = 4096
+_WRONG = '<p class="wrong" role="alert">That key is not one of this gateway\u2019s.</p>'
+_SIGN_OUT = '<form method="post" action="status/logout"><button>Sign out</button></form>'
+
+
+class Shown(Leaf):
+    """Something to look at, behind a gate."""
+
+    def __init__(self, config: Config, gate: Gate) -> None:
+        super().__init__(config)
+        self.gate = gate
+
+    def admit(self, request: Request) -> None:
+        """Judge the request by its head: the gate first, so that who may not look learns nothing."""
+        self.gate(request)
+        self.check_path(request)
+        self.check_method(request)
+
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        """Anything below that is not a resource of its own is unknown."""
+        return Nothing(self.config, self.gate)
+
+    def headers(self, request: Request) -> list[Header]:
+        """What is shown is of this moment."""
+        return [*super().headers(request), (b"cache-control", b"no-store")]
+
+
+class Nothing(Shown):
+    """Every path where there is nothing to see."""
+
+    def check_path(self, request: Request) -> None:
+        """Always refuses."""
+        raise PathNotFound("Unknown path; there are /status, /status.json, /metrics, /ready and /health.")
+
+
+class Root(Nothing):
+    """All that is on the listener for administrators."""
+
+    isLeaf = False
+
+
+class Metrics(Shown):
+    """``GET /metrics``, for Prometheus."""
+
+    def __init__(self, config: Config, gate: Gate, watch: Watch) -> None:
+        super().__init__(config, gate)
+        self._watch = watch
+
+    def render(self, request: Any) -> int:
+        """In the format that the scraper asks for."""
+
+        def made(answer: tuple[bytes, bytes]) -> None:
+            body, kind = answer
+            send(request, kind, body)
+
+        accept = (request.header(b"accept") or b"").decode("latin-1")
+        request.serve(self._watch.scrape(accept).addCallback(made))
+        return NOT_DONE_YET
+
+
+class Ready(Shown):
+    """``GET /ready``: whether new requests should be sent here, for whoever balances the load."""
+
+    def __init__(self, config: Config, gate: Gate, check: CheckReady) -> None:
+        """``check`` raises a GatewayError if they should not."""
+        super().__init__(config, gate)
+        self._check = check
+
+    def render(self, request: Any) -> bytes:
+        """With the process that answers, for several may share a socket. Raises what ``check`` does."""
+        try:
+            self._check()
+        except GatewayError as error:
+            error.details["pid"] = os.getpid()
+            raise
+        return b'{"status": "ready", "pid": %d}' % os.getpid()
+
+
+class Status(Shown):
+    """``GET /status``: the page, or for a browser without key or cookie the form that asks for one."""
+
+    isLeaf = False
+
+    def __init__(self, config: Config, gate: Gate) -> None:
+        super().__init__(config, gate)
+        self._page, self._form = Page("status.html"), Page("login.html")
+
+    def admit(self, request: Request) -> None:
+        """A browser is let in as far as the form."""
+        if b"text/html" not in (request.header(b"accept") or b""):
+            self.gate(request)
+        self.check_path(request)
+        self.check_method(request)
+
+    def render(self, request: Any) -> int:
+        """The page never changes; what it shows comes behind it."""
+        try:
+            self.gate(request)
+        except Unauthorized:
+            return self.ask(request)
+        signed_in = request.header(b"cookie") and request.caller
+        page = self._page.html("sign-out", _SIGN_OUT) if signed_in else self._page.html()
+        return send(request, HTML, page, *self._page.headers)
+
+    def ask(self, request: Any, wrong: str = "") -> int:
+        """The form."""
+        return send(request, HTML, self._form.html("wrong", wrong), *self._form.headers)
+
+
+class Login(Shown):
+    """``POST /status/login``: from the key, which stands in a form, to the cookie."""
+
+    methods = (b"POST",)
+
+    def __init__(self, config: Config, status: Status) -> None:
+        super().__init__(msgspec.structs.replace(config, max_body=LOGIN_BYTES), lambda _: None)
+        self._status = status
+
+    def render(self, request: Any) -> int:
+        """Back to the page, or once more the form."""
+        keys = parse_qs(request.body().decode("latin-1")).get("key", [""])
+        try:
+            caller = authenticate(self.config.callers, keys[0].strip().encode("latin-1", "replace"), None)
+        except Unauthorized:
+            return self._status.ask(request, _WRONG)
+        return to_the_page(request, cookie(caller, time.time(), request.isSecure()))
+
+
+class Logout(Shown):
+    """``POST /status/logout``: the browser forgets its cookie."""
+
+    methods = (b"POST",)
+
+    def render(self, request: Any) -> int:
+        """Back to the form."""
+        return to_the_page(request, no_cookie(request.isSecure()))
+
+
+class StatusJson(Shown):
+    """``GET /status.json``: what the page shows."""
+
+    def __init__(self, config: Config, gate: Gate, watch: Watch) -> None:
+        super().__init__(config, gate)
+        self._watch = watch
+
+    def render(self, request: Any) -> Any:
+        """As of this moment."""
+        return self._watch.status()
+
+
+class Events(StatusJson):
+    """``GET /status/events``: the same, again whenever it has changed."""
+
+    def render(self, request: Any) -> int:
+        """Raises TooManyViewers."""
+        self._watch.viewers.admit(request)
+        return NOT_DONE_YET
+
+
+def to_the_page(request: Any, set_cookie: str) -> int:
+    """Have the browser ask for the page, with another cookie."""
+    request.begin(303, [(b"location", b"../status"), (b"set-cookie", set_cookie.encode())], 0)
+    request.write(b"")
+    request.end()
+    return NOT_DONE_YET
+
+
+def send(request: Any, kind: bytes, body: bytes, *headers: Header) -> int:
+    """Answer with something that is no JSON."""
+    own = [(b"content-type", kind), (b"x-content-type-options", b"nosniff"), *headers]
+    request.begin(200, own, len(body))
+    request.write(body)
+    request.end()
+    return NOT_DONE_YET
+
+
+def show(root: Leaf, config: Config, watch: Watch, check_ready: CheckReady, gate: Gate | None = None) -> None:
+    """Put the resources below ``root``, where a key is asked for unless ``gate`` is given."""
+    ask = gate or with_key(config.callers)
+    status = Status(config, ask)
+    root.putChild(b"status", status)
+    status.putChild(b"events", Events(config, ask, watch))
+    if gate is None:
+        status.putChild(b"login", Login(config, status))
+        status.putChild(b"logout", Logout(config, lambda _: None))
+    root.putChild(b"status.json", StatusJson(config, ask, watch))
+    root.putChild(b"ready", Ready(config, gate or with_key_or_near(config.callers), check_ready))
+    root.putChild(b"metrics", Metrics(config, ask, watch))
+
+
+def tree(config: Config, watch: Watch, check_ready: CheckReady) -> Leaf:
+    """What the listener for administrators has: all of this without a key, and nothing of the API."""
+    root = Root(config, open_gate)
+    root.putChild(b"health", Health(config))
+    show(root, config, watch, check_ready, open_gate)
+    return root

@@ -1,0 +1,75 @@
+"""Who may look at what the gateway does: on the listener for administrators whoever can connect, elsewhere whoever
+has a key, or the cookie that a browser got for one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.address import UNIXAddress
+
+from aigw.auth import authenticate
+from aigw.config import Caller
+from aigw.errors import Misdirected
+from aigw.request import Request
+from aigw.signin import signed_in
+
+_PORT = re.compile(r":\d*\Z")
+
+Gate = Callable[[Request], None]
+
+
+def with_key(callers: Sequence[Caller]) -> Gate:
+    """Raises Unauthorized for whoever has neither a key nor a cookie."""
+
+    def judge(request: Request) -> None:
+        sent = (request.header(b"cookie") or b"").decode("latin-1")
+        caller = signed_in(callers, sent, time.time(), request.isSecure()) if sent else None
+        request.caller = (
+            caller or authenticate(callers, request.header(b"x-api-key"), request.header(b"authorization"))
+        ).name
+
+    return judge
+
+
+def with_key_or_near(callers: Sequence[Caller]) -> Gate:
+    """The same, but whoever is on this machine needs none."""
+    ask = with_key(callers)
+
+    def judge(request: Request) -> None:
+        peer = request.channel.transport.getPeer()
+        if not (isinstance(peer, UNIXAddress) or _is_loopback(peer)):
+            ask(request)
+
+    return judge
+
+
+def open_gate(request: Request) -> None:
+    """Everybody; but on loopback only by a name of loopback. Raises Misdirected.
+
+    A page from elsewhere whose name was made to lead to 127.0.0.1 comes with that name in ``Host``.
+    """
+    name = _PORT.sub("", (request.header(b"host") or b"").decode("latin-1"))
+    if _is_loopback(request.channel.transport.getHost()) and not _is_local_name(name):
+        raise Misdirected("This listener is for this machine only: ask for it as localhost or by its address.")
+
+
+def _is_loopback(address: Any) -> bool:
+    try:
+        ip = ipaddress.ip_address(getattr(address, "host", "").partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+def _is_local_name(name: str) -> bool:
+    if name.lower() in ("localhost", ""):  # HTTP/1.0 needs no Host, and no browser speaks it
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False

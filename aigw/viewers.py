@@ -1,0 +1,110 @@
+"""Whoever has the status page open: each gets the status as a server-sent event as soon as it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from zope.interface import implementer
+
+from aigw.errors import TooManyViewers
+
+EVERY_SECONDS = 1.0
+QUIET_SECONDS = 15.0  # then a comment says that the connection lives
+MOST = 50
+
+
+class Viewers:
+    """Looks once a second while there is anybody, and never else. ``look`` gives the status as JSON."""
+
+    def __init__(self, look: Callable[[], bytes], clock: IReactorTime) -> None:
+        self._look = look
+        self._clock = clock
+        self._viewers: dict[Viewer, None] = {}
+        self._timer: IDelayedCall | None = None
+        self._said = b""
+        self._said_at = 0.0
+
+    def admit(self, request: Any) -> None:
+        """Serve a request from now until it or the gateway ends. Raises TooManyViewers."""
+        if len(self._viewers) >= MOST:
+            raise TooManyViewers(f"{MOST} pages are open already.")
+        viewer = Viewer(request, self)
+        self._viewers[viewer] = None
+        if self._timer is None:
+            self._said, self._said_at = self._look(), self._clock.seconds()
+            self._timer = self._clock.callLater(EVERY_SECONDS, self._tell)
+        viewer.begin(_event(self._said))
+
+    def left(self, viewer: Viewer) -> None:
+        """One is gone."""
+        self._viewers.pop(viewer, None)
+        if not self._viewers and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def end(self) -> None:
+        """The gateway is stopping, and need not wait for these."""
+        self._tell()
+        for viewer in list(self._viewers):
+            viewer.end()
+
+    def _tell(self) -> None:
+        if not self._viewers:
+            return
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = self._clock.callLater(EVERY_SECONDS, self._tell)
+        said, now = self._look(), self._clock.seconds()
+        if said != self._said or now - self._said_at >= QUIET_SECONDS:
+            event = _event(said) if said != self._said else b":\n\n"
+            self._said, self._said_at = said, now
+            for viewer in self._viewers:
+                viewer.tell(event)
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: %s\n\n" % data
+
+
+@implementer(IPushProducer)
+class Viewer:
+    """One page. While it does not read, it misses events: each says all."""
+
+    def __init__(self, request: Any, viewers: Viewers) -> None:
+        self._request = request
+        self._viewers = viewers
+        self._paused = False
+        self._served: Deferred[None] = Deferred(lambda _: viewers.left(self))
+
+    def begin(self, event: bytes) -> None:
+        """Answer with a stream."""
+        self._request.serve(self._served)
+        self._request.begin(200, [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no")], None)
+        self._request.registerProducer(self, True)
+        self._request.write(event)
+
+    def tell(self, event: bytes) -> None:
+        """Send an event, if it reads."""
+        if not self._paused:
+            self._request.write(event)
+
+    def end(self) -> None:
+        """End the stream."""
+        self._viewers.left(self)
+        self._request.unregisterProducer()
+        self._request.end()
+        self._served.callback(None)
+
+    def pauseProducing(self) -> None:
+        """See IPushProducer."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """See IPushProducer."""
+        self._paused = False
+
+    def stopProducing(self) -> None:
+        """The page is gone: its request is cancelled, and that ends this."""

@@ -1,0 +1,178 @@
+"""D4's sister `--check-providers`: what it says of each provider and step, and how it exits."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet import reactor
+
+from aigw import config
+from aigw.check_providers import Check, as_json, told
+from aigw.dial import Host, Names
+from aigw.upstream import Upstream
+from tests.harness import bounded
+from tests.providers import answer, fin, hang, raw
+from tests.switch import Switch
+from tests.test_daemon import run
+
+CANARY = "canary-key-4711"
+
+
+def models(*names, **more):
+    return answer(body=json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode(), **more)
+
+
+REFUSED = answer(401)
+
+
+def by_key(with_key, without=REFUSED):
+    """What a provider does for who shows its key, and for others."""
+
+    def run(connection):
+        asked = connection.provider.requests[-1]
+        (with_key if asked.header("authorization") == f"Bearer {CANARY}" else without)(connection)
+
+    return run
+
+
+async def check(world, provider, key=CANARY, model="m", **more):
+    if not isinstance(provider, str | None):
+        more = {**({"ca_file": str(world.ca_file)} if provider.tls else {}), **more}
+    tree = {
+        "api_key": "k",
+        "providers": [{"name": "p", "base_url": world.base_url(provider), **({"api_key": key} if key else {}), **more}],
+        "routes": [{"name": "r", "steps": [{"provider": "p", "model": model}]}],
+    }
+    loaded = config.build(tree, {}, world.folder)
+    upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Names(reactor)))
+    checked, steps = await bounded(Check(loaded, upstream, reactor).run())
+    upstream.close()
+    text = told(checked, steps) + as_json(checked, steps)
+    assert CANARY not in text
+    assert "canary-content" not in text
+    return checked[0], steps[0], text
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@ensureDeferred
+async def test_a_good_provider(world, tls):
+    provider = world.provider(by_key(models("m", "other")), tls=tls)
+    found, step, text = await check(world, provider)
+    assert (found.reachable, found.certificate, found.key, found.problem) == (True, True if tls else None, True, None)
+    assert 0 <= found.latency_ms < 5000
+    assert (step.listed, step.works) == (True, True)
+    assert "1 of 1 steps can work." in text
+    assert provider.requests[0].line == "GET /v1/models HTTP/1.1"
+    assert provider.requests[1].header("authorization") is None
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "key", "listed", "works", "said"),
+    [
+        (by_key(models("m"), models("m")), None, True, True, "without a key too"),
+        (by_key(models("other")), True, False, False, "the model is not listed"),
+        (by_key(models("models/m")), True, True, True, ""),
+        (by_key(models("m:latest")), True, True, True, ""),
+        (by_key(answer(body=b'[{"id": "m"}]')), True, True, True, ""),
+        (answer(401, b'{"error": {"message": "canary-content"}}'), False, None, False, "the key is refused (401)"),
+        (answer(403), False, None, False, "the key is refused (403)"),
+        (answer(404), None, None, True, "gives no list of models (404)"),
+        (answer(429), None, None, True, "gives no list of models (429)"),
+        (answer(500), None, None, False, "answered 500"),
+        (answer(302, Location="http://127.0.0.1:1/"), None, None, False, "answered 302"),
+        (by_key(answer(body=b"<html>canary-content")), True, None, True, "not in OpenAI's shape"),
+        (by_key(answer(body=b'{"data": 1}')), True, None, True, "not in OpenAI's shape"),
+        (fin, None, None, False, "connection"),
+        (raw(b"nonsense\r\n\r\n"), None, None, False, ""),
+    ],
+)  # fmt: skip
+@ensureDeferred
+async def test_what_a_provider_may_say(world, behaviour, key, listed, works, said):
+    found, step, text = await check(world, world.provider(behaviour))
+    assert (found.key, step.listed, step.works) == (key, listed, works)
+    assert said in text
+
+
+@ensureDeferred
+async def test_a_provider_without_a_key_is_asked_once(world):
+    provider = world.provider(models("m"))
+    found, step, _ = await check(world, provider, key=None)
+    assert (found.key, step.works, len(provider.requests)) == (None, True, 1)
+
+
+@ensureDeferred
+async def test_one_that_is_down(world):
+    found, step, text = await check(world, None)
+    assert (found.reachable, found.certificate, found.latency_ms, step.works) == (False, None, None, False)
+    assert "connection refused" in text
+
+
+@pytest.mark.parametrize(("host", "trusted"), [("elsewhere.example", True), ("127.0.0.1", False)])
+@ensureDeferred
+async def test_a_wrong_certificate(world, host, trusted):
+    provider = world.provider(models("m"), tls=True, host="127.0.0.1")
+    if host != "127.0.0.1":
+        provider = world.provider(models("m"), tls=True, host=host)
+        url = f"https://127.0.0.1:{provider.port}/v1"
+        found, step, text = await check(world, url, ca_file=str(world.ca_file))
+    else:
+        found, step, text = await check(world, f"https://127.0.0.1:{provider.port}/v1")  # the system's CAs
+    assert (found.reachable, found.certificate, step.works) == (True, False, False)
+    assert "TLS" in text
+
+
+@ensureDeferred
+async def test_one_that_hangs_is_given_up(world, monkeypatch):
+    monkeypatch.setattr("aigw.check_providers.SECONDS", 0.2)
+    found, step, text = await check(world, world.provider(hang))
+    assert (found.reachable, step.works) == (False, False)
+    assert "limit of 0.2 s passed" in text
+
+
+@ensureDeferred
+async def test_a_list_without_end_is_given_up(world, monkeypatch):
+    monkeypatch.setattr("aigw.check_providers.MAX_LIST", 1000)
+    found, step, _ = await check(world, world.provider(by_key(models(*map(str, range(1000))))))
+    assert (found.models, step.listed, step.works) == (None, None, True)
+
+
+# The command
+
+TREE = """
+api_key: gateway-key-0987
+providers:
+  - {{name: good, base_url: "{url}", api_key: canary-key-4711}}
+  - {{name: down, base_url: "http://127.0.0.1:1/v1", api_key: canary-key-4712}}
+routes:
+  - {{name: r, steps: [{{provider: good, model: m}}{more}]}}
+"""
+
+
+def test_it_exits_with_0_where_every_step_can_work(tmp_path):
+    with Switch() as provider:
+        done = run(tmp_path, "--check-providers", config=TREE.format(url=provider.url, more=""))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 of 1 steps can work." in done.stdout
+    assert "down" in done.stdout  # no step needs it, but it is told
+
+
+def test_it_exits_with_1_where_a_step_cannot(tmp_path):
+    with Switch() as provider:
+        config = TREE.format(url=provider.url, more=", {provider: down, model: x}")
+        done = run(tmp_path, "--check-providers", "--json", config=config)
+    shown = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert shown["works"] is False
+    assert [step["works"] for step in shown["steps"]] == [True, False]
+    assert shown["steps"][1]["problem"] == "connection refused"
+    assert shown["providers"][0]["models"] == 1
+    assert "canary" not in done.stdout + done.stderr
+
+
+def test_it_exits_with_78_where_the_configuration_is_wrong(tmp_path):
+    done = run(tmp_path, "--check-providers", config="api_key: [")
+    assert done.returncode == 78
+    assert "not usable" in done.stderr

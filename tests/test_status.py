@@ -1,0 +1,266 @@
+"""`/status` and what is behind it: its data, its events, the form and the cookie, and what a browser may do with it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+
+import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+from aigw.pages import Page
+from aigw.viewers import MOST
+from tests.harness import AUTH, HELLO, KEY, bounded, request, until
+from tests.providers import answer, begin_stream, event, hang
+from tests.test_admin import gateway_with_admin, visit
+
+HTML = {"Accept": "text/html,application/xhtml+xml"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+async def status(gateway):
+    return (await gateway.get("/status.json", AUTH)).json
+
+
+def events(client):
+    """What came so far, as data."""
+    return [json.loads(each) for each in re.findall(rb"^data: (.+)$", client.answer.body, re.MULTILINE)]
+
+
+async def watch(gateway):
+    client = await gateway.send(request(None, "/status/events", "GET", AUTH), "GET")
+    await until(lambda: events(client))
+    return client
+
+
+@ensureDeferred
+async def test_the_data_says_what_each_step_does(world):
+    gateway = world.gateway(world.provider(answer(429, Retry_After="60"), answer()), world.provider())
+    await gateway.ask()
+    await gateway.ask()
+    shown = await status(gateway)
+    (route,) = shown["routes"]
+    assert (route["name"], route["requests"], route["fallbacks"], route["in_flight"]) == ("route", 2, 1, 0)
+    first, second = route["steps"]
+    assert (first["state"], first["why"], first["hour"]["failed"]) == ("resting", "answered 429", 1)
+    assert 50 < first["until"] - shown["started"] < 70
+    assert (second["state"], second["until"], second["hour"]["ok"]) == ("answering", None, 2)
+    assert (second["hour"]["prompt"], second["hour"]["completion"]) == (6, 8)
+    assert len(second["hour"]["minutes"]) == 60
+    assert second["hour"]["minutes"][-1] is not None or second["hour"]["minutes"][-2] is not None
+    (failed,) = shown["failures"]
+    assert (failed["outcome"], failed["status"], failed["rests_s"], failed["step"]) == ("refused", 429, 60, 1)
+    assert (shown["state"], shown["certificate"], shown["reload"]["taken"]) == ("ready", None, 0)
+
+
+@ensureDeferred
+async def test_an_error_for_the_client_is_a_failure_of_its_own(world):
+    gateway = world.gateway(None)
+    await gateway.ask()
+    shown = await status(gateway)
+    assert [(each["step"], each["outcome"]) for each in shown["failures"]] == [
+        (None, "all_steps_failed"),
+        (1, "unreachable"),
+    ]
+    assert shown["routes"][0]["steps"][0]["state"] == "failed"
+
+
+@ensureDeferred
+async def test_events_come_when_something_has_changed_and_only_then(world):
+    gateway = world.gateway(world.provider(answer(429, Retry_After="60"), hang), world.provider())
+    page = await watch(gateway)
+    assert events(page)[0]["routes"][0]["steps"][0]["state"] == "unused"
+    await gateway.ask()
+    await until(lambda: events(page)[-1]["routes"][0]["steps"][0]["state"] == "resting", 2.0)
+    seen = len(events(page))
+    await deferLater(reactor, 1.5)
+    assert len(events(page)) - seen <= 1  # the connection of the request above is gone
+    assert page.answer.headers["content-type"] == "text/event-stream"
+    assert page.answer.headers["cache-control"] == "no-store"
+
+
+@ensureDeferred
+async def test_a_page_that_closes_leaves_nothing_behind(world):
+    gateway = world.gateway(world.provider())
+    pages = [await watch(gateway) for _ in range(3)]
+    for page in pages:
+        page.transport.abortConnection()
+    viewers = gateway.service._watch.viewers
+    await until(lambda: not viewers._viewers)
+    assert viewers._timer is None
+
+
+@ensureDeferred
+async def test_there_are_only_so_many_pages(world, monkeypatch):
+    monkeypatch.setattr("aigw.viewers.MOST", 1)
+    assert MOST == 50
+    gateway = world.gateway(world.provider())
+    await watch(gateway)
+    got = await gateway.get("/status/events", AUTH)
+    assert (got.status, got.error["code"]) == (503, "too_many_viewers")
+
+
+@ensureDeferred
+async def test_a_page_that_does_not_read_costs_nothing(world):
+    gateway = world.gateway(world.provider())
+    await watch(gateway)
+    (viewer,) = gateway.service._watch.viewers._viewers
+    viewer.pauseProducing()
+    before = viewer._request.sentLength
+    viewer.tell(b"data: {}\n\n")
+    assert viewer._request.sentLength == before
+    viewer.resumeProducing()
+    viewer.tell(b"data: {}\n\n")
+    assert viewer._request.sentLength > before
+
+
+@ensureDeferred
+async def test_d2_an_open_page_does_not_hold_up_a_stop(world):
+    gateway = gateway_with_admin(world)
+    gateway.tree["drain"] = "30s"
+    assert await gateway.reload()
+    page = await watch(gateway)
+    await bounded(gateway.service.stopService(), 5.0)
+    assert events(page)[-1]["state"] == "stopping"
+    assert page.answer.whole
+
+
+@ensureDeferred
+async def test_in_flight_is_told_by_route(world):
+    gateway = world.gateway(world.provider(begin_stream(event({"content": "a"}))))
+    client = await gateway.send(request({**HELLO, "stream": True}))
+    await until(lambda: client.answer.pieces)
+    shown = await status(gateway)
+    assert (shown["in_flight"], shown["routes"][0]["in_flight"]) == (1, 1)
+
+
+@ensureDeferred
+async def test_a_reload_is_told(world):
+    gateway = world.gateway(world.provider())
+    gateway.tree["routes"].append({"name": "second", "steps": [{"provider": "p1", "model": "m"}]})
+    assert await gateway.reload()
+    assert [route["name"] for route in (await status(gateway))["routes"]] == ["route", "second"]
+    gateway.tree["nonsense"] = 1
+    assert not await gateway.reload()
+    reload = (await status(gateway))["reload"]
+    assert (reload["taken"], reload["refused"]) == (1, 1)
+    assert reload["refused_at"] >= reload["taken_at"]
+
+
+# The form and the cookie
+
+
+@ensureDeferred
+async def test_a_browser_without_a_cookie_gets_the_form_and_others_get_401(world):
+    gateway = world.gateway(world.provider(), tls=True)
+    got = await gateway.get("/status", HTML)
+    assert got.status == 200
+    assert b'type="password"' in got.body
+    assert b"routes" not in got.body
+    for path in ("/status", "/status.json", "/status/events", "/status/x"):
+        assert (await gateway.get(path, {})).status == 401
+    assert (await gateway.get("/status.json", HTML)).status == 401
+    assert (await gateway.get("/status/x", HTML)).status == 401
+    assert (await gateway.get("/status/x", AUTH)).status == 404
+
+
+async def sign_in(gateway, key=KEY, headers=FORM):
+    client = await gateway.send(request(f"key={key}".encode(), "/status/login", "POST", headers))
+    return await bounded(client.done)
+
+
+@ensureDeferred
+async def test_the_key_buys_a_cookie_that_opens_the_page(world):
+    gateway = world.gateway(world.provider(), tls=True)
+    got = await sign_in(gateway)
+    assert (got.status, got.headers["location"], got.body) == (303, "../status", b"")
+    set_cookie = got.headers["set-cookie"]
+    assert set_cookie.startswith("__Host-aigw=")
+    assert set_cookie.endswith("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict; Secure")
+    assert KEY not in set_cookie
+    cookie = {"Cookie": set_cookie.partition(";")[0]}
+    page = await gateway.get("/status", {**HTML, **cookie})
+    assert b'id="routes"' in page.body
+    assert b"Sign out" in page.body
+    assert (await gateway.get("/status.json", cookie)).status == 200
+    out = await bounded((await gateway.send(request(b"", "/status/logout", "POST", cookie))).done)
+    assert "Max-Age=0" in out.headers["set-cookie"]
+
+
+@pytest.mark.parametrize("key", ["wrong", "", "%00", "é" * 10, KEY + "x"])
+@ensureDeferred
+async def test_a_wrong_key_buys_none(world, key):
+    gateway = world.gateway(world.provider())
+    got = await sign_in(gateway, key)
+    assert "set-cookie" not in got.headers
+    assert b'role="alert"' in got.body
+
+
+@ensureDeferred
+async def test_the_form_takes_no_more_than_a_key(world):
+    gateway = world.gateway(world.provider())
+    got = await sign_in(gateway, "x" * 5000)
+    assert got.status == 413
+    assert (await gateway.get("/status/login", HTML)).status == 405
+
+
+@ensureDeferred
+async def test_the_admin_listener_shows_the_page_and_has_no_form(world):
+    gateway = gateway_with_admin(world)
+    page = await visit(gateway, "/status", **HTML)
+    assert b'id="routes"' in page.body
+    assert b"Sign out" not in page.body
+    assert (await visit(gateway, "/status.json")).json["state"] == "ready"
+    assert (await visit(gateway, "/status/login", "POST")).status == 404
+
+
+# What a browser may do with it
+
+
+@pytest.mark.parametrize("name", ["status.html", "login.html"])
+def test_a_page_has_all_that_it_needs_and_runs_nothing_else(name):
+    page = Page(name)
+    html = page.html().decode()
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", html)
+    assert not re.search(r"\s(on\w+|style)=", html)
+    policy = dict(page.headers)[b"content-security-policy"].decode()
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    for kind in ("script", "style"):
+        for text in re.findall(f"<{kind}>(.*?)</{kind}>", html, re.DOTALL):
+            assert base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() in policy
+    assert "frame-ancestors 'none'" in policy
+
+
+@ensureDeferred
+async def test_both_carry_the_headers(world):
+    gateway = world.gateway(world.provider())
+    for headers in (HTML, {**HTML, **AUTH}):
+        got = await gateway.get("/status", headers)
+        assert got.headers["content-security-policy"].startswith("default-src 'none'")
+        assert got.headers["x-content-type-options"] == "nosniff"
+        assert got.headers["referrer-policy"] == "no-referrer"
+        assert got.headers["cache-control"] == "no-store"
+        assert got.headers["content-type"] == "text/html; charset=utf-8"
+
+
+@ensureDeferred
+async def test_b9_neither_keys_nor_content_are_shown(world):
+    """Not even where a provider repeats the key, or a client sends it as the id of its request."""
+    from tests.providers import completion
+
+    body = b'{"error": {"message": "key provider-key-1 of canary-content is wrong"}}'
+    gateway = world.gateway(
+        world.provider(answer(401, body)), world.provider(answer(body=completion("canary-content")))
+    )
+    await gateway.ask(
+        {"messages": [{"role": "user", "content": "canary-content"}]}, headers={**AUTH, "X-Request-Id": KEY}
+    )
+    for path in ("/status.json", "/metrics"):
+        text = (await gateway.get(path, AUTH)).body
+        for secret in (KEY, "provider-key-1", "provider-key-2", "canary-content"):
+            assert secret.encode() not in text
