@@ -229,9 +229,9 @@ def test_s2_the_2001st_connection_to_a_daemon(tmp_path, tls):
     with ExitStack() as stack, Daemon(tmp_path, config=json.dumps(configuration(tmp_path, tls))) as daemon:
         address = daemon.address()
         clients = []
-        for number in range(2000):
+        for _ in range(2000):
             clients.append(connect())
-            assert number % 100 or healthy(clients[-1]), "it keeps up"
+            assert healthy(clients[-1]), "it keeps up; and who has asked may be idle for longer than 15 s"
         assert healthy(clients[-1])
         for _ in range(20):
             refused = stack.enter_context(socket.create_connection(address, timeout=10))
