@@ -178,6 +178,8 @@ class StatusJson(Shown):
 class Events(StatusJson):
     """``GET /status/events``: the same, again whenever it has changed."""
 
+    methods = (b"GET",)
+
     def render(self, request: Any) -> int:
         """Raises TooManyViewers."""
         self._watch.viewers.admit(request)

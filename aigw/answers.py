@@ -177,7 +177,7 @@ class Stream(Relay):
         if self._client is None:
             self._fail(UpstreamBroken("ended its stream without output") if whole else _cut_short(reason))
             return
-        if whole:
+        if whole and (self._inside_an_event or sse.is_whole(self._rest)):
             self._look_for_the_end(self._tail + self._rest)
         if whole and self._complete:
             self._write(self._rest)

@@ -68,6 +68,7 @@ class Check:
         found = Checked(provider.name)
         secure = provider.base_url.startswith("https:")
         started = self._clock.seconds()
+        asked_again = False
 
         def answered(response: IResponse) -> Deferred[Any]:
             found.reachable, found.certificate = True, True if secure else None
@@ -88,6 +89,8 @@ class Check:
                 found.note = "its list of models is not in OpenAI's shape"
             if provider.api_key is None:
                 return None
+            nonlocal asked_again
+            asked_again = True  # what comes of that says nothing of whether the steps work
             return self._upstream.get(provider, "models", (), CONNECT_SECONDS).addCallback(without_key)
 
         def without_key(response: IResponse) -> Deferred[bytes]:
@@ -98,11 +101,12 @@ class Check:
 
         def failed(failure: Failure) -> None:
             error = failure.value
-            if found.latency_ms is None:  # the second question does not matter so much
+            if asked_again:
+                return
+            if found.latency_ms is None:
                 tls = isinstance(error, UpstreamUnreachable) and error.message.startswith("TLS")
                 found.reachable, found.certificate = tls, False if tls else None
-            if found.models is None:
-                found.problem = error.message if isinstance(error, UpstreamFailure) else type(error).__name__
+            found.problem = error.message if isinstance(error, UpstreamFailure) else type(error).__name__
 
         headers = self._router.own_headers(provider)
         asked: Deferred[Any] = self._upstream.get(provider, "models", headers, CONNECT_SECONDS).addCallback(answered)

@@ -37,7 +37,10 @@ class Metrics:
 
         What it says is of now; making it takes a while where there are many routes, and may be done in a thread.
         """
-        encode, kind = choose_encoder(accept)
+        try:
+            encode, kind = choose_encoder(accept)
+        except Exception:  # it takes a version to be a number
+            encode, kind = choose_encoder("")
         seen = CollectorRegistry(auto_describe=False)
         seen.register(_Seen([*self._families(), *self._process.collect()]))
         return lambda: encode(seen), kind.encode()

@@ -207,7 +207,7 @@ _ANNOUNCEMENTS = (
 # An unescaped quote cannot stand inside a JSON string, nor a line end: neither pattern is met by what a model writes.
 # Each begins with what is found fast: as alternatives of one pattern they cost 25 times as much.
 _DONE = re.compile(rb"data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]+"')
 _RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
 
 

@@ -151,6 +151,10 @@ class GatewayService(Service):
         self._now = new
         self._site.resource, self._admin_site.resource = self._trees(new)
         closed = self._listeners.keep(new.listeners, opened)
+        if any(listener.admin for listener in closed):
+            self._admin_site.abort()  # who came in there without a key is to be out
+        if new.config.callers != old.config.callers:
+            self._watch.viewers.ask_again()
         self._watch.hide(new.config.secrets)
         self._warn()
         self._limit_connections()

@@ -6,6 +6,7 @@ CR, and an empty line ends an event.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -45,6 +46,18 @@ def fields(event: bytes) -> tuple[str, bytes | None]:
         elif field == b"event":
             name = value.decode(errors="replace")
     return name, b"\n".join(data) if data else None
+
+
+def is_whole(rest: bytes) -> bool:
+    """Whether what stands behind the last event is one itself but for its empty line, and not the half of one."""
+    _, data = fields(rest)
+    if data is None or data.strip() == b"[DONE]":
+        return True
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def is_silence(data: bytes) -> bool:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from prometheus_client.core import CounterMetricFamily
 from twisted.internet.defer import Deferred, succeed
 
@@ -39,9 +40,10 @@ def wanted(environ: Mapping[str, str]) -> bool:
 class Tracing:
     """The traces of all requests. Counts are of spans."""
 
-    def __init__(self, reactor: Any, environ: Mapping[str, str]) -> None:
-        """Starts nothing."""
+    def __init__(self, reactor: Any, environ: Mapping[str, str], hide: Callable[[str], str] = str) -> None:
+        """Starts nothing. ``hide`` takes the keys out of a text."""
         self._reactor = reactor
+        self._hide = hide
         self._most = _positive(environ.get("OTEL_BSP_MAX_QUEUE_SIZE"), QUEUE)
         self._named = "OTEL_SERVICE_NAME" in environ or "service.name" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         self._processor: Any = None
@@ -117,11 +119,18 @@ class Tracing:
         """``send`` takes Made spans, and says whether the collector took them."""
         spans: list[Made] = []
         try:
-            spans = [span for each in finished for span in made_of(each.record, each.offset)]
+            spans = [self._safe(span) for each in finished for span in made_of(each.record, each.offset)]
             took = send(spans, self._resource, SEMCONV)
         except Exception:
             took = False
         self._reactor.callFromThread(self._told, len(finished), len(spans), took)
+
+    def _safe(self, span: Made) -> Made:
+        """Without a key: a client may have put its own into its request id."""
+        said = {name: self._hide(value) if isinstance(value, str) else value for name, value in span.attributes.items()}
+        failed = span.failed and self._hide(span.failed)
+        safe: Made = msgspec.structs.replace(span, name=self._hide(span.name), attributes=said, failed=failed)
+        return safe
 
     def _told(self, requests: int, spans: int, took: bool) -> None:
         self.queued -= requests

@@ -64,12 +64,12 @@ def counts_in(data: bytes) -> dict[str, int] | None:
         return None
     if type(usage) is not dict:
         return None
-    counts = {}
-    for group in (usage, *usage.values()):
+    counts: dict[str, int] = {}
+    for group in (usage, *usage.values()):  # what stands at the top comes before what stands in its details
         if isinstance(group, dict):
             for name, n in group.items():
                 if name in _COUNTS and type(n) is int and 0 <= n < MAX_COUNT:
-                    counts[name] = n
+                    counts.setdefault(name, n)
     return counts
 
 

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import implementer
 
-from aigw.errors import TooManyViewers
+from aigw.errors import Draining, TooManyViewers
 
 EVERY_SECONDS = 1.0
 QUIET_SECONDS = 15.0  # then a comment says that the connection lives
@@ -26,9 +26,12 @@ class Viewers:
         self._timer: IDelayedCall | None = None
         self._said = b""
         self._said_at = 0.0
+        self._stopping = False
 
     def admit(self, request: Any) -> None:
-        """Serve a request from now until it or the gateway ends. Raises TooManyViewers."""
+        """Serve a request from now until it or the gateway ends. Raises TooManyViewers, Draining."""
+        if self._stopping:
+            raise Draining("The gateway is stopping.")
         if len(self._viewers) >= MOST:
             raise TooManyViewers(f"{MOST} pages are open already.")
         viewer = Viewer(request, self)
@@ -47,7 +50,12 @@ class Viewers:
 
     def end(self) -> None:
         """The gateway is stopping, and need not wait for these."""
+        self._stopping = True
         self._tell()
+        self.ask_again()
+
+    def ask_again(self) -> None:
+        """End all streams: a page asks anew by itself, and is judged anew, by the keys of now."""
         for viewer in list(self._viewers):
             viewer.end()
 
@@ -64,6 +72,10 @@ class Viewers:
             for viewer in self._viewers:
                 viewer.tell(event)
 
+    def event(self) -> bytes:
+        """The status as it was told last."""
+        return _event(self._said)
+
 
 def _event(data: bytes) -> bytes:
     return b"data: %s\n\n" % data
@@ -76,7 +88,7 @@ class Viewer:
     def __init__(self, request: Any, viewers: Viewers) -> None:
         self._request = request
         self._viewers = viewers
-        self._paused = False
+        self._paused = self._missed = False
         self._served: Deferred[None] = Deferred(lambda _: viewers.left(self))
 
     def begin(self, event: bytes) -> None:
@@ -88,6 +100,7 @@ class Viewer:
 
     def tell(self, event: bytes) -> None:
         """Send an event, if it reads."""
+        self._missed = self._paused
         if not self._paused:
             self._request.write(event)
 
@@ -105,6 +118,8 @@ class Viewer:
     def resumeProducing(self) -> None:
         """See IPushProducer."""
         self._paused = False
+        if self._missed:
+            self.tell(self._viewers.event())
 
     def stopProducing(self) -> None:
         """The page is gone: its request is cancelled, and that ends this."""

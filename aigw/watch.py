@@ -33,7 +33,7 @@ class Watch:
 
     def __init__(self, look: Look, reactor: Any, environ: Mapping[str, str] | None = None) -> None:
         """``environ`` may ask for traces."""
-        self.tracing = Tracing(reactor, environ) if environ and wanted(environ) else None
+        self.tracing = Tracing(reactor, environ, self.without_keys) if environ and wanted(environ) else None
         self.tally = Tally()
         self.metrics = Metrics(self.tally, look, self.tracing.families if self.tracing else None)
         self.viewers = Viewers(self.status, reactor)
@@ -72,10 +72,15 @@ class Watch:
 
     def hidden(self, text: bytes) -> bytes:
         """``text`` without a key in it."""
-        shown = before = text.decode()
-        for hiding in self._hides:
-            shown = hiding(shown)
+        before = text.decode()
+        shown = self.without_keys(before)
         return text if shown is before else shown.encode()
+
+    def without_keys(self, text: str) -> str:
+        """``text`` without a key in it; the very same object where there is none."""
+        for hiding in self._hides:
+            text = hiding(text)
+        return text
 
     def scrape(self, accept: str) -> Deferred[tuple[bytes, bytes]]:
         """The metrics in the format that ``accept`` asks for, and their content type; made in a thread."""

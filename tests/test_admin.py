@@ -228,3 +228,27 @@ async def test_the_cookie_opens_what_the_key_opens_and_not_the_api(world):
     assert (await gateway.get("/metrics", {"Cookie": "__Host-aigw=1.2"})).status == 401
     assert (await gateway.get("/v1/models", with_cookie)).status == 401
     assert (await gateway.ask(headers=with_cookie)).status == 401
+
+
+@ensureDeferred
+async def test_d1_whoever_came_in_by_a_listener_that_is_closed_is_out(world):
+    gateway = gateway_with_admin(world)
+    client = Client("GET")
+    factory = Factory.forProtocol(lambda: client)
+    factory.noisy = False
+    await bounded(TCP4ClientEndpoint(reactor, "127.0.0.1", gateway.service.ports[-1].getHost().port).connect(factory))
+    client.transport.write(request(None, "/health", "GET", {"Host": "localhost"}))
+    assert (await bounded(client.done)).status == 200
+    del gateway.tree["admin"]
+    assert await gateway.reload()
+    await bounded(client.closed)
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/plain;version=x", "application/openmetrics-text; version=abc", "a;version==1"]
+)
+@ensureDeferred
+async def test_s7_a_scraper_may_ask_for_what_makes_no_sense(world, accept):
+    got = await visit(gateway_with_admin(world), "/metrics", Accept=accept)
+    assert got.status == 200
+    assert b"aigw_build_info" in got.body

@@ -81,6 +81,7 @@ async def test_a_good_provider(world, tls):
         (answer(403), False, None, False, "the key is refused (403)"),
         (answer(404), None, None, True, "gives no list of models (404)"),
         (answer(429), None, None, True, "gives no list of models (429)"),
+        (by_key(answer(body=b'{"data": 1}'), fin), None, None, True, "not in OpenAI's shape"),
         (answer(500), None, None, False, "answered 500"),
         (answer(302, Location="http://127.0.0.1:1/"), None, None, False, "answered 302"),
         (by_key(answer(body=b"<html>canary-content")), True, None, True, "not in OpenAI's shape"),

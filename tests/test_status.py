@@ -10,10 +10,10 @@ import re
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 
 from aigw.pages import Page
-from aigw.viewers import MOST
+from aigw.viewers import EVERY_SECONDS, MOST, Viewers
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until
 from tests.providers import answer, begin_stream, event, hang
 from tests.test_admin import gateway_with_admin, visit
@@ -264,3 +264,62 @@ async def test_b9_neither_keys_nor_content_are_shown(world):
         text = (await gateway.get(path, AUTH)).body
         for secret in (KEY, "provider-key-1", "provider-key-2", "canary-content"):
             assert secret.encode() not in text
+
+
+@ensureDeferred
+async def test_a_key_that_is_no_more_ends_the_pages_that_it_opened(world):
+    gateway = world.gateway(world.provider())
+    client = await watch(gateway)
+    assert await gateway.reload()
+    assert not client.done.called, "any other reload leaves them open"
+    gateway.tree["api_key"] = "another-key-of-the-gateway"
+    assert await gateway.reload()
+    assert (await bounded(client.done)).whole
+    assert (await gateway.get("/status/events", AUTH)).status == 401
+
+
+@ensureDeferred
+async def test_d2_no_page_is_opened_while_the_gateway_stops(world):
+    gateway = world.gateway(world.provider(), top={"drain": 10})
+    idle = await gateway.connect("GET")
+    stopped = gateway.service.stopService()
+    idle.transport.write(request(None, "/status/events", "GET", AUTH))
+    got = await bounded(idle.done)
+    assert (got.status, got.error["code"]) == (503, "draining")
+    await bounded(stopped)
+
+
+@ensureDeferred
+async def test_events_have_no_head_of_their_own(world):
+    gateway = world.gateway(world.provider())
+    assert (await gateway.get("/status/events", AUTH, "HEAD")).status == 405
+
+
+def test_a_page_that_reads_again_sees_what_it_missed():
+    clock, says, heard = Clock(), [b"1"], []
+
+    class Page:
+        producer = None
+
+        def serve(self, served):
+            pass
+
+        def begin(self, *head):
+            pass
+
+        def registerProducer(self, producer, streaming):
+            self.producer = producer
+
+        write = staticmethod(heard.append)
+
+    page = Page()
+    viewers = Viewers(lambda: says[0], clock)
+    viewers.admit(page)
+    page.producer.pauseProducing()
+    says[0] = b"2"
+    clock.advance(EVERY_SECONDS)
+    assert heard == [b"data: 1\n\n"]
+    page.producer.resumeProducing()
+    assert heard == [b"data: 1\n\n", b"data: 2\n\n"]
+    page.producer.resumeProducing()
+    assert len(heard) == 2

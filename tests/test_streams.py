@@ -174,3 +174,15 @@ async def test_f1_a_fresh_connection_that_dies_is_not_tried_again(world):
     got = await world.gateway(provider).ask()
     assert got.status == 502
     assert len(provider.requests) == 1
+
+
+CUT = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+
+
+@pytest.mark.parametrize("at", range(1, len(CUT) + 1))
+@ensureDeferred
+async def test_a4_a_stream_cut_in_its_last_event_is_not_whole(world, at):
+    provider = world.provider(raw(STREAM_HEAD, chunk(HEL), chunk(CUT[:at]), LAST_CHUNK))
+    got = await world.gateway(provider).ask(stream=True)
+    assert got.whole == (at >= len(CUT) - 2), "no more is missing than the empty line"
+    assert (b'"code":"stream_truncated"' in got.body) != got.whole

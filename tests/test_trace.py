@@ -254,7 +254,8 @@ async def test_b9_no_key_and_no_content_is_in_a_span(world, collector):
     gateway = traced(
         world, collector, world.provider(answer(401, body)), world.provider(answer(body=completion("canary-content")))
     )
-    await gateway.ask({"messages": [{"role": "user", "content": "canary-content"}]})
+    said = {**AUTH, "X-Request-Id": f"id-{KEY}"}  # a client that shows its key where it should not
+    await gateway.ask({"messages": [{"role": "user", "content": "canary-content"}]}, headers=said)
     await until(lambda: len(collector.spans()) == 3)
     text = str(collector.requests)
     assert not [each for each in (KEY, "provider-key", "canary-content") if each in text]

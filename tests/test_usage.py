@@ -151,3 +151,8 @@ def send_slowly(connection, pieces):
     connection.send(pieces[0])
     if pieces[1:]:
         reactor.callLater(0.02, lambda: connection.is_closed or send_slowly(connection, pieces[1:]))
+
+
+def test_what_stands_at_the_top_comes_before_what_stands_in_its_details():
+    said = b'{"usage": {"prompt_tokens": 5, "prompt_tokens_details": {"prompt_tokens": 0, "cached_tokens": 2}}}'
+    assert usage_in(said) == {"prompt_tokens": 5, "cached_tokens": 2}
