@@ -191,7 +191,8 @@ def test_b9_every_request_has_exactly_one_record(case):
 @ensureDeferred
 async def test_s2_a_client_that_reads_slowly_gets_all_of_a_large_answer(world, monkeypatch):
     """What counts is that it reads, not that it ever catches up."""
-    monkeypatch.setattr(lifetime, "READ_SECONDS", 0.25)
+    # The kernel takes more only when a third of what it may hold is free, which this client reads in some 0.2 s.
+    monkeypatch.setattr(lifetime, "READ_SECONDS", 1.0)
     large = b'{"data": ["%s"]}' % (b"x" * 1_000_000)
     gateway = world.gateway(world.provider(answer(200, large)))
     client = await gateway.connect()
@@ -199,11 +200,11 @@ async def test_s2_a_client_that_reads_slowly_gets_all_of_a_large_answer(world, m
     client.transport.pauseProducing()
     client.transport.write(request(HELLO))
     begun = reactor.seconds()
-    while not client.done.called and reactor.seconds() - begun < 20:
+    while not client.done.called and reactor.seconds() - begun < 30:
         client.transport.resumeProducing()
         await deferLater(reactor, 0.002)
         client.transport.pauseProducing()
-        await deferLater(reactor, 0.05)
+        await deferLater(reactor, 0.2)
     assert client.answer.whole
     assert client.answer.body == large
-    assert reactor.seconds() - begun > 0.3, "it was slow enough to count"
+    assert reactor.seconds() - begun > 1.1, "it was slow enough to count"
