@@ -104,8 +104,8 @@ def _settle() -> None:
     heap.keep()
     gc.collect()
     gc.freeze()
-    # A plain request leaves no cycle, so looking after every 700 objects cost a tenth; a closed TLS connection does leave
-    # one, of some 50 KiB, so that what is older must be looked at as well, and often.
+    # A plain request leaves no cycle, so looking after every 700 objects cost a tenth; a closed TLS connection does
+    # leave one, of some 50 KiB, so that what is older must be looked at as well, and often.
     gc.set_threshold(5_000, 2, 2)
 
 
