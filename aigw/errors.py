@@ -204,7 +204,7 @@ class UpstreamTimeout(UpstreamFailure):
     outcome = "timeout"
 
     def __init__(self, limit: str, seconds: float) -> None:
-        super().__init__(f"{limit} limit of {round(seconds, 3):g} s passed")
+        super().__init__(f"{limit} limit of {round(max(seconds, 0.0), 3):g} s passed")
         self.limit = limit
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from aigw.errors import Draining, TooManyViewers
 
 EVERY_SECONDS = 1.0
 QUIET_SECONDS = 15.0  # then a comment says that the connection lives
+MOST_SECONDS = 3600.0  # then a page asks anew, and is judged anew: its cookie may have ended
 MOST = 50
 
 
@@ -22,7 +24,7 @@ class Viewers:
     def __init__(self, look: Callable[[], bytes], clock: IReactorTime) -> None:
         self._look = look
         self._clock = clock
-        self._viewers: dict[Viewer, None] = {}
+        self._viewers: dict[Viewer, float] = {}  # and since when
         self._timer: IDelayedCall | None = None
         self._said = b""
         self._said_at = 0.0
@@ -35,7 +37,7 @@ class Viewers:
         if len(self._viewers) >= MOST:
             raise TooManyViewers(f"{MOST} pages are open already.")
         viewer = Viewer(request, self)
-        self._viewers[viewer] = None
+        self._viewers[viewer] = self._clock.seconds()
         if self._timer is None:
             self._said, self._said_at = self._look(), self._clock.seconds()
             self._timer = self._clock.callLater(EVERY_SECONDS, self._tell)
@@ -54,16 +56,19 @@ class Viewers:
         self._tell()
         self.ask_again()
 
-    def ask_again(self) -> None:
-        """End all streams: a page asks anew by itself, and is judged anew, by the keys of now."""
-        for viewer in list(self._viewers):
-            viewer.end()
+    def ask_again(self, begun_by: float = math.inf) -> None:
+        """End the streams that began by then: a page asks anew by itself, and is judged anew, by the keys of now."""
+        for viewer, begun in list(self._viewers.items()):
+            if begun <= begun_by:
+                viewer.end()
 
     def _tell(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+        self.ask_again(self._clock.seconds() - MOST_SECONDS)
         if not self._viewers:
             return
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
         self._timer = self._clock.callLater(EVERY_SECONDS, self._tell)
         said, now = self._look(), self._clock.seconds()
         if said != self._said or now - self._said_at >= QUIET_SECONDS:

@@ -202,6 +202,10 @@ def told(*failures: UpstreamFailure, secrets: list[Secret] = SECRETS) -> dict:
     return json.loads(error_body(error))["error"]
 
 
+def test_t1_a_limit_that_had_just_passed_is_one_of_0_seconds():
+    assert str(UpstreamTimeout("deadline", -0.0001)) == "deadline limit of 0 s passed"
+
+
 def test_f6_the_shape():
     failures = [
         refused(401, "Incorrect API key provided"),

@@ -13,7 +13,7 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock, deferLater
 
 from aigw.pages import Page
-from aigw.viewers import EVERY_SECONDS, MOST, Viewers
+from aigw.viewers import EVERY_SECONDS, MOST, MOST_SECONDS, Viewers
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until
 from tests.providers import answer, begin_stream, event, hang
 from tests.test_admin import gateway_with_admin, visit
@@ -295,31 +295,57 @@ async def test_events_have_no_head_of_their_own(world):
     assert (await gateway.get("/status/events", AUTH, "HEAD")).status == 405
 
 
+class Tab:
+    """A request that notes what is written, and whether it has ended."""
+
+    producer = None
+    ended = False
+
+    def __init__(self):
+        self.heard = []
+        self.write = self.heard.append
+
+    def serve(self, served):
+        pass
+
+    def begin(self, *head):
+        pass
+
+    def registerProducer(self, producer, streaming):
+        self.producer = producer
+
+    def unregisterProducer(self):
+        self.producer = None
+
+    def end(self):
+        self.ended = True
+
+
 def test_a_page_that_reads_again_sees_what_it_missed():
-    clock, says, heard = Clock(), [b"1"], []
-
-    class Page:
-        producer = None
-
-        def serve(self, served):
-            pass
-
-        def begin(self, *head):
-            pass
-
-        def registerProducer(self, producer, streaming):
-            self.producer = producer
-
-        write = staticmethod(heard.append)
-
-    page = Page()
+    clock, says, page = Clock(), [b"1"], Tab()
     viewers = Viewers(lambda: says[0], clock)
     viewers.admit(page)
     page.producer.pauseProducing()
     says[0] = b"2"
     clock.advance(EVERY_SECONDS)
-    assert heard == [b"data: 1\n\n"]
+    assert page.heard == [b"data: 1\n\n"]
     page.producer.resumeProducing()
-    assert heard == [b"data: 1\n\n", b"data: 2\n\n"]
+    assert page.heard == [b"data: 1\n\n", b"data: 2\n\n"]
     page.producer.resumeProducing()
-    assert len(heard) == 2
+    assert len(page.heard) == 2
+
+
+def test_an_open_page_asks_anew_after_an_hour_and_so_does_not_outlive_its_cookie_for_long():
+    clock, early, late = Clock(), Tab(), Tab()
+    viewers = Viewers(lambda: b"1", clock)
+    viewers.admit(early)
+    clock.pump([EVERY_SECONDS] * 10)
+    viewers.admit(late)
+    clock.pump([EVERY_SECONDS] * (int(MOST_SECONDS) - 11))
+    assert not early.ended
+    clock.advance(EVERY_SECONDS)
+    assert early.ended
+    assert not late.ended
+    clock.pump([EVERY_SECONDS] * 10)
+    assert late.ended
+    assert not clock.getDelayedCalls()  # nobody is left to look for
