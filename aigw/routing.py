@@ -24,6 +24,7 @@ KEY_REST = 60.0
 RATE_LIMIT_REST = 10.0
 RETRY_FIRST = 0.5
 RETRY_MOST = 8.0
+_MOST_READ = 4096  # of what a provider says of its failure
 _USER_AGENT = f"aigw/{__version__}".encode()
 
 
@@ -188,9 +189,12 @@ def attempts_told(
     """One entry for each attempt, as the client is shown it; the provider's own words are added here and only here."""
     told = []
     for record, failure in failures:
-        message = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
+        said = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
+        message = beginning = said[:_MOST_READ]
         for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
             message = secret.hide_in(message)
+        if message is not beginning and len(said) > _MOST_READ:  # half a key may stand at the end
+            message = message.rpartition("***")[0] + "***"
         entry = {**msgspec.structs.asdict(record), "message": message[:300]}
         del entry["rests_s"]  # ours to know
         told.append(entry)

@@ -6,6 +6,26 @@ import hmac
 import re
 from typing import NoReturn
 
+_BACKSLASHES = r"\\(?:\\|(?<=\\)u(?i:005c))*"  # a run of them, each in any form
+_FIRST = r"(?<!\\)(?<!\\u(?i:005c))"  # of such a run
+
+
+def _forms(value: str) -> re.Pattern[str]:
+    """``value`` however a JSON encoder escapes it, however often it is quoted.
+
+    Only the first of a run of backslashes begins a match: from each of them it would take seconds for 30,000.
+    """
+    parts: list[str] = []
+    before = ""
+    for part in re.findall(r"\\+|[^\\]", value):
+        if part[0] == "\\":
+            parts.append(_BACKSLASHES if parts else _FIRST + _BACKSLASHES)
+        else:
+            escapes = "" if before == "\\" else r"\\*" if parts else r"(?:(?<!\\)\\+)?"
+            parts.append(rf"{escapes}(?:{re.escape(part)}|(?<=\\)u(?i:{ord(part):04x}))")
+        before = part[0]
+    return re.compile("".join(parts))
+
 
 class Secret:
     """A key. It shows as ``***`` wherever it is printed, formatted or logged, and cannot be pickled or JSON-encoded."""
@@ -15,8 +35,7 @@ class Secret:
     def __init__(self, value: str) -> None:
         self._value = value
         self._bytes = value.encode()
-        # However a JSON encoder escapes it, however often it is quoted.
-        self._forms = re.compile("".join(rf"(?:\\*{re.escape(c)}|\\+u00(?i:{ord(c):02x}))" for c in value))
+        self._forms = _forms(value)
 
     def reveal(self) -> str:
         """The key itself; called only where the headers for a provider are made."""
@@ -39,12 +58,14 @@ class Secret:
 
         Where there is none it is the very same object.
         """
-        if "\\" in text:
-            return self._forms.sub("***", text) if self._forms.search(text) else text
+        if "\\" in text and self._forms.search(text):
+            text = self._forms.sub("***", text)
         return text.replace(self._value, "***") if self._value in text else text
 
     def is_in(self, data: bytes) -> bool:
-        """Whether ``data`` holds the key."""
+        """Whether ``data`` holds the key, plain or as JSON may write it."""
+        if b"\\" in data and self._forms.search(data.decode(errors="replace")):
+            return True
         return self._bytes in data
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -406,10 +407,21 @@ def test_b9_every_key_told_last_is_hidden_and_no_other(lines):
         ("k\\1", r"plain k\1, in JSON k\\1", "plain ***, in JSON ***"),
         ('"\\', r'"\ and \"\\', "*** and ***"),
         ("k1", "K1 k 1", "K1 k 1"),
+        ("k1", r"\\k1 \\\\\k\\1 \u006B1k\\u0031 \u006bu0031", r"*** *** ****** \u006bu0031"),
+        ("a\\a\\", r"a\a\a\a\ \a\\\a\u005Ca\u005ca\\", "****** ******"),
     ],
 )
 def test_b9_a_secret_hides_itself_plain_and_as_json_writes_it(key, text, hidden):
     assert Secret(key).hide_in(text) == hidden
+    assert Secret(key).is_in(text.encode()) == ("***" in hidden)
+
+
+@pytest.mark.parametrize("key", [KEY, "\\" * 9, "\\a" * 20, "aaaaaaaaaaaa"])
+@pytest.mark.parametrize("text", ["\\" * 60_000, "\\a" * 30_000, ("a" + "\\" * 99) * 600, "\\u005c" * 10_000])
+def test_b9_b3_a_text_full_of_backslashes_is_gone_through_once(key, text):
+    begun = time.process_time()
+    Secret(key + "b").hide_in(text)
+    assert time.process_time() - begun < 0.5  # it was ten seconds and more
 
 
 def test_b9_a_text_without_the_key_stays_the_very_same_object():
