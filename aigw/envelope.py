@@ -19,6 +19,7 @@ _members = msgspec.json.Decoder(Members)
 # Numbers are measured, not made: they may have any size, and nobody reads them.
 _standard = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse)
 _NOTHING = re.compile(rb"null|\[\s*\]")
+_MOST_WALKED = 1000  # each takes microseconds, in which nobody else is served
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -81,6 +82,8 @@ def _walk(text: str) -> Members:
             at = expect(at, ",")
         if text[at] != '"':
             raise ValueError(f"a key expected at character {at}")
+        if len(members) >= _MOST_WALKED:
+            raise ValueError(f"it has over {_MOST_WALKED} members at its top level")
         key, end = _standard.raw_decode(text, at)
         start = expect(skip(end), ":")
         _, end = _standard.raw_decode(text, start)

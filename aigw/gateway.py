@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from aigw import headers, relay, routing
 from aigw.answers import hold
-from aigw.config import Config, Route
+from aigw.config import Config, Route, Step
 from aigw.connection import Response
 from aigw.errors import (
     AllStepsFailed,
@@ -135,11 +135,11 @@ class Exchange:
         return self._try(attempt, self._clock.seconds() + step.timeout, tries=1)
 
     def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
-        started = self._clock.seconds()
+        step, started = attempt.step, self._clock.seconds()
         if self._trail.trace is not None:
             attempt = self._trail.trace.sent(attempt, started)
         answered: list[Response] = []
-        probe = self._health.begin(attempt.step)
+        probe = self._health.begin(step)
         self._trail.tried += 1
         seconds = min(step_ends, self._deadline) - started
         limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
@@ -149,13 +149,14 @@ class Exchange:
             return hold(response, self._call.endpoint, self._call.stream, self._clock)
 
         def commit(held: relay.Relay) -> Deferred[None]:
-            self._health.succeeded(attempt.step)
+            self._health.succeeded(step)
             self._trail.first_byte = self._clock.seconds()
-            self._begin(attempt, answered[0], held.length)
-            rest = attempt.step.idle_timeout if self._call.stream else started + seconds - self._clock.seconds()
+            self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
+            self._begin(step, answered[0], held.length)
+            rest = step.idle_timeout if self._call.stream else started + seconds - self._clock.seconds()
             self._flowing = held
             flowing = held.flow(self._client, max(0.0, rest))
-            return flowing.addBoth(self._flowed, attempt, started, answered[0].code, held)
+            return flowing.addBoth(self._flowed, step, started, answered[0].code, held)
 
         def commit_or_hang_up(held: relay.Relay) -> Deferred[None]:
             try:
@@ -166,9 +167,9 @@ class Exchange:
 
         def fall_through(failure: Failure) -> Deferred[None]:
             if not failure.check(UpstreamFailure):
-                self._health.abandoned(attempt.step, probe)
+                self._health.abandoned(step, probe)
             if failure.check(CancelledError):
-                self._note_cancelled(attempt, started, None)
+                self._note_cancelled(step, started, None)
             failure.trap(UpstreamFailure)
             return self._fell(attempt, started, cast(UpstreamFailure, failure.value), step_ends, tries, probe)
 
@@ -186,7 +187,7 @@ class Exchange:
         step = attempt.step
         verdict = routing.judge(failure, self._route.stop_on)
         rests = routing.tell(self._health, step, verdict, probe)
-        record = self._note(attempt, started, failure.outcome, failure.status, failure.message, rests)
+        record = self._note(step, started, failure.outcome, failure.status, failure.message, rests)
         self._failures.append((record, failure))
         self._gateway.note_failure(self._trail.request_id, self._route.name, record)
         if verdict.final and not self._holds_a_key(cast(UpstreamRefused, failure).body or b""):
@@ -204,16 +205,16 @@ class Exchange:
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
         body = refusal.body or b""
-        self._note_who_answers(attempt)
+        self._note_who_answers(attempt.step)
         self._trail.bytes_out = len(body)
         self._client.begin(refusal.status or 502, self._safe(refusal.headers), len(body))
         self._client.write(body)
         self._client.end()
         return succeed(None)
 
-    def _note_who_answers(self, attempt: Attempt) -> None:
-        self._trail.provider = attempt.step.provider.name
-        self._trail.model = attempt.step.model
+    def _note_who_answers(self, step: Step) -> None:
+        self._trail.provider = step.provider.name
+        self._trail.model = step.model
 
     def _safe(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
         """``sent`` less those in which the provider repeats a key."""
@@ -234,8 +235,8 @@ class Exchange:
             details={"attempts": routing.attempts_told(self._failures, self._gateway.secrets)},
         )
 
-    def _begin(self, attempt: Attempt, response: Response, length: int | None) -> None:
-        self._note_who_answers(attempt)
+    def _begin(self, step: Step, response: Response, length: int | None) -> None:
+        self._note_who_answers(step)
         sent = self._safe(headers.for_client(response.given.items()))
         if self._call.stream:
             if not any(name == b"content-type" for name, _ in sent):
@@ -245,38 +246,37 @@ class Exchange:
             length = response.length
         self._client.begin(response.code, sent, length)
 
-    def _flowed(self, result: Any, attempt: Attempt, started: float, status: int, held: relay.Relay) -> None:
+    def _flowed(self, result: Any, step: Step, started: float, status: int, held: relay.Relay) -> None:
         """The answer ended, whole or not: record it, and close or cut the client's."""
         self._trail.bytes_out = held.bytes_out
         self._trail.usage = held.usage
         if not isinstance(result, Failure):
-            self._note(attempt, started, "ok", status, "")
+            self._note(step, started, "ok", status, "")
             self._client.end()
         elif result.check(StreamBroken):
             broken = cast(StreamBroken, result.value)
             self._trail.outcome = broken.code
-            self._note(attempt, started, broken.code, status, broken.message)
+            self._note(step, started, broken.code, status, broken.message)
             self._client.cut(flush=self._call.stream)
         else:
-            self._note_cancelled(attempt, started, status)
+            self._note_cancelled(step, started, status)
             result.trap(StreamBroken)
 
-    def _note_cancelled(self, attempt: Attempt, started: float, status: int | None) -> None:
+    def _note_cancelled(self, step: Step, started: float, status: int | None) -> None:
         if self._interrupted:
-            self._note(attempt, started, "draining", status, "the gateway is stopping")
+            self._note(step, started, "draining", status, "the gateway is stopping")
         else:
-            self._note(attempt, started, "client_gone", status, "the client left")
+            self._note(step, started, "client_gone", status, "the client left")
 
     def _note(
         self,
-        attempt: Attempt,
+        step: Step,
         started: float,
         outcome: str,
         status: int | None,
         message: str,
         rests: float | None = None,
     ) -> AttemptRecord:
-        step = attempt.step
         now = self._clock.seconds()
         took = milliseconds(now - started)
         self._trail.waited += now - self._waiting_since

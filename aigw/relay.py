@@ -197,6 +197,9 @@ class Relay(BodyProtocol, ABC):
         """The client has caught up."""
         if self._paused:
             self._heard += self._clock.seconds() - self._paused_at
+            due = self._heard + self._limit
+            if self._timer is not None and self._timer.active() and self._timer.getTime() > due:  # set while it waited
+                self._timer.reset(max(0.0, due - self._clock.seconds()))
         self._paused = False
         self.transport.resumeProducing()
 

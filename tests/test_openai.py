@@ -114,6 +114,13 @@ def test_r1_of_a_key_that_stands_twice_the_last_counts(tail):
         read_call(CHAT, b'{"model":"good","model":"",%s%s}' % (MESSAGES, tail))
 
 
+def test_b3_what_has_to_be_walked_through_has_a_bound():
+    members = b",".join(b'"m%d":1' % number for number in range(1001))
+    with pytest.raises(BadRequest, match="over 1000 members"):
+        read_call(CHAT, chat(members + rb',"z":"\ud800"'))
+    assert bytes(read_call(CHAT, chat(members)).members["m1000"]) == b"1"
+
+
 TOO_DEEP = {
     "unknown member": chat(b'"d":' + nested(DEEP)),
     "objects": chat(b'"d":' + nested(DEEP, b'{"a":', b"}", b"1")),

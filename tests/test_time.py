@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from twisted.internet.defer import Deferred
 
+from aigw.openai import Call
+from aigw.routing import Attempt
 from tests.memory import MemoryGateway, error_of
 from tests.providers import COMMENT, LAST_CHUNK, ROLE, STREAM, STREAM_HEAD, chunk, completion, event, head
 
@@ -138,6 +142,36 @@ def test_t1_the_limit_of_a_large_plain_answer_is_that_of_the_whole_however_its_c
     assert provider.aborted
     assert client.aborted
     assert [(each.status, each.outcome) for each in world.records] == [(200, "answer_timeout")]
+
+
+def test_t1_the_limit_of_a_large_plain_answer_does_not_begin_anew_while_its_client_pauses():
+    world = MemoryGateway(1, timeout=10)
+    client = world.ask()
+    provider = world.doors["p1"].wire
+    provider.say(head(Content_Length="3000000") + b"x" * 1_100_000)
+    world.clock.advance(9.9)
+    client.producer.pauseProducing()
+    world.clock.advance(0.2)  # here it would have passed
+    client.producer.resumeProducing()
+    assert not provider.aborted
+    world.clock.advance(0.2)
+    assert provider.aborted
+
+
+def test_s6_the_prompt_is_let_go_of_when_the_answer_begins():
+    world = MemoryGateway(1)
+    client = world.ask(stream=True)
+    provider = world.doors["p1"].wire
+
+    def held():
+        """Whatever holds a prompt."""
+        gc.collect()
+        return [each for each in gc.get_objects() if type(each) is Attempt or (type(each) is Call and each.members)]
+
+    assert held()
+    provider.say(STREAM_HEAD + chunk(HEL))
+    assert client.take()
+    assert not held()
 
 
 def test_t1_an_answer_that_is_committed_when_its_time_is_already_over():
