@@ -41,8 +41,7 @@ def with_key_or_near(callers: Sequence[Caller]) -> Gate:
     ask = with_key(callers)
 
     def judge(request: Request) -> None:
-        peer = request.channel.transport.getPeer()
-        if not (isinstance(peer, UNIXAddress) or _is_loopback(peer)):
+        if not _is_near(request.channel.transport):
             ask(request)
 
     return judge
@@ -56,6 +55,12 @@ def open_gate(request: Request) -> None:
     name = _PORT.sub("", (request.header(b"host") or b"").decode("latin-1"))
     if _is_loopback(request.channel.transport.getHost()) and not _is_local_name(name):
         raise Misdirected("This listener is for this machine only: ask for it as localhost or by its address.")
+
+
+def _is_near(transport: Any) -> bool:
+    """Whether the other side is on this machine: it may come from the very address that it asks."""
+    peer = transport.getPeer()
+    return isinstance(peer, UNIXAddress) or _is_loopback(peer) or bool(peer.host == transport.getHost().host)
 
 
 def _is_loopback(address: Any) -> bool:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.protocol import Factory
 
 from aigw import config
 from aigw.config import Caller
-from aigw.errors import ConfigError
+from aigw.errors import ConfigError, Unauthorized
+from aigw.gates import with_key_or_near
 from aigw.secret import Secret
 from aigw.signin import SECONDS, cookie, no_cookie, signed_in
 from tests.harness import AUTH, CHAT, KEY, Client, bounded, request, until
@@ -124,9 +128,19 @@ async def test_clients_that_fill_the_public_listener_do_not_fill_it(world):
 async def test_ready_is_told_without_a_key_to_this_machine_only(world, monkeypatch):
     gateway = world.gateway(world.provider())
     assert (await gateway.get("/ready", {})).status == 200
-    monkeypatch.setattr("aigw.gates._is_loopback", lambda _: False)
+    monkeypatch.setattr("aigw.gates._is_near", lambda _: False)
     assert (await gateway.get("/ready", {})).status == 401
     assert (await gateway.get("/ready", AUTH)).status == 200
+
+
+@pytest.mark.parametrize(("peer", "host", "near"), [("10.0.0.5", "10.0.0.5", True), ("10.0.0.6", "10.0.0.5", False)])
+def test_who_comes_from_the_address_that_it_asks_is_on_this_machine(peer, host, near):
+    transport = SimpleNamespace(
+        getPeer=lambda: IPv4Address("TCP", peer, 5), getHost=lambda: IPv4Address("TCP", host, 443)
+    )
+    asks = SimpleNamespace(channel=SimpleNamespace(transport=transport), header=lambda _: None)
+    with nullcontext() if near else pytest.raises(Unauthorized):
+        with_key_or_near([])(asks)
 
 
 # The setting

@@ -111,6 +111,31 @@ def test_d3_readiness_is_asked_of_this_machine_not_of_a_proxy(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_d3_where_the_certificate_is_not_seen_in_the_file_the_other_scheme_is_asked_too(tmp_path):
+    with Shared((200, os.getpid())) as shared:
+        seen = f"ready_url() {{ echo {shared.url.replace('http', 'https')}; }}; asked_ready {os.getpid()}"
+        done = part(tmp_path, seen)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("admin", [True, False])
+def test_d3_two_processes_do_not_open_one_listener_for_administrators(tmp_path, admin):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/config.yaml").write_text("api_key: k\n" + "admin: 9464\n" * admin)
+    stubs = "current() { echo 1; }; running() { echo ai-gateway.service; }; check_config() { :; }; activate() { :; };"
+    stubs += "systemctl() { :; }; stays_up() { :; }; restarted() { echo restarted $1; }; point() { :; };"
+    said = part(tmp_path, f"{stubs} roll 2").stdout
+    assert ("beside the running one" in said) != admin
+    assert ("restarted ai-gateway.service" in said) == admin  # here no helper can be started
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "08", "http"])
+def test_d3_a_port_is_one(tmp_path, port):
+    done = part(tmp_path, "choose_port", PORT=port)
+    assert done.returncode == 1
+    assert f"PORT: {port} is no port; there are 1 to 65535" in done.stderr
+
+
 def test_d3_a_process_that_has_ended_is_not_waited_for(tmp_path):
     with subprocess.Popen(["true"]) as ended:
         pass

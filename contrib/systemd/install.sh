@@ -237,14 +237,17 @@ ready_url() {
 }
 
 # Units that share a socket answer for one another, so it is asked, by a new connection each time, until this process has
-# answered. Any certificate will do, and a demand for one of ours counts as an answer.
+# answered. Any certificate will do, and a demand for one of ours counts as an answer. The certificate may come from the
+# environment, or as a credential, where it is not seen from here: without an answer the other scheme is tried as well.
 asked_ready() { # PID: whether that process answers 200 to /ready
   local url
   url=$(ready_url)
   [ -n "$url" ] || return 0
-  "$HOME_DIR/current/venv/bin/python" -I - "$url" "$1" "$READY_SECONDS" <<'EOF'
+  "$HOME_DIR/current/venv/bin/python" -I - "$url" "$1" "$READY_SECONDS" "${READY_URL:-}" <<'EOF'
 import http.client, json, os, ssl, sys, time, urllib.error, urllib.request
-url, pid, end = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
+url, pid, end, given = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3]), sys.argv[4]
+scheme, _, rest = url.partition("://")
+other = given or f"{'http' if scheme == 'https' else 'https'}://{rest}"
 trusting = ssl.create_default_context()
 trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
 no_proxy, https = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting)
@@ -273,6 +276,7 @@ while time.monotonic() < end:
         if "CERTIFICATE_REQUIRED" in str(error):
             sys.exit()
         heard = str(error)
+        url, other = other, url
     time.sleep(0.05)
 sys.exit(f"install.sh: {url}: process {pid} is not ready: {heard} ({others} good answers came from others)")
 EOF
@@ -311,7 +315,8 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
   activate "$new" || return 1
   # One unit alone would leave its clients waiting while it drains; a second one on the same socket takes them meanwhile,
   # and shows whether the new release works before the old one is touched.
-  if [ "$(wc -w <<<"$units")" = 1 ] && shares_socket; then
+  # Not where each would want a listener for administrators of its own: then the socket unit alone keeps clients waiting.
+  if [ "$(wc -w <<<"$units")" = 1 ] && shares_socket && ! configured admin; then
     helper=$HELPER
     say "starting release $new beside the running one"
     if ! timeout 120 systemctl restart "$helper" || ! stays_up "$helper"; then
@@ -407,7 +412,7 @@ EOF
 choose_port() { # PORT becomes a drop-in of the socket unit
   local dropin=/etc/systemd/system/ai-gateway.socket.d/port.conf
   [ -n "${PORT:-}" ] || return 0
-  [[ $PORT =~ ^[0-9]{1,5}$ ]] || die "PORT: $PORT is no port"
+  [[ $PORT =~ ^[1-9][0-9]{0,4}$ && $PORT -le 65535 ]] || die "PORT: $PORT is no port; there are 1 to 65535"
   mkdir -p "$(dirname "$dropin")"
   printf '[Socket]\nListenStream=\nListenStream=%s\n' "$PORT" >"$dropin"
   systemctl daemon-reload
