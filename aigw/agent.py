@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from aigw.connection import Connection, Response, Stale
 from aigw.errors import UpstreamTimeout, UpstreamUnreachable
+from aigw.tls import openssl_reasons
 
 IDLE_SECONDS = 4.0  # uvicorn and Node close theirs after 5
 MAX_IDLE = 100
@@ -218,15 +219,9 @@ def _unreachable(failure: Failure) -> Failure:
     elif failure.check(VerificationError):
         message = "TLS: the certificate is not for this host"
     elif failure.check(SSL.Error):
-        message = f"TLS: {_openssl_reasons(failure.value) or 'handshake failed'}"
+        message = f"TLS: {openssl_reasons(failure.value) or 'handshake failed'}"
     elif failure.check(error.ConnectionDone, error.ConnectionLost):
         message = "connection closed before it could be used"
     else:
         message = f"no connection: {type(failure.value).__name__}"
     return Failure(UpstreamUnreachable(message[:200]))
-
-
-def _openssl_reasons(problem: BaseException | None) -> str:
-    """OpenSSL's error queue, which pyOpenSSL gives as ``([(library, function, reason), ...],)``, as its reasons."""
-    queue = problem.args[0] if problem and problem.args and isinstance(problem.args[0], list) else []
-    return ", ".join(str(entry[-1]) for entry in queue)

@@ -150,6 +150,8 @@ def mistakes_in(value: Any, expected: Any, decode: Decode, path: str = "") -> It
             msgspec.convert(value, expected, strict=False, dec_hook=decode)
         except msgspec.ValidationError as error:
             yield f"{path}: {_in_words(str(error))}"
+        except UnicodeEncodeError:
+            yield f"{path}: holds half a surrogate pair; write the character itself"
 
 
 def _mistakes_in_mapping(value: Any, expected: type[msgspec.Struct], decode: Decode, path: str) -> Iterator[str]:

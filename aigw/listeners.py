@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -171,6 +172,12 @@ class Listeners:
     def _site_of(self, listener: Listener) -> Any:
         return self._admin_site if listener.admin else self._site
 
+    def _by_us(self, listener: Listener) -> str:
+        """What to do where it is the gateway itself that has the port, under another address or without TLS."""
+        port = re.match(r"tcp6?:(\d+)", listener.endpoint)
+        ours = port and int(port[1]) in [getattr(each.getHost(), "port", None) for each in self.ports]
+        return " The gateway itself listens on that port; restart for that" if ours else ""
+
     def _listen(self, listener: Listener) -> IListeningPort:
         results: list[Any] = []
         try:
@@ -178,7 +185,7 @@ class Listeners:
         except ConfigError as error:
             raise CannotListen(f"{listener.endpoint}: {error}") from None
         if isinstance(results[0], Failure):
-            raise CannotListen(f"{listener.endpoint}: {results[0].value}")
+            raise CannotListen(f"{listener.endpoint}: {results[0].value}{self._by_us(listener)}")
         port: IListeningPort = results[0]
         return port
 

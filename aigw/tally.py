@@ -87,6 +87,7 @@ class Tally:
             tally = self.routes[route.name] = before.get(route.name) or RouteTally()
             keys = [(step.number, step.provider.name, step.model) for step in route.steps]
             tally.steps = {key: tally.steps.get(key) or StepTally() for key in keys}
+        self.other = self.routes.get(OTHER) or self.other  # a route may have that name: there is one series for both
 
     def count(self, record: Record) -> None:
         """One request. One that began before a reload which dropped its route counts as one that names none."""

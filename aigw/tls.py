@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
@@ -101,17 +102,27 @@ class _Loaded:
             caCerts=trusted,
             requireCertificate=client_required,
         )
+        shown = chain[0].to_cryptography()
         try:
             self.context = self.options.getContext()
             self.context.check_privatekey()
-        except SSL.Error:
-            raise ConfigError([f"{path}: {files.key_file} is not the key of {files.cert_file}"]) from None
+        except SSL.Error as error:
+            wrong = f"{files.key_file} is not the key of {files.cert_file}"
+            private: Any = key.to_cryptography_key()
+            if private.public_key() == shown.public_key():
+                wrong = f"OpenSSL refuses {files.cert_file}: {openssl_reasons(error)}"
+            raise ConfigError([f"{path}: {wrong}"]) from None
         for each in trusted or ():
             self.context.add_client_ca(each)  # so that a client with many certificates knows which to show
-        shown = chain[0].to_cryptography()
         self.expires = shown.not_valid_after_utc.timestamp()
         self.serial = f"{shown.serial_number:x}"
         self.names = _names_in(shown)
+
+
+def openssl_reasons(problem: BaseException | None) -> str:
+    """OpenSSL's error queue, which pyOpenSSL gives as ``([(library, function, reason), ...],)``, as its reasons."""
+    queue = problem.args[0] if problem and problem.args and isinstance(problem.args[0], list) else []
+    return ", ".join(str(entry[-1]) for entry in queue)
 
 
 def _names_in(certificate: x509.Certificate) -> list[bytes]:

@@ -62,10 +62,15 @@ class Tracing:
         logger = logging.getLogger("opentelemetry")
         logger.addHandler(logging.NullHandler())
         logger.propagate = False  # it would write to standard error, many lines a minute
-        self._resource = resource({} if self._named else {"service.name": "aigw"}, __version__)
-        self._sampler = sampler()
-        self._exporter = exporter(self._export)
-        self._processor = processor(self._exporter, self._most)
+        try:
+            self._resource = resource({} if self._named else {"service.name": "aigw"}, __version__)
+            choose = sampler()
+            self._exporter = exporter(self._export)
+            self._processor = processor(self._exporter, self._most)
+        except Exception as error:  # the SDK reads more variables than we know, and not all of them patiently
+            logs.warn(f"No traces: OpenTelemetry refuses what the OTEL_* variables say: {error}"[:500])
+            return
+        self._sampler = choose
 
     def begin(self, traceparent: bytes | None) -> Trace:
         """The trace of a request that begins now."""

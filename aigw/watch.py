@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from aigw.viewers import Viewers
 
 NO_FIELDS_OF_THE_LOG = ("started", "ended", "ttft", "overhead", "trace")
 OLD_SECRETS = 200  # of configurations before a reload
+
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"(:?)')  # with a colon behind it it is a name
 
 Hide = Callable[[str], str]
 
@@ -71,10 +74,11 @@ class Watch:
         logs.hide(self._hides)
 
     def hidden(self, text: bytes) -> bytes:
-        """``text`` without a key in it."""
+        """``text``, JSON or metrics, without a key in its values; a key may be a word that the form of it needs."""
         before = text.decode()
-        shown = self.without_keys(before)
-        return text if shown is before else shown.encode()
+        if self.without_keys(before) is before:
+            return text
+        return _QUOTED.sub(lambda each: each[0] if each[1] else self.without_keys(each[0]), before).encode()
 
     def without_keys(self, text: str) -> str:
         """``text`` without a key in it; the very same object where there is none."""

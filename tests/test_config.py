@@ -701,6 +701,11 @@ def test_b2_port_from_the_environment_is_checked_too():
     ]
 
 
+def test_b2_half_a_surrogate_pair_is_a_mistake_like_any_other():
+    (mistake,) = mistakes_of(build, TOP, 'admin: {endpoint: "tcp:1:interface=127.0.0.1", insecure: "\\ud800"}')
+    assert mistake == "admin.insecure: holds half a surrogate pair; write the character itself"
+
+
 def test_b2_every_mistake_is_reported_at_once(load):
     text = """\
 api_key: ${NO_GATEWAY_KEY}

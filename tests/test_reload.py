@@ -141,6 +141,16 @@ async def test_d1_listeners_open_before_others_close_and_connections_stay(world)
 
 
 @ensureDeferred
+async def test_d1_a_port_that_the_gateway_itself_has_takes_a_restart_and_the_refusal_says_so(world):
+    gateway = world.gateway(world.provider())
+    gateway.tree["listen"] = [{"endpoint": f"tcp:{gateway.port}:interface=127.0.0.1:backlog=7", "insecure": True}]
+    assert not await gateway.reload()
+    (refusal,) = messages(world, "Not reloaded")
+    assert refusal["mistakes"][0].endswith("The gateway itself listens on that port; restart for that")
+    assert (await gateway.ask()).status == 200
+
+
+@ensureDeferred
 async def test_d1_a_listener_that_did_not_change_is_the_same_socket(world):
     gateway = world.gateway(world.provider())
     (port,) = gateway.service.ports

@@ -193,7 +193,7 @@ async def test_s2_a_client_that_reads_slowly_gets_all_of_a_large_answer(world, m
     """What counts is that it reads, not that it ever catches up."""
     # The kernel takes more only when a third of what it may hold is free, which this client reads in some 0.2 s.
     monkeypatch.setattr(lifetime, "READ_SECONDS", 1.0)
-    large = b'{"data": ["%s"]}' % (b"x" * 1_000_000)
+    large = b'{"data": ["%s"]}' % (b"x" * 2_000_000)
     gateway = world.gateway(world.provider(answer(200, large)))
     client = await gateway.connect()
     client.transport.socket.setsockopt(SOL_SOCKET, SO_RCVBUF, 16 * 1024)

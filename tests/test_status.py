@@ -13,7 +13,9 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock, deferLater
 
 from aigw.pages import Page
+from aigw.secret import Secret
 from aigw.viewers import EVERY_SECONDS, MOST, MOST_SECONDS, Viewers
+from aigw.watch import Watch
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until
 from tests.providers import answer, begin_stream, event, hang
 from tests.test_admin import gateway_with_admin, visit
@@ -293,6 +295,16 @@ async def test_d2_no_page_is_opened_while_the_gateway_stops(world):
 async def test_events_have_no_head_of_their_own(world):
     gateway = world.gateway(world.provider())
     assert (await gateway.get("/status/events", AUTH, "HEAD")).status == 405
+
+
+def test_b9_a_key_that_is_a_word_of_the_form_hides_in_values_only():
+    watch = Watch(lambda: None, Clock())
+    watch.hide([Secret("requests"), Secret("route")])
+    metrics = b'# TYPE aigw_requests counter\naigw_requests_total{route="a route",b="\\"requests"} 1\n'
+    shown = metrics.replace(b'"a route"', b'"a ***"').replace(b'"\\"requests"', b'"\\"***"')
+    assert watch.hidden(metrics) == shown
+    assert watch.hidden(b'{"route":"route","n":["requests",1]}') == b'{"route":"***","n":["***",1]}'
+    assert watch.hidden(b"nothing") == b"nothing"
 
 
 class Tab:

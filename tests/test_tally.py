@@ -83,6 +83,14 @@ def test_a_hundred_thousand_unknown_names_are_one(tally):
     assert not tally.failures
 
 
+def test_a_route_that_is_called_other_has_a_series_with_those_that_name_none(tally):
+    tally.keep([route("other")])
+    tally.count(record(route=None, attempts=(), status=404))
+    tally.count(record(route="other"))
+    assert tally.other is tally.routes["other"]
+    assert (tally.other.requests[404, False], tally.other.requests[200, False]) == (1, 1)
+
+
 def test_a_reload_keeps_what_stays_and_drops_what_goes(tally):
     tally.count(record())
     before = tally.routes["r"]

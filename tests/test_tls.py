@@ -11,9 +11,13 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
+    NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
@@ -277,6 +281,18 @@ def test_b11_a_file_that_cannot_be_used_is_named_with_its_setting(world, case):
     assert mistake.startswith(f"{setting}: {world.folder / name}: ")
     assert "PRIVATE" not in mistake
     assert len(mistake) < len(str(world.folder)) + 200
+
+
+def test_b11_a_certificate_that_openssl_finds_too_weak(world):
+    key = rsa.generate_private_key(65537, 1024)
+    name, now = x509.Name([]), datetime.now(timezone.utc)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    pem = builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
+    (world.folder / "server.pem").write_bytes(pem)
+    (world.folder / "server.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with pytest.raises(ConfigError) as wrong:
+        world.gateway(None, top=FILES)
+    assert wrong.value.mistakes == [f"tls: OpenSSL refuses {world.folder / 'server.pem'}: ee key too small"]
 
 
 @pytest.mark.parametrize("kind", [ECDSA, RSA], ids=["same kind", "other kind"])

@@ -331,6 +331,22 @@ def test_without_the_extra_it_says_so_and_goes_on(monkeypatch, capsys):
     assert tracing.stop().called
 
 
+@pytest.mark.parametrize(("name", "value"), [("OTEL_BSP_SCHEDULE_DELAY", "0"), ("OTEL_ATTRIBUTE_COUNT_LIMIT", "x")])
+def test_what_the_sdk_refuses_in_its_variables_is_said_and_costs_only_the_traces(monkeypatch, name, value):
+    from twisted.internet.task import Clock
+
+    from aigw import logs
+
+    said = []
+    monkeypatch.setattr(logs, "warn", said.append)
+    monkeypatch.setenv(name, value)
+    tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
+    tracing.start()
+    assert said[0].startswith("No traces: OpenTelemetry refuses what the OTEL_* variables say: ")
+    tracing.end(record(trace=tracing.begin(None)))
+    assert tracing.stop().called
+
+
 def test_d3_the_reactor_exports_nothing_itself(monkeypatch):
     """Putting a request into the queue is all that it does, and takes microseconds."""
     from twisted.internet.task import Clock
