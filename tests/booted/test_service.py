@@ -167,6 +167,28 @@ def test_restart_under_load_fails_no_request_and_a_running_stream_gets_its_last_
     assert tallies["streams"]["ok"] >= 3
 
 
+def test_an_upgrade_with_a_listener_for_administrators_and_the_certificate_of_the_environment(
+    served, artefact, tmp_path
+):
+    """Two processes cannot have that listener, so it is a restart behind the socket unit, which is asked over TLS."""
+    machine = served.machine
+    machine.put(variant(artefact, tmp_path / "next", "8.0.0-next"), "/root/next.tar.gz")
+    served.configure(re.sub(r"(?m)^tls: .*$", "admin: 9464", CONFIG))
+    files = f"TLS_CERT_FILE={ETC}/tls/fullchain.pem\nTLS_KEY_FILE={ETC}/tls/privkey.pem\n"
+    machine.write(f"{ETC}/environment", files, "0600")
+    with served.load(fresh=30, kept=20, streams=3, events=16, every=0.3) as tallies:
+        done = machine.run(served.installer, "upgrade", "/root/next.tar.gz", timeout=200)
+    print(done.stdout, done.stderr)
+    assert "beside the running one" not in done.stdout
+    assert "8.0.0-next" in machine.sh("readlink /opt/ai-gateway/current")
+    assert json.loads(machine.sh("curl -sS http://127.0.0.1:9464/ready"))["pid"] == served.pid()
+    assert not failed(tallies)
+    served.configure()
+    machine.run("rm", f"{ETC}/environment")
+    machine.run("systemctl", "restart", SERVICE)
+    assert served.healthy()
+
+
 def test_kill_9_and_kill_stop_are_over_within_35_s(served):
     for signal in ("KILL", "STOP"):
         pid = served.pid()
