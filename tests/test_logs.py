@@ -407,6 +407,7 @@ def test_b9_every_key_told_last_is_hidden_and_no_other(lines):
         ("k\\1", r"plain k\1, in JSON k\\1", "plain ***, in JSON ***"),
         ('"\\', r'"\ and \"\\', "*** and ***"),
         ("k1", "K1 k 1", "K1 k 1"),
+        ("k/1", r"only in JSON k\/1", "only in JSON ***"),
         ("k1", r"\\k1 \\\\\k\\1 \u006B1k\\u0031 \u006bu0031", r"*** *** ****** \u006bu0031"),
         ("a\\a\\", r"a\a\a\a\ \a\\\a\u005Ca\u005ca\\", "****** ******"),
     ],

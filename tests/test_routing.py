@@ -207,11 +207,11 @@ def test_t1_a_limit_that_had_just_passed_is_one_of_0_seconds():
 
 
 def test_f6_b9_the_words_of_a_provider_are_cut_before_they_are_searched_and_no_key_is_halved():
-    words = "x" * 100 + FIRST_KEY * 400  # what is left of them would show the half of one that was cut
-    (attempt,) = told(refused(400, words))["attempts"]
-    assert attempt["message"].startswith("answered 400: xxx")
+    key = "sk-" + "0123456789" * 12
+    (attempt,) = told(refused(400, key * 40), secrets=[Secret(key)])["attempts"]
+    assert attempt["message"].startswith("answered 400: ******")
+    assert "sk" not in attempt["message"]
     assert attempt["message"].endswith("***")
-    assert FIRST_KEY[:2] not in attempt["message"].replace("***", "")
 
 
 def test_f6_the_shape():
