@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import httptools
 
-MAX_HEAD = 64 * 1024
-MAX_HEADERS = 200
+MAX_HEAD = 64 * 1024  # of headers in one answer: in 1xx, in its head and in its trailers
+MAX_HEADERS = 200  # of them
+MAX_FRAMING = 2 * MAX_HEAD  # of bytes in a row that bring no body: heads, trailers, sizes and extensions of chunks
 
 
 class Framing:
@@ -31,13 +32,14 @@ class Framing:
         self.framed = False
         self._pieces.clear()
         self._last: list[bytes] = []
+        self._size = 0
+        self._count = 0
+        self._framing = 0
         self._begin_head()
 
     def _begin_head(self) -> None:
         self.headers: dict[bytes, list[bytes]] = {}  # by lower-case name
         self.phrase = b""
-        self._size = 0
-        self._count = 0
 
     def feed(self, data: bytes) -> None:
         """One network read."""
@@ -47,10 +49,13 @@ class Framing:
             self.broken = self.broken or str(problem)[:100]
         except httptools.HttpParserUpgrade:
             self.broken = "other protocols though nobody asked"
-        if not self.head_done and not self.broken:
-            self._size += len(data)
-            if self._size > 2 * MAX_HEAD:  # one header without an end; llhttp would wait for it for ever
-                self.broken = "headers are too large"
+        if self._pieces:
+            self._framing = 0
+        else:
+            self._framing += len(data)
+            if self._framing > MAX_FRAMING and not self.broken:
+                # One header or chunk extension without an end: llhttp would wait for that end for ever.
+                self.broken = "headers or chunk extensions are too large"
 
     def take(self) -> bytes:
         """What of the body was fed since the last time, as one piece."""
@@ -75,7 +80,7 @@ class Framing:
         self._count += 1
         self._size += len(name) + len(value) + 4
         if self._count > MAX_HEADERS or self._size > MAX_HEAD:
-            self.broken = "headers are too many or too large"
+            self.broken = self.broken or "headers are too many or too large"
         elif not self.head_done:
             self.headers.setdefault(name.lower(), []).append(value)
 
@@ -100,7 +105,7 @@ class Framing:
         """The message ended where its framing says; 1xx are not the answer."""
         if not self.head_done:
             self._begin_head()
-        elif not self.complete:
+        elif not self.complete and not self.broken:
             self.complete = True
             self._last = self._pieces.copy()  # what comes behind it is not of this answer
 

@@ -59,6 +59,11 @@ BODY = completion()
 HTTP_DATE = email.utils.formatdate(time.time() + 3600, usegmt=True)
 BAD_CHUNK = raw(b"zz\r\n")
 LARGE = event({"content": "x" * 2**20})
+CHUNKED = head(Transfer_Encoding="chunked")
+GOOD_TRAILERS = b"0\r\nX-A: a\r\nX-B: b\r\n\r\n"
+TRAILERS = b"0\r\n" + b"X: y\r\n" * 201 + b"\r\n"
+TRAILER = b"0\r\nX: " + b"y" * 300_000
+EXTENSION = b"5;" + b"y" * 300_000
 NO_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/ev"
 
 
@@ -190,6 +195,15 @@ TABLE = {
     "300 kB of headers":                 (raw(b"HTTP/1.1 200 OK\r\n", *[b"X: %s\r\n" % (b"y" * 1000)] * 300),  "next broken",      "next broken"),
     "one header without end":            (raw(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 300_000),                     "next broken",      "next broken"),
     "201 headers":                       (raw(b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 201, b"\r\n"),          "next broken",      "next broken"),
+    "201 headers in 1xx":                (raw(b"HTTP/1.1 103 X\r\nX: y\r\n\r\n" * 201),                            "next broken",      "next broken"),
+    "1xx without end":                   (raw(b"HTTP/1.1 102 X\r\n\r\n" * 20_000),                                "next broken",      "next broken"),
+    "trailers":                          (both(raw(CHUNKED, chunk(BODY), GOOD_TRAILERS), then(begin_stream(*STREAM), raw(GOOD_TRAILERS))), "whole", "whole"),
+    "201 trailers before the first output": (both(raw(CHUNKED, chunk(BODY), TRAILERS), then(begin_stream(ROLE), raw(TRAILERS))), "next broken", "next broken"),
+    "one trailer without end before the first output": (both(raw(CHUNKED, chunk(BODY), TRAILER), then(begin_stream(ROLE), raw(TRAILER))), "next broken", "next broken"),
+    "a chunk extension without end before the first output": (both(raw(CHUNKED, EXTENSION), then(begin_stream(ROLE), raw(EXTENSION))), "next broken", "next broken"),
+    "201 trailers after [DONE]":         (then(begin_stream(*STREAM), raw(TRAILERS)),                          "-",                "break stream_truncated"),
+    "one trailer without end after [DONE]": (then(begin_stream(*STREAM), raw(TRAILER)),                        "-",                "break stream_truncated"),
+    "a chunk extension without end after output": (then(begin_stream(ROLE, HEL), raw(EXTENSION)),              "-",                "break stream_truncated"),
 }  # fmt: skip
 
 WHOLE = {  # what a good provider said, plain and streamed, where it is not BODY and GOOD
