@@ -14,16 +14,32 @@ GetHeader = Callable[[bytes], "bytes | None"]
 
 _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", b"x-title")
 _TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-ratelimit-.*|openai-.*")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5, allows tabs and what is not ASCII
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
+# What goes on to a client: Python's http.client takes 100 headers, Node 16 KiB, and we add some of our own.
+MOST_HEADERS = 50
+MOST_BYTES = 8 * 1024
+MOST_OF_A_VALUE = 4 * 1024
+MOST_OF_A_NAME = 64
+_SURELY_FEW = min(MOST_OF_A_VALUE, MOST_BYTES - MOST_HEADERS * (MOST_OF_A_NAME + len(": \r\n")))  # bytes of values
+_FIRST = (b"content-type", b"retry-after", b"retry-after-ms", b"x-upstream-request-id")
+
+
 def for_provider(get: GetHeader) -> list[Header]:
-    """What of a client's request goes on to a provider; ``get`` gives a header's value by its lower-case name."""
+    """What of a client's request goes on to a provider; ``get`` gives a header's value by its lower-case name.
+
+    A value with a control character does not.
+    """
     kind = get(b"content-type") or b""
-    json = kind.partition(b";")[0].strip().lower() == b"application/json"
-    headers = [(b"content-type", kind if json else b"application/json")]
-    headers += [(name, value) for name in _TO_PROVIDER if (value := get(name))]
+    if kind != b"application/json" and (
+        kind.partition(b";")[0].strip().lower() != b"application/json" or _CONTROL.search(kind)
+    ):
+        kind = b"application/json"
+    headers = [(b"content-type", kind)]
+    headers += [(name, value) for name in _TO_PROVIDER if (value := get(name)) and not _CONTROL.search(value)]
     trace = get(b"traceparent")
     if trace and _TRACEPARENT.fullmatch(trace):
         headers.append((b"traceparent", trace))
@@ -31,16 +47,49 @@ def for_provider(get: GetHeader) -> list[Header]:
 
 
 def for_client(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
-    """What of a provider's answer goes on to the client, the last of each, names in lower case."""
-    return [(goes_as, values[-1]) for name, values in answered if (goes_as := _to_client(name))]
+    """What of a provider's answer goes on to the client, the last of each, names in lower case.
+
+    Of more than clients can be expected to take the most important ones: the result is bounded.
+    """
+    sent = [(goes_as, values[-1]) for name, values in answered if (goes_as := _TO_CLIENT_AS[name])]
+    together = b"".join([value for _, value in sent])
+    if len(sent) <= MOST_HEADERS and len(together) <= _SURELY_FEW and not _CONTROL.search(together):
+        return sent
+    return _bounded(sent)
 
 
-@lru_cache(maxsize=1000)
-def _to_client(name: bytes) -> bytes | None:
-    name = name.lower()
-    if name == b"x-request-id":
-        return b"x-upstream-request-id"
-    return name if _TO_CLIENT.fullmatch(name) else None
+def _bounded(sent: list[Header]) -> list[Header]:
+    kept: list[Header] = []
+    left = MOST_BYTES
+    for name, value in sorted(sent, key=_rank):
+        size = len(name) + len(value) + len(": \r\n")
+        if size <= left and len(value) <= MOST_OF_A_VALUE and not _CONTROL.search(value):
+            kept.append((name, value))
+            left -= size
+    return kept[:MOST_HEADERS]
+
+
+def _rank(header: Header) -> int:
+    """How important a header is to a client; equal ones stay as the provider sent them."""
+    name = header[0]
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST) + (not name.startswith(b"openai-"))
+
+
+class _Names(dict[bytes, bytes | None]):
+    """How a provider's header goes on to the client, None where it does not. Remembers names, within bounds."""
+
+    def __missing__(self, name: bytes) -> bytes | None:
+        if len(name) > MOST_OF_A_NAME:
+            return None
+        lower = name.lower()
+        passes = _TO_CLIENT.fullmatch(lower) is not None
+        if len(self) >= 1000:
+            self.clear()
+        self[name] = b"x-upstream-request-id" if lower == b"x-request-id" else lower if passes else None
+        return self[name]
+
+
+_TO_CLIENT_AS = _Names()
 
 
 def lines(sent: Sequence[Header]) -> bytes:

@@ -1,13 +1,30 @@
 """Which headers cross the gateway, in either direction."""
 
+import http.client
+import io
 import re
+import time
+from random import Random
 from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigw.headers import for_client, for_provider, request_id, value
+from aigw.headers import (
+    _TO_CLIENT_AS,
+    MOST_BYTES,
+    MOST_HEADERS,
+    MOST_OF_A_NAME,
+    MOST_OF_A_VALUE,
+    for_client,
+    for_provider,
+    request_id,
+    value,
+)
+from tests.harness import AUTH, HELLO, request
+from tests.memory import MemoryGateway
+from tests.providers import head, whole_stream
 
 TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 JSON = (b"content-type", b"application/json")
@@ -94,6 +111,50 @@ def test_r4_the_content_type_is_json(kind, told):
     assert passed({} if kind is None else {b"content-type": kind}) == [(b"content-type", told)]
 
 
+CONTROLS = [*range(9), *range(10, 32), 127]
+ALLOWED = b"accept openai-beta idempotency-key http-referer x-title".split()
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+@pytest.mark.parametrize("code", CONTROLS)
+def test_r4_a_header_with_a_control_character_does_not_go_on(name, code):
+    other = b"accept" if name == b"x-title" else b"x-title"
+    for bad in (b"a%cb", b"%cab", b"ab%c"):
+        assert passed({name: bad % code, other: b"x"}) == [JSON, (other, b"x")]
+
+
+@pytest.mark.parametrize("code", CONTROLS)
+def test_r4_a_content_type_with_a_control_character_is_plain_json(code):
+    assert passed({b"content-type": b"application/json; charset=u%cf" % code}) == [JSON]
+
+
+@pytest.mark.parametrize("good", ["a\tb", "Größe", "模型 \U0001f600", "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"])
+def test_r4_tabs_and_what_is_not_ascii_go_on_as_they_are(good):
+    """RFC 9110, section 5.5; and X-Title is the name of an application, in any language."""
+    assert passed({b"x-title": good.encode()}) == [JSON, (b"x-title", good.encode())]
+
+
+def test_r4_no_control_character_reaches_a_provider():
+    """Through the whole gateway, by whichever way it reads the head: what it refuses is fine too."""
+    r = Random(8)
+    reached = 0
+    for _ in range(500):
+        world = MemoryGateway(steps=1)
+        odd = "".join(map(chr, r.choices([*CONTROLS, 9, 32, 65, 0xE9], k=r.randrange(1, 5))))
+        names = r.sample(["Accept", "X-Title", "OpenAI-Beta", "HTTP-Referer", "Idempotency-Key"], 2)
+        sent = {**AUTH, names[0]: f"a{odd}b", names[1]: "good"}
+        client = world.open()
+        client.say(request(HELLO, headers=sent).decode().encode("latin-1"))
+        if not world.doors["p1"].wires:
+            assert client.take().startswith(b"HTTP/1.1 4")
+            continue
+        reached += 1
+        got = world.doors["p1"].wire.take().partition(b"\r\n\r\n")[0]
+        assert not [line for line in got.split(b"\r\n") if re.search(rb"[\x00-\x08\x0a-\x1f\x7f]", line)]
+        assert names[1].lower().encode() + b": good" in got.lower()
+    assert reached > 50
+
+
 # A5: to the client
 
 
@@ -127,6 +188,82 @@ def test_a5_a_providers_other_headers_stay(name):
 def test_a5_of_a_header_that_stands_twice_the_last_counts():
     answered = [(b"Content-Type", [b"text/html", b"application/json"]), (b"X-Request-Id", [b"a", b"b"])]
     assert for_client(answered) == [(b"content-type", b"application/json"), (b"x-upstream-request-id", b"b")]
+
+
+FIRST = [b"content-type", b"retry-after", b"retry-after-ms", b"x-request-id", b"openai-model"]
+
+
+def many(count: int, size: int = 1, first: bool = False) -> list[tuple[bytes, list[bytes]]]:
+    """So many headers that may pass, and the important ones at their end or start."""
+    rest = [(b"x-ratelimit-%d" % number, [b"v" * size]) for number in range(count)]
+    important = [(name, [b"it"]) for name in FIRST]
+    return important + rest if first else rest + important
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, MOST_OF_A_VALUE, MOST_OF_A_VALUE + 1, 60_000])
+@pytest.mark.parametrize("count", [1, MOST_HEADERS - len(FIRST), MOST_HEADERS, 190])
+def test_a5_what_passes_is_bounded_and_the_important_ones_are_in_it(count, size):
+    answered = many(count, size)
+    told = for_client(answered)
+    assert told == for_client(answered)
+    assert len(told) <= MOST_HEADERS
+    assert sum(len(name) + len(each) + 4 for name, each in told) <= MOST_BYTES
+    assert all(len(each) <= MOST_OF_A_VALUE for _, each in told)
+    assert {name for name, each in told if each == b"it"} == {*FIRST, b"x-upstream-request-id"} - {b"x-request-id"}
+    if count + len(FIRST) <= MOST_HEADERS and size <= 1:
+        assert told == [(b"x-upstream-request-id" if n == b"x-request-id" else n, v[-1]) for n, v in answered]
+    if size == 1 and count >= MOST_HEADERS:
+        assert [name for name, _ in told[len(FIRST) :]] == [
+            b"x-ratelimit-%d" % number for number in range(MOST_HEADERS - len(FIRST))
+        ], "of equal ones those that came first"
+
+
+def test_a5_a_value_that_is_too_large_goes_and_the_others_stay():
+    large = b"v" * (MOST_OF_A_VALUE + 1)
+    answered = [(b"openai-model", [large]), (b"content-type", [large]), (b"x-ratelimit-x", [b"1"])]
+    assert for_client(answered) == [(b"x-ratelimit-x", b"1")]
+
+
+def test_a5_a_name_that_is_too_long_does_not_pass_and_is_not_remembered():
+    for number in range(2000):
+        long = b"x-ratelimit-%d" % number + b"x" * MOST_OF_A_NAME
+        assert for_client([(long, [b"v"]), (b"x-ratelimit-%d" % number, [b"v"])]) == [
+            (b"x-ratelimit-%d" % number, b"v")
+        ]
+    assert len(_TO_CLIENT_AS) <= 1000
+    assert max(map(len, _TO_CLIENT_AS)) <= MOST_OF_A_NAME
+
+
+@pytest.mark.parametrize("code", CONTROLS)
+def test_a5_a_value_with_a_control_character_does_not_pass(code):
+    answered = [(b"openai-model", [b"a%cb" % code]), (b"x-ratelimit-x", [b"1\t\xe9"])]
+    assert for_client(answered) == [(b"x-ratelimit-x", b"1\t\xe9")]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("size", [1, 40, 300])
+def test_a5_clients_can_take_what_190_headers_of_a_provider_become(streamed, size):
+    """Python's http.client takes 100 headers, Node 16 KiB in all."""
+    world = MemoryGateway()
+    client = world.ask(stream=streamed)
+    more = "".join(f"x-ratelimit-{number}: {'v' * size}\r\n" for number in range(190)).encode()
+    good = whole_stream() if streamed else head(Content_Length="2", Retry_After="7") + b"{}"
+    world.doors["p1"].wire.say(good.replace(b"\r\n", b"\r\n" + more, 1))
+    status, _, rest = client.take().partition(b"\r\n")
+    assert status == b"HTTP/1.1 200 OK"
+    told = http.client.parse_headers(io.BytesIO(rest))
+    assert told["content-type"] == ("text/event-stream" if streamed else "application/json")
+    assert told["x-aigw-provider"] == "p1"
+    assert streamed or told["retry-after"] == "7"
+    assert len(rest.partition(b"\r\n\r\n")[0]) < 12 * 1024
+
+
+def test_a5_a_hostile_head_is_gone_through_once():
+    answered = many(190, 300)
+    begun = time.process_time()
+    for _ in range(100):
+        for_client(answered)
+    assert time.process_time() - begun < 0.5
 
 
 # A5: the request id
