@@ -217,7 +217,8 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
 
     routes = {str(r.name): route(r) for r in entry.routes}
     keys = [entry.api_key, *(p.api_key for p in entry.providers if p.api_key)]
-    keys += [value for p in entry.providers for name, value in p.headers.items() if is_secret(name, value)]
+    sent = [value for p in entry.providers for name, value in p.headers.items() if is_secret(name, value)]
+    keys += [*sent, *(token for value in sent if (token := value.token()))]
     return Config(
         port=int(entry.port),
         listeners=tuple(Listener(str(each.endpoint), each.insecure) for each in entry.listen or ()),

@@ -33,6 +33,7 @@ from aigw.health import Health
 from aigw.openai import Call
 from aigw.records import AttemptRecord, AttemptSink, Trail, milliseconds
 from aigw.routing import Attempt, Router
+from aigw.secret import holds_a_key
 from aigw.upstream import Upstream, within
 
 
@@ -152,6 +153,7 @@ class Exchange:
             self._health.succeeded(step)
             self._trail.first_byte = self._clock.seconds()
             self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
+            held.rewrite(self._gateway.router.without_keys[step.provider.name])
             self._begin(step, answered[0], held.length)
             rest = step.idle_timeout if self._call.stream else started + seconds - self._clock.seconds()
             self._flowing = held
@@ -190,7 +192,7 @@ class Exchange:
         record = self._note(step, started, failure.outcome, failure.status, failure.message, rests)
         self._failures.append((record, failure))
         self._gateway.note_failure(self._trail.request_id, self._route.name, record)
-        if verdict.final and not self._holds_a_key(cast(UpstreamRefused, failure).body or b""):
+        if verdict.final and not holds_a_key(self._gateway.secrets, cast(UpstreamRefused, failure).body or b""):
             return self._pass_on(attempt, cast(UpstreamRefused, failure))
         if verdict.key_refused:
             self._left = [other for other in self._left if other.provider.name != step.provider.name]
@@ -207,7 +209,7 @@ class Exchange:
         body = refusal.body or b""
         self._note_who_answers(attempt.step)
         self._trail.bytes_out = len(body)
-        self._client.begin(refusal.status or 502, self._safe(refusal.headers), len(body))
+        self._client.begin(refusal.status or 502, self._without_keys(refusal.headers), len(body))
         self._client.write(body)
         self._client.end()
         return succeed(None)
@@ -216,14 +218,15 @@ class Exchange:
         self._trail.provider = step.provider.name
         self._trail.model = step.model
 
-    def _safe(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
-        """``sent`` less those in which the provider repeats a key."""
-        if not self._holds_a_key(b"\n".join([value for _, value in sent])):
-            return list(sent)
-        return [header for header in sent if not self._holds_a_key(header[1])]
+    def _safe(self, sent: list[headers.Header]) -> list[headers.Header]:
+        """The headers of an answer less those in which the provider repeats a key just as it is, or as JSON has it."""
+        values = b"\n".join([value for _, value in sent])
+        if b"\\" in values or any([secret.is_in(values) for secret in self._gateway.secrets]):
+            return self._without_keys(sent)
+        return sent
 
-    def _holds_a_key(self, data: bytes) -> bool:
-        return any([secret.is_in(data) for secret in self._gateway.secrets])
+    def _without_keys(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
+        return [header for header in sent if not holds_a_key(self._gateway.secrets, header[1])]
 
     def _all_failed(self) -> AllStepsFailed:
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]

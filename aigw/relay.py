@@ -8,6 +8,7 @@ of inside the stream, and nothing is switched, repaired or hidden.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -74,6 +75,15 @@ class Relay(BodyProtocol, ABC):
     def length(self) -> int | None:
         """The size of the whole answer, if it is known at the commit point."""
         return self._size if self._over else None
+
+    def rewrite(self, changes: Iterable[Callable[[bytes], bytes]]) -> None:
+        """Change an answer that is held whole, before it flows; any other stays as it is."""
+        if self._over:
+            (body,) = self._pieces
+            for change in changes:
+                body = change(body)
+            self._pieces[0] = body
+            self._size = len(body)
 
     def flow(self, client: Client, seconds: float) -> Deferred[None]:
         """Write what was held, then the rest. Fails with StreamBroken; cancelling hangs up on the provider.

@@ -15,7 +15,7 @@ from aigw.errors import AllStepsFailed, RouteNotFound, UpstreamFailure, Upstream
 from aigw.health import Health
 from aigw.openai import ENDPOINTS, Call, rewrite
 from aigw.records import AttemptRecord
-from aigw.secret import Secret
+from aigw.secret import Secret, without_keys
 
 _NOT_HOPELESS = frozenset([408, 409, 429])
 REPEATABLE = frozenset([408, 409, 425])
@@ -41,10 +41,16 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
 
 
 class Router:
-    """The routes of a configuration, with all that does not depend on the call made ready."""
+    """The routes of a configuration, with all that does not depend on the call made ready.
+
+    ``without_keys`` are, by provider, what takes the keys that it is sent out of its answers.
+    """
 
     def __init__(self, config: Config) -> None:
         self._routes = config.routes
+        self.without_keys = {
+            name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
+        }
         self._headers = {name: _headers(provider) for name, provider in config.providers.items()}
         self._models = {
             step.model: msgspec.Raw(msgspec.json.encode(step.model))
@@ -159,6 +165,13 @@ def _headers(provider: Provider) -> tuple[tuple[tuple[bytes, bytes], ...], froze
     return tuple(headers.items()), frozenset(headers)
 
 
+def _keys(provider: Provider, secrets: Sequence[Secret]) -> tuple[Secret, ...]:
+    """Which of the keys the provider is sent."""
+    sent = {*provider.headers.values(), *([provider.api_key] if provider.api_key else [])}
+    sent |= {token for each in sent if (token := each.token())}
+    return tuple(secret for secret in secrets if secret in sent)
+
+
 def _revealed(secret: Secret) -> bytes:
     return secret.reveal().encode()
 
@@ -190,9 +203,8 @@ def attempts_told(
     told = []
     for record, failure in failures:
         said = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
-        message = beginning = said[:_MOST_READ]
-        for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
-            message = secret.hide_in(message)
+        beginning = said[:_MOST_READ]
+        message = without_keys(secrets, beginning)
         if message is not beginning and len(said) > _MOST_READ:  # half a key may stand at the end
             message = message.rpartition("***")[0] + "***"
         entry = {**msgspec.structs.asdict(record), "message": message[:300]}

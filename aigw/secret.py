@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Iterable
 from typing import NoReturn
 
+from aigw.key_forms import SHORTEST, KeyForms, Text, without
+
+_SCHEME = re.compile(r"(?:bearer|basic|token|key|api-?key) +(\S{8,})", re.IGNORECASE)
+# None of these stands in an answer by chance, as a number or as a member's name.
+_UNMISTAKABLE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=:-]{20,}")
 _BACKSLASHES = r"\\(?:\\|(?<=\\)u(?i:005c))*"  # a run of them, each in any form
 _FIRST = r"(?<!\\)(?<!\\u(?i:005c))"  # of such a run
 
@@ -30,12 +36,13 @@ def _forms(value: str) -> re.Pattern[str]:
 class Secret:
     """A key. It shows as ``***`` wherever it is printed, formatted or logged, and cannot be pickled or JSON-encoded."""
 
-    __slots__ = ("_bytes", "_forms", "_value")
+    __slots__ = ("_bytes", "_encoded", "_forms", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
         self._bytes = value.encode()
         self._forms = _forms(value)
+        self._encoded = KeyForms(value)
 
     def reveal(self) -> str:
         """The key itself; called only where the headers for a provider are made."""
@@ -63,10 +70,25 @@ class Secret:
         return text.replace(self._value, "***") if self._value in text else text
 
     def is_in(self, data: bytes) -> bool:
-        """Whether ``data`` holds the key, plain or as JSON may write it."""
-        if b"\\" in data and self._forms.search(data.decode(errors="replace")):
-            return True
+        """Whether ``data`` holds the key just as it is."""
         return self._bytes in data
+
+    def is_in_any_form(self, text: str, read: Text) -> bool:
+        """Whether ``text``, and what was ``read`` in it, holds the key, plain or in one of its forms."""
+        if self._value in text or self._encoded.are_in(read):
+            return True
+        return (len(self._value) < SHORTEST or "\\" in self._value) and self.hide_in(text) is not text
+
+    def out_of(self, data: bytes) -> bytes:
+        """The content of an answer with ``***`` where the key stands just as it is, if nothing else can be meant."""
+        if self._bytes in data and _UNMISTAKABLE.fullmatch(self._value):
+            return data.replace(self._bytes, b"***")
+        return data
+
+    def token(self) -> Secret | None:
+        """Of a header's value, ``Bearer KEY``, what stands behind the scheme; None where there is no scheme."""
+        written = _SCHEME.fullmatch(self._value)
+        return Secret(written[1]) if written else None
 
     def __len__(self) -> int:
         return len(self._value)
@@ -85,3 +107,19 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret is not to be copied out of the process")
+
+
+def holds_a_key(secrets: Iterable[Secret], data: bytes) -> bool:
+    """Whether one of the keys stands in ``data``, plain or in one of its forms."""
+    text = data.decode(errors="replace")
+    read = Text(text)
+    return any([secret.is_in_any_form(text, read) for secret in secrets])
+
+
+def without_keys(secrets: Iterable[Secret], text: str) -> str:
+    """``text`` with ``***`` for each key, plain or in one of its forms; the very same object where there is none."""
+    read = Text(text)
+    found = [secret for secret in secrets if secret.is_in_any_form(text, read)]
+    for secret in sorted(found, key=len, reverse=True):  # one may begin with another
+        text = secret.hide_in(text)
+    return without([secret._encoded for secret in found], text) if found else text
