@@ -6,6 +6,7 @@ import hmac
 import re
 from typing import NoReturn
 
+_SIGNING = b"aigw cookie signing key 2"
 _BACKSLASHES = r"\\(?:\\|(?<=\\)u(?i:005c))*"  # a run of them, each in any form
 _FIRST = r"(?<!\\)(?<!\\u(?i:005c))"  # of such a run
 
@@ -46,8 +47,11 @@ class Secret:
         return hmac.compare_digest(self._bytes, candidate)
 
     def signature(self, data: bytes) -> str:
-        """What only who knows the key can say about ``data``: HMAC-SHA256, in hexadecimal."""
-        return hmac.digest(self._bytes, data, "sha256").hex()
+        """What only who knows the key can say about ``data``: HMAC-SHA256, in hexadecimal, with a key made of this one.
+
+        Made for signatures alone, so that they are none of anything else's.
+        """
+        return hmac.digest(hmac.digest(self._bytes, _SIGNING, "sha256"), data, "sha256").hex()
 
     def signs(self, data: bytes, signature: str) -> bool:
         """Whether ``signature`` is that, in a time that does not depend on where they differ."""

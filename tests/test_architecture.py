@@ -1,7 +1,7 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
-`sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
+`sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`, `addresses` for `admission` and `refused_keys`; `openfiles` is what
 the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo. What shows the gateway is made of the records in `tally` and `history` and of the
 moment in `live`; `metrics`, `status` and `tracing` put it in words, `watch` owns it, `admin` has the resources and `gates` who may look.
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap addresses usage history tally live metrics signin status pages trace spans".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -49,7 +49,9 @@ MAY_IMPORT = {
     "tls": "config errors",
     "agent": "connection errors tls",
     "openfiles": "",
-    "admission": "errors logs openai openfiles",
+    "addresses": "",
+    "admission": "addresses errors logs openai openfiles",
+    "refused_keys": "addresses logs",
     "listeners": "admission config errors tls",
     "client": "agent connection",
     "upstream": "agent client config connection errors headers openai routing tls",
@@ -61,7 +63,7 @@ MAY_IMPORT = {
     "lifetime": "errors request",
     "heads": "errors",
     "channel": "errors grammar headers heads lifetime openai request wire",
-    "web": "admission auth channel config errors gateway headers openai records request",
+    "web": "admission auth channel config errors gateway headers openai records refused_keys request",
     "trace": "records",
     "spans": "records trace usage",
     "otlp": "spans trace",
@@ -71,9 +73,9 @@ MAY_IMPORT = {
     "metrics": "live tally",
     "status": "config history live tally",
     "viewers": "errors",
-    "watch": "config live logs metrics records routing secret status tally trace tracing viewers",
-    "pages": "headers",
     "signin": "config",
+    "watch": "config live logs metrics records routing secret signin status tally trace tracing viewers",
+    "pages": "headers",
     "gates": "auth config errors request signin",
     "admin": "auth config errors gates headers pages request signin watch web",
     "generation": "config errors listeners tls upstream",

@@ -193,6 +193,7 @@ REFUSED = {
     "X-Api-Key twice":                (400, get(b"X-Api-Key: a", CL, b"x-api-key: b", start=POST) + BODY),
     "X-Api-Key in an obs-fold":       (400, get(b"X-Api-Key: a", b" " + KEY, CL, start=POST) + BODY),
     "a space behind the name":        (400, post(CL, b"Authorization : Bearer x", body=BODY)),
+    "a wrong key beside a right one": (401, post(CL, b"X-Api-Key: wrong", body=BODY)),
     "two keys in one header":         (401, get(KEY + b", " + KEY[15:], CL, start=POST) + BODY),
     **{f"{name} twice":               (400, post(CL, *[b"%s: a" % name.encode()] * 2, body=BODY))
        for name in ("Content-Type", "traceparent", "Idempotency-Key", "X-Request-Id", "Expect", "Origin", "Cookie", "X-Title")},
