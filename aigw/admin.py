@@ -14,18 +14,18 @@ from twisted.web.server import NOT_DONE_YET
 
 from aigw.auth import authenticate
 from aigw.config import Config
-from aigw.errors import GatewayError, PathNotFound, Unauthorized
-from aigw.gates import Gate, open_gate, with_key, with_key_or_near
+from aigw.errors import CrossSite, GatewayError, NotAForm, NotReady, PathNotFound, Unauthorized, WrongKey
+from aigw.gates import Gate, everybody, is_near, open_gate, with_key
 from aigw.headers import Header
 from aigw.pages import Page
 from aigw.request import Request
-from aigw.signin import cookie, no_cookie
+from aigw.signin import cookie, is_form, is_own_form, no_cookie
 from aigw.watch import Watch
 from aigw.web import Health, Leaf
 
 CheckReady = Callable[[], None]
 HTML = b"text/html; charset=utf-8"
-LOGIN_BYTES = 4096
+FORM_BYTES = 4096
 _WRONG = '<p class="wrong" role="alert">That key is not one of this gateway\u2019s.</p>'
 _SIGN_OUT = '<form method="post" action="status/logout"><button>Sign out</button></form>'
 
@@ -86,7 +86,7 @@ class Metrics(Shown):
 
 
 class Ready(Shown):
-    """``GET /ready``: whether new requests should be sent here, for whoever balances the load."""
+    """``GET /ready``: whether new requests should be sent here, for whoever balances the load, and from anywhere."""
 
     def __init__(self, config: Config, gate: Gate, check: CheckReady) -> None:
         """``check`` raises a GatewayError if they should not."""
@@ -94,13 +94,19 @@ class Ready(Shown):
         self._check = check
 
     def render(self, request: Any) -> bytes:
-        """With the process that answers, for several may share a socket. Raises what ``check`` does."""
+        """Whether it is; on this machine also which process says so, for several may share a socket, and why not.
+
+        Raises what ``check`` does, elsewhere NotReady.
+        """
+        near = is_near(request.channel.transport)
         try:
             self._check()
         except GatewayError as error:
+            if not near:
+                raise NotReady("The gateway is not ready.") from None
             error.details["pid"] = os.getpid()
             raise
-        return b'{"status": "ready", "pid": %d}' % os.getpid()
+        return b'{"status": "ready", "pid": %d}' % os.getpid() if near else b'{"status": "ready"}'
 
 
 class Status(Shown):
@@ -123,24 +129,43 @@ class Status(Shown):
         """The page never changes; what it shows comes behind it."""
         try:
             self.gate(request)
+        except WrongKey as error:
+            taken_back = (b"set-cookie", no_cookie(request.isSecure()).encode())  # or each look counts as a try
+            request.after_pause(error, lambda: self.ask(request, "", taken_back))
+            return NOT_DONE_YET
         except Unauthorized:
             return self.ask(request)
         signed_in = request.header(b"cookie") and request.caller
         page = self._page.html("sign-out", _SIGN_OUT) if signed_in else self._page.html()
         return send(request, HTML, page, *self._page.headers)
 
-    def ask(self, request: Any, wrong: str = "") -> int:
+    def ask(self, request: Any, wrong: str = "", *headers: Header) -> int:
         """The form."""
-        return send(request, HTML, self._form.html("wrong", wrong), *self._form.headers)
+        return send(request, HTML, self._form.html("wrong", wrong), *self._form.headers, *headers)
 
 
-class Login(Shown):
-    """``POST /status/login``: from the key, which stands in a form, to the cookie."""
+class Form(Shown):
+    """What a browser sends from a page of ours, and nobody else's page has it send."""
 
     methods = (b"POST",)
 
+    def __init__(self, config: Config) -> None:
+        super().__init__(msgspec.structs.replace(config, max_body=FORM_BYTES), everybody)
+
+    def admit(self, request: Request) -> None:
+        """Judge the request by its head. Raises CrossSite, NotAForm."""
+        super().admit(request)
+        if not is_own_form(request.header(b"origin"), request.header(b"sec-fetch-site"), request.header(b"host")):
+            raise CrossSite("A page of another site has sent this form; open /status here and use the form there.")
+        if not is_form(request.header(b"content-type")):
+            raise NotAForm("The body is to be of the type application/x-www-form-urlencoded.")
+
+
+class Login(Form):
+    """``POST /status/login``: from the key, which stands in a form, to the cookie."""
+
     def __init__(self, config: Config, status: Status) -> None:
-        super().__init__(msgspec.structs.replace(config, max_body=LOGIN_BYTES), lambda _: None)
+        super().__init__(config)
         self._status = status
 
     def render(self, request: Any) -> int:
@@ -148,18 +173,26 @@ class Login(Shown):
         keys = parse_qs(request.body().decode("latin-1")).get("key", [""])
         try:
             caller = authenticate(self.config.callers, keys[0].strip().encode("latin-1", "replace"), None)
+        except WrongKey as error:
+            request.after_pause(error, lambda: self._status.ask(request, _WRONG))
+            return NOT_DONE_YET
         except Unauthorized:
             return self._status.ask(request, _WRONG)
         return to_the_page(request, cookie(caller, time.time(), request.isSecure()))
 
 
-class Logout(Shown):
-    """``POST /status/logout``: the browser forgets its cookie."""
+class Logout(Form):
+    """``POST /status/logout``: the browser forgets its cookie, and so do we: a copy of it opens nothing any more."""
 
-    methods = (b"POST",)
+    def __init__(self, config: Config, watch: Watch) -> None:
+        super().__init__(config)
+        self._watch = watch
 
     def render(self, request: Any) -> int:
-        """Back to the form."""
+        """Back to the form; the pages that are live ask anew, for this cookie may have opened some."""
+        sent = (request.header(b"cookie") or b"").decode("latin-1")
+        if self._watch.cookies.sign_out(self.config.callers, sent, time.time(), request.isSecure()):
+            self._watch.viewers.ask_again()
         return to_the_page(request, no_cookie(request.isSecure()))
 
 
@@ -204,16 +237,16 @@ def send(request: Any, kind: bytes, body: bytes, *headers: Header) -> int:
 
 
 def show(root: Leaf, config: Config, watch: Watch, check_ready: CheckReady, gate: Gate | None = None) -> None:
-    """Put the resources below ``root``, where a key is asked for unless ``gate`` is given."""
-    ask = gate or with_key(config.callers)
+    """Put the resources below ``root``, where a key is asked for, but for ``/ready``, unless ``gate`` is given."""
+    ask = gate or with_key(config.callers, watch.cookies)
     status = Status(config, ask)
     root.putChild(b"status", status)
     status.putChild(b"events", Events(config, ask, watch))
     if gate is None:
         status.putChild(b"login", Login(config, status))
-        status.putChild(b"logout", Logout(config, lambda _: None))
+        status.putChild(b"logout", Logout(config, watch))
     root.putChild(b"status.json", StatusJson(config, ask, watch))
-    root.putChild(b"ready", Ready(config, gate or with_key_or_near(config.callers), check_ready))
+    root.putChild(b"ready", Ready(config, gate or everybody, check_ready))
     root.putChild(b"metrics", Metrics(config, ask, watch))
 
 

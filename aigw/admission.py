@@ -8,8 +8,6 @@ resets the connection, and the client may never see the answer (RFC 9112, 9.6).
 from __future__ import annotations
 
 from collections import Counter
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -26,6 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw import logs
+from aigw.addresses import counts_for
 from aigw.errors import TooManyConnections
 from aigw.openai import error_body
 from aigw.openfiles import make_room, needed
@@ -77,7 +76,7 @@ class Admission:
         """Whether one more connection, from ``peer``, may be; it is counted as refused if not."""
         address = None
         if self.open < self.connections:
-            address = _of(peer)
+            address = counts_for(peer)
             if not self.per_address or address is None or self._by_address[address] < self.per_address:
                 return True
         self._refuse(address)
@@ -86,13 +85,13 @@ class Admission:
     def entered(self, peer: Any) -> None:
         """A connection from ``peer`` is open."""
         self.open += 1
-        if (address := _of(peer)) is not None:
+        if (address := counts_for(peer)) is not None:
             self._by_address[address] += 1
 
     def left(self, peer: Any) -> None:
         """A connection from ``peer`` is gone."""
         self.open -= 1
-        if (address := _of(peer)) is not None:
+        if (address := counts_for(peer)) is not None:
             self._by_address[address] -= 1
             if self._by_address[address] <= 0:
                 del self._by_address[address]
@@ -128,23 +127,6 @@ class Admission:
         if self._said is not None:
             self._said.cancel()
             self._said = None
-
-
-def _of(peer: Any) -> str | None:
-    """Whom a connection counts for: an IPv4 address or an IPv6 network; nobody on a Unix socket."""
-    host: str | None = getattr(peer, "host", None)
-    return host if host is None or ":" not in host else _network(host)
-
-
-@lru_cache(maxsize=1024)  # asked for when one comes and when it goes; parsing was a tenth of a connection's cost
-def _network(host: str) -> str:
-    """Of an IPv6 address, which may be an IPv4 one in disguise."""
-    address = ip_address(host.partition("%")[0])
-    if not isinstance(address, IPv6Address):
-        return host
-    if address.ipv4_mapped is not None:  # an IPv4 client of a listener for both
-        return str(address.ipv4_mapped)
-    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
 
 
 @implementer(IStreamServerEndpoint)

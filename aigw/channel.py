@@ -125,15 +125,21 @@ class Channel(HeadReader, MortalChannel):
     def refuse(self, request: Request) -> None:
         """Answer with the request's refusal although its body is not read, and close."""
         if request.refusal is not None and not self._closing:
-            self._closing = True
-            self.persistent = False
+            self.read_no_more()
             request.fail(request.refusal)
+
+    def read_no_more(self) -> None:
+        """The answer that comes next, now or after a while, is the last of this connection."""
+        self._closing = True
+        self.persistent = False
+        self._dataBuffer, self._behind = [], 0
 
     # Nothing that follows is read as a request once the connection is closing.
 
     def dataReceived(self, data: bytes) -> None:
         """See IProtocol."""
         if self._closing:
+            self._drop(data)
             return
         if not (self._ahead or (self._waitingForTransport and not self._handlingRequest)):
             super().dataReceived(data)
@@ -149,6 +155,15 @@ class Channel(HeadReader, MortalChannel):
         self._behind = 0
         if self._keeps(data):  # Twisted does
             super()._finishRequestBody(data)
+
+    def _drop(self, data: bytes) -> None:
+        """Whoever is to wait for the last answer has a bound too on what is read from it meanwhile, for nothing.
+
+        A little is read, so that it is seen when a client leaves that has sent all of a small body.
+        """
+        self._behind += len(data)
+        if self._behind > MAX_BEHIND and self.requests and self._closer is None:
+            self._networkProducer.pauseProducing()
 
     def _keeps(self, data: bytes) -> bool:
         """Whether so much more can be kept for later; nobody pipelines more."""

@@ -24,6 +24,7 @@ from aigw.secret import Secret
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
 MAX_FILE = 1024 * 1024
 SHORT_KEY = 8
+GUESSED_KEY = 20
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -237,10 +238,12 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
 
 
 def _short_keys(entry: FileEntry) -> Iterator[str]:
+    if len(entry.api_key) < GUESSED_KEY:
+        yield f"api_key has under {GUESSED_KEY} characters, easy to guess: take a longer one (openssl rand -hex 32)"
     named = {"api_key": entry.api_key, **{f"providers[{i}].api_key": p.api_key for i, p in enumerate(entry.providers)}}
     for path, key in named.items():
         if key and len(key) < SHORT_KEY:
-            yield f"{path} has under {SHORT_KEY} characters: easy to guess, and blacked out wherever the log has them"
+            yield f"{path} has under {SHORT_KEY} characters: they are blacked out wherever the log has them"
 
 
 def _not_of(unset: Sequence[str], found: Sequence[str]) -> list[str]:

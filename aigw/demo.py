@@ -29,7 +29,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from aigw import config, logs
 from aigw.service import GatewayService
 
-KEY = "demo-key"
+KEY = "demo-key-on-this-machine"
 PORT = 8443
 WORDS = "Hello! The first provider of this route is down, so the second one answers you, word by word.".split()
 SECONDS_PER_WORD = 0.1

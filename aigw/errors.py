@@ -3,16 +3,20 @@
     GatewayError              what the client is told: HTTP status, OpenAI type and code, message
       BadRequest              400
       Unauthorized            401
+        WrongKey              401, for a key that is none of ours: counted, and answered after a pause
+      CrossSite               403
       RouteNotFound           404
       PathNotFound            404
       MethodNotAllowed        405
       RequestTimeout          408
       TooLarge                413
+      NotAForm                415
       Misdirected             421
       HeadersTooLarge         431
       AllStepsFailed          502
       Draining                503, the gateway is stopping
       CertificateExpired      503, told by /ready
+      NotReady                503, told by /ready to whoever is elsewhere
       TooManyViewers          503
       DeadlineExceeded        504
       TooManyConnections      503
@@ -76,6 +80,20 @@ class Unauthorized(GatewayError):
     code = "invalid_api_key"
 
 
+class WrongKey(Unauthorized):
+    """A key is none of ours; ``tried`` is how many such keys the request had."""
+
+    tried = 1
+
+
+class CrossSite(GatewayError):
+    """Another site's page sent a form of ours: 403."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "cross_site_request"
+
+
 class RouteNotFound(GatewayError):
     """``model`` names no route: 404."""
 
@@ -124,6 +142,14 @@ class TooLarge(GatewayError):
     code = "request_too_large"
 
 
+class NotAForm(GatewayError):
+    """The body is of another type than a form's: 415."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
 class TooManyConnections(GatewayError):
     """There are as many connections as there may be: 503."""
 
@@ -159,6 +185,13 @@ class CertificateExpired(GatewayError):
 
     status = 503
     code = "certificate_expired"
+
+
+class NotReady(GatewayError):
+    """New requests should go elsewhere: 503."""
+
+    status = 503
+    code = "not_ready"
 
 
 class TooManyViewers(GatewayError):

@@ -12,39 +12,42 @@ from typing import Any
 
 from twisted.internet.address import UNIXAddress
 
-from aigw.auth import authenticate
+from aigw.auth import authenticate, wrong_key
 from aigw.config import Caller
-from aigw.errors import Misdirected
+from aigw.errors import Misdirected, Unauthorized, WrongKey
 from aigw.request import Request
-from aigw.signin import signed_in
+from aigw.signin import Cookies
 
 _PORT = re.compile(r":\d*\Z")
 
 Gate = Callable[[Request], None]
 
 
-def with_key(callers: Sequence[Caller]) -> Gate:
-    """Raises Unauthorized for whoever has neither a key nor a cookie."""
+def with_key(callers: Sequence[Caller], cookies: Cookies) -> Gate:
+    """For whoever has a key, or else a cookie. Raises what ``authenticate`` does, WrongKey for a forged cookie too."""
 
     def judge(request: Request) -> None:
-        sent = (request.header(b"cookie") or b"").decode("latin-1")
-        caller = signed_in(callers, sent, time.time(), request.isSecure()) if sent else None
-        request.caller = (
-            caller or authenticate(callers, request.header(b"x-api-key"), request.header(b"authorization"))
-        ).name
+        request.caller = caller_of(request).name
+
+    def caller_of(request: Request) -> Caller:
+        try:
+            return authenticate(callers, request.header(b"x-api-key"), request.header(b"authorization"))
+        except WrongKey:
+            raise
+        except Unauthorized:
+            sent = (request.header(b"cookie") or b"").decode("latin-1")
+            caller, forged = cookies.judge(callers, sent, time.time(), request.isSecure()) if sent else (None, 0)
+            if forged:
+                raise wrong_key(forged) from None
+            if caller is None:
+                raise
+            return caller
 
     return judge
 
 
-def with_key_or_near(callers: Sequence[Caller]) -> Gate:
-    """The same, but whoever is on this machine needs none."""
-    ask = with_key(callers)
-
-    def judge(request: Request) -> None:
-        if not _is_near(request.channel.transport):
-            ask(request)
-
-    return judge
+def everybody(request: Request) -> None:
+    """A gate that is open to all."""
 
 
 def open_gate(request: Request) -> None:
@@ -57,7 +60,7 @@ def open_gate(request: Request) -> None:
         raise Misdirected("This listener is for this machine only: ask for it as localhost or by its address.")
 
 
-def _is_near(transport: Any) -> bool:
+def is_near(transport: Any) -> bool:
     """Whether the other side is on this machine: it may come from the very address that it asks."""
     peer = transport.getPeer()
     return isinstance(peer, UNIXAddress) or _is_loopback(peer) or bool(peer.host == transport.getHost().host)

@@ -11,10 +11,16 @@ from typing import Any
 
 from twisted.web.http import HTTPChannel
 
+from aigw.errors import BadRequest, GatewayError
+
 MAX_LINE = 16 * 1024
 MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
 MAX_DIGITS = 18
+SINGLE = frozenset(
+    b"host content-length content-type authorization proxy-authorization x-api-key cookie origin sec-fetch-site expect "
+    b"x-request-id traceparent idempotency-key http-referer x-title".split()
+)  # of what is read here, acted on or passed on: all but the lists, whose lines make one value (RFC 9110, section 5.3)
 _PLAIN = re.compile(
     rb"([A-Z]+) ([!-~]+) HTTP/1\.1\r\n((?:[!#$%%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n){1,%d})\r\n" % MAX_HEADERS
 )
@@ -35,7 +41,7 @@ class HeadReader(HTTPChannel, ABC):
 
     @abstractmethod
     def judge(self, request: Any, given: dict[bytes, bytes], host: bytes, options: bytes) -> None:
-        """The head of ``request`` is complete; ``given`` are its headers by lower-case name, the last of each.
+        """The head of ``request`` is complete; ``given`` are its headers by lower-case name, of a list all its lines.
 
         ``options`` are those of all Connection headers.
         """
@@ -43,6 +49,10 @@ class HeadReader(HTTPChannel, ABC):
     @abstractmethod
     def await_body(self) -> None:
         """The request was not refused, and some of its body is still to come."""
+
+    @abstractmethod
+    def _reject(self, error: GatewayError) -> None:
+        """Answer what never became a request, and close."""
 
     def dataReceived(self, data: bytes) -> None:
         """See IProtocol."""
@@ -119,6 +129,8 @@ class HeadReader(HTTPChannel, ABC):
             name == b"transfer-encoding" and (value.lower() != b"chunked" or self._version != b"HTTP/1.1")
         ):
             self._respondToBadRequestAndDisconnect()
+        elif name in SINGLE and self.requests[-1].requestHeaders.hasHeader(name):
+            self._reject(BadRequest(f"The header {name.decode()!r} stands twice; send it once."))
         return not self._closing and bool(super().headerReceived(line))
 
     def allHeadersReceived(self) -> None:
@@ -131,8 +143,8 @@ class HeadReader(HTTPChannel, ABC):
         if len(hosts) != 1:
             self._respondToBadRequestAndDisconnect()
             return
-        last = {name: values[-1] for name, values in given.items()}
-        self.judge(request, last, hosts[0], b",".join(given.get(b"connection", ())))
+        joined = {name: b", ".join(values) for name, values in given.items()}
+        self.judge(request, joined, hosts[0], joined.get(b"connection", b""))
         if self.length != 0 and not self._closing:
             self.await_body()
 

@@ -29,7 +29,8 @@ class Reloads:
 
 class Live(msgspec.Struct, frozen=True):
     """A look at the daemon. ``now`` is on the gateway's clock, ``certificate_expires`` in Unix seconds;
-    ``refused`` are connections since the start; ``lag`` and what ``rests_for`` gives are seconds."""
+    ``refused`` connections and ``refused_keys`` are counted since the start; ``lag`` and what ``rests_for`` gives are
+    seconds."""
 
     config: Config
     now: float
@@ -37,6 +38,7 @@ class Live(msgspec.Struct, frozen=True):
     in_flight: Mapping[str, int]
     connections: int
     refused: int
+    refused_keys: int
     lag: float
     certificate_expires: float | None
     reloads: Reloads

@@ -134,6 +134,7 @@ def _of_the_daemon(live: Live) -> Families:
     yield CounterMetricFamily(
         "aigw_connections_refused", "Connections that were one too many, in all or of one address.", live.refused
     )
+    yield CounterMetricFamily("aigw_refused_keys", "Keys of clients that were not the gateway's.", live.refused_keys)
     yield GaugeMetricFamily("aigw_event_loop_lag_seconds", "By how much the last beat of the loop was late.", live.lag)
     reloads = CounterMetricFamily("aigw_config_reloads", "Reloads of the configuration.", labels=["result"])
     reloads.add_metric(["success"], live.reloads.taken)

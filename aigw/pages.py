@@ -35,7 +35,7 @@ class Page:
         ]
         self.headers: list[Header] = [
             (b"content-security-policy", "; ".join(policy).encode()),
-            (b"referrer-policy", b"no-referrer"),
+            (b"referrer-policy", b"same-origin"),  # with no-referrer a browser sends our own forms as of Origin null
             (b"cross-origin-opener-policy", b"same-origin"),
             (b"cross-origin-resource-policy", b"same-origin"),
             (b"x-frame-options", b"DENY"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -16,7 +17,7 @@ from twisted.web.server import Request as TwistedRequest
 
 from aigw import headers
 from aigw.config import Config
-from aigw.errors import GatewayError, TooLarge
+from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.openai import error_body
 
 _ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # RFC 9112, 3.2.2: servers accept it
@@ -177,6 +178,27 @@ class Request(TwistedRequest):
     def fail(self, error: GatewayError) -> None:
         """Answer with an error."""
         self.error = error
+        if isinstance(error, WrongKey):
+            self.after_pause(error, partial(self._fail, error))
+        else:
+            self._fail(error)
+
+    def after_pause(self, error: WrongKey, answer: Callable[[], object]) -> None:
+        """Count a wrong key, and call ``answer`` after the pause that its sender has to wait, if any.
+
+        Behind such an answer the connection closes, and until then nothing that it sends is kept.
+        """
+        refused = self.channel.site.refused_keys
+        pause = refused.add(self.channel.transport.getPeer(), error.tried)
+        if pause:
+            self.channel.read_no_more()
+            waits = refused.wait(pause)
+            if waits is not None:
+                self.serve(waits.addCallback(lambda _: answer()))
+                return
+        answer()
+
+    def _fail(self, error: GatewayError) -> None:
         for name, value in error.headers.items():
             self.setHeader(name, value)
         self.answer(error.status, error_body(error))

@@ -12,6 +12,7 @@ from aigw.key_forms import SHORTEST, KeyForms, Text, without
 _SCHEME = re.compile(r"(?:bearer|basic|token|key|api-?key) +(\S{8,})", re.IGNORECASE)
 # None of these stands in an answer by chance, as a number or as a member's name.
 _UNMISTAKABLE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=:-]{20,}")
+_SIGNING = b"aigw cookie signing key 2"
 _BACKSLASHES = r"\\(?:\\|(?<=\\)u(?i:005c))*"  # a run of them, each in any form
 _FIRST = r"(?<!\\)(?<!\\u(?i:005c))"  # of such a run
 
@@ -53,8 +54,11 @@ class Secret:
         return hmac.compare_digest(self._bytes, candidate)
 
     def signature(self, data: bytes) -> str:
-        """What only who knows the key can say about ``data``: HMAC-SHA256, in hexadecimal."""
-        return hmac.digest(self._bytes, data, "sha256").hex()
+        """What only who knows the key can say about ``data``: HMAC-SHA256, in hexadecimal, with a key made of this one.
+
+        Made for signatures alone, so that they are none of anything else's.
+        """
+        return hmac.digest(hmac.digest(self._bytes, _SIGNING, "sha256"), data, "sha256").hex()
 
     def signs(self, data: bytes, signature: str) -> bool:
         """Whether ``signature`` is that, in a time that does not depend on where they differ."""

@@ -238,6 +238,7 @@ class GatewayService(Service):
             in_flight=Counter(exchange.route for exchange in self._running),
             connections=self._site.admission.open,
             refused=self._site.admission.refused,
+            refused_keys=self._site.refused_keys.total,
             lag=self.pulse.lag,
             certificate_expires=identity.expires if identity else None,
             reloads=self._reloads,

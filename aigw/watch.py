@@ -17,6 +17,7 @@ from aigw.metrics import Metrics
 from aigw.records import AttemptRecord, Record
 from aigw.routing import KEY_REFUSED
 from aigw.secret import Secret
+from aigw.signin import Cookies
 from aigw.status import status
 from aigw.tally import Tally
 from aigw.trace import Trace
@@ -40,6 +41,7 @@ class Watch:
         self.tally = Tally()
         self.metrics = Metrics(self.tally, look, self.tracing.families if self.tracing else None)
         self.viewers = Viewers(self.status, reactor)
+        self.cookies = Cookies()
         self._look = look
         self._reactor = reactor
         self._secrets: list[Secret] = []

@@ -21,6 +21,7 @@ from aigw.errors import MethodNotAllowed, PathNotFound, RouteNotFound
 from aigw.gateway import Gateway
 from aigw.openai import ENDPOINTS, Endpoint, model, read_call
 from aigw.records import Sink, Trail
+from aigw.refused_keys import RefusedKeys
 from aigw.request import Request
 
 BeginTrace = Callable[["bytes | None"], Any]
@@ -37,6 +38,7 @@ class Front(Site):
     def __init__(self, tree: TwistedResource, reactor: Any) -> None:
         super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
         self.admission = Admission(reactor)
+        self.refused_keys = RefusedKeys(reactor)
         self._open: set[Channel] = set()
         self._emptied: Deferred[None] | None = None
 
@@ -51,12 +53,15 @@ class Front(Site):
         self.admission.left(channel.transport.getPeer())
         if self._emptied is not None and not self._open:
             emptied, self._emptied = self._emptied, None
+            self.refused_keys.close()
             emptied.callback(None)
 
     def drain(self) -> Deferred[None]:
         """Take one more request of each client at most; fires when all connections are gone."""
         self.draining = True
+        self.refused_keys.stop()
         if not self._open:
+            self.refused_keys.close()
             return succeed(None)
         self._emptied = Deferred()
         for channel in list(self._open):

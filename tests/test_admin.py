@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
+import os
 import re
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +16,11 @@ from twisted.internet.protocol import Factory
 
 from aigw import config
 from aigw.config import Caller
-from aigw.errors import ConfigError, Unauthorized
-from aigw.gates import with_key_or_near
+from aigw.drain import Drain
+from aigw.errors import ConfigError
+from aigw.gates import is_near
 from aigw.secret import Secret
-from aigw.signin import SECONDS, cookie, no_cookie, signed_in
+from aigw.signin import MOST_SIGNED_OUT, SECONDS, Cookies, cookie, is_own_form, no_cookie
 from tests.harness import AUTH, CHAT, KEY, Client, bounded, request, until
 from tests.providers import begin_stream, event
 
@@ -124,13 +126,24 @@ async def test_clients_that_fill_the_public_listener_do_not_fill_it(world):
     assert (await visit(gateway, "/ready")).status == 200
 
 
+@pytest.mark.parametrize("headers", [{}, AUTH, {"X-Api-Key": "wrong"}], ids=["no key", "key", "wrong key"])
+@pytest.mark.parametrize("near", [True, False])
 @ensureDeferred
-async def test_ready_is_told_without_a_key_to_this_machine_only(world, monkeypatch):
-    gateway = world.gateway(world.provider())
-    assert (await gateway.get("/ready", {})).status == 200
-    monkeypatch.setattr("aigw.gates._is_near", lambda _: False)
-    assert (await gateway.get("/ready", {})).status == 401
-    assert (await gateway.get("/ready", AUTH)).status == 200
+async def test_ready_is_for_everybody_and_from_elsewhere_no_more_than_a_word(world, monkeypatch, near, headers):
+    """S23, D2: on every listener; which process answers, and why not, is told on this machine only."""
+    gateway = gateway_with_admin(world)
+    monkeypatch.setattr("aigw.admin.is_near", lambda _: near)
+    for got in (await gateway.get("/ready", headers), await visit(gateway, "/ready")):
+        said = {"status": "ready", "pid": os.getpid()} if near else {"status": "ready"}
+        assert (got.status, got.json) == (200, said)
+    gateway.service._drain = Drain(gateway.service._site, [], reactor, 1)
+    for got in (await gateway.get("/ready", headers), await visit(gateway, "/ready")):
+        assert got.status == 503
+        if near:
+            assert (got.error["code"], got.error["pid"]) == ("draining", os.getpid())
+        else:
+            message = "The gateway is not ready."
+            assert got.error == {"message": message, "type": "server_error", "param": None, "code": "not_ready"}
 
 
 @pytest.mark.parametrize(("peer", "host", "near"), [("10.0.0.5", "10.0.0.5", True), ("10.0.0.6", "10.0.0.5", False)])
@@ -138,9 +151,7 @@ def test_who_comes_from_the_address_that_it_asks_is_on_this_machine(peer, host, 
     transport = SimpleNamespace(
         getPeer=lambda: IPv4Address("TCP", peer, 5), getHost=lambda: IPv4Address("TCP", host, 443)
     )
-    asks = SimpleNamespace(channel=SimpleNamespace(transport=transport), header=lambda _: None)
-    with nullcontext() if near else pytest.raises(Unauthorized):
-        with_key_or_near([])(asks)
+    assert is_near(transport) is near
 
 
 # The setting
@@ -204,12 +215,16 @@ def value(set_cookie):
     return set_cookie.partition(";")[0]
 
 
+def judged(sent, now=NOW, secure=True, cookies=None, callers=(CALLER,)):
+    return (cookies or Cookies()).judge(callers, sent, now, secure)
+
+
 @pytest.mark.parametrize("secure", [True, False])
 def test_a_cookie_is_good_for_its_time(secure):
     sent = value(cookie(CALLER, NOW, secure))
     for now, found in [(NOW, CALLER), (NOW + SECONDS - 1, CALLER), (NOW + SECONDS, None), (NOW + 10 * SECONDS, None)]:
-        assert signed_in([CALLER], f"other=1; {sent}; more=2", now, secure) is found
-    assert signed_in([CALLER], sent, NOW, not secure) is None
+        assert judged(f"other=1; {sent}; more=2", now, secure) == (found, 0)
+    assert judged(sent, NOW, not secure) == (None, 0)
 
 
 def test_its_attributes_are_strict():
@@ -222,14 +237,85 @@ def test_its_attributes_are_strict():
 def test_nobody_makes_one_without_the_key():
     sent = value(cookie(CALLER, NOW, True))
     assert KEY not in sent
-    assert signed_in([Caller("default", Secret("another-key"))], sent, NOW, True) is None
+    assert judged(sent, callers=[Caller("default", Secret("another-key"))]) == (None, 1)
     name, _, signed = sent.partition("=")
-    expires, _, signature = signed.partition(".")
+    expires, which, signature = signed.split(".")
     for forged in (
-        f"{int(expires) + 1}.{signature}", f"0{expires}.", f"{expires}.{signature[:-1]}", f"{expires}.", f"{expires}",
-        f".{signature}", f"{expires}.{signature[::-1]}", f"{'9' * 50}.{signature}", f"-1.{signature}", "é.é", f"{expires}.é", "", ".",
+        f"{int(expires) + 1}.{which}.{signature}", f"{expires}.{which[::-1]}.{signature}", f"{expires}.{which}.{'0' * 64}",
     ):  # fmt: skip
-        assert signed_in([CALLER], f"{name}={forged}", NOW, True) is None
+        assert judged(f"{name}={forged}") == (None, 1)
+    for nothing in (
+        f"0{expires}.{which}.", f"{expires}.{which}.{signature[:-1]}", f"{expires}.{which}.", f"{expires}.{signature}", f"{expires}",
+        f".{which}.{signature}", f"{'9' * 50}.{which}.{signature}", f"-1.{which}.{signature}", "é.é.é", f"{expires}.{which}.é",
+        f"{'٩' * 10}.{which}.{signature}", "", ".", "..",
+    ):  # fmt: skip
+        assert judged(f"{name}={nothing}") == (None, 0)
+
+
+def test_s22_it_is_signed_with_a_key_made_for_cookies_and_not_with_the_api_key():
+    _, _, signed = value(cookie(CALLER, NOW, True)).partition("=")
+    text, _, signature = signed.rpartition(".")
+    assert signature != hmac.digest(KEY.encode(), text.encode(), "sha256").hex()
+
+
+@pytest.mark.parametrize("junk", ["{name}=", "{name}=1.2", "{name}=9999999999." + "a" * 32 + "." + "b" * 64])
+@pytest.mark.parametrize("number", [1, 5, 100])
+def test_s22_junk_of_its_name_does_not_lock_out(junk, number):
+    """A site below the same domain can set cookies of any name, and browsers send those of a longer path first."""
+    sent = value(cookie(CALLER, NOW, False))
+    name = sent.partition("=")[0]
+    assert judged("; ".join([junk.format(name=name)] * number + [sent]), secure=False) == (CALLER, 0)
+
+
+def test_s20_each_forged_cookie_is_a_wrong_key():
+    """A cookie that was signed with a guess of the key says whether the guess was right."""
+    sent = [value(cookie(Caller("default", Secret(f"guess {n}")), NOW, True)) for n in range(7)]
+    assert judged("; ".join(sent)) == (None, 7)
+
+
+def test_s22_a_sign_out_ends_the_cookie_and_no_other():
+    cookies = Cookies()
+    one, other = (value(cookie(CALLER, NOW, True)) for _ in range(2))
+    assert one != other
+    assert cookies.sign_out([CALLER], one, NOW, True)
+    assert judged(one, cookies=cookies) == (None, 0)
+    assert judged(other, cookies=cookies) == (CALLER, 0)
+    assert not cookies.sign_out([Caller("default", Secret("another-key"))], other, NOW, True)
+    assert judged(other, cookies=cookies) == (CALLER, 0)
+
+
+def test_s22_the_memory_of_sign_outs_is_bounded_and_none_of_them_comes_back():
+    cookies = Cookies()
+    first, kept = (value(cookie(CALLER, NOW, True)) for _ in range(2))
+    cookies.sign_out([CALLER], first, NOW, True)
+    for n in range(MOST_SIGNED_OUT):
+        cookies.sign_out([CALLER], value(cookie(CALLER, NOW, True)), NOW + n / MOST_SIGNED_OUT, True)
+        assert len(cookies._signed_out) <= MOST_SIGNED_OUT
+    assert judged(first, NOW + 1, cookies=cookies) == (None, 0)
+    assert judged(kept, NOW + 1, cookies=cookies) == (None, 0), "whoever was signed in signs in again"
+    assert judged(value(cookie(CALLER, NOW + 2, True)), NOW + 2, cookies=cookies) == (CALLER, 0)
+    for _ in range(MOST_SIGNED_OUT):
+        cookies.sign_out([CALLER], value(cookie(CALLER, NOW + 3, True)), NOW + 3, True)
+    later = NOW + 4 + SECONDS
+    kept = value(cookie(CALLER, later - 1, True))
+    cookies.sign_out([CALLER], value(cookie(CALLER, later, True)), later, True)
+    assert len(cookies._signed_out) == 1, "those that are over are forgotten"
+    assert judged(kept, later, cookies=cookies) == (CALLER, 0)
+
+
+@pytest.mark.parametrize(
+    ("origin", "fetch_site", "own"),
+    [
+        (None, None, True), (None, b"same-origin", True), (None, b"none", True), (b"null", b"same-origin", True),
+        (b"https://gw.example", None, True), (b"http://gw.example", None, True), (b"https://GW.example", None, True),
+        (b"https://behind.a.proxy", b"same-origin", True),
+        (b"https://evil.example", None, False), (b"null", None, False), (b"", None, False), (b"https://gw.example:444", None, False),
+        (b"https://gw.example.evil", None, False), (b"file://gw.example", None, False), (b"gw.example", None, False),
+        (None, b"cross-site", False), (None, b"same-site", False), (None, b"", False), (b"https://gw.example", b"cross-site", False),
+    ],
+)  # fmt: skip
+def test_s22_a_form_is_our_own_or_no_browser_s(origin, fetch_site, own):
+    assert is_own_form(origin, fetch_site, b"gw.example") is own
 
 
 @ensureDeferred

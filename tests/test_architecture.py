@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans".split()
+PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses".split()
 MAY_IMPORT = {
     "errors": "",
     "key_forms": "",
@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "signals": "",
     "dial": "",
     "wire": "",
-    "heads": "",
+    "heads": "errors",
     "heap": "",
     "document": "",
     "permissions": "",
@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "tls": "config errors",
     "agent": "connection errors tls",
     "openfiles": "",
-    "admission": "errors logs openai openfiles",
+    "addresses": "",
+    "admission": "addresses errors logs openai openfiles",
     "listeners": "admission config errors tls",
     "client": "agent connection",
     "upstream": "agent client config connection errors headers openai routing tls",
@@ -62,7 +63,8 @@ MAY_IMPORT = {
     "grammar": "",
     "lifetime": "errors request",
     "channel": "errors grammar headers heads lifetime openai request wire",
-    "web": "admission auth channel config errors gateway headers openai records request",
+    "refused_keys": "addresses logs",
+    "web": "admission auth channel config errors gateway headers openai records refused_keys request",
     "trace": "records",
     "spans": "records trace usage",
     "otlp": "spans trace",
@@ -72,16 +74,14 @@ MAY_IMPORT = {
     "metrics": "live tally",
     "status": "config history live tally",
     "viewers": "errors",
-    "watch": "config live logs metrics records routing secret status tally trace tracing viewers",
-    "pages": "headers",
     "signin": "config",
+    "watch": "config live logs metrics records routing secret signin status tally trace tracing viewers",
+    "pages": "headers",
     "gates": "auth config errors request signin",
     "admin": "auth config errors gates headers pages request signin watch web",
     "generation": "config errors listeners tls upstream",
     "reload": "errors live logs systemd",
-    "service": (
-        "admin config dial drain errors gateway generation health listeners live logs pulse reload systemd tls watch web"
-    ),
+    "service": "admin config dial drain errors gateway generation health listeners live logs pulse reload systemd tls watch web",
     "check_providers": "config errors routing upstream",
     "demo": "config logs service",
     "tap": "check_providers config demo dial errors heap listeners logs service signals systemd upstream",

@@ -17,7 +17,7 @@ from twisted.logger import formatEvent
 
 from aigw.auth import authenticate
 from aigw.config import Caller
-from aigw.errors import Unauthorized
+from aigw.errors import BadRequest, GatewayError, Unauthorized, WrongKey
 from aigw.secret import Secret
 
 KEY = "gw-Key-1234"
@@ -37,12 +37,21 @@ KNOWN = [
     (None, b'Bearer bob "\\" key', BOB),
     (None, b"Bearer eve-key", EVE),
     (b"gw-Key-1234", b"Bearer gw-Key-1234", ANN),
-    (b"gw-Key-1234", b"Bearer wrong", ANN),
-    (b"wrong", b"Bearer gw-Key-1234", ANN),
     (b"gw-Key-1234", b"Basic Zm9vOmJhcg==", ANN),
     (b"gw-Key-1234", b"", ANN),
     (b"", b"Bearer gw-Key-1234", ANN),
-    (b"\xff\xfe", b"Bearer gw-Key-1234", ANN),
+]
+
+ONE_IS_WRONG = [
+    # X-Api-Key, Authorization, how many are wrong
+    (b"gw-Key-1234", b"Bearer wrong", 1),
+    (b"wrong", b"Bearer gw-Key-1234", 1),
+    (b"\xff\xfe", b"Bearer gw-Key-1234", 1),
+    (b"wrong", b"Bearer wrong", 2),
+    (b"wrong", b"Bearer other", 2),
+    (b"wrong", None, 1),
+    (None, b"Bearer gw-Key-1234, Bearer gw-Key-1234", 1),
+    (b"gw-Key-1234, gw-Key-1234", None, 1),
 ]
 
 MISSING = [
@@ -102,6 +111,24 @@ def test_b6_a_wrong_key_is_401(key, places):
     assert "not one of this gateway's" in refused(api_key, authorization).message
 
 
+@pytest.mark.parametrize(("api_key", "authorization", "wrong"), ONE_IS_WRONG)
+def test_b6_s8_one_wrong_key_is_401_whatever_stands_beside_it(api_key, authorization, wrong):
+    refusal = refused(api_key, authorization)
+    assert isinstance(refusal, WrongKey)
+    assert refusal.tried == wrong
+
+
+@pytest.mark.parametrize(("one", "other"), [(ANN, EVE), (EVE, ANN), (BOB, ANN)])
+def test_b6_s8_the_keys_of_two_callers_are_400(one, other):
+    with pytest.raises(BadRequest, match="two callers"):
+        authenticate(EVERYBODY, one.key.reveal().encode(), b"Bearer " + other.key.reveal().encode())
+
+
+@pytest.mark.parametrize(("api_key", "authorization"), MISSING)
+def test_b6_s9_no_key_is_no_wrong_one(api_key, authorization):
+    assert not isinstance(refused(api_key, authorization), WrongKey)
+
+
 def test_b6_nobody_is_known_where_there_is_no_caller():
     with pytest.raises(Unauthorized):
         authenticate((), KEY.encode(), None)
@@ -122,6 +149,7 @@ def test_b6_b9_a_refusal_quotes_neither_what_was_offered_nor_a_key():
         (None, b"Bearer wrong", [b"wrong"]),
         (b"gw-Key-1234", b"Bearer wrong", [b"gw-Key-1234", b"wrong"]),
         (b"wrong", b"Bearer eve-key", [b"wrong", b"eve-key"]),
+        (b"gw-Key-1234", b"Bearer eve-key", [b"gw-Key-1234", b"eve-key"]),
     ],
 )
 def test_b6_every_key_is_compared_in_constant_time_whichever_matches(monkeypatch, api_key, authorization, offered):
@@ -133,7 +161,7 @@ def test_b6_every_key_is_compared_in_constant_time_whichever_matches(monkeypatch
         return compare_digest(one, other)
 
     monkeypatch.setattr(hmac, "compare_digest", counting)
-    with contextlib.suppress(Unauthorized):
+    with contextlib.suppress(GatewayError):
         authenticate(EVERYBODY, api_key, authorization)
     everything = [{caller.key.reveal().encode(), key} for caller in EVERYBODY for key in offered]
     assert sorted(map(sorted, compared)) == sorted(map(sorted, everything))

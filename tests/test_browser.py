@@ -27,7 +27,7 @@ from tests.webdriver import Chromium
 
 pytestmark = pytest.mark.browser
 
-KEY = "gateway-key-0987"
+KEY = "gateway-key-0987-0987"
 CANARIES = (KEY, "canary-key-4711", "canary-content")
 
 

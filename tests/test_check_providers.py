@@ -143,7 +143,7 @@ async def test_a_list_without_end_is_given_up(world, monkeypatch):
 # The command
 
 TREE = """
-api_key: gateway-key-0987
+api_key: gateway-key-0987-0987
 providers:
   - {{name: good, base_url: "{url}", api_key: canary-key-4711}}
   - {{name: down, base_url: "http://127.0.0.1:1/v1", api_key: canary-key-4712}}

@@ -44,7 +44,11 @@ routes:
         conflict_resolution: format
 """
 
-KEYS = {"GATEWAY_API_KEY": "gateway-key", "CEREBRAS_API_KEY": "cerebras-key", "OPENROUTER_API_KEY": "openrouter-key"}
+KEYS = {
+    "GATEWAY_API_KEY": "gateway-key-long-enough",
+    "CEREBRAS_API_KEY": "cerebras-key",
+    "OPENROUTER_API_KEY": "openrouter-key",
+}
 
 GOOD = {
     "api_key": "${GATEWAY_API_KEY}",
@@ -108,7 +112,7 @@ def load(tmp_path):
 def test_b1_the_original_example_runs_unchanged(load):
     loaded = load(ORIGINAL)
     assert loaded.port == 8080
-    assert [(caller.name, caller.key.reveal()) for caller in loaded.callers] == [("default", "gateway-key")]
+    assert [(caller.name, caller.key.reveal()) for caller in loaded.callers] == [("default", "gateway-key-long-enough")]
     assert [(p.name, p.base_url, p.api_key.reveal()) for p in loaded.providers.values()] == [
         ("cerebras", "https://api.cerebras.ai/v1", "cerebras-key"),
         ("openrouter", "https://openrouter.ai/api/v1", "openrouter-key"),
@@ -928,7 +932,7 @@ def test_b9_every_key_is_among_those_to_be_hidden_and_nothing_else():
         "authorization-value",
         "cerebras-key",
         "client-secret-value",
-        "gateway-key",
+        "gateway-key-long-enough",
         "token-value",
         "x-api-key-value",
     ]
@@ -985,10 +989,11 @@ def test_b10_without_a_literal_key_it_is_one_warning(load, key, mode, who):
 
 
 def warned(loaded, who):
+    warnings = [each for each in loaded.warnings if "characters" not in each]
     if who is None:
-        assert loaded.warnings == ()
+        assert warnings == []
     else:
-        (warning,) = loaded.warnings
+        (warning,) = warnings
         assert f"readable by {who}" in warning
         assert "chmod 600" in warning
 

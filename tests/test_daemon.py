@@ -29,7 +29,7 @@ providers:
 routes:
   - {name: r, deadline: 1m, steps: [{provider: a, model: m, timeout: 90s}]}
 """
-KEYS = {"GATEWAY_API_KEY": "gateway-key-0987", "A_KEY": "canary-key-4711"}
+KEYS = {"GATEWAY_API_KEY": "gateway-key-0987-0987", "A_KEY": "canary-key-4711"}
 
 
 def twistd(folder, *arguments, config=CONFIG, before=(), environ=KEYS):
@@ -250,9 +250,12 @@ def test_d4_check_config_warns_of_a_certificate_that_expires(tmp_path, days, sai
 
 
 def test_b9_keys_that_are_too_short_are_warned_of(tmp_path):
-    done = run(tmp_path, "--check-config", environ={"GATEWAY_API_KEY": "gateway-key-0987", "A_KEY": "ok"})
-    warned = [line.partition(" has under 8")[0] for line in done.stdout.splitlines() if "warning" in line]
-    assert warned == ["warning: providers[0].api_key"]
+    """S20: of 20 characters for the gateway's, which clients could guess; of 8 for all, which are blacked out in the log."""
+    done = run(tmp_path, "--check-config", environ={"GATEWAY_API_KEY": "x" * 19, "A_KEY": "ok"})
+    warned = [line.partition(" characters")[0] for line in done.stdout.splitlines() if "warning" in line]
+    assert warned == ["warning: api_key has under 20", "warning: providers[0].api_key has under 8"]
+    done = run(tmp_path, "--check-config", environ={"GATEWAY_API_KEY": "x" * 20, "A_KEY": "8 or more"})
+    assert "warning" not in done.stdout
 
 
 def test_the_demo_stops_at_once_when_told_twice(tmp_path):

@@ -96,7 +96,7 @@ def test_d3_a_daemon_with_credentials(tmp_path):
     credentials = tmp_path / "credentials"
     credentials.mkdir()
     (credentials / "keys_A_KEY").write_text("canary-key-4711\n")
-    environ = {"GATEWAY_API_KEY": "gateway-key-0987", "CREDENTIALS_DIRECTORY": str(credentials)}
+    environ = {"GATEWAY_API_KEY": "gateway-key-0987-0987", "CREDENTIALS_DIRECTORY": str(credentials)}
     assert run(tmp_path, "--check-config", environ=environ).returncode == 0
 
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 CONTRIB = ROOT / "contrib" / "prometheus"
 DASHBOARD = json.loads((CONTRIB / "grafana-dashboard.json").read_text())
 README = (CONTRIB / "README.md").read_text() + (ROOT / "README.md").read_text()
-KEY = "gateway-key-0987"
+KEY = "gateway-key-0987-0987"
 needs_prometheus = pytest.mark.prometheus
 
 QUERIES = {  # in a table of Markdown a | is written \\|

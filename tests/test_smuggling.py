@@ -14,7 +14,9 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
 from aigw import lifetime
+from aigw.heads import SINGLE
 from tests.harness import AUTH, CHAT, HELLO, bounded, request
+from tests.memory import MemoryGateway, error_of
 from tests.test_front import HEALTHY, LIMIT, answers
 
 KEY = f"Authorization: {AUTH['Authorization']}".encode()
@@ -22,13 +24,14 @@ BODY = json.dumps(HELLO).encode()
 SIZE = len(BODY)
 BEHIND = request(HELLO) + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 SMUGGLED = request(HELLO)
+POST = b"POST %s HTTP/1.1" % CHAT.encode()
 
 
 def get(*lines: bytes, start: bytes = b"GET /health HTTP/1.1", host: bytes = b"Host: x") -> bytes:
     return b"\r\n".join([start, *([host] if host else []), *lines, b"", b""])
 
 
-def post(*lines: bytes, body: bytes = b"", start: bytes = b"POST %s HTTP/1.1" % CHAT.encode()) -> bytes:
+def post(*lines: bytes, body: bytes = b"", start: bytes = POST) -> bytes:
     return get(KEY, *lines, start=start) + body
 
 
@@ -182,6 +185,19 @@ REFUSED = {
     "a header of 17 KiB":             (431, get(b"X-A: " + b"x" * 17_000)),
     "headers of 33 KiB":              (431, get(*[b"X-A: " + b"x" * 11_250] * 3)),
     "101 headers":                    (431, get(*[b"X: y"] * 100)),
+    # S21: what may stand once
+    "Authorization twice":            (400, post(CL, KEY, body=BODY)),
+    "Authorization twice, in the end":(400, post(CL, b"X-A: a", b"authorization: Bearer other", body=BODY)),
+    "Authorization, one is empty":    (400, post(CL, b"Authorization:", body=BODY)),
+    "Authorization, odd white space": (400, post(CL, b"AUTHORIZATION:\t Bearer x \t", body=BODY)),
+    "X-Api-Key twice":                (400, get(b"X-Api-Key: a", CL, b"x-api-key: b", start=POST) + BODY),
+    "X-Api-Key in an obs-fold":       (400, get(b"X-Api-Key: a", b" " + KEY, CL, start=POST) + BODY),
+    "a space behind the name":        (400, post(CL, b"Authorization : Bearer x", body=BODY)),
+    "a wrong key beside a right one": (401, post(CL, b"X-Api-Key: wrong", body=BODY)),
+    "two keys in one header":         (401, get(KEY + b", " + KEY[15:], CL, start=POST) + BODY),
+    **{f"{name} twice":               (400, post(CL, *[b"%s: a" % name.encode()] * 2, body=BODY))
+       for name in ("Content-Type", "traceparent", "Idempotency-Key", "X-Request-Id", "Expect", "Origin", "Cookie", "X-Title")},
+    "two lengths that agree":         (400, post(CL, CL, body=BODY)),
     # judged by the head, the body unread
     "no key":                         (401, get(CL, start=b"POST %s HTTP/1.1" % CHAT.encode()) + BODY),
     "no key, smuggling":              (401, get(b"Content-Length: %d" % len(SMUGGLED), start=b"POST / HTTP/1.1") + SMUGGLED),
@@ -311,3 +327,25 @@ async def test_s1_a_request_that_ends_early_is_none(world, case, tls):
         await bounded(client.closed)
         assert client.received == b""
     assert not provider.connections
+
+
+@pytest.mark.parametrize("name", sorted(SINGLE))
+def test_s21_a_header_that_may_stand_once_is_named_when_it_stands_twice(name):
+    gateway = MemoryGateway()
+    client = gateway.open()
+    client.say(get(KEY, *[name + b": 1"] * 2, host=b"" if name == b"host" else b"Host: x"))
+    answer = client.take()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert error_of(answer)["message"] == f"The header {name.decode()!r} stands twice; send it once."
+    assert not any(door.wires for door in gateway.doors.values())
+
+
+@pytest.mark.parametrize("name", ["Accept", "OpenAI-Beta"])
+@ensureDeferred
+async def test_s21_r4_the_lines_of_a_list_are_one_value(world, name):
+    provider = world.provider()
+    client = await world.gateway(provider).send(
+        post(CL, *[name.encode() + each for each in (b": a, b", b": c")], body=BODY)
+    )
+    assert (await bounded(client.done)).status == 200
+    assert provider.requests[0].header(name.lower()) == "a, b, c"

@@ -6,14 +6,17 @@ import base64
 import hashlib
 import json
 import re
+import time
 
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import Clock, deferLater
 
+from aigw.config import Caller
 from aigw.pages import Page
 from aigw.secret import Secret
+from aigw.signin import cookie as cookie_of
 from aigw.viewers import EVERY_SECONDS, MOST, MOST_SECONDS, Viewers
 from aigw.watch import Watch
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until
@@ -189,8 +192,60 @@ async def test_the_key_buys_a_cookie_that_opens_the_page(world):
     assert b'id="routes"' in page.body
     assert b"Sign out" in page.body
     assert (await gateway.get("/status.json", cookie)).status == 200
-    out = await bounded((await gateway.send(request(b"", "/status/logout", "POST", cookie))).done)
+    viewer = await gateway.send(request(None, "/status/events", "GET", cookie), "GET")
+    await until(lambda: viewer.answer.pieces)
+    out = await sign_out(gateway, cookie)
     assert "Max-Age=0" in out.headers["set-cookie"]
+    assert (await bounded(viewer.done)).whole, "S22: a page that the cookie has opened asks anew"
+    assert (await gateway.get("/status.json", cookie)).status == 401
+    assert b'id="key"' in (await gateway.get("/status", {**HTML, **cookie})).body
+    assert gateway.service._site.refused_keys.total == 0, "a cookie that is signed out is no wrong key"
+
+
+def sign_out(gateway, headers):
+    return gateway.ask(b"", path="/status/logout", headers={**FORM, **headers})
+
+
+@pytest.mark.parametrize("path", ["/status/login", "/status/logout"])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "https://gateway"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, 415),
+        ({"Content-Type": "application/json"}, 415),
+        ({"Content-Type": ""}, 415),
+        ({"Origin": "https://gateway"}, 303),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "null"}, 303),
+        ({"Content-Type": "Application/X-WWW-Form-Urlencoded; charset=UTF-8"}, 303),
+    ],
+)
+@ensureDeferred
+async def test_s22_a_form_of_another_site_signs_nobody_in_or_out(world, path, headers, status):
+    gateway = world.gateway(world.provider())
+    cookie = {"Cookie": (await sign_in(gateway)).headers["set-cookie"].partition(";")[0]}
+    got = await gateway.ask(f"key={KEY}".encode(), path=path, headers={**FORM, **cookie, **headers})
+    assert got.status == status
+    if status != 303:
+        assert "set-cookie" not in got.headers
+        assert got.error["code"] == {403: "cross_site_request", 415: "unsupported_media_type"}[status]
+    signed_out = status == 303 and path == "/status/logout"
+    assert (await gateway.get("/status.json", cookie)).status == (401 if signed_out else 200)
+
+
+@ensureDeferred
+async def test_s22_s20_a_cookie_of_another_key_is_a_wrong_key_and_is_taken_back(world):
+    gateway = world.gateway(world.provider())
+    forged = {"Cookie": cookie_of(Caller("default", Secret("a guess")), time.time(), False).partition(";")[0]}
+    got = await gateway.get("/status", {**HTML, **forged})
+    assert b'id="key"' in got.body
+    assert got.headers["set-cookie"].startswith("aigw=; Path=/; Max-Age=0")
+    assert (await gateway.get("/status.json", forged)).status == 401
+    assert (await gateway.get("/status", {**HTML, "X-Api-Key": "wrong", "Cookie": "a=b"})).status == 200
+    assert gateway.service._site.refused_keys.total == 3
 
 
 @pytest.mark.parametrize("key", ["wrong", "", "%00", "é" * 10, KEY + "x"])
@@ -245,7 +300,7 @@ async def test_both_carry_the_headers(world):
         got = await gateway.get("/status", headers)
         assert got.headers["content-security-policy"].startswith("default-src 'none'")
         assert got.headers["x-content-type-options"] == "nosniff"
-        assert got.headers["referrer-policy"] == "no-referrer"
+        assert got.headers["referrer-policy"] == "same-origin"
         assert got.headers["cache-control"] == "no-store"
         assert got.headers["content-type"] == "text/html; charset=utf-8"
 
