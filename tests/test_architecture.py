@@ -2,7 +2,7 @@
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
 `sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
-the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `headers`
+the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `log_writer` and `log_file` are where `logs` puts its lines; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo. What shows the gateway is made of the records in `tally` and `history` and of the
 moment in `live`; `metrics`, `status` and `tracing` put it in words, `watch` owns it, `admin` has the resources and `gates` who may look.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans log_writer log_file".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -36,7 +36,9 @@ MAY_IMPORT = {
     "consistency": "",
     "usage": "",
     "history": "",
-    "logs": "flood systemd",
+    "log_writer": "",
+    "log_file": "log_writer",
+    "logs": "flood log_writer systemd",
     "pulse": "logs",
     "notation": "secret",
     "schema": "notation secret",
@@ -83,7 +85,7 @@ MAY_IMPORT = {
     ),
     "check_providers": "config errors routing upstream",
     "demo": "config logs service",
-    "tap": "check_providers config demo dial errors heap listeners logs service signals systemd upstream",
+    "tap": "check_providers config demo dial errors heap listeners log_file log_writer logs service signals systemd upstream",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

@@ -327,10 +327,16 @@ def test_the_annotated_reference_names_every_setting():
         ({"nodaemon": True, "logger": len}, None),
     ],
 )
-def test_b9_where_the_log_goes_is_twistd_s_to_say(tmp_path, monkeypatch, options, goes_to):
+def test_b9_where_the_log_goes_is_twistd_s_to_say(tmp_path, monkeypatch, capfd, options, goes_to):
     monkeypatch.chdir(tmp_path)
     observer = tap._observer(options)
-    assert (observer and observer._file) is (goes_to and getattr(sys, f"__{goes_to}__"))
+    assert (observer is None) == (goes_to is None)
+    if observer is not None:
+        observer({"aigw_message": "here", "aigw_fields": {}})
+        observer.writer.finish()
+        out, err = capfd.readouterr()
+        assert "here" in {"stdout": out, "stderr": err}[goes_to]
+        assert "here" not in {"stdout": err, "stderr": out}[goes_to]
     assert not list(tmp_path.iterdir()), "no file that nobody asked for"
 
 
