@@ -15,7 +15,7 @@ from twisted.application.service import IService
 from twisted.logger import LogLevel
 from twisted.python import usage
 
-from aigw import __version__, config, demo, heap, logs
+from aigw import __version__, config, demo, dumpable, heap, logs
 from aigw.config import Config
 from aigw.dial import Host, Names
 from aigw.errors import ConfigError
@@ -71,6 +71,8 @@ def makeService(options: Options) -> IService:
             obey_stops(reactor, show.stop_now)
             return show
         path = config.find(path)
+        if not only_check and not options["check-providers"]:
+            dumpable.forbid()
         if options["check-providers"]:
             _check_providers(config.load(path.absolute(), Environment(os.environ)), reactor, options["json"])
         service = GatewayService(
@@ -103,6 +105,7 @@ def _check_providers(loaded: Config, reactor: Any, json: int) -> NoReturn:
 
 def _settle() -> None:
     """What is there after the start stays: no collection of garbage needs to look at it again."""
+    dumpable.forbid()  # once more, for twistd may have changed the user
     heap.keep()
     gc.collect()
     gc.freeze()

@@ -1,8 +1,8 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
-Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
+Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `quoting` what its messages may show, `envelope` and
 `sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
-the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `log_writer` and `log_file` are where `logs` puts its lines; `headers`
+the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `dumpable` keeps the memory from others; `log_writer` and `log_file` are where `logs` puts its lines; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo. What shows the gateway is made of the records in `tally` and `history` and of the
 moment in `live`; `metrics`, `status` and `tracing` put it in words, `watch` owns it, `admin` has the resources and `gates` who may look.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans log_writer log_file".split()
+PURE = "errors secret quoting document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap dumpable usage history tally live metrics signin status pages trace spans log_writer log_file".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -31,9 +31,11 @@ MAY_IMPORT = {
     "wire": "",
     "heads": "",
     "heap": "",
-    "document": "",
+    "dumpable": "",
+    "quoting": "",
+    "document": "quoting",
     "permissions": "",
-    "consistency": "",
+    "consistency": "quoting",
     "usage": "",
     "history": "",
     "log_writer": "",
@@ -49,7 +51,7 @@ MAY_IMPORT = {
     "routing": "config errors health openai records secret",
     "framing": "",
     "connection": "errors framing wire",
-    "tls": "config errors",
+    "tls": "config errors quoting",
     "agent": "connection errors tls",
     "openfiles": "",
     "admission": "errors logs openai openfiles",
@@ -85,7 +87,7 @@ MAY_IMPORT = {
     ),
     "check_providers": "config errors routing upstream",
     "demo": "config logs service",
-    "tap": "check_providers config demo dial errors heap listeners log_file log_writer logs service signals systemd upstream",
+    "tap": "check_providers config demo dial dumpable errors heap listeners log_file log_writer logs service signals systemd upstream",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

@@ -20,7 +20,7 @@ import pytest
 from aigw import log_writer
 from aigw.log_file import LogFile
 from aigw.log_writer import LogWriter, to_descriptor
-from tests.test_daemon import CONFIG, KEYS, Daemon, twistd
+from tests.test_daemon import CONFIG, KEYS, Daemon, twistd, wait_until
 
 LINE = "a line of some 100 characters, as they are written for each request, with its number at the end: {:05d}\n"
 
@@ -429,13 +429,6 @@ def asking(daemon: Daemon) -> tuple[threading.Thread, threading.Event, list[int]
     thread = threading.Thread(target=run)
     thread.start()
     return thread, stop, count
-
-
-def wait_until(what) -> None:
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.005)  # a poll of another process's file, within a bound
 
 
 def test_b9_a_log_that_is_renamed_under_load_loses_no_line(tmp_path):
