@@ -7,41 +7,42 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from aigw.quoting import quoted
+
 
 def crossed(tree: Any, tls: bool) -> Iterator[str]:
     """Mistakes that no single value shows, found in the tree as written, so that they come with all the others."""
     if not isinstance(tree, dict):
         return
     names = {str(provider["name"]) for _, provider in _mappings(tree, "providers") if "name" in provider}
-    known = ", ".join(sorted(names))
+    known = ", ".join(map(quoted, sorted(names)))
     for kind in ("providers", "routes"):
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for path, entry in _mappings(tree, kind):
             name = str(entry.get("name"))
-            if "name" in entry and name in seen:
-                yield f"{path}.name: {name[:80]!r} stands twice; names are unique"
-            seen.add(name)
+            if "name" in entry and seen.setdefault(name, path) != path:
+                yield f"{path}.name: is the name of {seen[name]} too; names are unique"
     for path, provider in _mappings(tree, "providers"):
         written = provider.get("headers")
         headers = [str(name).lower() for name in written] if isinstance(written, dict) else []
         for name in sorted(name for name in set(headers) if headers.count(name) > 1):
-            yield f"{path}.headers.{name}: stands twice in different case; keep one"
+            yield f"{path}.headers.{quoted(name)}: stands twice in different case; keep one"
     for route_path, route in _mappings(tree, "routes"):
         for path, step in _mappings(route, "steps", route_path):
             if "provider" in step and str(step["provider"]) not in names:
-                yield f"{path}.provider: no provider is named {str(step['provider'])[:80]!r}; there are: {known}"
+                yield f"{path}.provider: no provider is named {quoted(str(step['provider']))!r}; there are: {known}"
     written = tree.get("tls")
     if isinstance(written, dict) and "client_certificate" in written and not written.get("client_ca"):
         yield "tls.client_certificate: stands without client_ca, which says whose certificates are good"
     admin = tree.get("admin")
     if isinstance(admin, dict) and admin.get("insecure") is not True and not _is_local(str(admin.get("endpoint"))):
         yield "admin: no key is asked for there, and it is beyond loopback: write {endpoint: ..., insecure: true}"
-    endpoints: set[str] = {str(admin.get("endpoint"))} if isinstance(admin, dict) else set()
+    endpoints: dict[str, str] = {str(admin.get("endpoint")): "admin"} if isinstance(admin, dict) else {}
     for path, listener in _mappings(tree, "listen"):
         endpoint = str(listener.get("endpoint"))
         if endpoint in endpoints and not re.match(r"tcp6?:0\b", endpoint):  # which is a port of its own each time
-            yield f"{path}: {endpoint[:80]!r} stands twice; keep one"
-        endpoints.add(endpoint)
+            yield f"{path}: is the endpoint of {endpoints[endpoint]} too; keep one"
+        endpoints.setdefault(endpoint, path)
         plain = not tls and not tree.get("tls") and listener.get("insecure") is not True
         if plain and not _is_local(str(listener.get("endpoint"))):
             yield f"{path}: plain HTTP beyond loopback: configure tls, or write {{endpoint: ..., insecure: true}}"

@@ -120,7 +120,7 @@ class _QuietSite(Site):
 class DemoService(MultiService):
     """Providers, certificate, configuration and gateway, made when it starts."""
 
-    def __init__(self, reactor: Any, observer: logs.JsonLines | None) -> None:
+    def __init__(self, reactor: Any, observer: logs.QueuedLines | None) -> None:
         """Opens nothing."""
         super().__init__()
         self._reactor = reactor

@@ -2,7 +2,7 @@
 
 msgspec says what is wrong with one value; this module walks the tree so that it says so for all of them, replaces
 ``${NAME}`` after the YAML is parsed (a key may hold any character, and a comment is never expanded), and refuses keys
-that stand twice, which YAML itself would let pass.
+that stand twice, which YAML itself would let pass. No message quotes a value, nor a name that may be a key.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 import yaml
+
+from aigw.quoting import quoted
 
 MAX_NODES = 100_000
 
@@ -54,7 +56,7 @@ def _doubled(node: yaml.Node | None, path: str, seen: set[int]) -> Iterator[str]
     if isinstance(node, yaml.MappingNode):
         names: set[str] = set()
         for key, value in node.value:
-            here = _join(path, str(key.value))
+            here = _join(path, key.value)
             if key.value in names and key.value != "<<":
                 yield f"{here}: stands twice (the second is on line {key.start_mark.line + 1}); keep one"
             names.add(key.value)
@@ -77,9 +79,9 @@ def expand(tree: Any, environ: Mapping[str, str]) -> tuple[Any, list[str]]:
         if not _NAME.fullmatch(name):
             mistakes.append(f"{path}: what stands in ${{...}} is not a variable name; write ${{NAME}}")
         elif name not in environ:
-            mistakes.append(f"{path}: the environment variable {name} is not set")
+            mistakes.append(f"{path}: the environment variable {quoted(name)} is not set")
         elif not environ[name]:
-            mistakes.append(f"{path}: the environment variable {name} is empty")
+            mistakes.append(f"{path}: the environment variable {quoted(name)} is empty")
         else:
             return environ[name]
         return "unset"
@@ -95,7 +97,7 @@ def expand(tree: Any, environ: Mapping[str, str]) -> tuple[Any, list[str]]:
             return _VARIABLE.sub(lambda match: value_of(match, path), value)
         if isinstance(value, dict):
             return {
-                name: walk(member, _join(path, str(name)))
+                name: walk(member, _join(path, name))
                 for name, member in value.items()
                 if not huge(name, _join(path, "..."))
             }
@@ -138,13 +140,13 @@ def mistakes_in(value: Any, expected: Any, decode: Decode, path: str = "") -> It
             return
         for key, member in value.items():
             for part, kind in zip((key, member), typing.get_args(expected), strict=True):
-                yield from mistakes_in(part, kind, decode, _join(path, str(key)[:80]))
+                yield from mistakes_in(part, kind, decode, _join(path, key))
     elif isinstance(expected, type) and issubclass(expected, msgspec.Struct):
         yield from _mistakes_in_mapping(value, expected, decode, path)
     elif typing.get_origin(expected) is typing.Literal:
         allowed = typing.get_args(expected)
         if not any(type(value) is type(each) and value == each for each in allowed):
-            yield f"{path}: {str(value)[:80]!r} is unknown; write {' or '.join(map(str, allowed))}"
+            yield f"{path}: is unknown; write {' or '.join(map(str, allowed))}"
     else:
         try:
             msgspec.convert(value, expected, strict=False, dec_hook=decode)
@@ -161,7 +163,7 @@ def _mistakes_in_mapping(value: Any, expected: type[msgspec.Struct], decode: Dec
         return
     for key in value:
         if key not in fields:
-            yield f"{_join(path, str(key)[:80])}: unknown setting; known here: {', '.join(fields)}"
+            yield f"{_join(path, key)}: unknown setting; known here: {', '.join(fields)}"
     for name, field in fields.items():
         if name in value:
             yield from mistakes_in(value[name], field.type, decode, _join(path, name))
@@ -176,5 +178,6 @@ def _in_words(error: str) -> str:
     return error
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def _join(path: str, name: Any) -> str:
+    shown = quoted(str(name))
+    return f"{path}.{shown}" if path else shown

@@ -24,6 +24,7 @@ from aigw.errors import CannotListen, ConfigError
 from aigw.tls import CurrentIdentity
 
 BACKLOG = 1024  # Twisted's 50 overflows when many clients come at once
+ADMIN_MODE = 0o660  # Twisted's 666 lets everybody on the machine in, and no key is asked for there
 
 
 class Inherited(NamedTuple):
@@ -107,12 +108,14 @@ class Listeners:
     def check(self, listeners: Iterable[Listener]) -> None:
         """Raises ConfigError for what is no endpoint, or what cannot change while it is open."""
         mistakes = []
-        for listener in listeners:
+        for index, listener in enumerate(listeners):
+            setting = "admin" if listener.admin else f"listen[{index}]"
             try:
                 self._endpoint(listener)
             except ConfigError as error:
-                mistakes += error.mistakes
-            path = f"{'admin' if listener.admin else 'listen'}: {listener.endpoint}"
+                mistakes += [f"{setting}: {mistake}" for mistake in error.mistakes]
+                continue  # its text may be anything, a key too
+            path = f"{setting}: {listener.endpoint}"
             if listener in self.open:
                 continue
             if msgspec.structs.replace(listener, insecure=not listener.insecure) in self.open:
@@ -157,15 +160,15 @@ class Listeners:
         kind, written = listener.endpoint.partition(":")[0], listener.endpoint
         if kind in ("tcp", "tcp6") and ":backlog=" not in written:
             written += f":backlog={BACKLOG}"
+        if kind == "unix" and listener.admin and ":mode=" not in written:
+            written += f":mode={ADMIN_MODE:o}"
         try:
             endpoint: IStreamServerEndpoint = serverFromString(self._reactor, written)
         except (ValueError, TypeError):
             right = r"write tcp:PORT:interface=ADDRESS, tcp6:PORT:interface=\:\:, unix:PATH or systemd:..."
-            raise ConfigError([f"listen: {listener.endpoint!r} is not a Twisted server endpoint; {right}"]) from None
+            raise ConfigError([f"is not a Twisted server endpoint; {right}"]) from None
         except (LookupError, AttributeError):
-            raise ConfigError(
-                [f"listen: {listener.endpoint!r}: systemd passed no such socket when we started"]
-            ) from None
+            raise ConfigError(["systemd passed no such socket when the gateway started"]) from None
         endpoint = Guarded(self._site_of(listener).admission, endpoint, secure=not listener.insecure)
         return endpoint if listener.insecure else wrapServerTLS(self._identity, endpoint, self._reactor)
 

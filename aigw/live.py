@@ -43,6 +43,7 @@ class Live(msgspec.Struct, frozen=True):
     certificate_expires: float | None
     reloads: Reloads
     rests_for: Callable[[Step], float | None]
+    log_lines_dropped: int = 0
 
 
 Look = Callable[[], Live]

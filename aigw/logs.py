@@ -6,6 +6,7 @@ this module is the second wall: whatever it is told to hide, it hides in every l
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ from twisted.logger import ILogObserver, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
 from aigw.flood import Flood
+from aigw.log_writer import LogWriter, Write, to_descriptor
 from aigw.systemd import is_journal
 
 Hide = Callable[[str], str]
@@ -27,8 +29,8 @@ MAX_TRACEBACK = 16000
 MAX_LINE = 64 * 1024
 FIELDS = frozenset(
     "address addresses attempts bytes_in bytes_out caller config connections days delayed_calls drain_s "
-    "duration_ms error in_flight lag_ms method mistakes model open_files outcome path provider providers refused "
-    "repeats rests_s route routes serials status step stream tls traceback ttft_ms usage version".split()
+    "dropped duration_ms error in_flight lag_ms method mistakes model open_files outcome path provider providers "
+    "refused repeats rests_s route routes serials status step stream tls traceback ttft_ms usage version".split()
 )
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
@@ -68,17 +70,46 @@ class JsonLines:
             if held_back is None:
                 return
             event = {**event, "aigw_repeats": held_back}
-        line = _line(event, level)
         try:
-            self._file.write(f"{self._priorities[level]}{line}\n")
+            self._file.write(self._whole(event, level))
             self._file.flush()
         except (OSError, ValueError):
             pass  # a full disk or a closed terminal must not stop the gateway
 
+    def _whole(self, event: dict[str, Any], level: Any) -> str:
+        return f"{self._priorities[level]}{_line(event, level)}\n"
 
-def json_lines() -> JsonLines:
+    def notice(self, dropped: int) -> str:
+        """The line that says how many are missing where it stands."""
+        message = "Log lines were dropped: they could not be written, or nobody read them"
+        event = {"log_time": time.time(), "aigw_message": message, "aigw_fields": {"dropped": dropped}}
+        return self._whole(event, LogLevel.warn)
+
+
+class QueuedLines(JsonLines):
+    """JSON lines that a thread writes, so that the gateway goes on where they cannot be written; ``writer`` has it."""
+
+    def __init__(self, write: Write, priorities: bool = False) -> None:
+        """``write`` is called in the thread; that begins when the reactor runs, for twistd forks before."""
+        from twisted.internet import reactor as installed
+
+        reactor: Any = installed
+        self.writer = LogWriter(write)
+        self.writer.notice = self.notice
+        super().__init__(self.writer, priorities)
+        reactor.callWhenRunning(self.writer.start)
+        reactor.addSystemEventTrigger("after", "shutdown", self.writer.finish)
+        atexit.register(self.writer.finish)  # where the reactor never ran
+
+
+def json_lines() -> QueuedLines:
     """The factory for ``twistd --logger aigw.logs.json_lines``: to standard error, which twistd leaves to us."""
-    return JsonLines(sys.__stderr__, priorities=is_journal(os.environ, 2))
+    return to_stream(sys.__stderr__, priorities=is_journal(os.environ, 2))
+
+
+def to_stream(stream: TextIO | None, priorities: bool = False) -> QueuedLines:
+    """To standard output or error; Python has None for one that was closed when it started."""
+    return QueuedLines(to_descriptor(stream.fileno() if stream else -1), priorities)
 
 
 def info(message: str, request_id: str | None = None, **fields: Any) -> None:

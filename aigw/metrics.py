@@ -136,6 +136,9 @@ def _of_the_daemon(live: Live) -> Families:
     )
     yield CounterMetricFamily("aigw_refused_keys", "Keys of clients that were not the gateway's.", live.refused_keys)
     yield GaugeMetricFamily("aigw_event_loop_lag_seconds", "By how much the last beat of the loop was late.", live.lag)
+    yield CounterMetricFamily(
+        "aigw_log_lines_dropped", "Lines of the log that could not be written in time.", live.log_lines_dropped
+    )
     reloads = CounterMetricFamily("aigw_config_reloads", "Reloads of the configuration.", labels=["result"])
     reloads.add_metric(["success"], live.reloads.taken)
     reloads.add_metric(["failure"], live.reloads.refused)

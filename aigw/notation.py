@@ -202,7 +202,7 @@ def _name(value: Any) -> Name:
 
 def _port(value: Any) -> Port:
     if isinstance(value, bool) or not str(value).isdecimal() or not 0 < int(value) < 65536:
-        raise ValueError(f"{str(value)[:80]!r} is not a port; write a number from 1 to 65535")
+        raise ValueError("is not a port; write a number from 1 to 65535")
     return Port(value)
 
 

@@ -43,7 +43,7 @@ class GatewayService(Service):
         self,
         load: Callable[[], Config],
         reactor: Any,
-        observer: logs.JsonLines | None,
+        observer: logs.QueuedLines | None,
         look_up: LookUp = look_up,
         notify: Notify | None = None,
         feed_every: float = math.inf,
@@ -243,6 +243,7 @@ class GatewayService(Service):
             certificate_expires=identity.expires if identity else None,
             reloads=self._reloads,
             rests_for=self._health.rests_for,
+            log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )
 
     def _limit_connections(self) -> None:

@@ -13,6 +13,12 @@ def obey(reactor: Any, number: int, act: Callable[[], object]) -> None:
     signal.signal(number, lambda *_: reactor.callFromThread(act))
 
 
+def ignore(*numbers: int) -> None:
+    """Let none of these signals end the process, which is what they do by default."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def obey_stops(reactor: Any, stop_now: Callable[[], object]) -> None:
     """The first SIGTERM or SIGINT stops as Twisted has it; the next is ``stop_now``, even if it comes at once."""
 

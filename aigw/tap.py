@@ -7,22 +7,23 @@ import math
 import os
 import signal
 import sys
-import syslog
 import time
 from functools import partial
 from typing import Any, ClassVar, NoReturn, TextIO
 
 from twisted.application.service import IService
 from twisted.logger import LogLevel
-from twisted.python import logfile, usage
+from twisted.python import usage
 
-from aigw import __version__, config, demo, heap, logs
+from aigw import __version__, config, demo, dumpable, heap, logs
 from aigw.config import Config
 from aigw.dial import Host, Names
 from aigw.errors import ConfigError
 from aigw.listeners import wanted
+from aigw.log_file import LogFile
+from aigw.log_writer import to_syslog
 from aigw.service import EXPIRY_DAYS, GatewayService
-from aigw.signals import obey, obey_stops
+from aigw.signals import ignore, obey, obey_stops
 from aigw.systemd import Environment, Notify, watchdog_seconds
 from aigw.upstream import Upstream
 
@@ -63,12 +64,15 @@ def makeService(options: Options) -> IService:
     reactor: Any = installed
     path, only_check = options["config"], options["check-config"]
     reactor.seconds = time.monotonic  # Twisted's is the wall clock, which may be set
+    ignore(signal.SIGUSR1, signal.SIGUSR2)  # unless it is obeyed below: logrotate may send it where no log file is
     try:
         if options["demo"]:
             show = demo.DemoService(reactor, _observer(options.parent))
             obey_stops(reactor, show.stop_now)
             return show
         path = config.find(path)
+        if not only_check and not options["check-providers"]:
+            dumpable.forbid()
         if options["check-providers"]:
             _check_providers(config.load(path.absolute(), Environment(os.environ)), reactor, options["json"])
         service = GatewayService(
@@ -101,6 +105,7 @@ def _check_providers(loaded: Config, reactor: Any, json: int) -> NoReturn:
 
 def _settle() -> None:
     """What is there after the start stays: no collection of garbage needs to look at it again."""
+    dumpable.forbid()  # once more, for twistd may have changed the user
     heap.keep()
     gc.collect()
     gc.freeze()
@@ -109,45 +114,24 @@ def _settle() -> None:
     gc.set_threshold(5_000, 2, 2)
 
 
-def _observer(server: Any) -> logs.JsonLines | None:
+def _observer(server: Any) -> logs.QueuedLines | None:
     """JSON lines to where twistd's options say that the log goes; None where it is not ours to say."""
     if server is None or server.get("logger"):
         return None
     path, in_foreground = server.get("logfile"), server.get("nodaemon")
     if server.get("syslog"):
-        return logs.JsonLines(_Syslog(server.get("prefix") or "aigw"))
+        return logs.QueuedLines(to_syslog(server.get("prefix") or "aigw"))
     if path == "-":
-        return logs.JsonLines(sys.__stdout__) if in_foreground else None  # twistd says why not
+        return logs.to_stream(sys.__stdout__) if in_foreground else None  # twistd says why not
     if in_foreground and not path:
         return logs.json_lines()
     try:
-        file = logfile.LogFile.fromFullPath(path or "twistd.log", rotateLength=100_000_000, maxRotatedFiles=10)
+        file = LogFile(path or "twistd.log")
     except OSError as error:
         raise SystemExit(f"aigw: cannot write the log to {path or 'twistd.log'}: {error.strerror}") from None
-    _rotate_on_sigusr1(file)
-    return logs.JsonLines(file)
-
-
-class _Syslog:
-    """The system's log as a file."""
-
-    def __init__(self, name: str) -> None:
-        syslog.openlog(name, syslog.LOG_PID, syslog.LOG_DAEMON)
-
-    def write(self, line: str) -> None:
-        syslog.syslog(line.rstrip("\n"))
-
-    def flush(self) -> None:
-        pass
-
-
-def _rotate_on_sigusr1(file: logfile.LogFile) -> None:
-    def rotate(*_: object) -> None:
-        from twisted.internet import reactor
-
-        reactor.callFromThread(file.rotate)  # type: ignore[attr-defined]
-
-    signal.signal(signal.SIGUSR1, rotate)
+    observer = logs.QueuedLines(file.write)
+    signal.signal(signal.SIGUSR1, lambda *_: observer.writer.call(file.rotate))
+    return observer
 
 
 def _report(error: ConfigError, path: str, in_words: bool) -> None:

@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from aigw.config import CertificateFiles, TlsFiles
 from aigw.errors import ConfigError
+from aigw.quoting import quoted_file
 
 # Forward secrecy and AEAD only; TLS 1.3 has nothing else. https://wiki.mozilla.org/Security/Server_Side_TLS
 CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20")
@@ -107,10 +108,10 @@ class _Loaded:
             self.context = self.options.getContext()
             self.context.check_privatekey()
         except SSL.Error as error:
-            wrong = f"{files.key_file} is not the key of {files.cert_file}"
+            wrong = f"{quoted_file(files.key_file)} is not the key of {quoted_file(files.cert_file)}"
             private: Any = key.to_cryptography_key()
             if private.public_key() == shown.public_key():
-                wrong = f"OpenSSL refuses {files.cert_file}: {openssl_reasons(error)}"
+                wrong = f"OpenSSL refuses {quoted_file(files.cert_file)}: {openssl_reasons(error)}"
             raise ConfigError([f"{path}: {wrong}"]) from None
         for each in trusted or ():
             self.context.add_client_ca(each)  # so that a client with many certificates knows which to show
@@ -167,9 +168,9 @@ def _key(setting: str, path: str) -> crypto.PKey:
     try:
         return crypto.load_privatekey(crypto.FILETYPE_PEM, Path(path).read_bytes(), passphrase=b"")
     except OSError as error:
-        raise ConfigError([f"{setting}: {path}: {error.strerror}"]) from None
+        raise ConfigError([f"{setting}: {quoted_file(path)}: {error.strerror}"]) from None
     except (crypto.Error, ValueError):
-        raise ConfigError([f"{setting}: {path}: holds no PEM private key without passphrase"]) from None
+        raise ConfigError([f"{setting}: {quoted_file(path)}: holds no PEM private key without passphrase"]) from None
 
 
 def _certificates_of(pem: bytes) -> list[crypto.X509]:
@@ -181,9 +182,9 @@ def _certificates(setting: str, path: str) -> list[crypto.X509]:
     try:
         found = _certificates_of(Path(path).read_bytes())
     except OSError as error:
-        raise ConfigError([f"{setting}: {path}: {error.strerror}"]) from None
+        raise ConfigError([f"{setting}: {quoted_file(path)}: {error.strerror}"]) from None
     except (crypto.Error, ValueError):
-        raise ConfigError([f"{setting}: {path}: holds a malformed certificate"]) from None
+        raise ConfigError([f"{setting}: {quoted_file(path)}: holds a malformed certificate"]) from None
     if not found:
-        raise ConfigError([f"{setting}: {path}: holds no PEM certificate"])
+        raise ConfigError([f"{setting}: {quoted_file(path)}: holds no PEM certificate"])
     return found

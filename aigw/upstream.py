@@ -138,8 +138,8 @@ def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple
         endpoint = connect(url.host, url.port or 0)
         if secure:
             endpoint = wrapClientTLS(trust(url.host, authorities), endpoint)
-    except ValueError as error:
-        raise ConfigError([f"base_url: the host of {provider.base_url!r} cannot be used: {error}"]) from None
+    except ValueError:  # which may quote it
+        raise ConfigError(["base_url: its host is not one that can be looked up; look at its spelling"]) from None
     return endpoint, secure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 import re
+import stat
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +82,18 @@ async def test_a_page_from_elsewhere_cannot_reach_it_by_a_name_of_its_own(world,
 async def test_it_may_be_a_unix_socket(world):
     gateway = gateway_with_admin(world, admin=f"unix:{world.folder}/admin.sock")
     assert (await visit(gateway, "/metrics", host="whatever")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("setting", "more", "mode"),
+    [("admin", "", 0o660), ("admin", ":mode=600", 0o600), ("listen", "", 0o666), ("listen", ":mode=660", 0o660)],
+)
+@ensureDeferred
+async def test_b11_who_may_connect_to_a_unix_socket(world, setting, more, mode):
+    """Where no key is asked for: the gateway's user and group. Where one is: everybody, as a proxy of another user."""
+    endpoint = f"unix:{world.folder}/a.sock{more}"
+    world.gateway(world.provider(), top={setting: endpoint if setting == "admin" else [endpoint]})
+    assert stat.S_IMODE((world.folder / "a.sock").stat().st_mode) == mode
 
 
 @ensureDeferred
@@ -197,7 +210,7 @@ def test_there_is_none_by_default(tmp_path):
         (True, "admin: "),
         ("ssl:1", "is not served"),
         ({"port": 1}, "admin.port: unknown setting"),
-        ("tcp:8080:interface=127.0.0.1", "stands twice"),
+        ("tcp:8080:interface=127.0.0.1", "is the endpoint of admin too"),
     ],
 )
 def test_mistakes_in_it(tmp_path, written, mistake):

@@ -265,7 +265,10 @@ def wait_for(condition) -> None:
 
 
 def open_files(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except PermissionError:
+        pytest.skip("only root may look at the open files of the gateway")
 
 
 def test_s2_a_limit_of_open_files_that_is_too_low_is_raised_or_heeded(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses".split()
+PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses quoting dumpable log_writer log_file".split()
 MAY_IMPORT = {
     "errors": "",
     "key_forms": "",
@@ -32,12 +32,14 @@ MAY_IMPORT = {
     "wire": "",
     "heads": "errors",
     "heap": "",
-    "document": "",
+    "quoting": "",
+    "document": "quoting",
     "permissions": "",
-    "consistency": "",
+    "consistency": "quoting",
     "usage": "",
     "history": "",
-    "logs": "flood systemd",
+    "log_writer": "",
+    "logs": "flood log_writer systemd",
     "pulse": "logs",
     "notation": "secret",
     "schema": "notation secret",
@@ -48,7 +50,7 @@ MAY_IMPORT = {
     "routing": "config errors health openai records secret",
     "framing": "",
     "connection": "errors framing wire",
-    "tls": "config errors",
+    "tls": "config errors quoting",
     "agent": "connection errors tls",
     "openfiles": "",
     "addresses": "",
@@ -84,7 +86,9 @@ MAY_IMPORT = {
     "service": "admin config dial drain errors gateway generation health listeners live logs pulse reload systemd tls watch web",
     "check_providers": "config errors routing upstream",
     "demo": "config logs service",
-    "tap": "check_providers config demo dial errors heap listeners logs service signals systemd upstream",
+    "log_file": "log_writer",
+    "dumpable": "",
+    "tap": "check_providers config demo dial dumpable errors heap listeners log_file log_writer logs service signals systemd upstream",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

@@ -7,9 +7,12 @@ import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from twisted.internet import reactor
 
 from aigw import config, permissions
 from aigw.errors import ConfigError
+from aigw.quoting import quoted, quoted_file
+from aigw.service import GatewayService
 
 
 @pytest.fixture(autouse=True)
@@ -614,8 +617,8 @@ MISTAKES = [
     (PROVIDER, "headers: {Cookie: a}", "providers[0].headers.Cookie", "sets itself; leave it out"),
     (PROVIDER, "headers: {X-A: a, x-a: b}", "providers[0].headers.x-a", "stands twice in different case; keep one"),
     # names that must or must not meet
-    (SPARE, "name: two", "providers[2].name", "'two' stands twice; names are unique"),
-    (ROUTE, "name: s", "routes[1].name", "'s' stands twice; names are unique"),
+    (SPARE, "name: two", "providers[2].name", "is the name of providers[1] too; names are unique"),
+    (ROUTE, "name: s", "routes[1].name", "is the name of routes[0] too; names are unique"),
     (
         STEP,
         "provider: three",
@@ -701,7 +704,7 @@ def test_b2_two_names_from_variables_that_are_not_set_are_not_taken_for_the_same
 
 def test_b2_port_from_the_environment_is_checked_too():
     assert mistakes_of(build, environ={**KEYS, "PORT": "http"}) == [
-        "port: 'http' is not a port; write a number from 1 to 65535"
+        "port: is not a port; write a number from 1 to 65535"
     ]
 
 
@@ -751,15 +754,15 @@ colour: unknown setting
 providers[0].base_url: is not a provider's URL
 providers[0].headers.Host: is a header that the gateway sets itself
 routes[0].steps[0].timeout: is not a duration
-routes[0].steps[0].conflict_resolution: 'coin' is unknown
+routes[0].steps[0].conflict_resolution: is unknown; write tools or format
 routes[0].steps[1].model: missing, and required
 routes[0].deadline: is not a duration
 routes[1].steps: expected a list with at least one entry
 connect_timeout: is not a duration
 limits.body: is not a size
 TLS_CERT_FILE and TLS_KEY_FILE: only one of the two is set
-providers[1].name: 'one' stands twice
-routes[1].name: 'r' stands twice
+providers[1].name: is the name of providers[0] too
+routes[1].name: is the name of routes[0] too
 routes[0].steps[0].provider: no provider is named 'nobody'; there are: one
 listen[0]: plain HTTP beyond loopback"""
     mistakes = mistakes_of(load, text, {"TLS_CERT_FILE": "a"}, 0o644)
@@ -910,6 +913,113 @@ def test_b9_a_syntax_error_does_not_quote_a_key(load, text):
     told = mistakes_of(load, f"api_key: {text}\n")
     assert [mistake for mistake in told if "line 1" in mistake or "not YAML" in mistake or "api_key" in mistake]
     assert "sk-secret" not in str(told)
+
+
+WHOLE = """\
+api_key: a-good-key
+port: 8080
+default_timeout: 300s
+cooldown: 60s
+limits: {body: 32MiB, connections: 2000}
+admin: {endpoint: "tcp:9464:interface=127.0.0.1", insecure: true}
+tls: {cert_file: a.pem, key_file: b.pem, certificates: [{cert_file: c.pem, key_file: d.pem}], client_ca: e.pem,
+  client_certificate: required}
+providers:
+- {name: one, base_url: "https://one.example/v1", api_key: another-good-key, headers: {X-Title: title}, ca_file: f.pem}
+- {name: two, base_url: "https://two.example/v1", headers: {Authorization: Basic abc}}
+routes:
+- name: r
+  deadline: 10m
+  stop_on: [content_filter]
+  steps:
+  - {provider: one, model: m, timeout: 5s, retries: 1, conflict_resolution: tools}
+  - {provider: two, model: m}
+"""
+WITH_LISTEN = WHOLE.replace("port: 8080", 'listen: ["tcp:8443", {endpoint: "tcp:8080", insecure: true}]')
+CANARIES = ["sk-canary-4f9c1d2e8b7a6051f00d", "gsk_CaNaRy7Qm2XvB9tLzK4wR8pD", "AKIACANARY7EXAMPLE9Q"]
+FORMS = ["{}", " {}", "{}\n", "Bearer {}\n", "https://{}", "https://{}@h.example", "https://u:{}@h.example", "https://h/?key={}",
+    "https://h/{} x", "https://.{}.", "${{{}}}", "${{{}:-x}}", "tcp:{}", "tcp:1:interface={}:x=1", "unix:{}:mode={}", "systemd:{}",
+    "systemd:domain=INET:name={}", "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", "{}/{}"]  # fmt: skip
+
+
+def with_each_place(tree, text):
+    """``tree`` once for each value and each name in it, with ``text`` there."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            rest = {other: each for other, each in tree.items() if other != name}
+            yield {**rest, text: value}
+            yield {**tree, text: value}
+            yield from ({**tree, name: each} for each in with_each_place(value, text))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from ([*tree[:index], each, *tree[index + 1 :]] for each in with_each_place(value, text))
+    yield text
+    if " " not in text:
+        yield {text: [text]}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_b9_no_key_is_quoted_wherever_in_the_file_it_stands(tmp_path, form):
+    """Each value and each name of a whole configuration in turn is a key; no mistake and no warning quotes it."""
+    canary = CANARIES[FORMS.index(form) % len(CANARIES)]
+    text = form.replace("{}", canary).replace("{{", "{").replace("}}", "}")
+    trees = list(with_each_place(yaml.safe_load(WHOLE), text))
+    if ":" in form:
+        trees += with_each_place(yaml.safe_load(WITH_LISTEN), text)
+    told = [mistake for tree in trees for mistake in told_of(tree, tmp_path)]
+    assert [mistake for mistake in told if canary in mistake] == []
+    assert len(told) > len(trees) / 2
+
+
+def told_of(tree, folder):
+    """What the service says of a configuration, up to where it would open its listeners."""
+    try:
+        loaded = config.build(tree, KEYS, folder)
+        return GatewayService(lambda: loaded, reactor, None).config.warnings
+    except ConfigError as error:
+        return error.mistakes
+
+
+@pytest.mark.parametrize("canary", CANARIES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "api_key {}: x", "{}: x\n{}: y", "providers:\n- {}: x\n  {}: y", "api_key: a\n {}: b", "{}", "- {}", "? {}", "a: {}: b",
+        "a: [{}", "a: *{}", "a: !{} x", "!!python/{} x", "a: !!binary {}", "a: !!int {}", "%{} x", "a: '{}", "\t{}: x",
+        "? [{}, {{{}: x}}]\n: y", "a: !!timestamp {}", "a: &{} [*{}]", "<<: {}", "<<: [{}]", "a: |{}\n  x", "{}: &a {{<<: *a}}",
+    ],
+)  # fmt: skip
+def test_b9_no_key_is_quoted_from_a_text_that_is_no_configuration(load, text, canary):
+    told = mistakes_of(
+        load, text.replace("{{", "(").replace("}}", ")").replace("{}", canary).replace("(", "{").replace(")", "}")
+    )
+    assert canary not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        *[(text, text) for text in """time_out Port connections_per_address X-Title OpenAI-Organization x-goog-api-key
+            anthropic-version dynamic/n8n gpt-oss-120b N8N_GATEWAY_API_KEY OPENROUTER_API_KEY provider-eu-west-1
+            модель-большая ${NOT_SET} None 1""".split()],
+        *[(text, "***") for text in (*CANARIES, "550e8400-e29b-41d4-a716-446655440000", "deadbeef" * 4, "word-" * 20,
+            "efizjleflzmepqtlcqzr", "api_key sk-4f9c1d2e8b7a6051")],
+    ],
+)  # fmt: skip
+def test_b9_what_a_message_quotes_is_a_name_and_nothing_like_a_key(text, shown):
+    assert quoted(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        *[(path, path) for path in ("a.pem", "/etc/ai-gateway/tls/fullchain.pem", "/etc/letsencrypt/live/gw.example.com/privkey.pem",
+            "/run/credentials/ai-gateway.service/tls.key")],
+        *[(path, "***") for path in (f"/cfg/{CANARIES[0]}", "/cfg/-----BEGIN PRIVATE KEY-----\nMIGH\n", f"/{CANARIES[1]}/a.pem")],
+    ],
+)  # fmt: skip
+def test_b9_a_file_is_named_unless_somebody_put_a_key_in_its_place(path, shown):
+    assert quoted_file(path) == shown
 
 
 def test_b9_no_key_in_a_repr_of_the_config(load):

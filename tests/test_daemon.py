@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from datetime import datetime, timedelta, timezone
@@ -99,6 +100,13 @@ class Daemon:
             self.process.wait()
 
 
+def wait_until(what):
+    end = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.005)  # a poll of another process's state, within a bound
+
+
 def test_it_accepts_connections_within_a_second_in_under_60_mb(tmp_path):
     took = []
     while len(took) < 10 and (len(took) < 3 or min(took) >= 1.0):  # its neighbour may have the core just then
@@ -159,6 +167,28 @@ def test_b9_logger_still_overrides(tmp_path):
     with Daemon(tmp_path, before=["--logger", "twisted.logger.LimitedHistoryLogObserver"]) as daemon:
         daemon.stop()
         assert daemon.err.read_text() == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else, and look at what is root's")
+def test_b9_nobody_else_reads_its_memory_and_it_still_reads_its_own_state():
+    """PR_SET_DUMPABLE is 0: /proc/PID is root's, no core file is written; its own /proc/self is not closed to it."""
+
+    with tempfile.TemporaryDirectory() as folder:  # pytest's are closed to others
+        Path(folder).chmod(0o777)
+        config = CONFIG + 'admin: "tcp:0:interface=127.0.0.1"\n'
+        with Daemon(Path(folder), before=("--uid=65534", "--gid=65534"), config=config) as daemon:
+            admin = daemon.wait_for("The admin listener is open")["address"]
+            daemon.wait_for("Started")
+            proc = Path(f"/proc/{daemon.process.pid}")
+            status = (proc / "status").read_text()
+            assert re.search(r"^Uid:\t65534\t65534", status, re.M)
+            wait_until(lambda: (proc / "environ").stat().st_uid == 0)  # what the kernel makes of 0
+            reads = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", proc / "environ"]
+            assert "denied" in subprocess.run(reads, capture_output=True, text=True, check=False).stderr
+            metrics = urllib.request.urlopen(f"http://{admin}/metrics", timeout=5).read().decode()
+            assert {"process_open_fds", "process_resident_memory_bytes"} <= set(re.findall(r"^\w+", metrics, re.M))
+            daemon.process.send_signal(signal.SIGUSR2)
+            assert daemon.wait_for("State")["open_files"] > 3
 
 
 def test_b2_a_wrong_configuration_is_one_line_and_exit_78(tmp_path):
@@ -330,10 +360,16 @@ def test_the_annotated_reference_names_every_setting():
         ({"nodaemon": True, "logger": len}, None),
     ],
 )
-def test_b9_where_the_log_goes_is_twistd_s_to_say(tmp_path, monkeypatch, options, goes_to):
+def test_b9_where_the_log_goes_is_twistd_s_to_say(tmp_path, monkeypatch, capfd, options, goes_to):
     monkeypatch.chdir(tmp_path)
     observer = tap._observer(options)
-    assert (observer and observer._file) is (goes_to and getattr(sys, f"__{goes_to}__"))
+    assert (observer is None) == (goes_to is None)
+    if observer is not None:
+        observer({"aigw_message": "here", "aigw_fields": {}})
+        observer.writer.finish()
+        out, err = capfd.readouterr()
+        assert "here" in {"stdout": out, "stderr": err}[goes_to]
+        assert "here" not in {"stdout": err, "stderr": out}[goes_to]
     assert not list(tmp_path.iterdir()), "no file that nobody asked for"
 
 

@@ -93,6 +93,7 @@ def test_d3_the_units_give_what_the_daemon_needs():
     seconds = [float(unit[name].rstrip("s")) for name in ("WatchdogSec", "TimeoutAbortSec", "RestartSec")]
     assert sum(seconds) < 30, "a hung gateway is back within 35 s"
     assert unit["User"] == "ai-gateway"
+    assert unit["LimitCORE"] == "0", "a core file would hold the keys"
 
 
 def test_the_first_configuration_is_good_but_for_its_certificate(tmp_path):

@@ -475,11 +475,19 @@ def test_each_line_is_flushed_when_it_is_written(tmp_path):
         assert json.loads((tmp_path / "log").read_text())["message"] == "m"
 
 
-def test_the_factory_for_twistd_writes_to_standard_error(monkeypatch):
-    stderr = io.StringIO()
-    monkeypatch.setattr(sys, "__stderr__", stderr)
-    logs.json_lines()({"aigw_message": "m", "aigw_fields": {}})
-    assert json.loads(stderr.getvalue())["message"] == "m"
+def test_the_factory_for_twistd_writes_to_standard_error(capfd):
+    lines = logs.json_lines()
+    lines({"aigw_message": "m", "aigw_fields": {}})
+    lines.writer.finish()
+    assert json.loads(capfd.readouterr().err)["message"] == "m"
+
+
+def test_b9_a_standard_error_that_was_closed_at_the_start_costs_lines_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(sys, "__stderr__", None)
+    lines = logs.json_lines()
+    lines({"aigw_message": "m", "aigw_fields": {}})
+    lines.writer.finish()
+    assert lines.writer.dropped == 1
 
 
 def written(**event):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -76,6 +77,7 @@ def variant(
     made = folder / f"{release.name}.tar.gz"
     with tarfile.open(made, "w:gz", compresslevel=1) as tar:
         tar.add(release, release.name)
+    Path(f"{made}.sha256").write_text(f"{hashlib.sha256(made.read_bytes()).hexdigest()}  {made.name}\n")
     return made
 
 
@@ -201,6 +203,12 @@ class Watch:
             self.slowest = max(self.slowest, time.monotonic() - started)
             if done.stdout != '{"status": "healthy"}':
                 self.failures.append(done.stdout + done.stderr)
+
+
+def put(machine: Machine, artefact: Path, path: str) -> None:
+    """With its hash, without which it is not installed."""
+    machine.put(artefact, path)
+    machine.put(Path(f"{artefact}.sha256"), f"{path}.sha256")
 
 
 def unpack(machine: Machine, artefact: Path) -> str:

@@ -64,7 +64,7 @@ def test_deploy_from_nothing_then_an_upgrade_then_a_broken_version(server, tmp_p
     done = deploy(server, installer=installer, CONFIG=str(tmp_path / "config.yaml"))
     assert done.returncode == 0
     assert machine.show(SERVICE, "ActiveState") == "active"
-    (server.artefact,) = (source / "dist").iterdir()
+    (server.artefact,) = (source / "dist").glob("*.tar.gz")
     assert running(server) == server.artefact.name.removeprefix("ai-gateway-").removesuffix(".tar.gz")
     assert machine.sh(f"cat {ETC}/config.yaml") == CONFIG.strip()
 

@@ -8,7 +8,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 
-from tests.booted.conftest import CONFIG, ETC, SERVICE, Watch, variant
+from tests.booted.conftest import CONFIG, ETC, SERVICE, Watch, put, variant
 
 BROKEN = CONFIG.replace("provider: p,", "provider: q,")
 
@@ -142,7 +142,7 @@ def test_a_release_that_starts_and_says_that_it_is_not_ready_is_refused_each_tim
     machine, pid, release = served.machine, served.pid(), served.machine.sh("readlink /opt/ai-gateway/current")
     edit = (r"if self\._drain is not None:\n +raise Draining", "if True:\n                raise Draining")
     unready = variant(artefact, tmp_path / "unready", "9.0.0-unready", "service", edit)
-    machine.put(unready, "/root/unready.tar.gz")
+    put(machine, unready, "/root/unready.tar.gz")
     with Watch(served) as watch:
         for _ in range(4):
             done = machine.run(served.installer, "upgrade", "/root/unready.tar.gz", check=False, timeout=200)
@@ -172,7 +172,7 @@ def test_an_upgrade_with_a_listener_for_administrators_and_the_certificate_of_th
 ):
     """Two processes cannot have that listener, so it is a restart behind the socket unit, which is asked over TLS."""
     machine = served.machine
-    machine.put(variant(artefact, tmp_path / "next", "8.0.0-next"), "/root/next.tar.gz")
+    put(machine, variant(artefact, tmp_path / "next", "8.0.0-next"), "/root/next.tar.gz")
     served.configure(re.sub(r"(?m)^tls: .*$", "admin: 9464", CONFIG))
     files = f"TLS_CERT_FILE={ETC}/tls/fullchain.pem\nTLS_KEY_FILE={ETC}/tls/privkey.pem\n"
     machine.write(f"{ETC}/environment", files, "0600")
