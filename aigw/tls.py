@@ -1,4 +1,4 @@
-"""TLS on both sides: the certificates that the listeners show, and whom the gateway trusts as a provider."""
+"""The listeners' side of TLS: the certificates that they show; and PEM files, for both sides."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator
-from twisted.internet.ssl import (
-    AcceptableCiphers,
-    Certificate,
-    CertificateOptions,
-    TLSVersion,
-    optionsForClientTLS,
-    trustRootFromCertificates,
-)
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersion
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
@@ -24,7 +17,8 @@ from aigw.config import CertificateFiles, TlsFiles
 from aigw.errors import ConfigError
 
 # Forward secrecy and AEAD only; TLS 1.3 has nothing else. https://wiki.mozilla.org/Security/Server_Side_TLS
-CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20")
+FORWARD_SECRET_AEAD = "ECDHE+AESGCM:ECDHE+CHACHA20"
+CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(FORWARD_SECRET_AEAD)
 
 
 class Identity:
@@ -153,16 +147,6 @@ def authorities_in(ca_file: str) -> bytes:
     return b"".join(crypto.dump_certificate(crypto.FILETYPE_PEM, certificate) for certificate in found)
 
 
-def trust(host: str, authorities: bytes) -> IOpenSSLClientConnectionCreator:
-    """How to connect to a provider: its certificate must be for ``host``, from ``authorities`` (PEM), or a CA of the
-    system where there are none. One of these is made per provider and serves all its connections.
-    """
-    root = None
-    if authorities:
-        root = trustRootFromCertificates([Certificate(each) for each in _certificates_of(authorities)])
-    return optionsForClientTLS(host, trustRoot=root, acceptableProtocols=[b"http/1.1"])
-
-
 def _key(setting: str, path: str) -> crypto.PKey:
     try:
         return crypto.load_privatekey(crypto.FILETYPE_PEM, Path(path).read_bytes(), passphrase=b"")
@@ -172,14 +156,15 @@ def _key(setting: str, path: str) -> crypto.PKey:
         raise ConfigError([f"{setting}: {path}: holds no PEM private key without passphrase"]) from None
 
 
-def _certificates_of(pem: bytes) -> list[crypto.X509]:
+def certificates_of(pem: bytes) -> list[crypto.X509]:
+    """All certificates that stand in it. Raises crypto.Error or ValueError."""
     begin = b"-----BEGIN CERTIFICATE-----"
     return [crypto.load_certificate(crypto.FILETYPE_PEM, begin + part) for part in pem.split(begin)[1:]]
 
 
 def _certificates(setting: str, path: str) -> list[crypto.X509]:
     try:
-        found = _certificates_of(Path(path).read_bytes())
+        found = certificates_of(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError([f"{setting}: {path}: {error.strerror}"]) from None
     except (crypto.Error, ValueError):

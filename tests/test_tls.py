@@ -347,11 +347,11 @@ DISTRUSTED = {
     "another host's":             (lambda ca: ca.issue_cert("elsewhere.example"),                          "the certificate is not for this host"),
     "another address's":          (lambda ca: ca.issue_cert("127.0.0.2"),                                  "the certificate is not for this host"),
     "a name where an address is": (lambda ca: ca.issue_cert("localhost"),                                  "the certificate is not for this host"),
-    "of a CA that is unknown":    (lambda ca: trustme.CA().issue_cert("127.0.0.1"),                        "certificate verify failed"),
+    "of a CA that is unknown":    (lambda ca: trustme.CA().issue_cert("127.0.0.1"),                        "the certificate has an unknown issuer"),
     "expired":                    (lambda ca: ca.issue_cert("127.0.0.1", not_before=NOW - 9 * DAY, not_after=NOW - DAY),
-                                                                                                           "certificate verify failed"),
+                                                                                                           "the certificate has expired"),
     "not yet valid":              (lambda ca: ca.issue_cert("127.0.0.1", not_before=NOW + DAY, not_after=NOW + 9 * DAY),
-                                                                                                           "certificate verify failed"),
+                                                                                                           "the certificate is not valid yet"),
 }  # fmt: skip
 
 
