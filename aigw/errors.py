@@ -13,6 +13,7 @@
       AllStepsFailed          502
       Draining                503, the gateway is stopping
       CertificateExpired      503, told by /ready
+      CertificateNotYetValid  503, told by /ready
       TooManyViewers          503
       DeadlineExceeded        504
       TooManyConnections      503
@@ -159,6 +160,13 @@ class CertificateExpired(GatewayError):
 
     status = 503
     code = "certificate_expired"
+
+
+class CertificateNotYetValid(GatewayError):
+    """Clients cannot trust the listeners yet: 503 for whoever asks whether the gateway is ready."""
+
+    status = 503
+    code = "certificate_not_yet_valid"
 
 
 class TooManyViewers(GatewayError):

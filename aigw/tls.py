@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from zope.interface import implementer
 
 from aigw.config import CertificateFiles, TlsFiles
 from aigw.errors import ConfigError
+from aigw.validity import Validity, missing_issuer
 
 # Forward secrecy and AEAD only; TLS 1.3 has nothing else. https://wiki.mozilla.org/Security/Server_Side_TLS
 FORWARD_SECRET_AEAD = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -24,8 +24,8 @@ CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(FORWARD_SECRET_AEAD)
 class Identity:
     """Who the listeners say they are: a certificate for each name that a client may ask for, and one for all others.
 
-    ``expires`` is when the first of the certificates does, in Unix seconds; ``serials`` are theirs, in hexadecimal, the
-    default's first.
+    ``validity`` is that of all of them together; ``serials`` are theirs, in hexadecimal, the default's first;
+    ``warnings`` are for the log.
     """
 
     def __init__(self, files: TlsFiles) -> None:
@@ -50,12 +50,14 @@ class Identity:
         self._by_name = {name: each.context for each in loaded for name in each.names}
         self._default = loaded[-1].options
         self._default.getContext().set_tlsext_servername_callback(self._choose)
-        self.expires = min(each.expires for each in loaded)
+        self.validity = Validity((each.file, each.chain) for each in loaded)
         self.serials = [each.serial for each in reversed(loaded)]
-
-    def days_left(self) -> float:
-        """How long all the certificates are good for; negative once one is not."""
-        return (self.expires - time.time()) / 86400
+        self.warnings = [
+            f"{each.path}.cert_file: {each.file}: its issuer, {issuer}, is neither in the file nor a CA of this system:"
+            " append the intermediate certificate (or that CA's own), else clients may refuse the gateway"
+            for each in reversed(loaded)
+            if (issuer := missing_issuer(each.chain, trusted or ()))
+        ]
 
     def _choose(self, connection: SSL.Connection) -> None:
         """RFC 6066, section 3: by the name in the client's hello; an unknown one gets the default."""
@@ -108,7 +110,7 @@ class _Loaded:
             raise ConfigError([f"{path}: {wrong}"]) from None
         for each in trusted or ():
             self.context.add_client_ca(each)  # so that a client with many certificates knows which to show
-        self.expires = shown.not_valid_after_utc.timestamp()
+        self.path, self.file, self.chain = path, files.cert_file, chain
         self.serial = f"{shown.serial_number:x}"
         self.names = _names_in(shown)
 

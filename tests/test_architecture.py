@@ -2,7 +2,7 @@
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
 `sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
-the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `trust` is the providers' side of `tls`, and `hostname` its decision; `headers`
+the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `trust` is the providers' side of `tls`, and `hostname` its decision; `validity` is when the listeners' certificates are good; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo. What shows the gateway is made of the records in `tally` and `history` and of the
 moment in `live`; `metrics`, `status` and `tracing` put it in words, `watch` owns it, `admin` has the resources and `gates` who may look.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret hostname document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans".split()
+PURE = "errors secret hostname validity document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -48,7 +48,8 @@ MAY_IMPORT = {
     "framing": "",
     "connection": "errors framing wire",
     "hostname": "",
-    "tls": "config errors",
+    "validity": "",
+    "tls": "config errors validity",
     "trust": "hostname tls",
     "agent": "connection errors tls",
     "openfiles": "",

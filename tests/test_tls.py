@@ -36,9 +36,11 @@ LOOPBACK = "tcp:0:interface=127.0.0.1"
 
 
 def gateway_with(world, certificate, *steps, **top):
-    """A gateway that shows ``certificate``."""
+    """A gateway that shows ``certificate``, and its root, without which a warning says that the issuer is not known."""
     certificate.private_key_pem.write_to_path(str(world.folder / "server.key"))
-    (world.folder / "server.pem").write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
+    (world.folder / "server.pem").write_bytes(
+        b"".join(pem.bytes() for pem in (*certificate.cert_chain_pems, world.ca.cert_pem))
+    )
     return world.gateway(*(steps or [None]), top={**FILES, **top})
 
 
