@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from aigw.config import CertificateFiles, TlsFiles
 from aigw.errors import ConfigError
-from aigw.validity import Validity, missing_issuer
+from aigw.validity import Authorities, Validity
 
 # Forward secrecy and AEAD only; TLS 1.3 has nothing else. https://wiki.mozilla.org/Security/Server_Side_TLS
 FORWARD_SECRET_AEAD = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -52,11 +52,12 @@ class Identity:
         self._default.getContext().set_tlsext_servername_callback(self._choose)
         self.validity = Validity((each.file, each.chain) for each in loaded)
         self.serials = [each.serial for each in reversed(loaded)]
+        known = Authorities(trusted or ())
         self.warnings = [
             f"{each.path}.cert_file: {each.file}: its issuer, {issuer}, is neither in the file nor a CA of this system:"
             " append the intermediate certificate (or that CA's own), else clients may refuse the gateway"
             for each in reversed(loaded)
-            if (issuer := missing_issuer(each.chain, trusted or ()))
+            if (issuer := known.missing_issuer(each.chain))
         ]
 
     def _choose(self, connection: SSL.Connection) -> None:

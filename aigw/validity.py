@@ -65,21 +65,28 @@ def _period(file: str, certificate: crypto.X509) -> _Period:
     return _Period(begins, ends, f"{file}: {shown.subject.rfc4514_string()[:100] or 'without a subject'}")
 
 
-def missing_issuer(chain: Sequence[crypto.X509], known: Iterable[crypto.X509] = ()) -> str | None:
-    """Who issued the first of the chain, if that is neither in the chain nor a CA of this system, nor ``known``.
+class Authorities:
+    """The CAs of this system, and some more."""
 
-    Servers send all but the root. Of an issuer that is nowhere to be found nobody can say whether it is one.
-    """
-    context = SSL.Context(SSL.TLS_METHOD)
-    context.set_default_verify_paths()
-    store = context.get_cert_store()
-    assert store is not None, "a new context has a store"
-    for each in known:
-        store.add_cert(each)
-    try:
-        crypto.X509StoreContext(store, chain[0], list(chain[1:])).verify_certificate()
-    except crypto.X509StoreContextError as error:
-        code, depth, *_ = error.errors
-        if depth == 0 and code in _NO_ISSUER:
-            return chain[0].to_cryptography().issuer.rfc4514_string()[:100] or "without a name"
-    return None
+    def __init__(self, more: Iterable[crypto.X509] = ()) -> None:
+        """Loads the system's CAs, which takes milliseconds."""
+        self._context = SSL.Context(SSL.TLS_METHOD)  # kept, for the store is freed with it
+        self._context.set_default_verify_paths()
+        store = self._context.get_cert_store()
+        assert store is not None, "a new context has a store"
+        for each in more:
+            store.add_cert(each)
+        self._store = store
+
+    def missing_issuer(self, chain: Sequence[crypto.X509]) -> str | None:
+        """Who issued the first of the chain, if that is neither in the chain nor one of these.
+
+        Servers send all but the root. Of an issuer that is nowhere to be found nobody can say whether it is one.
+        """
+        try:
+            crypto.X509StoreContext(self._store, chain[0], list(chain[1:])).verify_certificate()
+        except crypto.X509StoreContextError as error:
+            code, depth, *_ = error.errors
+            if depth == 0 and code in _NO_ISSUER:
+                return chain[0].to_cryptography().issuer.rfc4514_string()[:100] or "without a name"
+        return None

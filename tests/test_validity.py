@@ -17,7 +17,7 @@ from pytest_twisted import ensureDeferred
 
 from aigw import demo
 from aigw.trust import ProviderTls
-from aigw.validity import missing_issuer
+from aigw.validity import Authorities
 from tests.certificates import DAY, NOW, Issued, authority, dns, ip, issue
 from tests.test_install_parts import part
 
@@ -148,18 +148,19 @@ def loaded(issued: Issued) -> list[crypto.X509]:
 @pytest.mark.parametrize("case", CHAINS)
 def test_b11_a_missing_intermediate_is_seen(case):
     make, missing = CHAINS[case]
-    assert missing_issuer(loaded(make())) == missing
+    assert Authorities().missing_issuer(loaded(make())) == missing
 
 
 def test_b11_nothing_is_missing_above_what_a_ca_of_the_system_issued(tmp_path, monkeypatch):
     (tmp_path / "system.pem").write_bytes(ROOT.pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "system.pem"))
-    assert missing_issuer(loaded(issue(*NAMES, by=ROOT))) is None
-    assert missing_issuer(loaded(issue(*NAMES, by=MIDDLE).alone())) == "CN=intermediate"
+    assert Authorities().missing_issuer(loaded(issue(*NAMES, by=ROOT))) is None
+    assert Authorities().missing_issuer(loaded(issue(*NAMES, by=MIDDLE).alone())) == "CN=intermediate"
 
 
 def test_b11_nor_above_what_the_clients_ca_issued():
-    assert missing_issuer(loaded(issue(*NAMES, by=ROOT)), [crypto.X509.from_cryptography(ROOT.certificate)]) is None
+    known = Authorities([crypto.X509.from_cryptography(ROOT.certificate)])
+    assert known.missing_issuer(loaded(issue(*NAMES, by=ROOT))) is None
 
 
 @ensureDeferred
@@ -230,7 +231,7 @@ def test_b11_a_certificate_that_we_make_is_a_servers_and_no_cas(tmp_path, make):
     assert "localhost" in names.get_values_for_type(x509.DNSName)
     assert "127.0.0.1" in map(str, names.get_values_for_type(x509.IPAddress))
     assert made.not_valid_before_utc.timestamp() <= time.time() < made.not_valid_after_utc.timestamp()
-    assert missing_issuer([crypto.X509.from_cryptography(made)]) is None
+    assert Authorities().missing_issuer([crypto.X509.from_cryptography(made)]) is None
     for host in ("localhost", "127.0.0.1"):
         assert shakes_hands(tmp_path, ProviderTls(host, pem))
 
