@@ -19,12 +19,13 @@ setup(
     packages=["aigw", "twisted.plugins"],
     package_data={"aigw": ["py.typed", "*.html"]},
     install_requires=[
-        "twisted[tls]>=26.4",  # wrapServerTLS
+        # Bounded on both sides where TLS is decided: test_certificates.py has seen the first and the last of them.
+        "twisted[tls]>=26.4,<26.11",  # wrapServerTLS
         "treq>=24.9",
         "pyyaml>=6",
-        "service-identity>=24.1",
-        "pyopenssl>=24.1",
-        "cryptography>=42",  # pyOpenSSL's own; the demo makes a certificate with it
+        "service-identity>=24.1,<26.2",  # for twisted[tls]; the gateway looks at names itself
+        "pyopenssl>=25.2,<26.5",
+        "cryptography>=45,<51",  # reads the names in providers' certificates; the demo makes one with it
         "msgspec>=0.18",
         "httptools>=0.6",
         "prometheus-client>=0.21",

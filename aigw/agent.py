@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from OpenSSL import SSL
-from service_identity.exceptions import VerificationError
 from twisted.internet import error
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IStreamClientEndpoint
@@ -216,8 +215,6 @@ def _unreachable(failure: Failure) -> Failure:
         message = "name not found"
     elif failure.check(error.ConnectionRefusedError):
         message = "connection refused"
-    elif failure.check(VerificationError):
-        message = "TLS: the certificate is not for this host"
     elif failure.check(SSL.Error):
         message = f"TLS: {openssl_reasons(failure.value) or 'handshake failed'}"
     elif failure.check(error.ConnectionDone, error.ConnectionLost):

@@ -61,13 +61,15 @@ class Listener(msgspec.Struct, frozen=True):
 
 
 class Provider(msgspec.Struct, frozen=True):
-    """An OpenAI-compatible API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs."""
+    """An OpenAI-compatible API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs,
+    ``legacy_tls`` allows old cipher suites."""
 
     name: str
     base_url: str
     api_key: Secret | None
     headers: dict[str, Secret]
     ca_file: str | None
+    legacy_tls: bool = False
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -190,6 +192,7 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
             api_key=p.api_key,
             headers={str(name): value for name, value in p.headers.items()},
             ca_file=p.ca_file and str(folder / p.ca_file),
+            legacy_tls=p.tls.legacy,
         )
         for p in entry.providers
     }

@@ -187,10 +187,9 @@ def certify(folder: Path) -> None:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "aigw demo")])
     now = datetime.datetime.now(datetime.timezone.utc)
     loopback = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1")]
-    unused = "content_commitment key_encipherment data_encipherment key_agreement crl_sign".split()
+    unused = "content_commitment key_encipherment data_encipherment key_agreement key_cert_sign crl_sign".split()
     usage = x509.KeyUsage(
         digital_signature=True,
-        key_cert_sign=True,
         **dict.fromkeys(unused, False),
         encipher_only=False,
         decipher_only=False,
@@ -200,9 +199,11 @@ def certify(folder: Path) -> None:
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=30))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), *loopback]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)  # rustls refuses a CA's own
         .add_extension(usage, critical=True)
+        .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(

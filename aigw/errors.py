@@ -15,8 +15,7 @@
       HeadersTooLarge         431
       AllStepsFailed          502
       Draining                503, the gateway is stopping
-      CertificateExpired      503, told by /ready
-      NotReady                503, told by /ready to whoever is elsewhere
+      NotReady                503, the answer of /ready
       TooManyViewers          503
       DeadlineExceeded        504
       TooManyConnections      503
@@ -54,12 +53,14 @@ class GatewayError(Exception):
         message: str,
         *,
         param: str | None = None,
+        code: str | None = None,
         headers: Mapping[str, str] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.code = code or self.code
         self.headers = dict(headers or {})
         self.details = dict(details or {})
 
@@ -180,15 +181,8 @@ class Draining(GatewayError):
     code = "draining"
 
 
-class CertificateExpired(GatewayError):
-    """Clients cannot trust the listeners any more: 503 for whoever asks whether the gateway is ready."""
-
-    status = 503
-    code = "certificate_expired"
-
-
 class NotReady(GatewayError):
-    """New requests should go elsewhere: 503."""
+    """New requests should go elsewhere: 503. ``code`` is the reason, or ``not_ready`` for whoever is not to know it."""
 
     status = 503
     code = "not_ready"

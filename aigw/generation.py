@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from aigw.config import Config
-from aigw.errors import CertificateExpired, ConfigError
+from aigw.errors import ConfigError, NotReady
 from aigw.listeners import Inherited, wanted
 from aigw.tls import Identity
 from aigw.upstream import Connect, Upstream
@@ -30,9 +30,18 @@ class Generation:
         self.listeners = listeners
 
     def check_ready(self) -> None:
-        """Raises CertificateExpired."""
-        if self.identity is not None and self.identity.days_left() <= 0:
-            raise CertificateExpired("A certificate of the gateway has expired.")
+        """Raises NotReady."""
+        if self.identity is None:
+            return
+        if self.identity.validity.days_left() <= 0:
+            raise NotReady("A certificate of the gateway has expired.", code="certificate_expired")
+        if self.identity.validity.days_to_wait() > 0:
+            raise NotReady("A certificate of the gateway is not valid yet.", code="certificate_not_yet_valid")
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is not a mistake, but should be known."""
+        return [*self.config.warnings, *(self.identity.warnings if self.identity else ())]
 
 
 def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:

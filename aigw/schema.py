@@ -54,6 +54,12 @@ class ListenerEntry(_Entry, frozen=True):
     insecure: bool = False
 
 
+class ProviderTlsEntry(_Entry, frozen=True):
+    """With ``legacy`` a provider may use cipher suites without forward secrecy or AEAD."""
+
+    legacy: bool = False
+
+
 class ProviderEntry(_Entry, frozen=True):
     """An OpenAI-compatible API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs."""
 
@@ -62,6 +68,7 @@ class ProviderEntry(_Entry, frozen=True):
     api_key: Secret | None = None
     headers: dict[HeaderName, Secret] = {}
     ca_file: FileName | None = None
+    tls: ProviderTlsEntry = ProviderTlsEntry()
 
 
 class StepEntry(_Entry, frozen=True):

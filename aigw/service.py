@@ -33,7 +33,7 @@ from aigw.systemd import Notify
 from aigw.tls import CurrentIdentity
 from aigw.watch import Watch, log_attempt
 
-EXPIRY_DAYS = 14
+EXPIRY_DAYS = 14.0
 
 
 class GatewayService(Service):
@@ -240,7 +240,7 @@ class GatewayService(Service):
             refused=self._site.admission.refused,
             refused_keys=self._site.refused_keys.total,
             lag=self.pulse.lag,
-            certificate_expires=identity.expires if identity else None,
+            certificate_expires=identity.validity.expires if identity else None,
             reloads=self._reloads,
             rests_for=self._health.rests_for,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
@@ -255,24 +255,26 @@ class GatewayService(Service):
             logs.info(message, address=told(port), tls=not listener.insecure)
 
     def _warn(self) -> None:
-        for warning in self.config.warnings:
+        for warning in self._now.warnings:
             logs.warn(warning)
         if self._now.identity is None:
             logs.warn("No TLS certificate is configured: plain HTTP, on loopback only unless a listener says insecure")
 
-    def days_left(self) -> float:
-        """How long the certificates are good for; infinite without any."""
-        return self._now.identity.days_left() if self._now.identity else math.inf
+    def warnings(self) -> list[str]:
+        """What is no mistake, but should be known of the configuration and the certificates."""
+        identity = self._now.identity
+        problem = identity.validity.problem(EXPIRY_DAYS) if identity else None
+        return [*self._now.warnings, *([f"a certificate {problem}"] if problem else ())]
 
     def _warn_of_expiry(self) -> None:
-        days = self.days_left()
-        if days <= 0:
-            logs.error("A certificate has expired: renew it and reload", days=round(days, 1))
-        elif days < EXPIRY_DAYS:
-            logs.warn("A certificate expires soon: renew it and reload", days=round(days, 1))
+        identity = self._now.identity
+        if identity and (problem := identity.validity.problem(EXPIRY_DAYS)):
+            report = logs.warn if identity.validity.is_good() else logs.error
+            report(f"A certificate {problem}")
 
     def _status(self, since: str = "") -> str:
         config = self.config
         served = f"Serving {len(config.routes)} routes over {len(config.providers)} providers"
-        until = f", certificate good for {self.days_left():.0f} days" if self._now.identity else ""
+        identity = self._now.identity
+        until = f", certificate good for {identity.validity.days_left():.0f} days" if identity else ""
         return f"{served}{until}{since}"

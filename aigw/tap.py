@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, ClassVar, NoReturn, TextIO
 
@@ -22,7 +23,7 @@ from aigw.errors import ConfigError
 from aigw.listeners import wanted
 from aigw.log_file import LogFile
 from aigw.log_writer import to_syslog
-from aigw.service import EXPIRY_DAYS, GatewayService
+from aigw.service import GatewayService
 from aigw.signals import ignore, obey, obey_stops
 from aigw.systemd import Environment, Notify, watchdog_seconds
 from aigw.upstream import Upstream
@@ -87,7 +88,7 @@ def makeService(options: Options) -> IService:
         _report(error, str(path or "The configuration"), in_words=bool(only_check or options["check-providers"]))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
-        print(_described(service.config, service.days_left()))
+        print(_described(service.config, service.warnings()))
         raise SystemExit(0)
     obey_stops(reactor, service.stop_now)
     obey(reactor, signal.SIGHUP, service.reload)
@@ -148,12 +149,9 @@ def _report(error: ConfigError, path: str, in_words: bool) -> None:
     logs.JsonLines(stderr)(event)
 
 
-def _described(loaded: Config, days_left: float) -> str:
+def _described(loaded: Config, warnings: Iterable[str]) -> str:
     """What runs, for ``--check-config``: listeners, routes with their steps and limits, and no secret."""
-    lines = [f"warning: {warning}" for warning in loaded.warnings]
-    if days_left < EXPIRY_DAYS:
-        when = f"expires in {days_left:.1f} days" if days_left > 0 else "has expired: the gateway will not be ready"
-        lines.append(f"warning: a certificate {when}")
+    lines = [f"warning: {warning}" for warning in warnings]
     for listener in wanted(loaded):
         kind = "for administrators" if listener.admin else "plain http" if listener.insecure else "https"
         lines.append(f"listen {listener.endpoint} ({kind})")

@@ -1,38 +1,32 @@
-"""TLS on both sides: the certificates that the listeners show, and whom the gateway trusts as a provider."""
+"""The listeners' side of TLS: the certificates that they show; and PEM files, for both sides."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator
-from twisted.internet.ssl import (
-    AcceptableCiphers,
-    Certificate,
-    CertificateOptions,
-    TLSVersion,
-    optionsForClientTLS,
-    trustRootFromCertificates,
-)
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersion
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from aigw.config import CertificateFiles, TlsFiles
 from aigw.errors import ConfigError
 from aigw.quoting import quoted_file
+from aigw.validity import Authorities, Validity
 
 # Forward secrecy and AEAD only; TLS 1.3 has nothing else. https://wiki.mozilla.org/Security/Server_Side_TLS
-CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20")
+FORWARD_SECRET_AEAD = "ECDHE+AESGCM:ECDHE+CHACHA20"
+CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(FORWARD_SECRET_AEAD)
 
 
 class Identity:
     """Who the listeners say they are: a certificate for each name that a client may ask for, and one for all others.
 
-    ``expires`` is when the first of the certificates does, in Unix seconds; ``serials`` are theirs, in hexadecimal, the
-    default's first.
+    ``validity`` is that of all of them together; ``serials`` are theirs, in hexadecimal, the default's first;
+    ``warnings`` are for the log.
     """
 
     def __init__(self, files: TlsFiles) -> None:
@@ -57,12 +51,15 @@ class Identity:
         self._by_name = {name: each.context for each in loaded for name in each.names}
         self._default = loaded[-1].options
         self._default.getContext().set_tlsext_servername_callback(self._choose)
-        self.expires = min(each.expires for each in loaded)
+        self.validity = Validity((each.file, each.chain) for each in loaded)
         self.serials = [each.serial for each in reversed(loaded)]
-
-    def days_left(self) -> float:
-        """How long all the certificates are good for; negative once one is not."""
-        return (self.expires - time.time()) / 86400
+        known = Authorities(trusted or ())
+        self.warnings = [
+            f"{each.path}.cert_file: {each.file}: its issuer, {issuer}, is neither in the file nor a CA of this system:"
+            " append the intermediate certificate (or that CA's own), else clients may refuse the gateway"
+            for each in reversed(loaded)
+            if (issuer := known.missing_issuer(each.chain))
+        ]
 
     def _choose(self, connection: SSL.Connection) -> None:
         """RFC 6066, section 3: by the name in the client's hello; an unknown one gets the default."""
@@ -115,7 +112,7 @@ class _Loaded:
             raise ConfigError([f"{path}: {wrong}"]) from None
         for each in trusted or ():
             self.context.add_client_ca(each)  # so that a client with many certificates knows which to show
-        self.expires = shown.not_valid_after_utc.timestamp()
+        self.path, self.file, self.chain = path, files.cert_file, chain
         self.serial = f"{shown.serial_number:x}"
         self.names = _names_in(shown)
 
@@ -154,16 +151,6 @@ def authorities_in(ca_file: str) -> bytes:
     return b"".join(crypto.dump_certificate(crypto.FILETYPE_PEM, certificate) for certificate in found)
 
 
-def trust(host: str, authorities: bytes) -> IOpenSSLClientConnectionCreator:
-    """How to connect to a provider: its certificate must be for ``host``, from ``authorities`` (PEM), or a CA of the
-    system where there are none. One of these is made per provider and serves all its connections.
-    """
-    root = None
-    if authorities:
-        root = trustRootFromCertificates([Certificate(each) for each in _certificates_of(authorities)])
-    return optionsForClientTLS(host, trustRoot=root, acceptableProtocols=[b"http/1.1"])
-
-
 def _key(setting: str, path: str) -> crypto.PKey:
     try:
         return crypto.load_privatekey(crypto.FILETYPE_PEM, Path(path).read_bytes(), passphrase=b"")
@@ -173,14 +160,15 @@ def _key(setting: str, path: str) -> crypto.PKey:
         raise ConfigError([f"{setting}: {quoted_file(path)}: holds no PEM private key without passphrase"]) from None
 
 
-def _certificates_of(pem: bytes) -> list[crypto.X509]:
+def certificates_of(pem: bytes) -> list[crypto.X509]:
+    """All certificates that stand in it. Raises crypto.Error or ValueError."""
     begin = b"-----BEGIN CERTIFICATE-----"
     return [crypto.load_certificate(crypto.FILETYPE_PEM, begin + part) for part in pem.split(begin)[1:]]
 
 
 def _certificates(setting: str, path: str) -> list[crypto.X509]:
     try:
-        found = _certificates_of(Path(path).read_bytes())
+        found = certificates_of(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError([f"{setting}: {quoted_file(path)}: {error.strerror}"]) from None
     except (crypto.Error, ValueError):

@@ -27,7 +27,8 @@ from aigw.connection import Response
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
 from aigw.openai import message_in
 from aigw.routing import Attempt
-from aigw.tls import authorities_in, trust
+from aigw.tls import authorities_in
+from aigw.trust import ProviderTls
 
 MAX_REFUSAL = 64 * 1024
 REFUSAL_SECONDS = 2.0
@@ -45,7 +46,7 @@ class Upstream:
         self._reactor = reactor
         self._pools: dict[str, Pool] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
-        self._origins: dict[str, tuple[str, bytes]] = {}
+        self._origins: dict[str, tuple[str, bytes, bool]] = {}
         self._clients: dict[tuple[str, float], Client] = {}
         self._urls: dict[str, bytes] = {}
         mistakes: list[str] = []
@@ -58,7 +59,7 @@ class Upstream:
                 continue
             self._endpoints[provider.name] = endpoint
             self._pools[provider.name] = Pool(reactor, endpoint, secure)
-            self._origins[provider.name] = provider.base_url, authorities
+            self._origins[provider.name] = provider.base_url, authorities, provider.legacy_tls
         if mistakes:
             raise ConfigError(mistakes)
 
@@ -137,7 +138,7 @@ def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple
         secure = url.scheme == "https"
         endpoint = connect(url.host, url.port or 0)
         if secure:
-            endpoint = wrapClientTLS(trust(url.host, authorities), endpoint)
+            endpoint = wrapClientTLS(ProviderTls(url.host, authorities, provider.legacy_tls), endpoint)
     except ValueError:  # which may quote it
         raise ConfigError(["base_url: its host is not one that can be looked up; look at its spelling"]) from None
     return endpoint, secure

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses quoting dumpable log_writer log_file".split()
+PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses quoting dumpable log_writer log_file hostname validity".split()
 MAY_IMPORT = {
     "errors": "",
     "key_forms": "",
@@ -50,14 +50,17 @@ MAY_IMPORT = {
     "routing": "config errors health openai records secret",
     "framing": "",
     "connection": "errors framing wire",
-    "tls": "config errors quoting",
+    "validity": "",
+    "tls": "config errors quoting validity",
     "agent": "connection errors tls",
     "openfiles": "",
     "addresses": "",
     "admission": "addresses errors logs openai openfiles",
     "listeners": "admission config errors tls",
     "client": "agent connection",
-    "upstream": "agent client config connection errors headers openai routing tls",
+    "hostname": "",
+    "trust": "hostname tls",
+    "upstream": "agent client config connection errors headers openai routing tls trust",
     "relay": "errors openai usage",
     "answers": "connection errors openai relay sse usage",
     "gateway": "answers config connection errors headers health openai records relay routing secret upstream",

@@ -36,9 +36,11 @@ LOOPBACK = "tcp:0:interface=127.0.0.1"
 
 
 def gateway_with(world, certificate, *steps, **top):
-    """A gateway that shows ``certificate``."""
+    """A gateway that shows ``certificate``, and its root, without which a warning says that the issuer is not known."""
     certificate.private_key_pem.write_to_path(str(world.folder / "server.key"))
-    (world.folder / "server.pem").write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
+    (world.folder / "server.pem").write_bytes(
+        b"".join(pem.bytes() for pem in (*certificate.cert_chain_pems, world.ca.cert_pem))
+    )
     return world.gateway(*(steps or [None]), top={**FILES, **top})
 
 
@@ -347,11 +349,11 @@ DISTRUSTED = {
     "another host's":             (lambda ca: ca.issue_cert("elsewhere.example"),                          "the certificate is not for this host"),
     "another address's":          (lambda ca: ca.issue_cert("127.0.0.2"),                                  "the certificate is not for this host"),
     "a name where an address is": (lambda ca: ca.issue_cert("localhost"),                                  "the certificate is not for this host"),
-    "of a CA that is unknown":    (lambda ca: trustme.CA().issue_cert("127.0.0.1"),                        "certificate verify failed"),
+    "of a CA that is unknown":    (lambda ca: trustme.CA().issue_cert("127.0.0.1"),                        "the certificate has an unknown issuer"),
     "expired":                    (lambda ca: ca.issue_cert("127.0.0.1", not_before=NOW - 9 * DAY, not_after=NOW - DAY),
-                                                                                                           "certificate verify failed"),
+                                                                                                           "the certificate has expired"),
     "not yet valid":              (lambda ca: ca.issue_cert("127.0.0.1", not_before=NOW + DAY, not_after=NOW + 9 * DAY),
-                                                                                                           "certificate verify failed"),
+                                                                                                           "the certificate is not valid yet"),
 }  # fmt: skip
 
 

@@ -99,9 +99,10 @@ def _certificate(folder: Path) -> Certificate:
     """For localhost, of the kind that is the cheapest and most common: ECDSA on P-256."""
     made = Certificate(folder / "cert.pem", folder / "key.pem")
     words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    more = "basicConstraints=critical,CA:FALSE extendedKeyUsage=serverAuth subjectAltName=DNS:localhost,IP:127.0.0.1"
+    extensions = [word for each in more.split() for word in ("-addext", each)]
     files = ["-keyout", str(made.key), "-out", str(made.cert)]
-    subprocess.run(["openssl", *words.split(), "-addext", names, *files], check=True, capture_output=True)
+    subprocess.run(["openssl", *words.split(), *extensions, *files], check=True, capture_output=True)
     made.key.chmod(0o600)
     return made
 

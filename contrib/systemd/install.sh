@@ -393,11 +393,16 @@ host = socket.getfqdn()
 names = [*map(x509.DNSName, dict.fromkeys([host, socket.gethostname(), "localhost"]))]
 names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1")]
 name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host[:64])])
+signs_only = x509.KeyUsage(True, *[False] * 8)  # with CA:FALSE: clients that use rustls refuse a CA's certificate here
 certificate = (
     x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
     .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=825))
     .add_extension(x509.SubjectAlternativeName(names), critical=False)
-    .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    .add_extension(signs_only, critical=True)
+    .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
     .sign(key, hashes.SHA256())
 )
 pem, raw = serialization.Encoding.PEM, serialization.NoEncryption()

@@ -1,0 +1,55 @@
+"""Whether a certificate is for a host: RFC 9525, as strict as curl and stricter where that is safer.
+
+Only the subject alternative name counts, never the common name. An address matches only an address, a name only a name.
+An entry that is odd matches nothing; it does not harm another one that is right.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from cryptography import x509
+
+Reference = str | ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def reference_of(host: str) -> Reference:
+    """What a certificate must name to be for ``host``, an address or an ASCII name. Raises ValueError."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    name = host.lower().removesuffix(".")
+    if not name or not name.isascii() or "*" in name:
+        raise ValueError("a host is an IP address or a name in ASCII (xn--...)")
+    if name.rpartition(".")[2].isdecimal():
+        # The resolver takes 127.1 and 0x7f.1 for addresses, and no certificate can name them.
+        raise ValueError("it ends in a number, but is no complete IP address")
+    return name
+
+
+def why_not_for(certificate: x509.Certificate, reference: Reference) -> str | None:
+    """Why the certificate is not for this host; None if it is. Any exception means that it is not, either."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return "the certificate names no host (it has no subject alternative name)"
+    if isinstance(reference, str):
+        found = names.get_values_for_type(x509.DNSName)
+        good = any(_matches(pattern, reference) for pattern in found)
+    else:
+        good = any(address == reference for address in names.get_values_for_type(x509.IPAddress))
+    return None if good else "the certificate is not for this host"
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """RFC 9525, section 6.3: a wildcard is the whole of the left-most label and stands for one label.
+
+    Beneath it are two labels at least, as everywhere: ``*.com`` is for nobody.
+    """
+    pattern = pattern.lower().removesuffix(".")
+    wildcard, _, parent = pattern.partition(".")
+    if wildcard != "*":
+        return "*" not in pattern and pattern == name
+    label, _, parent_of_name = name.partition(".")
+    return "*" not in parent and "." in parent and label != "" and parent == parent_of_name
