@@ -23,7 +23,7 @@ from aigw.logs import JsonLines
 from aigw.service import GatewayService
 from tests import providers
 
-KEY = "gateway-key-1234"
+KEY = "gateway-key-1234-of-the-tests"
 AUTH = {"Authorization": f"Bearer {KEY}"}
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "route", "messages": [{"role": "user", "content": "hi"}]}
@@ -271,7 +271,7 @@ class Gateway:
         self.tree = tree
         self.service = service
         self.tls = tls
-        self.port = service.ports[0].getHost().port
+        self.port = getattr(service.ports[0].getHost(), "port", None)  # a Unix socket has none
 
     @property
     def url(self) -> str:

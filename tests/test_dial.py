@@ -138,7 +138,7 @@ async def test_b7_a_name_that_does_not_exist_falls_through(world):
     dead = "no-such-host.invalid"
     gateway = world.gateway_of(
         {
-            "api_key": "gateway-key-1234",
+            "api_key": "gateway-key-1234-of-the-tests",
             "listen": ["tcp:0:interface=127.0.0.1"],
             "providers": [
                 {"name": "p1", "base_url": f"http://{dead}/v1"},

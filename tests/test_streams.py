@@ -136,7 +136,7 @@ async def test_a5_headers_of_a_stream(world):
     )
     provider = world.provider(raw(headers, b"".join(map(chunk, STREAM)), LAST_CHUNK))
     got = await world.gateway(None, provider).ask(
-        stream=True, headers={"X-Api-Key": "gateway-key-1234", "X-Request-Id": "mine-1"}
+        stream=True, headers={"X-Api-Key": "gateway-key-1234-of-the-tests", "X-Request-Id": "mine-1"}
     )
     assert got.headers == {
         "content-type": "text/event-stream",
