@@ -92,7 +92,7 @@ async def test_it_may_be_a_unix_socket(world):
 async def test_b11_who_may_connect_to_a_unix_socket(world, setting, more, mode):
     """Where no key is asked for: the gateway's user and group. Where one is: everybody, as a proxy of another user."""
     endpoint = f"unix:{world.folder}/a.sock{more}"
-    world.gateway(world.provider(), top={setting: endpoint if setting == "admin" else [endpoint]})
+    world.gateway(world.provider(), top={setting: endpoint if setting == "admin" else [LOOPBACK, endpoint]})
     assert stat.S_IMODE((world.folder / "a.sock").stat().st_mode) == mode
 
 

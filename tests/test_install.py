@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from msgspec.structs import fields
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from aigw.schema import FileEntry
 
@@ -24,6 +30,10 @@ def install(*arguments, **environ):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SSH_")}
     environ = {**inherited, **environ}
     return subprocess.run([INSTALL, *arguments], capture_output=True, text=True, timeout=120, env=environ, check=False)
+
+
+def hash_of(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def settings(unit):
@@ -69,7 +79,7 @@ def test_a_release_for_another_python_is_refused_before_anything_is_touched(tmp_
     (release / "PLATFORM").write_text("2.7 vax\n")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         tar.add(release, release.name)
-    done = install("install", str(tmp_path / "a.tar.gz"))
+    done = install("install", str(tmp_path / "a.tar.gz"), SHA256=hash_of(tmp_path / "a.tar.gz"))
     assert done.returncode == 1
     says = "release 1.0.0-test is for Python 2.7 vax" if os.geteuid() == 0 else "install needs root"
     assert f"install.sh: {says}" in done.stderr
@@ -121,6 +131,54 @@ def test_shellcheck_finds_nothing():
     assert all(os.access(script, os.X_OK) for script in scripts)
 
 
+def pinned(file):
+    """What a file of requirements pins for this Python, by name."""
+    found = {}
+    for each in re.split(r"\n(?=\S)", re.sub(r"(?m)^#.*\n", "", file.read_text()).strip()):
+        requirement = Requirement(each.partition(" \\\n")[0])
+        (pin,) = requirement.specifier
+        assert pin.operator == "=="
+        assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", each)) > 0
+        if requirement.marker is None or requirement.marker.evaluate():
+            found[canonicalize_name(requirement.name)] = Version(pin.version)
+    return found
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-build.txt"])
+def test_the_artefact_is_made_of_what_is_pinned_by_hash_wherever_that_comes_from(name):
+    assert pinned(SYSTEMD / name)
+    assert not re.search(r"://|--(?:extra-)?index-url|--find-links|--trusted-host", (SYSTEMD / name).read_text())
+
+
+def test_what_is_pinned_is_all_that_setup_py_wants():
+    """A new requirement, or a new bound, is seen here; requirements.txt says how to make it anew."""
+    (call,) = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)
+               and getattr(node.func, "id", "") == "setup"]  # fmt: skip
+    (wanted,) = [ast.literal_eval(each.value) for each in call.keywords if each.arg == "install_requires"]
+    pins = pinned(SYSTEMD / "requirements.txt")
+    for each in map(Requirement, wanted):
+        assert pins[canonicalize_name(each.name)] in each.specifier, each
+
+
+def test_what_is_pinned_is_complete():
+    """Each package that one of them needs, extras included, as far as it is installed here in that version."""
+    pins = pinned(SYSTEMD / "requirements.txt")
+    seen = 0
+    for name, version in pins.items():
+        try:
+            here = distribution(name)
+        except PackageNotFoundError:
+            continue
+        if Version(here.version) == version:
+            needed = map(Requirement, here.requires or ())
+            extra = {"extra": "tls" if name == "twisted" else ""}
+            assert {
+                canonicalize_name(each.name) for each in needed if not each.marker or each.marker.evaluate(extra)
+            } <= set(pins)
+            seen += 1
+    assert seen or not pins
+
+
 @pytest.mark.slow
 def test_build_makes_one_file_that_holds_all_it_needs(tmp_path):
     for name in "aigw twisted conf contrib setup.py pyproject.toml README.md LICENSE CHANGELOG.md".split():
@@ -128,14 +186,17 @@ def test_build_makes_one_file_that_holds_all_it_needs(tmp_path):
         copy(ROOT / name, tmp_path / name)
     build = [tmp_path / "contrib" / "systemd" / "install.sh", "build"]
     subprocess.run(build, check=True, capture_output=True, timeout=200, env={**os.environ, "PYTHON": sys.executable})
-    (artefact,) = (tmp_path / "dist").iterdir()
+    (artefact,) = (tmp_path / "dist").glob("*.tar.gz")
+    assert Path(f"{artefact}.sha256").read_text() == f"{hash_of(artefact)}  {artefact.name}\n"
     with tarfile.open(artefact) as tar:
         tar.extractall(tmp_path / "unpacked")
     (folder,) = (tmp_path / "unpacked").iterdir()
     assert artefact.name == f"{folder.name}.tar.gz" == f"ai-gateway-{(folder / 'ID').read_text().strip()}.tar.gz"
-    units = {path.name for path in SYSTEMD.iterdir()} - {"install.sh"}
+    units = {path.name for path in SYSTEMD.iterdir()} - {"install.sh", "requirements.txt", "requirements-build.txt"}
     assert {path.name for path in (folder / "systemd").iterdir()} == units
     offline = ["--isolated", "install", "-q", "--dry-run", "--ignore-installed", "--no-index"]
+    wheels = {path.name.split("-")[0].lower().replace("_", "-") for path in (folder / "wheels").iterdir()}
+    assert wheels == {"aigw", *pinned(SYSTEMD / "requirements.txt")}
     pip = [sys.executable, "-m", "pip", *offline, "--find-links", folder / "wheels", "aigw"]
     subprocess.run(pip, check=True, timeout=100)
     assert not (tmp_path / "build").exists(), "it leaves no traces in the checkout"

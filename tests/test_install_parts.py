@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ import pytest
 from tests.test_install import INSTALL, SYSTEMD
 
 OTHER = os.getppid()
+EMPTY = hashlib.sha256().hexdigest()
 
 
 def part(folder: Path, script: str, python: str = sys.executable, **environ: str):
@@ -254,6 +256,41 @@ def test_check_finds_a_file_of_the_folder_that_one_is_in(tmp_path):
     assert f"-c {tmp_path.resolve()}/file.yaml " in said.stdout
 
 
+@pytest.mark.parametrize(
+    ("beside", "environ", "says"),
+    [
+        (f"{EMPTY}  a.tar.gz\n", {}, ""),
+        (f"{EMPTY.upper()}", {}, ""),
+        (None, {"SHA256": EMPTY}, ""),
+        (f"{'0' * 64}  a.tar.gz\n", {"SHA256": EMPTY}, ""),
+        (None, {}, "a.tar.gz: there is no a.tar.gz.sha256, as `build` makes it, and no SHA256=...: not installed"),
+        (f"{'0' * 64}  a.tar.gz\n", {}, f"a.tar.gz: its SHA-256 is {EMPTY}, and has to be {'0' * 64}: not installed"),
+        (None, {"SHA256": "1" * 64}, f"and has to be {'1' * 64}: not installed"),
+        ("", {}, "a.tar.gz: its hash is to be 64 hexadecimal digits; it is: nothing"),
+        (f"{EMPTY}", {"SHA256": "soon"}, "a.tar.gz: its hash is to be 64 hexadecimal digits; it is: soon"),
+    ],
+)
+@pytest.mark.parametrize("what", ["payload a.tar.gz", "cmd_deploy a.tar.gz"])
+def test_an_artefact_is_taken_only_with_its_hash(tmp_path, what, beside, environ, says):
+    (tmp_path / "a.tar.gz").touch()
+    if beside is not None:
+        (tmp_path / "a.tar.gz.sha256").write_text(beside)
+    stubs = "tar() { echo unpacked; exit 3; }; ssh() { printf 'ok root\\n3.11 x86_64\\n'; };"
+    stubs += " scp() { echo copied; exit 3; };"
+    done = part(tmp_path, f"{stubs} {what}", SSH_HOST="h", **environ)
+    assert ("unpacked" in done.stdout or "copied" in done.stdout) == (says == ""), done.stderr
+    assert says in done.stderr
+    assert done.returncode == (1 if says else 3)
+
+
+def test_what_is_unpacked_is_the_copy_that_was_verified(tmp_path):
+    """FILE may be in a folder that others write to, and be another a moment later."""
+    (tmp_path / "a.tar.gz").touch()
+    script = 'tar() { echo "$4" "$TMP"; exit 3; }; payload a.tar.gz'
+    unpacked, ours = part(tmp_path, script, SHA256=EMPTY).stdout.split()
+    assert unpacked == f"{ours}/artefact.tar.gz"
+
+
 FIRST_FILES = "systemd-sysusers() { :; }; systemd-tmpfiles() { :; }; first_files"
 
 
@@ -294,6 +331,7 @@ def test_deploy_writes_the_host_as_ssh_and_scp_each_want_it(tmp_path, host):
     )
     program(tmp_path / "bin/scp", f'echo "scp $*" >> {log}')
     (tmp_path / "artefact").touch()
+    (tmp_path / "artefact.sha256").write_text(f"{EMPTY}  artefact\n")
     environ = {**os.environ, "PATH": before_path(tmp_path / "bin"), "SSH_HOST": host, "READY_URL": "http://h:1/r?a&b"}
     done = subprocess.run(
         [INSTALL, "deploy", tmp_path / "artefact"], env=environ, capture_output=True, text=True, timeout=30, check=False
@@ -304,3 +342,6 @@ def test_deploy_writes_the_host_as_ssh_and_scp_each_want_it(tmp_path, host):
     assert f"root@{bare} umask" in said
     assert f" root@{f'[{bare}]' if ':' in bare else bare}:/folder/artefact.tar.gz" in said
     assert r"READY_URL=http://h:1/r\?a\&b ./install.sh install-service" in said
+    assert f"echo '{EMPTY}  artefact.tar.gz' | sha256sum --quiet -c - &&\n    tar " in said, (
+        "there it is verified again"
+    )

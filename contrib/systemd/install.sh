@@ -25,7 +25,7 @@ help() {
   cat <<'EOF'
 install.sh COMMAND
 
-  build                 make dist/ai-gateway-VERSION-HASH.tar.gz: everything inside, installs without network
+  build                 make dist/ai-gateway-VERSION-HASH.tar.gz and its .sha256: installs without network
   install [FILE]        install a release under /opt/ai-gateway and /usr/local/bin/ai-gateway; starts nothing
   install-service [FILE]  the same, the user, /etc/ai-gateway and the systemd units; starts it, or upgrades it
   upgrade [FILE]        replace the running release without a refused connection; goes back if the new one fails
@@ -36,7 +36,8 @@ install.sh COMMAND
   test-coverage         run the tests and measure their coverage (in a checkout)
   help                  this
 
-FILE is an artefact of `build`; without it, the one that this script lies in, else a new one from the checkout.
+FILE is an artefact of `build`, with FILE.sha256 beside it or its hash in SHA256; without FILE, the artefact that this
+script lies in, else a new one from the checkout.
 install, install-service, upgrade, rollback and uninstall are for root. All of them may be run twice.
 
 Environment
@@ -47,6 +48,7 @@ Environment
   PORT       install-service, deploy: the port to listen on instead of 443
   READY_URL  install-service, upgrade, deploy: what to ask for readiness, if not /ready on the socket unit's port
   PYTHON     build, install: the Python to use instead of python3
+  SHA256     install, install-service, upgrade, deploy: what the SHA-256 of FILE has to be, instead of FILE.sha256
 EOF
 }
 
@@ -101,7 +103,11 @@ build() {
   cp -R "$ROOT"/{aigw,twisted,setup.py,pyproject.toml,README.md,LICENSE} "$TMP/source"
   find "$TMP/source" -name __pycache__ -prune -exec rm -rf {} +
   "$python" -m venv "$TMP/build"
-  SOURCE_DATE_EPOCH=315532800 "$TMP/build/bin/pip" wheel -q --disable-pip-version-check -w "$stage/wheels" "$TMP/source"
+  # Nothing comes in whose hash does not stand in the repository, and nothing is built but our own wheel.
+  pip() { "$TMP/build/bin/pip" "$@" -q --disable-pip-version-check; }
+  pip install --require-hashes --only-binary :all: -r "$HERE/requirements-build.txt"
+  pip download --require-hashes --only-binary :all: -r "$HERE/requirements.txt" -d "$stage/wheels"
+  SOURCE_DATE_EPOCH=315532800 pip wheel --no-build-isolation --no-deps -w "$stage/wheels" "$TMP/source"
   cp "$HERE"/{ai-gateway,ai-gateway.service,ai-gateway@.service,ai-gateway.socket,ai-gateway.sysusers} \
     "$HERE"/{ai-gateway.tmpfiles,certbot-deploy-hook,config.yaml,reload} "$stage/systemd"
   cp -R "$ROOT/conf" "$ROOT"/{README.md,LICENSE,CHANGELOG.md} "$stage"
@@ -114,15 +120,35 @@ build() {
   mkdir -p "$ROOT/dist"
   ARTEFACT=$ROOT/dist/ai-gateway-$id.tar.gz
   tar -C "$TMP" --owner=0 --group=0 -czf "$ARTEFACT.new" "ai-gateway-$id"
+  printf '%s  %s\n' "$(hash_of "$ARTEFACT.new")" "${ARTEFACT##*/}" >"$ARTEFACT.sha256.new"
+  mv "$ARTEFACT.sha256.new" "$ARTEFACT.sha256"
   mv "$ARTEFACT.new" "$ARTEFACT"
-  say "made $ARTEFACT ($(du -h "$ARTEFACT" | cut -f1))"
+  say "made $ARTEFACT ($(du -h "$ARTEFACT" | cut -f1)) and its .sha256"
+}
+
+verified() { # FILE TO: copies FILE to TO, which is FILE as its hash says; others may be able to write to FILE
+  local wanted=${SHA256:-} got
+  [ -f "$1" ] || die "$1: no such file"
+  if [ -z "$wanted" ]; then
+    [ -f "$1.sha256" ] || die "$1: there is no $1.sha256, as \`build\` makes it, and no SHA256=...: not installed"
+    read -r wanted _ <"$1.sha256" || true
+  fi
+  wanted=${wanted,,}
+  [[ $wanted =~ ^[0-9a-f]{64}$ ]] || die "$1: its hash is to be 64 hexadecimal digits; it is: ${wanted:-nothing}"
+  cp "$1" "$2"
+  got=$(hash_of "$2")
+  [ "$got" = "$wanted" ] || die "$1: its SHA-256 is $got, and has to be $wanted: not installed"
+}
+
+hash_of() { # FILE
+  sha256sum <"$1" | cut -d' ' -f1
 }
 
 payload() { # [FILE]: sets PAYLOAD, an unpacked artefact, and ID
   if [ -n "${1:-}" ]; then
-    [ -f "$1" ] || die "$1: no such file"
     temporary
-    tar -C "$TMP" -xzf "$1" || die "$1 is no artefact of '$0 build'"
+    verified "$1" "$TMP/artefact.tar.gz"
+    tar -C "$TMP" -xzf "$TMP/artefact.tar.gz" || die "$1 is no artefact of '$0 build'"
     PAYLOAD=$(dirname "$(find "$TMP" -maxdepth 2 -name PLATFORM)")
   elif [ -f "$HERE/PLATFORM" ]; then
     PAYLOAD=$HERE
@@ -584,7 +610,8 @@ cmd_deploy() {
     *) die "${SSH_USER:-root} is not root on $SSH_HOST, and there is no sudo" ;;
   esac
   if [ -n "${1:-}" ]; then
-    ARTEFACT=$1
+    ARTEFACT=$TMP/$(basename "$1")
+    verified "$1" "$ARTEFACT"
   elif [ -f "$HERE/PLATFORM" ]; then
     ARTEFACT=$TMP/$(basename "$HERE").tar.gz
     tar -C "$(dirname "$HERE")" --owner=0 --group=0 -czf "$ARTEFACT" "$(basename "$HERE")"
@@ -601,7 +628,8 @@ cmd_deploy() {
   [ -z "${CONFIG:-}" ] || scp -q "${SSH[@]}" -P "$SSH_PORT" "$CONFIG" "$COPY_TO:$folder/config.yaml"
   say "installing there"
   # shellcheck disable=SC2086,SC2029 # -t or nothing; the folder and the variables are meant to be expanded here
-  if remote $tty "cd $folder && tar -xzf artefact.tar.gz --strip-components=1 &&
+  if remote $tty "cd $folder && echo '$(hash_of "$ARTEFACT")  artefact.tar.gz' | sha256sum --quiet -c - &&
+    tar -xzf artefact.tar.gz --strip-components=1 &&
     $sudo env ${CONFIG:+CONFIG=$folder/config.yaml} ${PORT:+PORT=$(printf %q "$PORT")} \
       ${READY_URL:+READY_URL=$(printf %q "$READY_URL")} ./install.sh install-service
     status=\$?; cd / && $sudo rm -rf $folder; exit \$status"; then
