@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
-import msgspec
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -138,9 +137,10 @@ class Login(Shown):
     """``POST /status/login``: from the key, which stands in a form, to the cookie."""
 
     methods = (b"POST",)
+    max_body = LOGIN_BYTES
 
     def __init__(self, config: Config, status: Status) -> None:
-        super().__init__(msgspec.structs.replace(config, max_body=LOGIN_BYTES), lambda _: None)
+        super().__init__(config, lambda _: None)
         self._status = status
 
     def render(self, request: Any) -> int:

@@ -16,6 +16,7 @@
       TooManyViewers          503
       DeadlineExceeded        504
       TooManyConnections      503
+      TooManyBodies           503
     UpstreamFailure           one attempt failed, the next may work
       UpstreamUnreachable     DNS, refused, TLS: nothing was sent
       UpstreamTimeout         says which limit: connect, first output, answer, deadline
@@ -131,6 +132,13 @@ class TooManyConnections(GatewayError):
     code = "too_many_connections"
 
 
+class TooManyBodies(GatewayError):
+    """The requests under way are as large, all together, as they may be: 503."""
+
+    status = 503
+    code = "too_many_bodies"
+
+
 class HeadersTooLarge(GatewayError):
     """The request line or the headers are over the limit: 431."""
 
@@ -174,6 +182,15 @@ class DeadlineExceeded(GatewayError):
     status = 504
     type = "upstream_error"
     code = "deadline_exceeded"
+
+
+def without_frames(error: GatewayError) -> GatewayError:
+    """The error, to be kept: with its traceback it would keep the frames that it came through, and all that is in them.
+
+    One of those is the request, which keeps the error: the body would stay until the cyclic collector comes by.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 class UpstreamFailure(Exception):

@@ -11,10 +11,13 @@ from typing import Any
 
 from twisted.web.http import HTTPChannel
 
+from aigw.chunks import ChunkedBody
+
 MAX_LINE = 16 * 1024
 MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
 MAX_DIGITS = 18
+TLS_HANDSHAKE = b"\x16"  # the first byte of a record with a ClientHello (RFC 8446, 5.1)
 _PLAIN = re.compile(
     rb"([A-Z]+) ([!-~]+) HTTP/1\.1\r\n((?:[!#$%%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n){1,%d})\r\n" % MAX_HEADERS
 )
@@ -44,6 +47,10 @@ class HeadReader(HTTPChannel, ABC):
     def await_body(self) -> None:
         """The request was not refused, and some of its body is still to come."""
 
+    @abstractmethod
+    def misread(self) -> None:
+        """What came is TLS, on a connection that is not."""
+
     def dataReceived(self, data: bytes) -> None:
         """See IProtocol."""
         if self.line_mode and self.persistent and not (self._busyReceiving or self._buffer or self._in_head()):
@@ -59,6 +66,9 @@ class HeadReader(HTTPChannel, ABC):
                 if not self._buffer:
                     return
                 data = b""
+            elif data[:1] == TLS_HANDSHAKE and not self.isSecure():
+                self.misread()
+                return
         if not self._closing:
             super().dataReceived(data)
 
@@ -132,6 +142,8 @@ class HeadReader(HTTPChannel, ABC):
             self._respondToBadRequestAndDisconnect()
             return
         last = {name: values[-1] for name, values in given.items()}
+        if self.length is None:
+            self._transferDecoder = ChunkedBody(request.handleContentChunk, self._finishRequestBody)
         self.judge(request, last, hosts[0], b",".join(given.get(b"connection", ())))
         if self.length != 0 and not self._closing:
             self.await_body()

@@ -15,8 +15,7 @@ from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
 from aigw import headers
-from aigw.config import Config
-from aigw.errors import GatewayError, TooLarge
+from aigw.errors import GatewayError, TooLarge, without_frames
 from aigw.openai import error_body
 
 _ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # RFC 9112, 3.2.2: servers accept it
@@ -27,7 +26,7 @@ log = Logger()
 class Resource(Protocol):
     """A leaf of the resource tree."""
 
-    config: Config
+    max_body: int
 
     def admit(self, request: Request) -> None:
         """Judge the request by its head. Raises GatewayError."""
@@ -65,6 +64,8 @@ class Request(TwistedRequest):
         self._head = b""
         self._given: dict[bytes, bytes] = {}
         self.bytes_in = 0
+        self._bodies = channel.site.bodies
+        self._taken = 0  # of what the bodies of all requests may take
 
     @cached_property
     def requestHeaders(self) -> Headers:  # type: ignore[override]
@@ -93,15 +94,36 @@ class Request(TwistedRequest):
         self.resource = self.channel.site.getResourceFor(self)
         try:
             self.resource.admit(self)
-            if length is not None:
+            if length and self.resource.max_body:
                 self._check_size(length)
+                self._take(length)
         except GatewayError as error:
-            self.refusal = error
+            self.refusal = without_frames(error)
+
+    @property
+    def max_body(self) -> int:
+        """How many bytes of its body its resource reads at most, 0 for none."""
+        limit: int = self.resource.max_body
+        return limit
 
     def _check_size(self, size: int) -> None:
-        limit = self.resource.config.max_body
-        if size > limit:
-            raise TooLarge(f"The body is over the limit of {limit} bytes.")
+        if size > self.max_body:
+            raise self.too_large()
+
+    def too_large(self) -> TooLarge:
+        """The error for a body over the limit."""
+        return TooLarge(f"The body is over the limit of {self.max_body} bytes.")
+
+    def _take(self, size: int) -> None:
+        self._bodies.take(size)
+        self._taken += size
+
+    def _let_go(self) -> None:
+        """The body is of no use any more."""
+        self._body = b""
+        if self._taken:
+            self._bodies.give_back(self._taken)
+            self._taken = 0
 
     def gotLength(self, length: int | None) -> None:
         """Twisted would open a file for the body here."""
@@ -112,10 +134,11 @@ class Request(TwistedRequest):
             return
         self.bytes_in += len(data)
         try:
-            self._check_size(self.bytes_in)
+            if self.bytes_in > self._taken:  # chunked
+                self._check_size(self.bytes_in)
+                self._take(self.bytes_in - self._taken)
         except GatewayError as error:
-            self.refusal = error
-            self.channel.refuse(self)
+            self.channel.refuse(self, error)
             return
         if not self._body:
             self._body = data
@@ -155,6 +178,9 @@ class Request(TwistedRequest):
             self._tell(failure)
         except Exception:
             log.failure("Unexpected error while answering")
+        finally:
+            if failure.value is not None:  # see without_frames; this is for one that is not kept as an error
+                failure.value.__traceback__ = None
 
     def _tell(self, failure: Failure) -> None:
         self.serving = None
@@ -176,7 +202,7 @@ class Request(TwistedRequest):
 
     def fail(self, error: GatewayError) -> None:
         """Answer with an error."""
-        self.error = error
+        self.error = without_frames(error)
         for name, value in error.headers.items():
             self.setHeader(name, value)
         self.answer(error.status, error_body(error))
@@ -192,6 +218,7 @@ class Request(TwistedRequest):
     def begin(self, status: int, sent: list[headers.Header], length: int | None) -> None:
         """Prepare the head of the answer; it leaves with the first bytes of the body."""
         self.chunked = 0
+        self._let_go()
         self.setResponseCode(status)
         if self.channel is not None and (not self.channel.persistent or self.channel.site.draining):
             sent.append((b"connection", b"close"))
@@ -257,6 +284,7 @@ class Request(TwistedRequest):
 
     def answered(self, status: int) -> None:
         """The request is over; its resource hears so once, if it ever heard of it."""
+        self._let_go()
         resource, self.resource = self.resource, None
         if resource is not None:
             resource.answered(self, status)

@@ -1,7 +1,7 @@
 """The house: which file may import which. Nothing imports upward, and pure files import neither twisted nor treq.
 
 Beyond the table of the design: `schema`, `notation`, `consistency`, `document`, `permissions` and `secret` are what `config` was too large to hold, `envelope` and
-`sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`; `openfiles` is what
+`sse` the same for `openai`, `connection` and `framing` for `agent`, `client` for `upstream`, `answers` for `relay`, `channel`, `heads`, `grammar`, `request` and `admission` for `web`, `chunks` for `heads`, `bodies` is what all requests may take together, `notices` and `mismatch` what the log hears of clients, `lateness` the time in which the process stood still; `openfiles` is what
 the kernel has to say on how many connections there may be, `heap` what the C library has to hear on memory; `headers`
 is the one place that says which headers cross the gateway; `demo` is the demo. What shows the gateway is made of the records in `tally` and `history` and of the
 moment in `live`; `metrics`, `status` and `tracing` put it in words, `watch` owns it, `admin` has the resources and `gates` who may look.
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar chunks bodies heap usage history tally live metrics signin status pages trace spans".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -29,7 +29,10 @@ MAY_IMPORT = {
     "signals": "",
     "dial": "",
     "wire": "",
-    "heads": "",
+    "grammar": "",
+    "chunks": "grammar",
+    "heads": "chunks",
+    "lateness": "",
     "heap": "",
     "document": "",
     "permissions": "",
@@ -48,20 +51,23 @@ MAY_IMPORT = {
     "framing": "",
     "connection": "errors framing wire",
     "tls": "config errors",
-    "agent": "connection errors tls",
+    "agent": "connection errors lateness tls",
     "openfiles": "",
-    "admission": "errors logs openai openfiles",
+    "notices": "logs",
+    "mismatch": "errors notices openai",
+    "admission": "errors logs mismatch notices openai openfiles",
     "listeners": "admission config errors tls",
     "client": "agent connection",
-    "upstream": "agent client config connection errors headers openai routing tls",
-    "relay": "errors openai usage",
+    "upstream": "agent client config connection errors headers lateness openai routing tls",
+    "relay": "errors lateness openai usage",
     "answers": "connection errors openai relay sse usage",
     "gateway": "answers config connection errors headers health openai records relay routing upstream",
-    "request": "config errors headers openai",
-    "grammar": "",
-    "lifetime": "errors request",
-    "channel": "errors grammar headers heads lifetime openai request wire",
-    "web": "admission auth channel config errors gateway headers openai records request",
+    "request": "errors headers openai",
+    "lifetime": "errors lateness request",
+    "channel": "chunks errors grammar headers heads lifetime openai request wire",
+    "bodies": "errors",
+    "turns": "",
+    "web": "admission auth bodies channel config errors gateway headers mismatch openai records request turns",
     "trace": "records",
     "spans": "records trace usage",
     "otlp": "spans trace",
