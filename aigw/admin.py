@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
-import msgspec
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
@@ -131,7 +130,7 @@ class Status(Shown):
             self.gate(request)
         except WrongKey as error:
             taken_back = (b"set-cookie", no_cookie(request.isSecure()).encode())  # or each look counts as a try
-            request.after_pause(error, lambda: self.ask(request, "", taken_back))
+            request.channel.site.refused_keys.delay(request, error, lambda: self.ask(request, "", taken_back))
             return NOT_DONE_YET
         except Unauthorized:
             return self.ask(request)
@@ -148,9 +147,10 @@ class Form(Shown):
     """What a browser sends from a page of ours, and nobody else's page has it send."""
 
     methods = (b"POST",)
+    max_body = FORM_BYTES
 
     def __init__(self, config: Config) -> None:
-        super().__init__(msgspec.structs.replace(config, max_body=FORM_BYTES), everybody)
+        super().__init__(config, everybody)
 
     def admit(self, request: Request) -> None:
         """Judge the request by its head. Raises CrossSite, NotAForm."""
@@ -174,7 +174,7 @@ class Login(Form):
         try:
             caller = authenticate(self.config.callers, keys[0].strip().encode("latin-1", "replace"), None)
         except WrongKey as error:
-            request.after_pause(error, lambda: self._status.ask(request, _WRONG))
+            request.channel.site.refused_keys.delay(request, error, lambda: self._status.ask(request, _WRONG))
             return NOT_DONE_YET
         except Unauthorized:
             return self._status.ask(request, _WRONG)

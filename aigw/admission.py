@@ -8,6 +8,7 @@ resets the connection, and the client may never see the answer (RFC 9112, 9.6).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -26,13 +27,14 @@ from zope.interface import implementer
 from aigw import logs
 from aigw.addresses import counts_for
 from aigw.errors import TooManyConnections
+from aigw.mismatch import watch_first_bytes
+from aigw.notices import MAX_ADDRESSES, Notice
 from aigw.openai import error_body
 from aigw.openfiles import make_room, needed
 
 LINGER_SECONDS = 1.0
 MAX_LINGERING = 50  # refused beyond these, a connection is closed at once
-LOG_SECONDS = 10.0
-MAX_ADDRESSES = 10  # named in one line of the log
+MAX_LEAVING = 100  # connections beyond the limit, for a moment: closed to make room, and not gone yet
 
 _BODY = error_body(TooManyConnections("The gateway has as many connections as it may have. Try again soon."))
 _ANSWER = (
@@ -51,15 +53,25 @@ class Admission:
     connections = 2000
     per_address: int | None = None
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, make_way: Callable[[], bool] = lambda: False) -> None:
+        """``make_way`` closes a connection that is of no use just now, and says whether there was one."""
         self.clock = clock
         self.open = 0
         self.refused = 0
         self.lingering = 0
+        self.leaving = 0  # of those that are open: closed to make room, and not gone yet
+        self._make_way = make_way
         self._by_address: Counter[str] = Counter()
-        self._unsaid = 0
-        self._unsaid_by_address: Counter[str] = Counter()
-        self._said: IDelayedCall | None = None
+        self._refusals = Notice(
+            clock,
+            "Connections refused: there are as many as limits.connections or limits.connections_per_address allow",
+            lambda count, _: {"refused": count, "connections": self.open, "addresses": self._most()},
+        )
+        self._closed = Notice(
+            clock,
+            "Connections closed that had no request: others came, and there are as many as limits.connections allows",
+            lambda count, _: {"closed": count, "connections": self.open, "addresses": self._most()},
+        )
 
     def limit(self, connections: int, per_address: int | None) -> None:
         """As many as these from now on, or as open files allow; who is connected stays."""
@@ -74,13 +86,20 @@ class Admission:
 
     def admits(self, peer: Any) -> bool:
         """Whether one more connection, from ``peer``, may be; it is counted as refused if not."""
-        address = None
-        if self.open < self.connections:
-            address = counts_for(peer)
-            if not self.per_address or address is None or self._by_address[address] < self.per_address:
-                return True
-        self._refuse(address)
-        return False
+        address = counts_for(peer)
+        if self.per_address and address is not None and self._by_address[address] >= self.per_address:
+            return self._refuse()
+        return self.open - self.leaving < self.connections or self._has_made_way() or self._refuse()
+
+    def _has_made_way(self) -> bool:
+        if self.leaving >= MAX_LEAVING:
+            return False
+        self.leaving += 1
+        if not self._make_way():
+            self.leaving -= 1
+            return False
+        self._closed.note()
+        return True
 
     def entered(self, peer: Any) -> None:
         """A connection from ``peer`` is open."""
@@ -88,45 +107,28 @@ class Admission:
         if (address := counts_for(peer)) is not None:
             self._by_address[address] += 1
 
-    def left(self, peer: Any) -> None:
+    def left(self, peer: Any, made_way: bool) -> None:
         """A connection from ``peer`` is gone."""
         self.open -= 1
+        self.leaving -= made_way
         if (address := counts_for(peer)) is not None:
             self._by_address[address] -= 1
             if self._by_address[address] <= 0:
                 del self._by_address[address]
 
-    def _refuse(self, address: str | None) -> None:
+    def _refuse(self) -> bool:
         self.refused += 1
-        self._unsaid += 1
-        if address is not None and (address in self._unsaid_by_address or len(self._unsaid_by_address) < MAX_ADDRESSES):
-            self._unsaid_by_address[address] += 1
-        if self._said is None:
-            self._say()
+        self._refusals.note()
+        return False
 
-    def _say(self) -> None:
-        """One line for all that were refused since the last, which was LOG_SECONDS ago or more."""
-        self._said = None
-        if not self._unsaid:
-            return
-        logs.warn(
-            "Connections refused: there are as many as limits.connections or limits.connections_per_address allow",
-            refused=self._unsaid,
-            connections=self.open,
-            addresses=dict(self._unsaid_by_address),
-        )
-        self._unsaid = 0
-        self._unsaid_by_address.clear()
-        self._said = self.clock.callLater(LOG_SECONDS, self._say)
+    def _most(self) -> dict[str, int]:
+        """The addresses with the most connections, and how many those are."""
+        return dict(self._by_address.most_common(MAX_ADDRESSES))
 
     def close(self) -> None:
-        """Nothing listens any more: say what is unsaid."""
-        if self._said is not None:
-            self._said.cancel()
-        self._say()
-        if self._said is not None:
-            self._said.cancel()
-            self._said = None
+        """Nothing listens any more: write what is not written."""
+        self._refusals.close()
+        self._closed.close()
 
 
 @implementer(IStreamServerEndpoint)
@@ -150,6 +152,7 @@ class Guard:
     def __init__(self, admission: Admission, factory: IProtocolFactory, secure: bool) -> None:
         self._admission = admission
         self._factory = factory
+        self._secure = secure
         self._answer = b"" if secure else _ANSWER
         self.doStart = factory.doStart
         self.doStop = factory.doStop
@@ -157,7 +160,10 @@ class Guard:
     def buildProtocol(self, addr: IAddress) -> Any:
         """See IProtocolFactory."""
         if self._admission.admits(addr):
-            return self._factory.buildProtocol(addr)
+            protocol: Any = self._factory.buildProtocol(addr)
+            if self._secure:
+                watch_first_bytes(protocol)
+            return protocol
         if self._admission.lingering < MAX_LINGERING:
             return _Refused(self._admission, self._answer)
         return None

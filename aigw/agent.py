@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from aigw.connection import Connection, Response, Stale
 from aigw.errors import UpstreamTimeout, UpstreamUnreachable
+from aigw.lateness import Limit
 from aigw.tls import openssl_reasons
 
 IDLE_SECONDS = 4.0  # uvicorn and Node close theirs after 5
@@ -102,8 +103,7 @@ class Pool:
         def end() -> None:
             nonlocal over
             over = True
-            if timer.active():
-                timer.cancel()
+            limit.stop()
 
         def abandon(_: Deferred[Connection] | None = None) -> None:
             end()
@@ -129,7 +129,7 @@ class Pool:
                 result.errback(_unreachable(failure))
 
         result: Deferred[Connection] = Deferred(abandon)
-        timer = self._clock.callLater(seconds, too_late)
+        limit = Limit(self._clock, seconds, too_late)
         connecting: Deferred[Any] = maybeDeferred(self._endpoint.connect, self._factory)
         connecting.addCallback(ready)
         connecting.addCallbacks(connected, failed)

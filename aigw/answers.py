@@ -102,7 +102,8 @@ class Stream(Relay):
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
         super().__init__(endpoint, clock)
-        self._rest = b""
+        self._rest = bytearray()
+        self._rest_is_silence: bool | None = None  # None: not looked at yet
         self._events = 0
         self._complete = False
         self._inside_an_event = False
@@ -111,7 +112,10 @@ class Stream(Relay):
 
     def _hold(self, data: bytes) -> None:
         self._size += len(data)
-        data = self._rest + data
+        if self._size < HOLD_STREAM and self._belongs_to_the_rest(data):
+            self._rest += data
+            return
+        data = bytes(self._rest) + data
         seen = 0
         for event in sse.events(data):
             seen += len(event)
@@ -127,18 +131,29 @@ class Stream(Relay):
             if meaning is Meaning.OUTPUT or self._events >= HOLD_EVENTS:
                 self._commit_with(data[seen:])
                 return
-        self._rest = data[seen:]
+        self._rest = bytearray(data[seen:])
         if self._size >= HOLD_STREAM:
-            self._commit_with(self._rest)
+            self._commit_with(data[seen:])
 
     def _commit_with(self, rest: bytes) -> None:
         self._pieces.append(rest)
-        self._rest = b""
+        self._rest = bytearray()
         self._commit()
+
+    def _belongs_to_the_rest(self, data: bytes) -> bool:
+        """Whether ``data`` only continues the event that is incomplete, which is then not searched once more.
+
+        A provider that sends byte after byte would have 64 KiB of it searched at each. An end of four bytes at most can
+        begin in what is there already.
+        """
+        return bool(self._rest) and not sse.boundary(self._rest[-3:] + data)
 
     def _pass_on(self, data: bytes) -> None:
         if self._rest:
-            data, self._rest = self._rest + data, b""
+            if len(self._rest) + len(data) <= HOLD_STREAM and self._belongs_to_the_rest(data):
+                self._continue_the_rest(data)
+                return
+            data, self._rest, self._rest_is_silence = bytes(self._rest) + data, bytearray(), None
         if self._inside_an_event or not sse.is_silence(data):
             self._heard = self._clock.seconds()
         end = self._end_of_events(data)
@@ -146,12 +161,23 @@ class Stream(Relay):
             if (self._inside_an_event and end == 0) or len(data) - end > HOLD_STREAM:
                 end = 0  # too large to wait for: it goes out in pieces
             else:
-                data, self._rest = data[:end], data[end:]
+                data, self._rest = data[:end], bytearray(data[end:])
         if data:
             self._look_for_the_end(self._tail + data)
             self._inside_an_event = end == 0
             self._tail = b" " + (self._tail + data)[-TAIL:] if end == 0 else b""
             self._write(data)
+
+    def _continue_the_rest(self, data: bytes) -> None:
+        """Keep more of an incomplete event; only a comment is no sign of life."""
+        if self._rest_is_silence is None:
+            self._rest_is_silence = sse.is_silence(bytes(self._rest))
+        if self._rest_is_silence:
+            at_a_line = self._rest.endswith((b"\r", b"\n"))
+            self._rest_is_silence = sse.is_silence(data if at_a_line else b":" + data)
+        if not self._rest_is_silence:
+            self._heard = self._clock.seconds()
+        self._rest += data
 
     def _end_of_events(self, data: bytes) -> int:
         """The offset behind the last event that ends in ``data``, whose end may have begun in what went out before."""
@@ -177,10 +203,10 @@ class Stream(Relay):
         if self._client is None:
             self._fail(UpstreamBroken("ended its stream without output") if whole else _cut_short(reason))
             return
-        if whole and (self._inside_an_event or sse.is_whole(self._rest)):
-            self._look_for_the_end(self._tail + self._rest)
+        if whole and (self._inside_an_event or sse.is_whole(bytes(self._rest))):
+            self._look_for_the_end(self._tail + bytes(self._rest))
         if whole and self._complete:
-            self._write(self._rest)
+            self._write(bytes(self._rest))
             self._finish(None)
         elif reason.check(error.ConnectionLost):
             self._break("stream_reset", "The provider's connection was reset in the middle of the stream.")

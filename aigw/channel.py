@@ -8,17 +8,20 @@ an answer that closes nothing is read as a request.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from aigw import headers, wire
+from aigw.bodies import without_frames
+from aigw.chunks import BodyTooLong, ChunkedBody, MalformedChunks
 from aigw.errors import BadRequest, GatewayError, HeadersTooLarge
-from aigw.grammar import is_host, is_target, is_trailer
+from aigw.grammar import is_host, is_target
 from aigw.heads import MAX_HEAD, MAX_HEADERS, MAX_LINE, HeadReader
-from aigw.lifetime import BODY_SECONDS, HEAD_SECONDS, MortalChannel
+from aigw.lifetime import BODY_SECONDS, HEAD_SECONDS, LINGER_SECONDS, MortalChannel
 from aigw.openai import error_body
 from aigw.request import Request
 
@@ -35,10 +38,16 @@ class Channel(HeadReader, MortalChannel):
     """One connection of a client."""
 
     _optimisticEagerReadSize = 2**62  # a connection that is not read hears no hang-up; dataReceived has the limit
-    _ahead = b""  # of its time: what was sent behind a request, and is to be read now or when the client reads
-    _behind = 0  # how much of that is kept, here and in Twisted's buffer
+    _behind = 0  # how much is kept of what was sent ahead of its time
     _next_turn: IDelayedCall | None = None
     _idle = False  # between two requests
+    _transferDecoder: Any
+    _decoding = False  # waits for a turn to read more of a body
+    _deaf = False  # nothing more is read: what comes is a body for which nobody asked
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead = bytearray()  # what was sent behind a request, to be read in its time or when the client reads
 
     def getPeer(self) -> None:
         """Twisted asks for every request, and nobody reads it."""
@@ -61,10 +70,13 @@ class Channel(HeadReader, MortalChannel):
         any number of answers kept for it that it does not read.
         """
         self._idle = True
-        ahead = [*self._dataBuffer, self.clearLineBuffer()]
-        self._dataBuffer = []
+        self._closing |= self._deaf
+        ahead, self._ahead = self._ahead, bytearray()
+        ahead += self.clearLineBuffer()
         super().requestDone(request)
-        self._ahead = b"".join(ahead) if self.persistent and not self._closing else b""
+        if self.persistent and not self._closing:
+            self._ahead = ahead
+            self.site.idle[self] = None
         self._behind = len(self._ahead)
         if self._waitingForTransport:
             self._networkProducer.pauseProducing()
@@ -80,8 +92,8 @@ class Channel(HeadReader, MortalChannel):
     def _go_on(self) -> None:
         self._next_turn = None
         if not self._waitingForTransport:
-            ahead, self._ahead, self._behind = self._ahead, b"", 0
-            self.dataReceived(ahead)
+            ahead, self._ahead, self._behind = self._ahead, bytearray(), 0
+            self.dataReceived(bytes(ahead))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """See IProtocol."""
@@ -89,6 +101,13 @@ class Channel(HeadReader, MortalChannel):
             self._next_turn.cancel()
             self._next_turn = None
         super().connectionLost(reason)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Of what was received and is of no use any more: the decoder makes a cycle with the request and its body."""
+        self._transferDecoder = None
+        self._ahead = bytearray()
+        self._buffer = b""
 
     # Judging a head
 
@@ -106,10 +125,24 @@ class Channel(HeadReader, MortalChannel):
         self.persistent = self._may_go_on(options)
         request.head_received(self._command, self._path, self._version, self.length, given)
         if request.refusal is None:
+            if self.length != 0 and not self._expects_body(request):
+                return
             if self._version == b"HTTP/1.1" and given.get(b"expect", b"").lower() == b"100-continue":
                 self._send100Continue()
         elif self.length != 0:
-            self.refuse(request)
+            self.refuse(request, request.refusal)
+
+    def _expects_body(self, request: Request) -> bool:
+        """Whether the body is read. One that nobody asked for is not: the request is answered, and the last."""
+        if request.max_body > 0:
+            if isinstance(self._transferDecoder, ChunkedBody):
+                self._transferDecoder.limit = request.max_body
+            return True
+        self._deaf = True
+        self.persistent = False
+        self.length = 0
+        self._transferDecoder = None
+        return False
 
     def _may_go_on(self, options: bytes) -> bool:
         """Whether another request may follow: in HTTP/1.1, unless one of the Connection options is close."""
@@ -121,23 +154,29 @@ class Channel(HeadReader, MortalChannel):
         """See HeadReader."""
         self._body_began = self.site.reactor.seconds()
         self._cut_after(BODY_SECONDS)
+        if self.requests[-1].caller:  # whoever has no key may have to give way
+            self.site.idle.pop(self, None)
 
-    def refuse(self, request: Request) -> None:
-        """Answer with the request's refusal although its body is not read, and close."""
-        if request.refusal is not None and not self._closing:
+    def refuse(self, request: Request, refusal: GatewayError) -> None:
+        """Answer with an error although the request's body is not read, or not to its end, and close."""
+        if not self._closing:
             self.read_no_more()
-            request.fail(request.refusal)
+            request.refusal = without_frames(refusal)
+            request.fail(refusal)
 
     def read_no_more(self) -> None:
         """The answer that comes next, now or after a while, is the last of this connection."""
         self._closing = True
         self.persistent = False
-        self._dataBuffer, self._behind = [], 0
+        self._transferDecoder = None
+        self._ahead, self._behind = bytearray(), 0
 
     # Nothing that follows is read as a request once the connection is closing.
 
     def dataReceived(self, data: bytes) -> None:
         """See IProtocol."""
+        if self._deaf:
+            return
         if self._closing:
             self._drop(data)
             return
@@ -148,13 +187,47 @@ class Channel(HeadReader, MortalChannel):
 
     def rawDataReceived(self, data: bytes) -> None:
         """Some of a body, or what is sent behind a request that is being answered."""
-        if not self._closing and (not self._handlingRequest or self._keeps(data)):
-            super().rawDataReceived(data)
+        if self._closing or self._deaf:
+            return
+        if not self._handlingRequest:
+            self._decode(self._transferDecoder.dataReceived, data)
+        elif self._keeps(data):
+            self._ahead += data
+
+    def _decode(self, read: Callable[..., None], *data: bytes) -> None:
+        """Read some of a body; what is left of a read that holds many chunks is for another turn of the reactor."""
+        try:
+            read(*data)
+        except MalformedChunks:
+            self._respondToBadRequestAndDisconnect()
+        except BodyTooLong:
+            self.refuse(self.requests[-1], self.requests[-1].too_large())
+        if self._has_unread() and not self._decoding:
+            self._decoding = True
+            self._networkProducer.pauseProducing()
+            self.site.turns.add(self._decode_more)
+
+    def _decode_more(self) -> bool:
+        """Whether there is more still."""
+        if self._has_unread():
+            self._decode(self._transferDecoder.go_on)
+        if self._has_unread():
+            return True
+        self._decoding = False
+        if self._next_turn is None and (self._handlingRequest or not self._waitingForTransport):
+            self._networkProducer.resumeProducing()
+        return False
+
+    def _has_unread(self) -> bool:
+        return isinstance(self._transferDecoder, ChunkedBody) and self._transferDecoder.unread
 
     def _finishRequestBody(self, data: bytes) -> None:
         self._behind = 0
-        if self._keeps(data):  # Twisted does
-            super()._finishRequestBody(data)
+        if self._deaf:
+            self.allContentReceived()
+        elif self._keeps(data):
+            self._ahead += data
+            self.allContentReceived()
 
     def _drop(self, data: bytes) -> None:
         """Whoever is to wait for the last answer has a bound too on what is read from it meanwhile, for nothing.
@@ -174,15 +247,18 @@ class Channel(HeadReader, MortalChannel):
 
     def allContentReceived(self) -> None:
         """See HTTPChannel."""
-        trailers = getattr(self._transferDecoder, "_trailerHeaders", ())  # Twisted drops them as they are
-        if trailers and not all(is_trailer(each) for each in trailers):
-            self._respondToBadRequestAndDisconnect()
         if not self._closing:
             self._body_began = math.inf
             self._cut_after(math.inf)
+            self.site.idle.pop(self, None)
             super().allContentReceived()
 
     # Errors of the parser
+
+    def misread(self) -> None:
+        """See HeadReader: a client that was given an https:// address would wait for an answer that it can read."""
+        self.site.mismatches.note(self.transport.getPeer(), secure=False)
+        self.close_soon(LINGER_SECONDS)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """A line is over MAX_LINE."""
@@ -204,6 +280,7 @@ class Channel(HeadReader, MortalChannel):
             request_id, method = self.requests[-1].request_id, self.requests[-1].method
             self.requests[-1].error = error
             self.requests[-1].answered(error.status)
+        self._let_go()
         body = error_body(error)
         self.transport.write(
             b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"

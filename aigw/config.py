@@ -25,6 +25,7 @@ PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
 MAX_FILE = 1024 * 1024
 SHORT_KEY = 8
 GUESSED_KEY = 20
+BODIES = 512 * 1024 * 1024
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -103,8 +104,9 @@ class Route(msgspec.Struct, frozen=True):
 
 class Config(msgspec.Struct, frozen=True):
     """Everything the gateway runs by. ``listeners`` is empty where the file names none: ``port`` on every address
-    with TLS, on loopback without. ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in
-    seconds. ``secrets`` are all keys, for redaction; ``warnings`` are for the log."""
+    with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, in bytes.
+    ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
+    for redaction; ``warnings`` are for the log."""
 
     port: int
     listeners: tuple[Listener, ...]
@@ -114,6 +116,7 @@ class Config(msgspec.Struct, frozen=True):
     providers: dict[str, Provider]
     routes: dict[str, Route]
     max_body: int
+    max_bodies: int
     max_connections: int
     max_per_address: int | None
     drain: float
@@ -168,7 +171,12 @@ def build(
     found = [*mistakes, *unset, *_not_of(unset, found), *tls_mistakes]
     if found:
         raise ConfigError(list(dict.fromkeys(found)))
-    return _resolve(msgspec.convert(tree, FileEntry, strict=False, dec_hook=decode), tls, folder, warnings)
+    entry = msgspec.convert(tree, FileEntry, strict=False, dec_hook=decode)
+    if entry.limits.bodies is not None and entry.limits.bodies < entry.limits.body:
+        raise ConfigError(
+            ["limits.bodies: is less than limits.body, the size of one request; raise the one or lower the other"]
+        )
+    return _resolve(entry, tls, folder, warnings)
 
 
 def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Sequence[str]) -> Config:
@@ -232,6 +240,7 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
         providers=providers,
         routes=routes,
         max_body=int(entry.limits.body),
+        max_bodies=int(entry.limits.bodies or max(BODIES, entry.limits.body)),
         max_connections=int(entry.limits.connections),
         max_per_address=int(entry.limits.connections_per_address) or None,
         drain=float(entry.drain),

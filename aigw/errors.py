@@ -19,6 +19,7 @@
       TooManyViewers          503
       DeadlineExceeded        504
       TooManyConnections      503
+      TooManyBodies           503
     UpstreamFailure           one attempt failed, the next may work
       UpstreamUnreachable     DNS, refused, TLS: nothing was sent
       UpstreamTimeout         says which limit: connect, first output, answer, deadline
@@ -156,6 +157,13 @@ class TooManyConnections(GatewayError):
 
     status = 503
     code = "too_many_connections"
+
+
+class TooManyBodies(GatewayError):
+    """The requests under way are as large, all together, as they may be: 503."""
+
+    status = 503
+    code = "too_many_bodies"
 
 
 class HeadersTooLarge(GatewayError):

@@ -190,6 +190,7 @@ class Exchange:
         verdict = routing.judge(failure, self._route.stop_on)
         rests = routing.tell(self._health, step, verdict, probe)
         record = self._note(step, started, failure.outcome, failure.status, failure.message, rests)
+        failure.__traceback__ = failure.__context__ = None  # whose frames would keep the body, and this too
         self._failures.append((record, failure))
         self._gateway.note_failure(self._trail.request_id, self._route.name, record)
         if verdict.final and not holds_a_key(self._gateway.secrets, cast(UpstreamRefused, failure).body or b""):

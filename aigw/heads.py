@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.web.http import HTTPChannel
 
+from aigw.chunks import ChunkedBody
 from aigw.errors import BadRequest, GatewayError
 
 MAX_LINE = 16 * 1024
@@ -21,6 +22,7 @@ SINGLE = frozenset(
     b"host content-length content-type authorization proxy-authorization x-api-key cookie origin sec-fetch-site expect "
     b"x-request-id traceparent idempotency-key http-referer x-title".split()
 )  # of what is read here, acted on or passed on: all but the lists, whose lines make one value (RFC 9110, section 5.3)
+TLS_HANDSHAKE = b"\x16"  # the first byte of a record with a ClientHello (RFC 8446, 5.1)
 _PLAIN = re.compile(
     rb"([A-Z]+) ([!-~]+) HTTP/1\.1\r\n((?:[!#$%%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n){1,%d})\r\n" % MAX_HEADERS
 )
@@ -54,6 +56,10 @@ class HeadReader(HTTPChannel, ABC):
     def _reject(self, error: GatewayError) -> None:
         """Answer what never became a request, and close."""
 
+    @abstractmethod
+    def misread(self) -> None:
+        """What came is TLS, on a connection that is not."""
+
     def dataReceived(self, data: bytes) -> None:
         """See IProtocol."""
         if self.line_mode and self.persistent and not (self._busyReceiving or self._buffer or self._in_head()):
@@ -69,6 +75,9 @@ class HeadReader(HTTPChannel, ABC):
                 if not self._buffer:
                     return
                 data = b""
+            elif data[:1] == TLS_HANDSHAKE and not self.isSecure():
+                self.misread()
+                return
         if not self._closing:
             super().dataReceived(data)
 
@@ -144,6 +153,8 @@ class HeadReader(HTTPChannel, ABC):
             self._respondToBadRequestAndDisconnect()
             return
         joined = {name: b", ".join(values) for name, values in given.items()}
+        if self.length is None:
+            self._transferDecoder = ChunkedBody(request.handleContentChunk, self._finishRequestBody)
         self.judge(request, joined, hosts[0], joined.get(b"connection", b""))
         if self.length != 0 and not self._closing:
             self.await_body()

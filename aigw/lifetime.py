@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
 from aigw.errors import Draining, GatewayError, RequestTimeout
+from aigw.lateness import GRACE_SECONDS, lateness
 from aigw.request import Request
 
 HEAD_SECONDS = 15.0  # from connecting, TLS handshake included, or from a request's first line
@@ -39,6 +40,7 @@ class MortalChannel(HTTPChannel, ABC):
     _due = math.inf
     _body_began = math.inf
     _unsent = 0.0
+    gives_way = False  # to another, as there are too many
 
     def connectionMade(self) -> None:
         """A client, its TLS handshake still to come."""
@@ -60,10 +62,13 @@ class MortalChannel(HTTPChannel, ABC):
             self._watch = self.callLater(seconds, self._look)
 
     def _look(self) -> None:
-        self._watch = None
-        if self._closing:  # it has a closer
+        watch, self._watch = self._watch, None
+        if self._closing or watch is None:  # it has a closer
             return
         now = self.site.reactor.seconds()
+        if late := lateness(watch, self.site.reactor):
+            self._body_began += late
+            self._due = max(self._due, now + GRACE_SECONDS)
         if self._body_began < math.inf:  # as long as what has come by now buys at the lowest rate, and a start
             self._due = self._body_began + BODY_SECONDS + self.requests[-1].bytes_in / BODY_RATE
         if now >= self._due and self._waitingForTransport and (unsent := _unsent(self.transport)) < self._unsent:
@@ -135,6 +140,23 @@ class MortalChannel(HTTPChannel, ABC):
             self._closer.cancel()
         self._closer = self.callLater(seconds, self.transport.abortConnection)
         super().loseConnection()
+
+    def give_way(self) -> None:
+        """Close at once: over TLS too, where the client's word on it would be waited for."""
+        self.gives_way = True
+        self.close_soon(LINGER_SECONDS)
+        plain = getattr(self.transport, "transport", None)
+        if plain is not None:
+            plain.loseConnection()
+
+    def answer_in_plain(self, answer: bytes) -> None:
+        """Tell a client that speaks HTTP without TLS, where the gateway speaks it over TLS, and close."""
+        self.site.mismatches.note(self.transport.getPeer(), secure=True)
+        self._closing = True
+        self._closer = self.callLater(LINGER_SECONDS, self.transport.abortConnection)
+        plain = self.transport.transport
+        plain.write(answer)
+        plain.loseWriteConnection()
 
     def loseConnection(self) -> None:
         """Close; behind a refusal only after a while in which the client can read it.

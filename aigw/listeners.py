@@ -6,6 +6,7 @@ import ipaddress
 import itertools
 import os
 import re
+import select
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -147,14 +148,24 @@ class Listeners:
         self.open = {listener: ports[listener] for listener in listeners}
         closed = [listener for listener in before if listener not in self.open]
         for listener in closed:
-            maybeDeferred(before[listener].stopListening)
+            self._close(listener, before[listener])
         return closed
 
     def close(self, admin: bool) -> Deferred[Any]:
         """Close those for clients, or that for administrators; connections stay."""
-        ports = [port for listener, port in self.open.items() if listener.admin == admin]
+        closing = [(listener, port) for listener, port in self.open.items() if listener.admin == admin]
         self.open = {listener: port for listener, port in self.open.items() if listener.admin != admin}
-        return gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
+        return gatherResults([self._close(*each) for each in closing], consumeErrors=True)
+
+    def _close(self, listener: Listener, port: Any) -> Deferred[Any]:
+        """Close a port, behind the clients for whom the kernel has accepted already: it would reset their connections.
+
+        What systemd holds open keeps them for the next process.
+        """
+        if not listener.endpoint.startswith("systemd:"):
+            accept_waiting(port)
+            self._reactor.callLater(0, accept_waiting, port)  # Twisted closes it in the next turn, right behind this
+        return maybeDeferred(port.stopListening)
 
     def _endpoint(self, listener: Listener) -> IStreamServerEndpoint:
         kind, written = listener.endpoint.partition(":")[0], listener.endpoint
@@ -191,6 +202,18 @@ class Listeners:
             raise CannotListen(f"{listener.endpoint}: {results[0].value}{self._by_us(listener)}")
         port: IListeningPort = results[0]
         return port
+
+
+def accept_waiting(port: Any) -> None:
+    """Take all connections that wait in the backlog of ``port``."""
+    if not port.connected:
+        return
+    waiting = select.poll()
+    waiting.register(port, select.POLLIN)
+    for _ in range(BACKLOG):  # each takes one or more; whoever comes faster than that is refused in the end
+        if not waiting.poll(0):
+            return
+        port.doRead()
 
 
 def told(port: IListeningPort) -> str:

@@ -16,7 +16,7 @@ _OURS = frozenset(
     "keep-alive expect proxy-authorization x-request-id traceparent".split()
 )
 _CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB)?")
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
 
 
 class Duration(float):
@@ -29,6 +29,10 @@ class Cooldown(float):
 
 class Size(int):
     """Bytes, written ``32MiB``, ``512KiB`` or as a number of bytes; at least 1 KiB and at most 1 GiB."""
+
+
+class TotalSize(int):
+    """Bytes, written as a Size is; at least 1 KiB and at most 1 TiB."""
 
 
 class Url(str):
@@ -146,12 +150,20 @@ def _refusal(value: Any) -> Refusal:
 
 
 def _size(value: Any) -> Size:
+    return Size(_bytes(value, 1024**3, "1024MiB"))
+
+
+def _total_size(value: Any) -> TotalSize:
+    return TotalSize(_bytes(value, 1024**4, "1024GiB"))
+
+
+def _bytes(value: Any, most: int, written: str) -> int:
     match = _SIZE.fullmatch(str(value).strip())
     if isinstance(value, int | str) and match:
-        number = int(match[1]) * {"KiB": 1024, "MiB": 1024**2}.get(match[2] or "B", 1)
-        if 1024 <= number <= 1024**3:
-            return Size(number)
-    raise ValueError("is not a size; write 32MiB, 512KiB or a number of bytes, from 1KiB to 1024MiB")
+        number = int(match[1]) * {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}.get(match[2] or "B", 1)
+        if 1024 <= number <= most:
+            return number
+    raise ValueError(f"is not a size; write 32MiB, 512KiB or a number of bytes, from 1KiB to {written}")
 
 
 def _url(value: Any) -> Url:
@@ -235,6 +247,7 @@ _DECODERS: dict[type, Callable[[Any], Any]] = {
     Retries: _retries,
     Refusal: _refusal,
     Size: _size,
+    TotalSize: _total_size,
     Url: _url,
     Secret: _secret,
     Name: _name,

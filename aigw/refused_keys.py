@@ -8,6 +8,7 @@ costs whoever does not wait a connection for each key. What protects a key is it
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from math import ceil
 from typing import Any
 
@@ -16,6 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from aigw import logs
 from aigw.addresses import counts_for
+from aigw.errors import WrongKey
 
 FREE = 5  # refusals of one address that are answered at once
 FIRST_PAUSE = 0.25  # then this, and twice as long each time
@@ -43,6 +45,20 @@ class RefusedKeys:
         self._unlogged: Counter[str] = Counter()
         self._unlogged_of_others = 0
         self._next_log: IDelayedCall | None = None
+
+    def delay(self, request: Any, error: WrongKey, answer: Callable[[], object]) -> None:
+        """Count a wrong key, and call ``answer`` after the pause that its sender has to wait, if any.
+
+        Behind such an answer the connection closes, and until then nothing that it sends is kept.
+        """
+        pause = self.add(request.channel.transport.getPeer(), error.tried)
+        if pause:
+            request.channel.read_no_more()
+            waits = self.wait(pause)
+            if waits is not None:
+                request.serve(waits.addCallback(lambda _: answer()))
+                return
+        answer()
 
     def add(self, peer: Any, keys: int = 1) -> float:
         """Count ``keys`` that came from ``peer`` in one request; the seconds that the answer is to wait."""

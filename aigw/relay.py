@@ -20,6 +20,7 @@ from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
 from aigw.errors import StreamBroken, UpstreamFailure
+from aigw.lateness import GRACE_SECONDS, lateness
 from aigw.openai import Endpoint
 from aigw.usage import usage_in
 
@@ -189,6 +190,8 @@ class Relay(BodyProtocol, ABC):
     def _look_at_the_clock(self) -> None:
         """The limit may have passed; re-armed only here, so that a chunk costs no timer."""
         left = self._time_left()
+        if self._timer is not None and lateness(self._timer, self._clock):
+            left = max(left, GRACE_SECONDS)
         if left > 0:
             self._timer = self._clock.callLater(left, self._look_at_the_clock)
         else:

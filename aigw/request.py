@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
 from aigw import headers
-from aigw.config import Config
+from aigw.bodies import without_frames
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.openai import error_body
 
@@ -28,7 +27,7 @@ log = Logger()
 class Resource(Protocol):
     """A leaf of the resource tree."""
 
-    config: Config
+    max_body: int
 
     def admit(self, request: Request) -> None:
         """Judge the request by its head. Raises GatewayError."""
@@ -66,6 +65,8 @@ class Request(TwistedRequest):
         self._head = b""
         self._given: dict[bytes, bytes] = {}
         self.bytes_in = 0
+        self._bodies = channel.site.bodies
+        self._taken = 0  # of what the bodies of all requests may take
 
     @cached_property
     def requestHeaders(self) -> Headers:  # type: ignore[override]
@@ -94,15 +95,36 @@ class Request(TwistedRequest):
         self.resource = self.channel.site.getResourceFor(self)
         try:
             self.resource.admit(self)
-            if length is not None:
+            if length and self.resource.max_body:
                 self._check_size(length)
+                self._take(length)
         except GatewayError as error:
-            self.refusal = error
+            self.refusal = without_frames(error)
+
+    @property
+    def max_body(self) -> int:
+        """How many bytes of its body its resource reads at most, 0 for none."""
+        limit: int = self.resource.max_body
+        return limit
 
     def _check_size(self, size: int) -> None:
-        limit = self.resource.config.max_body
-        if size > limit:
-            raise TooLarge(f"The body is over the limit of {limit} bytes.")
+        if size > self.max_body:
+            raise self.too_large()
+
+    def too_large(self) -> TooLarge:
+        """The error for a body over the limit."""
+        return TooLarge(f"The body is over the limit of {self.max_body} bytes.")
+
+    def _take(self, size: int) -> None:
+        self._bodies.take(size)
+        self._taken += size
+
+    def _let_go(self) -> None:
+        """The body is of no use any more."""
+        self._body = b""
+        if self._taken:
+            self._bodies.give_back(self._taken)
+            self._taken = 0
 
     def gotLength(self, length: int | None) -> None:
         """Twisted would open a file for the body here."""
@@ -113,10 +135,11 @@ class Request(TwistedRequest):
             return
         self.bytes_in += len(data)
         try:
-            self._check_size(self.bytes_in)
+            if self.bytes_in > self._taken:  # chunked
+                self._check_size(self.bytes_in)
+                self._take(self.bytes_in - self._taken)
         except GatewayError as error:
-            self.refusal = error
-            self.channel.refuse(self)
+            self.channel.refuse(self, error)
             return
         if not self._body:
             self._body = data
@@ -156,6 +179,9 @@ class Request(TwistedRequest):
             self._tell(failure)
         except Exception:
             log.failure("Unexpected error while answering")
+        finally:
+            if failure.value is not None:  # see without_frames; this is for one that is not kept as an error
+                failure.value.__traceback__ = None
 
     def _tell(self, failure: Failure) -> None:
         self.serving = None
@@ -177,26 +203,11 @@ class Request(TwistedRequest):
 
     def fail(self, error: GatewayError) -> None:
         """Answer with an error."""
-        self.error = error
+        self.error = without_frames(error)
         if isinstance(error, WrongKey):
-            self.after_pause(error, partial(self._fail, error))
+            self.channel.site.refused_keys.delay(self, error, partial(self._fail, error))
         else:
             self._fail(error)
-
-    def after_pause(self, error: WrongKey, answer: Callable[[], object]) -> None:
-        """Count a wrong key, and call ``answer`` after the pause that its sender has to wait, if any.
-
-        Behind such an answer the connection closes, and until then nothing that it sends is kept.
-        """
-        refused = self.channel.site.refused_keys
-        pause = refused.add(self.channel.transport.getPeer(), error.tried)
-        if pause:
-            self.channel.read_no_more()
-            waits = refused.wait(pause)
-            if waits is not None:
-                self.serve(waits.addCallback(lambda _: answer()))
-                return
-        answer()
 
     def _fail(self, error: GatewayError) -> None:
         for name, value in error.headers.items():
@@ -214,6 +225,7 @@ class Request(TwistedRequest):
     def begin(self, status: int, sent: list[headers.Header], length: int | None) -> None:
         """Prepare the head of the answer; it leaves with the first bytes of the body."""
         self.chunked = 0
+        self._let_go()
         self.setResponseCode(status)
         if self.channel is not None and (not self.channel.persistent or self.channel.site.draining):
             sent.append((b"connection", b"close"))
@@ -279,6 +291,7 @@ class Request(TwistedRequest):
 
     def answered(self, status: int) -> None:
         """The request is over; its resource hears so once, if it ever heard of it."""
+        self._let_go()
         resource, self.resource = self.resource, None
         if resource is not None:
             resource.answered(self, status)

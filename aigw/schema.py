@@ -23,6 +23,7 @@ from aigw.notation import (
     Refusal,
     Retries,
     Size,
+    TotalSize,
     Url,
 )
 from aigw.secret import Secret
@@ -98,9 +99,11 @@ class RouteEntry(_Entry, frozen=True):
 
 
 class LimitsEntry(_Entry, frozen=True):
-    """What a client may send at most, and how many connections there may be, in all and of one address."""
+    """What a client may send at most, how large all bodies under way may be together, and how many connections there
+    may be, in all and of one address."""
 
     body: Size = Size(32 * 1024 * 1024)
+    bodies: TotalSize | None = None
     connections: Connections = Connections(2000)
     connections_per_address: PerAddress = PerAddress(0)
 

@@ -248,6 +248,7 @@ class GatewayService(Service):
 
     def _limit_connections(self) -> None:
         self._site.admission.limit(self.config.max_connections, self.config.max_per_address)
+        self._site.bodies.limit = self.config.max_bodies
 
     def _say_opened(self, opened: Mapping[Listener, IListeningPort]) -> None:
         for listener, port in opened.items():

@@ -16,7 +16,7 @@ _SILENCE = re.compile(rb"(?:[\r\n]|:[^\r\n]*(?:[\r\n]|\Z))*")
 _BOM = b"\xef\xbb\xbf"
 
 
-def boundary(data: bytes) -> int:
+def boundary(data: bytes | bytearray) -> int:
     """The offset behind the last event that is whole in ``data``; 0 if none is."""
     if b"\r" not in data:
         at = data.rfind(b"\n\n")

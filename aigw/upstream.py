@@ -25,6 +25,7 @@ from aigw.client import Client, ascii_url
 from aigw.config import Provider
 from aigw.connection import Response
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
+from aigw.lateness import Limit
 from aigw.openai import message_in
 from aigw.routing import Attempt
 from aigw.tls import authorities_in
@@ -123,11 +124,10 @@ def within(limited: Deferred[T], seconds: float, clock: IReactorTime, reason: Ca
         limited.cancel()
 
     def settle(result: Any) -> Any:
-        if timer.active():
-            timer.cancel()
+        limit.stop()
         return Failure(reason()) if fired and isinstance(result, Failure) else result
 
-    timer = clock.callLater(max(0.0, seconds), too_late)
+    limit = Limit(clock, seconds, too_late)
     return limited.addBoth(settle)
 
 
@@ -192,15 +192,14 @@ class _Bounded(Protocol):
     @classmethod
     def read(cls, response: Response, clock: IReactorTime) -> Deferred[tuple[bytes, bool]]:
         reader = cls()
-        timer = clock.callLater(REFUSAL_SECONDS, reader._enough)
+        limit = Limit(clock, REFUSAL_SECONDS, reader._enough)
         response.deliverBody(reader)
 
-        def stop_timer(result: Any) -> Any:
-            if timer.active():
-                timer.cancel()
+        def stop_limit(result: Any) -> Any:
+            limit.stop()
             return result
 
-        return reader._done.addBoth(stop_timer)
+        return reader._done.addBoth(stop_limit)
 
     def dataReceived(self, data: bytes) -> None:
         self._data += data

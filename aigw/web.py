@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -15,14 +16,17 @@ from twisted.web.server import NOT_DONE_YET, Site
 from aigw import headers
 from aigw.admission import Admission
 from aigw.auth import authenticate
+from aigw.bodies import Bodies
 from aigw.channel import Channel
 from aigw.config import Config
 from aigw.errors import MethodNotAllowed, PathNotFound, RouteNotFound
 from aigw.gateway import Gateway
+from aigw.mismatch import Mismatches
 from aigw.openai import ENDPOINTS, Endpoint, model, read_call
 from aigw.records import Sink, Trail
 from aigw.refused_keys import RefusedKeys
 from aigw.request import Request
+from aigw.turns import Turns
 
 BeginTrace = Callable[["bytes | None"], Any]
 
@@ -37,24 +41,38 @@ class Front(Site):
 
     def __init__(self, tree: TwistedResource, reactor: Any) -> None:
         super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
-        self.admission = Admission(reactor)
+        self.admission = Admission(reactor, self._make_way)
         self.refused_keys = RefusedKeys(reactor)
+        self.bodies = Bodies()
+        self.mismatches = Mismatches(reactor)
+        self.turns = Turns(reactor)
+        self.idle: OrderedDict[Channel, None] = OrderedDict()  # without a request, the longest so at first
         self._open: set[Channel] = set()
         self._emptied: Deferred[None] | None = None
 
     def entered(self, channel: Channel) -> None:
         """A client has connected."""
         self._open.add(channel)
+        self.idle[channel] = None
         self.admission.entered(channel.transport.getPeer())
 
     def left(self, channel: Channel) -> None:
         """A client's connection is gone."""
         self._open.discard(channel)
-        self.admission.left(channel.transport.getPeer())
+        self.idle.pop(channel, None)
+        self.admission.left(channel.transport.getPeer(), channel.gives_way)
         if self._emptied is not None and not self._open:
             emptied, self._emptied = self._emptied, None
             self.refused_keys.close()
             emptied.callback(None)
+
+    def _make_way(self) -> bool:
+        """Close the connection that has been without a request for the longest, if there is one, as nginx does."""
+        if not self.idle:
+            return False
+        channel, _ = self.idle.popitem(last=False)
+        channel.give_way()
+        return True
 
     def drain(self) -> Deferred[None]:
         """Take one more request of each client at most; fires when all connections are gone."""
@@ -98,6 +116,7 @@ class Front(Site):
     def stopFactory(self) -> None:
         """No listener is left."""
         self.admission.close()
+        self.mismatches.close()
 
     def log(self, request: Any) -> None:
         """Twisted would write its access log here, whole URIs included."""
@@ -109,6 +128,7 @@ class Leaf(TwistedResource):
     isLeaf = True
     known: Mapping[bytes, TwistedResource] = {}  # below this one, by whole paths; where to look first
     methods: tuple[bytes, ...] = (b"GET", b"HEAD")
+    max_body = 0  # bytes; a body that is not read costs nothing, and ends the connection
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -210,6 +230,7 @@ class Calls(Leaf):
         self, config: Config, endpoint: Endpoint, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None
     ) -> None:
         super().__init__(config)
+        self.max_body = config.max_body
         self._endpoint = endpoint
         self._gateway = gateway
         self._sink = sink

@@ -16,7 +16,7 @@ import trustme
 from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 
-from aigw import admission, openfiles
+from aigw import admission, notices, openfiles
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.test_daemon import Daemon
@@ -44,7 +44,7 @@ def said():
 
 def test_s2_2000_connections_in_all(said):
     world = MemoryGateway()
-    clients = [world.open() for _ in range(2000)]
+    clients = [world.ask() for _ in range(2000)]
     refused = world.open()
     told = refused.take()
     assert told.startswith(b"HTTP/1.1 503 ")
@@ -60,12 +60,37 @@ def test_s2_2000_connections_in_all(said):
     accepted = world.open()
     accepted.say(HEALTH)
     assert body_of(accepted.take()) == b'{"status": "healthy"}'
-    assert said == [{"refused": 1, "connections": 2000, "addresses": {}}]
+    assert said == [{"refused": 1, "connections": 2000, "addresses": {"127.0.0.1": 2000}}]
+
+
+def test_s2_whoever_has_been_without_a_request_for_the_longest_gives_way(said):
+    world = MemoryGateway(top=limits(connections=4))
+    asks, kept, half, fresh = world.ask(), world.open(), world.open(), world.open("10.0.0.9")
+    kept.say(HEALTH)  # and so has been idle since after the others
+    half.say(HEALTH[:20])  # no request yet, and nobody can prove that there will be one
+    one = world.ask()
+    assert (half.disconnected, fresh.disconnected, kept.disconnected) == (True, False, False)
+    two = world.ask()
+    assert (fresh.disconnected, kept.disconnected) == (True, False)
+    three = world.ask()
+    assert kept.disconnected
+    assert world.open().take().startswith(b"HTTP/1.1 503 ")
+    assert not any(each.disconnected for each in (asks, one, two, three))
+    assert (world.admission.open, world.admission.leaving, world.admission.refused) == (4, 0, 1)
+    assert said == [{"refused": 1, "connections": 4, "addresses": {"127.0.0.1": 4}}]
+
+
+def test_s2_without_a_key_a_body_that_does_not_come_is_no_request():
+    world = MemoryGateway(top=limits(connections=1))
+    with_key = world.open()
+    with_key.say(request(HELLO)[:-1])
+    assert world.open().take().startswith(b"HTTP/1.1 503 ")
+    assert not with_key.disconnected
 
 
 def test_s2_over_tls_one_too_many_ends_without_a_word():
     world = MemoryGateway(top=limits(connections=1))
-    world.open()
+    world.ask()
     refused = world.open(secure=True)
     assert refused.take() == b""
     refused.say(b"\x16\x03\x01")
@@ -75,7 +100,7 @@ def test_s2_over_tls_one_too_many_ends_without_a_word():
 
 def test_s2_refused_connections_linger_in_a_bounded_number_and_leave_nothing():
     world = MemoryGateway(top=limits(connections=1))
-    world.open()
+    world.ask()
     refused = [world.open() for _ in range(admission.MAX_LINGERING + 5)]
     assert [wire.protocol is None for wire in refused] == [False] * admission.MAX_LINGERING + [True] * 5
     refused[0].lost(ConnectionDone())
@@ -102,13 +127,13 @@ def test_s2_refusals_are_counted_and_logged_at_most_once_in_10_seconds(said):
 
 def test_s2_what_is_unsaid_when_it_stops_is_said(said):
     world = MemoryGateway(top=limits(connections=1))
-    world.open().take()
+    world.ask().take()
     for _ in range(3):
         world.open()
     world.site.stopFactory()
     assert [each["refused"] for each in said] == [1, 2]
     world.clock.advance(admission.LINGER_SECONDS)
-    assert len(world.timers()) == 1, "only that of the connection which is open"
+    assert len(world.timers()) == 2, "only those of the request that is under way, and of its connection"
 
 
 #   what one address is
@@ -129,7 +154,8 @@ def test_s2_so_many_of_one_address(one, other, same, said):
     clients = [world.open(one), world.open(one)]
     assert (world.open(other).take() != b"") is same
     assert world.open("192.0.2.1").take() == b""
-    assert [sum(each["addresses"].values()) for each in said] == [1] * same
+    assert [each["refused"] for each in said] == [1] * same
+    assert not same or list(said[0]["addresses"].values()) == [2]
     for client in clients:
         client.lost(ConnectionDone())
     assert world.open(other).take() == b""
@@ -146,12 +172,12 @@ def test_s2_the_addresses_in_a_line_are_bounded(said):
         world.open(address)
     world.clock.advance(10)
     assert [each["refused"] for each in said] == [1, 49]
-    assert len(said[1]["addresses"]) == admission.MAX_ADDRESSES
+    assert len(said[1]["addresses"]) == notices.MAX_ADDRESSES
 
 
 def test_s2_both_limits_may_change_while_it_runs():
     world = MemoryGateway(top=limits(connections=2))
-    clients = [world.open(), world.open()]
+    clients = [world.ask(), world.ask()]
     world.admission.connections = 1
     assert not any(client.disconnected for client in clients), "those that are there stay"
     clients[0].lost(ConnectionDone())
@@ -199,6 +225,7 @@ def test_s2_there_are_fewer_connections_than_open_files(monkeypatch, soft, hard,
 def configuration(folder: Path, tls: bool, **settings: int) -> dict:
     tree = {
         "api_key": KEY,
+        "drain": 0,
         "listen": ["tcp:0:interface=127.0.0.1"],
         "providers": [{"name": "p", "base_url": "http://127.0.0.1:1/v1"}],
         "routes": [{"name": "route", "steps": [{"provider": "p", "model": "m"}]}],
@@ -217,7 +244,8 @@ def healthy(connection: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
-def test_s2_the_2001st_connection_to_a_daemon(tmp_path, tls):
+def test_s2_2000_idle_connections_lock_nobody_out_of_a_daemon(tmp_path, tls):
+    """Nor do any number more of them; and whoever is in a request is not closed for those who are not."""
     context = ssl._create_unverified_context()
 
     def connect() -> socket.socket:
@@ -226,13 +254,50 @@ def test_s2_the_2001st_connection_to_a_daemon(tmp_path, tls):
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4200)), hard))
-    with ExitStack() as stack, Daemon(tmp_path, config=json.dumps(configuration(tmp_path, tls))) as daemon:
+    with ExitStack() as stack:
+        provider = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=50))
+        tree = configuration(tmp_path, tls)
+        tree["providers"][0]["base_url"] = f"http://127.0.0.1:{provider.getsockname()[1]}/v1"
+        daemon = stack.enter_context(Daemon(tmp_path, config=json.dumps(tree)))
         address = daemon.address()
-        clients = []
-        for _ in range(2000):
-            clients.append(connect())
-            assert healthy(clients[-1]), "it keeps up; and who has asked may be idle for longer than 15 s"
-        assert healthy(clients[-1])
+        asks = connect()
+        asks.sendall(request(HELLO))
+        idle = []
+        for _ in range(1999):
+            idle.append(connect())
+            assert healthy(idle[-1])
+        for _ in range(50):
+            begun = time.monotonic()
+            stranger = connect()
+            assert healthy(stranger)
+            assert time.monotonic() - begun < 1.0
+        assert [each.recv(1) for each in idle[:50]] == [b""] * 50, "the longest idle first, and without a reset"
+        assert healthy(idle[50])
+        told = daemon.wait_for("Connections closed that had no request")
+        assert told["closed"] >= 1
+        assert told["addresses"] == {"127.0.0.1": told["connections"]}
+        answered, _ = provider.accept()
+        answered.recv(65536)
+        answered.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}")
+        assert b"502" in asks.recv(65536)
+        answered.close()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_s2_one_connection_too_many_where_all_are_in_a_request(tmp_path, tls):
+    context = ssl._create_unverified_context()
+    with ExitStack() as stack:
+        provider = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=50))
+        tree = configuration(tmp_path, tls, connections=5)
+        tree["providers"][0]["base_url"] = f"http://127.0.0.1:{provider.getsockname()[1]}/v1"
+        daemon = stack.enter_context(Daemon(tmp_path, config=json.dumps(tree)))
+        address = daemon.address()
+        for _ in range(5):
+            client = stack.enter_context(socket.create_connection(address, timeout=10))
+            if tls:
+                client = stack.enter_context(context.wrap_socket(client))
+            client.sendall(request(HELLO))
+            stack.enter_context(provider.accept()[0])
         for _ in range(20):
             refused = stack.enter_context(socket.create_connection(address, timeout=10))
             refused.sendall(b"\x16\x03\x01" if tls else request(HELLO))
@@ -241,14 +306,24 @@ def test_s2_the_2001st_connection_to_a_daemon(tmp_path, tls):
             assert time.monotonic() - begun < 0.5, "at once, and without a reset"
             assert told == b"" if tls else error_of(told)["code"] == "too_many_connections"
             refused.close()
-        assert healthy(clients[0])
-        assert daemon.wait_for("Connections refused")["connections"] == 2000
-        clients[0].close()
-        clients.append(connect())
-        assert healthy(clients[-1])
+        assert daemon.wait_for("Connections refused")["connections"] == 5
+        client.close()
+        wait_for(lambda: reaches(address, context if tls else None))
         daemon.stop()
         refusals = [line["fields"] for line in daemon.lines() if line["message"].startswith("Connections refused")]
-        assert [each["refused"] for each in refusals] == [1, 19]
+        assert sum(each["refused"] for each in refusals) >= 20
+
+
+def reaches(address: tuple[str, int], context: ssl.SSLContext | None) -> bool:
+    """Whether a new client is served."""
+    try:
+        with socket.create_connection(address, timeout=10) as plain:
+            if context is None:
+                return healthy(plain)
+            with context.wrap_socket(plain) as client:
+                return healthy(client)
+    except OSError:
+        return False
 
 
 def cpu_seconds(pid: int) -> float:

@@ -316,6 +316,25 @@ def test_b2_a_size(written, size):
 
 
 @pytest.mark.parametrize(
+    ("written", "in_all"),
+    [
+        ("{}", 512 << 20),
+        ("{body: 1GiB}", 1 << 30),
+        ("{bodies: 4GiB}", 4 << 30),
+        ("{body: 1MiB, bodies: 1MiB}", 1 << 20),
+    ],
+)
+def test_s6_the_limit_of_all_bodies_is_never_below_that_of_one(written, in_all):
+    assert build(TOP, f"limits: {written}").max_bodies == in_all
+    (mistake,) = mistakes_of(build, TOP, "limits: {body: 2MiB, bodies: 1MiB}")
+    assert mistake.startswith("limits.bodies: is less than limits.body")
+    (mistake,) = mistakes_of(build, TOP, "limits: {bodies: 2000GiB}")
+    assert mistake.startswith(
+        "limits.bodies: is not a size; write 32MiB, 512KiB or a number of bytes, from 1KiB to 1024GiB"
+    )
+
+
+@pytest.mark.parametrize(
     ("written", "in_all", "of_one"),
     [
         ("{}", 2000, None),
@@ -544,7 +563,7 @@ MISTAKES = [
     (PROVIDER, "url: x", "providers[0].url", "unknown setting; known here: name, base_url, api_key"),
     (ROUTE, "step: []", "routes[0].step", "unknown setting; known here: name, steps"),
     (STEP, "time_out: 5s", "routes[0].steps[1].time_out", "unknown setting; known here: provider, model, timeout"),
-    (TOP, "limits: {size: 5}", "limits.size", "unknown setting; known here: body, connections"),
+    (TOP, "limits: {size: 5}", "limits.size", "unknown setting; known here: body, bodies, connections"),
     (TOP, "tls: {cert_file: a, key_file: b, ca: c}", "tls.ca", "unknown setting; known here: cert_file, key_file"),
     (TOP, "listen: [{endpoint: 'unix:/a', tls: 1}]", "listen[0].tls", "unknown setting; known here: endpoint"),
     # kinds
@@ -576,7 +595,7 @@ MISTAKES = [
     (TOP, "routes: [r]", "routes[0]", "expected a mapping with name, steps"),
     (ROUTE, "steps: []", "routes[0].steps", AT_LEAST_ONE),
     (ROUTE, "steps: [one/m]", "routes[0].steps[0]", "expected a mapping with provider, model"),
-    (TOP, "limits: 5MiB", "limits", "expected a mapping with body, connections, connections_per_address"),
+    (TOP, "limits: 5MiB", "limits", "expected a mapping with body, bodies, connections, connections_per_address"),
     (TOP, "listen: []", "listen", AT_LEAST_ONE),
     (TOP, "listen: 'unix:/a'", "listen", AT_LEAST_ONE),
     (TOP, "listen: [5]", "listen[0]", "expected a mapping with endpoint"),

@@ -1,0 +1,43 @@
+"""Time that passed without the event loop: the process was stopped, or its machine was moved.
+
+The reactor runs timers before it reads. After a pause that was longer than a limit everybody would be found too slow,
+though what they sent in time waits in the kernel; so a limit that is looked at far too late is looked at again, when
+that is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+LATE_SECONDS = 1.0  # no turn of the event loop takes as long
+GRACE_SECONDS = 2.0
+
+
+def lateness(timer: IDelayedCall, clock: IReactorTime) -> float:
+    """By how many seconds ``timer``, which fires just now, is late; 0 where that is not worth naming."""
+    late: float = clock.seconds() - timer.getTime()
+    return late if late > LATE_SECONDS else 0.0
+
+
+class Limit:
+    """Calls ``passed`` after so many seconds, unless it is stopped before; where that is late, only after a grace."""
+
+    def __init__(self, clock: IReactorTime, seconds: float, passed: Callable[[], None]) -> None:
+        self._clock = clock
+        self._passed: Callable[[], None] | None = passed
+        self._timer: IDelayedCall | None = clock.callLater(max(0.0, seconds), self._fire)
+
+    def _fire(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and lateness(timer, self._clock):
+            self._timer = self._clock.callLater(GRACE_SECONDS, self._fire)
+        elif self._passed is not None:
+            self._passed()
+
+    def stop(self) -> None:
+        """It does not count any more."""
+        timer, self._timer, self._passed = self._timer, None, None
+        if timer is not None:
+            timer.cancel()
