@@ -131,7 +131,7 @@ class Listeners:
                 continue
             try:
                 opened[listener] = self._listen(listener)
-            except CannotListen:
+            except BaseException:
                 for port in opened.values():
                     port.stopListening()
                 raise
