@@ -9,6 +9,7 @@ import signal
 import sys
 import syslog
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, NoReturn, TextIO
 
@@ -26,6 +27,7 @@ from aigw.signals import obey, obey_stops
 from aigw.systemd import Environment, Notify, watchdog_seconds
 from aigw.upstream import Upstream
 
+EX_USAGE = 64
 EX_CONFIG = 78
 
 
@@ -49,6 +51,31 @@ class Options(usage.Options):
         ["json", None, "with --check-providers: print JSON"],
         ["demo", None, "run on loopback without configuration, key or network, with demo providers"],
     ]
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """See usage.Options. twistd would exit with 1 where the words make no sense, as systemd sees it a crash."""
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+        except usage.UsageError as error:
+            print(f"aigw: {error}\n\naigw --help shows the options.", file=sys.stderr)
+            raise SystemExit(EX_USAGE) from None
+
+    def parseArgs(self, *arguments: str) -> None:
+        """There are only options."""
+        if arguments:
+            raise usage.UsageError(f"unexpected argument: {arguments[0]}")
+
+    def postOptions(self) -> None:
+        """Raises UsageError for options of which one would be ignored."""
+        kinds = [name for name in ("check-config", "check-providers", "demo") if self[name]]
+        if len(kinds) > 1:
+            raise usage.UsageError(f"--{kinds[0]} and --{kinds[1]} exclude each other")
+        if self["json"] and not self["check-providers"]:
+            raise usage.UsageError("--json belongs to --check-providers")
+        if self["demo"] and self["config"] is not None:
+            raise usage.UsageError("--demo has a configuration of its own: leave --config out")
+        if self["demo"] and self.parent and not (self.parent["nodaemon"] or self.parent["debug"]):
+            raise usage.UsageError("--demo runs in the foreground only: write twistd -n aigw --demo")
 
     def opt_version(self) -> None:
         """Print the version and exit."""

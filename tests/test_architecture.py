@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans overlap".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "agent": "connection errors tls",
     "openfiles": "",
     "admission": "errors logs openai openfiles",
-    "listeners": "admission config errors tls",
+    "overlap": "",
+    "listeners": "admission config errors overlap tls",
     "client": "agent connection",
     "upstream": "agent client config connection errors headers openai routing tls",
     "relay": "errors openai usage",

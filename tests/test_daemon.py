@@ -223,6 +223,46 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--demo", "--check-config"], "--check-config and --demo exclude each other"),
+        (["--demo", "--check-providers"], "--check-providers and --demo exclude each other"),
+        (["--check-config", "--check-providers"], "--check-config and --check-providers exclude each other"),
+        (["--demo", "-c", "config.yaml"], "leave --config out"),
+        (["--json"], "--json belongs to --check-providers"),
+        (["--no-such"], "no-such"),
+        (["-c"], "-c"),
+        (["config.yaml"], "unexpected argument: config.yaml"),
+    ],
+)
+def test_d3_d4_words_that_make_no_sense_are_exit_64_and_start_nothing(tmp_path, words, said):
+    """systemd starts the daemon again and again after a 1."""
+    done = run(tmp_path, *words)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith("aigw: ")
+    assert said in done.stderr.splitlines()[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml"}
+
+
+def test_d4_the_demo_does_not_go_to_the_background_without_a_word(tmp_path):
+    command = twistd(tmp_path, "--demo", config=None)
+    command["args"].remove("-n")
+    done = subprocess.run(**command, capture_output=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "write twistd -n aigw --demo" in done.stderr
+    assert not list(tmp_path.iterdir()), "no log and no pid file"
+
+
+@pytest.mark.parametrize("words", [["--check-config"], []], ids=["check", "start"])
+def test_d4_the_administrators_port_may_not_be_that_of_the_clients(tmp_path, words):
+    done = run(
+        tmp_path, *words, config=CONFIG.replace('listen: ["tcp:0:interface=127.0.0.1"]', "port: 8080\nadmin: 8080")
+    )
+    assert done.returncode == 78
+    assert "admin: tcp:8080:interface=127.0.0.1 takes the same address" in done.stderr
+
+
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 def test_d4_check_config_opens_no_socket_by_the_kernel_s_word(tmp_path):
     command = twistd(tmp_path, "--check-config")
