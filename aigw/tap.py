@@ -17,7 +17,7 @@ from twisted.application.service import IService
 from twisted.logger import LogLevel
 from twisted.python import logfile, usage
 
-from aigw import __version__, config, demo, heap, logs
+from aigw import __version__, config, demo, heap, logs, terminal
 from aigw.config import Config
 from aigw.dial import Host, Names
 from aigw.errors import ConfigError
@@ -50,6 +50,7 @@ class Options(usage.Options):
         ],
         ["json", None, "with --check-providers: print JSON"],
         ["demo", None, "run on loopback without configuration, key or network, with demo providers"],
+        ["json-log", None, "write the log as JSON on a terminal too; elsewhere it always is"],
     ]
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
@@ -92,7 +93,7 @@ def makeService(options: Options) -> IService:
     reactor.seconds = time.monotonic  # Twisted's is the wall clock, which may be set
     try:
         if options["demo"]:
-            show = demo.DemoService(reactor, _observer(options.parent))
+            show = demo.DemoService(reactor, _observer(options.parent, options["json-log"]))
             obey_stops(reactor, show.stop_now)
             return show
         path = config.find(path)
@@ -101,13 +102,14 @@ def makeService(options: Options) -> IService:
         service = GatewayService(
             partial(config.load, path.absolute(), Environment(os.environ)),  # twistd may change the directory
             reactor,
-            None if only_check else _observer(options.parent),
+            None if only_check else _observer(options.parent, options["json-log"]),
             notify=Notify(os.environ),
             feed_every=(watchdog_seconds(os.environ, os.getpid()) or math.inf) / 3,
             environ=os.environ,
         )
     except ConfigError as error:
-        _report(error, str(path or "The configuration"), in_words=bool(only_check or options["check-providers"]))
+        in_words = only_check or options["check-providers"] or _for_people(options.parent, options["json-log"])
+        _report(error, str(path or "The configuration"), in_words=bool(in_words))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
         print(_described(service.config, service.days_left()))
@@ -136,7 +138,13 @@ def _settle() -> None:
     gc.set_threshold(5_000, 2, 2)
 
 
-def _observer(server: Any) -> logs.JsonLines | None:
+def _for_people(server: Any, json_log: int) -> bool:
+    """Whether the log goes to a terminal, and nobody asked for JSON there."""
+    on_stderr = server is not None and server.get("nodaemon") and not (server.get("logfile") or server.get("syslog"))
+    return bool(on_stderr and not json_log and terminal.is_terminal(sys.__stderr__))
+
+
+def _observer(server: Any, json_log: int = 0) -> logs.JsonLines | None:
     """JSON lines to where twistd's options say that the log goes; None where it is not ours to say."""
     if server is None or server.get("logger"):
         return None
@@ -145,6 +153,8 @@ def _observer(server: Any) -> logs.JsonLines | None:
         return logs.JsonLines(_Syslog(server.get("prefix") or "aigw"))
     if path == "-":
         return logs.JsonLines(sys.__stdout__) if in_foreground else None  # twistd says why not
+    if _for_people(server, json_log):
+        return logs.JsonLines(terminal.TerminalFile(sys.__stderr__, terminal.wants_colour(os.environ)))
     if in_foreground and not path:
         return logs.json_lines()
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans overlap".split()
+PURE = "errors secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans overlap terminal init".split()
 MAY_IMPORT = {
     "errors": "",
     "secret": "",
@@ -83,8 +83,13 @@ MAY_IMPORT = {
         "admin config dial drain errors gateway generation health listeners live logs pulse reload systemd tls watch web"
     ),
     "check_providers": "config errors routing upstream",
-    "demo": "config logs service",
-    "tap": "check_providers config demo dial errors heap listeners logs service signals systemd upstream",
+    "own_requests": "",
+    "demo": "config logs own_requests service",
+    "terminal": "",
+    "tap": "check_providers config demo dial errors heap listeners logs service signals systemd terminal upstream",
+    "init": "config errors",
+    "command": "init",
+    "__main__": "command",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

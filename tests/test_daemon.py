@@ -369,7 +369,7 @@ def test_the_annotated_reference_names_every_setting():
 )
 def test_b9_where_the_log_goes_is_twistd_s_to_say(tmp_path, monkeypatch, options, goes_to):
     monkeypatch.chdir(tmp_path)
-    observer = tap._observer(options)
+    observer = tap._observer(options, json_log=True)
     assert (observer and observer._file) is (goes_to and getattr(sys, f"__{goes_to}__"))
     assert not list(tmp_path.iterdir()), "no file that nobody asked for"
 
@@ -394,7 +394,7 @@ def test_b9_records_reach_the_observers_of_others():
 
 
 def test_the_demo_s_lines_are_good_for_a_path_with_spaces():
-    printed = demo.instructions("https://x/v1", "/a b/cert.pem")
+    printed = demo.instructions("https://x/v1", "/a b/cert.pem", "http://x/status")
     assert printed.count("--cacert '/a b/cert.pem' ") == 2
     assert "cafile='/a b/cert.pem'" in printed
 
