@@ -14,6 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],
+    entry_points={"console_scripts": ["aigw = aigw.command:main"]},
     python_requires=">=3.10",
     # By hand: find_packages cannot see twisted.plugins, which must have no __init__.py of ours.
     packages=["aigw", "twisted.plugins"],

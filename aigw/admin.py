@@ -25,6 +25,8 @@ from aigw.web import Health, Leaf
 CheckReady = Callable[[], None]
 HTML = b"text/html; charset=utf-8"
 FORM_BYTES = 4096
+# Read at the start: a reload needs no file of the package, which an upgrade may be replacing.
+_PAGE, _FORM = Page("status.html"), Page("login.html")
 _WRONG = '<p class="wrong" role="alert">That key is not one of this gateway\u2019s.</p>'
 _SIGN_OUT = '<form method="post" action="status/logout"><button>Sign out</button></form>'
 
@@ -113,10 +115,6 @@ class Status(Shown):
 
     isLeaf = False
 
-    def __init__(self, config: Config, gate: Gate) -> None:
-        super().__init__(config, gate)
-        self._page, self._form = Page("status.html"), Page("login.html")
-
     def admit(self, request: Request) -> None:
         """A browser is let in as far as the form."""
         if b"text/html" not in (request.header(b"accept") or b""):
@@ -135,12 +133,12 @@ class Status(Shown):
         except Unauthorized:
             return self.ask(request)
         signed_in = request.header(b"cookie") and request.caller
-        page = self._page.html("sign-out", _SIGN_OUT) if signed_in else self._page.html()
-        return send(request, HTML, page, *self._page.headers)
+        page = _PAGE.html("sign-out", _SIGN_OUT) if signed_in else _PAGE.html()
+        return send(request, HTML, page, *_PAGE.headers)
 
     def ask(self, request: Any, wrong: str = "", *headers: Header) -> int:
         """The form."""
-        return send(request, HTML, self._form.html("wrong", wrong), *self._form.headers, *headers)
+        return send(request, HTML, _FORM.html("wrong", wrong), *_FORM.headers, *headers)
 
 
 class Form(Shown):

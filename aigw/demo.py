@@ -1,4 +1,4 @@
-"""``twistd -n aigw --demo``: the real gateway over TLS on loopback, with one provider that is down and one that is up.
+"""``aigw demo``, or ``twistd -n aigw --demo``: the real gateway over TLS on loopback, one of its two providers down.
 
 It needs no configuration, key or network. Everything it makes lies in one temporary directory, removed when it stops.
 """
@@ -27,17 +27,24 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from aigw import config, logs
+from aigw.own_requests import OwnRequests
 from aigw.service import GatewayService
 
 KEY = "demo-key-on-this-machine"
 PORT = 8443
+ADMIN_PORT = 8444
 WORDS = "Hello! The first provider of this route is down, so the second one answers you, word by word.".split()
 SECONDS_PER_WORD = 0.1
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 TRY_IT = """
-The gateway is up at {url}. Of the two steps of its route "demo" the first provider is down.
+The gateway is up. Its status page, which needs no key:
+
+{page}
+
+The demo sends itself a request a second, for an hour, so that the page has something to show. Of the two steps of its
+route "demo" the first provider is down. Send requests of your own:
 
 1. With curl, a plain answer:
 
@@ -126,6 +133,7 @@ class DemoService(MultiService):
         self._reactor = reactor
         self._observer = observer
         self._folder: Path | None = None
+        self._requests: OwnRequests | None = None
         self._down = socket.socket()
 
     def setServiceParent(self, parent: Any) -> None:
@@ -141,7 +149,9 @@ class DemoService(MultiService):
         self._down.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         site = _QuietSite(DemoProvider(self._reactor))
         port = self._reactor.listenTCP(0, site, interface="127.0.0.1")
-        tree = _configuration(self._down.getsockname()[1], port.getHost().port, _free_port(PORT))
+        tree = _configuration(
+            self._down.getsockname()[1], port.getHost().port, _free_port(PORT), _free_port(ADMIN_PORT)
+        )
         self._gateway = GatewayService(partial(config.build, tree, {}, self._folder), self._reactor, None)
         self._gateway.setServiceParent(self)
         super().privilegedStartService()
@@ -149,8 +159,12 @@ class DemoService(MultiService):
     def startService(self) -> None:
         """Say how to try it."""
         super().startService()
-        url = f"https://127.0.0.1:{cast(Any, self._gateway.ports[0].getHost()).port}/v1"
-        print(instructions(url, f"{self._folder}/cert.pem"), file=sys.__stdout__, flush=True)
+        port, admin_port = [cast(Any, port.getHost()).port for port in self._gateway.ports]
+        url, ca = f"https://127.0.0.1:{port}/v1", f"{self._folder}/cert.pem"
+        page = f"http://127.0.0.1:{admin_port}/status"
+        print(instructions(url, ca, page), file=sys.__stdout__, flush=True)
+        self._requests = OwnRequests(self._reactor, port, Path(ca).read_bytes(), _request())
+        self._requests.start()
 
     def stop_now(self) -> None:
         """See GatewayService.stop_now."""
@@ -158,19 +172,33 @@ class DemoService(MultiService):
 
     def stopService(self) -> Any:
         """Stop, and leave nothing behind."""
+        if self._requests is not None:
+            self._requests.stop()
         self._down.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         return super().stopService()
 
 
-def instructions(url: str, ca: str) -> str:
-    """What to type; ``ca`` is the certificate's path."""
+def _request() -> bytes:
+    body = json.dumps({"model": "demo", "messages": MESSAGES})
+    head = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {KEY}",
+        "Connection: close",
+    ]
+    return "\r\n".join([*head, "Content-Type: application/json", f"Content-Length: {len(body)}", "", body]).encode()
+
+
+def instructions(url: str, ca: str, page: str) -> str:
+    """What to type; ``ca`` is the certificate's path, ``page`` the address of the status page."""
     body = {"model": "demo", "messages": MESSAGES}
     headers = f"-H 'Authorization: Bearer {KEY}' -H 'Content-Type: application/json'"
     plain, stream = json.dumps(body), json.dumps({**body, "stream": True})
     return TRY_IT.format(
         url=url,
+        page=page,
         ca=ca,
         quoted_ca=shlex.quote(ca),
         key=KEY,
@@ -214,11 +242,12 @@ def certify(folder: Path) -> None:
     (folder / "key.pem").write_bytes(private)
 
 
-def _configuration(down: int, up: int, port: int) -> dict[str, Any]:
+def _configuration(down: int, up: int, port: int, admin_port: int) -> dict[str, Any]:
     steps = [{"provider": "down", "model": "demo-large"}, {"provider": "up", "model": "demo-small"}]
     return {
         "api_key": KEY,
         "listen": [f"tcp:{port}:interface=127.0.0.1"],
+        "admin": f"tcp:{admin_port}:interface=127.0.0.1",
         "tls": {"cert_file": "cert.pem", "key_file": "key.pem"},
         "providers": [
             {"name": "down", "base_url": f"http://127.0.0.1:{down}/v1", "api_key": "demo-provider-key-1"},

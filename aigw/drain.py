@@ -51,6 +51,7 @@ class Drain:
     def give_up(self) -> None:
         """Close every connection now; what is under way is recorded as ended by us."""
         self._end_exchanges()
+        self._site.end()  # so that who is still sending a request is not recorded as one who left
         self._site.abort()
 
     def _interrupt(self) -> None:

@@ -200,10 +200,15 @@ class Exchange:
         if verdict.repeatable and tries <= step.retries:
             delay = routing.retry_delay(failure, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
-                self._trail.waited += delay
                 pause: Deferred[Any] = deferLater(self._clock, delay)
+                pause.addBoth(self._paused, self._clock.seconds())
                 return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
         return self.next_step()
+
+    def _paused(self, result: Any, since: float) -> Any:
+        """Book the pause as it was: a client that left has ended it early."""
+        self._trail.waited += self._clock.seconds() - since
+        return result
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
@@ -259,8 +264,10 @@ class Exchange:
             self._client.end()
         elif result.check(StreamBroken):
             broken = cast(StreamBroken, result.value)
-            self._trail.outcome = broken.code
-            self._note(step, started, broken.code, status, broken.message)
+            # The code of a stream that the gateway itself ended is for the client; the provider is not to blame.
+            outcome = "draining" if self._interrupted else broken.code
+            self._trail.outcome = outcome
+            self._note(step, started, outcome, status, broken.message)
             self._client.cut(flush=self._call.stream)
         else:
             self._note_cancelled(step, started, status)

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from aigw.admission import Admission, Guarded
 from aigw.config import Config, Listener
 from aigw.errors import CannotListen, ConfigError
+from aigw.overlap import Named, overlapping
 from aigw.tls import CurrentIdentity
 
 BACKLOG = 1024  # Twisted's 50 overflows when many clients come at once
@@ -29,15 +30,25 @@ ADMIN_MODE = 0o660  # Twisted's 666 lets everybody on the machine in, and no key
 
 
 class Inherited(NamedTuple):
-    """A socket that systemd passed to this process, as the endpoint that adopts it; ``local`` is on loopback."""
+    """A socket that systemd passed to this process, as the endpoint that adopts it; ``local`` is on loopback.
+
+    ``bound`` is its address, as the endpoint that would open it.
+    """
 
     endpoint: str
     local: bool
+    bound: str = ""
 
 
 def wanted(config: Config, inherited: Sequence[Inherited] = ()) -> tuple[Listener, ...]:
     """Those for clients, and the one for administrators behind them, if there is one. Raises ConfigError."""
-    return (*_for_clients(config, inherited), *([config.admin] if config.admin else []))
+    listeners = (*_for_clients(config, inherited), *([config.admin] if config.admin else []))
+    bound = {each.endpoint: each.bound for each in inherited}
+    setting = "listen" if config.listeners else "systemd" if inherited else "port"
+    named = [Named("admin" if each.admin else setting, bound.get(each.endpoint, each.endpoint)) for each in listeners]
+    if mistakes := list(overlapping(named)):
+        raise ConfigError(mistakes)
+    return listeners
 
 
 def _for_clients(config: Config, inherited: Sequence[Inherited]) -> tuple[Listener, ...]:
@@ -79,8 +90,14 @@ def inherited(reactor: Any) -> Iterator[Inherited]:
             return
         with socket.socket(fileno=os.dup(fd)) as passed:
             family, name = passed.family.name.removeprefix("AF_"), passed.getsockname()
-        local = family == "UNIX" or ipaddress.ip_address(name[0]).is_loopback
-        yield Inherited(f"systemd:domain={family}:index={index}", local)
+        endpoint = f"systemd:domain={family}:index={index}"
+        if family == "UNIX":
+            yield Inherited(endpoint, True, endpoint)
+        else:
+            bound = (
+                f"{'tcp6' if family == 'INET6' else 'tcp'}:{name[1]}:interface={name[0].replace(':', chr(92) + ':')}"
+            )
+            yield Inherited(endpoint, ipaddress.ip_address(name[0]).is_loopback, bound)
 
 
 class Site(Protocol):
@@ -135,7 +152,7 @@ class Listeners:
                 continue
             try:
                 opened[listener] = self._listen(listener)
-            except CannotListen:
+            except BaseException:
                 for port in opened.values():
                     port.stopListening()
                 raise

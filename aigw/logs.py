@@ -89,14 +89,19 @@ class JsonLines:
 class QueuedLines(JsonLines):
     """JSON lines that a thread writes, so that the gateway goes on where they cannot be written; ``writer`` has it."""
 
-    def __init__(self, write: Write, priorities: bool = False) -> None:
-        """``write`` is called in the thread; that begins when the reactor runs, for twistd forks before."""
+    def __init__(
+        self, write: Write, priorities: bool = False, form: Callable[[LogWriter], Any] = lambda writer: writer
+    ) -> None:
+        """``write`` is called in the thread; that begins when the reactor runs, for twistd forks before.
+
+        ``form`` gives the file that the lines go to on their way to the thread, for another form of them.
+        """
         from twisted.internet import reactor as installed
 
         reactor: Any = installed
         self.writer = LogWriter(write)
         self.writer.notice = self.notice
-        super().__init__(self.writer, priorities)
+        super().__init__(form(self.writer), priorities)
         reactor.callWhenRunning(self.writer.start)
         reactor.addSystemEventTrigger("after", "shutdown", self.writer.finish)
         atexit.register(self.writer.finish)  # where the reactor never ran
@@ -107,9 +112,11 @@ def json_lines() -> QueuedLines:
     return to_stream(sys.__stderr__, priorities=is_journal(os.environ, 2))
 
 
-def to_stream(stream: TextIO | None, priorities: bool = False) -> QueuedLines:
+def to_stream(
+    stream: TextIO | None, priorities: bool = False, form: Callable[[LogWriter], Any] = lambda writer: writer
+) -> QueuedLines:
     """To standard output or error; Python has None for one that was closed when it started."""
-    return QueuedLines(to_descriptor(stream.fileno() if stream else -1), priorities)
+    return QueuedLines(to_descriptor(stream.fileno() if stream else -1), priorities, form)
 
 
 def info(message: str, request_id: str | None = None, **fields: Any) -> None:

@@ -30,8 +30,9 @@ class AttemptRecord(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True):
     """What became of one request.
 
-    ``status`` is what the client got, 499 where it left; ``error`` the code of the gateway's own error, or its type,
-    and the member of the request that it names. ``ttft_ms`` is the time to the first byte of the answer.
+    ``status`` is what the client got, 499 where it left; then ``outcome`` is ``client_gone``. ``outcome`` is
+    ``draining`` where the gateway stopped in the middle of an answer. ``error`` is the code of the gateway's own error,
+    or its type, and the member of the request that it names. ``ttft_ms`` is the time to the first byte of the answer.
     ``usage`` is what the provider reported, never an estimate. ``started`` and ``ended`` are on the gateway's clock, in
     seconds; ``ttft`` is that of ``ttft_ms``, and ``overhead`` what the request took that was neither waiting for a
     provider nor for its own body, both in seconds.

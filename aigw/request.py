@@ -54,6 +54,7 @@ class Request(TwistedRequest):
     request_id = ""
     caller = ""
     trail: Any = None
+    client_left = False
 
     def __init__(self, channel: Any, queued: object = False) -> None:
         """Twisted's makes two tables of headers and more for each request, of which nobody here asks."""
@@ -287,6 +288,7 @@ class Request(TwistedRequest):
         serving, self.serving = self.serving, None
         if serving is not None:
             serving.cancel()
+        self.client_left = self.resource is not None  # nothing else has ended the request
         self.answered(499)
 
     def answered(self, status: int) -> None:

@@ -76,6 +76,7 @@ class GatewayService(Service):
         self._site, self._admin_site = (web.Front(tree, reactor) for tree in self._trees(self._now))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._now.listeners)
+        self._watch.use(self.config)
         self._watch.hide(self.config.secrets)
 
     @property
@@ -133,29 +134,34 @@ class GatewayService(Service):
         return Generation(self._load(), self._reactor, self._connect, self._inherited)
 
     def _swap(self, new: Generation) -> bool:
-        """Unless the gateway is stopping by now. Raises ConfigError or CannotListen before anything is changed."""
+        """Unless the gateway is stopping by now. Whatever it raises, it raises before anything is changed."""
         if self._drain is not None:
             return False
         old = self._now
+        # Whatever can fail comes first: until all of it is made, all that is served is what was served before.
         self._listeners.check(new.listeners)
+        trees = self._trees(new)
+        unchanged = {name for name, each in new.config.providers.items() if old.config.providers.get(name) == each}
+        steps = [
+            step for route in new.config.routes.values() for step in route.steps if step.provider.name in unchanged
+        ]
         identity, self._identity.identity = self._identity.identity, new.identity  # for whoever connects at once
         try:
             opened = self._listeners.open_new(new.listeners)
-        except CannotListen:
+        except BaseException:
             self._identity.identity = identity
             raise
+        self._watch.hide(new.config.secrets)
+        self._watch.use(new.config)
         new.upstream.take_over(old.upstream)
-        unchanged = {name for name, each in new.config.providers.items() if old.config.providers.get(name) == each}
-        steps = [step for route in new.config.routes.values() for step in route.steps]
-        self._health.forget_all_but(step for step in steps if step.provider.name in unchanged)
+        self._health.forget_all_but(steps)
         self._now = new
-        self._site.resource, self._admin_site.resource = self._trees(new)
+        self._site.resource, self._admin_site.resource = trees
         closed = self._listeners.keep(new.listeners, opened)
         if any(listener.admin for listener in closed):
             self._admin_site.abort()  # who came in there without a key is to be out
         if new.config.callers != old.config.callers:
             self._watch.viewers.ask_again()
-        self._watch.hide(new.config.secrets)
         self._warn()
         self._limit_connections()
         self._warn_of_expiry()
@@ -215,7 +221,7 @@ class GatewayService(Service):
     # What is made of a generation
 
     def _trees(self, generation: Generation) -> tuple[web.Leaf, web.Leaf]:
-        """For clients, and for administrators."""
+        """For clients, and for administrators. Making them changes nothing."""
         config = generation.config
         gateway = Gateway(config, generation.upstream, self._health, self._reactor, log_attempt, running=self._running)
 
@@ -224,7 +230,6 @@ class GatewayService(Service):
                 raise Draining("The gateway is stopping.")
             generation.check_ready()
 
-        self._watch.use(config)
         root = web.tree(config, gateway, self._watch.record, self._watch.begin_trace)
         admin.show(root, config, self._watch, check_ready)
         return root, admin.tree(config, self._watch, check_ready)

@@ -78,6 +78,7 @@ def _server(record: Record, trace: Trace, offset: float) -> Made:
 
 
 _FINE = ("ok", "error", "client_gone")  # of errors only those of ours, by their status
+_NO_FAULT_OF_THE_STEP = ("ok", "client_gone", "draining")
 
 
 def _client(record: Record, trace: Trace, span: Span, offset: float) -> Made:
@@ -97,14 +98,14 @@ def _client(record: Record, trace: Trace, span: Span, offset: float) -> Made:
         if attempt.status is not None:
             attributes["http.response.status_code"] = attempt.status
         failed = attempt.outcome
-    if failed not in ("ok", "client_gone"):
+    if failed not in _NO_FAULT_OF_THE_STEP:
         attributes["error.type"] = str(attempt.status) if attempt and failed == "refused" else failed
     if span is trace.spans[-1]:
         attributes |= {_TOKENS[kind]: count for kind, count in by_kind(record.usage).items()}
         if record.stream and record.ttft is not None:
             attributes["gen_ai.response.time_to_first_chunk"] = record.started + record.ttft - span.started
     times = _nanoseconds(span.started + offset), _nanoseconds(ended + offset)
-    words = None if failed in ("ok", "client_gone") else attempt.message if attempt else "failed unexpectedly"
+    words = None if failed in _NO_FAULT_OF_THE_STEP else attempt.message if attempt else "failed unexpectedly"
     return Made(name, False, trace.trace_id, span.span_id, trace.span_id, False, *times, attributes, words)
 
 

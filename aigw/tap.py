@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar, NoReturn, TextIO
 
@@ -16,7 +16,7 @@ from twisted.application.service import IService
 from twisted.logger import LogLevel
 from twisted.python import usage
 
-from aigw import __version__, config, demo, dumpable, heap, logs
+from aigw import __version__, config, demo, dumpable, heap, logs, terminal
 from aigw.config import Config
 from aigw.dial import Host, Names
 from aigw.errors import ConfigError
@@ -28,6 +28,7 @@ from aigw.signals import ignore, obey, obey_stops
 from aigw.systemd import Environment, Notify, watchdog_seconds
 from aigw.upstream import Upstream
 
+EX_USAGE = 64
 EX_CONFIG = 78
 
 
@@ -50,7 +51,33 @@ class Options(usage.Options):
         ],
         ["json", None, "with --check-providers: print JSON"],
         ["demo", None, "run on loopback without configuration, key or network, with demo providers"],
+        ["json-log", None, "write the log as JSON on a terminal too; elsewhere it always is"],
     ]
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """See usage.Options. twistd would exit with 1 where the words make no sense, as systemd sees it a crash."""
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+        except usage.UsageError as error:
+            print(f"aigw: {error}\n\naigw --help shows the options.", file=sys.stderr)
+            raise SystemExit(EX_USAGE) from None
+
+    def parseArgs(self, *arguments: str) -> None:
+        """There are only options."""
+        if arguments:
+            raise usage.UsageError(f"unexpected argument: {arguments[0]}")
+
+    def postOptions(self) -> None:
+        """Raises UsageError for options of which one would be ignored."""
+        kinds = [name for name in ("check-config", "check-providers", "demo") if self[name]]
+        if len(kinds) > 1:
+            raise usage.UsageError(f"--{kinds[0]} and --{kinds[1]} exclude each other")
+        if self["json"] and not self["check-providers"]:
+            raise usage.UsageError("--json belongs to --check-providers")
+        if self["demo"] and self["config"] is not None:
+            raise usage.UsageError("--demo has a configuration of its own: leave --config out")
+        if self["demo"] and self.parent and not (self.parent["nodaemon"] or self.parent["debug"]):
+            raise usage.UsageError("--demo runs in the foreground only: write twistd -n aigw --demo")
 
     def opt_version(self) -> None:
         """Print the version and exit."""
@@ -68,7 +95,7 @@ def makeService(options: Options) -> IService:
     ignore(signal.SIGUSR1, signal.SIGUSR2)  # unless it is obeyed below: logrotate may send it where no log file is
     try:
         if options["demo"]:
-            show = demo.DemoService(reactor, _observer(options.parent))
+            show = demo.DemoService(reactor, _observer(options.parent, options["json-log"]))
             obey_stops(reactor, show.stop_now)
             return show
         path = config.find(path)
@@ -79,13 +106,14 @@ def makeService(options: Options) -> IService:
         service = GatewayService(
             partial(config.load, path.absolute(), Environment(os.environ)),  # twistd may change the directory
             reactor,
-            None if only_check else _observer(options.parent),
+            None if only_check else _observer(options.parent, options["json-log"]),
             notify=Notify(os.environ),
             feed_every=(watchdog_seconds(os.environ, os.getpid()) or math.inf) / 3,
             environ=os.environ,
         )
     except ConfigError as error:
-        _report(error, str(path or "The configuration"), in_words=bool(only_check or options["check-providers"]))
+        in_words = only_check or options["check-providers"] or _for_people(options.parent, options["json-log"])
+        _report(error, str(path or "The configuration"), in_words=bool(in_words))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
         print(_described(service.config, service.warnings()))
@@ -115,7 +143,13 @@ def _settle() -> None:
     gc.set_threshold(5_000, 2, 2)
 
 
-def _observer(server: Any) -> logs.QueuedLines | None:
+def _for_people(server: Any, json_log: int) -> bool:
+    """Whether the log goes to a terminal, and nobody asked for JSON there."""
+    on_stderr = server is not None and server.get("nodaemon") and not (server.get("logfile") or server.get("syslog"))
+    return bool(on_stderr and not json_log and terminal.is_terminal(sys.__stderr__))
+
+
+def _observer(server: Any, json_log: int = 0) -> logs.QueuedLines | None:
     """JSON lines to where twistd's options say that the log goes; None where it is not ours to say."""
     if server is None or server.get("logger"):
         return None
@@ -124,6 +158,9 @@ def _observer(server: Any) -> logs.QueuedLines | None:
         return logs.QueuedLines(to_syslog(server.get("prefix") or "aigw"))
     if path == "-":
         return logs.to_stream(sys.__stdout__) if in_foreground else None  # twistd says why not
+    if _for_people(server, json_log):
+        colour = terminal.wants_colour(os.environ)
+        return logs.to_stream(sys.__stderr__, form=lambda file: terminal.TerminalFile(file, colour))
     if in_foreground and not path:
         return logs.json_lines()
     try:

@@ -272,7 +272,7 @@ class Calls(Leaf):
         trail.caller = request.caller
         trail.bytes_in = request.bytes_in
         trail.bytes_out = trail.bytes_out or request.sentLength
-        if status == 499:
+        if request.client_left:  # not by its status: a provider's 499 may be passed on
             trail.outcome = "client_gone"
         elif status >= 400:
             trail.outcome = "error"

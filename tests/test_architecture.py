@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses quoting dumpable log_writer log_file hostname validity".split()
+PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses quoting dumpable log_writer log_file hostname validity overlap terminal init".split()
 MAY_IMPORT = {
     "errors": "",
     "key_forms": "",
@@ -61,7 +61,8 @@ MAY_IMPORT = {
     "notices": "logs",
     "mismatch": "errors notices openai",
     "admission": "addresses errors logs mismatch notices openai openfiles",
-    "listeners": "admission config errors tls",
+    "overlap": "",
+    "listeners": "admission config errors overlap tls",
     "client": "agent connection",
     "hostname": "",
     "trust": "hostname tls",
@@ -94,10 +95,15 @@ MAY_IMPORT = {
     "reload": "errors live logs systemd",
     "service": "admin config dial drain errors gateway generation health listeners live logs pulse reload systemd tls watch web",
     "check_providers": "config errors routing upstream",
-    "demo": "config logs service",
+    "own_requests": "",
+    "demo": "config logs own_requests service",
     "log_file": "log_writer",
     "dumpable": "",
-    "tap": "check_providers config demo dial dumpable errors heap listeners log_file log_writer logs service signals systemd upstream",
+    "terminal": "",
+    "tap": "check_providers config demo dial dumpable errors heap listeners log_file log_writer logs service signals systemd terminal upstream",
+    "init": "config errors",
+    "command": "init",
+    "__main__": "command",
 }
 FILES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 

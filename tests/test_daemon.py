@@ -253,6 +253,46 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--demo", "--check-config"], "--check-config and --demo exclude each other"),
+        (["--demo", "--check-providers"], "--check-providers and --demo exclude each other"),
+        (["--check-config", "--check-providers"], "--check-config and --check-providers exclude each other"),
+        (["--demo", "-c", "config.yaml"], "leave --config out"),
+        (["--json"], "--json belongs to --check-providers"),
+        (["--no-such"], "no-such"),
+        (["-c"], "-c"),
+        (["config.yaml"], "unexpected argument: config.yaml"),
+    ],
+)
+def test_d3_d4_words_that_make_no_sense_are_exit_64_and_start_nothing(tmp_path, words, said):
+    """systemd starts the daemon again and again after a 1."""
+    done = run(tmp_path, *words)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith("aigw: ")
+    assert said in done.stderr.splitlines()[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml"}
+
+
+def test_d4_the_demo_does_not_go_to_the_background_without_a_word(tmp_path):
+    command = twistd(tmp_path, "--demo", config=None)
+    command["args"].remove("-n")
+    done = subprocess.run(**command, capture_output=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "write twistd -n aigw --demo" in done.stderr
+    assert not list(tmp_path.iterdir()), "no log and no pid file"
+
+
+@pytest.mark.parametrize("words", [["--check-config"], []], ids=["check", "start"])
+def test_d4_the_administrators_port_may_not_be_that_of_the_clients(tmp_path, words):
+    done = run(
+        tmp_path, *words, config=CONFIG.replace('listen: ["tcp:0:interface=127.0.0.1"]', "port: 8080\nadmin: 8080")
+    )
+    assert done.returncode == 78
+    assert "admin: tcp:8080:interface=127.0.0.1 takes the same address" in done.stderr
+
+
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 def test_d4_check_config_opens_no_socket_by_the_kernel_s_word(tmp_path):
     command = twistd(tmp_path, "--check-config")
@@ -362,7 +402,7 @@ def test_the_annotated_reference_names_every_setting():
 )
 def test_b9_where_the_log_goes_is_twistd_s_to_say(tmp_path, monkeypatch, capfd, options, goes_to):
     monkeypatch.chdir(tmp_path)
-    observer = tap._observer(options)
+    observer = tap._observer(options, json_log=True)
     assert (observer is None) == (goes_to is None)
     if observer is not None:
         observer({"aigw_message": "here", "aigw_fields": {}})
@@ -393,7 +433,7 @@ def test_b9_records_reach_the_observers_of_others():
 
 
 def test_the_demo_s_lines_are_good_for_a_path_with_spaces():
-    printed = demo.instructions("https://x/v1", "/a b/cert.pem")
+    printed = demo.instructions("https://x/v1", "/a b/cert.pem", "http://x/status")
     assert printed.count("--cacert '/a b/cert.pem' ") == 2
     assert "cafile='/a b/cert.pem'" in printed
 
@@ -440,3 +480,23 @@ def test_the_demo_takes_another_port_where_its_own_is_taken(tmp_path):
             pass  # somebody else has it, which serves as well
         with Demo(tmp_path, "--demo", config=None) as daemon:
             assert "https://127.0.0.1:8443/" not in daemon.printed()
+
+
+def test_the_demo_s_page_lives(tmp_path):
+    """It asks itself, once a second and no oftener, and stops at once when it is told to."""
+    with Demo(tmp_path, "--demo", config=None) as daemon:
+        daemon.wait_for("Request", count=3, seconds=60)
+        printed = daemon.out.read_text()
+        page = re.search(r"^http://127\.0\.0\.1:\d+/status$", printed, re.MULTILINE)[0]
+        assert printed.index(page) < printed.index("curl ")
+        with urllib.request.urlopen(f"{page}.json", timeout=10) as got:
+            (route,) = json.load(got)["routes"]
+        assert route["requests"] >= 3
+        assert [step["state"] for step in route["steps"]] == ["failed", "answering"]
+        began = time.monotonic()
+        assert daemon.stop(signal.SIGINT) == -signal.SIGINT
+        assert time.monotonic() - began < 5
+        assert not [line for line in daemon.lines() if "actory" in line["message"]], "the log is of the gateway"
+        records = [line for line in daemon.lines() if line["message"] == "Request"]
+        assert {line["fields"]["status"] for line in records} == {200}
+        assert len(records) <= time.monotonic() - daemon.started

@@ -154,7 +154,7 @@ def test_d2_a_stream_that_takes_too_long_ends_with_the_error_event():
     assert b"[DONE]" not in said
     assert not said.endswith(LAST_CHUNK)
     assert (client.disconnected, provider.aborted, done.called) == (True, True, True)
-    assert gateway.records[0].outcome == "stream_truncated"
+    assert gateway.records[0].outcome == "draining"
     assert not gateway.timers()
 
 
@@ -209,7 +209,7 @@ def test_d2_giving_up_closes_everything_now_and_says_who_did_it(begun):
     assert (client.disconnected, done.called) == (True, True)
     assert not gateway.timers()
     (record,) = gateway.records
-    assert (record.status, record.outcome) == ((200, "stream_truncated") if begun else (503, "error"))
+    assert (record.status, record.outcome) == ((200, "draining") if begun else (503, "error"))
 
 
 def test_d2_a_client_that_does_not_read_is_not_waited_for_for_ever():

@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from aigw.schema import FileEntry
+from aigw.tap import EX_CONFIG, EX_USAGE
 
 ROOT = Path(__file__).parent.parent
 SYSTEMD = ROOT / "contrib" / "systemd"
@@ -97,7 +98,9 @@ def test_d3_the_units_give_what_the_daemon_needs():
     assert "MemoryDenyWriteExecute" not in unit, "it kills pyOpenSSL"
     assert (unit["Type"], unit["NotifyAccess"]) == ("notify", "main")
     assert unit["NonBlocking"] == "yes", "or a starting instance makes the shared socket block the others"
-    assert unit["RestartPreventExitStatus"] == "78"
+    assert unit["RestartPreventExitStatus"] == f"{EX_USAGE} {EX_CONFIG}"
+    for status in (EX_USAGE, EX_CONFIG):
+        assert f'"$EXIT_STATUS" = {status} ' in unit["ExecStopPost"]
     drain = next(field.default for field in fields(FileEntry) if field.name == "drain")
     assert float(unit["TimeoutStopSec"].rstrip("s")) > drain + 5
     seconds = [float(unit[name].rstrip("s")) for name in ("WatchdogSec", "TimeoutAbortSec", "RestartSec")]

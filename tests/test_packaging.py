@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_daemon import CONFIG, KEYS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -43,3 +45,8 @@ def test_it_installs_into_a_fresh_environment_and_twistd_knows_it(wheel, tmp_pat
     done = subprocess.run([tmp_path / "venv/bin/twistd", "aigw", "--version"], **run)
     version = re.search(r'__version__ = "(.+)"', (ROOT / "aigw/__init__.py").read_text())[1]
     assert done.stdout == f"aigw {version}\n"
+    assert subprocess.run([tmp_path / "venv/bin/aigw", "--version"], **run).stdout == f"aigw {version}\n"
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "config.yaml").chmod(0o600)
+    done = subprocess.run([tmp_path / "venv/bin/aigw", "check"], env=KEYS, **run)
+    assert done.stdout.endswith("The configuration is good.\n")

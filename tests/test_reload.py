@@ -283,6 +283,75 @@ async def test_d1_a_refusal_that_cannot_be_told_does_not_end_reloading(world):
     assert await gateway.reload()
 
 
+def _raise(*_: object, **__: object) -> None:
+    raise RuntimeError("the disk is on fire")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "aigw.admin.Metrics",
+        "aigw.admin.show",
+        "aigw.admin.tree",
+        "aigw.web.tree",
+        "aigw.service.Gateway",
+        "aigw.routing.Router.__init__",
+        "aigw.listeners.serverFromString",
+        "aigw.listeners.Listeners._listen",
+        "aigw.generation.Identity",
+    ],
+)
+@ensureDeferred
+async def test_d1_whatever_goes_wrong_the_old_configuration_goes_on_complete(world, monkeypatch, failures, place):
+    """Routes, counts, cooldowns, connections, certificate and listeners are those of before, and everybody is told."""
+    refuses, good = world.provider(answer(401)), world.provider()
+    serial = certificate(world, "server", "127.0.0.1")
+    gateway = world.gateway(refuses, good, top={"tls": files("server")})
+    gateway.tls = True
+    assert (await gateway.ask()).status == 200
+    told: list[str] = []
+    gateway.service._notify.ready = told.append
+    ports = gateway.service.ports
+
+    certificate(world, "server", "127.0.0.1")
+    with_route(gateway, "other")
+    gateway.tree["listen"] = [*gateway.tree["listen"], "tcp:0:interface=127.0.0.2"]
+    gateway.tree["providers"] = [{**each, "api_key": "mended"} for each in gateway.tree["providers"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, _raise)
+        taken = await gateway.reload()
+    assert not taken
+    failures.clear()  # the traceback is in the log, as it should be
+
+    assert messages(world, "Not reloaded")[0]["mistakes"] == ["the disk is on fire"]
+    assert told[0].startswith("Not reloaded at ")
+    shown = (await gateway.get("/status.json")).json
+    assert shown["reload"]["refused"] == 1
+    ((first, second),) = [route["steps"] for route in shown["routes"]]
+    assert (shown["routes"][0]["name"], first["state"], second["state"]) == ("route", "resting", "answering")
+    assert (await gateway.get("/status", {**AUTH, "Accept": "text/html"})).status == 200
+    assert (await gateway.ask()).status == 200
+    assert (await gateway.ask(model="other")).status == 404
+    assert (len(refuses.requests), len(good.requests), len(good.connections)) == (1, 2, 1)
+    assert good.requests[-1].header("authorization") == "Bearer provider-key-2"
+    assert gateway.service.ports == ports
+    seen, connection = await hello(world, gateway.port)
+    connection.close()
+    assert seen == serial
+
+    assert await gateway.reload()
+    assert (await gateway.ask(model="other")).status == 200
+
+
+@ensureDeferred
+async def test_d1_a_reload_reads_no_file_of_the_package(world, monkeypatch):
+    """An upgrade may be replacing them just then."""
+    gateway = world.gateway(world.provider())
+    monkeypatch.setattr("aigw.pages.files", _raise)
+    assert await gateway.reload()
+    assert (await gateway.get("/status", {**AUTH, "Accept": "text/html"})).status == 200
+
+
 # Certificates
 
 

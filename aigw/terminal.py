@@ -1,0 +1,124 @@
+"""The log for people at a terminal: a line of words for each line of JSON, coloured where that is wanted.
+
+It is made of the finished line, so that keys are hidden, fields chosen and lengths bounded before. What clients and
+providers sent may stand in it: whatever could steer a terminal is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, TextIO
+
+_RESET, _DIM, _RED, _GREEN, _YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
+_BELOW = ("mistakes", "traceback")  # fields that have lines of their own
+_LEVELS = {"WARN": ("warning", _YELLOW), "ERROR": ("error", _RED), "CRITICAL": ("error", _RED)}
+
+
+class TerminalFile:
+    """Takes lines of JSON as a file does, and writes them to ``file`` as people read them."""
+
+    def __init__(self, file: TextIO | Any, colour: bool) -> None:
+        self._file = file
+        self._colour = colour
+
+    def write(self, line: str) -> None:
+        """One whole line; one that cannot be put in words is shown as it is."""
+        try:
+            words = readable(line, self._colour)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            words = f"{printable(line.rstrip())}\n"
+        self._file.write(words)
+
+    def flush(self) -> None:
+        """See TextIO."""
+        self._file.flush()
+
+
+def is_terminal(file: TextIO | None) -> bool:
+    """Whether people read what is written there."""
+    try:
+        return file is not None and file.isatty()
+    except ValueError:  # it is closed
+        return False
+
+
+def wants_colour(environ: Mapping[str, str]) -> bool:
+    """https://no-color.org"""
+    return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
+def printable(text: str) -> str:
+    """``text`` with each character escaped that is not seen, but steers the terminal or the direction of writing."""
+    if text.isprintable():
+        return text
+    return "".join([each if each.isprintable() else each.encode("unicode_escape").decode() for each in text])
+
+
+def readable(line: str, colour: bool = False) -> str:
+    """A line of JSON in words; it may be several lines where it has a traceback or a list of mistakes."""
+    event = json.loads(line)
+    fields = event["fields"]
+    if event["message"] == "Request":
+        words = _request(event.get("request_id", ""), fields)
+    else:
+        level, paint = _LEVELS.get(event["level"], ("", ""))
+        words = [(level, paint), (event["message"], ""), (_named(event.get("request_id"), fields), _DIM)]
+    time = datetime.fromisoformat(event["time"].replace("Z", "+00:00")).astimezone().strftime("%H:%M:%S")
+    shown = [_painted(printable(text), each, colour) for text, each in [(time, _DIM), *words] if text]
+    below = [f"    {printable(each)}" for each in _below(fields)]
+    return "\n".join(["  ".join(shown), *below]) + "\n"
+
+
+def _painted(text: str, paint: str, colour: bool) -> str:
+    return f"{paint}{text}{_RESET}" if colour and paint else text
+
+
+def _request(request_id: str, fields: dict[str, Any]) -> list[tuple[str, str]]:
+    """Status, where it went, how long it took, and only for one that did not go well its id."""
+    fine = fields["outcome"] == "ok"
+    paint = _GREEN if fine else _RED if fields["status"] >= 500 or fields["status"] < 400 else _YELLOW
+    where = fields["route"] or f"{fields['method']} {fields['path']}"
+    if fields["provider"]:
+        where += f" -> {fields['provider']} ({fields['model']})"
+    facts = [_span(fields["duration_ms"])]
+    if fields["stream"]:
+        facts = [
+            "stream",
+            *([f"first output {_span(fields['ttft_ms'])}"] if fields["ttft_ms"] is not None else []),
+            *facts,
+        ]
+    if tokens := fields["usage"].get("total_tokens"):
+        facts.append(f"{tokens} tokens")
+    failed = [f"{each['provider']} {each['outcome']}" for each in fields["attempts"] if each["outcome"] != "ok"]
+    if failed:
+        facts.append(f"failed: {', '.join(failed)}")
+    words = [(str(fields["status"]), paint), (where, ""), (", ".join(facts), _DIM)]
+    if not fine:
+        words += [(fields["error"] or fields["outcome"], paint), (f"id {request_id}", _DIM)]
+    return words
+
+
+def _named(request_id: str | None, fields: dict[str, Any]) -> str:
+    """The fields that fit on the line."""
+    shown = [f"{name}={_value(each)}" for name, each in fields.items() if name not in _BELOW and each is not None]
+    return " ".join([*shown, *([f"id={request_id}"] if request_id else [])])
+
+
+def _below(fields: dict[str, Any]) -> Iterator[str]:
+    for mistake in fields.get("mistakes", ()):
+        yield str(mistake)
+    yield from str(fields.get("traceback", "")).splitlines()
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str) and value and " " not in value:
+        return value
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ",".join(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _span(milliseconds: int) -> str:
+    return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
