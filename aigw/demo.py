@@ -135,6 +135,7 @@ class DemoService(MultiService):
         self._folder: Path | None = None
         self._requests: OwnRequests | None = None
         self._down = socket.socket()
+        self._name = socket.socket(socket.AF_UNIX)
 
     def setServiceParent(self, parent: Any) -> None:
         """See GatewayService.setServiceParent."""
@@ -149,9 +150,8 @@ class DemoService(MultiService):
         self._down.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         site = _QuietSite(DemoProvider(self._reactor))
         port = self._reactor.listenTCP(0, site, interface="127.0.0.1")
-        tree = _configuration(
-            self._down.getsockname()[1], port.getHost().port, _free_port(PORT), _free_port(ADMIN_PORT)
-        )
+        ports = [_free_port(PORT), _free_port(ADMIN_PORT)] if self._is_first() else [0, 0]
+        tree = _configuration(self._down.getsockname()[1], port.getHost().port, *ports)
         self._gateway = GatewayService(partial(config.build, tree, {}, self._folder), self._reactor, None)
         self._gateway.setServiceParent(self)
         super().privilegedStartService()
@@ -163,9 +163,16 @@ class DemoService(MultiService):
         url, ca = f"https://127.0.0.1:{port}/v1", f"{self._folder}/cert.pem"
         page = f"http://127.0.0.1:{admin_port}/status"
         print(instructions(url, ca, page), file=sys.__stdout__, flush=True)
-        body = {"model": "demo", "messages": MESSAGES}
-        self._requests = OwnRequests(self._reactor, f"{url}/chat/completions", Path(ca).read_bytes(), KEY, body)
+        self._requests = OwnRequests(self._reactor, port, Path(ca).read_bytes(), _request())
         self._requests.start()
+
+    def _is_first(self) -> bool:
+        """Whether no other demo runs, or is just about to take the same ports."""
+        try:
+            self._name.bind("\0aigw-demo")  # a name of the kernel's, which ends with the process
+        except OSError:
+            return False
+        return True
 
     def stop_now(self) -> None:
         """See GatewayService.stop_now."""
@@ -176,9 +183,21 @@ class DemoService(MultiService):
         if self._requests is not None:
             self._requests.stop()
         self._down.close()
+        self._name.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         return super().stopService()
+
+
+def _request() -> bytes:
+    body = json.dumps({"model": "demo", "messages": MESSAGES})
+    head = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {KEY}",
+        "Connection: close",
+    ]
+    return "\r\n".join([*head, "Content-Type: application/json", f"Content-Length: {len(body)}", "", body]).encode()
 
 
 def instructions(url: str, ca: str, page: str) -> str:

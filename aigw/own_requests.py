@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import treq
-from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
-from twisted.internet.ssl import Certificate
+from twisted.internet.endpoints import TCP4ClientEndpoint, wrapClientTLS
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.ssl import Certificate, optionsForClientTLS
 from twisted.internet.task import LoopingCall
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
+from twisted.python.failure import Failure
 
 EVERY_SECONDS = 1.0
 MOST = 3600  # whoever forgets the demo finds no log of days
@@ -18,17 +17,15 @@ SECONDS = 10.0  # that one may take
 
 
 class OwnRequests:
-    """One request after the other, at most one a second, over a connection of its own each."""
+    """The same request again and again: one at a time, at most one a second, each on a connection of its own."""
 
-    def __init__(self, reactor: Any, url: str, ca: bytes, key: str, body: dict[str, Any]) -> None:
-        """``ca`` is the certificate, in PEM, that the gateway shows."""
-        policy = BrowserLikePolicyForHTTPS(trustRoot=Certificate.loadPEM(ca))
-        pool = HTTPConnectionPool(reactor, persistent=False)  # a drain waits for who is connected
-        self._client = HTTPClient(Agent(reactor, policy, pool=pool))
+    def __init__(self, reactor: Any, port: int, ca: bytes, request: bytes) -> None:
+        """To ``port`` on loopback, which shows the certificate ``ca`` (PEM) and closes behind the answer."""
+        self._factory = Factory.forProtocol(lambda: _Asking(request))
+        self._factory.noisy = False
+        options = optionsForClientTLS("127.0.0.1", trustRoot=Certificate.loadPEM(ca))
+        self._endpoint = wrapClientTLS(options, TCP4ClientEndpoint(reactor, "127.0.0.1", port))
         self._reactor = reactor
-        self._url = url
-        self._headers: Any = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        self._body = json.dumps(body).encode()
         self._running: Deferred[Any] | None = None
         self._left = MOST
         self._ticking = LoopingCall(self._send)
@@ -49,10 +46,27 @@ class OwnRequests:
         self._left -= 1
         if self._left <= 0:
             self._ticking.stop()
-        sent: Deferred[Any] = self._client.post(self._url, data=self._body, headers=self._headers)
-        self._running = sent.addCallback(treq.content).addTimeout(SECONDS, self._reactor)
+        connected: Deferred[Any] = self._endpoint.connect(self._factory)
+        self._running = connected.addCallback(lambda asking: asking.ended).addTimeout(SECONDS, self._reactor)
         return self._running.addBoth(self._over)
 
     def _over(self, _: object) -> None:
         """What became of it is in the log and on the page."""
         self._running = None
+
+
+class _Asking(Protocol):
+    """Sends a request; ``ended`` fires when the connection is closed."""
+
+    transport: Any
+
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+        self.ended: Deferred[None] = Deferred(lambda _: self.transport.abortConnection())
+
+    def connectionMade(self) -> None:
+        self.transport.write(self._request)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self.ended.called:
+            self.ended.callback(None)

@@ -13,13 +13,14 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import trustme
 import yaml
+from twisted.internet.testing import MemoryReactorClock
 
-from aigw import __version__
+from aigw import __version__, own_requests
 from aigw.command import COMMANDS, EX_USAGE, HELP, translate
 from aigw.tap import EX_USAGE as TAP_USAGE
 from aigw.tap import Options
@@ -267,22 +268,24 @@ def test_init_s_curl_line_calls_the_gateway(tmp_path):
 # The demo
 
 
-def test_the_demo_s_page_lives(tmp_path):
-    """It asks itself, once a second and no oftener, and stops at once when it is told to."""
-    with Command(tmp_path, "demo", config=None) as daemon:
-        daemon.wait_for("Request", count=3, seconds=60)
-        printed = daemon.out.read_text()
-        page = re.search(r"^http://127\.0\.0\.1:\d+/status$", printed, re.MULTILINE)[0]
-        assert printed.index(page) < printed.index("curl ")
-        import urllib.request
+def test_the_demo_asks_itself_one_request_at_a_time_and_not_for_ever(monkeypatch):
+    monkeypatch.setattr(own_requests, "MOST", 3)
+    reactor = MemoryReactorClock()
+    requests = own_requests.OwnRequests(reactor, 8443, trustme.CA().cert_pem.bytes(), b"a request")
+    requests.start()
+    counts = []
+    for _ in range(60):
+        reactor.advance(1)
+        counts.append(len(reactor.tcpClients))
+    assert (counts[0], counts[8], counts[-1]) == (1, 1, 3), "each may take 10 s"
+    assert not reactor.getDelayedCalls()
 
-        with urllib.request.urlopen(f"{page}.json", timeout=10) as got:
-            (route,) = json.load(got)["routes"]
-        assert route["requests"] >= 3
-        assert [step["state"] for step in route["steps"]] == ["failed", "answering"]
-        began = time.monotonic()
-        assert daemon.stop(signal.SIGINT) == -signal.SIGINT
-        assert time.monotonic() - began < 5
-        records = [line for line in daemon.lines() if line["message"] == "Request"]
-        assert {line["fields"]["status"] for line in records} == {200}
-        assert len(records) <= time.monotonic() - daemon.started
+
+def test_the_demo_s_request_under_way_ends_with_it():
+    reactor = MemoryReactorClock()
+    requests = own_requests.OwnRequests(reactor, 8443, trustme.CA().cert_pem.bytes(), b"a request")
+    requests.start()
+    reactor.advance(1)
+    assert len(reactor.tcpClients) == 1
+    requests.stop()
+    assert not reactor.getDelayedCalls()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -441,3 +442,31 @@ def test_the_demo_takes_another_port_where_its_own_is_taken(tmp_path):
             pass  # somebody else has it, which serves as well
         with Demo(tmp_path, "--demo", config=None) as daemon:
             assert "https://127.0.0.1:8443/" not in daemon.printed()
+
+
+def test_the_demo_leaves_the_ports_to_one_that_is_just_starting(tmp_path):
+    with socket.socket(socket.AF_UNIX) as other:
+        with contextlib.suppress(OSError):  # a real one, which serves as well
+            other.bind("\0aigw-demo")
+        with Demo(tmp_path, "--demo", config=None) as daemon:
+            assert not re.search(r":844[34]/", daemon.printed())
+
+
+def test_the_demo_s_page_lives(tmp_path):
+    """It asks itself, once a second and no oftener, and stops at once when it is told to."""
+    with Demo(tmp_path, "--demo", config=None) as daemon:
+        daemon.wait_for("Request", count=3, seconds=60)
+        printed = daemon.out.read_text()
+        page = re.search(r"^http://127\.0\.0\.1:\d+/status$", printed, re.MULTILINE)[0]
+        assert printed.index(page) < printed.index("curl ")
+        with urllib.request.urlopen(f"{page}.json", timeout=10) as got:
+            (route,) = json.load(got)["routes"]
+        assert route["requests"] >= 3
+        assert [step["state"] for step in route["steps"]] == ["failed", "answering"]
+        began = time.monotonic()
+        assert daemon.stop(signal.SIGINT) == -signal.SIGINT
+        assert time.monotonic() - began < 5
+        assert not [line for line in daemon.lines() if "actory" in line["message"]], "the log is of the gateway"
+        records = [line for line in daemon.lines() if line["message"] == "Request"]
+        assert {line["fields"]["status"] for line in records} == {200}
+        assert len(records) <= time.monotonic() - daemon.started
