@@ -135,6 +135,7 @@ class DemoService(MultiService):
         self._folder: Path | None = None
         self._requests: OwnRequests | None = None
         self._down = socket.socket()
+        self._name = socket.socket(socket.AF_UNIX)
 
     def setServiceParent(self, parent: Any) -> None:
         """See GatewayService.setServiceParent."""
@@ -149,9 +150,8 @@ class DemoService(MultiService):
         self._down.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         site = _QuietSite(DemoProvider(self._reactor))
         port = self._reactor.listenTCP(0, site, interface="127.0.0.1")
-        tree = _configuration(
-            self._down.getsockname()[1], port.getHost().port, _free_port(PORT), _free_port(ADMIN_PORT)
-        )
+        ports = [_free_port(PORT), _free_port(ADMIN_PORT)] if self._is_first() else [0, 0]
+        tree = _configuration(self._down.getsockname()[1], port.getHost().port, *ports)
         self._gateway = GatewayService(partial(config.build, tree, {}, self._folder), self._reactor, None)
         self._gateway.setServiceParent(self)
         super().privilegedStartService()
@@ -166,6 +166,14 @@ class DemoService(MultiService):
         self._requests = OwnRequests(self._reactor, port, Path(ca).read_bytes(), _request())
         self._requests.start()
 
+    def _is_first(self) -> bool:
+        """Whether no other demo runs, or is just about to take the same ports."""
+        try:
+            self._name.bind("\0aigw-demo")  # a name of the kernel's, which ends with the process
+        except OSError:
+            return False
+        return True
+
     def stop_now(self) -> None:
         """See GatewayService.stop_now."""
         self._gateway.stop_now()
@@ -175,6 +183,7 @@ class DemoService(MultiService):
         if self._requests is not None:
             self._requests.stop()
         self._down.close()
+        self._name.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         return super().stopService()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -480,6 +481,14 @@ def test_the_demo_takes_another_port_where_its_own_is_taken(tmp_path):
             pass  # somebody else has it, which serves as well
         with Demo(tmp_path, "--demo", config=None) as daemon:
             assert "https://127.0.0.1:8443/" not in daemon.printed()
+
+
+def test_the_demo_leaves_the_ports_to_one_that_is_just_starting(tmp_path):
+    with socket.socket(socket.AF_UNIX) as other:
+        with contextlib.suppress(OSError):  # a real one, which serves as well
+            other.bind("\0aigw-demo")
+        with Demo(tmp_path, "--demo", config=None) as daemon:
+            assert not re.search(r":844[34]/", daemon.printed())
 
 
 def test_the_demo_s_page_lives(tmp_path):
