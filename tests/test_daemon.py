@@ -31,6 +31,7 @@ providers:
 routes:
   - {name: r, deadline: 1m, steps: [{provider: a, model: m, timeout: 90s}]}
 """
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 KEYS = {"GATEWAY_API_KEY": "gateway-key-0987-0987", "A_KEY": "canary-key-4711"}
 
 
@@ -171,20 +172,31 @@ def test_b9_logger_still_overrides(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else, and look at what is root's")
-def test_b9_nobody_else_reads_its_memory_and_it_still_reads_its_own_state():
-    """PR_SET_DUMPABLE is 0: /proc/PID is root's, no core file is written; its own /proc/self is not closed to it."""
+@pytest.mark.parametrize("before", [(), ("--uid=65534", "--gid=65534")], ids=["from the start", "by twistd"])
+def test_b9_nobody_else_reads_its_memory_and_it_still_reads_its_own_state(before):
+    """PR_SET_DUMPABLE is 0: /proc/PID is root's, no core file is written; its own /proc/self is not closed to it.
+
+    Where twistd changes the user the kernel has set it already. From the start it is nobody's process, which keeps only
+    the right to read Python where that is in root's folder.
+    """
+
+    class AsNobody(Daemon):
+        def start(self, args, **more):
+            right = "+dac_read_search"
+            nobody = [*NOBODY, f"--inh-caps={right}", f"--ambient-caps={right}"]
+            return super().start(args if before else [*nobody, *args], **more)
 
     with tempfile.TemporaryDirectory() as folder:  # pytest's are closed to others
         Path(folder).chmod(0o777)
         config = CONFIG + 'admin: "tcp:0:interface=127.0.0.1"\n'
-        with Daemon(Path(folder), before=("--uid=65534", "--gid=65534"), config=config) as daemon:
+        with AsNobody(Path(folder), before=before, config=config) as daemon:
             admin = daemon.wait_for("The admin listener is open")["address"]
             daemon.wait_for("Started")
             proc = Path(f"/proc/{daemon.process.pid}")
             status = (proc / "status").read_text()
             assert re.search(r"^Uid:\t65534\t65534", status, re.M)
             wait_until(lambda: (proc / "environ").stat().st_uid == 0)  # what the kernel makes of 0
-            reads = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", proc / "environ"]
+            reads = [*NOBODY, "cat", proc / "environ"]
             assert "denied" in subprocess.run(reads, capture_output=True, text=True, check=False).stderr
             metrics = urllib.request.urlopen(f"http://{admin}/metrics", timeout=5).read().decode()
             assert {"process_open_fds", "process_resident_memory_bytes"} <= set(re.findall(r"^\w+", metrics, re.M))
