@@ -101,8 +101,23 @@ def test_every_link_leads_somewhere(page):
 
 # The configuration
 
-# Documented, and not in the schema of this branch; whoever brings them takes them out.
+# Documented, and not in this branch; whoever brings them takes them out.
 ARRIVING = {"limits.bodies", "providers[].tls", "providers[].tls.legacy"}
+ARRIVING_CODES = {
+    ("403", "cross_site_request"),
+    ("415", "unsupported_media_type"),
+    ("503", "certificate_not_yet_valid"),
+    ("503", "not_ready"),
+    ("503", "too_many_bodies"),
+}
+ARRIVING_NAMES = {
+    "aigw_refused_keys_total",
+    "aigw_log_lines_dropped_total",
+    "Log lines were dropped",
+    "A key was refused",
+}
+
+COMPUTED = {"port": "`$PORT`, then `8080`", "limits.bodies": "`512MiB`, or `body` if that is more"}  # by the loader
 
 
 def entries(entry: type, path: str = "") -> dict[str, type]:
@@ -157,8 +172,8 @@ def test_every_default_is_the_documented_one(path, entry):
     for field in fields(entry):
         setting = f"{path}.{field.name}".lstrip(".")
         shown = rows[setting][2]
-        if setting == "port":
-            assert shown == "`$PORT`, then `8080`"  # which the loader puts there
+        if setting in COMPUTED:
+            assert shown == COMPUTED[setting]
         elif field.default is NODEFAULT and field.default_factory is NODEFAULT:
             assert shown == "required", setting
         else:
@@ -244,7 +259,8 @@ def test_every_error_code_is_documented_with_its_status():
         for row in table(DOCS / "api.md", "Errors")
         if row[0].isdecimal()
     }
-    assert shown == made
+    assert not made & ARRIVING_CODES, "take it out of ARRIVING_CODES"
+    assert shown - ARRIVING_CODES == made
 
 
 def test_every_message_of_the_log_is_the_program_s():
@@ -252,7 +268,7 @@ def test_every_message_of_the_log_is_the_program_s():
     messages = [message for cell in shown for message in re.findall(r"`([^`]+)`", cell)]
     assert len(messages) > 6
     beginnings = [message.partition(": ")[0].strip(": ") for message in messages if message not in ("traceback",)]
-    assert [message for message in beginnings if message not in SOURCE] == []
+    assert [message for message in beginnings if message not in SOURCE and message not in ARRIVING_NAMES] == []
 
 
 def test_every_metric_is_documented_and_no_other():
@@ -261,6 +277,7 @@ def test_every_metric_is_documented_and_no_other():
     shown = {
         name for row in table(DOCS / "observability.md", "Metrics") for name in re.findall(r"`(aigw_[a-z_]+)`", row[0])
     }
+    shown -= ARRIVING_NAMES
     assert {name.removesuffix("_total") for name in shown} == {name.removesuffix("_total") for name in made}
 
 
