@@ -1,7 +1,7 @@
 """The status page in a real Chromium, through TLS (pytest -m browser; Debian: chromium and chromium-driver).
 
 With AIGW_SCREENSHOTS=FOLDER it leaves pictures of the page there; demo.png is that of docs/status-page.png, which was
-taken of a demo that ran for half an hour.
+taken of a demo that ran for a while.
 """
 
 from __future__ import annotations
