@@ -6,11 +6,15 @@ from setuptools import setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "aigw" / "__init__.py").read_text())[1]
 
+# An index shows this page alone, so what leads to other files of the repository is left out.
+PAGE = re.sub(r"^!\[.*?\]\(.*?\)\n+", "", (HERE / "README.md").read_text(), flags=re.MULTILINE)
+PAGE = re.sub(r"\[([^]]+)\]\((?!https?:)[^)]*\)", r"\1", PAGE)
+
 setup(
     name="aigw",
     version=VERSION,
     description="A self-hosted, OpenAI-compatible gateway that tries providers in order until one answers",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=PAGE,
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],

@@ -1,6 +1,7 @@
 """The status page in a real Chromium, through TLS (pytest -m browser; Debian: chromium and chromium-driver).
 
-With AIGW_SCREENSHOTS=FOLDER it leaves pictures of the page there.
+With AIGW_SCREENSHOTS=FOLDER it leaves pictures of the page there; demo.png is that of docs/status-page.png, which was
+taken of a demo that ran for a while.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import ssl
 import time
 import urllib.error
@@ -22,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.switch import Switch
-from tests.test_daemon import Daemon
+from tests.test_daemon import Daemon, Demo
 from tests.webdriver import Chromium
 
 pytestmark = pytest.mark.browser
@@ -77,11 +79,17 @@ class Stage:
             pass  # the stream was cut
 
     def browser(self, width=1280, height=900, dark=False):
+        return Browser.trusting(self.folder / "cert.pem", self.url, self.folder, width, height, dark)
+
+
+class Browser:
+    @classmethod
+    def trusting(cls, certificate, url, folder, width=1280, height=900, dark=False):
         """A Chromium that trusts this one certificate, by its public key."""
-        shown = x509.load_pem_x509_certificate((self.folder / "cert.pem").read_bytes()).public_key()
+        shown = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
         spki = hashlib.sha256(shown.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
         driver = Chromium(
-            f"--user-data-dir={self.folder}/profile-{time.monotonic()}",
+            f"--user-data-dir={folder}/profile-{time.monotonic()}",
             f"--ignore-certificate-errors-spki-list={base64.b64encode(spki).decode()}",
             f"--window-size={width},{height}",
         )
@@ -89,10 +97,8 @@ class Stage:
         driver.devtools("Emulation.setDeviceMetricsOverride", **metrics)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         driver.devtools("Emulation.setEmulatedMedia", features=scheme)
-        return Browser(driver, self.url)
+        return cls(driver, url)
 
-
-class Browser:
     def __init__(self, driver, url):
         self.driver, self.url = driver, url
 
@@ -126,9 +132,9 @@ class Browser:
             time.sleep(0.05)  # a poll of another process, within a bound
         raise AssertionError(self.text())
 
-    def picture(self, name):
+    def picture(self, name, height=None):
         if folder := os.environ.get("AIGW_SCREENSHOTS"):
-            height = self.run("return document.documentElement.scrollHeight")
+            height = height or self.run("return document.documentElement.scrollHeight")
             clip = {"x": 0, "y": 0, "width": self.run("return innerWidth"), "height": height, "scale": 1}
             shot = self.driver.devtools("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
             Path(folder, f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
@@ -209,6 +215,22 @@ def test_nothing_is_cut_off_and_everything_can_be_read(stage, name, width, dark)
         browser.picture(name)
         assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
         assert browser.run(CONTRAST) == []
+
+
+def test_the_demo_has_a_page_that_shows_both_steps(tmp_path):
+    with Demo(tmp_path, "--demo", config=None) as daemon:
+        printed = daemon.printed()
+        certificate = Path(re.search(r"--cacert (\S+)", printed)[1])
+        url = re.search(r"https://[^/]+", printed)[0]
+        tls = ssl.create_default_context(cafile=certificate)
+        body = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}).encode()
+        request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"Authorization": "Bearer demo-key"})
+        for _ in range(5):
+            urllib.request.urlopen(request, timeout=10, context=tls).close()
+        with Browser.trusting(certificate, url, tmp_path, 1000, 660) as browser:
+            browser.sign_in("demo-key")
+            browser.until(lambda: browser.states() == ["failed last time", "answering"])
+            browser.picture("demo", 660)
 
 
 def test_a_gateway_that_goes_away_is_told_and_found_again(stage):

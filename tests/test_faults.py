@@ -14,6 +14,7 @@ and every time three things are looked at: what the client received, what each p
 from __future__ import annotations
 
 import email.utils
+import os
 import time
 from pathlib import Path
 
@@ -292,22 +293,42 @@ async def test_fault(world, fault, streamed, tls):
     assert events[:2] == came[:2], "what came before the break was passed on"
 
 
-def readme_rows() -> str:
-    """The table as the README shows it: rows of the same fate stand in one line."""
+PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
+HEADINGS = {  # by the first fault under each
+    "name not found": "Connecting",
+    "reset while we send 20 MB": "Sending the request",
+    "no headers": "Waiting for the answer",
+    "comments only, whole": "Answers that are none",
+    "301": "Refusals",
+    "fin before headers": "Broken before the first output",
+    "fin after output": "Broken after the first output",
+    "a good answer": "Odd, and good",
+}
+
+
+def page_rows() -> str:
+    """The table as the page shows it: one fault a row."""
     words = {"-": "cannot happen", "whole": "the answer, byte for byte"}
-    fates: dict[tuple[str, ...], list[str]] = {}
+    lines = []
     for fault, (_, *expected) in TABLE.items():
-        fate = tuple(
+        if fault in HEADINGS:
+            head = "| what the provider does | a plain request gets | a streamed request gets |"
+            lines += ["", f"## {HEADINGS[fault]}", "", head, "|---|---|---|"]
+        fates = [
             words.get(each) or ("the next step's answer" if each.startswith("next") else f"in-band `{each.split()[1]}`")
             for each in expected
-        )
-        fates.setdefault(fate, []).append(fault)
-    rows = [f"| {'; '.join(faults)} | {plain} | {streamed} |" for (plain, streamed), faults in fates.items()]
-    return "\n".join(
-        ["| what the provider does | a plain request gets | a streamed one gets |", "|---|---|---|", *rows]
-    )
+        ]
+        lines.append(f"| {' | '.join([fault, *fates])} |")
+    return "\n".join([*lines, ""])
 
 
-def test_the_readme_shows_this_table():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert readme_rows() in readme, f"write into the README:\n{readme_rows()}"
+def test_the_page_shows_this_table():
+    """AIGW_WRITE_DOCS=1 writes it."""
+    begin, end = "<!-- faults -->\n", "\n<!-- /faults -->"
+    before, _, rest = PAGE.read_text().partition(begin)
+    shown, _, after = rest.partition(end)
+    if os.environ.get("AIGW_WRITE_DOCS"):
+        shown = page_rows()
+        PAGE.write_text(f"{before}{begin}{shown}{end}{after}")
+    assert set(HEADINGS) <= set(TABLE)
+    assert shown == page_rows(), "write it by AIGW_WRITE_DOCS=1"

@@ -184,7 +184,7 @@ def test_what_is_pinned_is_complete():
 
 @pytest.mark.slow
 def test_build_makes_one_file_that_holds_all_it_needs(tmp_path):
-    for name in "aigw twisted conf contrib setup.py pyproject.toml README.md LICENSE CHANGELOG.md".split():
+    for name in "aigw twisted conf contrib docs setup.py pyproject.toml README.md LICENSE CHANGELOG.md".split():
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     build = [tmp_path / "contrib" / "systemd" / "install.sh", "build"]

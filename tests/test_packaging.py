@@ -35,6 +35,14 @@ def test_the_wheel_holds_exactly_our_package_and_the_plugin(wheel):
     assert names == ours | {"twisted/plugins/aigw_plugin.py"}
 
 
+def test_the_page_of_the_package_leads_to_no_file_of_the_repository(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        page = archive.read(name).decode().partition("\n\n")[2]
+    assert page.startswith("# AI Gateway")
+    assert [target for target in re.findall(r"\]\(([^)]*)\)", page) if not target.startswith("https://")] == []
+
+
 def test_it_installs_into_a_fresh_environment_and_twistd_knows_it(wheel, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=60)
     subprocess.run([tmp_path / "venv/bin/pip", "install", "-q", wheel], check=True, timeout=120)

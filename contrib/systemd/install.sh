@@ -110,7 +110,7 @@ build() {
   SOURCE_DATE_EPOCH=315532800 pip wheel --no-build-isolation --no-deps -w "$stage/wheels" "$TMP/source"
   cp "$HERE"/{ai-gateway,ai-gateway.service,ai-gateway@.service,ai-gateway.socket,ai-gateway.sysusers} \
     "$HERE"/{ai-gateway.tmpfiles,certbot-deploy-hook,config.yaml,reload} "$stage/systemd"
-  cp -R "$ROOT/conf" "$ROOT"/{README.md,LICENSE,CHANGELOG.md} "$stage"
+  cp -R "$ROOT"/{conf,docs,README.md,LICENSE,CHANGELOG.md} "$stage"
   cp "$HERE/install.sh" "$stage"
   platform_of "$python" >"$stage/PLATFORM"
   # The same content gives the same name, so that installing it again is seen to change nothing.
@@ -188,7 +188,7 @@ install_release() { # unpacks PAYLOAD as releases/ID, complete or not at all
   say "installing release $ID to $release"
   rm -rf "$release"
   mkdir -p "$release"
-  cp -R "$PAYLOAD"/{systemd,conf,README.md,LICENSE,CHANGELOG.md,ID,PLATFORM,install.sh} "$release"
+  cp -R "$PAYLOAD"/{systemd,conf,docs,README.md,LICENSE,CHANGELOG.md,ID,PLATFORM,install.sh} "$release"
   "$PYTHON_HERE" -m venv "$release/venv"
   "$release/venv/bin/pip" --isolated install -q --disable-pip-version-check --no-cache-dir --no-index \
     --find-links "$PAYLOAD/wheels" aigw

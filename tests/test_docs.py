@@ -1,0 +1,484 @@
+"""The documents say what is so: links, settings, error codes, messages, metrics, examples, and commands that are run.
+
+A page's commands run from top to bottom in one temporary folder, with the page's own configuration, before a provider of
+the test. What cannot run here is listed in ``NOT_RUN`` with the test that runs it, or with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import types
+import typing
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+from msgspec.structs import NODEFAULT, fields
+
+from aigw import config, errors, schema
+from aigw.notation import decode
+from tests.switch import Switch
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / "contrib").rglob("*.md")])
+SOURCE = "".join(path.read_text() for path in sorted((ROOT / "aigw").rglob("*.py")))
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
+    """The fenced blocks of these languages in order, each with its language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [(language, text) for language, text in found if language in languages]
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def table(page: Path, heading: str | None = None) -> list[list[str]]:
+    """The cells of all rows below a heading, or of the whole page."""
+    text = prose(page)
+    if heading is not None:
+        text = re.split(rf"^#+ {re.escape(heading)}$", text, maxsplit=1, flags=re.MULTILINE)[1]
+        text = re.split(r"^#+ ", text, maxsplit=1, flags=re.MULTILINE)[0]
+    rows = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)] for row in rows]
+
+
+# Form
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_picture_is_small():
+    assert (DOCS / "status-page.png").stat().st_size < 200_000
+
+
+def test_the_readme_leads_to_every_page():
+    readme = (ROOT / "README.md").read_text()
+    assert [page.name for page in DOCS.glob("*.md") if f"](docs/{page.name})" not in readme] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them: lower case, spaces to hyphens, all other punctuation gone; a number where one is there already."""
+    made: dict[str, int] = {}
+    for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+        anchor = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        made[anchor] = made.get(anchor, -1) + 1
+        if made[anchor]:
+            made[f"{anchor}-{made[anchor]}"] = 0
+    return set(made)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_somewhere(page):
+    lost = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            lost.append(target)
+    assert lost == []
+
+
+# The configuration
+
+# Documented, and not in this branch; whoever brings them takes them out.
+COMPUTED = {"port": "`$PORT`, then `8080`", "limits.bodies": "`512MiB`, or `body` if that is more"}  # by the loader
+
+
+def entries(entry: type, path: str = "") -> dict[str, type]:
+    """Every mapping of the file by its path, as ``routes[].steps[]``."""
+    found = {path: entry}
+    for name, hint in typing.get_type_hints(entry).items():
+        for inner, is_list in structs(hint):
+            found |= entries(inner, f"{path}.{name}".lstrip(".") + "[]" * is_list)
+    return found
+
+
+def structs(hint: object) -> list[tuple[type, bool]]:
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return [(hint, False)]
+    if typing.get_origin(hint) is tuple:
+        return [(inner, True) for each in typing.get_args(hint) for inner, _ in structs(each)]
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return [inner for each in typing.get_args(hint) for inner in structs(each)]
+    return []
+
+
+ENTRIES = entries(schema.FileEntry)
+
+
+def documented() -> dict[str, list[str]]:
+    """The cells of each setting's row, by its path."""
+    page = DOCS / "configuration.md"
+    found: dict[str, list[str]] = {}
+    for heading in re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE):
+        for path in [""] if heading == "The file" else re.findall(r"`([^`]+)`", heading):
+            for row in table(page, heading)[1:]:
+                if row[0].startswith("`"):
+                    found[f"{path}.{row[0].strip('`')}".lstrip(".")] = row
+    return found
+
+
+def test_every_entry_of_the_schema_is_found():
+    """So that the next test compares all of it."""
+    written = {each for each in vars(schema).values() if isinstance(each, type) and issubclass(each, schema._Entry)}
+    assert written - set(ENTRIES.values()) == {schema._Entry}
+
+
+def test_every_setting_is_documented_and_no_other():
+    known = {f"{path}.{field.name}".lstrip(".") for path, entry in ENTRIES.items() for field in fields(entry)}
+    assert set(documented()) == known
+
+
+@pytest.mark.parametrize(("path", "entry"), ENTRIES.items(), ids=[path or "file" for path in ENTRIES])
+def test_every_default_is_the_documented_one(path, entry):
+    hints, rows = typing.get_type_hints(entry), documented()
+    for field in fields(entry):
+        setting = f"{path}.{field.name}".lstrip(".")
+        shown = rows[setting][2]
+        if setting in COMPUTED:
+            assert shown == COMPUTED[setting]
+        elif field.default is NODEFAULT and field.default_factory is NODEFAULT:
+            assert shown == "required", setting
+        else:
+            default = field.default_factory() if field.default is NODEFAULT else field.default
+            if shown.startswith("`"):
+                written = yaml.safe_load(shown.strip("`"))
+                made = written if isinstance(written, bool) else decode(hints[field.name], written)
+                assert made == default, setting
+            elif isinstance(default, msgspec.Struct):
+                assert shown.startswith("see "), setting
+            else:
+                assert shown in ("none", "inherited"), setting
+                assert not default, setting
+
+
+@pytest.mark.parametrize("setting", sorted(documented()))
+def test_every_example_of_a_setting_is_good(setting, tmp_path):
+    example = documented()[setting][3]
+    if example.startswith("see "):
+        return
+    tree = yaml.safe_load(example.strip("`"))
+    for part in reversed(setting.split(".")):
+        tree = {part.removesuffix("[]"): [tree] if part.endswith("[]") else tree}
+    load(complete(tree), tmp_path)
+
+
+def complete(tree: dict) -> dict:
+    """A part of a configuration with what it needs to be a whole one."""
+    tree = {"api_key": "a-key-of-the-gateway", **tree}
+    if isinstance(tree.get("tls"), dict):
+        tree["tls"] = {"cert_file": "cert.pem", "key_file": "key.pem", **tree["tls"]}
+        if "client_certificate" in tree["tls"]:
+            tree["tls"].setdefault("client_ca", "ca.pem")
+        for each in tree["tls"].get("certificates", ()):
+            each |= {"cert_file": "a.pem", "key_file": "a.key", **each}
+    for listener in [tree.get("admin"), *(tree.get("listen") or ())]:
+        if isinstance(listener, dict):
+            listener.setdefault("endpoint", "tcp:9464:interface=127.0.0.1")
+            if "10.0.0.5" in listener["endpoint"]:
+                listener["insecure"] = True
+    for number, route in enumerate(tree.setdefault("routes", [{}])):
+        route.setdefault("name", f"r{number}")
+        for step in route.setdefault("steps", [{}]):
+            step.setdefault("provider", tree["providers"][0].get("name", "p0") if "providers" in tree else "p0")
+            step.setdefault("model", "m")
+    used = dict.fromkeys(step["provider"] for route in tree["routes"] for step in route["steps"])
+    for number, provider in enumerate(tree.setdefault("providers", [{"name": name} for name in used])):
+        provider.setdefault("name", f"p{number}")
+        provider.setdefault("base_url", "https://api.example/v1")
+    return tree
+
+
+def load(tree: dict, folder: Path) -> config.Config:
+    text = yaml.safe_dump(tree)
+    (folder / "config.yaml").write_text(text)
+    (folder / "config.yaml").chmod(0o600)
+    environ = {name: f"a-value-of-{name}-here" for name in re.findall(r"\$\{(\w+)\}", text)}
+    return config.load(folder / "config.yaml", environ)
+
+
+EXAMPLES = [(page, number, text) for page in PAGES for number, (_, text) in enumerate(blocks(page, "yaml"), 1)]
+
+
+@pytest.mark.parametrize(("page", "number", "text"), EXAMPLES, ids=[f"{named(page)}-{n}" for page, n, _ in EXAMPLES])
+def test_every_example_of_a_configuration_loads(page, number, text, tmp_path):
+    tree = yaml.safe_load(text)
+    if {"providers", "routes"} <= set(tree) and "api_key" in tree:
+        load(tree, tmp_path)  # whole, and good as it stands
+    else:
+        load(complete(tree), tmp_path)
+
+
+# What the program says
+
+
+def test_every_error_code_is_documented_with_its_status():
+    def all_of(error):
+        return [error, *(each for child in error.__subclasses__() for each in all_of(child))]
+
+    classes = {each.__name__: each for each in all_of(errors.GatewayError)}
+    made = {(str(each.status), each.code) for each in classes.values()}
+    made |= {(str(classes[name].status), code) for name, code in re.findall(r'\b(\w+)\([^()]*code="(\w+)"\)', SOURCE)}
+    shown = {
+        (row[0], None if row[1] == "none" else row[1].strip("`"))
+        for row in table(DOCS / "api.md", "Errors")
+        if row[0].isdecimal()
+    }
+    assert shown == made
+
+
+def test_every_message_of_the_log_is_the_program_s():
+    shown = [row[0] for row in table(DOCS / "operations.md", "Read the log")][1:]
+    messages = [message for cell in shown for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(messages) > 6
+    beginnings = [message.partition(": ")[0].strip(": ") for message in messages if message not in ("traceback",)]
+    assert [message for message in beginnings if message not in SOURCE] == []
+
+
+def test_every_metric_is_documented_and_no_other():
+    """A counter has ``_total`` behind its name in the source."""
+    made = set(re.findall(r'MetricFamily\(\s*"(aigw_[a-z_]+)"', SOURCE))
+    shown = {
+        name for row in table(DOCS / "observability.md", "Metrics") for name in re.findall(r"`(aigw_[a-z_]+)`", row[0])
+    }
+    assert {name.removesuffix("_total") for name in shown} == {name.removesuffix("_total") for name in made}
+
+
+def test_every_field_of_a_line_of_the_log_exists():
+    from aigw import logs
+
+    shown = {
+        name
+        for row in table(DOCS / "observability.md", "Logs")
+        if len(row) == 2 and not row[0].startswith(("in ", "under", "`twistd"))
+        for name in re.findall(r"`(\w+)`", row[0])
+    }
+    assert len(shown) > 10
+    assert shown <= logs.FIELDS | {"rests_s"}
+
+
+def test_every_marker_is_documented():
+    markers = set(re.findall(r'^    "(\w+): ', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    rows = {row[0].strip("`"): row[3] for row in table(ROOT / "CONTRIBUTING.md", "Tests") if row[0].startswith("`")}
+    assert set(rows) == markers
+    assert [marker for marker, command in rows.items() if not command.endswith(f"-m {marker}`")] == []
+
+
+# Commands
+
+NOT_RUN = {
+    # In README and on the first pages
+    r"python3 -m venv \.venv && .* --demo": "an index of packages; tests/test_daemon.py::test_the_demo_shows_fallback_by_the_lines_that_it_prints",
+    r"python3 -m venv \.venv && .* pytest ": "it is this run; .ci/run takes the line from README",
+    r"python3 -m venv \.venv$": "tests/test_packaging.py::test_it_installs_into_a_fresh_environment_and_twistd_knows_it",
+    r"(\.venv/bin/)?pip install ": "an index of packages; tests/test_packaging.py::test_it_installs_into_a_fresh_environment_and_twistd_knows_it",
+    r"twistd -n --pidfile= aigw --demo": "tests/test_daemon.py::test_the_demo_shows_fallback_by_the_lines_that_it_prints",
+    # Root and systemd
+    r"(sudo )?contrib/systemd/install\.sh install-service": "tests/booted/test_service.py::test_install_service_makes_it_active_and_it_answers_over_tls",
+    r"SSH_HOST=\S+ contrib/systemd/install\.sh deploy": "tests/booted/test_deploy.py::test_deploy_from_nothing_then_an_upgrade_then_a_broken_version",
+    r"(sudo )?ai-gateway check": "tests/booted/test_service.py::test_a_bad_configuration_is_exit_78_and_no_restart_loop",
+    r"sudo systemctl reload ai-gateway": "tests/booted/test_service.py::test_reload_with_a_new_certificate_under_load",
+    r"systemctl restart ai-gateway": "tests/booted/test_service.py::test_restart_under_load_fails_no_request_and_a_running_stream_gets_its_last_byte",
+    r"systemctl stop ai-gateway\.socket ai-gateway": "tests/booted/test_service.py::test_a_bad_configuration_is_exit_78_and_no_restart_loop",
+    r"systemctl (disable|enable) --now ai-gateway": "tests/booted/test_service.py::test_two_instances_are_rolled_one_after_the_other_under_load",
+    r"systemctl mask --now ai-gateway\.socket": "tests/booted/test_deploy.py::test_plain_http_on_loopback_is_asked_for_readiness_as_such",
+    r"curl --cacert /etc/ai-gateway/": "tests/booted/test_service.py::test_install_service_makes_it_active_and_it_answers_over_tls",
+    r"certbot certonly ": "a public name and Let's Encrypt; the hook: tests/booted/test_service.py::test_certbot_s_hook_renews_it",
+    # Developers
+    r"\.venv/bin/python -m contrib\.bench": "minutes; tests/test_bench.py (pytest -m bench)",
+    r"\.venv/bin/python -m pytest -q -n 2": "it is this run",
+    r"\.venv/bin/(ruff|mypy) ": "what .ci/run ends with",
+}
+
+
+def reason_not_to_run(command: str) -> str | None:
+    return next((reason for pattern, reason in NOT_RUN.items() if re.match(pattern, command)), None)
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a block, those that go on behind a backslash joined, without comments."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+# .*$", "", line).strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_what_is_not_run_has_a_test_that_exists_or_a_reason():
+    everything = [command for page in PAGES for _, text in blocks(page, "sh") for command in commands(text)]
+    for pattern, reason in NOT_RUN.items():
+        assert any(re.match(pattern, command) for command in everything), f"{pattern} stands in no page any more"
+        for file, test in re.findall(r"(tests/\S+\.py)::(\w+)", reason):
+            assert f"def {test}(" in (ROOT / file).read_text(), reason
+
+
+def test_no_page_hides_its_commands():
+    """Blocks of a shell have one name."""
+    for page in PAGES:
+        assert not blocks(page, "bash", "shell", "console"), named(page)
+
+
+class Story:
+    """A page's commands in one folder: what a user would type, one after the other."""
+
+    def __init__(self, folder: Path, switch: Switch) -> None:
+        self.folder, self.switch = folder, switch
+        self.ports = {port: free_port() for port in ("8080", "8443", "9464")}
+        self.daemons: list[subprocess.Popen] = []
+        self.out = ""
+        (folder / "bin").mkdir()
+        self.tool("twistd", "from twisted.scripts.twistd import run; run()")
+        self.tool("python", "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')")
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        (folder / ".venv" / "bin" / "activate").touch()  # ours is active
+        (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 10\n")
+        self.environ = {
+            "HOME": str(folder),
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "PORT": self.ports["8080"],
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def tool(self, name: str, code: str) -> None:
+        (self.folder / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+        (self.folder / "bin" / name).chmod(0o755)
+
+    def here(self, text: str) -> str:
+        """The ports of this run for those of the page."""
+        for port, free in self.ports.items():
+            text = re.sub(rf"(?<=[:\s]){port}\b", free, text)
+        return text
+
+    def configure(self, text: str) -> None:
+        tree = yaml.safe_load(self.here(text))
+        if not {"api_key", "providers", "routes"} <= set(tree):
+            return  # a part of one
+        for provider in tree["providers"]:
+            provider["base_url"] = self.switch.url
+        self.switch.models = [step["model"] for route in tree["routes"] for step in route["steps"]]
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(tree))
+        (self.folder / "config.yaml").chmod(0o600)
+
+    def run(self, command: str) -> None:
+        command = self.here(command)
+        if command.startswith("journalctl"):
+            command = f"cat gateway.log | {command.partition(' | ')[2]}"  # what is behind it is what can be wrong
+        if re.match(r"twistd -n .*aigw -c \S+$", command):
+            self.start(command)
+            return
+        script = f"set -euo pipefail\n{command}\nenv -0 > .environ"
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=self.folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        self.out = done.stdout
+        pairs = (self.folder / ".environ").read_text().split("\0")
+        self.environ = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        if "--logfile" in command:
+            self.wait_for("Started", self.folder / "gateway.log")
+
+    def python(self, text: str) -> None:
+        (self.folder / "page.py").write_text(self.here(text))
+        self.run("python page.py")
+
+    def start(self, command: str) -> None:
+        """In the foreground of another terminal."""
+        log = self.folder / f"foreground-{len(self.daemons)}.log"
+        with log.open("w") as file:
+            self.daemons.append(
+                subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=self.folder, env=self.environ, stderr=file)
+            )
+        self.wait_for("Started", log)
+
+    def wait_for(self, message: str, log: Path) -> None:
+        from tests.test_prometheus import wait
+
+        wait(lambda: log.exists() and f'"message":"{message}"' in log.read_text())
+
+    def stop(self) -> None:
+        for daemon in self.daemons:
+            daemon.terminate()
+            daemon.wait(15)
+        self.daemons.clear()
+
+    def close(self) -> None:
+        self.stop()
+        if (self.folder / "gateway.pid").exists():
+            os.kill(int((self.folder / "gateway.pid").read_text()), signal.SIGTERM)
+
+
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+@pytest.fixture
+def story(tmp_path):
+    for tool in ("bash", "curl", "jq", "openssl"):
+        if not shutil.which(tool):
+            pytest.skip(f"no {tool}")
+    with Switch() as switch:
+        story = Story(tmp_path, switch)
+        yield story
+        story.close()
+
+
+# A page of commands for a gateway that runs already is told on another page's gateway.
+ADMIN = """
+api_key: ${GATEWAY_API_KEY}
+admin: 9464
+providers: [{name: cerebras, base_url: "http://x/v1", api_key: "${CEREBRAS_API_KEY}"}]
+routes: [{name: assistant, steps: [{provider: cerebras, model: gpt-oss-120b}]}]
+"""
+WITH_COMMANDS = [page for page in PAGES if blocks(page, "sh", "python")]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=named)
+def test_every_command_of_the_page_runs(page, story):
+    told = [(language, text) for language, text in blocks(page, "sh", "python", "yaml")]
+    to_run = [each for kind, text in told if kind == "sh" for each in commands(text) if not reason_not_to_run(each)]
+    if not to_run:
+        return
+    story.environ |= {"GATEWAY_API_KEY": "key-of-the-gateway-1", "CEREBRAS_API_KEY": "key-of-a-provider-1"}
+    if not any("export GATEWAY_API_KEY" in each for each in to_run):
+        story.configure(ADMIN)
+        story.run("twistd --pidfile=gateway.pid --logfile=gateway.log aigw -c config.yaml")
+    for language, text in told:
+        if language == "yaml":
+            story.configure(text)
+        elif language == "python":
+            story.python(text)
+            assert story.out.strip()
+        else:
+            for command in commands(text):
+                if "--logfile" in command:
+                    story.stop()  # Ctrl-C in the first terminal
+                if not reason_not_to_run(command):
+                    story.run(command)
+                if command.startswith("curl") and "/chat/completions" in command and '"stream"' not in command:
+                    assert json.loads(story.out)["choices"]
