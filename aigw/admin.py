@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 from twisted.web.resource import Resource
@@ -18,7 +18,8 @@ from aigw.gates import Gate, everybody, is_near, open_gate, with_key
 from aigw.headers import Header
 from aigw.pages import Page
 from aigw.request import Request
-from aigw.signin import cookie, is_form, is_own_form, no_cookie
+from aigw.signin import Cookies, cookie, is_form, is_own_form, no_cookie
+from aigw.viewers import Viewers
 from aigw.watch import Watch
 from aigw.web import Health, Leaf
 
@@ -29,6 +30,14 @@ FORM_BYTES = 4096
 _PAGE, _FORM = Page("status.html"), Page("login.html")
 _WRONG = '<p class="wrong" role="alert">That key is not one of this gateway\u2019s.</p>'
 _SIGN_OUT = '<form method="post" action="status/logout"><button>Sign out</button></form>'
+
+
+class AdminState(NamedTuple):
+    """What all pages share; it outlives every reload."""
+
+    watch: Watch
+    viewers: Viewers
+    cookies: Cookies
 
 
 class Shown(Leaf):
@@ -182,15 +191,15 @@ class Login(Form):
 class Logout(Form):
     """``POST /status/logout``: the browser forgets its cookie, and so do we: a copy of it opens nothing any more."""
 
-    def __init__(self, config: Config, watch: Watch) -> None:
+    def __init__(self, config: Config, state: AdminState) -> None:
         super().__init__(config)
-        self._watch = watch
+        self._state = state
 
     def render(self, request: Any) -> int:
         """Back to the form; the pages that are live ask anew, for this cookie may have opened some."""
         sent = (request.header(b"cookie") or b"").decode("latin-1")
-        if self._watch.cookies.sign_out(self.config.callers, sent, time.time(), request.isSecure()):
-            self._watch.viewers.ask_again()
+        if self._state.cookies.sign_out(self.config.callers, sent, time.time(), request.isSecure()):
+            self._state.viewers.ask_again()
         return to_the_page(request, no_cookie(request.isSecure()))
 
 
@@ -206,14 +215,18 @@ class StatusJson(Shown):
         return self._watch.status()
 
 
-class Events(StatusJson):
+class Events(Shown):
     """``GET /status/events``: the same, again whenever it has changed."""
 
     methods = (b"GET",)
 
+    def __init__(self, config: Config, gate: Gate, state: AdminState) -> None:
+        super().__init__(config, gate)
+        self._state = state
+
     def render(self, request: Any) -> int:
-        """Raises TooManyViewers."""
-        self._watch.viewers.admit(request)
+        """Raises Overloaded."""
+        self._state.viewers.admit(request)
         return NOT_DONE_YET
 
 
@@ -234,23 +247,23 @@ def send(request: Any, kind: bytes, body: bytes, *headers: Header) -> int:
     return NOT_DONE_YET
 
 
-def show(root: Leaf, config: Config, watch: Watch, check_ready: CheckReady, gate: Gate | None = None) -> None:
+def show(root: Leaf, config: Config, state: AdminState, check_ready: CheckReady, gate: Gate | None = None) -> None:
     """Put the resources below ``root``, where a key is asked for, but for ``/ready``, unless ``gate`` is given."""
-    ask = gate or with_key(config.callers, watch.cookies)
+    ask = gate or with_key(config.callers, state.cookies)
     status = Status(config, ask)
     root.putChild(b"status", status)
-    status.putChild(b"events", Events(config, ask, watch))
+    status.putChild(b"events", Events(config, ask, state))
     if gate is None:
         status.putChild(b"login", Login(config, status))
-        status.putChild(b"logout", Logout(config, watch))
-    root.putChild(b"status.json", StatusJson(config, ask, watch))
+        status.putChild(b"logout", Logout(config, state))
+    root.putChild(b"status.json", StatusJson(config, ask, state.watch))
     root.putChild(b"ready", Ready(config, gate or everybody, check_ready))
-    root.putChild(b"metrics", Metrics(config, ask, watch))
+    root.putChild(b"metrics", Metrics(config, ask, state.watch))
 
 
-def tree(config: Config, watch: Watch, check_ready: CheckReady) -> Leaf:
+def tree(config: Config, state: AdminState, check_ready: CheckReady) -> Leaf:
     """What the listener for administrators has: all of this without a key, and nothing of the API."""
     root = Root(config, open_gate)
     root.putChild(b"health", Health(config))
-    show(root, config, watch, check_ready, open_gate)
+    show(root, config, state, check_ready, open_gate)
     return root

@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from aigw import logs
 from aigw.addresses import counts_for
-from aigw.errors import TooManyConnections
+from aigw.errors import Overloaded
 from aigw.mismatch import watch_first_bytes
 from aigw.notices import MAX_ADDRESSES, Notice
 from aigw.openai import error_body
@@ -36,7 +36,7 @@ LINGER_SECONDS = 1.0
 MAX_LINGERING = 50  # refused beyond these, a connection is closed at once
 MAX_LEAVING = 100  # connections beyond the limit, for a moment: closed to make room, and not gone yet
 
-_BODY = error_body(TooManyConnections("The gateway has as many connections as it may have. Try again soon."))
+_BODY = error_body(Overloaded("The gateway has as many connections as it may have. Try again soon."))
 _ANSWER = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
     b"Retry-After: 1\r\nConnection: close\r\n\r\n%s" % (len(_BODY), _BODY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aigw.errors import GatewayError, TooManyBodies
+from aigw.errors import GatewayError, Overloaded
 
 RETRY_SECONDS = 1
 
@@ -19,10 +19,11 @@ class Bodies:
         self.under_way = 0
 
     def take(self, size: int) -> None:
-        """Count so many bytes more. Raises TooManyBodies, and counts none, where that would be over the limit."""
+        """Count so many bytes more. Raises Overloaded, and counts none, where that would be over the limit."""
         if self.under_way + size > self.limit:
-            raise TooManyBodies(
+            raise Overloaded(
                 "The requests under way are as large as limits.bodies allows. Try again soon.",
+                code="too_many_bodies",
                 headers={"Retry-After": str(RETRY_SECONDS)},
             )
         self.under_way += size

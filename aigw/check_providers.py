@@ -12,8 +12,8 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
 
 from aigw.config import Config, Provider
-from aigw.errors import UpstreamFailure, UpstreamTimeout, UpstreamUnreachable
-from aigw.routing import KEY_REFUSED, Router
+from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamTimeout, UpstreamUnreachable
+from aigw.routing import Router
 from aigw.upstream import Upstream, within
 
 SECONDS = 20.0

@@ -16,10 +16,8 @@
       AllStepsFailed          502
       Draining                503, the gateway is stopping
       NotReady                503, the answer of /ready
-      TooManyViewers          503
       DeadlineExceeded        504
-      TooManyConnections      503
-      TooManyBodies           503
+      Overloaded              503
     UpstreamFailure           one attempt failed, the next may work
       UpstreamUnreachable     DNS, refused, TLS: nothing was sent
       UpstreamTimeout         says which limit: connect, first output, answer, deadline
@@ -152,18 +150,11 @@ class NotAForm(GatewayError):
     code = "unsupported_media_type"
 
 
-class TooManyConnections(GatewayError):
-    """There are as many connections as there may be: 503."""
+class Overloaded(GatewayError):
+    """There is as much of something as there may be: 503; ``code`` says of what."""
 
     status = 503
     code = "too_many_connections"
-
-
-class TooManyBodies(GatewayError):
-    """The requests under way are as large, all together, as they may be: 503."""
-
-    status = 503
-    code = "too_many_bodies"
 
 
 class HeadersTooLarge(GatewayError):
@@ -196,19 +187,15 @@ class NotReady(GatewayError):
     code = "not_ready"
 
 
-class TooManyViewers(GatewayError):
-    """As many status pages are open as may be: 503."""
-
-    status = 503
-    code = "too_many_viewers"
-
-
 class DeadlineExceeded(GatewayError):
     """The route's deadline passed before a step gave an answer: 504."""
 
     status = 504
     type = "upstream_error"
     code = "deadline_exceeded"
+
+
+KEY_REFUSED = frozenset([401, 402, 403])  # statuses by which a provider refuses the key
 
 
 class UpstreamFailure(Exception):

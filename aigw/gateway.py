@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from aigw import headers, relay, routing
 from aigw.answers import hold
+from aigw.attempt import Attempt
 from aigw.config import Config, Route, Step
 from aigw.connection import Response
 from aigw.errors import (
@@ -32,7 +33,7 @@ from aigw.errors import (
 from aigw.health import Health
 from aigw.openai import Call
 from aigw.records import AttemptRecord, AttemptSink, Trail, milliseconds
-from aigw.routing import Attempt, Router
+from aigw.routing import Router
 from aigw.secret import holds_a_key
 from aigw.upstream import Upstream, within
 

@@ -10,7 +10,7 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, TextIO
 
@@ -20,7 +20,6 @@ from zope.interface import implementer
 
 from aigw.flood import Flood
 from aigw.log_writer import LogWriter, Write, to_descriptor
-from aigw.systemd import is_journal
 
 Hide = Callable[[str], str]
 
@@ -105,6 +104,15 @@ class QueuedLines(JsonLines):
         reactor.callWhenRunning(self.writer.start)
         reactor.addSystemEventTrigger("after", "shutdown", self.writer.finish)
         atexit.register(self.writer.finish)  # where the reactor never ran
+
+
+def is_journal(environ: Mapping[str, str], fd: int) -> bool:
+    """Whether what is written to the file descriptor goes to the journal, which reads ``<3>`` as a priority."""
+    try:
+        stat = os.fstat(fd)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
 
 
 def json_lines() -> QueuedLines:

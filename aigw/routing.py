@@ -10,8 +10,9 @@ from typing import Any, Literal
 import msgspec
 
 from aigw import __version__
+from aigw.attempt import Attempt
 from aigw.config import Config, Provider, Route, Step
-from aigw.errors import AllStepsFailed, RouteNotFound, UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.errors import KEY_REFUSED, AllStepsFailed, RouteNotFound, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.health import Health
 from aigw.openai import ENDPOINTS, Call, rewrite
 from aigw.records import AttemptRecord
@@ -19,25 +20,12 @@ from aigw.secret import Secret, without_keys
 
 _NOT_HOPELESS = frozenset([408, 409, 429])
 REPEATABLE = frozenset([408, 409, 425])
-KEY_REFUSED = frozenset([401, 402, 403])
 KEY_REST = 60.0
 RATE_LIMIT_REST = 10.0
 RETRY_FIRST = 0.5
 RETRY_MOST = 8.0
 _MOST_READ = 4096  # of what a provider says of its failure
 _USER_AGENT = f"aigw/{__version__}".encode()
-
-
-class Attempt(msgspec.Struct, frozen=True, eq=False):
-    """One request to one provider, fully decided. ``headers`` hold the provider's key, so they show in no ``repr``."""
-
-    step: Step
-    url: str
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-
-    def __repr__(self) -> str:
-        return f"Attempt(step={self.step.number}, provider={self.step.provider.name!r}, body={len(self.body)} bytes)"
 
 
 class Router:

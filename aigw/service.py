@@ -29,8 +29,10 @@ from aigw.listeners import Listeners, inherited, told
 from aigw.live import Live, Reloads
 from aigw.pulse import Pulse
 from aigw.reload import Reload, clock_time
+from aigw.signin import Cookies
 from aigw.systemd import Notify
 from aigw.tls import CurrentIdentity
+from aigw.viewers import Viewers
 from aigw.watch import Watch, log_attempt
 
 EXPIRY_DAYS = 14.0
@@ -70,6 +72,7 @@ class GatewayService(Service):
         self._reloads = Reloads()
         self._reload = Reload(reactor, self._read, self._swap, self._notify, self._reloads)
         self._watch = Watch(self._look, reactor, environ)
+        self._admin = admin.AdminState(self._watch, Viewers(self._watch.status, reactor), Cookies())
         self._hurry = False
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
@@ -161,7 +164,7 @@ class GatewayService(Service):
         if any(listener.admin for listener in closed):
             self._admin_site.abort()  # who came in there without a key is to be out
         if new.config.callers != old.config.callers:
-            self._watch.viewers.ask_again()
+            self._admin.viewers.ask_again()
         self._warn()
         self._limit_connections()
         self._warn_of_expiry()
@@ -184,7 +187,7 @@ class GatewayService(Service):
         logs.info("Stopping", in_flight=len(self._running), drain_s=seconds)
         self._notify.stopping(f"Stopping; {len(self._running)} requests may take {seconds:g} s to end")
         self._drain = Drain(self._site, self._running, self._reactor, seconds)
-        self._watch.viewers.end()
+        self._admin.viewers.end()
         stopped = self._listeners.close(admin=False).addBoth(lambda _: self._drain and self._drain.begin())
 
         if self._hurry:
@@ -231,8 +234,8 @@ class GatewayService(Service):
             generation.check_ready()
 
         root = web.tree(config, gateway, self._watch.record, self._watch.begin_trace)
-        admin.show(root, config, self._watch, check_ready)
-        return root, admin.tree(config, self._watch, check_ready)
+        admin.show(root, config, self._admin, check_ready)
+        return root, admin.tree(config, self._admin, check_ready)
 
     def _look(self) -> Live:
         identity = self._now.identity

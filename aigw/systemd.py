@@ -5,7 +5,6 @@ Away from systemd all of it does nothing. https://www.freedesktop.org/software/s
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -57,15 +56,6 @@ def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
     if not micros.isdecimal() or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None
     return int(micros) / 1_000_000 or None
-
-
-def is_journal(environ: Mapping[str, str], fd: int) -> bool:
-    """Whether what is written to the file descriptor goes to the journal, which reads ``<3>`` as a priority."""
-    try:
-        stat = os.fstat(fd)
-    except OSError:
-        return False
-    return environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
 
 
 class Environment(Mapping[str, str]):

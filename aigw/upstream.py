@@ -21,13 +21,13 @@ from zope.interface import implementer
 
 from aigw import headers
 from aigw.agent import Agent, Pool, ReadyHeaders
+from aigw.attempt import Attempt
 from aigw.client import Client, ascii_url
 from aigw.config import Provider
 from aigw.connection import Response
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
 from aigw.lateness import Limit
 from aigw.openai import message_in
-from aigw.routing import Attempt
 from aigw.tls import authorities_in
 from aigw.trust import ProviderTls
 

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import implementer
 
-from aigw.errors import Draining, TooManyViewers
+from aigw.errors import Draining, Overloaded
 
 EVERY_SECONDS = 1.0
 QUIET_SECONDS = 15.0  # then a comment says that the connection lives
@@ -31,11 +31,11 @@ class Viewers:
         self._stopping = False
 
     def admit(self, request: Any) -> None:
-        """Serve a request from now until it or the gateway ends. Raises TooManyViewers, Draining."""
+        """Serve a request from now until it or the gateway ends. Raises Overloaded, Draining."""
         if self._stopping:
             raise Draining("The gateway is stopping.")
         if len(self._viewers) >= MOST:
-            raise TooManyViewers(f"{MOST} pages are open already.")
+            raise Overloaded(f"{MOST} pages are open already.", code="too_many_viewers")
         viewer = Viewer(request, self)
         self._viewers[viewer] = self._clock.seconds()
         if self._timer is None:

@@ -12,17 +12,15 @@ from twisted.internet.threads import deferToThreadPool
 
 from aigw import logs
 from aigw.config import Config
+from aigw.errors import KEY_REFUSED
 from aigw.live import Look
 from aigw.metrics import Metrics
 from aigw.records import AttemptRecord, Record
-from aigw.routing import KEY_REFUSED
 from aigw.secret import Secret
-from aigw.signin import Cookies
 from aigw.status import status
 from aigw.tally import Tally
 from aigw.trace import Trace
 from aigw.tracing import Tracing, wanted
-from aigw.viewers import Viewers
 
 NO_FIELDS_OF_THE_LOG = ("started", "ended", "ttft", "overhead", "trace")
 OLD_SECRETS = 200  # of configurations before a reload
@@ -40,8 +38,6 @@ class Watch:
         self.tracing = Tracing(reactor, environ, self.without_keys) if environ and wanted(environ) else None
         self.tally = Tally()
         self.metrics = Metrics(self.tally, look, self.tracing.families if self.tracing else None)
-        self.viewers = Viewers(self.status, reactor)
-        self.cookies = Cookies()
         self._look = look
         self._reactor = reactor
         self._secrets: list[Secret] = []

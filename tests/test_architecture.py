@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses quoting dumpable log_writer log_file hostname validity overlap terminal init".split()
+PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses quoting dumpable log_writer log_file hostname validity overlap terminal init attempt".split()
 MAY_IMPORT = {
     "errors": "",
     "key_forms": "",
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "usage": "",
     "history": "",
     "log_writer": "",
-    "logs": "flood log_writer systemd",
+    "logs": "flood log_writer",
     "pulse": "logs",
     "notation": "secret",
     "schema": "notation secret",
@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "openai": "envelope errors sse",
     "auth": "config errors",
     "health": "config",
-    "routing": "config errors health openai records secret",
+    "attempt": "config",
+    "routing": "attempt config errors health openai records secret",
     "framing": "",
     "connection": "errors framing wire",
     "validity": "",
@@ -66,10 +67,10 @@ MAY_IMPORT = {
     "client": "agent connection",
     "hostname": "",
     "trust": "hostname tls",
-    "upstream": "agent client config connection errors headers lateness openai routing tls trust",
+    "upstream": "agent attempt client config connection errors headers lateness openai tls trust",
     "relay": "errors lateness openai usage",
     "answers": "connection errors openai relay sse usage",
-    "gateway": "answers config connection errors headers health openai records relay routing secret upstream",
+    "gateway": "answers attempt config connection errors headers health openai records relay routing secret upstream",
     "bodies": "errors",
     "request": "bodies errors headers openai",
     "lifetime": "errors lateness request",
@@ -87,13 +88,13 @@ MAY_IMPORT = {
     "status": "config history live tally",
     "viewers": "errors",
     "signin": "config",
-    "watch": "config live logs metrics records routing secret signin status tally trace tracing viewers",
+    "watch": "config errors live logs metrics records secret status tally trace tracing",
     "pages": "headers",
     "gates": "auth config errors request signin",
-    "admin": "auth config errors gates headers pages request signin watch web",
+    "admin": "auth config errors gates headers pages request signin viewers watch web",
     "generation": "config errors listeners tls upstream",
     "reload": "errors live logs systemd",
-    "service": "admin config dial drain errors gateway generation health listeners live logs pulse reload systemd tls watch web",
+    "service": "admin config dial drain errors gateway generation health listeners live logs pulse reload signin systemd tls viewers watch web",
     "check_providers": "config errors routing upstream",
     "own_requests": "",
     "demo": "config logs own_requests service",

@@ -12,8 +12,8 @@ import urllib.request
 
 import pytest
 
-from aigw.logs import JsonLines
-from aigw.systemd import Environment, Notify, is_journal, watchdog_seconds
+from aigw.logs import JsonLines, is_journal
+from aigw.systemd import Environment, Notify, watchdog_seconds
 from tests.test_daemon import CONFIG, KEYS, Daemon, run
 
 

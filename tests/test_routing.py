@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aigw import __version__
+from aigw.attempt import Attempt
 from aigw.config import Config, build
 from aigw.errors import (
     RouteNotFound,
@@ -19,7 +20,7 @@ from aigw.errors import (
 from aigw.health import Health
 from aigw.openai import ENDPOINTS, Call, error_body, message_in, read_call
 from aigw.records import AttemptRecord
-from aigw.routing import Attempt, Router, all_failed
+from aigw.routing import Router, all_failed
 from aigw.secret import Secret
 
 GATEWAY_KEY, FIRST_KEY, SECOND_KEY = "gw-key-0123456789", "sk-first-0123456789", "sk-second-0123456789"

@@ -94,7 +94,7 @@ async def test_a_page_that_closes_leaves_nothing_behind(world):
     pages = [await watch(gateway) for _ in range(3)]
     for page in pages:
         page.transport.abortConnection()
-    viewers = gateway.service._watch.viewers
+    viewers = gateway.service._admin.viewers
     await until(lambda: not viewers._viewers)
     assert viewers._timer is None
 
@@ -113,7 +113,7 @@ async def test_there_are_only_so_many_pages(world, monkeypatch):
 async def test_a_page_that_does_not_read_costs_nothing(world):
     gateway = world.gateway(world.provider())
     await watch(gateway)
-    (viewer,) = gateway.service._watch.viewers._viewers
+    (viewer,) = gateway.service._admin.viewers._viewers
     viewer.pauseProducing()
     before = viewer._request.sentLength
     viewer.tell(b"data: {}\n\n")
