@@ -27,7 +27,7 @@ MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
 MAX_LINE = 64 * 1024
 FIELDS = frozenset(
-    "address addresses attempts bytes_in bytes_out caller config connections days delayed_calls drain_s "
+    "address addresses attempts bytes_in bytes_out caller closed config connections days delayed_calls drain_s "
     "dropped duration_ms error in_flight lag_ms method mistakes model open_files outcome path provider providers "
     "refused repeats rests_s route routes serials status step stream tls traceback ttft_ms usage version".split()
 )

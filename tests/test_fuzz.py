@@ -449,8 +449,8 @@ def received(client, target: Target) -> list[Answered]:
 
 
 @pytest.mark.parametrize(
-    "broken", [b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"Content-Length: 5\r\n\r\nab"], ids=["400", "408"]
+    "body", [b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"Content-Length: 5\r\n\r\nab"], ids=["malformed", "cut"]
 )
-def test_s3_s4_an_error_behind_the_head_of_a_head_request_has_no_body(broken, target):
-    """RFC 9110, 9.3.2: a client takes what follows the head for the next answer. Found by the fuzz run."""
-    assert [each.status for each in target.fire([b"HEAD /health HTTP/1.1\r\nHost: x\r\n" + broken])] in ([400], [408])
+def test_s3_s4_a_head_request_with_a_body_is_answered_once_and_without_one(body, target):
+    """RFC 9110, 9.3.2: a client takes what follows the head for the next answer. Nothing reads the body of a HEAD."""
+    assert [each.status for each in target.fire([b"HEAD /health HTTP/1.1\r\nHost: x\r\n" + body])] == [200]
