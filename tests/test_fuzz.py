@@ -7,6 +7,7 @@ give the very answers that memory gave. A failing example prints its seed: ``r=R
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from random import Random
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from pytest_twisted import ensureDeferred
 from twisted.internet.error import ConnectionDone
 
+from aigw import refused_keys
 from aigw.channel import MAX_BEHIND
 from tests.harness import AUTH, CHAT, HELLO, KEY, request, until
 from tests.memory import MemoryGateway, Wire
@@ -419,8 +421,9 @@ def test_s1_s2_s3_s4_s7_r2_fuzz(kind, target, failures):
 
 @pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
 @ensureDeferred
-async def test_s1_s4_s7_fuzz_on_real_sockets(world, tls, target):
+async def test_s1_s4_s7_fuzz_on_real_sockets(world, tls, target, monkeypatch):
     """300 connections, which are answered as in memory: nothing more, nothing less, nothing else."""
+    monkeypatch.setattr(refused_keys, "FREE", math.inf)  # S20: a wrong key would have to wait, and end its connection
     r = Random(f"seed {tls}")
     provider = world.provider(lambda c: c.send(whole_stream() if streamed(c.provider.requests[-1].body) else GOOD))
     gateway = world.gateway(provider, tls=tls, top=LIMITS)
