@@ -9,13 +9,15 @@ import enum
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from aigw import envelope, sse
-from aigw.envelope import Members, carries, split_members
+from aigw.envelope import Pieces, carries
 from aigw.errors import BadRequest, GatewayError, StreamBroken
+from aigw.skip import Steps
+from aigw.walk import Members, TooMuch, Walk, mistake_in_messages, whole
 
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
@@ -43,7 +45,10 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
 
 
 class Call(msgspec.Struct, frozen=True, eq=False):
-    """One request, read once: the body's top-level members as raw bytes, and the headers that may go on."""
+    """One request, read once: the body's top-level members as raw bytes, and the headers that may go on.
+
+    ``large``: it goes on in pieces.
+    """
 
     endpoint: Endpoint
     model: str
@@ -52,15 +57,10 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     request_id: str = ""
     caller: str = ""
+    large: bool = False
 
 
-class _Message(msgspec.Struct):
-    role: Annotated[str, msgspec.Meta(min_length=1)]
-
-
-_Messages = Annotated[list[_Message], msgspec.Meta(min_length=1)]
-
-_messages = msgspec.json.Decoder(_Messages)
+_ROUTED = ("model", "stream")
 _encode = msgspec.json.encode
 
 
@@ -71,60 +71,95 @@ def read_call(
     request_id: str = "",
     caller: str = "",
 ) -> Call:
-    """A request body to a Call. Raises BadRequest, naming the member that is wrong."""
-    if not body or body.isspace():
-        raise BadRequest("The body is empty; it must be a JSON object.")
+    """A request body to a Call, however long it takes. Raises BadRequest, naming the member that is wrong."""
+    found = begin_to_read(endpoint, body, headers, request_id, caller)
+    return found if isinstance(found, Call) else whole(found)
+
+
+def begin_to_read(
+    endpoint: Endpoint,
+    body: bytes | bytearray,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    request_id: str = "",
+    caller: str = "",
+) -> Call | Steps[Call]:
+    """A Call, or the short steps in which a large body becomes one. Both raise BadRequest."""
+
+    def made(members: Members, mistake: Callable[[Members], str | None]) -> Call:
+        model = _read(members, "model", str, "a non-empty string")
+        if not model:
+            raise BadRequest("'model' must be a non-empty string.", param="model")
+        _check_names(members)
+        stream = "stream" in members and _read(members, "stream", bool | None, "true or false") is True
+        if with_messages:
+            _check_messages(members, mistake)
+        large = len(body) > envelope.SMALL
+        return Call(endpoint, model, stream, members, tuple(headers), request_id, caller, large)
+
+    def steps() -> Steps[Call]:
+        walk = Walk(body)
+        try:
+            members = yield from walk.members(with_messages)
+        except ValueError as error:
+            raise _refused(error, body) from None
+        return made(members, lambda _: walk.mistake)
+
+    with_messages = endpoint is ENDPOINTS["chat/completions"]
     try:
-        members = split_members(body)
+        members = envelope.split_small(body)
     except ValueError as error:
-        raise BadRequest(f"The body is not a JSON object: {error}.") from None
-    model = _read(members, "model", str, "a non-empty string")
-    if not model:
-        raise BadRequest("'model' must be a non-empty string.", param="model")
-    stream = "stream" in members and _read(members, "stream", bool | None, "true or false") is True
-    if endpoint is ENDPOINTS["chat/completions"]:
-        _check_messages(members)
-    return Call(endpoint, model, stream, members, tuple(headers), request_id, caller)
+        raise _refused(error, body) from None
+    return steps() if members is None else made(members, mistake_in_messages)
+
+
+def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:
+    if isinstance(error, TooMuch):
+        return BadRequest(f"The body {error}.")
+    if len(body) <= envelope.SMALL and (not body or body.isspace()):
+        return BadRequest("The body is empty; it must be a JSON object.")
+    return BadRequest(f"The body is not a JSON object: {error}.")
+
+
+def _check_names(members: Members) -> None:
+    """Providers that match names in any case, as Go's encoding/json does, would take the value of another member."""
+    for name in members:
+        if len(name) <= 6 and name not in _ROUTED and name.casefold() in _ROUTED:
+            raise BadRequest(f"{name!r} must be written {name.casefold()!r}, in lower case.", param=name)
 
 
 def _read(members: Members, name: str, expected: Any, right: str) -> Any:
     if name not in members:
         raise BadRequest(f"'{name}' is missing; it must be {right}.", param=name)
+    raw = members[name]
+    if len(raw) > envelope.MOST_LOOKED_AT:
+        raise BadRequest(f"'{name}' takes over {envelope.MOST_LOOKED_AT} bytes; it must be {right}.", param=name)
     try:
-        return msgspec.json.decode(members[name], type=expected)
+        return msgspec.json.decode(raw, type=expected)
     except (ValueError, RecursionError):
         raise BadRequest(f"'{name}' must be {right}.", param=name) from None
 
 
-def _check_messages(members: Members) -> None:
+def _check_messages(members: Members, mistake: Callable[[Members], str | None]) -> None:
     if "messages" not in members:
         raise BadRequest("'messages' is missing; it must be a non-empty array of objects.", param="messages")
-    raw = members["messages"]
-    try:
-        try:
-            _messages.decode(raw)
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:  # a lone surrogate escape, which msgspec refuses and JSON allows
-            msgspec.convert(envelope.loads(raw), _Messages)
-    except (ValueError, RecursionError) as error:
-        where = re.search(r"at `\$(\[\d+\])?", str(error))
-        item = f"messages{where[1] or ''}" if where else "messages"
+    item = mistake(members)
+    if item is not None:
         right = "a non-empty array of objects, each with a non-empty string 'role'"
-        raise BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item) from None
+        raise BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item)
 
 
-def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> bytes:
+def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> bytes | Pieces:
     """The call's body for a step: the step's model, and of tools and ``response_format`` only what it can take."""
     members = {**call.members, "model": model}
     if conflict_resolution and _conflicts(members):
         for name in ("response_format",) if conflict_resolution == "tools" else TOOL_MEMBERS:
             members.pop(name, None)
-    return envelope.dumps(members)
+    return Pieces(members) if call.large else envelope.dumps(members)
 
 
 def _conflicts(members: Members) -> bool:
-    return carries(members, "response_format") and (carries(members, "tools") or carries(members, "functions"))
+    given = members.get
+    return carries(given("response_format")) and (carries(given("tools")) or carries(given("functions")))
 
 
 def mistake_in_answer(endpoint: Endpoint, body: bytes) -> tuple[str, Any] | None:
@@ -132,12 +167,13 @@ def mistake_in_answer(endpoint: Endpoint, body: bytes) -> tuple[str, Any] | None
     if not body.strip():
         return "answered 2xx with an empty body", None
     try:
-        members = split_members(body.removeprefix(b"\xef\xbb\xbf"))
+        found = envelope.outline(body.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
         return "answered 2xx with a body that is not a JSON object", None
-    if "error" in members and bytes(members["error"]) != b"null" and not carries(members, endpoint.answer):
-        return "answered 2xx with an error", _object(members["error"])
-    return None
+    error, answer = found.error, getattr(found, endpoint.answer)
+    if not len(error) or (len(error) == 4 and bytes(error) == b"null") or (len(answer) and carries(answer)):
+        return None
+    return "answered 2xx with an error", _object(error) if len(error) <= envelope.MOST_OF_AN_ERROR else None
 
 
 def meaning_of(endpoint: Endpoint, event: bytes) -> tuple[Meaning, Any]:

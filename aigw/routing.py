@@ -11,6 +11,7 @@ import msgspec
 
 from aigw import __version__
 from aigw.config import Config, Provider, Route, Step
+from aigw.envelope import Pieces
 from aigw.errors import AllStepsFailed, RouteNotFound, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.health import Health
 from aigw.openai import ENDPOINTS, Call, rewrite
@@ -34,7 +35,7 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
     step: Step
     url: str
     headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
+    body: bytes | Pieces
 
     def __repr__(self) -> str:
         return f"Attempt(step={self.step.number}, provider={self.step.provider.name!r}, body={len(self.body)} bytes)"
