@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from aigw.config import Step
+from aigw.envelope import Pieces
 
 
 class Attempt(msgspec.Struct, frozen=True, eq=False):
@@ -13,7 +14,7 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
     step: Step
     url: str
     headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
+    body: bytes | Pieces
 
     def __repr__(self) -> str:
         return f"Attempt(step={self.step.number}, provider={self.step.provider.name!r}, body={len(self.body)} bytes)"

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from twisted.internet import error
@@ -106,6 +106,7 @@ class Connection(Protocol):
         self._busy = False
         self._reused = False
         self._heard = False
+        self._pieces: Iterator[bytes] | None = None
         self._lost: Failure | None = None
         self._receiver: IProtocol | None = None
         self._delivering: Response | None = None
@@ -153,6 +154,11 @@ class Connection(Protocol):
         else:
             wire.write(self.transport, head + data)
 
+    def write_pieces(self, pieces: Iterator[bytes]) -> None:
+        """The same for a body of many bytes: each piece when the one before it is sent."""
+        self._pieces = pieces
+        self.resumeProducing()
+
     def pauseProducing(self) -> None:
         """The transport's send buffer is full: part of the request is unsent."""
         self._unsent = True
@@ -160,6 +166,12 @@ class Connection(Protocol):
     def resumeProducing(self) -> None:
         """The transport has sent all that it was given."""
         self._unsent = False
+        while self._pieces is not None and not self._unsent:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self._pieces = None
+            else:
+                self.write(piece)
 
     def stopProducing(self) -> None:
         """The transport is going away; connectionLost says the rest."""
@@ -216,6 +228,7 @@ class Connection(Protocol):
         framing = self._framing
         self._receiver = None
         self._busy = False
+        self._unsent = self._unsent or self._pieces is not None
         if framing.keep_alive and not framing.over_asked and not framing.broken and not self._unsent and self._alive:
             self.transport.resumeProducing()  # the last receiver may have paused it, and a paused one hears no close
             self._free(self)
@@ -232,7 +245,7 @@ class Connection(Protocol):
 
     def abort(self) -> None:
         """Close now, whatever is under way; nobody is told."""
-        self.ready = self._answer = self._receiver = None
+        self.ready = self._answer = self._receiver = self._pieces = None
         self._gone(self)  # now: its connectionLost comes a turn later, and until then it could be taken for a good one
         self._busy = False
         if self._alive and self.transport is not None:
@@ -241,6 +254,7 @@ class Connection(Protocol):
     def connectionLost(self, reason: Failure = _COMPLETE) -> None:
         """Tell whoever waits: for the connection, for an answer, for the rest of a body."""
         self._alive = False
+        self._pieces = None
         self._gone(self)
         self._lost = reason
         ready, self.ready = self.ready, None

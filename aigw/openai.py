@@ -9,13 +9,15 @@ import enum
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from aigw import envelope, sse
-from aigw.envelope import Members, carries, split_members
+from aigw.envelope import Pieces, carries
 from aigw.errors import BadRequest, GatewayError, StreamBroken
+from aigw.skip import Steps
+from aigw.walk import Members, TooMuch, Walk, mistake_in_messages, whole
 
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
@@ -43,7 +45,10 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
 
 
 class Call(msgspec.Struct, frozen=True, eq=False):
-    """One request, read once: the body's top-level members as raw bytes, and the headers that may go on."""
+    """One request, read once: the body's top-level members as raw bytes, and the headers that may go on.
+
+    ``large``: it goes on in pieces.
+    """
 
     endpoint: Endpoint
     model: str
@@ -52,15 +57,9 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     request_id: str = ""
     caller: str = ""
+    large: bool = False
 
 
-class _Message(msgspec.Struct):
-    role: Annotated[str, msgspec.Meta(min_length=1)]
-
-
-_Messages = Annotated[list[_Message], msgspec.Meta(min_length=1)]
-
-_messages = msgspec.json.Decoder(_Messages)
 _encode = msgspec.json.encode
 
 
@@ -71,60 +70,97 @@ def read_call(
     request_id: str = "",
     caller: str = "",
 ) -> Call:
-    """A request body to a Call. Raises BadRequest, naming the member that is wrong."""
-    if not body or body.isspace():
-        raise BadRequest("The body is empty; it must be a JSON object.")
+    """A request body to a Call, however long it takes. Raises BadRequest, naming the member that is wrong."""
+    made = begin_to_read(endpoint, body, headers, request_id, caller)
+    return made if isinstance(made, Call) else whole(made)
+
+
+def begin_to_read(
+    endpoint: Endpoint,
+    body: bytes | bytearray,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    request_id: str = "",
+    caller: str = "",
+) -> Call | Steps[Call]:
+    """A Call, or the short steps in which a large body becomes one. Both raise BadRequest."""
     try:
-        members = split_members(body)
+        members = envelope.split_small(body)
     except ValueError as error:
-        raise BadRequest(f"The body is not a JSON object: {error}.") from None
+        raise _refused(error, body) from None
+    if members is None:
+        return _read_in_steps(endpoint, body, headers, request_id, caller)
+    return _call(endpoint, members, headers, request_id, caller)
+
+
+def _read_in_steps(
+    endpoint: Endpoint, body: bytes | bytearray, headers: Iterable[tuple[bytes, bytes]], request_id: str, caller: str
+) -> Steps[Call]:
+    walk = Walk(body)
+    try:
+        members = yield from walk.members(endpoint is ENDPOINTS["chat/completions"])
+    except ValueError as error:
+        raise _refused(error, body) from None
+    return _call(endpoint, members, headers, request_id, caller, walk, len(body) > envelope.SMALL)
+
+
+def _call(
+    endpoint: Endpoint,
+    members: Members,
+    headers: Iterable[tuple[bytes, bytes]],
+    request_id: str,
+    caller: str,
+    walk: Walk | None = None,
+    large: bool = False,
+) -> Call:
     model = _read(members, "model", str, "a non-empty string")
     if not model:
         raise BadRequest("'model' must be a non-empty string.", param="model")
+    if not envelope.OTHER_CASES.isdisjoint(members):
+        name = next(each for each in members if each in envelope.OTHER_CASES)
+        raise BadRequest(f"{name!r} must be written {name.casefold()!r}, in lower case.", param=name)
     stream = "stream" in members and _read(members, "stream", bool | None, "true or false") is True
     if endpoint is ENDPOINTS["chat/completions"]:
-        _check_messages(members)
-    return Call(endpoint, model, stream, members, tuple(headers), request_id, caller)
+        if "messages" not in members:
+            raise BadRequest("'messages' is missing; it must be a non-empty array of objects.", param="messages")
+        item = walk.mistake if walk else mistake_in_messages(members)
+        if item is not None:
+            right = "a non-empty array of objects, each with a non-empty string 'role'"
+            raise BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item)
+    return Call(endpoint, model, stream, members, tuple(headers), request_id, caller, large)
+
+
+def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:
+    if isinstance(error, TooMuch):
+        return BadRequest(f"The body {error}.")
+    if len(body) <= envelope.SMALL and (not body or body.isspace()):
+        return BadRequest("The body is empty; it must be a JSON object.")
+    return BadRequest(f"The body is not a JSON object: {error}.")
 
 
 def _read(members: Members, name: str, expected: Any, right: str) -> Any:
     if name not in members:
         raise BadRequest(f"'{name}' is missing; it must be {right}.", param=name)
+    raw = members[name]
+    if len(raw) > envelope.MOST_LOOKED_AT:
+        raise BadRequest(f"'{name}' takes over {envelope.MOST_LOOKED_AT} bytes; it must be {right}.", param=name)
     try:
-        return msgspec.json.decode(members[name], type=expected)
+        return msgspec.json.decode(raw, type=expected)
     except (ValueError, RecursionError):
         raise BadRequest(f"'{name}' must be {right}.", param=name) from None
 
 
-def _check_messages(members: Members) -> None:
-    if "messages" not in members:
-        raise BadRequest("'messages' is missing; it must be a non-empty array of objects.", param="messages")
-    raw = members["messages"]
-    try:
-        try:
-            _messages.decode(raw)
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:  # a lone surrogate escape, which msgspec refuses and JSON allows
-            msgspec.convert(envelope.loads(raw), _Messages)
-    except (ValueError, RecursionError) as error:
-        where = re.search(r"at `\$(\[\d+\])?", str(error))
-        item = f"messages{where[1] or ''}" if where else "messages"
-        right = "a non-empty array of objects, each with a non-empty string 'role'"
-        raise BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item) from None
-
-
-def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> bytes:
+def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> bytes | Pieces:
     """The call's body for a step: the step's model, and of tools and ``response_format`` only what it can take."""
     members = {**call.members, "model": model}
     if conflict_resolution and _conflicts(members):
         for name in ("response_format",) if conflict_resolution == "tools" else TOOL_MEMBERS:
             members.pop(name, None)
-    return envelope.dumps(members)
+    return Pieces(members) if call.large else envelope.dumps(members)
 
 
 def _conflicts(members: Members) -> bool:
-    return carries(members, "response_format") and (carries(members, "tools") or carries(members, "functions"))
+    given = [members.get(name, envelope.ABSENT) for name in ("response_format", "tools", "functions")]
+    return carries(given[0]) and (carries(given[1]) or carries(given[2]))
 
 
 def mistake_in_answer(endpoint: Endpoint, body: bytes) -> tuple[str, Any] | None:
@@ -132,12 +168,10 @@ def mistake_in_answer(endpoint: Endpoint, body: bytes) -> tuple[str, Any] | None
     if not body.strip():
         return "answered 2xx with an empty body", None
     try:
-        members = split_members(body.removeprefix(b"\xef\xbb\xbf"))
+        error = envelope.error_without(endpoint.answer, body.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
         return "answered 2xx with a body that is not a JSON object", None
-    if "error" in members and bytes(members["error"]) != b"null" and not carries(members, endpoint.answer):
-        return "answered 2xx with an error", _object(members["error"])
-    return None
+    return None if error is None else ("answered 2xx with an error", _object(error))
 
 
 def meaning_of(endpoint: Endpoint, event: bytes) -> tuple[Meaning, Any]:
@@ -162,7 +196,7 @@ def meaning_of(endpoint: Endpoint, event: bytes) -> tuple[Meaning, Any]:
 
 def _object(data: bytes | msgspec.Raw) -> Any:
     try:
-        return json.loads(bytes(data))
+        return json.loads(bytes(data)) if len(data) <= 2 * envelope.MOST_OF_AN_ERROR else None
     except (ValueError, RecursionError):
         return None
 

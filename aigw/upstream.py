@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hyperlink import URL
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
@@ -24,7 +24,8 @@ from aigw.agent import Agent, Pool, ReadyHeaders
 from aigw.attempt import Attempt
 from aigw.client import Client, ascii_url
 from aigw.config import Provider
-from aigw.connection import Response
+from aigw.connection import Connection, Response
+from aigw.envelope import Pieces
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
 from aigw.lateness import Limit
 from aigw.openai import message_in
@@ -222,14 +223,17 @@ class _Bounded(Protocol):
 
 @implementer(IBodyProducer)
 class _Body:
-    """A request body that is written at once and can be written again."""
+    """A request body that can be written again: at once, or, if it is large, as the connection takes it."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes | Pieces) -> None:
         self._body = body
         self.length = len(body)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        consumer.write(self._body)
+        if isinstance(self._body, Pieces):
+            cast(Connection, consumer).write_pieces(iter(self._body))
+        else:
+            consumer.write(self._body)
         return succeed(None)
 
     def pauseProducing(self) -> None:

@@ -22,10 +22,11 @@ from aigw.config import Config
 from aigw.errors import MethodNotAllowed, PathNotFound, RouteNotFound
 from aigw.gateway import Gateway
 from aigw.mismatch import Mismatches
-from aigw.openai import ENDPOINTS, Endpoint, model, read_call
+from aigw.openai import ENDPOINTS, Call, Endpoint, begin_to_read, model
 from aigw.records import Sink, Trail
 from aigw.refused_keys import RefusedKeys
 from aigw.request import Request
+from aigw.slices import Slices
 from aigw.turns import Turns
 
 BeginTrace = Callable[["bytes | None"], Any]
@@ -227,7 +228,13 @@ class Calls(Leaf):
     methods = (b"POST",)
 
     def __init__(
-        self, config: Config, endpoint: Endpoint, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None
+        self,
+        config: Config,
+        endpoint: Endpoint,
+        gateway: Gateway,
+        sink: Sink,
+        begin_trace: BeginTrace | None,
+        slices: Slices,
     ) -> None:
         super().__init__(config)
         self.max_body = config.max_body
@@ -235,6 +242,7 @@ class Calls(Leaf):
         self._gateway = gateway
         self._sink = sink
         self._begin_trace = begin_trace
+        self._slices = slices
         self._seconds: Callable[[], float] = gateway.clock.seconds
 
     def admit(self, request: Request) -> None:
@@ -249,11 +257,15 @@ class Calls(Leaf):
         """Start serving. Raises GatewayError."""
         trail = request.trail
         trail.received = self._seconds()
-        call = read_call(
+        found = begin_to_read(
             self._endpoint, request.body(), headers.for_provider(request.header), request.request_id, request.caller
         )
-        trail.stream = call.stream
-        request.serve(self._gateway.serve(call, request, trail))
+
+        def serve(call: Call) -> Deferred[None]:
+            trail.stream = call.stream
+            return self._gateway.serve(call, request, trail)
+
+        request.serve(serve(found) if isinstance(found, Call) else self._slices.run(found).addCallback(serve))
         return NOT_DONE_YET
 
     def headers(self, request: Request) -> list[headers.Header]:
@@ -284,6 +296,7 @@ class Calls(Leaf):
 
 def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> Leaf:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
+    slices = Slices(gateway.clock)
     root, v1, chat = Branch(config), Branch(config), Branch(config)
     root.putChild(b"health", Health(config))
     root.putChild(b"v1", v1)
@@ -291,7 +304,7 @@ def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace |
     v1.putChild(b"chat", chat)
     for endpoint in ENDPOINTS.values():
         parent, name = (chat, "completions") if endpoint.path == "chat/completions" else (v1, endpoint.path)
-        calls = Calls(config, endpoint, gateway, sink, begin_trace)
+        calls = Calls(config, endpoint, gateway, sink, begin_trace, slices)
         parent.putChild(name.encode(), calls)
         root.known = {**root.known, f"/v1/{endpoint.path}".encode(): calls}
     return root

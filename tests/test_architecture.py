@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "aigw"
-PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses quoting dumpable log_writer log_file hostname validity overlap terminal init attempt".split()
+PURE = "errors key_forms secret document permissions notation schema consistency config systemd envelope sse openai headers auth health routing records flood grammar heap usage history tally live metrics signin status pages trace spans addresses quoting dumpable log_writer log_file hostname validity overlap terminal init attempt walk skip".split()
 MAY_IMPORT = {
     "errors": "",
     "key_forms": "",
@@ -24,7 +24,9 @@ MAY_IMPORT = {
     "records": "",
     "headers": "",
     "sse": "",
-    "envelope": "",
+    "skip": "",
+    "walk": "skip",
+    "envelope": "skip walk",
     "flood": "",
     "drain": "",
     "signals": "",
@@ -46,10 +48,10 @@ MAY_IMPORT = {
     "notation": "secret",
     "schema": "notation secret",
     "config": "consistency document errors notation permissions schema secret",
-    "openai": "envelope errors sse",
+    "openai": "envelope errors skip sse walk",
     "auth": "config errors",
     "health": "config",
-    "attempt": "config",
+    "attempt": "config envelope",
     "routing": "attempt config errors health openai records secret",
     "framing": "",
     "connection": "errors framing wire",
@@ -67,7 +69,7 @@ MAY_IMPORT = {
     "client": "agent connection",
     "hostname": "",
     "trust": "hostname tls",
-    "upstream": "agent attempt client config connection errors headers lateness openai tls trust",
+    "upstream": "agent attempt client config connection envelope errors headers lateness openai tls trust",
     "relay": "errors lateness openai usage",
     "answers": "connection errors openai relay sse usage",
     "gateway": "answers attempt config connection errors headers health openai records relay routing secret upstream",
@@ -77,7 +79,8 @@ MAY_IMPORT = {
     "channel": "bodies chunks errors grammar headers heads lifetime openai request wire",
     "refused_keys": "addresses errors logs",
     "turns": "",
-    "web": "admission auth bodies channel config errors gateway headers mismatch openai records refused_keys request turns",
+    "slices": "",
+    "web": "admission auth bodies channel config errors gateway headers mismatch openai records refused_keys request slices turns",
     "trace": "records",
     "spans": "records trace usage",
     "otlp": "spans trace",

@@ -78,7 +78,7 @@ def members(r: Random) -> dict[str, str]:
         "\U0001f600",
         "a.b",
         "n",
-        "Model",
+        "Models",
         "metadata",
         "stream_options",
     ]
