@@ -1,7 +1,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "aigw" / "__init__.py").read_text())[1]
@@ -20,9 +20,9 @@ setup(
     license_files=["LICENSE"],
     entry_points={"console_scripts": ["aigw = aigw.command:main"]},
     python_requires=">=3.10",
-    # By hand: find_packages cannot see twisted.plugins, which must have no __init__.py of ours.
-    packages=["aigw", "twisted.plugins"],
-    package_data={"aigw": ["py.typed", "*.html"]},
+    # twisted.plugins by hand: find_packages cannot see it, as it must have no __init__.py of ours.
+    packages=[*find_packages(include=["aigw", "aigw.*"]), "twisted.plugins"],
+    package_data={"aigw": ["py.typed"], "aigw.admin": ["*.html"]},
     install_requires=[
         # Bounded on both sides where TLS is decided: test_certificates.py has seen the first and the last of them.
         "twisted[tls]>=26.4,<26.11",  # wrapServerTLS

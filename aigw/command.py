@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from twisted.scripts import twistd
 
-from aigw.init import init
+from aigw.daemon.init import init
 
 EX_USAGE = 64
 IN_FOREGROUND = ["-n", "--pidfile=", "aigw"]

@@ -16,17 +16,21 @@ from twisted.application.service import IService
 from twisted.logger import LogLevel
 from twisted.python import usage
 
-from aigw import __version__, config, demo, dumpable, heap, logs, terminal
-from aigw.config import Config
-from aigw.dial import Host, Names
+from aigw import __version__
+from aigw.config import loader as config
+from aigw.config.loader import Config
+from aigw.daemon import demo, dumpable
+from aigw.daemon import memory as heap
+from aigw.daemon.service import GatewayService
+from aigw.daemon.signals import ignore, obey, obey_stops
+from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
 from aigw.errors import ConfigError
-from aigw.listeners import wanted
-from aigw.log_file import LogFile
-from aigw.log_writer import to_syslog
-from aigw.service import GatewayService
-from aigw.signals import ignore, obey, obey_stops
-from aigw.systemd import Environment, Notify, watchdog_seconds
-from aigw.upstream import Upstream
+from aigw.server.listeners import wanted
+from aigw.telemetry import logs, terminal
+from aigw.telemetry.log_file import LogFile
+from aigw.telemetry.log_writer import to_syslog
+from aigw.upstream.connector import Host, Names
+from aigw.upstream.providers import Upstream
 
 EX_USAGE = 64
 EX_CONFIG = 78
@@ -126,7 +130,7 @@ def makeService(options: Options) -> IService:
 
 
 def _check_providers(loaded: Config, reactor: Any, json: int) -> NoReturn:
-    from aigw.check_providers import check
+    from aigw.daemon.check_providers import check
 
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Names(reactor)))
     raise SystemExit(0 if check(loaded, upstream, reactor, bool(json), print) else 1)

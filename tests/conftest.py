@@ -13,7 +13,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 
-from aigw import logs
+from aigw.telemetry import logs
 from tests.harness import World
 
 

@@ -18,9 +18,10 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogPublisher
 
-from aigw import config, dial
-from aigw.logs import JsonLines
-from aigw.service import GatewayService
+from aigw.config import loader as config
+from aigw.daemon.service import GatewayService
+from aigw.telemetry.logs import JsonLines
+from aigw.upstream import connector as dial
 from tests import providers
 
 KEY = "gateway-key-1234-of-the-tests"

@@ -15,12 +15,13 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from aigw import config, web
-from aigw.admission import Guard
-from aigw.gateway import Gateway
-from aigw.health import Health
-from aigw.records import AttemptRecord, Record, Sink
-from aigw.upstream import Upstream
+from aigw.config import loader as config
+from aigw.proxy.cooldown import Health
+from aigw.proxy.exchange import Gateway
+from aigw.server import resources as web
+from aigw.server.connection_limits import Guard
+from aigw.telemetry.record import AttemptRecord, Record, Sink
+from aigw.upstream.providers import Upstream
 from tests.harness import HELLO, KEY, request
 
 

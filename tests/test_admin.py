@@ -15,13 +15,13 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.protocol import Factory
 
-from aigw import config
-from aigw.config import Caller
-from aigw.drain import Drain
+from aigw.admin.access_control import is_near
+from aigw.admin.session import MOST_SIGNED_OUT, SECONDS, Cookies, cookie, is_own_form, no_cookie
+from aigw.config import loader as config
+from aigw.config.loader import Caller
+from aigw.daemon.drain import Drain
 from aigw.errors import ConfigError
-from aigw.gates import is_near
 from aigw.secret import Secret
-from aigw.signin import MOST_SIGNED_OUT, SECONDS, Cookies, cookie, is_own_form, no_cookie
 from tests.harness import AUTH, CHAT, KEY, Client, bounded, request, until
 from tests.providers import begin_stream, event
 
@@ -145,7 +145,7 @@ async def test_clients_that_fill_the_public_listener_do_not_fill_it(world):
 async def test_ready_is_for_everybody_and_from_elsewhere_no_more_than_a_word(world, monkeypatch, near, headers):
     """S23, D2: on every listener; which process answers, and why not, is told on this machine only."""
     gateway = gateway_with_admin(world)
-    monkeypatch.setattr("aigw.admin.is_near", lambda _: near)
+    monkeypatch.setattr("aigw.admin.resources.is_near", lambda _: near)
     for got in (await gateway.get("/ready", headers), await visit(gateway, "/ready")):
         said = {"status": "ready", "pid": os.getpid()} if near else {"status": "ready"}
         assert (got.status, got.json) == (200, said)

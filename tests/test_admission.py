@@ -16,7 +16,9 @@ import trustme
 from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 
-from aigw import admission, notices, openfiles
+from aigw.server import connection_limits as admission
+from aigw.server import open_files as openfiles
+from aigw.telemetry import notices
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.test_daemon import Daemon

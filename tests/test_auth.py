@@ -15,8 +15,8 @@ import pytest
 import yaml
 from twisted.logger import formatEvent
 
-from aigw.auth import authenticate
-from aigw.config import Caller
+from aigw.access.keys import authenticate
+from aigw.config.loader import Caller
 from aigw.errors import BadRequest, GatewayError, Unauthorized, WrongKey
 from aigw.secret import Secret
 

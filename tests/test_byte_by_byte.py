@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from aigw import sse
-from aigw.answers import HOLD_STREAM
-from aigw.channel import MAX_BEHIND
+from aigw.protocols import sse
+from aigw.proxy.answers import HOLD_STREAM
+from aigw.server.channel import MAX_BEHIND
 from tests.harness import request
 from tests.memory import MemoryGateway
 from tests.providers import DONE, STREAM_HEAD, chunk, event

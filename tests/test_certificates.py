@@ -23,12 +23,12 @@ from twisted.internet.threads import deferToThread
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-from aigw import trust
-from aigw.check_providers import Check
-from aigw.client import ascii_url
+from aigw.daemon.check_providers import Check
 from aigw.errors import ConfigError
-from aigw.hostname import reference_of
-from aigw.trust import ProviderTls
+from aigw.upstream import trust
+from aigw.upstream.client import ascii_url
+from aigw.upstream.hostname import reference_of
+from aigw.upstream.trust import ProviderTls
 from tests.certificates import (
     CLIENT,
     DAY,

@@ -9,10 +9,10 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
-from aigw import config
-from aigw.check_providers import Check, as_json, told
-from aigw.dial import Host, Names
-from aigw.upstream import Upstream
+from aigw.config import loader as config
+from aigw.daemon.check_providers import Check, as_json, told
+from aigw.upstream.connector import Host, Names
+from aigw.upstream.providers import Upstream
 from tests.harness import bounded
 from tests.providers import answer, fin, hang, raw
 from tests.switch import Switch
@@ -127,7 +127,7 @@ async def test_a_wrong_certificate(world, host, trusted):
 
 @ensureDeferred
 async def test_one_that_hangs_is_given_up(world, monkeypatch):
-    monkeypatch.setattr("aigw.check_providers.SECONDS", 0.2)
+    monkeypatch.setattr("aigw.daemon.check_providers.SECONDS", 0.2)
     found, step, text = await check(world, world.provider(hang))
     assert (found.reachable, step.works) == (False, False)
     assert "limit of 0.2 s passed" in text
@@ -135,7 +135,7 @@ async def test_one_that_hangs_is_given_up(world, monkeypatch):
 
 @ensureDeferred
 async def test_a_list_without_end_is_given_up(world, monkeypatch):
-    monkeypatch.setattr("aigw.check_providers.MAX_LIST", 1000)
+    monkeypatch.setattr("aigw.daemon.check_providers.MAX_LIST", 1000)
     found, step, _ = await check(world, world.provider(by_key(models(*map(str, range(1000))))))
     assert (found.models, step.listed, step.works) == (None, None, True)
 

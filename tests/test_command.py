@@ -20,8 +20,9 @@ import trustme
 import yaml
 from twisted.internet.testing import MemoryReactorClock
 
-from aigw import __version__, own_requests
+from aigw import __version__
 from aigw.command import COMMANDS, EX_USAGE, HELP, translate
+from aigw.daemon import own_requests
 from aigw.tap import EX_USAGE as TAP_USAGE
 from aigw.tap import Options
 from tests.providers import completion

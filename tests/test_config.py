@@ -9,10 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 
-from aigw import config, permissions
+from aigw.config import file_mode as permissions
+from aigw.config import loader as config
+from aigw.config.quoting import quoted, quoted_file
+from aigw.daemon.service import GatewayService
 from aigw.errors import ConfigError
-from aigw.quoting import quoted, quoted_file
-from aigw.service import GatewayService
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from aigw import logs
-from aigw.watch import Watch
+from aigw.telemetry import logs
+from aigw.telemetry.telemetry import Watch
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, Wire
 from tests.providers import STREAM_HEAD, chunk, event

@@ -20,7 +20,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from aigw import demo, logs, tap
+from aigw import tap
+from aigw.daemon import demo
+from aigw.telemetry import logs
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -163,7 +165,7 @@ def test_b9_logfile_still_works(tmp_path):
 
 
 def test_b9_logger_still_overrides(tmp_path):
-    with Daemon(tmp_path, before=["--logger", "aigw.logs.json_lines"]) as daemon:
+    with Daemon(tmp_path, before=["--logger", "aigw.telemetry.logs.json_lines"]) as daemon:
         daemon.wait_for("Started")
         daemon.stop()
     with Daemon(tmp_path, before=["--logger", "twisted.logger.LimitedHistoryLogObserver"]) as daemon:
@@ -394,7 +396,7 @@ def test_the_annotated_reference_is_good_as_it_stands(tmp_path):
 def test_the_annotated_reference_names_every_setting():
     from msgspec.structs import fields
 
-    from aigw import schema
+    from aigw.config import schema
 
     text = (ROOT / "conf" / "config.yaml").read_text()
     for entry in vars(schema).values():

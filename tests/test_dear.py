@@ -15,11 +15,12 @@ from twisted.internet.base import DelayedCall
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionLost
 
-from aigw import envelope, skip, slices, walk
-from aigw.envelope import Pieces, split_members
 from aigw.errors import BadRequest
-from aigw.openai import ENDPOINTS, Call, begin_to_read, mistake_in_answer, read_call, rewrite
-from aigw.walk import Walk, whole
+from aigw.net import slices
+from aigw.protocols import envelope, skip, walk
+from aigw.protocols.endpoints import ENDPOINTS, Call, begin_to_read, mistake_in_answer, read_call, rewrite
+from aigw.protocols.envelope import Pieces, split_members
+from aigw.protocols.walk import Walk, whole
 from tests.harness import HELLO
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.test_openai import _damaged, _is_an_object, _members, _object, _tokens, _written

@@ -11,8 +11,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 from twisted.internet.task import Clock
 
-from aigw import dial
-from aigw.dial import Host, Names
+from aigw.upstream import connector as dial
+from aigw.upstream.connector import Host, Names
 from tests.harness import bounded
 
 

@@ -23,8 +23,10 @@ import pytest
 import yaml
 from msgspec.structs import NODEFAULT, fields
 
-from aigw import config, errors, schema
-from aigw.notation import decode
+from aigw import errors
+from aigw.config import loader as config
+from aigw.config import schema
+from aigw.config.values import decode
 from tests.switch import Switch
 
 ROOT = Path(__file__).parent.parent
@@ -268,7 +270,7 @@ def test_every_metric_is_documented_and_no_other():
 
 
 def test_every_field_of_a_line_of_the_log_exists():
-    from aigw import logs
+    from aigw.telemetry import logs
 
     shown = {
         name

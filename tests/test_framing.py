@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from aigw.framing import MAX_FRAMING, MAX_HEAD, MAX_HEADERS, Framing
+from aigw.upstream.response_parser import MAX_FRAMING, MAX_HEAD, MAX_HEADERS, Framing
 from tests.memory import MemoryGateway, body_of
 from tests.providers import LAST_CHUNK, STREAM, STREAM_HEAD, chunk, completion, head, whole_stream
 

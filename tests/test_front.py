@@ -9,8 +9,8 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
-from aigw import lifetime
-from aigw.web import Leaf
+from aigw.server import timeouts as lifetime
+from aigw.server.resources import Leaf
 from tests.harness import AUTH, CHAT, HELLO, KEY, Answer, Client, bounded, contents, request, until
 from tests.memory import MemoryGateway, error_of
 from tests.providers import STREAM, answer, chunk, completion, fin, hang, stream, whole_stream

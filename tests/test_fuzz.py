@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from pytest_twisted import ensureDeferred
 from twisted.internet.error import ConnectionDone
 
-from aigw import refused_keys
-from aigw.channel import MAX_BEHIND
+from aigw.access import refused_keys
+from aigw.server.channel import MAX_BEHIND
 from tests.harness import AUTH, CHAT, HELLO, KEY, request, until
 from tests.memory import MemoryGateway, Wire
 from tests.providers import chunk, completion, head, whole_stream

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigw.headers import (
+from aigw.net.headers import (
     _TO_CLIENT_AS,
     MOST_BYTES,
     MOST_HEADERS,

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from aigw.config import Provider, Step
+from aigw.config.loader import Provider, Step
 from aigw.errors import UpstreamBroken, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
-from aigw.health import Health
-from aigw.routing import Verdict, judge, retry_delay
+from aigw.proxy.cooldown import Health
+from aigw.proxy.router import Verdict, judge, retry_delay
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import completion, head
 

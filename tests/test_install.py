@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from aigw.schema import FileEntry
+from aigw.config.schema import FileEntry
 from aigw.tap import EX_CONFIG, EX_USAGE
 
 ROOT = Path(__file__).parent.parent

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from aigw import log_writer
-from aigw.log_file import LogFile
-from aigw.log_writer import LogWriter, to_descriptor
+from aigw.telemetry import log_writer
+from aigw.telemetry.log_file import LogFile
+from aigw.telemetry.log_writer import LogWriter, to_descriptor
 from tests.test_daemon import CONFIG, KEYS, Daemon, twistd, wait_until
 
 LINE = "a line of some 100 characters, as they are written for each request, with its number at the end: {:05d}\n"

@@ -14,8 +14,9 @@ from twisted.logger import Logger, LogLevel, globalLogPublisher
 from twisted.python import log as legacy
 from twisted.python.failure import Failure
 
-from aigw import config, logs
+from aigw.config import loader as config
 from aigw.secret import Secret, holds_a_key
+from aigw.telemetry import logs
 
 KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
 

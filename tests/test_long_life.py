@@ -12,10 +12,10 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
 
-from aigw import logs
-from aigw.flood import MAX_KINDS, WINDOW_SECONDS, Flood
-from aigw.logs import JsonLines
-from aigw.pulse import BEAT_SECONDS, WARN_EVERY, Pulse
+from aigw.daemon.watchdog import BEAT_SECONDS, WARN_EVERY, Pulse
+from aigw.telemetry import logs
+from aigw.telemetry.flood import MAX_KINDS, WINDOW_SECONDS, Flood
+from aigw.telemetry.logs import JsonLines
 from tests.test_daemon import Daemon, twistd
 
 # The pulse

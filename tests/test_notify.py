@@ -12,8 +12,8 @@ import urllib.request
 
 import pytest
 
-from aigw.logs import JsonLines, is_journal
-from aigw.systemd import Environment, Notify, watchdog_seconds
+from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
+from aigw.telemetry.logs import JsonLines, is_journal
 from tests.test_daemon import CONFIG, KEYS, Daemon, run
 
 

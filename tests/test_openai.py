@@ -9,9 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aigw.envelope import dumps, split_members
 from aigw.errors import AllStepsFailed, BadRequest, RouteNotFound, StreamBroken
-from aigw.openai import (
+from aigw.protocols.endpoints import (
     ENDPOINTS,
     TOOL_MEMBERS,
     Meaning,
@@ -25,6 +24,7 @@ from aigw.openai import (
     read_call,
     rewrite,
 )
+from aigw.protocols.envelope import dumps, split_members
 
 CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES = (
     ENDPOINTS[path] for path in ("chat/completions", "completions", "embeddings", "responses")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aigw.drain import Drain
-from aigw.tally import Tally
+from aigw.daemon.drain import Drain
+from aigw.telemetry.counters import Tally
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, error_of
 from tests.providers import ROLE, STREAM, STREAM_HEAD, chunk, head

@@ -13,10 +13,10 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 
-from aigw import config
+from aigw.config import loader as config
 from aigw.errors import ConfigError
-from aigw.listeners import Inherited, _has_ipv6, wanted
-from aigw.overlap import overlap
+from aigw.server.listeners import Inherited, _has_ipv6, wanted
+from aigw.server.overlap import overlap
 
 ADDRESSES = [
     "tcp:{port}",

@@ -31,7 +31,8 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_exactly_our_package_and_the_plugin(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    ours = {f"aigw/{path.name}" for path in (ROOT / "aigw").iterdir() if path.suffix in (".py", ".typed", ".html")}
+    paths = (path for path in (ROOT / "aigw").rglob("*") if path.suffix in (".py", ".typed", ".html"))
+    ours = {path.relative_to(ROOT).as_posix() for path in paths}
     assert names == ours | {"twisted/plugins/aigw_plugin.py"}
 
 

@@ -10,9 +10,17 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from aigw import refused_keys
-from aigw.channel import MAX_BEHIND
-from aigw.refused_keys import FORGET_SECONDS, FREE, LOG_SECONDS, MAX_ADDRESSES, MAX_LINES, MAX_WAITING, RefusedKeys
+from aigw.access import refused_keys
+from aigw.access.refused_keys import (
+    FORGET_SECONDS,
+    FREE,
+    LOG_SECONDS,
+    MAX_ADDRESSES,
+    MAX_LINES,
+    MAX_WAITING,
+    RefusedKeys,
+)
+from aigw.server.channel import MAX_BEHIND
 from tests.harness import AUTH, CHAT, HELLO, bounded, request, until
 from tests.memory import MemoryGateway
 from tests.test_status import HTML, sign_in

@@ -12,7 +12,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from pytest_twisted import ensureDeferred
 from twisted.internet.threads import deferToThread
 
-from aigw import logs
+from aigw.telemetry import logs
 from tests.harness import AUTH, HELLO, bounded, contents, request, until
 from tests.memory import MemoryGateway
 from tests.providers import (
@@ -290,15 +290,15 @@ def _raise(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "aigw.admin.Metrics",
-        "aigw.admin.show",
-        "aigw.admin.tree",
-        "aigw.web.tree",
-        "aigw.service.Gateway",
-        "aigw.routing.Router.__init__",
-        "aigw.listeners.serverFromString",
-        "aigw.listeners.Listeners._listen",
-        "aigw.generation.Identity",
+        "aigw.admin.resources.Metrics",
+        "aigw.admin.resources.show",
+        "aigw.admin.resources.tree",
+        "aigw.server.resources.tree",
+        "aigw.daemon.service.Gateway",
+        "aigw.proxy.router.Router.__init__",
+        "aigw.server.listeners.serverFromString",
+        "aigw.server.listeners.Listeners._listen",
+        "aigw.daemon.runtime.Identity",
     ],
 )
 @ensureDeferred
@@ -347,7 +347,7 @@ async def test_d1_whatever_goes_wrong_the_old_configuration_goes_on_complete(wor
 async def test_d1_a_reload_reads_no_file_of_the_package(world, monkeypatch):
     """An upgrade may be replacing them just then."""
     gateway = world.gateway(world.provider())
-    monkeypatch.setattr("aigw.pages.files", _raise)
+    monkeypatch.setattr("aigw.admin.page.files", _raise)
     assert await gateway.reload()
     assert (await gateway.get("/status", {**AUTH, "Accept": "text/html"})).status == 200
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from aigw import __version__
-from aigw.attempt import Attempt
-from aigw.config import Config, build
+from aigw.config.loader import Config, build
 from aigw.errors import (
     RouteNotFound,
     UpstreamBroken,
@@ -17,11 +16,12 @@ from aigw.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from aigw.health import Health
-from aigw.openai import ENDPOINTS, Call, error_body, message_in, read_call
-from aigw.records import AttemptRecord
-from aigw.routing import Router, all_failed
+from aigw.protocols.endpoints import ENDPOINTS, Call, error_body, message_in, read_call
+from aigw.proxy.cooldown import Health
+from aigw.proxy.router import Router, all_failed
 from aigw.secret import Secret
+from aigw.telemetry.record import AttemptRecord
+from aigw.upstream.attempt import Attempt
 
 GATEWAY_KEY, FIRST_KEY, SECOND_KEY = "gw-key-0123456789", "sk-first-0123456789", "sk-second-0123456789"
 

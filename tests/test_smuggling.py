@@ -13,8 +13,8 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from aigw import lifetime
-from aigw.heads import SINGLE
+from aigw.server import timeouts as lifetime
+from aigw.server.request_head import SINGLE
 from tests.harness import AUTH, CHAT, HELLO, bounded, request
 from tests.memory import MemoryGateway, error_of
 from tests.test_front import HEALTHY, LIMIT, answers

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aigw import sse
-from aigw.sse import boundary, fields, is_silence
+from aigw.protocols import sse
+from aigw.protocols.sse import boundary, fields, is_silence
 
 quick = settings(max_examples=500, deadline=None)
 

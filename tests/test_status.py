@@ -13,12 +13,12 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import Clock, deferLater
 
-from aigw.config import Caller
-from aigw.pages import Page
+from aigw.admin.live_feed import EVERY_SECONDS, MOST, MOST_SECONDS, Viewers
+from aigw.admin.page import Page
+from aigw.admin.session import cookie as cookie_of
+from aigw.config.loader import Caller
 from aigw.secret import Secret
-from aigw.signin import cookie as cookie_of
-from aigw.viewers import EVERY_SECONDS, MOST, MOST_SECONDS, Viewers
-from aigw.watch import Watch
+from aigw.telemetry.telemetry import Watch
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until
 from tests.providers import answer, begin_stream, event, hang
 from tests.test_admin import gateway_with_admin, visit
@@ -101,7 +101,7 @@ async def test_a_page_that_closes_leaves_nothing_behind(world):
 
 @ensureDeferred
 async def test_there_are_only_so_many_pages(world, monkeypatch):
-    monkeypatch.setattr("aigw.viewers.MOST", 1)
+    monkeypatch.setattr("aigw.admin.live_feed.MOST", 1)
     assert MOST == 50
     gateway = world.gateway(world.provider())
     await watch(gateway)

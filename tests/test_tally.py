@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from aigw.config import Provider, Route, Step
-from aigw.history import FAILURES, Hour
-from aigw.records import AttemptRecord, Record
-from aigw.tally import Histogram, Tally
+from aigw.config.loader import Provider, Route, Step
+from aigw.telemetry.counters import Histogram, Tally
+from aigw.telemetry.last_hour import FAILURES, Hour
+from aigw.telemetry.record import AttemptRecord, Record
 
 
 def route(name="r", *steps):
@@ -151,7 +151,7 @@ def test_a_histogram_has_le_for_its_bounds(value, at):
 
 def test_the_log_line_of_a_request_has_no_more_than_before():
     """What only metrics need is no field of the log."""
-    from aigw.logs import FIELDS
+    from aigw.telemetry.logs import FIELDS
 
     ours = {"started", "ended", "ttft", "overhead", "trace"}
     assert ours.isdisjoint(FIELDS)

@@ -17,8 +17,8 @@ import urllib.request
 
 import pytest
 
-from aigw.logs import JsonLines
-from aigw.terminal import TerminalFile, is_terminal, printable, readable, wants_colour
+from aigw.telemetry.logs import JsonLines
+from aigw.telemetry.terminal import TerminalFile, is_terminal, printable, readable, wants_colour
 from tests.test_daemon import CONFIG, KEYS, ROOT
 
 ATTEMPT = {"step": 1, "provider": "down", "model": "a", "outcome": "unreachable", "status": None, "duration_ms": 2, "message": "x", "rests_s": None}  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_line_that_cannot_be_put_in_words_is_shown_as_it_is(broken):
 
 
 def test_b9_keys_are_hidden_before_it_is_put_in_words():
-    from aigw import logs
+    from aigw.telemetry import logs
 
     out = io.StringIO()
     logs.hide([lambda text: text.replace("canary-key", "***")])

@@ -12,9 +12,9 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv.schemas import Schemas
 from pytest_twisted import ensureDeferred
 
-from aigw.spans import SEMCONV, made_of
-from aigw.trace import Trace
-from aigw.tracing import Tracing, wanted
+from aigw.telemetry.spans import SEMCONV, made_of
+from aigw.telemetry.trace_context import Trace
+from aigw.telemetry.tracing import Tracing, wanted
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until
 from tests.providers import answer, begin_stream, completion, event, stream
 from tests.test_metrics import value
@@ -319,10 +319,10 @@ async def test_a_bad_collector_costs_no_request_anything(world, monkeypatch, mod
 def test_without_the_extra_it_says_so_and_goes_on(monkeypatch, capsys):
     from twisted.internet.task import Clock
 
-    from aigw import logs
+    from aigw.telemetry import logs
 
     said = []
-    monkeypatch.setitem(__import__("sys").modules, "aigw.otlp", None)
+    monkeypatch.setitem(__import__("sys").modules, "aigw.telemetry.otlp", None)
     monkeypatch.setattr(logs, "warn", said.append)
     tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"})
     tracing.start()
@@ -335,7 +335,7 @@ def test_without_the_extra_it_says_so_and_goes_on(monkeypatch, capsys):
 def test_what_the_sdk_refuses_in_its_variables_is_said_and_costs_only_the_traces(monkeypatch, name, value):
     from twisted.internet.task import Clock
 
-    from aigw import logs
+    from aigw.telemetry import logs
 
     said = []
     monkeypatch.setattr(logs, "warn", said.append)

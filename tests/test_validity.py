@@ -15,9 +15,9 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 from pytest_twisted import ensureDeferred
 
-from aigw import demo
-from aigw.trust import ProviderTls
-from aigw.validity import Authorities
+from aigw.daemon import demo
+from aigw.net.validity import Authorities
+from aigw.upstream.trust import ProviderTls
 from tests.certificates import DAY, NOW, Issued, authority, dns, ip, issue
 from tests.test_install_parts import part
 
@@ -101,7 +101,7 @@ async def test_d2_every_certificate_of_every_chain_counts_for_ready_and_warnings
 async def test_d2_a_certificate_becomes_valid_without_a_reload(world, monkeypatch):
     gateway = gateway_with(world, leaf(begins=NEW))
     assert (await gateway.get("/ready", {})).status == 503
-    monkeypatch.setattr("aigw.validity.time.time", lambda: NEW.timestamp() + 1)
+    monkeypatch.setattr("aigw.net.validity.time.time", lambda: NEW.timestamp() + 1)
     assert (await gateway.get("/ready", {})).status == 200
 
 

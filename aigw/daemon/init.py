@@ -1,0 +1,223 @@
+"""``aigw init``: asks for providers and for the variables that hold their keys, and writes a configuration.
+
+No key is asked for and none is written: the file names environment variables. Answers may come from a pipe, one a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aigw.config import loader as config
+from aigw.errors import ConfigError
+
+EX_OK, EX_USAGE, EX_CANTCREAT, EX_INTERRUPTED = 0, 64, 73, 130
+PORT = 8080
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+FILE = """\
+# The configuration of an AI gateway. Check it with: aigw check -c {file}
+# It holds no key: ${{NAME}} is the value of the environment variable NAME.
+
+# The key that clients of the gateway send.
+api_key: ${{{gateway_key}}}
+
+# On this port. Without TLS the gateway listens on this machine only (127.0.0.1 and ::1).
+port: {port}
+# With a certificate it listens on every address:
+# tls:
+#   cert_file: fullchain.pem
+#   key_file: privkey.pem
+
+providers:
+{providers}
+routes:
+  # A client writes this name in "model". The steps are tried in this order until one answers.
+  - name: {route}
+    steps:
+{steps}"""
+
+PROVIDER = """\
+  - name: {name}
+    base_url: {base_url}
+"""
+
+STEP = """\
+      - provider: {name}
+        model: {model}
+        timeout: 60s # until the first output of a stream, or the end of any other answer
+"""
+
+NEXT = """\
+{file} is written; only you can read it. Run the gateway:
+
+{exports}
+  aigw -c {file}
+
+And call it from another terminal, where {gateway_key} is set too:
+
+  curl {url} -H "Authorization: Bearer ${gateway_key}" {content_type} -d '{body}'
+"""
+
+Check = Callable[[str], "str | None"]
+
+
+class _NoAnswer(Exception):
+    """The input ended, or has an answer that cannot be used and nobody to ask again."""
+
+
+def init(words: Sequence[str]) -> int:
+    """Ask, write and print what to do next; gives the exit code. ``words`` may name the file."""
+    if len(words) > 1 or any(word.startswith("-") for word in words):
+        print("aigw: init takes the name of the file to write, and nothing else", file=sys.stderr)
+        return EX_USAGE
+    path = Path(words[0] if words else "config.yaml")
+    if not str(path).isprintable():
+        print("aigw: init takes a file name of printable characters", file=sys.stderr)
+        return EX_USAGE
+    if os.path.lexists(path):
+        print(f"aigw: {path} exists, and init overwrites nothing; name another file: aigw init FILE", file=sys.stderr)
+        return EX_CANTCREAT
+    try:
+        answers = _ask_all()
+        text = _file(path, answers)
+        _check(text, answers, path)
+    except KeyboardInterrupt:
+        return EX_INTERRUPTED
+    except _NoAnswer as error:
+        print(f"aigw: {error}; {path} was not written", file=sys.stderr)
+        return EX_USAGE
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        print(f"aigw: cannot write {path}: {error.strerror}", file=sys.stderr)
+        return EX_CANTCREAT
+    print(_next(path, answers), end="")
+    return EX_OK
+
+
+def _ask_all() -> dict[str, Any]:
+    if sys.stdin.isatty():
+        print("Providers are tried in the order in which you name them. An empty answer takes what stands in [].")
+    providers: list[dict[str, str]] = []
+    while True:
+        number = len(providers) + 1
+        name = _ask(f"Name of provider {number}{', or nothing if there are no more' if providers else ''}", _name, "")
+        if not name and providers:
+            break
+        if not name or name in [each["name"] for each in providers]:
+            _refuse("each provider has a name of its own" if name else "at least one provider is required")
+            continue
+        variable = re.sub(r"[^A-Z0-9]+", "_", name.upper()).strip("_")
+        providers.append(
+            {
+                "name": name,
+                "base_url": _ask("  Base URL, for example https://api.openai.com/v1", _url),
+                "model": _ask("  Model", _name),
+                "key": _ask("  Environment variable with its key, or - if it takes none", _key, f"{variable}_API_KEY"),
+            }
+        )
+    return {
+        "providers": providers,
+        "route": _ask("Name of the route, which clients write in model", _name, "default"),
+        "gateway_key": _ask("Environment variable with the key that clients send", _variable, "GATEWAY_API_KEY"),
+    }
+
+
+def _ask(question: str, check: Check, default: str | None = None) -> str:
+    while True:
+        try:
+            answer = input(f"{question}{f' [{default}]' if default else ''}: " if sys.stdin.isatty() else "").strip()
+        except UnicodeDecodeError:
+            raise _NoAnswer("the input is not UTF-8") from None
+        except EOFError:
+            if default is None:
+                raise _NoAnswer(f"the input ended at the question {question.strip()!r}") from None
+            answer = ""
+        if not answer and default is not None:
+            return default
+        problem = check(answer)
+        if problem is None:
+            return answer
+        _refuse(problem)
+
+
+def _refuse(problem: str) -> None:
+    """Say why an answer cannot be used. It is not repeated: a key may have been pasted. Raises _NoAnswer for a pipe."""
+    if not sys.stdin.isatty():
+        raise _NoAnswer(problem)
+    print(f"  {problem}")
+
+
+def _name(answer: str) -> str | None:
+    return None if answer and answer.isprintable() and "${" not in answer else "a name is required, without ${"
+
+
+def _url(answer: str) -> str | None:
+    fine = re.fullmatch(r"https?://[^\s/]+\S*", answer) and answer.isprintable() and "${" not in answer
+    return None if fine else "a URL begins with https:// or http://"
+
+
+def _variable(answer: str) -> str | None:
+    """Keys have lower-case letters, so that one which was pasted here is refused."""
+    fine = _VARIABLE.fullmatch(answer)
+    return None if fine else "a variable's name has A to Z, 0 to 9 and _ (give the name, not the key itself)"
+
+
+def _key(answer: str) -> str | None:
+    return None if answer == "-" else _variable(answer)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # which YAML reads as the same text
+
+
+def _file(path: Path, answers: dict[str, Any]) -> str:
+    providers, steps = "", ""
+    for each in answers["providers"]:
+        providers += PROVIDER.format(name=_quoted(each["name"]), base_url=_quoted(each["base_url"]))
+        providers += "" if each["key"] == "-" else f"    api_key: ${{{each['key']}}}\n"
+        steps += STEP.format(name=_quoted(each["name"]), model=_quoted(each["model"]))
+    return FILE.format(
+        file=shlex.quote(str(path)),
+        gateway_key=answers["gateway_key"],
+        port=PORT,
+        providers=providers,
+        route=_quoted(answers["route"]),
+        steps=steps,
+    )
+
+
+def _check(text: str, answers: dict[str, Any], path: Path) -> None:
+    """Raises _NoAnswer if the gateway would not take the file."""
+    variables = _variables(answers)
+    try:
+        config.build(yaml.safe_load(text), dict.fromkeys(variables, "a-key-for-this-check"), path.absolute().parent)
+    except ConfigError as error:
+        raise _NoAnswer(str(error)) from None
+
+
+def _variables(answers: dict[str, Any]) -> list[str]:
+    named = [answers["gateway_key"], *(each["key"] for each in answers["providers"] if each["key"] != "-")]
+    return list(dict.fromkeys(named))
+
+
+def _next(path: Path, answers: dict[str, Any]) -> str:
+    body = json.dumps({"model": answers["route"], "messages": [{"role": "user", "content": "Hi"}]})
+    return NEXT.format(
+        file=shlex.quote(str(path)),
+        exports="\n".join(f"  export {name}=..." for name in _variables(answers)),
+        gateway_key=answers["gateway_key"],
+        url=f"http://127.0.0.1:{PORT}/v1/chat/completions",
+        content_type="-H 'Content-Type: application/json'",
+        body=body.replace("'", r"\u0027"),
+    )

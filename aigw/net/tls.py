@@ -1,0 +1,178 @@
+"""The listeners' side of TLS: the certificates that they show; and PEM files, for both sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersion
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+from aigw.config.loader import CertificateFiles, TlsFiles
+from aigw.config.quoting import quoted_file
+from aigw.errors import ConfigError
+from aigw.net.validity import Authorities, Validity
+
+# Forward secrecy and AEAD only; TLS 1.3 has nothing else. https://wiki.mozilla.org/Security/Server_Side_TLS
+FORWARD_SECRET_AEAD = "ECDHE+AESGCM:ECDHE+CHACHA20"
+CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(FORWARD_SECRET_AEAD)
+
+
+class Identity:
+    """Who the listeners say they are: a certificate for each name that a client may ask for, and one for all others.
+
+    ``validity`` is that of all of them together; ``serials`` are theirs, in hexadecimal, the default's first;
+    ``warnings`` are for the log.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Read all files. Raises ConfigError with every mistake in them."""
+        mistakes: list[str] = []
+        trusted = None
+        if files.client_ca:
+            try:
+                trusted = _certificates("tls.client_ca", files.client_ca)
+            except ConfigError as error:
+                mistakes += error.mistakes
+        named = {f"tls.certificates[{index}]": pair for index, pair in enumerate(files.others)}
+        loaded = []
+        for path, pair in {**named, "tls": files}.items():
+            try:
+                loaded.append(_Loaded(path, pair, trusted, files.client_required))
+            except ConfigError as error:
+                mistakes += error.mistakes
+        if mistakes:
+            raise ConfigError(mistakes)
+        # The default last: whatever name stands in two certificates is answered with it.
+        self._by_name = {name: each.context for each in loaded for name in each.names}
+        self._default = loaded[-1].options
+        self._default.getContext().set_tlsext_servername_callback(self._choose)
+        self.validity = Validity((each.file, each.chain) for each in loaded)
+        self.serials = [each.serial for each in reversed(loaded)]
+        known = Authorities(trusted or ())
+        self.warnings = [
+            f"{each.path}.cert_file: {each.file}: its issuer, {issuer}, is neither in the file nor a CA of this system:"
+            " append the intermediate certificate (or that CA's own), else clients may refuse the gateway"
+            for each in reversed(loaded)
+            if (issuer := known.missing_issuer(each.chain))
+        ]
+
+    def _choose(self, connection: SSL.Connection) -> None:
+        """RFC 6066, section 3: by the name in the client's hello; an unknown one gets the default."""
+        name = (connection.get_servername() or b"").lower()
+        found = self._by_name.get(name) or self._by_name.get(b"*." + name.partition(b".")[2])
+        if found is not None:
+            connection.set_context(found)
+
+    def connection(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """The server's side of a new connection."""
+        return self._default.serverConnectionForTLS(protocol)
+
+
+class _Loaded:
+    """One certificate as OpenSSL has it, and what is written in it."""
+
+    def __init__(
+        self, path: str, files: CertificateFiles, trusted: list[crypto.X509] | None, client_required: bool
+    ) -> None:
+        mistakes: list[str] = []
+        try:
+            chain = _certificates(f"{path}.cert_file", files.cert_file)
+        except ConfigError as error:
+            mistakes += error.mistakes
+        try:
+            key = _key(f"{path}.key_file", files.key_file)
+        except ConfigError as error:
+            mistakes += error.mistakes
+        if mistakes:
+            raise ConfigError(mistakes)
+        self.options = CertificateOptions(
+            privateKey=key,
+            certificate=chain[0],
+            extraCertChain=chain[1:],
+            raiseMinimumTo=TLSVersion.TLSv1_2,
+            acceptableCiphers=CIPHERS,
+            verify=trusted is not None,
+            caCerts=trusted,
+            requireCertificate=client_required,
+        )
+        shown = chain[0].to_cryptography()
+        try:
+            self.context = self.options.getContext()
+            self.context.check_privatekey()
+        except SSL.Error as error:
+            wrong = f"{quoted_file(files.key_file)} is not the key of {quoted_file(files.cert_file)}"
+            private: Any = key.to_cryptography_key()
+            if private.public_key() == shown.public_key():
+                wrong = f"OpenSSL refuses {quoted_file(files.cert_file)}: {openssl_reasons(error)}"
+            raise ConfigError([f"{path}: {wrong}"]) from None
+        for each in trusted or ():
+            self.context.add_client_ca(each)  # so that a client with many certificates knows which to show
+        self.path, self.file, self.chain = path, files.cert_file, chain
+        self.serial = f"{shown.serial_number:x}"
+        self.names = _names_in(shown)
+
+
+def openssl_reasons(problem: BaseException | None) -> str:
+    """OpenSSL's error queue, which pyOpenSSL gives as ``([(library, function, reason), ...],)``, as its reasons."""
+    queue = problem.args[0] if problem and problem.args and isinstance(problem.args[0], list) else []
+    return ", ".join(str(entry[-1]) for entry in queue)
+
+
+def _names_in(certificate: x509.Certificate) -> list[bytes]:
+    """The host names that a certificate is for, in lower case."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    return [name.lower().encode() for name in found.get_values_for_type(x509.DNSName) if name.isascii()]
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class CurrentIdentity:
+    """The Identity that new connections are shown; assigning ``identity`` replaces it, open ones keep theirs."""
+
+    def __init__(self, identity: Identity | None) -> None:
+        self.identity = identity
+
+    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """See IOpenSSLServerConnectionCreator."""
+        assert self.identity is not None, "a TLS listener is open only where there is a certificate"
+        return self.identity.connection(tlsProtocol)
+
+
+def authorities_in(ca_file: str) -> bytes:
+    """The certificates in a provider's ``ca_file``, as PEM. Raises ConfigError."""
+    found = _certificates("ca_file", ca_file)
+    return b"".join(crypto.dump_certificate(crypto.FILETYPE_PEM, certificate) for certificate in found)
+
+
+def _key(setting: str, path: str) -> crypto.PKey:
+    try:
+        return crypto.load_privatekey(crypto.FILETYPE_PEM, Path(path).read_bytes(), passphrase=b"")
+    except OSError as error:
+        raise ConfigError([f"{setting}: {quoted_file(path)}: {error.strerror}"]) from None
+    except (crypto.Error, ValueError):
+        raise ConfigError([f"{setting}: {quoted_file(path)}: holds no PEM private key without passphrase"]) from None
+
+
+def certificates_of(pem: bytes) -> list[crypto.X509]:
+    """All certificates that stand in it. Raises crypto.Error or ValueError."""
+    begin = b"-----BEGIN CERTIFICATE-----"
+    return [crypto.load_certificate(crypto.FILETYPE_PEM, begin + part) for part in pem.split(begin)[1:]]
+
+
+def _certificates(setting: str, path: str) -> list[crypto.X509]:
+    try:
+        found = certificates_of(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError([f"{setting}: {quoted_file(path)}: {error.strerror}"]) from None
+    except (crypto.Error, ValueError):
+        raise ConfigError([f"{setting}: {quoted_file(path)}: holds a malformed certificate"]) from None
+    if not found:
+        raise ConfigError([f"{setting}: {quoted_file(path)}: holds no PEM certificate"])
+    return found

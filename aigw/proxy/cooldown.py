@@ -1,0 +1,123 @@
+"""Which steps rest, and until when. A resting step is tried last, not dropped; nothing here touches the network.
+
+The state is that of a provider and model, so routes that share them share it, and it outlives a reload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from aigw.config.loader import Step
+
+FAILURES_IN_A_ROW = 3
+TIMEOUTS_IN_A_ROW = 2
+MAX_REST = 600.0
+
+Key = tuple[str, str]
+
+
+class _State:
+    """What is known of a step that has failed. ``until`` is 0 where it does not rest."""
+
+    __slots__ = ("failures", "probing", "timeouts", "until")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.timeouts = 0
+        self.until = 0.0
+        self.probing = False
+
+
+class Health:
+    """The steps that have failed lately; ``seconds`` is a clock that never goes back."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._states: dict[Key, _State] = {}
+
+    def forget_all_but(self, steps: Iterable[Step]) -> None:
+        """What a reload left as it was: whatever is known of other steps, or of a changed provider, counts no more."""
+        kept = {_key(step) for step in steps}
+        self._states = {key: state for key, state in self._states.items() if key in kept}
+
+    def order(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """``steps`` with those that rest at the end, the one that wakes soonest first among them."""
+        if not self._states:
+            return steps
+        resting = {step.number: left for step in steps if (left := self.rests_for(step)) is not None}
+        awake = [step for step in steps if step.number not in resting]
+        return awake + sorted((s for s in steps if s.number in resting), key=lambda step: resting[step.number])
+
+    def rests_for(self, step: Step) -> float | None:
+        """The seconds until the step wakes, None if it does not rest.
+
+        Once its rest is over one request probes it; until that is answered it still rests for all others.
+        """
+        state = self._states.get(_key(step))
+        if state is None or not state.until or step.cooldown == 0:
+            return None
+        left = state.until - self._seconds()
+        return max(0.0, left) if left > 0 or state.probing else None
+
+    def begin(self, step: Step) -> bool:
+        """An attempt at the step starts. Whether it is the probe: the first one since its rest is over."""
+        state = self._states.get(_key(step))
+        if state is None or not state.until or step.cooldown == 0 or state.probing or state.until > self._seconds():
+            return False
+        state.probing = True
+        return True
+
+    def succeeded(self, step: Step) -> None:
+        """The step answered: whatever was held against it is forgotten."""
+        if self._states:
+            self._states.pop(_key(step), None)
+
+    def answered(self, step: Step, probe: bool) -> None:
+        """The provider is there and refused this request (400, 404, ...): nothing is in a row any more."""
+        state = self._states.get(_key(step))
+        if state is not None:
+            state.failures = state.timeouts = 0
+            if probe:
+                state.until, state.probing = 0.0, False
+
+    def abandoned(self, step: Step, probe: bool) -> None:
+        """The attempt ended without a word on the step: its client left, or its request had no time."""
+        state = self._states.get(_key(step))
+        if state is not None and probe:
+            state.probing = False
+
+    def failed(self, step: Step, probe: bool) -> None:
+        """A connection failure, a broken answer or a 5xx."""
+        state = self._state(step)
+        state.failures += 1
+        state.timeouts = 0
+        self._strike(step, state, probe, state.failures >= FAILURES_IN_A_ROW)
+
+    def timed_out(self, step: Step, probe: bool) -> None:
+        """No answer in time."""
+        state = self._state(step)
+        state.timeouts += 1
+        state.failures = 0
+        self._strike(step, state, probe, state.timeouts >= TIMEOUTS_IN_A_ROW)
+
+    def rest(self, step: Step, seconds: float, probe: bool) -> None:
+        """Let the step rest now, for at most MAX_REST seconds."""
+        self.abandoned(step, probe)
+        if step.cooldown > 0:
+            state = self._state(step)
+            state.until = max(state.until, self._seconds() + min(seconds, MAX_REST))
+
+    def _strike(self, step: Step, state: _State, probe: bool, enough: bool) -> None:
+        # A probe that fails has found out what it was to find out: the step rests again at once. One that rests
+        # already, and is tried because all others failed, wakes no later for that.
+        if (enough or probe) and state.until <= self._seconds():
+            self.rest(step, step.cooldown, probe)
+        else:
+            self.abandoned(step, probe)
+
+    def _state(self, step: Step) -> _State:
+        return self._states.setdefault(_key(step), _State())
+
+
+def _key(step: Step) -> Key:
+    return step.provider.name, step.model

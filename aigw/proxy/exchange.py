@@ -1,0 +1,302 @@
+"""The chain: plan the attempts, try each until one answers, relay that answer, record what happened.
+
+One Deferred runs from the request to the end of its answer. A time limit is a cancellation, and so is a client that
+leaves: ``cancel()`` on that Deferred reaches whichever attempt is running, at any depth.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from aigw.config.loader import Config, Route, Step
+from aigw.errors import (
+    AllStepsFailed,
+    DeadlineExceeded,
+    Draining,
+    StreamBroken,
+    UpstreamFailure,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from aigw.net import headers
+from aigw.protocols.endpoints import Call
+from aigw.proxy import relay
+from aigw.proxy import router as routing
+from aigw.proxy.answers import hold
+from aigw.proxy.cooldown import Health
+from aigw.proxy.router import Router
+from aigw.secret import holds_a_key
+from aigw.telemetry.record import AttemptRecord, AttemptSink, Trail, milliseconds
+from aigw.upstream.attempt import Attempt
+from aigw.upstream.connection import Response
+from aigw.upstream.providers import Upstream, within
+
+
+class Client(relay.Client, Protocol):
+    """Who asked."""
+
+    def begin(self, status: int, headers: list[headers.Header], length: int | None) -> None:
+        """Commit: send the head of the answer; ``length`` is that of the body where it is known."""
+
+    def end(self) -> None:
+        """The answer is whole."""
+
+    def cut(self, flush: bool) -> None:
+        """The answer broke: close without a proper end, after what was written is sent if ``flush``."""
+
+
+class Gateway:
+    """Serves calls by one configuration. ``note_failure`` hears of each failed attempt."""
+
+    def __init__(
+        self,
+        config: Config,
+        upstream: Upstream,
+        health: Health,
+        clock: IReactorTime,
+        note_failure: AttemptSink,
+        random: Callable[[], float] = random.random,
+        running: set[Exchange] | None = None,
+    ) -> None:
+        """``running`` holds every exchange that has not ended, whichever configuration it began with."""
+        self.router = Router(config)
+        self.upstream = upstream
+        self.health = health
+        self.random = random
+        self.clock = clock
+        self.note_failure = note_failure
+        self.secrets = config.secrets
+        self.running = set() if running is None else running
+
+    def serve(self, call: Call, client: Client, trail: Trail) -> Deferred[None]:
+        """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
+        route = self.router.route(call.model)
+        trail.route = route.name
+        return Exchange(self, route, call, client, trail).run()
+
+
+class Exchange:
+    """One call on its way along the steps of its route."""
+
+    def __init__(self, gateway: Gateway, route: Route, call: Call, client: Client, trail: Trail) -> None:
+        self._gateway = gateway
+        self._clock = gateway.clock
+        self._health = gateway.health
+        self._route = route
+        self._call = call
+        self._client = client
+        self._trail = trail
+        self._left = list(route.steps)
+        self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
+        self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
+        self._flowing: relay.Relay | None = None
+        self._running: Deferred[None] | None = None
+        self._interrupted = False
+        self._waiting_since = 0.0
+
+    @property
+    def route(self) -> str:
+        """The name of its route."""
+        return self._route.name
+
+    def run(self) -> Deferred[None]:
+        """See Gateway.serve."""
+        self._gateway.running.add(self)
+        self._running = self.next_step()
+        return self._running.addBoth(self._over)
+
+    def interrupt(self) -> None:
+        """The gateway has no more time: end the client's stream with an error event, or fail with Draining."""
+        self._interrupted = True
+        if self._flowing is not None:
+            self._flowing.interrupt()
+        elif self._running is not None:
+            self._running.cancel()
+
+    def _over(self, result: Any) -> Any:
+        self._gateway.running.discard(self)
+        if self._interrupted and isinstance(result, Failure) and result.check(CancelledError):
+            raise Draining("The gateway is stopping, and no provider has answered yet.", headers={"Retry-After": "1"})
+        return result
+
+    def next_step(self) -> Deferred[None]:
+        """Try the next step; give up where there is none, or no time for it."""
+        if self._clock.seconds() >= self._deadline:
+            return fail(self._too_late())
+        step = routing.choose(self._left, self._health)
+        if step is None:
+            return fail(self._all_failed())
+        self._left.remove(step)
+        attempt = self._gateway.router.attempt(step, self._call)
+        return self._try(attempt, self._clock.seconds() + step.timeout, tries=1)
+
+    def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
+        step, started = attempt.step, self._clock.seconds()
+        if self._trail.trace is not None:
+            attempt = self._trail.trace.sent(attempt, started)
+        answered: list[Response] = []
+        probe = self._health.begin(step)
+        self._trail.tried += 1
+        seconds = min(step_ends, self._deadline) - started
+        limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
+
+        def judge(response: Response) -> Deferred[relay.Relay]:
+            answered.append(response)
+            return hold(response, self._call.endpoint, self._call.stream, self._clock)
+
+        def commit(held: relay.Relay) -> Deferred[None]:
+            self._health.succeeded(step)
+            self._trail.first_byte = self._clock.seconds()
+            self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
+            held.rewrite(self._gateway.router.without_keys[step.provider.name])
+            self._begin(step, answered[0], held.length)
+            rest = step.idle_timeout if self._call.stream else started + seconds - self._clock.seconds()
+            self._flowing = held
+            flowing = held.flow(self._client, max(0.0, rest))
+            return flowing.addBoth(self._flowed, step, started, answered[0].code, held)
+
+        def commit_or_hang_up(held: relay.Relay) -> Deferred[None]:
+            try:
+                return commit(held)
+            except Exception:  # whatever went wrong here must not go on over there
+                held.hang_up()
+                raise
+
+        def fall_through(failure: Failure) -> Deferred[None]:
+            if not failure.check(UpstreamFailure):
+                self._health.abandoned(step, probe)
+            if failure.check(CancelledError):
+                self._note_cancelled(step, started, None)
+            failure.trap(UpstreamFailure)
+            return self._fell(attempt, started, cast(UpstreamFailure, failure.value), step_ends, tries, probe)
+
+        self._waiting_since = started
+        held = self._gateway.upstream.send(attempt).addCallback(judge)
+        self._waiting_since = self._clock.seconds()  # until now it was us
+        within(held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
+        served: Deferred[Any] = held
+        return served.addCallbacks(commit_or_hang_up, fall_through)
+
+    def _fell(
+        self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int, probe: bool
+    ) -> Deferred[None]:
+        """An attempt failed: tell health, then stop, repeat the step, or go on to the next."""
+        step = attempt.step
+        verdict = routing.judge(failure, self._route.stop_on)
+        rests = routing.tell(self._health, step, verdict, probe)
+        record = self._note(step, started, failure.outcome, failure.status, failure.message, rests)
+        failure.__traceback__ = failure.__context__ = None  # whose frames would keep the body, and this too
+        self._failures.append((record, failure))
+        self._gateway.note_failure(self._trail.request_id, self._route.name, record)
+        if verdict.final and not holds_a_key(self._gateway.secrets, cast(UpstreamRefused, failure).body or b""):
+            return self._pass_on(attempt, cast(UpstreamRefused, failure))
+        if verdict.key_refused:
+            self._left = [other for other in self._left if other.provider.name != step.provider.name]
+        if verdict.repeatable and tries <= step.retries:
+            delay = routing.retry_delay(failure, tries, self._gateway.random)
+            if self._clock.seconds() + delay < min(step_ends, self._deadline):
+                pause: Deferred[Any] = deferLater(self._clock, delay)
+                pause.addBoth(self._paused, self._clock.seconds())
+                return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
+        return self.next_step()
+
+    def _paused(self, result: Any, since: float) -> Any:
+        """Book the pause as it was: a client that left has ended it early."""
+        self._trail.waited += self._clock.seconds() - since
+        return result
+
+    def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
+        """The client gets the refusal as the provider sent it."""
+        body = refusal.body or b""
+        self._note_who_answers(attempt.step)
+        self._trail.bytes_out = len(body)
+        self._client.begin(refusal.status or 502, self._without_keys(refusal.headers), len(body))
+        self._client.write(body)
+        self._client.end()
+        return succeed(None)
+
+    def _note_who_answers(self, step: Step) -> None:
+        self._trail.provider = step.provider.name
+        self._trail.model = step.model
+
+    def _safe(self, sent: list[headers.Header]) -> list[headers.Header]:
+        """The headers of an answer less those in which the provider repeats a key just as it is, or as JSON has it."""
+        values = b"\n".join([value for _, value in sent])
+        if b"\\" in values or any([secret.is_in(values) for secret in self._gateway.secrets]):
+            return self._without_keys(sent)
+        return sent
+
+    def _without_keys(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
+        return [header for header in sent if not holds_a_key(self._gateway.secrets, header[1])]
+
+    def _all_failed(self) -> AllStepsFailed:
+        wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
+        return routing.all_failed(self._failures, self._gateway.secrets, min(wakes, default=None))
+
+    def _too_late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"The route's deadline of {self._route.deadline:g} s passed before a step gave an answer.",
+            details={"attempts": routing.attempts_told(self._failures, self._gateway.secrets)},
+        )
+
+    def _begin(self, step: Step, response: Response, length: int | None) -> None:
+        self._note_who_answers(step)
+        sent = self._safe(headers.for_client(response.given.items()))
+        if self._call.stream:
+            if not any(name == b"content-type" for name, _ in sent):
+                sent.append((b"content-type", b"text/event-stream"))
+            sent += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        elif length is None and isinstance(response.length, int):
+            length = response.length
+        self._client.begin(response.code, sent, length)
+
+    def _flowed(self, result: Any, step: Step, started: float, status: int, held: relay.Relay) -> None:
+        """The answer ended, whole or not: record it, and close or cut the client's."""
+        self._trail.bytes_out = held.bytes_out
+        self._trail.usage = held.usage
+        if not isinstance(result, Failure):
+            self._note(step, started, "ok", status, "")
+            self._client.end()
+        elif result.check(StreamBroken):
+            broken = cast(StreamBroken, result.value)
+            # The code of a stream that the gateway itself ended is for the client; the provider is not to blame.
+            outcome = "draining" if self._interrupted else broken.code
+            self._trail.outcome = outcome
+            self._note(step, started, outcome, status, broken.message)
+            self._client.cut(flush=self._call.stream)
+        else:
+            self._note_cancelled(step, started, status)
+            result.trap(StreamBroken)
+
+    def _note_cancelled(self, step: Step, started: float, status: int | None) -> None:
+        if self._interrupted:
+            self._note(step, started, "draining", status, "the gateway is stopping")
+        else:
+            self._note(step, started, "client_gone", status, "the client left")
+
+    def _note(
+        self,
+        step: Step,
+        started: float,
+        outcome: str,
+        status: int | None,
+        message: str,
+        rests: float | None = None,
+    ) -> AttemptRecord:
+        now = self._clock.seconds()
+        took = milliseconds(now - started)
+        self._trail.waited += now - self._waiting_since
+        rests_s = None if rests is None else math.ceil(rests)
+        record = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message, rests_s)
+        self._trail.attempts.append(record)
+        if self._trail.trace is not None:
+            self._trail.trace.attempted(record, now)
+        return record

@@ -1,0 +1,220 @@
+"""An upstream body to the client: the commit gate, back-pressure, and the limit on silence.
+
+The commit point is the moment in which the first byte of the answer is written to the client. Before it a bad answer is
+an UpstreamFailure, and the next step may be tried. After it the bytes are the provider's: a stream that breaks is told
+of inside the stream, and nothing is switched, repaired or hidden.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.protocol import Protocol as BodyProtocol
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from zope.interface import implementer
+
+from aigw.errors import StreamBroken, UpstreamFailure
+from aigw.net.lateness import GRACE_SECONDS, lateness
+from aigw.protocols.endpoints import Endpoint
+from aigw.protocols.usage import usage_in
+
+_WHOLE = Failure(ResponseDone())
+
+
+class Client(Protocol):
+    """Where the bytes go."""
+
+    def write(self, data: bytes) -> None:
+        """Send some of the body."""
+
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
+        """See IConsumer; the producer is paused while the client does not read."""
+
+    def unregisterProducer(self) -> None:
+        """See IConsumer."""
+
+
+@implementer(IPushProducer)
+class Relay(BodyProtocol, ABC):
+    """One answer on its way. ``held`` fires with this Relay at the commit point; then ``flow`` lets it go on."""
+
+    transport: Any
+    cut_short = ""  # the code of an answer that ends too early
+
+    def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
+        self._endpoint = endpoint
+        self._clock = clock
+        self.held: Deferred[Relay] = Deferred(self.hang_up)
+        self._flowing: Deferred[None] = Deferred(self.hang_up)
+        self._client: Client | None = None
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._end: Failure | None = None
+        self._timer: IDelayedCall | None = None
+        self._limit = 0.0
+        self._heard = 0.0
+        self._paused = False
+        self._paused_at = 0.0
+        self._over = False
+        self._usage_first = b""  # whoever tells input and output apart, at the start and at the end
+        self._usage_source = b""
+        self.bytes_out = 0
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The tokens that the provider reported."""
+        said = usage_in(self._usage_source)
+        return {**usage_in(self._usage_first), **said} if self._usage_first else said
+
+    @property
+    def length(self) -> int | None:
+        """The size of the whole answer, if it is known at the commit point."""
+        return self._size if self._over else None
+
+    def rewrite(self, changes: Iterable[Callable[[bytes], bytes]]) -> None:
+        """Change an answer that is held whole, before it flows; any other stays as it is."""
+        if self._over:
+            (body,) = self._pieces
+            for change in changes:
+                body = change(body)
+            self._pieces[0] = body
+            self._size = len(body)
+
+    def flow(self, client: Client, seconds: float) -> Deferred[None]:
+        """Write what was held, then the rest. Fails with StreamBroken; cancelling hangs up on the provider.
+
+        ``seconds`` is the limit that ends a silence, or, for an answer that is no stream, all that is left of its time.
+        """
+        self._client = client
+        self._heard = self._clock.seconds()
+        self._limit = seconds
+        if not self._over:
+            client.registerProducer(self, True)
+            self._timer = self._clock.callLater(seconds, self._look_at_the_clock)
+        pieces, self._pieces = self._pieces, []
+        self._pass_on(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if self._over:
+            self._finish(None)
+        elif self._end is not None:
+            self.connectionLost(self._end)
+        return self._flowing
+
+    # What the kinds of answers do differently
+
+    @abstractmethod
+    def _hold(self, data: bytes) -> None:
+        """A read before the commit point."""
+
+    @abstractmethod
+    def _pass_on(self, data: bytes) -> None:
+        """A read after it."""
+
+    @abstractmethod
+    def _ended(self, whole: bool, reason: Failure) -> None:
+        """The body is over; ``whole`` is what HTTP's framing says."""
+
+    @abstractmethod
+    def _too_late(self) -> None:
+        """The limit has passed."""
+
+    def _time_left(self) -> float:
+        return self._limit if self._paused else self._heard + self._limit - self._clock.seconds()
+
+    # The body, from the agent
+
+    def dataReceived(self, data: bytes) -> None:
+        """One network read's worth of the body."""
+        if self._client is not None:
+            self._pass_on(data)
+        elif self.held.called:  # in the same turn, before flow() was called
+            self._pieces.append(data)
+        else:
+            self._hold(data)
+
+    def connectionLost(self, reason: Failure = _WHOLE) -> None:
+        """The body ended, one way or another."""
+        if self._client is None and self.held.called:
+            self._end = reason
+        elif not self._over:
+            self._ended(reason.check(ResponseDone, PotentialDataLoss) is not None, reason)
+
+    def _commit(self) -> None:
+        self.held.callback(self)
+
+    def _fail(self, failure: UpstreamFailure) -> None:
+        """Before the commit point."""
+        self._over = True
+        self.transport.stopProducing()
+        self.held.errback(failure)
+
+    def _write(self, data: bytes) -> None:
+        if self._client is not None and data:
+            self.bytes_out += len(data)
+            self._client.write(data)
+
+    def _finish(self, broken: StreamBroken | None) -> None:
+        """After the commit point; once."""
+        self._let_go()
+        if broken is None:
+            self._flowing.callback(None)
+        else:
+            self.transport.stopProducing()
+            self._flowing.errback(broken)
+
+    def interrupt(self) -> None:
+        """The gateway is stopping: the client is told, as of any other break."""
+        if not self._over:
+            self._break(self.cut_short, "The gateway is stopping.")
+
+    def hang_up(self, _: Deferred[Any] | None = None) -> None:
+        """Stop the provider; nobody is told."""
+        self._let_go()
+        self.transport.stopProducing()
+
+    def _let_go(self) -> None:
+        self._over = True
+        timer, self._timer = self._timer, None
+        if timer is not None and self._client is not None:
+            if timer.active():
+                timer.cancel()
+            self._client.unregisterProducer()
+
+    # Time and back-pressure, from the client
+
+    def _look_at_the_clock(self) -> None:
+        """The limit may have passed; re-armed only here, so that a chunk costs no timer."""
+        left = self._time_left()
+        if self._timer is not None and lateness(self._timer, self._clock):
+            left = max(left, GRACE_SECONDS)
+        if left > 0:
+            self._timer = self._clock.callLater(left, self._look_at_the_clock)
+        else:
+            self._too_late()
+
+    def _break(self, code: str, message: str) -> None:
+        self._finish(StreamBroken(code, message))
+
+    def pauseProducing(self) -> None:
+        """The client does not read as fast as the provider writes; its time is not the provider's."""
+        self._paused = True
+        self._paused_at = self._clock.seconds()
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """The client has caught up."""
+        if self._paused:
+            self._heard += self._clock.seconds() - self._paused_at
+            due = self._heard + self._limit
+            if self._timer is not None and self._timer.active() and self._timer.getTime() > due:  # set while it waited
+                self._timer.reset(max(0.0, due - self._clock.seconds()))
+        self._paused = False
+        self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The client is gone: its request is cancelled, and that ends this."""

@@ -1,0 +1,136 @@
+"""A body in chunks (RFC 9112, section 7.1), read strictly, at a bounded cost for each read.
+
+Twisted's decoder takes framing without end, and a call or three for each chunk: in chunks of one byte a read of 64 KiB
+holds the event loop for 25 ms. Here framing has an allowance, and of one read only so many chunks are read at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from aigw.server.grammar import is_trailer
+
+FRAMING = 16 * 1024  # beside as much framing as there is body; and trailers have this much and no more
+MAX_LINE = 1024
+AT_ONCE = 16
+PER_TURN = 64
+_EXTENSION = rb"(?:;[\t -~\x80-\xff]*)?"
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})%s\r\n" % _EXTENSION)
+_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}%s\r?" % _EXTENSION)
+
+
+class MalformedChunks(Exception):
+    """The body is no valid sequence of chunks, or nearly all framing."""
+
+
+class BodyTooLong(Exception):
+    """A chunk says that the body is longer than ``limit``."""
+
+
+class ChunkedBody:
+    """Gives what it is fed to ``take`` without the framing, and what follows the body to ``finish``.
+
+    ``limit`` is that of the body. ``unread`` says that there is more to read, in another turn of the event loop.
+    """
+
+    def __init__(self, take: Callable[[bytes], None], finish: Callable[[bytes], None]) -> None:
+        self._take = take
+        self._finish = finish
+        self._buffer = bytearray()
+        self._left = 0  # of the chunk that is being read
+        self._in_chunk = False
+        self._in_trailers = False
+        self._body = 0
+        self._framing = 0
+        self._trailers = 0
+        self.limit: float = math.inf
+        self.unread = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """One read. Raises MalformedChunks or BodyTooLong."""
+        self._buffer += data
+        if not self.unread:
+            self._read(AT_ONCE)
+
+    def go_on(self) -> None:
+        """Read on, PER_TURN chunks at most. Raises MalformedChunks or BodyTooLong."""
+        self._read(PER_TURN)
+
+    def _read(self, most: int) -> None:
+        pieces: list[bytearray] = []
+        at, over = 0, False
+        self.unread = False
+        for _ in range(2 * most):
+            if at == len(self._buffer):
+                break
+            if self._in_trailers:
+                size, over = self._trailer(at)
+            elif self._in_chunk:
+                size = self._chunk(at, pieces)
+            else:
+                size = self._size(at)
+            at += size
+            if over or not size:
+                break
+        else:
+            self.unread = True
+        del self._buffer[:at]
+        if pieces:
+            self._take(b"".join(pieces))
+        if over:
+            self._finish(bytes(self._buffer))
+
+    def _size(self, at: int) -> int:
+        """The line with a chunk's size: how long it is, or 0 if it is not whole."""
+        line = _SIZE.match(self._buffer, at, at + MAX_LINE)
+        if line is None:
+            if len(self._buffer) - at >= MAX_LINE or not _BEGUN.fullmatch(self._buffer, at):
+                raise MalformedChunks
+            return 0
+        self._left = int(line[1], 16)
+        if self._body + self._left > self.limit:
+            raise BodyTooLong
+        self._in_chunk = self._left > 0
+        self._in_trailers = not self._in_chunk
+        size = line.end() - at
+        self._allow(size)
+        return size
+
+    def _chunk(self, at: int, pieces: list[bytearray]) -> int:
+        """What is there of a chunk and the line end behind it: how long that is."""
+        size = 0
+        if self._left:
+            piece = self._buffer[at : at + self._left]
+            pieces.append(piece)
+            size = len(piece)
+            self._left -= size
+            self._body += size
+        if not self._left:
+            end = bytes(self._buffer[at + size : at + size + 2])
+            if end == b"\r\n":
+                self._in_chunk = False
+                self._allow(2)
+                size += 2
+            elif end not in (b"", b"\r"):
+                raise MalformedChunks
+        return size
+
+    def _trailer(self, at: int) -> tuple[int, bool]:
+        """A line behind the last chunk: how long it is, 0 if it is not whole, and whether it ends the body."""
+        end = self._buffer.find(b"\r\n", at)
+        size = (len(self._buffer) if end < 0 else end + 2) - at
+        if self._trailers + size > FRAMING:
+            raise MalformedChunks
+        if end < 0:
+            return 0, False
+        if end > at and not is_trailer(self._buffer[at:end]):
+            raise MalformedChunks
+        self._trailers += size
+        return size, end == at
+
+    def _allow(self, framing: int) -> None:
+        self._framing += framing
+        if self._framing > FRAMING + self._body:
+            raise MalformedChunks

@@ -1,0 +1,241 @@
+"""The listeners: which ones a configuration wants, and which are open. A reload leaves open what did not change."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import os
+import re
+import select
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.endpoints import serverFromString, wrapServerTLS
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.python.failure import Failure
+
+from aigw.config.loader import Config, Listener
+from aigw.errors import CannotListen, ConfigError
+from aigw.net.tls import CurrentIdentity
+from aigw.server.connection_limits import Admission, Guarded
+from aigw.server.overlap import Named, overlapping
+
+BACKLOG = 1024  # Twisted's 50 overflows when many clients come at once
+ADMIN_MODE = 0o660  # Twisted's 666 lets everybody on the machine in, and no key is asked for there
+
+
+class Inherited(NamedTuple):
+    """A socket that systemd passed to this process, as the endpoint that adopts it; ``local`` is on loopback.
+
+    ``bound`` is its address, as the endpoint that would open it.
+    """
+
+    endpoint: str
+    local: bool
+    bound: str = ""
+
+
+def wanted(config: Config, inherited: Sequence[Inherited] = ()) -> tuple[Listener, ...]:
+    """Those for clients, and the one for administrators behind them, if there is one. Raises ConfigError."""
+    listeners = (*_for_clients(config, inherited), *([config.admin] if config.admin else []))
+    bound = {each.endpoint: each.bound for each in inherited}
+    setting = "listen" if config.listeners else "systemd" if inherited else "port"
+    named = [Named("admin" if each.admin else setting, bound.get(each.endpoint, each.endpoint)) for each in listeners]
+    if mistakes := list(overlapping(named)):
+        raise ConfigError(mistakes)
+    return listeners
+
+
+def _for_clients(config: Config, inherited: Sequence[Inherited]) -> tuple[Listener, ...]:
+    """Those of the file, else the sockets that systemd passed, else the port: on every address of both families with
+    TLS, on loopback without. A Listener of the result is ``insecure`` wherever plain HTTP is spoken.
+
+    Raises ConfigError where a passed socket would speak plain HTTP beyond loopback.
+    """
+    plain = config.tls is None
+    if config.listeners:
+        return tuple(Listener(each.endpoint, insecure=plain or each.insecure) for each in config.listeners)
+    if inherited:
+        if plain and not all(each.local for each in inherited):
+            right = "configure tls, or name it in listen with insecure: true"
+            raise ConfigError([f"listen: the socket that systemd passed is not on loopback; {right}"])
+        return tuple(Listener(each.endpoint, insecure=plain) for each in inherited)
+    port, both = config.port, _has_ipv6()
+    if config.tls:  # :: takes IPv4 connections too
+        addresses = [rf"tcp6:{port}:interface=\:\:" if both else f"tcp:{port}:interface=0.0.0.0"]
+    else:
+        addresses = [f"tcp:{port}:interface=127.0.0.1", *([rf"tcp6:{port}:interface=\:\:1"] if both else [])]
+    return tuple(Listener(address, insecure=config.tls is None) for address in addresses)
+
+
+def _has_ipv6() -> bool:
+    """Whether the kernel speaks IPv6 and its loopback is up, found out without opening a socket."""
+    try:
+        return "00000000000000000000000000000001" in Path("/proc/self/net/if_inet6").read_text()
+    except OSError:
+        return False
+
+
+def inherited(reactor: Any) -> Iterator[Inherited]:
+    """The sockets that systemd passed to this process and nobody has adopted yet."""
+    for index in itertools.count():
+        try:
+            fd = serverFromString(reactor, f"systemd:domain=INET:index={index}").fileno
+        except IndexError:
+            return
+        with socket.socket(fileno=os.dup(fd)) as passed:
+            family, name = passed.family.name.removeprefix("AF_"), passed.getsockname()
+        endpoint = f"systemd:domain={family}:index={index}"
+        if family == "UNIX":
+            yield Inherited(endpoint, True, endpoint)
+        else:
+            bound = (
+                f"{'tcp6' if family == 'INET6' else 'tcp'}:{name[1]}:interface={name[0].replace(':', chr(92) + ':')}"
+            )
+            yield Inherited(endpoint, ipaddress.ip_address(name[0]).is_loopback, bound)
+
+
+class Site(Protocol):
+    """What a listener leads to: a protocol factory, and who may connect to it."""
+
+    admission: Admission
+
+
+class Listeners:
+    """Those that are open, in the order of the configuration; each leads to ``site`` or, for administrators, to
+    ``admin_site``."""
+
+    def __init__(self, reactor: Any, site: Site, admin_site: Site, identity: CurrentIdentity) -> None:
+        self._reactor = reactor
+        self._site = site
+        self._admin_site = admin_site
+        self._identity = identity
+        self.open: dict[Listener, IListeningPort] = {}
+        self._started = False
+
+    @property
+    def ports(self) -> list[IListeningPort]:
+        """The open ports."""
+        return list(self.open.values())
+
+    def check(self, listeners: Iterable[Listener]) -> None:
+        """Raises ConfigError for what is no endpoint, or what cannot change while it is open."""
+        mistakes = []
+        for index, listener in enumerate(listeners):
+            setting = "admin" if listener.admin else f"listen[{index}]"
+            try:
+                self._endpoint(listener)
+            except ConfigError as error:
+                mistakes += [f"{setting}: {mistake}" for mistake in error.mistakes]
+                continue  # its text may be anything, a key too
+            path = f"{setting}: {listener.endpoint}"
+            if listener in self.open:
+                continue
+            if msgspec.structs.replace(listener, insecure=not listener.insecure) in self.open:
+                mistakes.append(f"{path} cannot change between TLS and plain HTTP while it is open; restart for that")
+            elif self._started and listener.endpoint.startswith("systemd:"):
+                # Its descriptor is closed by now, or adopted, and the number may be another file's.
+                mistakes.append(f"{path} can be taken from systemd only at the start; restart for that")
+        if mistakes:
+            raise ConfigError(mistakes)
+
+    def open_new(self, listeners: Iterable[Listener]) -> dict[Listener, IListeningPort]:
+        """Open those of ``listeners`` that are not open yet, all or none. Raises CannotListen."""
+        opened: dict[Listener, IListeningPort] = {}
+        for listener in listeners:
+            if listener in self.open or listener in opened:
+                continue
+            try:
+                opened[listener] = self._listen(listener)
+            except BaseException:
+                for port in opened.values():
+                    port.stopListening()
+                raise
+        return opened
+
+    def keep(self, listeners: Iterable[Listener], opened: dict[Listener, IListeningPort]) -> list[Listener]:
+        """Have just ``listeners`` open, of which ``opened`` are new; gives those that were closed."""
+        self._started = True
+        before, ports = self.open, {**self.open, **opened}
+        self.open = {listener: ports[listener] for listener in listeners}
+        closed = [listener for listener in before if listener not in self.open]
+        for listener in closed:
+            self._close(listener, before[listener])
+        return closed
+
+    def close(self, admin: bool) -> Deferred[Any]:
+        """Close those for clients, or that for administrators; connections stay."""
+        closing = [(listener, port) for listener, port in self.open.items() if listener.admin == admin]
+        self.open = {listener: port for listener, port in self.open.items() if listener.admin != admin}
+        return gatherResults([self._close(*each) for each in closing], consumeErrors=True)
+
+    def _close(self, listener: Listener, port: Any) -> Deferred[Any]:
+        """Close a port, behind the clients for whom the kernel has accepted already: it would reset their connections.
+
+        What systemd holds open keeps them for the next process.
+        """
+        if not listener.endpoint.startswith("systemd:"):
+            accept_waiting(port)
+            self._reactor.callLater(0, accept_waiting, port)  # Twisted closes it in the next turn, right behind this
+        return maybeDeferred(port.stopListening)
+
+    def _endpoint(self, listener: Listener) -> IStreamServerEndpoint:
+        kind, written = listener.endpoint.partition(":")[0], listener.endpoint
+        if kind in ("tcp", "tcp6") and ":backlog=" not in written:
+            written += f":backlog={BACKLOG}"
+        if kind == "unix" and listener.admin and ":mode=" not in written:
+            written += f":mode={ADMIN_MODE:o}"
+        try:
+            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, written)
+        except (ValueError, TypeError):
+            right = r"write tcp:PORT:interface=ADDRESS, tcp6:PORT:interface=\:\:, unix:PATH or systemd:..."
+            raise ConfigError([f"is not a Twisted server endpoint; {right}"]) from None
+        except (LookupError, AttributeError):
+            raise ConfigError(["systemd passed no such socket when the gateway started"]) from None
+        endpoint = Guarded(self._site_of(listener).admission, endpoint, secure=not listener.insecure)
+        return endpoint if listener.insecure else wrapServerTLS(self._identity, endpoint, self._reactor)
+
+    def _site_of(self, listener: Listener) -> Any:
+        return self._admin_site if listener.admin else self._site
+
+    def _by_us(self, listener: Listener) -> str:
+        """What to do where it is the gateway itself that has the port, under another address or without TLS."""
+        port = re.match(r"tcp6?:(\d+)", listener.endpoint)
+        ours = port and int(port[1]) in [getattr(each.getHost(), "port", None) for each in self.ports]
+        return " The gateway itself listens on that port; restart for that" if ours else ""
+
+    def _listen(self, listener: Listener) -> IListeningPort:
+        results: list[Any] = []
+        try:
+            self._endpoint(listener).listen(self._site_of(listener)).addBoth(results.append)
+        except ConfigError as error:
+            raise CannotListen(f"{listener.endpoint}: {error}") from None
+        if isinstance(results[0], Failure):
+            raise CannotListen(f"{listener.endpoint}: {results[0].value}{self._by_us(listener)}")
+        port: IListeningPort = results[0]
+        return port
+
+
+def accept_waiting(port: Any) -> None:
+    """Take all connections that wait in the backlog of ``port``."""
+    if not port.connected:
+        return
+    waiting = select.poll()
+    waiting.register(port, select.POLLIN)
+    for _ in range(BACKLOG):  # each takes one or more; whoever comes faster than that is refused in the end
+        if not waiting.poll(0):
+            return
+        port.doRead()
+
+
+def told(port: IListeningPort) -> str:
+    """A port's address, for people."""
+    host: Any = port.getHost()
+    if isinstance(host, UNIXAddress):
+        return str(host.name)
+    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"

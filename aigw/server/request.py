@@ -1,0 +1,299 @@
+"""One request of a client: judged by its head, its body kept in memory, its answer tied to the client's presence."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property, partial
+from typing import Any, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import NO_BODY_CODES
+from twisted.web.http_headers import Headers
+from twisted.web.server import NOT_DONE_YET
+from twisted.web.server import Request as TwistedRequest
+
+from aigw.errors import GatewayError, TooLarge, WrongKey
+from aigw.net import headers
+from aigw.protocols.endpoints import error_body
+from aigw.server.bodies import without_frames
+
+_ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # RFC 9112, 3.2.2: servers accept it
+
+log = Logger()
+
+
+class Resource(Protocol):
+    """A leaf of the resource tree."""
+
+    max_body: int
+
+    def admit(self, request: Request) -> None:
+        """Judge the request by its head. Raises GatewayError."""
+
+    def render(self, request: Request) -> Any:
+        """The body, or NOT_DONE_YET. Raises GatewayError."""
+
+    def headers(self, request: Request) -> list[headers.Header]:
+        """What every answer of this resource carries."""
+
+    def answered(self, request: Request, status: int) -> None:
+        """The request is over; ``status`` is 499 where the client left."""
+
+
+class Request(TwistedRequest):
+    """A request whose body is a list of the pieces it came in."""
+
+    defaultContentType = b"application/json"
+    channel: Any = None
+    resource: Any = None
+    refusal: GatewayError | None = None
+    error: GatewayError | None = None
+    serving: Deferred[Any] | None = None
+    request_id = ""
+    caller = ""
+    trail: Any = None
+    client_left = False
+
+    def __init__(self, channel: Any, queued: object = False) -> None:
+        """Twisted's makes two tables of headers and more for each request, of which nobody here asks."""
+        self.channel = channel
+        self.queued = queued
+        self.transport = channel.transport
+        self.notifications = []
+        self._body: bytes | bytearray = b""
+        self._head = b""
+        self._given: dict[bytes, bytes] = {}
+        self.bytes_in = 0
+        self._bodies = channel.site.bodies
+        self._taken = 0  # of what the bodies of all requests may take
+
+    @cached_property
+    def requestHeaders(self) -> Headers:  # type: ignore[override]
+        """What Twisted collects while it reads a head line by line."""
+        return Headers()
+
+    @cached_property
+    def responseHeaders(self) -> Headers:  # type: ignore[override]
+        """What was said beside what ``begin`` is given."""
+        return Headers()
+
+    # Reading
+
+    def header(self, name: bytes) -> bytes | None:
+        """The last value of a header, by its lower-case name, once the head was received."""
+        return self._given.get(name)
+
+    def head_received(
+        self, method: bytes, uri: bytes, version: bytes, length: int | None, given: dict[bytes, bytes]
+    ) -> None:
+        """The headers are complete: find the resource and let it judge. ``length`` is None for a chunked body."""
+        self.method, self.uri, self.clientproto = method, uri, version
+        self._given = given
+        self.path = (uri if uri[:1] == b"/" else _ABSOLUTE.sub(b"", uri)).partition(b"?")[0]
+        self.request_id = headers.request_id(given.get(b"x-request-id"))
+        self.resource = self.channel.site.getResourceFor(self)
+        try:
+            self.resource.admit(self)
+            if length and self.resource.max_body:
+                self._check_size(length)
+                self._take(length)
+        except GatewayError as error:
+            self.refusal = without_frames(error)
+
+    @property
+    def max_body(self) -> int:
+        """How many bytes of its body its resource reads at most, 0 for none."""
+        limit: int = self.resource.max_body
+        return limit
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_body:
+            raise self.too_large()
+
+    def too_large(self) -> TooLarge:
+        """The error for a body over the limit."""
+        return TooLarge(f"The body is over the limit of {self.max_body} bytes.")
+
+    def _take(self, size: int) -> None:
+        self._bodies.take(size)
+        self._taken += size
+
+    def _let_go(self) -> None:
+        """The body is of no use any more."""
+        self._body = b""
+        if self._taken:
+            self._bodies.give_back(self._taken)
+            self._taken = 0
+
+    def gotLength(self, length: int | None) -> None:
+        """Twisted would open a file for the body here."""
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Keep a piece of the body, within the limit."""
+        if self.refusal is not None:
+            return
+        self.bytes_in += len(data)
+        try:
+            if self.bytes_in > self._taken:  # chunked
+                self._check_size(self.bytes_in)
+                self._take(self.bytes_in - self._taken)
+        except GatewayError as error:
+            self.channel.refuse(self, error)
+            return
+        if not self._body:
+            self._body = data
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += data
+
+    def body(self) -> bytes | bytearray:
+        """The whole body, which nobody is to change."""
+        return self._body
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The body is complete."""
+        if self.refusal is not None:
+            self.fail(self.refusal)
+            return
+        try:
+            body = self.resource.render(self)
+        except GatewayError as error:
+            self.fail(error)
+        except Exception:
+            log.failure("Unexpected error in a resource")
+            self.fail(GatewayError("The gateway failed unexpectedly."))
+        else:
+            self._body = b""
+            if body is not NOT_DONE_YET:
+                self.answer(200, body)
+
+    def serve(self, serving: Deferred[Any]) -> None:
+        """Tie the request to what answers it: a client that leaves cancels it, a failure is rendered."""
+        self.serving = serving
+        serving.addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        try:
+            self._tell(failure)
+        except Exception:
+            log.failure("Unexpected error while answering")
+        finally:
+            if failure.value is not None:  # see without_frames; this is for one that is not kept as an error
+                failure.value.__traceback__ = None
+
+    def _tell(self, failure: Failure) -> None:
+        self.serving = None
+        if self._disconnected and failure.check(CancelledError):
+            return
+        error = failure.value
+        if not isinstance(error, GatewayError):
+            log.failure("Unexpected error while serving", failure=failure)
+            error = GatewayError("The gateway failed unexpectedly.")
+        if self._disconnected:
+            return
+        if self.startedWriting:
+            self.code = error.status  # for the record; the client has another
+            self.cut(flush=False)
+        else:
+            self.fail(error)
+
+    # Answering
+
+    def fail(self, error: GatewayError) -> None:
+        """Answer with an error."""
+        self.error = without_frames(error)
+        if isinstance(error, WrongKey):
+            self.channel.site.refused_keys.delay(self, error, partial(self._fail, error))
+        else:
+            self._fail(error)
+
+    def _fail(self, error: GatewayError) -> None:
+        for name, value in error.headers.items():
+            self.setHeader(name, value)
+        self.answer(error.status, error_body(error))
+
+    def answer(self, status: int, body: bytes) -> None:
+        """Answer with JSON of our own, in one piece, which no browser is to take for anything else."""
+        own = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
+        self.begin(status, own, len(body))
+        if body:
+            self.write(body)
+        self.end()
+
+    def begin(self, status: int, sent: list[headers.Header], length: int | None) -> None:
+        """Prepare the head of the answer; it leaves with the first bytes of the body."""
+        self.chunked = 0
+        self._let_go()
+        self.setResponseCode(status)
+        if self.channel is not None and (not self.channel.persistent or self.channel.site.draining):
+            sent.append((b"connection", b"close"))
+        if "responseHeaders" in self.__dict__:
+            for name, values in self.responseHeaders.getAllRawHeaders():
+                sent += [(name, value) for value in values]
+        if length is not None:
+            sent.append((b"content-length", b"%d" % length))
+        elif self.clientproto == b"HTTP/1.1" and self.method != b"HEAD" and status not in NO_BODY_CODES:
+            sent.append((b"transfer-encoding", b"chunked"))
+            self.chunked = 1
+        self._head = b"%s %d %s\r\n%s\r\n" % (
+            self.clientproto,
+            status,
+            self.code_message,
+            headers.lines(sent + self.resource.headers(self)),
+        )
+
+    def write(self, data: bytes) -> None:
+        """Send some of the body, behind the head if that is still here: in one write, and never in Twisted's six."""
+        if self._disconnected:
+            return
+        if self.method == b"HEAD" or self.code in NO_BODY_CODES:
+            data = b""
+        self.sentLength += len(data)
+        if self.chunked and data:
+            data = b"%x\r\n%s\r\n" % (len(data), data)
+        if not self.startedWriting:
+            self.startedWriting = 1
+            data = self._head + data
+        self.channel.write(data)
+
+    def end(self) -> None:
+        """The answer is whole."""
+        self.serving = None
+        status = self.code
+        if not self._disconnected:
+            self.finish()
+        self.answered(status)
+
+    def cut(self, flush: bool) -> None:
+        """The answer broke: close without a proper end, after what was written is sent if ``flush``."""
+        self.serving = None
+        self.answered(self.code)
+        if self.channel is not None:
+            if flush:
+                self.channel.close_soon()
+            else:
+                self.channel.transport.abortConnection()
+
+    def unregisterProducer(self) -> None:
+        """See IConsumer; nothing is left to do once the client is gone."""
+        if self.channel is not None:
+            super().unregisterProducer()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client left; whatever is being done for it is cancelled."""
+        super().connectionLost(reason)
+        serving, self.serving = self.serving, None
+        if serving is not None:
+            serving.cancel()
+        self.client_left = self.resource is not None  # nothing else has ended the request
+        self.answered(499)
+
+    def answered(self, status: int) -> None:
+        """The request is over; its resource hears so once, if it ever heard of it."""
+        self._let_go()
+        resource, self.resource = self.resource, None
+        if resource is not None:
+            resource.answered(self, status)

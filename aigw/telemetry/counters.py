@@ -1,0 +1,173 @@
+"""What was counted since the start, made of each Record once. Counting is a few additions to plain numbers: the names
+that metrics and pages give them are looked at only by whoever reads.
+
+A reload keeps the counts of the routes and steps that stay, and drops those of the others.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from aigw.config.loader import Route
+from aigw.protocols.usage import KINDS, by_kind
+from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
+from aigw.telemetry.record import AttemptRecord, Record
+
+OTHER = "other"  # the route of requests that name none
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+NO_WORD_ON_THE_STEP = frozenset(["client_gone", "draining"])
+
+StepKey = tuple[int, str, str]
+# Series that are there from the start, so that the first failure is seen as an increase.
+_STATUSES = (200, 499, 502, 504)
+_STATUSES_WITHOUT_ROUTE = (400, 401, 404)
+_OUTCOMES = (
+    *("ok", "unreachable", "timeout", "refused", "broken"),
+    *("stream_truncated", "stream_reset", "stream_idle_timeout", "answer_truncated", "answer_timeout"),
+)
+
+
+class Histogram:
+    """How often a value was at most each of ``bounds``; the last count is of those above all."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count ``value``; what is counted of every request does this without the call."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class StepTally:
+    """One step of one route. ``why`` is the failure because of which it rests, or last rested; ``answers`` whether it
+    did the last time.
+    """
+
+    def __init__(self) -> None:
+        self.attempts = dict.fromkeys(_OUTCOMES, 0)
+        self.tokens = dict.fromkeys(KINDS, 0)
+        self.hour = Hour()
+        self.why = ""
+        self.answers: bool | None = None
+
+
+class RouteTally:
+    """One route, or all requests that name none."""
+
+    def __init__(self, statuses: Iterable[int] = _STATUSES) -> None:
+        self.requests = {(status, stream): 0 for status in statuses for stream in (False, True)}
+        self.duration = {stream: Histogram(SECONDS) for stream in (False, True)}
+        self.first_token = Histogram(SECONDS)
+        self.overhead = Histogram(OVERHEAD_SECONDS)
+        self.fallbacks = 0
+        self.steps: dict[StepKey, StepTally] = {}
+
+
+class Tally:
+    """All routes, and the failures of late."""
+
+    def __init__(self) -> None:
+        self.routes: dict[str, RouteTally] = {}
+        self.other = RouteTally(_STATUSES_WITHOUT_ROUTE)
+        self.failures: Failures = failures()
+
+    def keep(self, routes: Iterable[Route]) -> None:
+        """Count for just these routes from now on."""
+        before, self.routes = self.routes, {}
+        for route in routes:
+            tally = self.routes[route.name] = before.get(route.name) or RouteTally()
+            keys = [(step.number, step.provider.name, step.model) for step in route.steps]
+            tally.steps = {key: tally.steps.get(key) or StepTally() for key in keys}
+        self.other = self.routes.get(OTHER) or self.other  # a route may have that name: there is one series for both
+
+    def count(self, record: Record) -> None:
+        """One request. One that began before a reload which dropped its route counts as one that names none."""
+        # No function is called that need not be: this is the price of being watched.
+        route = self.routes.get(record.route or "", self.other)
+        key = record.status, record.stream
+        if key in route.requests:
+            route.requests[key] += 1
+        else:
+            route.requests[key] = 1
+        took = record.ended - record.started
+        duration = route.duration[record.stream]
+        duration.counts[bisect_left(SECONDS, took)] += 1
+        duration.sum += took
+        attempts = record.attempts
+        if not attempts:
+            return
+        overhead = route.overhead
+        overhead.counts[bisect_left(OVERHEAD_SECONDS, record.overhead)] += 1
+        overhead.sum += record.overhead
+        if record.stream and record.ttft is not None:
+            route.first_token.observe(record.ttft)
+        minute = None
+        for attempt in attempts:
+            step_key = attempt.step, attempt.provider, attempt.model
+            if step_key not in route.steps:
+                step = None
+                continue
+            step = route.steps[step_key]
+            outcome = attempt.outcome
+            if outcome == "ok":
+                step.attempts["ok"] += 1
+                step.answers = True
+                minute = step.hour.at(record.ended)
+                minute.ok += 1
+                if not record.stream:
+                    minute.answers += 1
+                    minute.whole += attempt.duration_ms / 1000
+                elif record.ttft is not None:
+                    minute.streams += 1
+                    # The step's own: what was lost on those before it is not its doing.
+                    minute.first += max(0.0, attempt.duration_ms / 1000 - (took - record.ttft))
+                continue
+            step.attempts[outcome] = step.attempts.get(outcome, 0) + 1
+            if outcome not in NO_WORD_ON_THE_STEP:
+                step.hour.at(record.ended).failed += 1
+                self._failed(step, record, attempt)
+        if attempts[0] is not attempts[-1]:
+            route.fallbacks += sum(a.step != b.step for a, b in pairwise(attempts))
+        if record.usage and step is not None:  # the last one's: who failed before it reported none
+            minute = minute or step.hour.at(record.ended)
+            for kind, count in by_kind(record.usage).items():
+                step.tokens[kind] += count
+                if kind == "prompt":
+                    minute.prompt += count
+                elif kind == "completion":
+                    minute.completion += count
+        if record.status >= 500:
+            self._gave_up(record)
+
+    def _failed(self, step: StepTally, record: Record, attempt: AttemptRecord) -> None:
+        step.answers = False
+        if attempt.rests_s is not None:
+            step.why = attempt.message
+        self.failures.append(
+            Failed(
+                time=time.time(),
+                request_id=record.request_id,
+                route=record.route or OTHER,
+                step=attempt.step,
+                provider=attempt.provider,
+                model=attempt.model,
+                outcome=attempt.outcome,
+                status=attempt.status,
+                message=attempt.message,
+                rests_s=attempt.rests_s,
+            )
+        )
+
+    def _gave_up(self, record: Record) -> None:
+        message = "the client got an error"
+        who = (record.request_id, record.route or OTHER, None, None, None)
+        self.failures.append(Failed(time.time(), *who, record.error or record.outcome, record.status, message))

@@ -1,0 +1,49 @@
+"""What is true of the daemon at this moment, for whoever reads it: numbers that nobody has to count."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from aigw.config.loader import Config, Step
+
+
+class Reloads:
+    """How often the configuration was taken and refused, and when last, in Unix seconds."""
+
+    def __init__(self) -> None:
+        self.started = self.taken_at = time.time()
+        self.taken = self.refused = 0
+        self.refused_at: float | None = None
+
+    def take(self) -> None:
+        """A reload worked."""
+        self.taken, self.taken_at, self.refused_at = self.taken + 1, time.time(), None
+
+    def refuse(self) -> None:
+        """A reload failed; the old configuration goes on."""
+        self.refused, self.refused_at = self.refused + 1, time.time()
+
+
+class Live(msgspec.Struct, frozen=True):
+    """A look at the daemon. ``now`` is on the gateway's clock, ``certificate_expires`` in Unix seconds;
+    ``refused`` connections and ``refused_keys`` are counted since the start; ``lag`` and what ``rests_for`` gives are
+    seconds."""
+
+    config: Config
+    now: float
+    stopping: bool
+    in_flight: Mapping[str, int]
+    connections: int
+    refused: int
+    refused_keys: int
+    lag: float
+    certificate_expires: float | None
+    reloads: Reloads
+    rests_for: Callable[[Step], float | None]
+    log_lines_dropped: int = 0
+
+
+Look = Callable[[], Live]

@@ -1,0 +1,113 @@
+"""From the record of a request to its spans: one of the server, and one of a client for each attempt. No content.
+
+Attributes are those of OpenTelemetry's semantic conventions, their GenAI part included, in the version SEMCONV; what
+they have no name for begins with ``aigw.``. https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from aigw.protocols.usage import by_kind
+from aigw.telemetry.record import Record
+from aigw.telemetry.trace_context import Span, Trace
+
+SEMCONV = "https://opentelemetry.io/schemas/1.44.0"
+_METHODS = frozenset("GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH".split())
+_OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "chat",
+}
+_TOKENS = {
+    "prompt": "gen_ai.usage.input_tokens",
+    "completion": "gen_ai.usage.output_tokens",
+    "cached": "gen_ai.usage.cache_read.input_tokens",
+    "reasoning": "gen_ai.usage.reasoning.output_tokens",
+}
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A span, ready to be sent; ids in hexadecimal, moments in nanoseconds of Unix time."""
+
+    name: str
+    server: bool
+    trace_id: str
+    span_id: str
+    parent: str | None
+    remote: bool
+    start: int
+    end: int
+    attributes: dict[str, Any]
+    failed: str | None
+
+
+def made_of(record: Record, offset: float) -> list[Made]:
+    """The server's span first; ``offset`` is what the record's clock is behind Unix time, in seconds."""
+    trace: Trace = record.trace
+    return [_server(record, trace, offset), *(_client(record, trace, span, offset) for span in trace.spans)]
+
+
+def _server(record: Record, trace: Trace, offset: float) -> Made:
+    method = record.method if record.method in _METHODS else "_OTHER"
+    failed = record.error or record.outcome if record.status >= 500 or record.outcome not in _FINE else None
+    attributes: dict[str, Any] = {
+        "http.request.method": method,
+        "http.route": record.path,
+        "url.path": record.path,
+        "http.response.status_code": record.status,
+        "gen_ai.operation.name": _OPERATIONS.get(record.path, "chat"),
+        "aigw.request_id": record.request_id,
+        "aigw.outcome": record.outcome,
+    }
+    if record.route is not None:
+        attributes |= {"aigw.route": record.route, "gen_ai.request.model": record.route}
+        attributes["gen_ai.request.stream"] = record.stream
+    if record.provider is not None:
+        attributes |= {"aigw.provider": record.provider, "aigw.attempts": len(record.attempts)}
+    if failed is not None:
+        attributes["error.type"] = failed
+    times = _nanoseconds(record.started + offset), _nanoseconds(record.ended + offset)
+    name = f"{method} {record.path}"
+    return Made(
+        name, True, trace.trace_id, trace.span_id, trace.parent, trace.parent is not None, *times, attributes, failed
+    )
+
+
+_FINE = ("ok", "error", "client_gone")  # of errors only those of ours, by their status
+_NO_FAULT_OF_THE_STEP = ("ok", "client_gone", "draining")
+
+
+def _client(record: Record, trace: Trace, span: Span, offset: float) -> Made:
+    operation, attempt = _OPERATIONS.get(record.path, "chat"), span.record
+    ended = record.ended if span.ended is None else span.ended
+    attributes: dict[str, Any] = {"gen_ai.operation.name": operation, "http.request.method": "POST"}
+    attributes["gen_ai.request.stream"] = record.stream
+    failed, name = "failed", operation
+    if attempt is not None:
+        name = f"{operation} {attempt.model}"
+        attributes |= {
+            "gen_ai.provider.name": attempt.provider,
+            "gen_ai.request.model": attempt.model,
+            "aigw.step": attempt.step,
+            "aigw.outcome": attempt.outcome,
+        }
+        if attempt.status is not None:
+            attributes["http.response.status_code"] = attempt.status
+        failed = attempt.outcome
+    if failed not in _NO_FAULT_OF_THE_STEP:
+        attributes["error.type"] = str(attempt.status) if attempt and failed == "refused" else failed
+    if span is trace.spans[-1]:
+        attributes |= {_TOKENS[kind]: count for kind, count in by_kind(record.usage).items()}
+        if record.stream and record.ttft is not None:
+            attributes["gen_ai.response.time_to_first_chunk"] = record.started + record.ttft - span.started
+    times = _nanoseconds(span.started + offset), _nanoseconds(ended + offset)
+    words = None if failed in _NO_FAULT_OF_THE_STEP else attempt.message if attempt else "failed unexpectedly"
+    return Made(name, False, trace.trace_id, span.span_id, trace.span_id, False, *times, attributes, words)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)

@@ -1,0 +1,62 @@
+"""The trace of one request in W3C's words (https://www.w3.org/TR/trace-context/): whose child it is, and who its own
+children are, one an attempt. Who exports it is none of its business.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from aigw.telemetry.record import AttemptRecord
+
+_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+
+A = TypeVar("A", bound=msgspec.Struct)
+
+
+class Span:
+    """One attempt; ``ended`` and ``record`` are None until it has."""
+
+    __slots__ = ("ended", "record", "span_id", "started")
+
+    def __init__(self, started: float) -> None:
+        self.span_id = _new_id(8)
+        self.started = started
+        self.ended: float | None = None
+        self.record: AttemptRecord | None = None
+
+
+class Trace:
+    """``parent`` is the span of the client that asked, if it said so; ids are in hexadecimal."""
+
+    __slots__ = ("parent", "sampled", "spans", "trace_id", "span_id")  # noqa: RUF023
+
+    def __init__(self, traceparent: bytes | None) -> None:
+        """Malformed is as good as none: then this is a trace of its own."""
+        match = _PARENT.fullmatch(traceparent or b"")
+        self.trace_id = match[1].decode() if match else _new_id(16)
+        self.parent = match[2].decode() if match else None
+        self.sampled = not match or bool(int(match[3], 16) & 1)
+        self.span_id = _new_id(8)
+        self.spans: list[Span] = []
+
+    def sent(self, attempt: A, started: float) -> A:
+        """The attempt as it goes out: the provider is to see the span of this attempt as its parent."""
+        span = Span(started)
+        self.spans.append(span)
+        told = f"00-{self.trace_id}-{span.span_id}-{int(self.sampled):02x}".encode()
+        headers: Any = [header for header in attempt.headers if header[0] != b"traceparent"]  # type: ignore[attr-defined]
+        return msgspec.structs.replace(attempt, headers=(*headers, (b"traceparent", told)))
+
+    def attempted(self, record: AttemptRecord, ended: float) -> None:
+        """What became of it."""
+        self.spans[-1].record, self.spans[-1].ended = record, ended
+
+
+def _new_id(size: int) -> str:
+    while not any(made := os.urandom(size)):
+        pass
+    return made.hex()

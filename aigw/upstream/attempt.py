@@ -1,0 +1,20 @@
+"""What one attempt sends: all of it is decided, the mechanism adds nothing."""
+
+from __future__ import annotations
+
+import msgspec
+
+from aigw.config.loader import Step
+from aigw.protocols.envelope import Pieces
+
+
+class Attempt(msgspec.Struct, frozen=True, eq=False):
+    """One request to one provider, fully decided. ``headers`` hold the provider's key, so they show in no ``repr``."""
+
+    step: Step
+    url: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes | Pieces
+
+    def __repr__(self) -> str:
+        return f"Attempt(step={self.step.number}, provider={self.step.provider.name!r}, body={len(self.body)} bytes)"

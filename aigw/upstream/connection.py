@@ -1,0 +1,271 @@
+"""One HTTP/1.1 connection to a provider, which can be cut in whatever state it is.
+
+- Cancelling a request, or ``stopProducing`` on its body, aborts the connection.
+- One network read is one ``dataReceived``; a paused receiver pauses the socket.
+- A connection with unread, unsent or unasked-for bytes is never used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from twisted.internet import error
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IConsumer, IHandshakeListener, IProtocol, IPushProducer, ITransport
+from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from aigw.errors import UpstreamBroken
+from aigw.net import write as wire
+from aigw.upstream.response_parser import Framing
+
+MOST_TO_COPY = 16 * 1024  # what is larger is cheaper sent by itself than copied behind a head
+_COMPLETE = Failure(ResponseDone())
+_UNFRAMED = Failure(PotentialDataLoss())
+
+
+class Stale(Exception):
+    """A connection that was used before died ahead of any byte of the answer."""
+
+
+@implementer(IResponse)
+class Response:
+    """The head of an answer; its body waits, unread, until ``deliverBody``."""
+
+    request = None
+    previousResponse = None
+
+    version = (b"HTTP", 1, 1)
+
+    def __init__(self, connection: Connection, head: Framing) -> None:
+        self._connection = connection
+        self.code = head.status
+        self.phrase = head.phrase
+        self.given = head.headers  # by lower-case name
+        self.length: Any = int(self.given[b"content-length"][0]) if b"content-length" in self.given else UNKNOWN_LENGTH
+
+    @property
+    def headers(self) -> Headers:
+        """The same as ``given``, in the form that IResponse asks for and that costs much to make."""
+        return Headers(dict(self.given))
+
+    def header(self, name: bytes) -> bytes | None:
+        """The last value of a header, by its lower-case name."""
+        return self.given[name][-1] if name in self.given else None
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """Give the body to ``protocol``, whose transport can pause, resume and stop (abort) the connection."""
+        self._connection.deliver_to(protocol, self)
+
+    def setPreviousResponse(self, response: IResponse) -> None:
+        """No redirect is followed, so there is none."""
+
+    def pauseProducing(self) -> None:
+        """Read nothing more from the provider for now."""
+        if self._connection.delivers(self):
+            self._connection.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Go on reading."""
+        if self._connection.delivers(self):
+            self._connection.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """Abort the connection."""
+        if self._connection.delivers(self):
+            self._connection.abort()
+
+
+@implementer(IHandshakeListener, IPushProducer)
+class Connection(Protocol):
+    """One connection to a provider: one request at a time, then idle in its pool, or gone."""
+
+    transport: Any
+
+    def __init__(self, secure: bool, free: Callable[[Connection], None], gone: Callable[[Connection], None]) -> None:
+        """``free`` is called when another request could be sent, ``gone`` when none ever can."""
+        self._secure = secure
+        self._free = free
+        self._gone = gone
+        self._alive = True
+        self.ready: Deferred[Connection] | None = Deferred(lambda _: self.abort())
+        self._framing = Framing()
+        self._unsent = False
+        self._start()
+
+    def _start(self) -> None:
+        """Forget the last exchange."""
+        self._framing.start()
+        self._answer: Deferred[Response] | None = None
+        self._busy = False
+        self._reused = False
+        self._heard = False
+        self._pieces: Iterator[bytes] | None = None
+        self._lost: Failure | None = None
+        self._receiver: IProtocol | None = None
+        self._delivering: Response | None = None
+
+    # Connecting
+
+    def connectionMade(self) -> None:
+        """TCP is there; with TLS the handshake is still to come."""
+        self.transport.setTcpNoDelay(True)
+        self.transport.registerProducer(self, True)
+        if not self._secure:
+            self.handshakeCompleted()
+
+    def handshakeCompleted(self) -> None:
+        """The connection can be used."""
+        ready, self.ready = self.ready, None
+        if ready is not None:
+            ready.callback(self)
+
+    # One exchange
+
+    def send(self, head: bytes, body: IBodyProducer | None, reused: bool = False) -> Deferred[Response]:
+        """Write a request; gives its Response. Cancelling aborts the connection.
+
+        Fails with UpstreamBroken, or with Stale where the connection was ``reused`` and nothing came back.
+        """
+        self._start()
+        self._busy = True
+        self._reused = reused
+        answer: Deferred[Response] = Deferred(lambda _: self.abort())
+        self._answer = answer
+        if body is None:
+            wire.write(self.transport, head)
+        else:
+            self._head = head
+            body.startProducing(cast(IConsumer, self))
+        return answer
+
+    def write(self, data: bytes) -> None:
+        """See IConsumer: the body of the request, its head in front of it."""
+        head, self._head = self._head, b""
+        if len(data) > MOST_TO_COPY:
+            wire.write(self.transport, head)
+            wire.write(self.transport, data)
+        else:
+            wire.write(self.transport, head + data)
+
+    def write_pieces(self, pieces: Iterator[bytes]) -> None:
+        """The same for a body of many bytes: each piece when the one before it is sent."""
+        self._pieces = pieces
+        self.resumeProducing()
+
+    def pauseProducing(self) -> None:
+        """The transport's send buffer is full: part of the request is unsent."""
+        self._unsent = True
+
+    def resumeProducing(self) -> None:
+        """The transport has sent all that it was given."""
+        self._unsent = False
+        while self._pieces is not None and not self._unsent:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self._pieces = None
+            else:
+                self.write(piece)
+
+    def stopProducing(self) -> None:
+        """The transport is going away; connectionLost says the rest."""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Parse one network read and hand on what it holds of the body, as one piece."""
+        if not self._busy:
+            self.abort()
+            return
+        self._heard = True
+        self._framing.feed(data)
+        if self._framing.head_done and self._answer is not None:
+            answer, self._answer = self._answer, None
+            answer.callback(Response(self, self._framing))
+        self._hand_on()
+
+    def deliver_to(self, protocol: IProtocol, response: Response) -> None:
+        """See Response.deliverBody."""
+        self._receiver, self._delivering = protocol, response
+        protocol.makeConnection(cast(ITransport, response))
+        if self._alive:
+            self.transport.resumeProducing()
+        self._hand_on()
+
+    def delivers(self, response: Response) -> bool:
+        """Whether the body of this response is still under way."""
+        return self._receiver is not None and self._delivering is response
+
+    def _hand_on(self) -> None:
+        receiver, framing = self._receiver, self._framing
+        if receiver is None:
+            if framing.broken and self._answer is not None:
+                self._fail(UpstreamBroken(f"answered with malformed HTTP: {framing.broken}"))
+            elif self._busy and framing.head_done and self._alive:
+                self.transport.pauseProducing()  # until somebody wants the body
+            return
+        if data := framing.take():
+            receiver.dataReceived(data)
+        if self._receiver is None:  # it stopped us
+            return
+        if framing.complete:
+            self._release()
+            receiver.connectionLost(_COMPLETE)
+        elif framing.broken:
+            self.abort()
+            receiver.connectionLost(Failure(UpstreamBroken(f"malformed HTTP: {framing.broken}")))
+        elif self._lost is not None:
+            self._receiver = None
+            clean = self._lost.check(error.ConnectionDone) is not None
+            receiver.connectionLost(_UNFRAMED if clean and not framing.framed else self._lost)
+
+    def _release(self) -> None:
+        """The answer is whole: the connection is free, or not worth keeping."""
+        framing = self._framing
+        self._receiver = None
+        self._busy = False
+        self._unsent = self._unsent or self._pieces is not None
+        if framing.keep_alive and not framing.over_asked and not framing.broken and not self._unsent and self._alive:
+            self.transport.resumeProducing()  # the last receiver may have paused it, and a paused one hears no close
+            self._free(self)
+        else:
+            self.abort()
+
+    def _fail(self, reason: Exception) -> None:
+        answer, self._answer = self._answer, None
+        self.abort()
+        if answer is not None:
+            answer.errback(Failure(reason))
+
+    # The end
+
+    def abort(self) -> None:
+        """Close now, whatever is under way; nobody is told."""
+        self.ready = self._answer = self._receiver = self._pieces = None
+        self._gone(self)  # now: its connectionLost comes a turn later, and until then it could be taken for a good one
+        self._busy = False
+        if self._alive and self.transport is not None:
+            self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = _COMPLETE) -> None:
+        """Tell whoever waits: for the connection, for an answer, for the rest of a body."""
+        self._alive = False
+        self._pieces = None
+        self._gone(self)
+        self._lost = reason
+        ready, self.ready = self.ready, None
+        answer, self._answer = self._answer, None
+        if ready is not None:
+            ready.errback(reason)
+        elif answer is not None:
+            if self._reused and not self._heard:
+                answer.errback(Failure(Stale()))
+            else:
+                when = "in the head of its answer" if self._heard else "before an answer"
+                answer.errback(Failure(UpstreamBroken(f"connection closed {when}")))
+        else:
+            self._hand_on()

@@ -1,0 +1,101 @@
+"""Whom the gateway trusts as a provider. Its key and the prompts go to nobody else.
+
+Twisted's own check of the name, since 26.4, lets a certificate pass whenever the check itself fails with an exception.
+Here each exception is a refusal: it ends the handshake before a byte of the request is sent.
+"""
+
+from __future__ import annotations
+
+from OpenSSL import SSL, crypto
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+from aigw.net.tls import FORWARD_SECRET_AEAD, certificates_of
+from aigw.upstream.hostname import reference_of, why_not_for
+
+# What servers speak that know no better: CBC and RSA key exchange too, but nothing anonymous, RC4 or 3DES.
+_LEGACY = f"{FORWARD_SECRET_AEAD}:ECDHE+AES:DHE+AES:kRSA+AES:!aNULL:!eNULL:!PSK:!SRP"
+
+_CODES = SSL.X509VerificationCodes
+_REASONS = {
+    _CODES.ERR_CERT_HAS_EXPIRED: "has expired",
+    _CODES.ERR_CERT_NOT_YET_VALID: "is not valid yet",
+    _CODES.ERR_DEPTH_ZERO_SELF_SIGNED_CERT: "is self-signed and not trusted",
+    _CODES.ERR_SELF_SIGNED_CERT_IN_CHAIN: "is the root of its chain and not trusted",
+    _CODES.ERR_UNABLE_TO_GET_ISSUER_CERT: "has an unknown issuer",
+    _CODES.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: "has an unknown issuer",
+    _CODES.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: "has an unknown issuer",
+    _CODES.ERR_CERT_SIGNATURE_FAILURE: "has a wrong signature",
+    _CODES.ERR_INVALID_PURPOSE: "is not for servers (its key usage)",
+    _CODES.ERR_PERMITTED_VIOLATION: "has a name that its CA may not give",
+    _CODES.ERR_EXCLUDED_VIOLATION: "has a name that its CA may not give",
+}
+_NAMES = {
+    code: name.removeprefix("ERR_").replace("_", " ").lower()
+    for name, code in vars(_CODES).items()
+    if name.startswith("ERR_")
+} | {66: "key too small", 67: "key too small", 68: "signature too weak"}  # openssl/x509_vfy.h; pyOpenSSL names none
+
+
+class CertificateRefused(SSL.Error):
+    """A provider's certificate is not to be trusted. Its argument has the form of OpenSSL's error queue."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__([("aigw", "", why)])
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class ProviderTls:
+    """Connects to one provider, always with the same OpenSSL context: loading the CAs costs milliseconds.
+
+    No session is resumed, for OpenSSL looks at no certificate when one is.
+    """
+
+    def __init__(self, host: str, authorities: bytes, legacy: bool = False) -> None:
+        """Trusts ``authorities`` (PEM) or, where there are none, the CAs of the system; one that is in the file itself
+        needs no issuer there. ``legacy`` asks for old cipher suites too. Raises ValueError for an impossible host.
+        """
+        self._reference = reference_of(host)
+        self._server_name = self._reference.encode() if isinstance(self._reference, str) else None
+        context = SSL.Context(SSL.TLS_METHOD)
+        context.set_min_proto_version(SSL.TLS1_2_VERSION)
+        context.set_cipher_list((_LEGACY if legacy else FORWARD_SECRET_AEAD).encode())
+        context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        context.set_alpn_protos([b"http/1.1"])
+        if not authorities:
+            context.set_default_verify_paths()
+        store = context.get_cert_store()
+        assert store is not None, "a new context has a store"
+        for authority in certificates_of(authorities):
+            store.add_cert(authority)
+        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verify)
+        self._context = context
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """See IOpenSSLClientConnectionCreator."""
+        connection = SSL.Connection(self._context, None)
+        if self._server_name is not None:  # RFC 6066, section 3: an address is never sent
+            connection.set_tlsext_host_name(self._server_name)
+        return connection
+
+    def _verify(self, connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, good: int) -> bool:
+        """OpenSSL's verdict on one certificate of the chain, and for the last one, the provider's own, ours.
+
+        pyOpenSSL takes an exception for a refusal, and raises it from the handshake.
+        """
+        if not good:
+            which = "a CA certificate of the chain" if depth else "the certificate"
+            reason = _REASONS.get(code) or f"is refused by OpenSSL: {_NAMES.get(code, f'code {code}')}"
+            raise CertificateRefused(f"{which} {reason}")
+        if depth == 0:
+            try:
+                problem = why_not_for(certificate.to_cryptography(), self._reference)
+            except BaseException:  # a panic in Rust, where cryptography parses, is no Exception
+                raise CertificateRefused("the names in the certificate cannot be read") from None
+            if problem is not None:
+                raise CertificateRefused(problem)
+        return True
