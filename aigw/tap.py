@@ -17,8 +17,8 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from aigw import __version__
-from aigw.config import loader as config
-from aigw.config.loader import Config
+from aigw.config import loader
+from aigw.config.model import Config
 from aigw.daemon import demo, dumpable
 from aigw.daemon import memory as heap
 from aigw.daemon.service import GatewayService
@@ -102,13 +102,13 @@ def makeService(options: Options) -> IService:
             show = demo.DemoService(reactor, _observer(options.parent, options["json-log"]))
             obey_stops(reactor, show.stop_now)
             return show
-        path = config.find(path)
+        path = loader.find(path)
         if not only_check and not options["check-providers"]:
             dumpable.forbid()
         if options["check-providers"]:
-            _check_providers(config.load(path.absolute(), Environment(os.environ)), reactor, options["json"])
+            _check_providers(loader.load(path.absolute(), Environment(os.environ)), reactor, options["json"])
         service = GatewayService(
-            partial(config.load, path.absolute(), Environment(os.environ)),  # twistd may change the directory
+            partial(loader.load, path.absolute(), Environment(os.environ)),  # twistd may change the directory
             reactor,
             None if only_check else _observer(options.parent, options["json-log"]),
             notify=Notify(os.environ),

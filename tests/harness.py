@@ -18,7 +18,8 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogPublisher
 
-from aigw.config import loader as config
+from aigw.config import loader
+from aigw.config.model import Config
 from aigw.daemon.service import GatewayService
 from aigw.telemetry.logs import JsonLines
 from aigw.upstream import connector as dial
@@ -256,8 +257,8 @@ class World:
             tree = {**tree, "tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}
         tree = {"drain": 0, **tree}  # what a test changes in it holds after a reload
 
-        def load() -> config.Config:
-            return config.build(tree, environ or {}, self.folder)
+        def load() -> Config:
+            return loader.build(tree, environ or {}, self.folder)
 
         service = GatewayService(load, reactor, None, look_up or dial.look_up, environ=environ)
         service.privilegedStartService()

@@ -15,11 +15,12 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from aigw.config import loader as config
+from aigw.config import loader
 from aigw.proxy.cooldown import Health
 from aigw.proxy.exchange import Gateway
-from aigw.server import resources as web
+from aigw.server import api
 from aigw.server.connection_limits import Guard
+from aigw.server.site import Front
 from aigw.telemetry.record import AttemptRecord, Record, Sink
 from aigw.upstream.providers import Upstream
 from tests.harness import HELLO, KEY, request
@@ -116,7 +117,7 @@ class MemoryGateway:
             "routes": [{"name": "route", "steps": [{"provider": n, "model": f"model-of-{n}"} for n in names], **route}],
             **(top or {}),
         }
-        self.config = settings = config.build(tree, {}, Path("/nonexistent"))
+        self.config = settings = loader.build(tree, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
         self.gateway = Gateway(
             settings,
@@ -126,7 +127,7 @@ class MemoryGateway:
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
-        self.site = web.Front(web.tree(settings, self.gateway, sink or self.records.append), self.clock)
+        self.site = Front(api.tree(settings, self.gateway, sink or self.records.append), self.clock)
         self.admission = self.site.admission
         self.admission.connections = settings.max_connections
         self.admission.per_address = settings.max_per_address

@@ -17,8 +17,8 @@ from twisted.internet.protocol import Factory
 
 from aigw.admin.access_control import is_near
 from aigw.admin.session import MOST_SIGNED_OUT, SECONDS, Cookies, cookie, is_own_form, no_cookie
-from aigw.config import loader as config
-from aigw.config.loader import Caller
+from aigw.config import loader
+from aigw.config.model import Caller
 from aigw.daemon.drain import Drain
 from aigw.errors import ConfigError
 from aigw.secret import Secret
@@ -177,7 +177,7 @@ def load(folder, tls=False, **more):
         "routes": [{"name": "r", "steps": [{"provider": "p", "model": "m"}]}],
         **more,
     }
-    return config.build(tree, {}, folder)
+    return loader.build(tree, {}, folder)
 
 
 @pytest.mark.parametrize(

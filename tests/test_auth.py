@@ -16,7 +16,7 @@ import yaml
 from twisted.logger import formatEvent
 
 from aigw.access.keys import authenticate
-from aigw.config.loader import Caller
+from aigw.config.model import Caller
 from aigw.errors import BadRequest, GatewayError, Unauthorized, WrongKey
 from aigw.secret import Secret
 

@@ -9,7 +9,7 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
-from aigw.config import loader as config
+from aigw.config import loader
 from aigw.daemon.check_providers import Check, as_json, told
 from aigw.upstream.connector import Host, Names
 from aigw.upstream.providers import Upstream
@@ -46,7 +46,7 @@ async def check(world, provider, key=CANARY, model="m", **more):
         "providers": [{"name": "p", "base_url": world.base_url(provider), **({"api_key": key} if key else {}), **more}],
         "routes": [{"name": "r", "steps": [{"provider": "p", "model": model}]}],
     }
-    loaded = config.build(tree, {}, world.folder)
+    loaded = loader.build(tree, {}, world.folder)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Names(reactor)))
     checked, steps = await bounded(Check(loaded, upstream, reactor).run())
     upstream.close()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 
 from aigw.config import file_mode as permissions
-from aigw.config import loader as config
+from aigw.config import loader
+from aigw.config.model import Listener, TlsFiles
 from aigw.config.quoting import quoted, quoted_file
 from aigw.daemon.service import GatewayService
 from aigw.errors import ConfigError
@@ -88,7 +89,7 @@ def merged(place, fragment):
 
 
 def build(place=TOP, fragment="{}", environ=KEYS, folder="/cfg"):
-    return config.build(merged(place, fragment), environ, Path(folder))
+    return loader.build(merged(place, fragment), environ, Path(folder))
 
 
 def mistakes_of(call, *args, **kwargs):
@@ -104,7 +105,7 @@ def load(tmp_path):
     def load(text, environ=KEYS, mode=0o600):
         load.path.write_bytes(text if isinstance(text, bytes) else text.encode())
         load.path.chmod(mode)
-        return config.load(load.path, environ)
+        return loader.load(load.path, environ)
 
     load.path = tmp_path / "config.yaml"
     return load
@@ -153,7 +154,7 @@ def test_b1_the_original_example_says_which_variables_it_misses(load):
 def test_b1_the_file_is_the_one_asked_for_else_the_first_of_the_places(places, present, asked, found):
     for name in present:
         (places / name).write_text("x")
-    assert config.find(asked and str(places / asked)).resolve() == places / found
+    assert loader.find(asked and str(places / asked)).resolve() == places / found
 
 
 @pytest.mark.parametrize(
@@ -167,19 +168,19 @@ def test_b1_the_file_is_the_one_asked_for_else_the_first_of_the_places(places, p
 def test_b1_a_file_that_is_not_there_is_said_with_where_it_was_looked_for(places, present, asked, said):
     for name in present:
         (places / name).write_text("x")
-    (mistake,) = mistakes_of(config.find, asked and str(places / asked))
+    (mistake,) = mistakes_of(loader.find, asked and str(places / asked))
     assert not [word for word in said if word not in mistake]
 
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "PLACES", ("config.yaml", str(tmp_path / "etc.yaml")))
+    monkeypatch.setattr(loader, "PLACES", ("config.yaml", str(tmp_path / "etc.yaml")))
     return tmp_path
 
 
 def test_b1_the_places_are_those_of_the_original():
-    assert config.PLACES == ("config.yaml", "/etc/ai-gateway/config.yaml")
+    assert loader.PLACES == ("config.yaml", "/etc/ai-gateway/config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_t1_a_limit_is_the_steps_else_the_routes_else_the_default(limit, top, de
     ]:
         if value:
             entry[name] = value
-    routes = config.build(tree, KEYS, Path("/cfg")).routes
+    routes = loader.build(tree, KEYS, Path("/cfg")).routes
     steps = [*routes["r"].steps, *routes["s"].steps]
     assert [getattr(each, limit) for each in steps] == [builtin[limit] if x is ... else x for x in expected]
     others = [(each, name) for each in steps for name in builtin if name != limit]
@@ -433,10 +434,10 @@ def test_b2_a_variable_may_stand_in_any_string_at_any_depth():
         providers: [{name: "${A}", base_url: "https://${A}.example/${A}", headers: {X-Title: "${A} and ${N}"}}]
         routes: [{name: "${A}/${N}", steps: [{provider: "${A}", model: "${A}", conflict_resolution: "${C}"}]}]
     """)
-    loaded = config.build(tree, {"A": "a", "N": "7", "PORT": "90", "C": "tools"}, Path("/cfg"))
+    loaded = loader.build(tree, {"A": "a", "N": "7", "PORT": "90", "C": "tools"}, Path("/cfg"))
     assert (loaded.max_body, loaded.listeners[0].endpoint) == (7 << 20, "tcp:90:interface=127.0.0.1")
     assert (
-        config.build(
+        loader.build(
             {**tree, "port": "${PORT}", "listen": None}, {"A": "a", "N": "7", "PORT": "90", "C": "tools"}, Path("/cfg")
         ).port
         == 90
@@ -716,7 +717,7 @@ def test_b2_two_names_from_variables_that_are_not_set_are_not_taken_for_the_same
     tree = copy.deepcopy(GOOD)
     for number, route in enumerate(tree["routes"]):
         route["name"] = f"${{NAME_{number}}}"
-    assert mistakes_of(config.build, tree, KEYS, Path("/cfg")) == [
+    assert mistakes_of(loader.build, tree, KEYS, Path("/cfg")) == [
         "routes[0].name: the environment variable NAME_0 is not set",
         "routes[1].name: the environment variable NAME_1 is not set",
     ]
@@ -856,7 +857,7 @@ routes:
         ("a: \x1b", "not YAML: "),
         (b"a: \xff\xfe", "is not UTF-8"),
         (ORIGINAL.encode("utf-16"), "is not UTF-8"),
-        ("#" * (config.MAX_FILE + 1), "is over 1048576 bytes"),
+        ("#" * (loader.MAX_FILE + 1), "is over 1048576 bytes"),
     ],
     ids=lambda value: repr(value[:30]),
 )
@@ -869,10 +870,10 @@ def test_b2_a_byte_order_mark_and_windows_line_ends_do_no_harm(load):
 
 
 def test_b2_a_file_that_cannot_be_read_says_why(tmp_path):
-    assert mistakes_of(config.load, tmp_path / "nope", KEYS) == [
+    assert mistakes_of(loader.load, tmp_path / "nope", KEYS) == [
         f"{tmp_path}/nope: cannot be read: No such file or directory"
     ]
-    assert mistakes_of(config.load, tmp_path, KEYS) == [f"{tmp_path}: cannot be read: Is a directory"]
+    assert mistakes_of(loader.load, tmp_path, KEYS) == [f"{tmp_path}: cannot be read: Is a directory"]
 
 
 # B9: no key is shown.
@@ -994,7 +995,7 @@ def test_b9_no_key_is_quoted_wherever_in_the_file_it_stands(tmp_path, form):
 def told_of(tree, folder):
     """What the service says of a configuration, up to where it would open its listeners."""
     try:
-        loaded = config.build(tree, KEYS, folder)
+        loaded = loader.build(tree, KEYS, folder)
         return GatewayService(lambda: loaded, reactor, None).config.warnings
     except ConfigError as error:
         return error.mistakes
@@ -1149,7 +1150,7 @@ TLS = "tls: {cert_file: a, key_file: b}"
 @pytest.mark.parametrize("tls", ["", TLS])
 def test_b11_plain_http_is_allowed_on_loopback(endpoint, tls):
     loaded = build(TOP, f"listen: ['{endpoint}']\n{tls}")
-    assert loaded.listeners == (config.Listener(endpoint, insecure=False),)
+    assert loaded.listeners == (Listener(endpoint, insecure=False),)
 
 
 BEYOND = [
@@ -1180,8 +1181,8 @@ def test_b11_plain_http_beyond_loopback_is_refused(endpoint, written):
 @pytest.mark.parametrize("endpoint", BEYOND)
 def test_b11_beyond_loopback_takes_insecure_or_a_certificate(endpoint):
     insecure = build(TOP, f"listen: [{{endpoint: '{endpoint}', insecure: true}}]")
-    assert insecure.listeners == (config.Listener(endpoint, insecure=True),)
-    assert build(TOP, f"listen: ['{endpoint}']\n{TLS}").listeners == (config.Listener(endpoint, insecure=False),)
+    assert insecure.listeners == (Listener(endpoint, insecure=True),)
+    assert build(TOP, f"listen: ['{endpoint}']\n{TLS}").listeners == (Listener(endpoint, insecure=False),)
 
 
 def test_b11_insecure_holds_for_its_own_listener_only():
@@ -1229,7 +1230,7 @@ def test_b11_the_certificate_is_the_files_else_the_variables_else_systemds(crede
     if directory:
         variables["CREDENTIALS_DIRECTORY"] = str(credentials / directory)
     tls = build(TOP, in_file or "{}", {**KEYS, **variables}).tls
-    assert tls == (expected and config.TlsFiles(*(str(credentials / name) for name in expected)))
+    assert tls == (expected and TlsFiles(*(str(credentials / name) for name in expected)))
 
 
 @pytest.mark.parametrize("source", ["variables", "systemd"])
@@ -1272,7 +1273,7 @@ def test_names_in_the_file_stay_right_when_the_daemon_changes_its_directory(tmp_
     (tmp_path / "ca.pem").write_text("pem")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(merged(PROVIDER, "ca_file: ca.pem")))
     monkeypatch.chdir(tmp_path)
-    ca_file = config.load(config.find(name), KEYS).providers["one"].ca_file
+    ca_file = loader.load(loader.find(name), KEYS).providers["one"].ca_file
     monkeypatch.chdir("/")
     assert Path(ca_file).read_text() == "pem"
 
@@ -1336,7 +1337,7 @@ def usable_or_refused(call, *args):
 @given(TREES)
 @example({"providers": [{"headers": 5}]})
 def test_b2_any_tree_is_usable_or_refused(tree):
-    usable_or_refused(config.build, tree, KEYS, Path("/cfg"))
+    usable_or_refused(loader.build, tree, KEYS, Path("/cfg"))
 
 
 @quick
@@ -1351,7 +1352,7 @@ def test_b2_a_good_file_with_anything_in_one_place_is_usable_or_refused(path, va
     for name in path[:-1]:
         target = target.setdefault(name, {}) if isinstance(target, dict) else target[name]
     target[path[-1]] = value
-    usable_or_refused(config.build, tree, KEYS, Path("/cfg"))
+    usable_or_refused(loader.build, tree, KEYS, Path("/cfg"))
 
 
 @pytest.fixture(scope="module")
@@ -1367,11 +1368,11 @@ def scratch(tmp_path_factory):
 @example("a: &a [*a]")
 def test_b2_any_text_is_usable_or_refused(scratch, text):
     scratch.write_bytes(text.encode("utf-8", "surrogatepass"))
-    usable_or_refused(config.load, scratch, KEYS)
+    usable_or_refused(loader.load, scratch, KEYS)
 
 
 @quick
 @given(st.binary(max_size=30))
 def test_b2_any_bytes_are_usable_or_refused(scratch, data):
     scratch.write_bytes(data)
-    usable_or_refused(config.load, scratch, KEYS)
+    usable_or_refused(loader.load, scratch, KEYS)

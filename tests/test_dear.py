@@ -18,8 +18,10 @@ from twisted.internet.error import ConnectionLost
 from aigw.errors import BadRequest
 from aigw.net import slices
 from aigw.protocols import envelope, skip, walk
-from aigw.protocols.endpoints import ENDPOINTS, Call, begin_to_read, mistake_in_answer, read_call, rewrite
+from aigw.protocols.answers import mistake_in_answer
+from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.envelope import Pieces, split_members
+from aigw.protocols.requests import Call, begin_to_read, read_call, rewrite
 from aigw.protocols.walk import Walk, whole
 from tests.harness import HELLO
 from tests.memory import MemoryGateway, body_of, error_of

@@ -24,8 +24,8 @@ import yaml
 from msgspec.structs import NODEFAULT, fields
 
 from aigw import errors
-from aigw.config import loader as config
-from aigw.config import schema
+from aigw.config import loader, schema
+from aigw.config.model import Config
 from aigw.config.values import decode
 from tests.switch import Switch
 
@@ -212,12 +212,12 @@ def complete(tree: dict) -> dict:
     return tree
 
 
-def load(tree: dict, folder: Path) -> config.Config:
+def load(tree: dict, folder: Path) -> Config:
     text = yaml.safe_dump(tree)
     (folder / "config.yaml").write_text(text)
     (folder / "config.yaml").chmod(0o600)
     environ = {name: f"a-value-of-{name}-here" for name in re.findall(r"\$\{(\w+)\}", text)}
-    return config.load(folder / "config.yaml", environ)
+    return loader.load(folder / "config.yaml", environ)
 
 
 EXAMPLES = [(page, number, text) for page in PAGES for number, (_, text) in enumerate(blocks(page, "yaml"), 1)]

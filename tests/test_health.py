@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from aigw.config.loader import Provider, Step
+from aigw.config.model import Provider, Step
 from aigw.errors import UpstreamBroken, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
 from aigw.proxy.cooldown import Health
-from aigw.proxy.router import Verdict, judge, retry_delay
+from aigw.proxy.retry_policy import Verdict, decide, retry_delay
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import completion, head
 
@@ -170,7 +170,7 @@ JUDGED = {
 @pytest.mark.parametrize("case", JUDGED)
 def test_f2_f3_f4_what_follows_from_a_failure(case):
     failure, verdict = JUDGED[case]
-    assert judge(failure, frozenset()) == verdict
+    assert decide(failure, frozenset()) == verdict
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_f2_f3_f4_what_follows_from_a_failure(case):
     ],
 )
 def test_f5_stop_on(failure, final):
-    assert judge(failure, {"400", "content_filter"}).final is final
+    assert decide(failure, {"400", "content_filter"}).final is final
 
 
 def test_f2_the_pause_before_a_repetition_grows_has_jitter_and_obeys_the_provider():

@@ -14,7 +14,7 @@ from twisted.logger import Logger, LogLevel, globalLogPublisher
 from twisted.python import log as legacy
 from twisted.python.failure import Failure
 
-from aigw.config import loader as config
+from aigw.config import loader
 from aigw.secret import Secret, holds_a_key
 from aigw.telemetry import logs
 
@@ -362,7 +362,7 @@ def test_b9_a_key_that_is_part_of_another_leaves_nothing_of_it(lines, keys):
         "providers": [{**provider, "name": "one", "api_key": one_}, {**provider, "name": "two", "api_key": two}],
         "routes": [{"name": "r", "steps": [{"provider": "one", "model": "m"}]}],
     }
-    logs.hide(secret.hide_in for secret in config.build(tree, {}, Path("/")).secrets)  # as the service does
+    logs.hide(secret.hide_in for secret in loader.build(tree, {}, Path("/")).secrets)  # as the service does
     logs.warn("told sk-1234, sk-1234-abcdef and abcdef", mistakes=["sk-1234-abcdef"])
     line = one(lines)
     assert (line["message"], line["fields"]["mistakes"]) == ("told ***, *** and ***", ["***"])

@@ -10,21 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aigw.errors import AllStepsFailed, BadRequest, RouteNotFound, StreamBroken
-from aigw.protocols.endpoints import (
-    ENDPOINTS,
-    TOOL_MEMBERS,
-    Meaning,
-    error_body,
-    error_event,
-    is_complete,
-    meaning_of,
-    message_in,
-    mistake_in_answer,
-    model,
-    read_call,
-    rewrite,
-)
+from aigw.protocols.answers import is_complete, meaning_of, message_in, mistake_in_answer
+from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.envelope import dumps, split_members
+from aigw.protocols.error_bodies import error_body, error_event
+from aigw.protocols.requests import TOOL_MEMBERS, read_call, rewrite
+from aigw.protocols.sse import Meaning
 
 CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES = (
     ENDPOINTS[path] for path in ("chat/completions", "completions", "embeddings", "responses")

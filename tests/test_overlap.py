@@ -13,7 +13,8 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 
-from aigw.config import loader as config
+from aigw.config import loader
+from aigw.config.model import Config
 from aigw.errors import ConfigError
 from aigw.server.listeners import Inherited, _has_ipv6, wanted
 from aigw.server.overlap import overlap
@@ -86,14 +87,14 @@ def test_other_endpoints(one, other, same):
     assert overlap(one, other) == overlap(other, one) == same
 
 
-def built(**settings) -> config.Config:
+def built(**settings) -> Config:
     tree = {
         "api_key": "a-key-of-the-gateway",
         "providers": [{"name": "a", "base_url": "http://127.0.0.1:1/v1"}],
         "routes": [{"name": "r", "steps": [{"provider": "a", "model": "m"}]}],
         **settings,
     }
-    return config.build(tree, {}, Path("/nonexistent"))
+    return loader.build(tree, {}, Path("/nonexistent"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from aigw import __version__
-from aigw.config.loader import Config, build
+from aigw.config.loader import build
+from aigw.config.model import Config
 from aigw.errors import (
     RouteNotFound,
     UpstreamBroken,
@@ -16,9 +17,13 @@ from aigw.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from aigw.protocols.endpoints import ENDPOINTS, Call, error_body, message_in, read_call
+from aigw.protocols.answers import message_in
+from aigw.protocols.endpoints import ENDPOINTS
+from aigw.protocols.error_bodies import error_body
+from aigw.protocols.requests import Call, read_call
 from aigw.proxy.cooldown import Health
-from aigw.proxy.router import Router, all_failed
+from aigw.proxy.failure_report import all_failed
+from aigw.proxy.router import Router
 from aigw.secret import Secret
 from aigw.telemetry.record import AttemptRecord
 from aigw.upstream.attempt import Attempt

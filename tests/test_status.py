@@ -16,7 +16,7 @@ from twisted.internet.task import Clock, deferLater
 from aigw.admin.live_feed import EVERY_SECONDS, MOST, MOST_SECONDS, Viewers
 from aigw.admin.page import Page
 from aigw.admin.session import cookie as cookie_of
-from aigw.config.loader import Caller
+from aigw.config.model import Caller
 from aigw.secret import Secret
 from aigw.telemetry.telemetry import Watch
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from aigw.config.loader import Provider, Route, Step
+from aigw.config.model import Provider, Route, Step
 from aigw.telemetry.counters import Histogram, Tally
 from aigw.telemetry.last_hour import FAILURES, Hour
 from aigw.telemetry.record import AttemptRecord, Record

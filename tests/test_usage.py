@@ -10,7 +10,8 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
-from aigw.protocols.endpoints import ENDPOINTS, mistake_in_answer
+from aigw.protocols.answers import mistake_in_answer
+from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.usage import by_kind, mentions_usage, usage_in
 from tests.providers import DONE, STREAM_HEAD, answer, chunk, completion, event, stream
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aigw.config.loader import Caller
+from aigw.config.model import Caller
 from aigw.errors import BadRequest, Unauthorized, WrongKey
 
 _HEADERS = {"WWW-Authenticate": "Bearer"}

@@ -14,7 +14,7 @@ from twisted.internet.address import UNIXAddress
 
 from aigw.access.keys import authenticate, wrong_key
 from aigw.admin.session import Cookies
-from aigw.config.loader import Caller
+from aigw.config.model import Caller
 from aigw.errors import Misdirected, Unauthorized, WrongKey
 from aigw.server.request import Request
 

@@ -16,7 +16,7 @@ from aigw.admin.access_control import Gate, everybody, is_near, open_gate, with_
 from aigw.admin.live_feed import Viewers
 from aigw.admin.page import Page
 from aigw.admin.session import Cookies, cookie, is_form, is_own_form, no_cookie
-from aigw.config.loader import Config
+from aigw.config.model import Config
 from aigw.errors import CrossSite, GatewayError, NotAForm, NotReady, PathNotFound, Unauthorized, WrongKey
 from aigw.net.headers import Header
 from aigw.server.request import Request

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-from aigw.config.loader import Caller
+from aigw.config.model import Caller
 
 SECONDS = 12 * 3600
 SECURE, PLAIN = "__Host-aigw", "aigw"  # the first is refused by browsers unless Secure, of this host and of every path

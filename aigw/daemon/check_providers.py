@@ -11,7 +11,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
 
-from aigw.config.loader import Config, Provider
+from aigw.config.model import Config, Provider
 from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamTimeout, UpstreamUnreachable
 from aigw.proxy.router import Router
 from aigw.upstream.providers import Upstream, within

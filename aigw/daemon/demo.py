@@ -26,7 +26,7 @@ from twisted.logger import ILogObserver
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
-from aigw.config import loader as config
+from aigw.config import loader
 from aigw.daemon.own_requests import OwnRequests
 from aigw.daemon.service import GatewayService
 from aigw.telemetry import logs
@@ -153,7 +153,7 @@ class DemoService(MultiService):
         port = self._reactor.listenTCP(0, site, interface="127.0.0.1")
         ports = [_free_port(PORT), _free_port(ADMIN_PORT)] if self._is_first() else [0, 0]
         tree = _configuration(self._down.getsockname()[1], port.getHost().port, *ports)
-        self._gateway = GatewayService(partial(config.build, tree, {}, self._folder), self._reactor, None)
+        self._gateway = GatewayService(partial(loader.build, tree, {}, self._folder), self._reactor, None)
         self._gateway.setServiceParent(self)
         super().privilegedStartService()
 

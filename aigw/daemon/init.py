@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from aigw.config import loader as config
+from aigw.config import loader
 from aigw.errors import ConfigError
 
 EX_OK, EX_USAGE, EX_CANTCREAT, EX_INTERRUPTED = 0, 64, 73, 130
@@ -201,7 +201,7 @@ def _check(text: str, answers: dict[str, Any], path: Path) -> None:
     """Raises _NoAnswer if the gateway would not take the file."""
     variables = _variables(answers)
     try:
-        config.build(yaml.safe_load(text), dict.fromkeys(variables, "a-key-for-this-check"), path.absolute().parent)
+        loader.build(yaml.safe_load(text), dict.fromkeys(variables, "a-key-for-this-check"), path.absolute().parent)
     except ConfigError as error:
         raise _NoAnswer(str(error)) from None
 

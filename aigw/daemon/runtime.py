@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from aigw.config.loader import Config
+from aigw.config.model import Config
 from aigw.errors import ConfigError, NotReady
 from aigw.net.tls import Identity
 from aigw.server.listeners import Inherited, wanted

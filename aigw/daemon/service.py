@@ -21,7 +21,7 @@ from aigw import __version__
 from aigw.admin import resources as admin
 from aigw.admin.live_feed import Viewers
 from aigw.admin.session import Cookies
-from aigw.config.loader import Config, Listener
+from aigw.config.model import Config, Listener
 from aigw.daemon.drain import Drain
 from aigw.daemon.reload import Reload, clock_time
 from aigw.daemon.runtime import Generation
@@ -31,8 +31,10 @@ from aigw.errors import CannotListen, Draining
 from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import Health
 from aigw.proxy.exchange import Exchange, Gateway
-from aigw.server import resources as web
+from aigw.server import api
 from aigw.server.listeners import Listeners, inherited, told
+from aigw.server.resources import Leaf
+from aigw.server.site import Front
 from aigw.telemetry import logs
 from aigw.telemetry.snapshot import Live, Reloads
 from aigw.telemetry.telemetry import Watch, log_attempt
@@ -79,7 +81,7 @@ class GatewayService(Service):
         self._hurry = False
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
-        self._site, self._admin_site = (web.Front(tree, reactor) for tree in self._trees(self._now))
+        self._site, self._admin_site = (Front(tree, reactor) for tree in self._trees(self._now))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._now.listeners)
         self._watch.use(self.config)
@@ -226,7 +228,7 @@ class GatewayService(Service):
 
     # What is made of a generation
 
-    def _trees(self, generation: Generation) -> tuple[web.Leaf, web.Leaf]:
+    def _trees(self, generation: Generation) -> tuple[Leaf, Leaf]:
         """For clients, and for administrators. Making them changes nothing."""
         config = generation.config
         gateway = Gateway(config, generation.upstream, self._health, self._reactor, log_attempt, running=self._running)
@@ -236,7 +238,7 @@ class GatewayService(Service):
                 raise Draining("The gateway is stopping.")
             generation.check_ready()
 
-        root = web.tree(config, gateway, self._watch.record, self._watch.begin_trace)
+        root = api.tree(config, gateway, self._watch.record, self._watch.begin_trace)
         admin.show(root, config, self._admin, check_ready)
         return root, admin.tree(config, self._admin, check_ready)
 

@@ -12,7 +12,7 @@ from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersi
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from aigw.config.loader import CertificateFiles, TlsFiles
+from aigw.config.model import CertificateFiles, TlsFiles
 from aigw.config.quoting import quoted_file
 from aigw.errors import ConfigError
 from aigw.net.validity import Authorities, Validity

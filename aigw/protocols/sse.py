@@ -6,6 +6,7 @@ CR, and an empty line ends an event.
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 from collections.abc import Iterator
@@ -63,3 +64,12 @@ def is_whole(rest: bytes) -> bool:
 def is_silence(data: bytes) -> bool:
     """Whether ``data``, which begins at the start of a line, is only comments and blank lines."""
     return data[:1] in b":\r\n" and _SILENCE.fullmatch(data) is not None
+
+
+class Meaning(enum.Enum):
+    """What one event of a stream says."""
+
+    NOTHING = "a comment, a ping, a role, an empty delta"
+    OUTPUT = "part of the answer, or something that is not understood"
+    DONE = "the end, without output of its own"
+    ERROR = "a failure"

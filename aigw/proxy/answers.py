@@ -11,15 +11,10 @@ from twisted.python.failure import Failure
 
 from aigw.errors import StreamBroken, UpstreamBroken, UpstreamFailure
 from aigw.protocols import sse
-from aigw.protocols.endpoints import (
-    Endpoint,
-    Meaning,
-    error_event,
-    is_complete,
-    meaning_of,
-    message_in,
-    mistake_in_answer,
-)
+from aigw.protocols.answers import is_complete, meaning_of, message_in, mistake_in_answer
+from aigw.protocols.endpoints import Endpoint
+from aigw.protocols.error_bodies import error_event
+from aigw.protocols.sse import Meaning
 from aigw.protocols.usage import MOST, mentions_usage
 from aigw.proxy.relay import Relay
 from aigw.upstream.connection import Response

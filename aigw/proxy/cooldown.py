@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from aigw.config.loader import Step
+from aigw.config.model import Step
 
 FAILURES_IN_A_ROW = 3
 TIMEOUTS_IN_A_ROW = 2

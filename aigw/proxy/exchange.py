@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from aigw.config.loader import Config, Route, Step
+from aigw.config.model import Config, Route, Step
 from aigw.errors import (
     AllStepsFailed,
     DeadlineExceeded,
@@ -27,12 +27,11 @@ from aigw.errors import (
     UpstreamTimeout,
 )
 from aigw.net import headers
-from aigw.protocols.endpoints import Call
-from aigw.proxy import relay
-from aigw.proxy import router as routing
+from aigw.protocols.requests import Call
+from aigw.proxy import failure_report, relay, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import Health
-from aigw.proxy.router import Router
+from aigw.proxy.router import Router, choose
 from aigw.secret import holds_a_key
 from aigw.telemetry.record import AttemptRecord, AttemptSink, Trail, milliseconds
 from aigw.upstream.attempt import Attempt
@@ -131,7 +130,7 @@ class Exchange:
         """Try the next step; give up where there is none, or no time for it."""
         if self._clock.seconds() >= self._deadline:
             return fail(self._too_late())
-        step = routing.choose(self._left, self._health)
+        step = choose(self._left, self._health)
         if step is None:
             return fail(self._all_failed())
         self._left.remove(step)
@@ -190,8 +189,8 @@ class Exchange:
     ) -> Deferred[None]:
         """An attempt failed: tell health, then stop, repeat the step, or go on to the next."""
         step = attempt.step
-        verdict = routing.judge(failure, self._route.stop_on)
-        rests = routing.tell(self._health, step, verdict, probe)
+        verdict = retry_policy.decide(failure, self._route.stop_on)
+        rests = retry_policy.apply(self._health, step, verdict, probe)
         record = self._note(step, started, failure.outcome, failure.status, failure.message, rests)
         failure.__traceback__ = failure.__context__ = None  # whose frames would keep the body, and this too
         self._failures.append((record, failure))
@@ -201,7 +200,7 @@ class Exchange:
         if verdict.key_refused:
             self._left = [other for other in self._left if other.provider.name != step.provider.name]
         if verdict.repeatable and tries <= step.retries:
-            delay = routing.retry_delay(failure, tries, self._gateway.random)
+            delay = retry_policy.retry_delay(failure, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
                 pause: Deferred[Any] = deferLater(self._clock, delay)
                 pause.addBoth(self._paused, self._clock.seconds())
@@ -216,16 +215,12 @@ class Exchange:
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
         body = refusal.body or b""
-        self._note_who_answers(attempt.step)
+        self._trail.answered_by(attempt.step.provider.name, attempt.step.model)
         self._trail.bytes_out = len(body)
         self._client.begin(refusal.status or 502, self._without_keys(refusal.headers), len(body))
         self._client.write(body)
         self._client.end()
         return succeed(None)
-
-    def _note_who_answers(self, step: Step) -> None:
-        self._trail.provider = step.provider.name
-        self._trail.model = step.model
 
     def _safe(self, sent: list[headers.Header]) -> list[headers.Header]:
         """The headers of an answer less those in which the provider repeats a key just as it is, or as JSON has it."""
@@ -239,16 +234,16 @@ class Exchange:
 
     def _all_failed(self) -> AllStepsFailed:
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
-        return routing.all_failed(self._failures, self._gateway.secrets, min(wakes, default=None))
+        return failure_report.all_failed(self._failures, self._gateway.secrets, min(wakes, default=None))
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(
             f"The route's deadline of {self._route.deadline:g} s passed before a step gave an answer.",
-            details={"attempts": routing.attempts_told(self._failures, self._gateway.secrets)},
+            details={"attempts": failure_report.attempts_shown(self._failures, self._gateway.secrets)},
         )
 
     def _begin(self, step: Step, response: Response, length: int | None) -> None:
-        self._note_who_answers(step)
+        self._trail.answered_by(step.provider.name, step.model)
         sent = self._safe(headers.for_client(response.given.items()))
         if self._call.stream:
             if not any(name == b"content-type" for name, _ in sent):

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from aigw.errors import BadRequest, GatewayError, HeadersTooLarge
 from aigw.net import headers
 from aigw.net import write as wire
-from aigw.protocols.endpoints import error_body
+from aigw.protocols.error_bodies import error_body
 from aigw.server.bodies import without_frames
 from aigw.server.chunks import BodyTooLong, ChunkedBody, MalformedChunks
 from aigw.server.grammar import is_host, is_target

@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from aigw.errors import Overloaded
 from aigw.net.addresses import counts_for
-from aigw.protocols.endpoints import error_body
+from aigw.protocols.error_bodies import error_body
 from aigw.server.mismatch import watch_first_bytes
 from aigw.server.open_files import make_room, needed
 from aigw.telemetry import logs

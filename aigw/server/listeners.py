@@ -19,7 +19,7 @@ from twisted.internet.endpoints import serverFromString, wrapServerTLS
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
-from aigw.config.loader import Config, Listener
+from aigw.config.model import Config, Listener
 from aigw.errors import CannotListen, ConfigError
 from aigw.net.tls import CurrentIdentity
 from aigw.server.connection_limits import Admission, Guarded

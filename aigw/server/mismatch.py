@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 from aigw.errors import BadRequest
-from aigw.protocols.endpoints import error_body
+from aigw.protocols.error_bodies import error_body
 from aigw.telemetry.notices import Notice
 
 _BODY = error_body(BadRequest("This is an HTTPS port: the address begins with https://, not with http://."))

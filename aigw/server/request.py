@@ -16,7 +16,7 @@ from twisted.web.server import Request as TwistedRequest
 
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.net import headers
-from aigw.protocols.endpoints import error_body
+from aigw.protocols.error_bodies import error_body
 from aigw.server.bodies import without_frames
 
 _ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # RFC 9112, 3.2.2: servers accept it

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from aigw.config.loader import Route
+from aigw.config.model import Route
 from aigw.protocols.usage import KINDS, by_kind
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
 from aigw.telemetry.record import AttemptRecord, Record

@@ -92,6 +92,10 @@ class Trail:
         self.waited = 0.0  # for providers
         self.trace: Any = None  # a Trace, where traces are wanted
 
+    def answered_by(self, provider: str, model: str) -> None:
+        """The client gets what this provider sends."""
+        self.provider, self.model = provider, model
+
     def record(self, status: int) -> Record:
         """Close the trail."""
         ended, ttft = self.seconds(), None if self.first_byte is None else self.first_byte - self.started

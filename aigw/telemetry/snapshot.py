@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from aigw.config.loader import Config, Step
+from aigw.config.model import Config, Step
 
 
 class Reloads:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from aigw import __version__
-from aigw.config.loader import Route, Step
+from aigw.config.model import Route, Step
 from aigw.telemetry.counters import RouteTally, StepTally, Tally
 from aigw.telemetry.last_hour import Hour
 from aigw.telemetry.snapshot import Live

@@ -10,7 +10,7 @@ import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
 
-from aigw.config.loader import Config
+from aigw.config.model import Config
 from aigw.errors import KEY_REFUSED
 from aigw.secret import Secret
 from aigw.telemetry import logs

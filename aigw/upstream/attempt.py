@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from aigw.config.loader import Step
+from aigw.config.model import Step
 from aigw.protocols.envelope import Pieces
 
 

@@ -19,17 +19,18 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
-from aigw.config.loader import Provider
+from aigw.config.model import Provider
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
 from aigw.net import headers
 from aigw.net.lateness import Limit
 from aigw.net.tls import authorities_in
-from aigw.protocols.endpoints import message_in
+from aigw.protocols.answers import message_in
 from aigw.protocols.envelope import Pieces
-from aigw.upstream.agent import Agent, Pool, ReadyHeaders
+from aigw.upstream.agent import Agent, ReadyHeaders
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.client import Client, ascii_url
 from aigw.upstream.connection import Connection, Response
+from aigw.upstream.pool import Pool
 from aigw.upstream.trust import ProviderTls
 
 MAX_REFUSAL = 64 * 1024

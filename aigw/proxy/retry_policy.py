@@ -1,0 +1,89 @@
+"""What follows from a failure: whether the step cools down, is repeated, or the client gets the refusal as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import Literal
+
+import msgspec
+
+from aigw.config.model import Step
+from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.proxy.cooldown import Health
+
+REPEATABLE = frozenset([408, 409, 425])
+
+
+KEY_REST = 60.0
+
+
+RATE_LIMIT_REST = 10.0
+
+
+RETRY_FIRST = 0.5
+
+
+RETRY_MOST = 8.0
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What follows from a failure.
+
+    ``strike`` counts against the step: ``failure``, ``timeout``, or nothing; ``alive`` counts for it. ``rest`` is for
+    how many seconds the step rests at once. ``repeatable``: the same step may be tried again. ``key_refused``: no other
+    step of the provider can work. ``final``: the client is to have the provider's refusal as it is.
+    """
+
+    strike: Literal["", "failure", "timeout", "alive"] = ""
+    rest: float = 0
+    repeatable: bool = False
+    key_refused: bool = False
+    final: bool = False
+
+
+def decide(failure: UpstreamFailure, stop_on: AbstractSet[str]) -> Verdict:
+    """The policy on failures, all of it."""
+    match failure:
+        case UpstreamRefused(status=int(status)):
+            # A provider's 401 is about our key, never about the client's (F6).
+            named = not stop_on.isdisjoint([str(status), *failure.words])
+            final = named and failure.body is not None and 400 <= status <= 599 and status != 401
+            if status == 429:
+                rest = RATE_LIMIT_REST if failure.retry_after is None else failure.retry_after
+                return Verdict(rest=rest, repeatable=True, final=final)
+            if status in KEY_REFUSED:
+                return Verdict(rest=KEY_REST, key_refused=True, final=final)
+            if status >= 500:
+                return Verdict(strike="failure", repeatable=True, final=final)
+            return Verdict(strike="alive", repeatable=status in REPEATABLE, final=final)
+        case UpstreamTimeout(limit="deadline"):
+            return Verdict()
+        case UpstreamTimeout():
+            return Verdict(strike="timeout")
+        case _:
+            return Verdict(strike="failure", repeatable=True)
+
+
+def apply(health: Health, step: Step, verdict: Verdict, probe: bool) -> float | None:
+    """What the verdict means for the step: for how many seconds it rests from now on, if it does."""
+    if verdict.rest:
+        health.rest(step, verdict.rest, probe)
+    elif verdict.strike == "failure":
+        health.failed(step, probe)
+    elif verdict.strike == "timeout":
+        health.timed_out(step, probe)
+    elif verdict.strike == "alive":
+        health.answered(step, probe)
+    else:
+        health.abandoned(step, probe)
+    return health.rests_for(step)
+
+
+def retry_delay(failure: UpstreamFailure, tries: int, random: Callable[[], float]) -> float:
+    """Seconds to wait before a step is repeated that was tried so often: longer each time, and no less than asked for.
+
+    Half of it is jitter, so that clients which failed together do not come back together.
+    """
+    asked = failure.retry_after if isinstance(failure, UpstreamRefused) else None
+    return max(asked or 0.0, min(RETRY_MOST, RETRY_FIRST * 2.0 ** (tries - 1)) * (0.5 + random() / 2))
