@@ -52,6 +52,7 @@ class Request(TwistedRequest):
     error: GatewayError | None = None
     serving: Deferred[Any] | None = None
     request_id = ""
+    max_body = 0  # how many bytes of its body its resource reads, 0 for none
     caller = ""
     trail: Any = None
     client_left = False
@@ -94,6 +95,7 @@ class Request(TwistedRequest):
         self.path = (uri if uri[:1] == b"/" else _ABSOLUTE.sub(b"", uri)).partition(b"?")[0]
         self.request_id = headers.request_id(given.get(b"x-request-id"))
         self.resource = self.channel.site.getResourceFor(self)
+        self.max_body = self.resource.max_body
         try:
             self.resource.admit(self)
             if length and self.resource.max_body:
@@ -101,12 +103,6 @@ class Request(TwistedRequest):
                 self._take(length)
         except GatewayError as error:
             self.refusal = without_frames(error)
-
-    @property
-    def max_body(self) -> int:
-        """How many bytes of its body its resource reads at most, 0 for none."""
-        limit: int = self.resource.max_body
-        return limit
 
     def _check_size(self, size: int) -> None:
         if size > self.max_body:
