@@ -29,7 +29,7 @@ from aigw.server.listeners import wanted
 from aigw.telemetry import logs, terminal
 from aigw.telemetry.log_file import LogFile
 from aigw.telemetry.log_writer import to_syslog
-from aigw.upstream.connector import Host, Names
+from aigw.upstream.connector import Host, Resolver
 from aigw.upstream.providers import Upstream
 
 EX_USAGE = 64
@@ -132,7 +132,7 @@ def makeService(options: Options) -> IService:
 def _check_providers(loaded: Config, reactor: Any, json: int) -> NoReturn:
     from aigw.daemon.check_providers import check
 
-    upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Names(reactor)))
+    upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
     raise SystemExit(0 if check(loaded, upstream, reactor, bool(json), print) else 1)
 
 

@@ -16,11 +16,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw.config import loader
-from aigw.proxy.cooldown import Health
+from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.exchange import Gateway
 from aigw.server import api
-from aigw.server.connection_limits import Guard
-from aigw.server.site import Front
+from aigw.server.connection_limits import LimitedFactory
+from aigw.server.site import GatewaySite
 from aigw.telemetry.record import AttemptRecord, Record, Sink
 from aigw.upstream.providers import Upstream
 from tests.harness import HELLO, KEY, request
@@ -122,12 +122,12 @@ class MemoryGateway:
         self.gateway = Gateway(
             settings,
             upstream,
-            Health(self.clock.seconds),
+            Cooldowns(self.clock.seconds),
             self.clock,
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
-        self.site = Front(api.tree(settings, self.gateway, sink or self.records.append), self.clock)
+        self.site = GatewaySite(api.tree(settings, self.gateway, sink or self.records.append), self.clock)
         self.admission = self.site.admission
         self.admission.connections = settings.max_connections
         self.admission.per_address = settings.max_per_address
@@ -140,7 +140,7 @@ class MemoryGateway:
         """A client's connection; ``secure`` only says that it would be TLS's."""
         peer = (IPv6Address if ":" in host else IPv4Address)("TCP", host, 2)
         wire = Wire(peerAddress=peer)
-        protocol = Guard(self.admission, self.site, secure).buildProtocol(peer)
+        protocol = LimitedFactory(self.admission, self.site, secure).buildProtocol(peer)
         if protocol is None:
             wire.disconnected = True
         else:

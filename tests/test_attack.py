@@ -37,7 +37,7 @@ MODES = {
 }  # fmt: skip
 
 
-class Watch(threading.Thread):
+class Telemetry(threading.Thread):
     """Asks for ``/health`` twenty times a second, each time on a connection of its own; ``took`` in seconds."""
 
     def __init__(self, address: tuple[str, int], context: ssl.SSLContext | None) -> None:
@@ -92,7 +92,7 @@ def test_s2_b3_slowhttptest(tmp_path, capsys, mode, tls):
         daemon.wait_for("Started")
         pid = daemon.process.pid
         before = open_files(pid)
-        watch, control = Watch((host, port), context), Watch(idle.address(), context)
+        watch, control = Telemetry((host, port), context), Telemetry(idle.address(), context)
         for each in (pid, idle.process.pid):
             prefer(each)
         for each in (watch, control):

@@ -233,7 +233,7 @@ STRICTER = {
 """Where curl accepts what the gateway refuses, and why the gateway does."""
 
 
-class Shown(Protocol):
+class AdminResource(Protocol):
     """The provider's end of one connection."""
 
     def connectionMade(self) -> None:
@@ -252,14 +252,14 @@ class Shown(Protocol):
 class Server(Factory):
     """A provider on loopback that shows whatever certificate it is to show, however weak."""
 
-    protocol = Shown
+    protocol = AdminResource
     noisy = False
 
     def __init__(self) -> None:
         self.port = reactor.listenTCP(0, TLSMemoryBIOFactory(self, False, self), interface="127.0.0.1")
         self.number = self.port.getHost().port
         self.received = b""
-        self.open: set[Shown] = set()
+        self.open: set[AdminResource] = set()
 
     def show(self, issued: Issued, ciphers: bytes = b"ALL", version: int = SSL.TLS1_3_VERSION) -> None:
         context = SSL.Context(SSL.TLS_METHOD)

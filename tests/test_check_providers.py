@@ -11,7 +11,7 @@ from twisted.internet import reactor
 
 from aigw.config import loader
 from aigw.daemon.check_providers import Check, as_json, told
-from aigw.upstream.connector import Host, Names
+from aigw.upstream.connector import Host, Resolver
 from aigw.upstream.providers import Upstream
 from tests.harness import bounded
 from tests.providers import answer, fin, hang, raw
@@ -47,7 +47,7 @@ async def check(world, provider, key=CANARY, model="m", **more):
         "routes": [{"name": "r", "steps": [{"provider": "p", "model": model}]}],
     }
     loaded = loader.build(tree, {}, world.folder)
-    upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Names(reactor)))
+    upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
     checked, steps = await bounded(Check(loaded, upstream, reactor).run())
     upstream.close()
     text = told(checked, steps) + as_json(checked, steps)

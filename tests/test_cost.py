@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from aigw.telemetry import logs
-from aigw.telemetry.telemetry import Watch
+from aigw.telemetry.telemetry import Telemetry
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, Wire
 from tests.providers import STREAM_HEAD, chunk, event
@@ -55,7 +55,7 @@ class Nowhere:
 def gateway():
     lines = logs.JsonLines(Nowhere())
     globalLogPublisher.addObserver(lines)
-    watch = Watch(lambda: None, Clock())
+    watch = Telemetry(lambda: None, Clock())
     gateway = MemoryGateway(sink=watch.record)
     watch.use(gateway.config)
     yield gateway

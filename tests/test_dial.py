@@ -12,11 +12,11 @@ from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 from twisted.internet.task import Clock
 
 from aigw.upstream import connector as dial
-from aigw.upstream.connector import Host, Names
+from aigw.upstream.connector import Host, Resolver
 from tests.harness import bounded
 
 
-class Resolver:
+class LookUps:
     """Counts look-ups; those of ``dead`` names hang until the test is over."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Resolver:
 
 @pytest.fixture
 def resolver():
-    resolver = Resolver()
+    resolver = LookUps()
     yield resolver
     resolver.over.set()
 
@@ -41,7 +41,7 @@ def resolver():
 @ensureDeferred
 async def test_t1_dead_names_delay_no_other(resolver):
     """Twenty look-ups of dead names, and the good one answers at once: Twisted's own ten threads would all be taken."""
-    names = Names(reactor, resolver)
+    names = Resolver(reactor, resolver)
     dead = [names.addresses(f"dead-{number % 15}") for number in range(20)]
     begun = reactor.seconds()
     assert await bounded(names.addresses("localhost")) == ["127.0.0.1"]
@@ -54,7 +54,7 @@ async def test_t1_dead_names_delay_no_other(resolver):
 
 @ensureDeferred
 async def test_addresses_are_kept_for_a_while_and_failures_are_not(resolver):
-    names = Names(reactor, resolver)
+    names = Resolver(reactor, resolver)
     for _ in range(3):
         assert await bounded(names.addresses("localhost")) == ["127.0.0.1"]
         with pytest.raises(DNSLookupError):
@@ -80,7 +80,7 @@ class Address:
 
 def race(*addresses: Address):
     clock, got = Clock(), []
-    winner = dial._Race(clock, addresses, None).winner
+    winner = dial._AddressRace(clock, addresses, None).winner
     winner.addBoth(got.append)
     return clock, winner, got
 
@@ -123,7 +123,7 @@ def test_t4_cancelling_cancels_what_runs():
 @ensureDeferred
 async def test_a_name_with_two_addresses_reaches_the_one_that_listens(world, resolver):
     provider = world.provider()
-    host = Host(reactor, Names(reactor, resolver), "both", provider.port)
+    host = Host(reactor, Resolver(reactor, resolver), "both", provider.port)
     from twisted.internet.protocol import Factory, Protocol
 
     begun = reactor.seconds()
@@ -163,7 +163,7 @@ async def test_whatever_a_look_up_raises_is_told_and_the_next_one_is_a_new_one()
         asked.append(host)
         raise ValueError("embedded null")
 
-    names = Names(reactor, broken)
+    names = Resolver(reactor, broken)
     for _ in range(2):
         with pytest.raises(DNSLookupError):
             await bounded(names.addresses("x"))
@@ -172,7 +172,7 @@ async def test_whatever_a_look_up_raises_is_told_and_the_next_one_is_a_new_one()
 
 @ensureDeferred
 async def test_a_look_up_without_a_thread_is_tried_again(resolver, monkeypatch):
-    names = Names(reactor, resolver)
+    names = Resolver(reactor, resolver)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda self: exec("raise RuntimeError('no thread')"))
         with pytest.raises(RuntimeError):
@@ -182,7 +182,7 @@ async def test_a_look_up_without_a_thread_is_tried_again(resolver, monkeypatch):
 
 @ensureDeferred
 async def test_one_waiter_may_cancel_another(resolver):
-    names = Names(reactor, resolver)
+    names = Resolver(reactor, resolver)
     waiters = [names.addresses("localhost") for _ in range(2)]
     got = []
     for each, other in zip(waiters, reversed(waiters), strict=True):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from aigw.upstream.response_parser import MAX_FRAMING, MAX_HEAD, MAX_HEADERS, Framing
+from aigw.upstream.response_parser import MAX_FRAMING, MAX_HEAD, MAX_HEADERS, ResponseParser
 from tests.memory import MemoryGateway, body_of
 from tests.providers import LAST_CHUNK, STREAM, STREAM_HEAD, chunk, completion, head, whole_stream
 
@@ -38,9 +38,9 @@ ENDLESS = {
 }
 
 
-def fed(begin: bytes, more: bytes, reads: int) -> tuple[Framing, int]:
+def fed(begin: bytes, more: bytes, reads: int) -> tuple[ResponseParser, int]:
     """What comes of so many reads, and how many of them were taken."""
-    framing = Framing()
+    framing = ResponseParser()
     framing.feed(begin)
     for taken in range(reads):
         if framing.broken:
@@ -62,7 +62,7 @@ def test_b7_what_is_no_body_does_not_go_on_for_ever(kind):
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_b7_it_ends_in_single_bytes_too(kind):
     begin, more = ENDLESS[kind]
-    framing = Framing()
+    framing = ResponseParser()
     framing.feed(begin)
     begun = time.process_time()
     for count in range(MAX_FRAMING + 2):
@@ -109,7 +109,7 @@ def test_b7_too_many_trailers_are_too_many_however_they_are_cut(reads):
     """In one read with the end of the answer too."""
     wire = CHUNKED + b"2\r\n{}\r\n0\r\n" + b"X: y\r\n" * (MAX_HEADERS + 1) + b"\r\n"
     size = len(wire) // reads + 1
-    framing = Framing()
+    framing = ResponseParser()
     for at in range(0, len(wire), size):
         framing.feed(wire[at : at + size])
     assert framing.broken == "headers are too many or too large"
@@ -117,7 +117,7 @@ def test_b7_too_many_trailers_are_too_many_however_they_are_cut(reads):
 
 
 def test_b7_the_bounds_are_for_all_headers_of_an_answer_and_for_each_answer_anew():
-    framing = Framing()
+    framing = ResponseParser()
     trailers = b"X: y\r\n" * (MAX_HEADERS - 52)
     early = b"HTTP/1.1 103 X\r\nLink: x\r\n\r\n" * 50
     for _ in range(5):
@@ -131,7 +131,7 @@ def test_b7_the_bounds_are_for_all_headers_of_an_answer_and_for_each_answer_anew
 
 def test_a3_a_long_stream_whose_chunk_sizes_come_alone_is_no_trouble():
     """A size and a body in reads of their own, again and again: far more framing than is allowed in a row."""
-    framing = Framing()
+    framing = ResponseParser()
     framing.feed(CHUNKED)
     for _ in range(MAX_FRAMING // 4):
         framing.feed(b"0001;x=1\r\n")
@@ -143,7 +143,7 @@ def test_a3_a_long_stream_whose_chunk_sizes_come_alone_is_no_trouble():
 
 
 def test_a3_a_large_head_is_still_read():
-    framing = Framing()
+    framing = ResponseParser()
     framing.feed(OK + b"X: %s\r\nContent-Length: 2\r\n\r\n{}" % (b"y" * (MAX_HEAD - 200)))
     assert framing.complete
     assert not framing.broken

@@ -10,7 +10,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
 from aigw.server import timeouts as lifetime
-from aigw.server.resources import Leaf
+from aigw.server.resources import ApiResource
 from tests.harness import AUTH, CHAT, HELLO, KEY, Answer, Client, bounded, contents, request, until
 from tests.memory import MemoryGateway, error_of
 from tests.providers import STREAM, answer, chunk, completion, fin, hang, stream, whole_stream
@@ -668,7 +668,7 @@ async def test_s4_a_bad_body(world, path, sent):
     assert_refusal(got, 400, None)
 
 
-class Broken(Leaf):
+class Broken(ApiResource):
     """What none of ours does."""
 
     def render(self, request):

@@ -10,7 +10,7 @@ import pytest
 
 from aigw.config.model import Provider, Step
 from aigw.errors import UpstreamBroken, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
-from aigw.proxy.cooldown import Health
+from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.retry_policy import Verdict, decide, retry_delay
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import completion, head
@@ -32,7 +32,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.health = Health(lambda: self.now)
+        self.health = Cooldowns(lambda: self.now)
         self.steps = [step(1), step(2), step(3)]
 
     @property

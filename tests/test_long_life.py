@@ -12,9 +12,9 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
 
-from aigw.daemon.watchdog import BEAT_SECONDS, WARN_EVERY, Pulse
+from aigw.daemon.watchdog import BEAT_SECONDS, WARN_EVERY, Watchdog
 from aigw.telemetry import logs
-from aigw.telemetry.flood import MAX_KINDS, WINDOW_SECONDS, Flood
+from aigw.telemetry.flood import MAX_KINDS, WINDOW_SECONDS, DuplicateFilter
 from aigw.telemetry.logs import JsonLines
 from tests.test_daemon import Daemon, twistd
 
@@ -38,7 +38,7 @@ def warned(monkeypatch):
 
 def test_d5_lag_is_measured_and_warned_about_at_most_every_10_s(warned):
     clock = Late()
-    pulse = Pulse(clock, lambda: None, float("inf"))
+    pulse = Watchdog(clock, lambda: None, float("inf"))
     pulse.start()
     clock.advance(BEAT_SECONDS)
     assert (pulse.lag, warned) == (0.0, [])
@@ -59,7 +59,7 @@ def test_d5_lag_is_measured_and_warned_about_at_most_every_10_s(warned):
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 6.67])
 def test_d3_the_watchdog_is_fed_in_time(seconds):
     clock, fed = Clock(), []
-    Pulse(clock, lambda: fed.append(clock.seconds()), seconds).start()
+    Watchdog(clock, lambda: fed.append(clock.seconds()), seconds).start()
     clock.pump([0.01] * 3000)
     assert max(b - a for a, b in zip([0.0, *fed], fed, strict=False)) <= seconds + 0.02
     assert len(fed) <= 30 / seconds * 2 + 1
@@ -70,7 +70,7 @@ def test_d3_the_watchdog_is_fed_in_time(seconds):
 
 def test_equal_failures_are_counted_not_repeated():
     seconds = [0.0]
-    flood = Flood(lambda: seconds[0])
+    flood = DuplicateFilter(lambda: seconds[0])
     assert [flood.admit("a") for _ in range(5)] == [0, None, None, None, None]
     assert flood.admit("b") == 0
     seconds[0] = WINDOW_SECONDS
@@ -78,7 +78,7 @@ def test_equal_failures_are_counted_not_repeated():
 
 
 def test_a_flood_of_different_failures_takes_no_memory():
-    flood = Flood(lambda: 0.0)
+    flood = DuplicateFilter(lambda: 0.0)
     for number in range(MAX_KINDS * 10):
         assert flood.admit(number) == 0
     assert len(flood._kinds) == MAX_KINDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aigw.daemon.drain import Drain
-from aigw.telemetry.counters import Tally
+from aigw.telemetry.counters import Counters
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, error_of
 from tests.providers import ROLE, STREAM, STREAM_HEAD, chunk, head
@@ -23,8 +23,8 @@ def drain(gateway: MemoryGateway) -> Drain:
     return draining
 
 
-def counted(gateway: MemoryGateway) -> Tally:
-    tally = Tally()
+def counted(gateway: MemoryGateway) -> Counters:
+    tally = Counters()
     tally.keep(gateway.config.routes.values())
     for record in gateway.records:
         tally.count(record)

@@ -290,7 +290,7 @@ def _raise(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "aigw.admin.resources.Metrics",
+        "aigw.admin.resources.MetricsResource",
         "aigw.admin.resources.show",
         "aigw.admin.resources.tree",
         "aigw.server.resources.tree",

@@ -21,7 +21,7 @@ from aigw.protocols.answers import message_in
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.error_bodies import error_body
 from aigw.protocols.requests import Call, read_call
-from aigw.proxy.cooldown import Health
+from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.failure_report import all_failed
 from aigw.proxy.router import Router
 from aigw.secret import Secret
@@ -64,7 +64,7 @@ def call(path: str = "chat/completions", more: bytes = b"", headers: tuple[tuple
 
 def attempts(config: Config, call: Call, route: str = "smart") -> list[Attempt]:
     router = Router(config)
-    return [router.attempt(step, call) for step in Health(lambda: 0.0).order(router.route(route).steps)]
+    return [router.attempt(step, call) for step in Cooldowns(lambda: 0.0).order(router.route(route).steps)]
 
 
 def first_headers(client: tuple[tuple[bytes, bytes], ...] = (), **first) -> list[tuple[bytes, bytes]]:

@@ -13,12 +13,12 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import Clock, deferLater
 
-from aigw.admin.live_feed import EVERY_SECONDS, MOST, MOST_SECONDS, Viewers
+from aigw.admin.live_feed import EVERY_SECONDS, MOST, MOST_SECONDS, LiveFeed
 from aigw.admin.page import Page
 from aigw.admin.session import cookie as cookie_of
 from aigw.config.model import Caller
 from aigw.secret import Secret
-from aigw.telemetry.telemetry import Watch
+from aigw.telemetry.telemetry import Telemetry
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until
 from tests.providers import answer, begin_stream, event, hang
 from tests.test_admin import gateway_with_admin, visit
@@ -353,7 +353,7 @@ async def test_events_have_no_head_of_their_own(world):
 
 
 def test_b9_a_key_that_is_a_word_of_the_form_hides_in_values_only():
-    watch = Watch(lambda: None, Clock())
+    watch = Telemetry(lambda: None, Clock())
     watch.hide([Secret("requests"), Secret("route")])
     metrics = b'# TYPE aigw_requests counter\naigw_requests_total{route="a route",b="\\"requests"} 1\n'
     shown = metrics.replace(b'"a route"', b'"a ***"').replace(b'"\\"requests"', b'"\\"***"')
@@ -390,7 +390,7 @@ class Tab:
 
 def test_a_page_that_reads_again_sees_what_it_missed():
     clock, says, page = Clock(), [b"1"], Tab()
-    viewers = Viewers(lambda: says[0], clock)
+    viewers = LiveFeed(lambda: says[0], clock)
     viewers.admit(page)
     page.producer.pauseProducing()
     says[0] = b"2"
@@ -404,7 +404,7 @@ def test_a_page_that_reads_again_sees_what_it_missed():
 
 def test_an_open_page_asks_anew_after_an_hour_and_so_does_not_outlive_its_cookie_for_long():
     clock, early, late = Clock(), Tab(), Tab()
-    viewers = Viewers(lambda: b"1", clock)
+    viewers = LiveFeed(lambda: b"1", clock)
     viewers.admit(early)
     clock.pump([EVERY_SECONDS] * 10)
     viewers.admit(late)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from aigw.config.model import Provider, Route, Step
-from aigw.telemetry.counters import Histogram, Tally
+from aigw.telemetry.counters import Counters, Histogram
 from aigw.telemetry.last_hour import FAILURES, Hour
 from aigw.telemetry.record import AttemptRecord, Record
 
@@ -40,7 +40,7 @@ def record(*attempts, **more):
 
 @pytest.fixture
 def tally():
-    tally = Tally()
+    tally = Counters()
     tally.keep([route()])
     return tally
 

@@ -20,10 +20,10 @@ from aigw.server.request import Request
 
 _PORT = re.compile(r":\d*\Z")
 
-Gate = Callable[[Request], None]
+AccessCheck = Callable[[Request], None]
 
 
-def with_key(callers: Sequence[Caller], cookies: Cookies) -> Gate:
+def with_key(callers: Sequence[Caller], cookies: Cookies) -> AccessCheck:
     """For whoever has a key, or else a cookie. Raises what ``authenticate`` does, WrongKey for a forged cookie too."""
 
     def judge(request: Request) -> None:
@@ -50,7 +50,7 @@ def everybody(request: Request) -> None:
     """A gate that is open to all."""
 
 
-def open_gate(request: Request) -> None:
+def allow_local(request: Request) -> None:
     """Everybody; but on loopback only by a name of loopback. Raises Misdirected.
 
     A page from elsewhere whose name was made to lead to 127.0.0.1 comes with that name in ``Host``.

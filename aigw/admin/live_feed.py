@@ -18,13 +18,13 @@ MOST_SECONDS = 3600.0  # then a page asks anew, and is judged anew: its cookie m
 MOST = 50
 
 
-class Viewers:
+class LiveFeed:
     """Looks once a second while there is anybody, and never else. ``look`` gives the status as JSON."""
 
     def __init__(self, look: Callable[[], bytes], clock: IReactorTime) -> None:
         self._look = look
         self._clock = clock
-        self._viewers: dict[Viewer, float] = {}  # and since when
+        self._viewers: dict[Subscriber, float] = {}  # and since when
         self._timer: IDelayedCall | None = None
         self._said = b""
         self._said_at = 0.0
@@ -36,14 +36,14 @@ class Viewers:
             raise Draining("The gateway is stopping.")
         if len(self._viewers) >= MOST:
             raise Overloaded(f"{MOST} pages are open already.", code="too_many_viewers")
-        viewer = Viewer(request, self)
+        viewer = Subscriber(request, self)
         self._viewers[viewer] = self._clock.seconds()
         if self._timer is None:
             self._said, self._said_at = self._look(), self._clock.seconds()
             self._timer = self._clock.callLater(EVERY_SECONDS, self._tell)
         viewer.begin(_event(self._said))
 
-    def left(self, viewer: Viewer) -> None:
+    def left(self, viewer: Subscriber) -> None:
         """One is gone."""
         self._viewers.pop(viewer, None)
         if not self._viewers and self._timer is not None:
@@ -87,10 +87,10 @@ def _event(data: bytes) -> bytes:
 
 
 @implementer(IPushProducer)
-class Viewer:
+class Subscriber:
     """One page. While it does not read, it misses events: each says all."""
 
-    def __init__(self, request: Any, viewers: Viewers) -> None:
+    def __init__(self, request: Any, viewers: LiveFeed) -> None:
         self._request = request
         self._viewers = viewers
         self._paused = self._missed = False

@@ -12,16 +12,16 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from aigw.access.keys import authenticate
-from aigw.admin.access_control import Gate, everybody, is_near, open_gate, with_key
-from aigw.admin.live_feed import Viewers
+from aigw.admin.access_control import AccessCheck, allow_local, everybody, is_near, with_key
+from aigw.admin.live_feed import LiveFeed
 from aigw.admin.page import Page
 from aigw.admin.session import Cookies, cookie, is_form, is_own_form, no_cookie
 from aigw.config.model import Config
 from aigw.errors import CrossSite, GatewayError, NotAForm, NotReady, PathNotFound, Unauthorized, WrongKey
 from aigw.net.headers import Header
 from aigw.server.request import Request
-from aigw.server.resources import Health, Leaf
-from aigw.telemetry.telemetry import Watch
+from aigw.server.resources import ApiResource, HealthResource
+from aigw.telemetry.telemetry import Telemetry
 
 CheckReady = Callable[[], None]
 HTML = b"text/html; charset=utf-8"
@@ -35,15 +35,15 @@ _SIGN_OUT = '<form method="post" action="status/logout"><button>Sign out</button
 class AdminState(NamedTuple):
     """What all pages share; it outlives every reload."""
 
-    watch: Watch
-    viewers: Viewers
+    watch: Telemetry
+    viewers: LiveFeed
     cookies: Cookies
 
 
-class Shown(Leaf):
+class AdminResource(ApiResource):
     """Something to look at, behind a gate."""
 
-    def __init__(self, config: Config, gate: Gate) -> None:
+    def __init__(self, config: Config, gate: AccessCheck) -> None:
         super().__init__(config)
         self.gate = gate
 
@@ -55,14 +55,14 @@ class Shown(Leaf):
 
     def getChild(self, path: bytes, request: Any) -> Resource:
         """Anything below that is not a resource of its own is unknown."""
-        return Nothing(self.config, self.gate)
+        return AdminNotFound(self.config, self.gate)
 
     def headers(self, request: Request) -> list[Header]:
         """What is shown is of this moment."""
         return [*super().headers(request), (b"cache-control", b"no-store")]
 
 
-class Nothing(Shown):
+class AdminNotFound(AdminResource):
     """Every path where there is nothing to see."""
 
     def check_path(self, request: Request) -> None:
@@ -70,16 +70,16 @@ class Nothing(Shown):
         raise PathNotFound("Unknown path; there are /status, /status.json, /metrics, /ready and /health.")
 
 
-class Root(Nothing):
+class AdminRoot(AdminNotFound):
     """All that is on the listener for administrators."""
 
     isLeaf = False
 
 
-class Metrics(Shown):
+class MetricsResource(AdminResource):
     """``GET /metrics``, for Prometheus."""
 
-    def __init__(self, config: Config, gate: Gate, watch: Watch) -> None:
+    def __init__(self, config: Config, gate: AccessCheck, watch: Telemetry) -> None:
         super().__init__(config, gate)
         self._watch = watch
 
@@ -95,10 +95,10 @@ class Metrics(Shown):
         return NOT_DONE_YET
 
 
-class Ready(Shown):
+class Ready(AdminResource):
     """``GET /ready``: whether new requests should be sent here, for whoever balances the load, and from anywhere."""
 
-    def __init__(self, config: Config, gate: Gate, check: CheckReady) -> None:
+    def __init__(self, config: Config, gate: AccessCheck, check: CheckReady) -> None:
         """``check`` raises a GatewayError if they should not."""
         super().__init__(config, gate)
         self._check = check
@@ -119,7 +119,7 @@ class Ready(Shown):
         return b'{"status": "ready", "pid": %d}' % os.getpid() if near else b'{"status": "ready"}'
 
 
-class Status(Shown):
+class Status(AdminResource):
     """``GET /status``: the page, or for a browser without key or cookie the form that asks for one."""
 
     isLeaf = False
@@ -150,7 +150,7 @@ class Status(Shown):
         return send(request, HTML, _FORM.html("wrong", wrong), *_FORM.headers, *headers)
 
 
-class Form(Shown):
+class Form(AdminResource):
     """What a browser sends from a page of ours, and nobody else's page has it send."""
 
     methods = (b"POST",)
@@ -168,7 +168,7 @@ class Form(Shown):
             raise NotAForm("The body is to be of the type application/x-www-form-urlencoded.")
 
 
-class Login(Form):
+class SignIn(Form):
     """``POST /status/login``: from the key, which stands in a form, to the cookie."""
 
     def __init__(self, config: Config, status: Status) -> None:
@@ -188,7 +188,7 @@ class Login(Form):
         return to_the_page(request, cookie(caller, time.time(), request.isSecure()))
 
 
-class Logout(Form):
+class SignOut(Form):
     """``POST /status/logout``: the browser forgets its cookie, and so do we: a copy of it opens nothing any more."""
 
     def __init__(self, config: Config, state: AdminState) -> None:
@@ -203,10 +203,10 @@ class Logout(Form):
         return to_the_page(request, no_cookie(request.isSecure()))
 
 
-class StatusJson(Shown):
+class StatusJson(AdminResource):
     """``GET /status.json``: what the page shows."""
 
-    def __init__(self, config: Config, gate: Gate, watch: Watch) -> None:
+    def __init__(self, config: Config, gate: AccessCheck, watch: Telemetry) -> None:
         super().__init__(config, gate)
         self._watch = watch
 
@@ -215,12 +215,12 @@ class StatusJson(Shown):
         return self._watch.status()
 
 
-class Events(Shown):
+class Events(AdminResource):
     """``GET /status/events``: the same, again whenever it has changed."""
 
     methods = (b"GET",)
 
-    def __init__(self, config: Config, gate: Gate, state: AdminState) -> None:
+    def __init__(self, config: Config, gate: AccessCheck, state: AdminState) -> None:
         super().__init__(config, gate)
         self._state = state
 
@@ -247,23 +247,25 @@ def send(request: Any, kind: bytes, body: bytes, *headers: Header) -> int:
     return NOT_DONE_YET
 
 
-def show(root: Leaf, config: Config, state: AdminState, check_ready: CheckReady, gate: Gate | None = None) -> None:
+def show(
+    root: ApiResource, config: Config, state: AdminState, check_ready: CheckReady, gate: AccessCheck | None = None
+) -> None:
     """Put the resources below ``root``, where a key is asked for, but for ``/ready``, unless ``gate`` is given."""
     ask = gate or with_key(config.callers, state.cookies)
     status = Status(config, ask)
     root.putChild(b"status", status)
     status.putChild(b"events", Events(config, ask, state))
     if gate is None:
-        status.putChild(b"login", Login(config, status))
-        status.putChild(b"logout", Logout(config, state))
+        status.putChild(b"login", SignIn(config, status))
+        status.putChild(b"logout", SignOut(config, state))
     root.putChild(b"status.json", StatusJson(config, ask, state.watch))
     root.putChild(b"ready", Ready(config, gate or everybody, check_ready))
-    root.putChild(b"metrics", Metrics(config, ask, state.watch))
+    root.putChild(b"metrics", MetricsResource(config, ask, state.watch))
 
 
-def tree(config: Config, state: AdminState, check_ready: CheckReady) -> Leaf:
+def tree(config: Config, state: AdminState, check_ready: CheckReady) -> ApiResource:
     """What the listener for administrators has: all of this without a key, and nothing of the API."""
-    root = Root(config, open_gate)
-    root.putChild(b"health", Health(config))
-    show(root, config, state, check_ready, open_gate)
+    root = AdminRoot(config, allow_local)
+    root.putChild(b"health", HealthResource(config))
+    show(root, config, state, check_ready, allow_local)
     return root

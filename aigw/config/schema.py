@@ -12,11 +12,11 @@ import msgspec
 from aigw.config.values import (
     Connections,
     Cooldown,
-    Drain,
+    DrainSeconds,
     Duration,
-    Endpoint,
     FileName,
     HeaderName,
+    ListenAddress,
     Name,
     PerAddress,
     Port,
@@ -51,7 +51,7 @@ class TlsEntry(CertificateEntry, frozen=True):
 class ListenerEntry(_Entry, frozen=True):
     """A Twisted server endpoint string; ``insecure`` means plain HTTP there."""
 
-    endpoint: Endpoint
+    endpoint: ListenAddress
     insecure: bool = False
 
 
@@ -122,5 +122,5 @@ class FileEntry(_Entry, frozen=True):
     connect_timeout: Duration = Duration(10)
     idle_timeout: Duration = Duration(120)
     cooldown: Cooldown = Cooldown(60)
-    drain: Drain = Drain(30)
+    drain: DrainSeconds = DrainSeconds(30)
     limits: LimitsEntry = LimitsEntry()

@@ -47,7 +47,7 @@ class Port(int):
     """A TCP port, 1 to 65535."""
 
 
-class Drain(float):
+class DrainSeconds(float):
     """Seconds, written as a Duration is, or 0 for not at all."""
 
 
@@ -63,7 +63,7 @@ class Retries(int):
     """How often a step is repeated in one request, 0 to 10."""
 
 
-class Endpoint(str):
+class ListenAddress(str):
     """A Twisted server endpoint string, of one of the kinds that the gateway can put its own TLS on."""
 
 
@@ -218,10 +218,10 @@ def _port(value: Any) -> Port:
     return Port(value)
 
 
-def _endpoint(value: Any) -> Endpoint:
+def _endpoint(value: Any) -> ListenAddress:
     if not isinstance(value, str) or value.partition(":")[0] not in ("tcp", "tcp6", "unix", "systemd"):
         raise ValueError("is not served; write tcp:PORT:interface=ADDRESS, tcp6:..., unix:PATH or systemd:...")
-    return Endpoint(value)
+    return ListenAddress(value)
 
 
 def _file_name(value: Any) -> FileName:
@@ -241,7 +241,7 @@ def _header_name(value: Any) -> HeaderName:
 _DECODERS: dict[type, Callable[[Any], Any]] = {
     Duration: _duration,
     Cooldown: lambda value: Cooldown(_or_zero(value, "never")),
-    Drain: lambda value: Drain(_or_zero(value, "not at all")),
+    DrainSeconds: lambda value: DrainSeconds(_or_zero(value, "not at all")),
     Connections: lambda value: Connections(_count(value, 1)),
     PerAddress: lambda value: PerAddress(_count(value, 0, ", or 0 for no limit")),
     Retries: _retries,
@@ -252,7 +252,7 @@ _DECODERS: dict[type, Callable[[Any], Any]] = {
     Secret: _secret,
     Name: _name,
     Port: _port,
-    Endpoint: _endpoint,
+    ListenAddress: _endpoint,
     FileName: _file_name,
     HeaderName: _header_name,
 }

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 FLUSH_SECONDS = 2.0
 
 
-class Site(Protocol):
+class DrainableSite(Protocol):
     """The clients' connections."""
 
     def drain(self) -> Deferred[None]:
@@ -24,7 +24,7 @@ class Site(Protocol):
         """Close every connection now."""
 
 
-class Exchange(Protocol):
+class Interruptible(Protocol):
     """A request that is being answered."""
 
     def interrupt(self) -> None:
@@ -34,7 +34,9 @@ class Exchange(Protocol):
 class Drain:
     """Lets the answers under way end, in ``seconds``; then ends them, and gives what was written time to be sent."""
 
-    def __init__(self, site: Site, running: Iterable[Exchange], clock: IReactorTime, seconds: float) -> None:
+    def __init__(
+        self, site: DrainableSite, running: Iterable[Interruptible], clock: IReactorTime, seconds: float
+    ) -> None:
         self._site = site
         self._running = running
         self._clock = clock

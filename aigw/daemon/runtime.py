@@ -14,7 +14,7 @@ from aigw.upstream.providers import Connect, Upstream
 T = TypeVar("T")
 
 
-class Generation:
+class Runtime:
     """A configuration with its certificates loaded and its providers made ready."""
 
     def __init__(self, config: Config, reactor: Any, connect: Connect, inherited: Sequence[Inherited]) -> None:

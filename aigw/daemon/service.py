@@ -19,26 +19,26 @@ from twisted.logger import ILogObserver
 
 from aigw import __version__
 from aigw.admin import resources as admin
-from aigw.admin.live_feed import Viewers
+from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
 from aigw.config.model import Config, Listener
 from aigw.daemon.drain import Drain
 from aigw.daemon.reload import Reload, clock_time
-from aigw.daemon.runtime import Generation
+from aigw.daemon.runtime import Runtime
 from aigw.daemon.systemd import Notify
-from aigw.daemon.watchdog import Pulse
+from aigw.daemon.watchdog import Watchdog
 from aigw.errors import CannotListen, Draining
 from aigw.net.tls import CurrentIdentity
-from aigw.proxy.cooldown import Health
+from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.exchange import Exchange, Gateway
 from aigw.server import api
 from aigw.server.listeners import Listeners, inherited, told
-from aigw.server.resources import Leaf
-from aigw.server.site import Front
+from aigw.server.resources import ApiResource
+from aigw.server.site import GatewaySite
 from aigw.telemetry import logs
-from aigw.telemetry.snapshot import Live, Reloads
-from aigw.telemetry.telemetry import Watch, log_attempt
-from aigw.upstream.connector import Host, LookUp, Names, look_up
+from aigw.telemetry.snapshot import Reloads, Snapshot
+from aigw.telemetry.telemetry import Telemetry, log_attempt
+from aigw.upstream.connector import Host, LookUp, Resolver, look_up
 
 EXPIRY_DAYS = 14.0
 
@@ -66,22 +66,22 @@ class GatewayService(Service):
         self._reactor = reactor
         self._observer = observer
         self._notify = notify or Notify({})
-        self._connect = partial(Host, reactor, Names(reactor, look_up))
+        self._connect = partial(Host, reactor, Resolver(reactor, look_up))
         self._inherited = list(inherited(reactor))
-        self._health = Health(time.monotonic)
+        self._health = Cooldowns(time.monotonic)
         self._running: set[Exchange] = set()
-        self.pulse = Pulse(reactor, self._notify.alive, feed_every)
+        self.pulse = Watchdog(reactor, self._notify.alive, feed_every)
         self._daily = LoopingCall(self._warn_of_expiry)
         self._daily.clock = reactor
         self._drain: Drain | None = None
         self._reloads = Reloads()
         self._reload = Reload(reactor, self._read, self._swap, self._notify, self._reloads)
-        self._watch = Watch(self._look, reactor, environ)
-        self._admin = admin.AdminState(self._watch, Viewers(self._watch.status, reactor), Cookies())
+        self._watch = Telemetry(self._look, reactor, environ)
+        self._admin = admin.AdminState(self._watch, LiveFeed(self._watch.status, reactor), Cookies())
         self._hurry = False
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
-        self._site, self._admin_site = (Front(tree, reactor) for tree in self._trees(self._now))
+        self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._now))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._now.listeners)
         self._watch.use(self.config)
@@ -138,10 +138,10 @@ class GatewayService(Service):
             return succeed(False)
         return self._reload.begin()
 
-    def _read(self) -> Generation:
-        return Generation(self._load(), self._reactor, self._connect, self._inherited)
+    def _read(self) -> Runtime:
+        return Runtime(self._load(), self._reactor, self._connect, self._inherited)
 
-    def _swap(self, new: Generation) -> bool:
+    def _swap(self, new: Runtime) -> bool:
         """Unless the gateway is stopping by now. Whatever it raises, it raises before anything is changed."""
         if self._drain is not None:
             return False
@@ -228,7 +228,7 @@ class GatewayService(Service):
 
     # What is made of a generation
 
-    def _trees(self, generation: Generation) -> tuple[Leaf, Leaf]:
+    def _trees(self, generation: Runtime) -> tuple[ApiResource, ApiResource]:
         """For clients, and for administrators. Making them changes nothing."""
         config = generation.config
         gateway = Gateway(config, generation.upstream, self._health, self._reactor, log_attempt, running=self._running)
@@ -242,9 +242,9 @@ class GatewayService(Service):
         admin.show(root, config, self._admin, check_ready)
         return root, admin.tree(config, self._admin, check_ready)
 
-    def _look(self) -> Live:
+    def _look(self) -> Snapshot:
         identity = self._now.identity
-        return Live(
+        return Snapshot(
             config=self.config,
             now=self._reactor.seconds(),
             stopping=self._drain is not None,

@@ -13,7 +13,7 @@ WARN_SECONDS = 0.2
 WARN_EVERY = 10.0
 
 
-class Pulse:
+class Watchdog:
     """Beats four times a second. ``lag`` is by how much the last beat was late, ``worst`` the most since a warning."""
 
     def __init__(self, clock: IReactorTime, alive: Callable[[], None], feed_every: float) -> None:

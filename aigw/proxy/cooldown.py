@@ -28,7 +28,7 @@ class _State:
         self.probing = False
 
 
-class Health:
+class Cooldowns:
     """The steps that have failed lately; ``seconds`` is a clock that never goes back."""
 
     def __init__(self, seconds: Callable[[], float]) -> None:

@@ -30,16 +30,16 @@ from aigw.net import headers
 from aigw.protocols.requests import Call
 from aigw.proxy import failure_report, relay, retry_policy
 from aigw.proxy.answers import hold
-from aigw.proxy.cooldown import Health
+from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.router import Router, choose
 from aigw.secret import holds_a_key
-from aigw.telemetry.record import AttemptRecord, AttemptSink, Trail, milliseconds
+from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, milliseconds
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 from aigw.upstream.providers import Upstream, within
 
 
-class Client(relay.Client, Protocol):
+class Responder(relay.BodySink, Protocol):
     """Who asked."""
 
     def begin(self, status: int, headers: list[headers.Header], length: int | None) -> None:
@@ -59,7 +59,7 @@ class Gateway:
         self,
         config: Config,
         upstream: Upstream,
-        health: Health,
+        health: Cooldowns,
         clock: IReactorTime,
         note_failure: AttemptSink,
         random: Callable[[], float] = random.random,
@@ -75,7 +75,7 @@ class Gateway:
         self.secrets = config.secrets
         self.running = set() if running is None else running
 
-    def serve(self, call: Call, client: Client, trail: Trail) -> Deferred[None]:
+    def serve(self, call: Call, client: Responder, trail: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         route = self.router.route(call.model)
         trail.route = route.name
@@ -85,7 +85,7 @@ class Gateway:
 class Exchange:
     """One call on its way along the steps of its route."""
 
-    def __init__(self, gateway: Gateway, route: Route, call: Call, client: Client, trail: Trail) -> None:
+    def __init__(self, gateway: Gateway, route: Route, call: Call, client: Responder, trail: RecordBuilder) -> None:
         self._gateway = gateway
         self._clock = gateway.clock
         self._health = gateway.health

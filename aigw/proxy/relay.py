@@ -27,7 +27,7 @@ from aigw.protocols.usage import usage_in
 _WHOLE = Failure(ResponseDone())
 
 
-class Client(Protocol):
+class BodySink(Protocol):
     """Where the bytes go."""
 
     def write(self, data: bytes) -> None:
@@ -52,7 +52,7 @@ class Relay(BodyProtocol, ABC):
         self._clock = clock
         self.held: Deferred[Relay] = Deferred(self.hang_up)
         self._flowing: Deferred[None] = Deferred(self.hang_up)
-        self._client: Client | None = None
+        self._client: BodySink | None = None
         self._pieces: list[bytes] = []
         self._size = 0
         self._end: Failure | None = None
@@ -86,7 +86,7 @@ class Relay(BodyProtocol, ABC):
             self._pieces[0] = body
             self._size = len(body)
 
-    def flow(self, client: Client, seconds: float) -> Deferred[None]:
+    def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
         """Write what was held, then the rest. Fails with StreamBroken; cancelling hangs up on the provider.
 
         ``seconds`` is the limit that ends a silence, or, for an answer that is no stream, all that is left of its time.

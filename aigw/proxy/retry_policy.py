@@ -10,7 +10,7 @@ import msgspec
 
 from aigw.config.model import Step
 from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused, UpstreamTimeout
-from aigw.proxy.cooldown import Health
+from aigw.proxy.cooldown import Cooldowns
 
 REPEATABLE = frozenset([408, 409, 425])
 
@@ -65,7 +65,7 @@ def decide(failure: UpstreamFailure, stop_on: AbstractSet[str]) -> Verdict:
             return Verdict(strike="failure", repeatable=True)
 
 
-def apply(health: Health, step: Step, verdict: Verdict, probe: bool) -> float | None:
+def apply(health: Cooldowns, step: Step, verdict: Verdict, probe: bool) -> float | None:
     """What the verdict means for the step: for how many seconds it rests from now on, if it does."""
     if verdict.rest:
         health.rest(step, verdict.rest, probe)

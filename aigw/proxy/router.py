@@ -11,7 +11,7 @@ from aigw.config.model import Config, Provider, Route, Step
 from aigw.errors import RouteNotFound
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.requests import Call, rewrite
-from aigw.proxy.cooldown import Health
+from aigw.proxy.cooldown import Cooldowns
 from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
 
@@ -67,7 +67,7 @@ class Router:
         )
 
 
-def choose(steps: Sequence[Step], health: Health) -> Step | None:
+def choose(steps: Sequence[Step], health: Cooldowns) -> Step | None:
     """Of the steps that are left, the one to try now: as configured, but those that rest at the end."""
     return next(iter(health.order(steps)), None)
 

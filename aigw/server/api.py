@@ -18,13 +18,13 @@ from aigw.protocols.endpoints import ENDPOINTS, Endpoint, model
 from aigw.protocols.requests import Call, begin_to_read
 from aigw.proxy.exchange import Gateway
 from aigw.server.request import Request
-from aigw.server.resources import Branch, Health, Leaf
-from aigw.telemetry.record import Sink, Trail
+from aigw.server.resources import ApiResource, HealthResource, PathPrefix
+from aigw.telemetry.record import RecordBuilder, Sink
 
 BeginTrace = Callable[["bytes | None"], Any]
 
 
-class Models(Leaf):
+class ModelsResource(ApiResource):
     """``GET /v1/models`` and ``/v1/models/{id}``, where an id may contain slashes."""
 
     def __init__(self, config: Config) -> None:
@@ -45,7 +45,7 @@ class Models(Leaf):
         return msgspec.json.encode(model(name, self._created))
 
 
-class Calls(Leaf):
+class EndpointResource(ApiResource):
     """One endpoint of the API: reads a Call, has the gateway serve it, and records what became of it."""
 
     methods = (b"POST",)
@@ -71,7 +71,7 @@ class Calls(Leaf):
     def admit(self, request: Request) -> None:
         """Everything about the request is recorded, its refusal too."""
         path = f"/v1/{self._endpoint.path}"
-        request.trail = Trail(self._seconds, request.request_id, request.method[:20].decode("latin-1"), path)
+        request.trail = RecordBuilder(self._seconds, request.request_id, request.method[:20].decode("latin-1"), path)
         if self._begin_trace is not None:
             request.trail.trace = self._begin_trace(request.header(b"traceparent"))
         super().admit(request)
@@ -94,7 +94,7 @@ class Calls(Leaf):
     def headers(self, request: Request) -> list[headers.Header]:
         """Which route, provider and model answered, after how many attempts."""
         sent = super().headers(request)
-        trail: Trail = request.trail
+        trail: RecordBuilder = request.trail
         if trail.route is not None:
             sent += [(b"x-aigw-route", headers.value(trail.route)), (b"x-aigw-attempts", b"%d" % trail.tried)]
         if trail.provider is not None and trail.model is not None:
@@ -103,7 +103,7 @@ class Calls(Leaf):
 
     def answered(self, request: Request, status: int) -> None:
         """The one record of the request."""
-        trail: Trail = request.trail
+        trail: RecordBuilder = request.trail
         trail.caller = request.caller
         trail.bytes_in = request.bytes_in
         trail.bytes_out = trail.bytes_out or request.sentLength
@@ -117,17 +117,17 @@ class Calls(Leaf):
         self._sink(trail.record(status))
 
 
-def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> Leaf:
+def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
     slices = Slices(gateway.clock)
-    root, v1, chat = Branch(config), Branch(config), Branch(config)
-    root.putChild(b"health", Health(config))
+    root, v1, chat = PathPrefix(config), PathPrefix(config), PathPrefix(config)
+    root.putChild(b"health", HealthResource(config))
     root.putChild(b"v1", v1)
-    v1.putChild(b"models", Models(config))
+    v1.putChild(b"models", ModelsResource(config))
     v1.putChild(b"chat", chat)
     for endpoint in ENDPOINTS.values():
         parent, name = (chat, "completions") if endpoint.path == "chat/completions" else (v1, endpoint.path)
-        calls = Calls(config, endpoint, gateway, sink, begin_trace, slices)
+        calls = EndpointResource(config, endpoint, gateway, sink, begin_trace, slices)
         parent.putChild(name.encode(), calls)
         root.known = {**root.known, f"/v1/{endpoint.path}".encode(): calls}
     return root

@@ -43,7 +43,7 @@ _ANSWER = (
 )
 
 
-class Admission:
+class ConnectionLimiter:
     """The connections that are open, and how many there may be; both limits may be assigned at any time.
 
     ``per_address`` counts an IPv6 client by its network of 64 bits, for that is what one subscriber gets, and is None
@@ -132,24 +132,24 @@ class Admission:
 
 
 @implementer(IStreamServerEndpoint)
-class Guarded:
+class LimitedEndpoint:
     """An endpoint under an Admission, to be wrapped in TLS if ``secure``."""
 
-    def __init__(self, admission: Admission, endpoint: IStreamServerEndpoint, secure: bool) -> None:
+    def __init__(self, admission: ConnectionLimiter, endpoint: IStreamServerEndpoint, secure: bool) -> None:
         self._admission = admission
         self._endpoint = endpoint
         self._secure = secure
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """See IStreamServerEndpoint."""
-        return self._endpoint.listen(Guard(self._admission, protocolFactory, self._secure))
+        return self._endpoint.listen(LimitedFactory(self._admission, protocolFactory, self._secure))
 
 
 @implementer(IProtocolFactory)
-class Guard:
+class LimitedFactory:
     """Builds what ``factory`` builds for whom the Admission admits."""
 
-    def __init__(self, admission: Admission, factory: IProtocolFactory, secure: bool) -> None:
+    def __init__(self, admission: ConnectionLimiter, factory: IProtocolFactory, secure: bool) -> None:
         self._admission = admission
         self._factory = factory
         self._secure = secure
@@ -165,17 +165,17 @@ class Guard:
                 watch_first_bytes(protocol)
             return protocol
         if self._admission.lingering < MAX_LINGERING:
-            return _Refused(self._admission, self._answer)
+            return _RefusedConnection(self._admission, self._answer)
         return None
 
 
-class _Refused(Protocol):
+class _RefusedConnection(Protocol):
     """A connection that was one too many: says so, and waits a while for the client to close."""
 
     transport: Any
     _closer: IDelayedCall
 
-    def __init__(self, admission: Admission, answer: bytes) -> None:
+    def __init__(self, admission: ConnectionLimiter, answer: bytes) -> None:
         self._admission = admission
         self._answer = answer
 

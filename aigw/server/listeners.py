@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from aigw.config.model import Config, Listener
 from aigw.errors import CannotListen, ConfigError
 from aigw.net.tls import CurrentIdentity
-from aigw.server.connection_limits import Admission, Guarded
+from aigw.server.connection_limits import ConnectionLimiter, LimitedEndpoint
 from aigw.server.overlap import Named, overlapping
 
 BACKLOG = 1024  # Twisted's 50 overflows when many clients come at once
@@ -100,17 +100,17 @@ def inherited(reactor: Any) -> Iterator[Inherited]:
             yield Inherited(endpoint, ipaddress.ip_address(name[0]).is_loopback, bound)
 
 
-class Site(Protocol):
+class LimitedSite(Protocol):
     """What a listener leads to: a protocol factory, and who may connect to it."""
 
-    admission: Admission
+    admission: ConnectionLimiter
 
 
 class Listeners:
     """Those that are open, in the order of the configuration; each leads to ``site`` or, for administrators, to
     ``admin_site``."""
 
-    def __init__(self, reactor: Any, site: Site, admin_site: Site, identity: CurrentIdentity) -> None:
+    def __init__(self, reactor: Any, site: LimitedSite, admin_site: LimitedSite, identity: CurrentIdentity) -> None:
         self._reactor = reactor
         self._site = site
         self._admin_site = admin_site
@@ -197,7 +197,7 @@ class Listeners:
             raise ConfigError([f"is not a Twisted server endpoint; {right}"]) from None
         except (LookupError, AttributeError):
             raise ConfigError(["systemd passed no such socket when the gateway started"]) from None
-        endpoint = Guarded(self._site_of(listener).admission, endpoint, secure=not listener.insecure)
+        endpoint = LimitedEndpoint(self._site_of(listener).admission, endpoint, secure=not listener.insecure)
         return endpoint if listener.insecure else wrapServerTLS(self._identity, endpoint, self._reactor)
 
     def _site_of(self, listener: Listener) -> Any:

@@ -14,7 +14,7 @@ from aigw.net import headers
 from aigw.server.request import Request
 
 
-class Leaf(TwistedResource):
+class ApiResource(TwistedResource):
     """What all resources share: how they are admitted, and what their answers carry."""
 
     isLeaf = True
@@ -28,7 +28,7 @@ class Leaf(TwistedResource):
 
     def getChild(self, path: bytes, request: Any) -> TwistedResource:
         """Anything below that is not a resource of its own is unknown."""
-        return Unknown(self.config)
+        return NotFound(self.config)
 
     def admit(self, request: Request) -> None:
         """Judge the request by its head: the key first, so that who has none learns nothing."""
@@ -65,7 +65,7 @@ def unknown(request: Request) -> PathNotFound:
     return PathNotFound(f"Unknown path {path!r}; the API is below /v1, for example POST /v1/chat/completions.")
 
 
-class Unknown(Leaf):
+class NotFound(ApiResource):
     """Every path that is not the gateway's, after the key was checked."""
 
     def check_path(self, request: Request) -> None:
@@ -73,13 +73,13 @@ class Unknown(Leaf):
         raise unknown(request)
 
 
-class Branch(Unknown):
+class PathPrefix(NotFound):
     """A path that only leads to others."""
 
     isLeaf = False
 
 
-class Health(Leaf):
+class HealthResource(ApiResource):
     """``GET /health``: alive, without a key and without asking anybody."""
 
     def admit(self, request: Request) -> None:

@@ -13,13 +13,13 @@ from twisted.web.server import Site
 from aigw.access.refused_keys import RefusedKeys
 from aigw.server.bodies import Bodies
 from aigw.server.channel import Channel
-from aigw.server.connection_limits import Admission
+from aigw.server.connection_limits import ConnectionLimiter
 from aigw.server.mismatch import Mismatches
 from aigw.server.request import Request
 from aigw.server.turns import Turns
 
 
-class Front(Site):
+class GatewaySite(Site):
     """The site that every listener serves; assigning ``resource`` replaces the whole tree for the next requests."""
 
     protocol = Channel  # type: ignore[assignment]  # not twisted.web's wrapper, which exists for HTTP/2
@@ -29,7 +29,7 @@ class Front(Site):
 
     def __init__(self, tree: TwistedResource, reactor: Any) -> None:
         super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
-        self.admission = Admission(reactor, self._make_way)
+        self.admission = ConnectionLimiter(reactor, self._make_way)
         self.refused_keys = RefusedKeys(reactor)
         self.bodies = Bodies()
         self.mismatches = Mismatches(reactor)

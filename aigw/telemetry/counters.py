@@ -47,7 +47,7 @@ class Histogram:
         self.sum += value
 
 
-class StepTally:
+class StepCounters:
     """One step of one route. ``why`` is the failure because of which it rests, or last rested; ``answers`` whether it
     did the last time.
     """
@@ -60,7 +60,7 @@ class StepTally:
         self.answers: bool | None = None
 
 
-class RouteTally:
+class RouteCounters:
     """One route, or all requests that name none."""
 
     def __init__(self, statuses: Iterable[int] = _STATUSES) -> None:
@@ -69,24 +69,24 @@ class RouteTally:
         self.first_token = Histogram(SECONDS)
         self.overhead = Histogram(OVERHEAD_SECONDS)
         self.fallbacks = 0
-        self.steps: dict[StepKey, StepTally] = {}
+        self.steps: dict[StepKey, StepCounters] = {}
 
 
-class Tally:
+class Counters:
     """All routes, and the failures of late."""
 
     def __init__(self) -> None:
-        self.routes: dict[str, RouteTally] = {}
-        self.other = RouteTally(_STATUSES_WITHOUT_ROUTE)
+        self.routes: dict[str, RouteCounters] = {}
+        self.other = RouteCounters(_STATUSES_WITHOUT_ROUTE)
         self.failures: Failures = failures()
 
     def keep(self, routes: Iterable[Route]) -> None:
         """Count for just these routes from now on."""
         before, self.routes = self.routes, {}
         for route in routes:
-            tally = self.routes[route.name] = before.get(route.name) or RouteTally()
+            tally = self.routes[route.name] = before.get(route.name) or RouteCounters()
             keys = [(step.number, step.provider.name, step.model) for step in route.steps]
-            tally.steps = {key: tally.steps.get(key) or StepTally() for key in keys}
+            tally.steps = {key: tally.steps.get(key) or StepCounters() for key in keys}
         self.other = self.routes.get(OTHER) or self.other  # a route may have that name: there is one series for both
 
     def count(self, record: Record) -> None:
@@ -148,7 +148,7 @@ class Tally:
         if record.status >= 500:
             self._gave_up(record)
 
-    def _failed(self, step: StepTally, record: Record, attempt: AttemptRecord) -> None:
+    def _failed(self, step: StepCounters, record: Record, attempt: AttemptRecord) -> None:
         step.answers = False
         if attempt.rests_s is not None:
             step.why = attempt.message

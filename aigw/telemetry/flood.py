@@ -8,7 +8,7 @@ WINDOW_SECONDS = 60.0
 MAX_KINDS = 200
 
 
-class Flood:
+class DuplicateFilter:
     """Counts what comes again within WINDOW_SECONDS instead of letting it through; ``seconds`` is a monotonic clock."""
 
     def __init__(self, seconds: Callable[[], float]) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from twisted.logger import ILogObserver, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
-from aigw.telemetry.flood import Flood
+from aigw.telemetry.flood import DuplicateFilter
 from aigw.telemetry.log_writer import LogWriter, Write, to_descriptor
 
 Hide = Callable[[str], str]
@@ -56,7 +56,7 @@ class JsonLines:
         """``priorities`` are written before each line where the journal reads them (sd-daemon(3))."""
         self._file = file
         self._priorities = _PRIORITIES if priorities else dict.fromkeys(_PRIORITIES, "")
-        self._flood = Flood(time.monotonic)
+        self._flood = DuplicateFilter(time.monotonic)
 
     def __call__(self, event: dict[str, Any]) -> None:
         """See ILogObserver."""

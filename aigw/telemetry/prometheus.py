@@ -16,17 +16,17 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from aigw import __version__
-from aigw.telemetry.counters import OTHER, Histogram, RouteTally, Tally
-from aigw.telemetry.snapshot import Live, Look
+from aigw.telemetry.counters import OTHER, Counters, Histogram, RouteCounters
+from aigw.telemetry.snapshot import Snapshot, TakeSnapshot
 
 STEP = ["route", "step", "provider", "model"]
 Families = Iterator[Any]
 
 
-class Metrics:
+class Exposition:
     """Answers scrapes. ``more`` adds families of others."""
 
-    def __init__(self, tally: Tally, look: Look, more: Callable[[], Families] | None = None) -> None:
+    def __init__(self, tally: Counters, look: TakeSnapshot, more: Callable[[], Families] | None = None) -> None:
         self._tally = tally
         self._look = look
         self._more = more
@@ -63,7 +63,7 @@ class _Seen(Collector):
         return self._families
 
 
-def _of_routes(routes: dict[str, RouteTally]) -> Families:
+def _of_routes(routes: dict[str, RouteCounters]) -> Families:
     requests = CounterMetricFamily(
         "aigw_requests",
         "Requests that were answered or given up, by what the client got.",
@@ -92,7 +92,7 @@ def _of_routes(routes: dict[str, RouteTally]) -> Families:
     yield from (requests, duration, first, overhead, fallbacks)
 
 
-def _of_steps(routes: dict[str, RouteTally]) -> Families:
+def _of_steps(routes: dict[str, RouteCounters]) -> Families:
     attempts = CounterMetricFamily(
         "aigw_attempts", "Attempts at a step, by what came of them.", labels=[*STEP, "outcome"]
     )
@@ -111,7 +111,7 @@ def _of_steps(routes: dict[str, RouteTally]) -> Families:
     yield from (attempts, tokens)
 
 
-def _of_rests(live: Live) -> Families:
+def _of_rests(live: Snapshot) -> Families:
     resting = GaugeMetricFamily("aigw_step_resting", "1 while a step rests, which is then tried last.", labels=STEP)
     until = GaugeMetricFamily(
         "aigw_step_rest_end_timestamp_seconds", "When a resting step is tried again, in Unix time.", labels=STEP
@@ -125,7 +125,7 @@ def _of_rests(live: Live) -> Families:
     yield from (resting, until)
 
 
-def _of_the_daemon(live: Live) -> Families:
+def _of_the_daemon(live: Snapshot) -> Families:
     in_flight = GaugeMetricFamily("aigw_requests_in_flight", "Requests that are being answered.", labels=["route"])
     for name in live.config.routes:
         in_flight.add_metric([name], live.in_flight.get(name, 0))

@@ -1,6 +1,6 @@
 """The record of one request, from which every log line is made. It holds no content, only sizes.
 
-A ``Trail`` is written while the request runs; ``Trail.record`` closes it into the frozen Record that a sink gets.
+A ``RecordBuilder`` is written while the request runs; its ``record`` makes the frozen Record that a sink gets.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Sink = Callable[[Record], None]
 AttemptSink = Callable[[str, str, AttemptRecord], None]
 
 
-class Trail:
+class RecordBuilder:
     """What is known so far of a request; ``seconds`` is the clock."""
 
     def __init__(self, seconds: Callable[[], float], request_id: str, method: str, path: str) -> None:

@@ -27,7 +27,7 @@ class Reloads:
         self.refused, self.refused_at = self.refused + 1, time.time()
 
 
-class Live(msgspec.Struct, frozen=True):
+class Snapshot(msgspec.Struct, frozen=True):
     """A look at the daemon. ``now`` is on the gateway's clock, ``certificate_expires`` in Unix seconds;
     ``refused`` connections and ``refused_keys`` are counted since the start; ``lag`` and what ``rests_for`` gives are
     seconds."""
@@ -46,4 +46,4 @@ class Live(msgspec.Struct, frozen=True):
     log_lines_dropped: int = 0
 
 
-Look = Callable[[], Live]
+TakeSnapshot = Callable[[], Snapshot]

@@ -9,14 +9,14 @@ from typing import Any
 
 from aigw import __version__
 from aigw.config.model import Route, Step
-from aigw.telemetry.counters import RouteTally, StepTally, Tally
+from aigw.telemetry.counters import Counters, RouteCounters, StepCounters
 from aigw.telemetry.last_hour import Hour
-from aigw.telemetry.snapshot import Live
+from aigw.telemetry.snapshot import Snapshot
 
 _STATES = {True: "answering", False: "failed", None: "unused"}
 
 
-def status(live: Live, tally: Tally) -> dict[str, Any]:
+def status(live: Snapshot, tally: Counters) -> dict[str, Any]:
     """Everything, ready for JSON. Moments are Unix seconds; an hour has 60 values, the oldest first."""
     reloads, expires = live.reloads, live.certificate_expires
     return {
@@ -39,7 +39,7 @@ def status(live: Live, tally: Tally) -> dict[str, Any]:
     }
 
 
-def _route(route: Route, live: Live, tally: RouteTally) -> dict[str, Any]:
+def _route(route: Route, live: Snapshot, tally: RouteCounters) -> dict[str, Any]:
     steps = [_step(step, live, tally.steps[step.number, step.provider.name, step.model]) for step in route.steps]
     return {
         "name": route.name,
@@ -50,7 +50,7 @@ def _route(route: Route, live: Live, tally: RouteTally) -> dict[str, Any]:
     }
 
 
-def _step(step: Step, live: Live, tally: StepTally) -> dict[str, Any]:
+def _step(step: Step, live: Snapshot, tally: StepCounters) -> dict[str, Any]:
     left = live.rests_for(step)
     shown = {
         "number": step.number,

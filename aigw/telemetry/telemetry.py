@@ -14,10 +14,10 @@ from aigw.config.model import Config
 from aigw.errors import KEY_REFUSED
 from aigw.secret import Secret
 from aigw.telemetry import logs
-from aigw.telemetry.counters import Tally
-from aigw.telemetry.prometheus import Metrics
+from aigw.telemetry.counters import Counters
+from aigw.telemetry.prometheus import Exposition
 from aigw.telemetry.record import AttemptRecord, Record
-from aigw.telemetry.snapshot import Look
+from aigw.telemetry.snapshot import TakeSnapshot
 from aigw.telemetry.status import status
 from aigw.telemetry.trace_context import Trace
 from aigw.telemetry.tracing import Tracing, wanted
@@ -30,14 +30,14 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"(:?)')  # with a colon behind it it is a
 Hide = Callable[[str], str]
 
 
-class Watch:
+class Telemetry:
     """Hears of each request once; outlives every reload. ``look`` says how the daemon is right now."""
 
-    def __init__(self, look: Look, reactor: Any, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, look: TakeSnapshot, reactor: Any, environ: Mapping[str, str] | None = None) -> None:
         """``environ`` may ask for traces."""
         self.tracing = Tracing(reactor, environ, self.without_keys) if environ and wanted(environ) else None
-        self.tally = Tally()
-        self.metrics = Metrics(self.tally, look, self.tracing.families if self.tracing else None)
+        self.tally = Counters()
+        self.metrics = Exposition(self.tally, look, self.tracing.families if self.tracing else None)
         self._look = look
         self._reactor = reactor
         self._secrets: list[Secret] = []

@@ -18,7 +18,7 @@ from aigw.upstream.agent import Agent, ReadyHeaders
 from aigw.upstream.connection import Response
 
 
-class Client(HTTPClient):
+class TreqClient(HTTPClient):
     """Calls over one agent. Bodies are producers already, headers and URLs in their final form."""
 
     def __init__(self, agent: Agent) -> None:

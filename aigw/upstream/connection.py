@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from aigw.errors import UpstreamBroken
 from aigw.net import write as wire
-from aigw.upstream.response_parser import Framing
+from aigw.upstream.response_parser import ResponseParser
 
 MOST_TO_COPY = 16 * 1024  # what is larger is cheaper sent by itself than copied behind a head
 _COMPLETE = Failure(ResponseDone())
@@ -43,7 +43,7 @@ class Response:
 
     version = (b"HTTP", 1, 1)
 
-    def __init__(self, connection: Connection, head: Framing) -> None:
+    def __init__(self, connection: Connection, head: ResponseParser) -> None:
         self._connection = connection
         self.code = head.status
         self.phrase = head.phrase
@@ -95,7 +95,7 @@ class Connection(Protocol):
         self._gone = gone
         self._alive = True
         self.ready: Deferred[Connection] | None = Deferred(lambda _: self.abort())
-        self._framing = Framing()
+        self._framing = ResponseParser()
         self._unsent = False
         self._start()
 

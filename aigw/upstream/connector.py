@@ -33,7 +33,7 @@ def look_up(host: str) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-class Names:
+class Resolver:
     """Addresses of host names, kept for a while."""
 
     def __init__(self, reactor: Any, look_up: LookUp = look_up) -> None:
@@ -80,7 +80,7 @@ class Names:
 class Host:
     """A host and port to connect to; the host may be an address."""
 
-    def __init__(self, reactor: Any, names: Names, host: str, port: int) -> None:
+    def __init__(self, reactor: Any, names: Resolver, host: str, port: int) -> None:
         self._reactor = reactor
         self._names = names
         self._host = host
@@ -92,7 +92,7 @@ class Host:
             return self._endpoint(self._host).connect(factory)
 
         def race(addresses: Sequence[str]) -> Deferred[IProtocol]:
-            return _Race(self._reactor, [self._endpoint(address) for address in addresses], factory).winner
+            return _AddressRace(self._reactor, [self._endpoint(address) for address in addresses], factory).winner
 
         connected: Deferred[Any] = self._names.addresses(self._host)
         return connected.addCallback(race)
@@ -102,7 +102,7 @@ class Host:
         return kind(self._reactor, address, self._port, timeout=NO_LIMIT)
 
 
-class _Race:
+class _AddressRace:
     """Connects to the first endpoint that answers; ``winner`` fails as the last one failed."""
 
     def __init__(self, clock: Any, endpoints: Sequence[IStreamClientEndpoint], factory: IProtocolFactory) -> None:

@@ -28,7 +28,7 @@ from aigw.protocols.answers import message_in
 from aigw.protocols.envelope import Pieces
 from aigw.upstream.agent import Agent, ReadyHeaders
 from aigw.upstream.attempt import Attempt
-from aigw.upstream.client import Client, ascii_url
+from aigw.upstream.client import TreqClient, ascii_url
 from aigw.upstream.connection import Connection, Response
 from aigw.upstream.pool import Pool
 from aigw.upstream.trust import ProviderTls
@@ -50,7 +50,7 @@ class Upstream:
         self._pools: dict[str, Pool] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
         self._origins: dict[str, tuple[str, bytes, bool]] = {}
-        self._clients: dict[tuple[str, float], Client] = {}
+        self._clients: dict[tuple[str, float], TreqClient] = {}
         self._urls: dict[str, bytes] = {}
         mistakes: list[str] = []
         for index, provider in enumerate(providers):
@@ -107,12 +107,12 @@ class Upstream:
         for pool in self._pools.values():
             pool.close()
 
-    def _client(self, provider: Provider, connect_timeout: float) -> Client:
+    def _client(self, provider: Provider, connect_timeout: float) -> TreqClient:
         key = provider.name, connect_timeout
         if key not in self._clients:
             host = URL.from_text(ascii_url(provider.base_url)).authority().encode("ascii")
             agent = Agent(self._pools[provider.name], host, connect_timeout)
-            self._clients[key] = Client(agent)
+            self._clients[key] = TreqClient(agent)
         return self._clients[key]
 
 

@@ -12,7 +12,7 @@ MAX_HEADERS = 200  # of them
 MAX_FRAMING = 2 * MAX_HEAD  # of bytes in a row that bring no body: heads, trailers, sizes and extensions of chunks
 
 
-class Framing:
+class ResponseParser:
     """One answer after the other. The attributes say what was fed so far; ``broken`` is a reason, or empty."""
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ class Plan:
 
 
 @dataclass
-class Tally:
+class Counters:
     """What became of one kind of requests."""
 
     ok: int = 0
@@ -88,7 +88,7 @@ class Load:
     def __init__(self, plan):
         self.plan = plan
         self.over = asyncio.Event()
-        self.tallies = {"fresh": Tally(), "kept": Tally(), "streams": Tally()}
+        self.tallies = {"fresh": Counters(), "kept": Counters(), "streams": Counters()}
         self.going = []
 
     async def timed(self, tally, work):
