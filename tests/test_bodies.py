@@ -60,8 +60,10 @@ def test_s6_the_bodies_under_way_have_a_bound_which_is_told_before_they_are_read
     world = MemoryGateway(top={"limits": {"body": "2MiB", "bodies": "3MiB"}})
     held = world.open()
     held.say(large(2 * MIB - 1000))
+    world.turns()
     small = world.open()
     small.say(large(500_000))
+    world.turns()
     one_more = world.open()
     one_more.say(large(1_000_000)[:1000])
     told = one_more.take()
@@ -81,11 +83,13 @@ def test_s6_the_bodies_under_way_have_a_bound_which_is_told_before_they_are_read
 
 def served(world, client):
     client.say(large())
+    world.turns()
     world.doors["p1"].wire.say(ANSWER)
 
 
 def streamed(world, client):
     client.say(large(stream=True))
+    world.turns()
     world.doors["p1"].wire.say(STREAM_HEAD + chunk(event({"content": "x"})))
     assert world.site.bodies.under_way == 0, "from its first output on nobody needs the prompt"
     world.doors["p1"].wire.say(chunk(DONE) + b"0\r\n\r\n")
@@ -93,6 +97,7 @@ def streamed(world, client):
 
 def unknown_model(world, client):
     client.say(large(model="no such"))
+    world.turns()
 
 
 def malformed(world, client):
@@ -101,6 +106,7 @@ def malformed(world, client):
 
 def all_steps_fail(world, client):
     client.say(large())
+    world.turns()
     for name in ("p1", "p2"):
         world.doors[name].wire.say(REFUSAL)
 
@@ -121,11 +127,13 @@ def left_while_sending_chunks(world, client):
 
 def left_while_waiting(world, client):
     client.say(large())
+    world.turns()
     client.lost(ConnectionLost())
 
 
 def left_in_a_stream(world, client):
     client.say(large(stream=True))
+    world.turns()
     world.doors["p1"].wire.say(STREAM_HEAD + chunk(event({"content": "x"})))
     client.lost(ConnectionLost())
 
@@ -145,6 +153,7 @@ def too_long(world, client):
 
 def out_of_time(world, client):
     client.say(large())
+    world.turns()
     world.clock.advance(700)
 
 
@@ -155,6 +164,7 @@ def stopped(world, client):
 
 def cut_stream(world, client):
     client.say(large(stream=True))
+    world.turns()
     world.doors["p1"].wire.say(STREAM_HEAD + chunk(event({"content": "x"})))
     world.doors["p1"].wire.lost(ConnectionLost())
 

@@ -9,7 +9,7 @@ import pytest
 
 FAULTS = """
 import resource, sys
-from aigw import heap
+from aigw.daemon import memory as heap
 if sys.argv[1] == "kept":
     heap.keep()
 def use():

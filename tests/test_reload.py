@@ -293,7 +293,7 @@ def _raise(*_: object, **__: object) -> None:
         "aigw.admin.resources.MetricsResource",
         "aigw.admin.resources.show",
         "aigw.admin.resources.tree",
-        "aigw.server.resources.tree",
+        "aigw.server.api.tree",
         "aigw.daemon.service.Gateway",
         "aigw.proxy.router.Router.__init__",
         "aigw.server.listeners.serverFromString",

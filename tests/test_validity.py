@@ -199,8 +199,8 @@ def by_the_demo(folder: Path) -> None:
     demo.certify(folder)
 
 
-def by_the_readme(folder: Path) -> None:
-    (line,) = re.findall(r"^openssl req (?:.*\\\n)*.*$", (HERE / "README.md").read_text(), re.MULTILINE)
+def by_the_documents(folder: Path) -> None:
+    (line,) = re.findall(r"^openssl req (?:.*\\\n)*.*$", (HERE / "docs" / "tls.md").read_text(), re.MULTILINE)
     subprocess.run(shlex.split(line.replace("\\\n", "")), cwd=folder, check=True, capture_output=True, timeout=20)
 
 
@@ -213,7 +213,7 @@ def by_install(folder: Path) -> None:
     (folder / "etc" / "tls" / "privkey.pem").rename(folder / "key.pem")
 
 
-@pytest.mark.parametrize("make", [by_the_demo, by_the_readme, by_install])
+@pytest.mark.parametrize("make", [by_the_demo, by_the_documents, by_install])
 def test_b11_a_certificate_that_we_make_is_a_servers_and_no_cas(tmp_path, make):
     """rustls refuses CA:TRUE from a server; Python 3.13 wants key identifiers (VERIFY_X509_STRICT)."""
     make(tmp_path)
