@@ -19,8 +19,7 @@ from twisted.python import usage
 from aigw import __version__
 from aigw.config import loader
 from aigw.config.model import Config
-from aigw.daemon import demo, dumpable
-from aigw.daemon import memory as heap
+from aigw.daemon import demo, dumpable, memory
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import ignore, obey, obey_stops
 from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
@@ -139,7 +138,7 @@ def _check_providers(loaded: Config, reactor: Any, json: int) -> NoReturn:
 def _settle() -> None:
     """What is there after the start stays: no collection of garbage needs to look at it again."""
     dumpable.forbid()  # once more, for twistd may have changed the user
-    heap.keep()
+    memory.keep()
     gc.collect()
     gc.freeze()
     # A plain request leaves no cycle, so looking after every 700 objects cost a tenth; a closed TLS connection does

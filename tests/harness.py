@@ -22,7 +22,7 @@ from aigw.config import loader
 from aigw.config.model import Config
 from aigw.daemon.service import GatewayService
 from aigw.telemetry.logs import JsonLines
-from aigw.upstream import connector as dial
+from aigw.upstream import connector
 from tests import providers
 
 KEY = "gateway-key-1234-of-the-tests"
@@ -260,7 +260,7 @@ class World:
         def load() -> Config:
             return loader.build(tree, environ or {}, self.folder)
 
-        service = GatewayService(load, reactor, None, look_up or dial.look_up, environ=environ)
+        service = GatewayService(load, reactor, None, look_up or connector.look_up, environ=environ)
         service.privilegedStartService()
         service.startService()
         self._closers.append(service.stopService)

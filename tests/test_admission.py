@@ -16,7 +16,7 @@ import trustme
 from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 
-from aigw.server import connection_limits as admission
+from aigw.server import connection_limits
 from aigw.server import open_files as openfiles
 from aigw.telemetry import notices
 from tests.harness import HELLO, KEY, request
@@ -54,7 +54,7 @@ def test_s2_2000_connections_in_all(said):
     assert error_of(told)["code"] == "too_many_connections"
     assert (world.admission.open, world.admission.refused) == (2000, 1)
     refused.say(request(HELLO))
-    world.clock.advance(admission.LINGER_SECONDS)
+    world.clock.advance(connection_limits.LINGER_SECONDS)
     assert refused.aborted
     assert refused.take() == b""
     assert not any(client.disconnected for client in clients)
@@ -96,18 +96,18 @@ def test_s2_over_tls_one_too_many_ends_without_a_word():
     refused = world.open(secure=True)
     assert refused.take() == b""
     refused.say(b"\x16\x03\x01")
-    world.clock.advance(admission.LINGER_SECONDS)
+    world.clock.advance(connection_limits.LINGER_SECONDS)
     assert refused.aborted
 
 
 def test_s2_refused_connections_linger_in_a_bounded_number_and_leave_nothing():
     world = MemoryGateway(top=limits(connections=1))
     world.ask()
-    refused = [world.open() for _ in range(admission.MAX_LINGERING + 5)]
-    assert [wire.protocol is None for wire in refused] == [False] * admission.MAX_LINGERING + [True] * 5
+    refused = [world.open() for _ in range(connection_limits.MAX_LINGERING + 5)]
+    assert [wire.protocol is None for wire in refused] == [False] * connection_limits.MAX_LINGERING + [True] * 5
     refused[0].lost(ConnectionDone())
     assert world.open().protocol is not None
-    world.clock.advance(admission.LINGER_SECONDS)
+    world.clock.advance(connection_limits.LINGER_SECONDS)
     assert world.admission.lingering == 0
     assert world.open().protocol is not None
 
@@ -134,7 +134,7 @@ def test_s2_what_is_unsaid_when_it_stops_is_said(said):
         world.open()
     world.site.stopFactory()
     assert [each["refused"] for each in said] == [1, 2]
-    world.clock.advance(admission.LINGER_SECONDS)
+    world.clock.advance(connection_limits.LINGER_SECONDS)
     assert len(world.timers()) == 2, "only those of the request that is under way, and of its connection"
 
 

@@ -9,8 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 
-from aigw.config import file_mode as permissions
-from aigw.config import loader
+from aigw.config import file_mode, loader
 from aigw.config.model import Listener, TlsFiles
 from aigw.config.quoting import quoted, quoted_file
 from aigw.daemon.service import GatewayService
@@ -532,7 +531,7 @@ def test_b2_the_scheme_of_a_url_counts_in_any_case(url):
 )
 def test_b10_what_is_a_literal_key(fragment, literal):
     tree = {"api_key": "${A}", "providers": [yaml.safe_load(fragment)]}
-    assert permissions.holds_literal_key(tree) is literal
+    assert file_mode.holds_literal_key(tree) is literal
 
 
 def test_f2_f5_retries_and_stop_on():

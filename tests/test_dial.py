@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 from twisted.internet.task import Clock
 
-from aigw.upstream import connector as dial
+from aigw.upstream import connector
 from aigw.upstream.connector import Host, Resolver
 from tests.harness import bounded
 
@@ -63,7 +63,7 @@ async def test_addresses_are_kept_for_a_while_and_failures_are_not(resolver):
 
 
 def test_the_real_resolver_knows_localhost():
-    assert set(dial.look_up("localhost")) <= {"127.0.0.1", "::1"}
+    assert set(connector.look_up("localhost")) <= {"127.0.0.1", "::1"}
 
 
 class Address:
@@ -80,7 +80,7 @@ class Address:
 
 def race(*addresses: Address):
     clock, got = Clock(), []
-    winner = dial._AddressRace(clock, addresses, None).winner
+    winner = connector._AddressRace(clock, addresses, None).winner
     winner.addBoth(got.append)
     return clock, winner, got
 

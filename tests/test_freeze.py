@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 
 from aigw.net import lateness
-from aigw.server import timeouts as lifetime
+from aigw.server import timeouts
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, body_of
 from tests.providers import DONE, STREAM_HEAD, chunk, completion, event, head
@@ -31,10 +31,10 @@ def test_s2_the_rest_of_a_head_and_of_a_body():
     client = gateway.open()
     sent = request({**HELLO, "pad": "x" * 200_000})
     client.say(sent[:20])
-    gateway.clock.jump(lifetime.HEAD_SECONDS + 5)
+    gateway.clock.jump(timeouts.HEAD_SECONDS + 5)
     assert client.take() == b""
     client.say(sent[20:100_000])
-    gateway.clock.jump(lifetime.BODY_SECONDS + 20)
+    gateway.clock.jump(timeouts.BODY_SECONDS + 20)
     assert client.take() == b""
     client.say(sent[100_000:])
     gateway.doors["p1"].wire.say(ANSWER)
@@ -46,7 +46,7 @@ def test_s2_the_next_request_of_a_connection_that_is_kept():
     client = gateway.open()
     client.say(HEALTH)
     client.take()
-    gateway.clock.jump(lifetime.KEEP_ALIVE_SECONDS + 5)
+    gateway.clock.jump(timeouts.KEEP_ALIVE_SECONDS + 5)
     client.say(HEALTH)
     assert body_of(client.take()) == b'{"status": "healthy"}'
 

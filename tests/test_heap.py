@@ -9,9 +9,9 @@ import pytest
 
 FAULTS = """
 import resource, sys
-from aigw.daemon import memory as heap
+from aigw.daemon import memory
 if sys.argv[1] == "kept":
-    heap.keep()
+    memory.keep()
 def use():
     large = [bytes(1 << 19) for _ in range(8)]
     for each in large:

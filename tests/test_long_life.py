@@ -14,8 +14,7 @@ from twisted.python.failure import Failure
 
 from aigw.daemon.watchdog import BEAT_SECONDS, WARN_EVERY, Watchdog
 from aigw.telemetry import logs
-from aigw.telemetry.flood import MAX_KINDS, WINDOW_SECONDS, DuplicateFilter
-from aigw.telemetry.logs import JsonLines
+from aigw.telemetry.logs import MAX_KINDS, WINDOW_SECONDS, DuplicateFilter, JsonLines
 from tests.test_daemon import Daemon, twistd
 
 # The pulse

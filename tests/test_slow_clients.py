@@ -10,7 +10,7 @@ from twisted.internet import reactor
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import deferLater
 
-from aigw.server import timeouts as lifetime
+from aigw.server import timeouts
 from tests.harness import AUTH, HELLO, request
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import ROLE, STREAM_HEAD, answer, chunk, completion, event, head
@@ -192,7 +192,7 @@ def test_b9_every_request_has_exactly_one_record(case):
 async def test_s2_a_client_that_reads_slowly_gets_all_of_a_large_answer(world, monkeypatch):
     """What counts is that it reads, not that it ever catches up."""
     # The kernel takes more only when a third of what it may hold is free, which this client reads in some 0.2 s.
-    monkeypatch.setattr(lifetime, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(timeouts, "READ_SECONDS", 1.0)
     large = b'{"data": ["%s"]}' % (b"x" * 2_000_000)
     gateway = world.gateway(world.provider(answer(200, large)))
     client = await gateway.connect()

@@ -13,7 +13,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from aigw.server import timeouts as lifetime
+from aigw.server import timeouts
 from aigw.server.request_head import SINGLE
 from tests.harness import AUTH, CHAT, HELLO, bounded, request
 from tests.memory import MemoryGateway, error_of
@@ -245,7 +245,7 @@ SECURE = pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @pytest.fixture
 def brief(monkeypatch):
     """Over TLS a refusing gateway waits two seconds for the client to close; here it has less patience."""
-    monkeypatch.setattr(lifetime, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(timeouts, "LINGER_SECONDS", 0.1)
 
 
 async def exchanged(gateway, sent: bytes, behind: bytes, way: str) -> bytes:

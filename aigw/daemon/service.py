@@ -18,7 +18,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver
 
 from aigw import __version__
-from aigw.admin import resources as admin
+from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
 from aigw.config.model import Config, Listener
@@ -77,7 +77,7 @@ class GatewayService(Service):
         self._reloads = Reloads()
         self._reload = Reload(reactor, self._read, self._swap, self._notify, self._reloads)
         self._watch = Telemetry(self._look, reactor, environ)
-        self._admin = admin.AdminState(self._watch, LiveFeed(self._watch.status, reactor), Cookies())
+        self._admin = resources.AdminState(self._watch, LiveFeed(self._watch.status, reactor), Cookies())
         self._hurry = False
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
@@ -239,8 +239,8 @@ class GatewayService(Service):
             generation.check_ready()
 
         root = api.tree(config, gateway, self._watch.record, self._watch.begin_trace)
-        admin.show(root, config, self._admin, check_ready)
-        return root, admin.tree(config, self._admin, check_ready)
+        resources.show(root, config, self._admin, check_ready)
+        return root, resources.tree(config, self._admin, check_ready)
 
     def _look(self) -> Snapshot:
         identity = self._now.identity

@@ -21,9 +21,8 @@ from aigw.net import write as wire
 from aigw.protocols.error_bodies import error_body
 from aigw.server.bodies import without_frames
 from aigw.server.chunks import BodyTooLong, ChunkedBody, MalformedChunks
-from aigw.server.grammar import is_host, is_target
 from aigw.server.request import Request
-from aigw.server.request_head import MAX_HEAD, MAX_HEADERS, MAX_LINE, HeadReader
+from aigw.server.request_head import MAX_HEAD, MAX_HEADERS, MAX_LINE, HeadReader, is_host, is_target
 from aigw.server.timeouts import BODY_SECONDS, HEAD_SECONDS, LINGER_SECONDS, MortalChannel
 
 MAX_BEHIND = 256 * 1024

@@ -10,8 +10,6 @@ import math
 import re
 from collections.abc import Callable
 
-from aigw.server.grammar import is_trailer
-
 FRAMING = 16 * 1024  # beside as much framing as there is body; and trailers have this much and no more
 MAX_LINE = 1024
 AT_ONCE = 16
@@ -134,3 +132,7 @@ class ChunkedBody:
         self._framing += framing
         if self._framing > FRAMING + self._body:
             raise MalformedChunks
+
+
+is_trailer = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+:[^\0\r\n]*").fullmatch
+"""Section 7.1.2: a line of a trailer, which is a header's."""

@@ -168,3 +168,17 @@ def _once_each(lines: bytes) -> dict[bytes, bytes] | None:
         return None
     length = given.get(b"content-length", b"0")
     return given if length.isdigit() and len(length) <= MAX_DIGITS else None
+
+
+_HOST = rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]"
+
+
+_REST = rb"[!-\"$-~]*"
+
+
+is_host = re.compile(_HOST + rb"*").fullmatch
+"""Section 3.2: a Host, which may be empty, but holds no path, no credentials, no white space."""
+
+
+is_target = re.compile(rb"/%s|\*|https?://%s+(?:[/?]%s)?" % (_REST, _HOST, _REST), re.IGNORECASE).fullmatch
+"""Section 3.2: a path, an absolute URI without credentials, or the asterisk; no fragment, control or 8-bit byte."""

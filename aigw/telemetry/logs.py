@@ -18,7 +18,6 @@ import msgspec
 from twisted.logger import ILogObserver, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
-from aigw.telemetry.flood import DuplicateFilter
 from aigw.telemetry.log_writer import LogWriter, Write, to_descriptor
 
 Hide = Callable[[str], str]
@@ -243,3 +242,32 @@ def _hidden(text: str) -> str:
     for hiding in _hides:
         text = hiding(text)
     return text
+
+
+WINDOW_SECONDS = 60.0
+
+
+MAX_KINDS = 200
+
+
+class DuplicateFilter:
+    """Counts what comes again within WINDOW_SECONDS instead of letting it through; ``seconds`` is a monotonic clock."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._kinds: dict[object, list[float]] = {}  # when it was let through, and how often it came since
+
+    def admit(self, kind: object) -> int | None:
+        """None for what is only counted, else how often the like of it was held back since it last was let through."""
+        now = self._seconds()
+        known = self._kinds.get(kind)
+        if known is None:
+            if len(self._kinds) >= MAX_KINDS:
+                del self._kinds[next(iter(self._kinds))]
+            self._kinds[kind] = [now, 0]
+            return 0
+        if now - known[0] < WINDOW_SECONDS:
+            known[1] += 1
+            return None
+        held_back, known[:] = int(known[1]), [now, 0]
+        return held_back
