@@ -1,4 +1,4 @@
-"""S6, R5: the memory that bodies take: nothing for who has no use for one, a bounded sum, and let go of at once."""
+"""R5, R6, S6: the memory that bodies take: nothing for who has no use for one, a bounded sum, and let go of at once."""
 
 from __future__ import annotations
 
