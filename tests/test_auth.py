@@ -112,20 +112,20 @@ def test_b6_a_wrong_key_is_401(key, places):
 
 
 @pytest.mark.parametrize(("api_key", "authorization", "wrong"), ONE_IS_WRONG)
-def test_b6_s8_one_wrong_key_is_401_whatever_stands_beside_it(api_key, authorization, wrong):
+def test_b6_one_wrong_key_is_401_whatever_stands_beside_it(api_key, authorization, wrong):
     refusal = refused(api_key, authorization)
     assert isinstance(refusal, WrongKey)
     assert refusal.tried == wrong
 
 
 @pytest.mark.parametrize(("one", "other"), [(ANN, EVE), (EVE, ANN), (BOB, ANN)])
-def test_b6_s8_the_keys_of_two_callers_are_400(one, other):
+def test_b6_the_keys_of_two_callers_are_400(one, other):
     with pytest.raises(BadRequest, match="two callers"):
         authenticate(EVERYBODY, one.key.reveal().encode(), b"Bearer " + other.key.reveal().encode())
 
 
 @pytest.mark.parametrize(("api_key", "authorization"), MISSING)
-def test_b6_s9_no_key_is_no_wrong_one(api_key, authorization):
+def test_b6_s20_no_key_is_no_wrong_one(api_key, authorization):
     assert not isinstance(refused(api_key, authorization), WrongKey)
 
 

@@ -1,4 +1,4 @@
-"""S6, R5: the memory that bodies take: nothing for who has no use for one, a bounded sum, and let go of at once."""
+"""R5, R6, S6: the memory that bodies take: nothing for who has no use for one, a bounded sum, and let go of at once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_r5_a_body_that_no_resource_reads_is_not_kept_and_ends_the_connection(pa
 # The sum
 
 
-def test_s6_the_bodies_under_way_have_a_bound_which_is_told_before_they_are_read():
+def test_r6_the_bodies_under_way_have_a_bound_which_is_told_before_they_are_read():
     world = MemoryGateway(top={"limits": {"body": "2MiB", "bodies": "3MiB"}})
     held = world.open()
     held.say(large(2 * MIB - 1000))
@@ -175,7 +175,7 @@ ENDS = [served, streamed, unknown_model, malformed, all_steps_fail, no_key, left
 
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
-def test_s6_a_body_is_let_go_of_without_the_cyclic_collector(end):
+def test_r6_a_body_is_let_go_of_without_the_cyclic_collector(end):
     """However a request ends; and whatever was counted for it is given back."""
     world = MemoryGateway(top={"cooldown": 0})
 
@@ -252,7 +252,7 @@ def uploads(address: tuple[str, int], times: int) -> None:
 
 
 @pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_s6_uploads_that_are_refused_or_abandoned_leave_nothing(tmp_path, capsys, times):
+def test_r6_s6_uploads_that_are_refused_or_abandoned_leave_nothing(tmp_path, capsys, times):
     """Five kinds of them, ``times`` each, of 32 MiB."""
     with Daemon(tmp_path, config=json.dumps(daemon_of(tmp_path))) as daemon:
         address = daemon.address()

@@ -1,4 +1,4 @@
-"""``aigw``: the short words for twistd, and ``aigw init``."""
+"""D6: ``aigw``, the short words for twistd, and ``aigw init``."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(folder, *words, **more):
         (["--version"], ["--version"]),
     ],
 )
-def test_a_command_is_nothing_but_twistd_s(words, options):
+def test_d6_a_command_is_nothing_but_twistd_s(words, options):
     assert translate(words) == ["-n", "--pidfile=", "aigw", *options]
 
 
@@ -89,13 +89,13 @@ def test_version(tmp_path):
         ["init", "-c"],
     ],
 )
-def test_d3_words_that_make_no_sense_are_exit_64(tmp_path, words):
+def test_d6_d4_words_that_make_no_sense_are_exit_64(tmp_path, words):
     done = run(tmp_path, *words)
     assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr.startswith("aigw: ")
 
 
-def test_d4_check(tmp_path):
+def test_d6_d4_check(tmp_path):
     done = run(tmp_path, "check")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("The configuration is good.\n")
@@ -134,7 +134,7 @@ ANSWERS = [
 ]
 
 
-def test_init_writes_a_file_that_the_gateway_takes(tmp_path):
+def test_d6_init_writes_a_file_that_the_gateway_takes(tmp_path):
     done = run(tmp_path, "init", config=None, input="\n".join(ANSWERS))
     assert (done.returncode, done.stderr) == (0, "")
     path = tmp_path / "config.yaml"
@@ -162,7 +162,7 @@ def test_init_writes_a_file_that_the_gateway_takes(tmp_path):
 
 
 @pytest.mark.parametrize("there", ["file", "link to nothing"])
-def test_init_overwrites_nothing(tmp_path, there):
+def test_d6_init_overwrites_nothing(tmp_path, there):
     path = tmp_path / "config.yaml"
     path.write_text("mine") if there == "file" else path.symlink_to("nowhere")
     done = run(tmp_path, "init", config=None, input="\n".join(ANSWERS))

@@ -103,7 +103,6 @@ def test_every_link_leads_somewhere(page):
 
 # The configuration
 
-# Documented, and not in this branch; whoever brings them takes them out.
 COMPUTED = {"port": "`$PORT`, then `8080`", "limits.bodies": "`512MiB`, or `body` if that is more"}  # by the loader
 
 
@@ -297,7 +296,7 @@ NOT_RUN = {
     r"python3 -m venv \.venv && .* pytest ": "it is this run; .ci/run takes the line from README",
     r"python3 -m venv \.venv$": "tests/test_packaging.py::test_it_installs_into_a_fresh_environment_and_twistd_knows_it",
     r"(\.venv/bin/)?pip install ": "an index of packages; tests/test_packaging.py::test_it_installs_into_a_fresh_environment_and_twistd_knows_it",
-    r"twistd -n --pidfile= aigw --demo": "tests/test_daemon.py::test_the_demo_shows_fallback_by_the_lines_that_it_prints",
+    r"aigw demo$": "tests/test_daemon.py::test_the_demo_shows_fallback_by_the_lines_that_it_prints",
     # Root and systemd
     r"(sudo )?contrib/systemd/install\.sh install-service": "tests/booted/test_service.py::test_install_service_makes_it_active_and_it_answers_over_tls",
     r"SSH_HOST=\S+ contrib/systemd/install\.sh deploy": "tests/booted/test_deploy.py::test_deploy_from_nothing_then_an_upgrade_then_a_broken_version",
@@ -350,6 +349,7 @@ class Story:
         self.out = ""
         (folder / "bin").mkdir()
         self.tool("twistd", "from twisted.scripts.twistd import run; run()")
+        self.tool("aigw", "from aigw.command import main; main()")
         self.tool("python", "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')")
         (folder / ".venv" / "bin").mkdir(parents=True)
         (folder / ".venv" / "bin" / "activate").touch()  # ours is active
@@ -385,7 +385,7 @@ class Story:
         command = self.here(command)
         if command.startswith("journalctl"):
             command = f"cat gateway.log | {command.partition(' | ')[2]}"  # what is behind it is what can be wrong
-        if re.match(r"twistd -n .*aigw -c \S+$", command):
+        if re.match(r"aigw -c \S+$", command):
             self.start(command)
             return
         script = f"set -euo pipefail\n{command}\nenv -0 > .environ"

@@ -1,4 +1,4 @@
-"""T1, S2, D2: a process that stood still reads what has come before it judges a limit; one that stops, before it closes."""
+"""T5, D2: a process that stood still reads what has come before it judges a limit; one that stops, before it closes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEALTH = request(None, "/health", "GET", {})
 # In memory: the clock jumps, its timers fire, and only then is read what has come.
 
 
-def test_s2_the_rest_of_a_head_and_of_a_body():
+def test_t5_s2_the_rest_of_a_head_and_of_a_body():
     gateway = MemoryGateway()
     client = gateway.open()
     sent = request({**HELLO, "pad": "x" * 200_000})
@@ -41,7 +41,7 @@ def test_s2_the_rest_of_a_head_and_of_a_body():
     assert client.take().endswith(completion())
 
 
-def test_s2_the_next_request_of_a_connection_that_is_kept():
+def test_t5_s2_the_next_request_of_a_connection_that_is_kept():
     gateway = MemoryGateway()
     client = gateway.open()
     client.say(HEALTH)
@@ -51,7 +51,7 @@ def test_s2_the_next_request_of_a_connection_that_is_kept():
     assert body_of(client.take()) == b'{"status": "healthy"}'
 
 
-def test_s2_the_grace_is_short_and_given_once():
+def test_t5_s2_the_grace_is_short_and_given_once():
     gateway = MemoryGateway()
     client = gateway.open()
     client.say(HEALTH[:20])
@@ -61,7 +61,7 @@ def test_s2_the_grace_is_short_and_given_once():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_t1_an_answer_that_has_come_meanwhile(stream):
+def test_t5_t1_an_answer_that_has_come_meanwhile(stream):
     gateway = MemoryGateway(timeout=30, deadline=40)
     client = gateway.ask(stream=stream)
     gateway.clock.jump(60)
@@ -74,7 +74,7 @@ def test_t1_an_answer_that_has_come_meanwhile(stream):
     assert b"error" not in told
 
 
-def test_t1_a_connection_to_a_provider_that_has_come_meanwhile():
+def test_t5_t1_a_connection_to_a_provider_that_has_come_meanwhile():
     gateway = MemoryGateway(connect_timeout=5)
     door = gateway.doors["p1"]
     door.opens = opens = Deferred()
@@ -86,7 +86,7 @@ def test_t1_a_connection_to_a_provider_that_has_come_meanwhile():
     client.lost(ConnectionDone())
 
 
-def test_t1_and_one_that_stays_silent_still_ends():
+def test_t5_t1_and_one_that_stays_silent_still_ends():
     gateway = MemoryGateway(timeout=30)
     client = gateway.ask()
     gateway.clock.jump(60)
@@ -111,7 +111,7 @@ def tree(provider: socket.socket | None = None, **more) -> str:
     )
 
 
-def test_t1_a_daemon_that_was_stopped_and_goes_on(tmp_path):
+def test_t5_t1_a_daemon_that_was_stopped_and_goes_on(tmp_path):
     """For longer than its step's limit, in which the provider answers."""
     with (
         socket.create_server(("127.0.0.1", 0)) as provider,

@@ -1,4 +1,4 @@
-"""S2, S4: HTTP at an HTTPS port, and the other way round: told or closed at once, and one line in the log."""
+"""S8: HTTP at an HTTPS port, and the other way round: told or closed at once, and one line in the log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def connect_plainly(gateway):
 
 @pytest.mark.parametrize("sent", [request(None, "/health", "GET", {}), request(HELLO, CHAT), b"G"])
 @ensureDeferred
-async def test_s4_plain_http_at_the_https_port_is_told_so(world, sent):
+async def test_s8_plain_http_at_the_https_port_is_told_so(world, sent):
     gateway = world.gateway(world.provider(), tls=True)
     client = await connect_plainly(gateway)
     client.transport.write(sent)
@@ -37,7 +37,7 @@ async def test_s4_plain_http_at_the_https_port_is_told_so(world, sent):
 
 
 @ensureDeferred
-async def test_s2_whoever_speaks_plain_http_there_and_stays_is_closed(world):
+async def test_s8_whoever_speaks_plain_http_there_and_stays_is_closed(world):
     gateway = world.gateway(world.provider(), tls=True)
     client = await connect_plainly(gateway)
     client.transport.write(b"G")
@@ -48,7 +48,7 @@ async def test_s2_whoever_speaks_plain_http_there_and_stays_is_closed(world):
 
 @pytest.mark.parametrize("size", [1, len(HELLO_BYTES)])
 @ensureDeferred
-async def test_s2_tls_at_the_plain_port_is_closed_at_the_first_byte(world, size):
+async def test_s8_tls_at_the_plain_port_is_closed_at_the_first_byte(world, size):
     gateway = world.gateway(world.provider())
     for _ in range(3):
         client = await gateway.send(HELLO_BYTES[:size])

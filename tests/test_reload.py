@@ -424,7 +424,7 @@ async def test_d1_a_certificate_without_its_key_is_refused(world):
     ("days", "status", "said"), [(90, 200, ""), (13, 200, "expires in 13.0 days"), (-1, 503, "has expired")]
 )
 @ensureDeferred
-async def test_d2_ready_knows_that_a_certificate_has_expired_and_the_log_warns_before(world, days, status, said):
+async def test_d2a_ready_knows_that_a_certificate_has_expired_and_the_log_warns_before(world, days, status, said):
     certificate(world, "server", "127.0.0.1", days=days)
     plain = {"endpoint": "tcp:0:interface=127.0.0.1", "insecure": True}
     gateway = world.gateway(world.provider(), top={"tls": files("server"), "listen": [plain]})

@@ -82,7 +82,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("case", SHOWN)
 @ensureDeferred
-async def test_d2_every_certificate_of_every_chain_counts_for_ready_and_warnings(world, case):
+async def test_d2a_every_certificate_of_every_chain_counts_for_ready_and_warnings(world, case):
     make, status, code, level, message = SHOWN[case]
     gateway = gateway_with(world, *make())
     got = await gateway.get("/ready", {})
@@ -98,7 +98,7 @@ async def test_d2_every_certificate_of_every_chain_counts_for_ready_and_warnings
 
 
 @ensureDeferred
-async def test_d2_a_certificate_becomes_valid_without_a_reload(world, monkeypatch):
+async def test_d2a_a_certificate_becomes_valid_without_a_reload(world, monkeypatch):
     gateway = gateway_with(world, leaf(begins=NEW))
     assert (await gateway.get("/ready", {})).status == 503
     monkeypatch.setattr("aigw.net.validity.time.time", lambda: NEW.timestamp() + 1)
