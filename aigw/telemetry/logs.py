@@ -115,7 +115,7 @@ def is_journal(environ: Mapping[str, str], fd: int) -> bool:
 
 
 def json_lines() -> QueuedLines:
-    """The factory for ``twistd --logger aigw.telemetry.logs.json_lines``: to standard error, which twistd leaves to us."""
+    """The factory for ``--logger aigw.telemetry.logs.json_lines``: to standard error, which twistd leaves to us."""
     return to_stream(sys.__stderr__, priorities=is_journal(os.environ, 2))
 
 
