@@ -73,10 +73,10 @@ class Channel(HeadReader, MortalChannel):
         self._closing |= self._deaf
         ahead, self._ahead = self._ahead, bytearray()
         ahead += self.clearLineBuffer()
+        self.site.idle[self] = None  # over TLS one that closes too waits for the client, and may give way
         super().requestDone(request)
         if self.persistent and not self._closing:
             self._ahead = ahead
-            self.site.idle[self] = None
         self._behind = len(self._ahead)
         if self._waitingForTransport:
             self._networkProducer.pauseProducing()
@@ -275,9 +275,9 @@ class Channel(HeadReader, MortalChannel):
         if self._closing:
             return
         self._closing = True
-        request_id, method = "", b""
+        request_id, method = "", getattr(self, "_command", b"")  # Twisted's, from the first line on
         if self.requests:  # its body is malformed, if it was admitted at all
-            request_id, method = self.requests[-1].request_id, self.requests[-1].method
+            request_id = self.requests[-1].request_id
             self.requests[-1].error = error
             self.requests[-1].answered(error.status)
         self._let_go()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -24,30 +24,12 @@ _ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # RFC 9112, 3.2.2: 
 log = Logger()
 
 
-class Resource(Protocol):
-    """A leaf of the resource tree."""
-
-    max_body: int
-
-    def admit(self, request: Request) -> None:
-        """Judge the request by its head. Raises GatewayError."""
-
-    def render(self, request: Request) -> Any:
-        """The body, or NOT_DONE_YET. Raises GatewayError."""
-
-    def headers(self, request: Request) -> list[headers.Header]:
-        """What every answer of this resource carries."""
-
-    def answered(self, request: Request, status: int) -> None:
-        """The request is over; ``status`` is 499 where the client left."""
-
-
 class Request(TwistedRequest):
     """A request whose body is a list of the pieces it came in."""
 
     defaultContentType = b"application/json"
     channel: Any = None
-    resource: Any = None
+    resource: Any = None  # an ApiResource, which imports this file
     refusal: GatewayError | None = None
     error: GatewayError | None = None
     serving: Deferred[Any] | None = None
@@ -56,6 +38,7 @@ class Request(TwistedRequest):
     caller = ""
     trail: Any = None
     client_left = False
+    _interrupted_by: GatewayError | None = None
 
     def __init__(self, channel: Any, queued: object = False) -> None:
         """Twisted's makes two tables of headers and more for each request, of which nobody here asks."""
@@ -184,7 +167,7 @@ class Request(TwistedRequest):
         self.serving = None
         if self._disconnected and failure.check(CancelledError):
             return
-        error = failure.value
+        error = (failure.check(CancelledError) and self._interrupted_by) or failure.value
         if not isinstance(error, GatewayError):
             log.failure("Unexpected error while serving", failure=failure)
             error = GatewayError("The gateway failed unexpectedly.")
@@ -195,6 +178,14 @@ class Request(TwistedRequest):
             self.cut(flush=False)
         else:
             self.fail(error)
+
+    def interrupt(self, error: GatewayError) -> bool:
+        """The gateway has no more time: answer with ``error``, unless an answer has begun; whether that was done."""
+        if self.serving is None or self.startedWriting or self._disconnected:
+            return False
+        self._interrupted_by = error
+        self.serving.cancel()
+        return True
 
     # Answering
 

@@ -130,13 +130,15 @@ class MortalChannel(HTTPChannel, ABC):
         """The gateway has no more time: whoever is still sending a request hears so, and what was written is sent."""
         if self._body_began < math.inf:
             self._reject(Draining("The gateway is stopping."))
-        elif not self._closing:
+        elif not (self._closing or any(each.interrupt(Draining("The gateway is stopping.")) for each in self.requests)):
             self.close_soon()
 
     def close_soon(self, seconds: float = FLUSH_SECONDS) -> None:
         """Close when all is sent that was written, and after ``seconds`` at last; no further request is read."""
         self._closing = True
         if self._closer is not None:
+            if not self._closer.active():
+                return  # it was aborted in this very turn of the reactor, and is gone in the next
             self._closer.cancel()
         self._closer = self.callLater(seconds, self.transport.abortConnection)
         super().loseConnection()

@@ -25,10 +25,13 @@ class Turns:
 
     def _run(self) -> None:
         waiting = self._waiting
-        for _ in range(min(PER_TURN, len(waiting))):
-            if waiting[0]():
-                waiting.rotate(-1)
-            else:
-                waiting.popleft()
-        if waiting:
-            self._clock.callLater(0, self._run)
+        try:
+            for _ in range(min(PER_TURN, len(waiting))):
+                more = False
+                try:
+                    more = waiting[0]()
+                finally:  # what raises has had its turns; the others still have theirs
+                    waiting.rotate(-1) if more else waiting.popleft()
+        finally:
+            if waiting:
+                self._clock.callLater(0, self._run)
