@@ -176,7 +176,7 @@ class Served:
         self.provider.wait()
 
 
-class Telemetry:
+class Watch:
     """Asks for /health all the time; what was not answered by 200 within 2 seconds is in ``failures``."""
 
     def __init__(self, served):

@@ -17,7 +17,7 @@ from tests.booted.conftest import (
     INSTALL,
     SERVICE,
     Served,
-    Telemetry,
+    Watch,
     checkout,
     environment,
     unpack,
@@ -80,7 +80,7 @@ def test_deploy_from_nothing_then_an_upgrade_then_a_broken_version(server, tmp_p
     assert machine.sh(f"cat {ETC}/config.yaml") == CONFIG.strip()
 
     key = server.key
-    with Telemetry(server) as watch, server.load(fresh=20, kept=10, streams=3, events=10, every=0.3) as tallies:
+    with Watch(server) as watch, server.load(fresh=20, kept=10, streams=3, events=10, every=0.3) as tallies:
         good = variant(server.artefact, tmp_path / "two", "2.0.0-two")
         done = deploy(server, good, CONFIG=str(tmp_path / "config.yaml"))
         assert done.returncode == 0
@@ -91,9 +91,9 @@ def test_deploy_from_nothing_then_an_upgrade_then_a_broken_version(server, tmp_p
     assert not failed(tallies)
 
     pid = server.pid()
-    with Telemetry(server) as watch, server.load(fresh=20, kept=10, streams=3, events=10, every=0.3) as tallies:
+    with Watch(server) as watch, server.load(fresh=20, kept=10, streams=3, events=10, every=0.3) as tallies:
         edit = (r'(?m)^        """Everything is up."""$', f"        {BROKEN}")
-        broken = variant(server.artefact, tmp_path / "three", "3.0.0-three", "service", edit)
+        broken = variant(server.artefact, tmp_path / "three", "3.0.0-three", "daemon/service", edit)
         done = deploy(server, broken)
         assert done.returncode != 0
         assert "deliberately broken" in done.stderr
@@ -110,8 +110,8 @@ def test_deploy_with_instances_rolls_them_and_goes_back(server, tmp_path):
     one, two = "ai-gateway@1.service", "ai-gateway@2.service"
     machine.run("systemctl", "enable", "--now", one, two)
     machine.run("systemctl", "disable", "--now", SERVICE)
-    with Telemetry(server) as watch:
-        hangs = variant(server.artefact, tmp_path / "four", "4.0.0-four", "systemd", (r'"READY=1", ', ""))
+    with Watch(server) as watch:
+        hangs = variant(server.artefact, tmp_path / "four", "4.0.0-four", "daemon/systemd", (r'"READY=1", ', ""))
         done = deploy(server, hangs)
         assert done.returncode != 0
         assert "going back to release 2.0.0" in done.stderr
@@ -126,7 +126,7 @@ def test_deploy_with_instances_rolls_them_and_goes_back(server, tmp_path):
 def test_rollback_goes_back_and_only_three_releases_are_kept(server, tmp_path):
     machine = server.machine
     assert len(machine.sh("ls /opt/ai-gateway/releases").split()) <= 4
-    with Telemetry(server) as watch:
+    with Watch(server) as watch:
         said = machine.run("/opt/ai-gateway/current/install.sh", "rollback", timeout=200).stdout
     assert "is running" in said
     assert not watch.failures

@@ -8,7 +8,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 
-from tests.booted.conftest import CONFIG, ETC, SERVICE, Telemetry, put, variant
+from tests.booted.conftest import CONFIG, ETC, SERVICE, Watch, put, variant
 
 BROKEN = CONFIG.replace("provider: p,", "provider: q,")
 
@@ -141,9 +141,9 @@ def test_a_release_that_starts_and_says_that_it_is_not_ready_is_refused_each_tim
     """The unit of before answers on the same socket, and must not answer for it. Clients notice nothing."""
     machine, pid, release = served.machine, served.pid(), served.machine.sh("readlink /opt/ai-gateway/current")
     edit = (r"if self\._drain is not None:\n +raise Draining", "if True:\n                raise Draining")
-    unready = variant(artefact, tmp_path / "unready", "9.0.0-unready", "service", edit)
+    unready = variant(artefact, tmp_path / "unready", "9.0.0-unready", "daemon/service", edit)
     put(machine, unready, "/root/unready.tar.gz")
-    with Telemetry(served) as watch:
+    with Watch(served) as watch:
         for _ in range(4):
             done = machine.run(served.installer, "upgrade", "/root/unready.tar.gz", check=False, timeout=200)
             print(done.stdout, done.stderr)
@@ -254,7 +254,7 @@ def test_an_instance_that_starts_does_not_hold_up_the_others(served):
     """The socket is one open file to all of them: nobody may make it a blocking one."""
     machine = served.machine
     with instances(machine, *INSTANCES):
-        with Telemetry(served) as watch:
+        with Watch(served) as watch:
             for unit in INSTANCES * 3:
                 machine.run("systemctl", "restart", unit)
         assert not watch.failures
