@@ -298,6 +298,8 @@ while time.monotonic() < end:
         heard = str(error)
         if who(error) == pid:
             break
+        if error.code == 400:  # plain HTTP, where the gateway speaks TLS
+            url, other = other, url
     except (OSError, http.client.HTTPException) as error:
         if "CERTIFICATE_REQUIRED" in str(error):
             sys.exit()
