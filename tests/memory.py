@@ -19,7 +19,7 @@ from aigw.config import loader
 from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.exchange import Gateway
 from aigw.server import api
-from aigw.server.connection_limits import LimitedFactory
+from aigw.server.connection_limits import ConnectionGuard
 from aigw.server.site import GatewaySite
 from aigw.telemetry.record import AttemptRecord, Record, Sink
 from aigw.upstream.providers import Upstream
@@ -140,7 +140,7 @@ class MemoryGateway:
         """A client's connection; ``secure`` only says that it would be TLS's."""
         peer = (IPv6Address if ":" in host else IPv4Address)("TCP", host, 2)
         wire = Wire(peerAddress=peer)
-        protocol = LimitedFactory(self.admission, self.site, secure).buildProtocol(peer)
+        protocol = ConnectionGuard(self.admission, self.site, secure).buildProtocol(peer)
         if protocol is None:
             wire.disconnected = True
         else:

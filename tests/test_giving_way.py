@@ -1,4 +1,4 @@
-"""S2, S4, S7, D2: what a reviewer found at the edges of a connection's life, each a case that failed."""
+"""S2, S3, S7, D2: what a reviewer found at the edges of a connection's life, each a case that failed."""
 
 from __future__ import annotations
 
@@ -78,18 +78,6 @@ def test_d2_a_body_that_is_being_read_in_steps_is_told_that_the_gateway_stops():
     assert error_of(client.take())["code"] == "draining"
     assert [(record.status, record.error) for record in world.records] == [(503, "draining")]
     assert world.site.bodies.under_way == 0
-
-
-@pytest.mark.parametrize(
-    "lines", ["Host: a\r\nHost: b\r\n", "", "Host: a\r\nX: y\r\n z\r\n"], ids=["two", "none", "fold"]
-)
-def test_s4_an_error_in_the_head_of_a_head_request_has_no_body(lines):
-    """RFC 9110, 9.3.2."""
-    client = MemoryGateway().open()
-    client.say(f"HEAD /health HTTP/1.1\r\n{lines}\r\n".encode())
-    told = client.take()
-    assert told.startswith(b"HTTP/1.1 400 ")
-    assert told.endswith(b"\r\n\r\n")
 
 
 def test_s3_what_raises_in_its_turn_leaves_the_others_theirs():

@@ -275,9 +275,9 @@ class Channel(HeadReader, MortalChannel):
         if self._closing:
             return
         self._closing = True
-        request_id, method = "", getattr(self, "_command", b"")  # Twisted's, from the first line on
+        request_id, method = "", b""
         if self.requests:  # its body is malformed, if it was admitted at all
-            request_id = self.requests[-1].request_id
+            request_id, method = self.requests[-1].request_id, self.requests[-1].method
             self.requests[-1].error = error
             self.requests[-1].answered(error.status)
         self._let_go()

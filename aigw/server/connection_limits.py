@@ -142,11 +142,11 @@ class LimitedEndpoint:
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """See IStreamServerEndpoint."""
-        return self._endpoint.listen(LimitedFactory(self._admission, protocolFactory, self._secure))
+        return self._endpoint.listen(ConnectionGuard(self._admission, protocolFactory, self._secure))
 
 
 @implementer(IProtocolFactory)
-class LimitedFactory:
+class ConnectionGuard:
     """Builds what ``factory`` builds for whom the Admission admits."""
 
     def __init__(self, admission: ConnectionLimiter, factory: IProtocolFactory, secure: bool) -> None:
