@@ -19,7 +19,7 @@ from twisted.python import usage
 from aigw import __version__
 from aigw.config import loader
 from aigw.config.model import Config
-from aigw.daemon import demo, dumpable, memory
+from aigw.daemon import dumpable, memory
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import ignore, obey, obey_stops
 from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
@@ -98,6 +98,8 @@ def makeService(options: Options) -> IService:
     ignore(signal.SIGUSR1, signal.SIGUSR2)  # unless it is obeyed below: logrotate may send it where no log file is
     try:
         if options["demo"]:
+            from aigw.daemon import demo  # here: the start of every other service is quicker without it
+
             show = demo.DemoService(reactor, _observer(options.parent, options["json-log"]))
             obey_stops(reactor, show.stop_now)
             return show
