@@ -111,23 +111,16 @@ def wait_until(what):
         time.sleep(0.005)  # a poll of another process's state, within a bound
 
 
-LIBRARIES = "import twisted.scripts.twistd, twisted.internet.reactor, twisted.web.server, treq, cryptography.x509, prometheus_client"
-
-
 def test_it_accepts_connections_within_a_second_in_under_60_mb(tmp_path):
-    """On a machine that has no time to spare the libraries alone take that second: then within twice their time."""
-    took, theirs = [], []
-    while len(took) < 10 and (len(took) < 3 or min(took) >= max(1.0, 2 * min(theirs))):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", LIBRARIES], check=True)
-        theirs.append(time.monotonic() - began)
+    took = []
+    while len(took) < 10 and (len(took) < 3 or min(took) >= 1.0):  # its neighbour may have the core just then
         with Daemon(tmp_path) as daemon:
             with socket.create_connection(daemon.address()):
                 took.append(time.monotonic() - daemon.started)
             daemon.wait_for("Started")
             status = Path(f"/proc/{daemon.process.pid}/status").read_text()
             assert int(re.search(r"VmRSS:\s+(\d+)", status)[1]) < 60 * 1024
-    assert min(took) < max(1.0, 2 * min(theirs))
+    assert min(took) < 1.0
 
 
 def test_b9_logs_are_json_by_default_and_it_stops_on_sigterm(tmp_path):
