@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example
 from hypothesis import strategies as st
 from twisted.internet import reactor
 
@@ -14,6 +14,7 @@ from aigw.config.model import Listener, TlsFiles
 from aigw.config.quoting import quoted, quoted_file
 from aigw.daemon.service import GatewayService
 from aigw.errors import ConfigError
+from tests.properties import given
 
 
 @pytest.fixture(autouse=True)
@@ -1319,7 +1320,7 @@ TOKENS = [
     *["\n", "\n  ", "\n- ", " ", ": ", "- ", "? ", "\t", "\\", "\x00", "\ufeff", "\u2028", "é", "a", "b: "],
     *NAMES,
 ]
-quick = settings(max_examples=300, deadline=None, database=None, derandomize=True)
+QUICK = {"examples": (60, 300), "database": None, "derandomize": True}
 
 
 def usable_or_refused(call, *args):
@@ -1332,15 +1333,13 @@ def usable_or_refused(call, *args):
     assert all(isinstance(mistake, str) and ": " in mistake for mistake in mistakes)
 
 
-@quick
-@given(TREES)
+@given(TREES, **QUICK)
 @example({"providers": [{"headers": 5}]})
 def test_b2_any_tree_is_usable_or_refused(tree):
     usable_or_refused(loader.build, tree, KEYS, Path("/cfg"))
 
 
-@quick
-@given(st.sampled_from(PATHS), TREES)
+@given(st.sampled_from(PATHS), TREES, **QUICK)
 @example(("headers",), {"a": 1})
 @example((*PROVIDER, "headers"), True)
 @example(("cooldown",), False)
@@ -1359,8 +1358,7 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("garbage") / "config.yaml"
 
 
-@quick
-@given(st.lists(st.sampled_from(TOKENS), max_size=12).map(" ".join) | st.text(max_size=30))
+@given(st.lists(st.sampled_from(TOKENS), max_size=12).map(" ".join) | st.text(max_size=30), **QUICK)
 @example("a: !!bool x")
 @example("a: !!int ''")
 @example("a: !!timestamp x")
@@ -1370,8 +1368,7 @@ def test_b2_any_text_is_usable_or_refused(scratch, text):
     usable_or_refused(loader.load, scratch, KEYS)
 
 
-@quick
-@given(st.binary(max_size=30))
+@given(st.binary(max_size=30), **QUICK)
 def test_b2_any_bytes_are_usable_or_refused(scratch, data):
     scratch.write_bytes(data)
     usable_or_refused(loader.load, scratch, KEYS)

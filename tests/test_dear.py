@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example
 from hypothesis import strategies as st
 from twisted.internet.base import DelayedCall
 from twisted.internet.defer import CancelledError
@@ -25,13 +25,14 @@ from aigw.protocols.requests import Call, begin_to_read, read_call, rewrite
 from aigw.protocols.walk import Walk, whole
 from tests.harness import HELLO
 from tests.memory import MemoryGateway, body_of, error_of
+from tests.properties import given
 from tests.test_openai import _damaged, _is_an_object, _members, _object, _tokens, _written
 
 CHAT, RESPONSES = ENDPOINTS["chat/completions"], ENDPOINTS["responses"]
 MEBI = 1024 * 1024
 HEAD = b'{"model":"smart","messages":[{"role":"user"}],"x":'
 LONE = rb',"z":"\ud800"}'
-quick = settings(max_examples=300, deadline=None)
+QUICK = (60, 300)
 
 
 def many(unit: bytes, size: int, before: bytes, behind: bytes, between: bytes = b",") -> bytes:
@@ -186,8 +187,7 @@ def with_pieces_of(size: int, run: Callable[[], object]) -> object:
         skip.PIECE, walk._WINDOWS = before
 
 
-@quick
-@given(_members, st.integers(SMALLEST, 40))
+@given(_members, st.integers(SMALLEST, 40), examples=QUICK)
 @example([("", '"a"', r'"\ud83d\ude00\ud83d\ude00\ud83d\ude00"', "")], 12)
 @example([("", '"a"', r'["\\\\\\\\\\\\\\\\\"\"\"\\"]', "")], 13)
 @example([("", '"a"', '{"":[{"a":[1,2,{"b":"c"}],"d":{"e":[]}}]}', " ")], 12)
@@ -200,8 +200,11 @@ def test_r1_in_pieces_of_any_size_every_value_keeps_its_bytes(members, size):
     assert list(found) == list(expected)
 
 
-@settings(max_examples=1500, deadline=None)
-@given(st.one_of(_damaged(), _object, _tokens, _tokens.map(lambda text: "{" + text + "}")), st.integers(SMALLEST, 40))
+@given(
+    st.one_of(_damaged(), _object, _tokens, _tokens.map(lambda text: "{" + text + "}")),
+    st.integers(SMALLEST, 40),
+    examples=(200, 1500),
+)
 @example('{"a":[[1,2],{"b":"c}}', 12)
 @example('{"a":[[1,2],{"b":"c"}}', 12)
 @example('{"a":"bcdefghijklmnop", "b"}', 12)
@@ -235,8 +238,7 @@ _message = st.one_of(
 _messages = st.one_of(st.lists(_message, max_size=5).map(lambda each: "[" + ", ".join(each) + "]"), _message)
 
 
-@settings(max_examples=1000, deadline=None)
-@given(_messages, st.integers(SMALLEST, 40))
+@given(_messages, st.integers(SMALLEST, 40), examples=(200, 1000))
 def test_r2_in_pieces_the_same_messages_are_refused(messages, size):
     body = b'{"model":"smart","messages":%s}' % messages.encode()
 
@@ -250,8 +252,7 @@ def test_r2_in_pieces_the_same_messages_are_refused(messages, size):
     assert verdict() == with_pieces_of(size, verdict) == expected
 
 
-@quick
-@given(_members, st.integers(1, 50))
+@given(_members, st.integers(1, 50), examples=QUICK)
 def test_r1_a_body_in_pieces_is_the_same_body(members, size):
     found = split_members(_written(members).encode())
     found["model"] = msgspec.Raw(b'"real"')
@@ -380,8 +381,7 @@ def test_r2_other_names_in_any_letters_pass(name):
     assert bytes(call.members[name]) == b"1"
 
 
-@quick
-@given(st.text(max_size=8))
+@given(st.text(max_size=8), examples=QUICK)
 @example("\u212aey")
 def test_r2_a_name_that_folds_to_model_or_stream_is_refused_and_no_other(name):
     """Go compares by simple folding, one character for one; Python's ``casefold`` makes two of a ligature."""

@@ -10,12 +10,12 @@ from random import Random
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigw.key_forms import SHORTEST, KeyForms, Text, without
 from aigw.secret import Secret, holds_a_key, without_keys
 from tests.memory import MemoryGateway, body_of, error_of
+from tests.properties import given
 from tests.providers import LAST_CHUNK, STREAM, STREAM_HEAD, chunk, completion, event, head
 from tests.test_bytes import unchunked
 
@@ -102,8 +102,8 @@ def left_of(key: str, text: str) -> list[str]:
     st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=SHORTEST, max_size=60),
     st.binary(max_size=20),
     st.binary(max_size=20),
+    examples=(200, 1000),
 )
-@settings(max_examples=1000, deadline=None)
 def test_b9_a_key_of_any_kind_is_found_within_any_bytes(key, before, behind):
     data = before + key.encode() + behind
     for encoded in (b64encode(data), urlsafe_b64encode(data), data.hex().encode(), data.hex().upper().encode()):
@@ -113,8 +113,7 @@ def test_b9_a_key_of_any_kind_is_found_within_any_bytes(key, before, behind):
         assert holds_a_key([Secret(key)], quote(data, safe="").encode())
 
 
-@given(st.text(max_size=60), st.text(max_size=60))
-@settings(max_examples=500, deadline=None)
+@given(st.text(max_size=60), st.text(max_size=60), examples=(100, 500))
 def test_b9_what_stands_around_a_hidden_key_stays(before, behind):
     encoded = f"<{base64(KEY)}>"
     assert without([KeyForms(KEY)], before + encoded + behind) == f"{before}<***>{behind}"

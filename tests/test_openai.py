@@ -6,7 +6,7 @@ import re
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example
 from hypothesis import strategies as st
 
 from aigw.errors import AllStepsFailed, BadRequest, RouteNotFound, StreamBroken
@@ -16,6 +16,7 @@ from aigw.protocols.envelope import dumps, split_members
 from aigw.protocols.error_bodies import error_body, error_event
 from aigw.protocols.requests import TOOL_MEMBERS, read_call, rewrite
 from aigw.protocols.sse import Meaning
+from tests.properties import given
 
 CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES = (
     ENDPOINTS[path] for path in ("chat/completions", "completions", "embeddings", "responses")
@@ -26,7 +27,7 @@ MESSAGES = b'"messages":[{"role":"user"}]'
 RIGHT_MESSAGES = "'messages' must be a non-empty array of objects, each with a non-empty string 'role'"
 DEEP = 100_000
 
-quick = settings(max_examples=300, deadline=None)
+QUICK = (60, 300)
 
 
 def chat(more: bytes) -> bytes:
@@ -238,8 +239,7 @@ def _written(members):
 _object = _members.map(_written)
 
 
-@quick
-@given(_members)
+@given(_members, examples=QUICK)
 def test_r1_every_value_keeps_its_bytes(members):
     expected = {json.loads(key): value.encode() for _, key, value, _ in members}
     found = split_members(_written(members).encode())
@@ -282,8 +282,7 @@ _tokens = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=1000, deadline=None)
-@given(st.one_of(_damaged(), _object, _tokens, _tokens.map(lambda text: "{" + text + "}")))
+@given(st.one_of(_damaged(), _object, _tokens, _tokens.map(lambda text: "{" + text + "}")), examples=(200, 1000))
 @example('{"a":1}\x0c')
 @example('{"a":"\\ud800"}\xa0')
 @example('\ufeff{"a":"\\ud800"}')
@@ -302,8 +301,11 @@ _almost = st.tuples(_object, st.binary(max_size=4), st.integers(0, 60)).map(
 )
 
 
-@quick
-@given(st.one_of(st.binary(), _almost, _almost.map(lambda more: chat(b'"x":%s' % more))), st.sampled_from([*ENDPOINTS]))
+@given(
+    st.one_of(st.binary(), _almost, _almost.map(lambda more: chat(b'"x":%s' % more))),
+    st.sampled_from([*ENDPOINTS]),
+    examples=QUICK,
+)
 @example(b'{"messages":[{"role":"\xff"}],"model":"a"}', "chat/completions")
 @example(b'{"model":"a","messages":[{"role":"\\ud800","\xff":1}]}', "chat/completions")
 @example(b'{"model":"a","\xff":"\\ud800"}', "responses")
@@ -740,8 +742,9 @@ _parts = st.sampled_from(
 )
 
 
-@quick
-@given(st.lists(_parts, max_size=14).map(b"".join) | _object.map(lambda said: b"data: " + said.encode()))
+@given(
+    st.lists(_parts, max_size=14).map(b"".join) | _object.map(lambda said: b"data: " + said.encode()), examples=QUICK
+)
 @example(b'data: {"type":[]}')
 def test_a2_s7_every_event_means_something(event):
     for endpoint in ENDPOINTS.values():
@@ -749,8 +752,7 @@ def test_a2_s7_every_event_means_something(event):
         assert meaning in Meaning
 
 
-@quick
-@given(st.sampled_from(["type", "choices", "error", "delta"]), _value)
+@given(st.sampled_from(["type", "choices", "error", "delta"]), _value, examples=QUICK)
 def test_a2_s7_no_value_of_a_known_member_surprises(name, value):
     for endpoint, shape in itertools.product(ENDPOINTS.values(), ('{"%s":%s}', '{"choices":[{"%s":%s}]}')):
         meaning, _ = meaning_of(endpoint, b"data: " + (shape % (name, value)).encode())
@@ -824,8 +826,12 @@ def test_a4_a_response_is_complete_when_it_says_so(data, complete):
     assert bool(RESPONSES.complete(data)) is complete
 
 
-@quick
-@given(st.text(alphabet='"\\:{}[]\r\n \u2028ab', max_size=20), st.sampled_from(list(ENDPOINTS)), st.booleans())
+@given(
+    st.text(alphabet='"\\:{}[]\r\n \u2028ab', max_size=20),
+    st.sampled_from(list(ENDPOINTS)),
+    st.booleans(),
+    examples=QUICK,
+)
 @example('"finish_reason":"stop"', "chat/completions", True)
 @example('\n\ndata: [DONE]\n\n"finish_reason":"stop"', "chat/completions", False)
 @example('{"type":"response.completed"}', "responses", False)

@@ -4,13 +4,14 @@ import itertools
 import re
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example
 from hypothesis import strategies as st
 
 from aigw.protocols import sse
 from aigw.protocols.sse import boundary, fields, is_silence
+from tests.properties import given
 
-quick = settings(max_examples=500, deadline=None)
+QUICK = (100, 500)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +171,7 @@ def said(data: bytes) -> list[list[bytes]]:
     return [lines for block in blocks if (lines := [line for line in block.split(b"\n") if line])]
 
 
-@quick
-@given(_anything)
+@given(_anything, examples=QUICK)
 def test_a3_split_loses_nothing(data):
     events = split(data)
     assert b"".join(events) == data
@@ -180,8 +180,7 @@ def test_a3_split_loses_nothing(data):
     assert not events[-1].strip(b"\r\n") or boundary(events[-1]) == 0
 
 
-@quick
-@given(_stream, _cuts)
+@given(_stream, _cuts, examples=QUICK)
 @example(b"data: 1\r\n\r\ndata: 2\r\n\r\n", [10])
 @example(b"data: 1\r\r\ndata: 2\r\r\n", [8, 9])
 @example(b"data: 1\n\ndata: 2\n\n", [8])
@@ -194,8 +193,7 @@ def test_a3_however_it_is_cut_nothing_is_lost_or_reordered(data, cuts):
         assert boundary(whole) == len(whole)
 
 
-@quick
-@given(_stream, _cuts)
+@given(_stream, _cuts, examples=QUICK)
 @example(b"data: 1\r\n\r\ndata: 2\r\n\r\n", [10])
 @example(b"data: 1\r\ndata: 2\r\n\r\n", [8])
 def test_a3_however_it_is_cut_the_events_are_the_same(data, cuts):
@@ -205,8 +203,7 @@ def test_a3_however_it_is_cut_the_events_are_the_same(data, cuts):
     assert found == [fields(b"\n".join(lines)) for lines in said(data)]
 
 
-@quick
-@given(_anything)
+@given(_anything, examples=QUICK)
 def test_t1_silence_says_nothing(data):
     lines = re.split(rb"[\r\n]", data)
     assert is_silence(data) is all(line[:1] in (b"", b":") for line in lines)

@@ -1,0 +1,43 @@
+"""What is tried many times: a part of the number by default, all of it by ``pytest -m slow``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import settings
+
+
+def times(few: int, full: int) -> Any:
+    """The parameter ``times`` of a test that runs ``few`` times by default, and ``full`` times behind ``slow``."""
+    return pytest.mark.parametrize("times", [few, pytest.param(full, marks=pytest.mark.slow)])
+
+
+def given(*strategies: Any, examples: tuple[int, int], **more: Any) -> Callable[[Any], Any]:
+    """As hypothesis's, for so many ``examples`` by default and behind ``slow``. Each ``@example`` is tried in both.
+
+    ``more`` are settings, or strategies by the name of their argument.
+    """
+    options = {name: more.pop(name) for name in [*more] if hasattr(settings.default, name)}
+
+    def decorate(check: Any) -> Any:
+        runs = {
+            number: settings(**{"deadline": None, **options}, max_examples=number)(
+                hypothesis.given(*strategies, **more)(check)
+            )
+            for number in examples
+        }
+
+        def run(times: int, **fixtures: Any) -> None:
+            runs[times](**fixtures)
+
+        fixtures = inspect.signature(runs[examples[0]]).parameters.values()
+        parameters = [inspect.Parameter("times", inspect.Parameter.POSITIONAL_OR_KEYWORD), *fixtures]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__name__, run.__doc__, run.__module__ = check.__name__, check.__doc__, check.__module__
+        return times(*examples)(run)
+
+    return decorate
