@@ -14,6 +14,7 @@ from aigw.server import chunks
 from aigw.server.chunks import BodyTooLong, ChunkedBody, MalformedChunks
 from tests.harness import AUTH, HELLO, KEY, request
 from tests.memory import MemoryGateway, error_of
+from tests.properties import times
 from tests.test_daemon import Daemon
 
 BODY = json.dumps(HELLO).encode()
@@ -131,7 +132,8 @@ def test_a_body_in_many_chunks_is_read_to_its_end_and_so_is_what_follows():
 
 
 @pytest.mark.parametrize("size", [1, 5])
-def test_b3_300_connections_of_tiny_chunks_leave_health_under_100_ms(tmp_path, capsys, size):
+@times(3, 7)
+def test_b3_300_connections_of_tiny_chunks_leave_health_under_100_ms(tmp_path, capsys, times, size):
     """With a key; who has none gets no further than the head."""
     piece = (b"%x\r\n%s\r\n" % (size, b"x" * size)) * (65536 // (size + 5))
     config = {
@@ -151,7 +153,7 @@ def test_b3_300_connections_of_tiny_chunks_leave_health_under_100_ms(tmp_path, c
         health.sendall(HEALTH)
         assert b"healthy" in health.recv(4096), "so many heads cost what they cost"
         took = []
-        for _ in range(7):
+        for _ in range(times):
             for client in clients:
                 with suppress(OSError):  # it is not read as fast, or was refused
                     client.send(piece)
@@ -163,4 +165,4 @@ def test_b3_300_connections_of_tiny_chunks_leave_health_under_100_ms(tmp_path, c
             print(
                 f" [300 connections of chunks of {size}: /health in {[round(each * 1000) for each in took]} ms]", end=""
             )
-        assert sorted(took)[3] < 0.1, "the median: a neighbour may have the core just then"
+        assert sorted(took)[times // 2] < 0.1, "the median: a neighbour may have the core just then"

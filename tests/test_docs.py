@@ -311,6 +311,7 @@ NOT_RUN = {
     # Developers
     r"\.venv/bin/python -m contrib\.bench": "minutes; tests/test_bench.py (pytest -m bench)",
     r"\.venv/bin/python -m pytest -q -n 2": "it is this run",
+    r"AIGW_WRITE_DOCS=1 \.venv/bin/python -m pytest -q tests/test_moves\.py": "it writes into the page",
     r"\.venv/bin/(ruff|mypy) ": "what .ci/run ends with",
 }
 

@@ -20,6 +20,7 @@ import pytest
 from aigw.telemetry import log_writer
 from aigw.telemetry.log_file import LogFile
 from aigw.telemetry.log_writer import LogWriter, to_descriptor
+from tests.properties import times
 from tests.test_daemon import CONFIG, KEYS, Daemon, twistd, wait_until
 
 LINE = "a line of some 100 characters, as they are written for each request, with its number at the end: {:05d}\n"
@@ -358,15 +359,16 @@ MANY_STEPS = CONFIG.replace(
 
 
 @pytest.fixture
-def unread(tmp_path):
-    """A daemon after 1,000 requests and more, with a standard error that nobody has read since it started."""
+def unread(tmp_path, times):
+    """A daemon after so many requests, with a standard error that nobody has read since it started."""
     with Piped(tmp_path, MANY_STEPS) as daemon:
         read_all(daemon.fd, '"Started"')
-        daemon.slowest = daemon.ask(1100)
+        daemon.slowest = daemon.ask(times)
         yield daemon
 
 
-def test_b9_a_standard_error_that_nobody_reads_stops_nothing_and_each_line_is_read_or_counted(unread):
+@pytest.mark.parametrize("times", [1100])
+def test_b9_a_standard_error_that_nobody_reads_stops_nothing_and_each_line_is_read_or_counted(unread, times):
     """It stopped every request, and SIGTERM too, when the pipe's 64 KiB were full."""
     assert unread.slowest < 5
     status, _, seconds = unread.get("/health")
@@ -382,7 +384,7 @@ def test_b9_a_standard_error_that_nobody_reads_stops_nothing_and_each_line_is_re
     lines += [json.loads(line) for line in read_all(unread.fd, '"Request"')]
     notices = [line for line in lines if "dropped" in line["fields"]]
     ours = [line for line in lines if line["message"] == "Request" or line["message"].startswith("Step failed")]
-    logged = 1101 * (STEPS + 1)
+    logged = (times + 1) * (STEPS + 1)
     assert [(line["level"], line["fields"]["dropped"]) for line in notices] == [("WARN", dropped)]
     assert logged <= len(ours) + dropped <= logged + 5  # "The event loop was held up" may be among those dropped
     unread.process.terminate()
@@ -390,6 +392,7 @@ def test_b9_a_standard_error_that_nobody_reads_stops_nothing_and_each_line_is_re
     assert unread.process.wait(10) == -signal.SIGTERM
 
 
+@times(100, 1100)  # after 20 the pipe is full, after 1,000 the queue behind it
 def test_b9_d2_a_standard_error_that_nobody_reads_does_not_hold_up_a_stop(unread):
     begun = time.monotonic()
     unread.process.terminate()

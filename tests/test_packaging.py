@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from aigw import __version__
 from tests.test_daemon import CONFIG, KEYS
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,16 @@ def test_the_page_of_the_package_leads_to_no_file_of_the_repository(wheel):
     assert [target for target in re.findall(r"\]\(([^)]*)\)", page) if not target.startswith("https://")] == []
 
 
+def test_the_wheel_has_the_command_and_the_version(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+        points = archive.read(f"{folder}/entry_points.txt").decode()
+        metadata = archive.read(f"{folder}/METADATA").decode()
+    assert points.split() == ["[console_scripts]", "aigw", "=", "aigw.command:main"]
+    assert f"\nVersion: {__version__}\n" in metadata
+
+
+@pytest.mark.slow
 def test_it_installs_into_a_fresh_environment_and_twistd_knows_it(wheel, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=60)
     subprocess.run([tmp_path / "venv/bin/pip", "install", "-q", wheel], check=True, timeout=120)
