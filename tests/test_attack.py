@@ -19,7 +19,6 @@ import pytest
 
 from tests.harness import CHAT, KEY
 from tests.test_admission import HEALTH, configuration, open_files
-from tests.test_daemon import Daemon
 
 pytestmark = [
     pytest.mark.attack,
@@ -85,8 +84,8 @@ def test_s2_b3_slowhttptest(tmp_path, capsys, mode, tls):
     shutil.copytree(tmp_path, tmp_path / "idle", dirs_exist_ok=True, ignore=shutil.ignore_patterns("idle"))
     context = ssl._create_unverified_context() if tls else None
     with (
-        Daemon(tmp_path, config=json.dumps(tree)) as daemon,
-        Daemon(tmp_path / "idle", config=json.dumps(tree)) as idle,
+        FreshDaemon(tmp_path, config=json.dumps(tree)) as daemon,
+        FreshDaemon(tmp_path / "idle", config=json.dumps(tree)) as idle,
     ):
         host, port = daemon.address()
         daemon.wait_for("Started")

@@ -13,7 +13,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from tests.harness import AUTH, CHAT, HELLO, KEY, request
 from tests.memory import MemoryGateway, error_of
 from tests.providers import DONE, STREAM_HEAD, chunk, completion, event, head
-from tests.test_daemon import Daemon
+from tests.test_daemon import FreshDaemon
 from tests.test_memory import rss
 
 MIB = 1024 * 1024
@@ -254,7 +254,7 @@ def uploads(address: tuple[str, int], times: int) -> None:
 @pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_r6_s6_uploads_that_are_refused_or_abandoned_leave_nothing(tmp_path, capsys, times):
     """Five kinds of them, ``times`` each, of 32 MiB."""
-    with Daemon(tmp_path, config=json.dumps(daemon_of(tmp_path))) as daemon:
+    with FreshDaemon(tmp_path, config=json.dumps(daemon_of(tmp_path))) as daemon:
         address = daemon.address()
         daemon.wait_for("Started")
         before = rss(daemon.process.pid)

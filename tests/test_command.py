@@ -25,6 +25,7 @@ from aigw.command import COMMANDS, EX_USAGE, HELP, translate
 from aigw.daemon import own_requests
 from aigw.tap import EX_USAGE as TAP_USAGE
 from aigw.tap import Options
+from tests import fork_server
 from tests.providers import completion
 from tests.test_daemon import CONFIG, KEYS, ROOT, Daemon
 
@@ -40,7 +41,9 @@ def command(folder, *words, config=CONFIG, environ=KEYS):
 
 def run(folder, *words, **more):
     given = more.pop("input", "")
-    return subprocess.run(**command(folder, *words, **more), input=given, capture_output=True, timeout=60, check=False)
+    ready = command(folder, *words, **more)
+    assert fork_server.may_fork(ready["args"], ready["env"])
+    return fork_server.run(["aigw", *words], ready["cwd"], ready["env"], given)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_help(tmp_path, words):
 
 
 def test_version(tmp_path):
-    done = run(tmp_path, "--version", config=None)
+    done = subprocess.run(**command(tmp_path, "--version", config=None), capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"aigw {__version__}\n", "")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_daemon import CONFIG, KEYS, Daemon
+from tests.test_daemon import CONFIG, KEYS, FreshDaemon
 from tests.test_dear import DEAR, MEBI
 
 ANSWER = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}'
@@ -45,7 +45,7 @@ def daemon(tmp_path):
     provider = Provider(("127.0.0.1", 0), Sink)
     threading.Thread(target=provider.serve_forever, daemon=True).start()
     config = re.sub(r"base_url: [^,}\n]+", f"base_url: http://127.0.0.1:{provider.server_port}/v1", CONFIG)
-    with Daemon(tmp_path, config=config.replace("name: r,", "name: smart,")) as daemon:
+    with FreshDaemon(tmp_path, config=config.replace("name: r,", "name: smart,")) as daemon:
         daemon.wait_for("Started")
         yield daemon
     provider.shutdown()

@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 
 from tests.harness import KEY, bounded, request, until
 from tests.providers import ROLE, STREAM_HEAD, chunk, event
-from tests.test_daemon import Daemon
+from tests.test_daemon import FreshDaemon
 
 CLIENTS = 100
 PIECE = chunk(event({"content": "x" * 16_000}))
@@ -59,7 +59,7 @@ async def test_s6_100_clients_that_never_read_cost_less_than_20_mib(world, tmp_p
         world.ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "tls.pem"))
         config["tls"] = {"cert_file": "tls.pem", "key_file": "tls.pem"}
     context = ssl.create_default_context(cafile=str(world.ca_file))
-    with Daemon(tmp_path, config=json.dumps(config)) as daemon:
+    with FreshDaemon(tmp_path, config=json.dumps(config)) as daemon:
         daemon.wait_for("Started")
         asked = request({"model": "route", "stream": True, "messages": [{"role": "user", "content": "hi"}]})
         clients = []

@@ -1,0 +1,183 @@
+"""Starts processes of the gateway in a twentieth of the time: forks of one process that has imported everything.
+
+What such a process does from its first line on is what a fresh one does. A test about the start itself, its memory or its
+interpreter starts a fresh one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import re
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = ("twistd", "aigw")
+_INTERPRETER = re.compile("PYTHON|LC_|LANG|LD_|FAKETIME")
+
+
+class Forked:
+    """As much of ``subprocess.Popen`` as the tests use: the program ``words[0]``, which is one of PROGRAMS."""
+
+    def __init__(self, words: list[str], cwd: Any, env: dict[str, str], files: tuple[int, ...]) -> None:
+        """``files`` are its standard output and error, in front of them the input if it has any."""
+        self.args = words
+        self.returncode: int | None = None
+        self._word, theirs = socket.socketpair()
+        order = json.dumps({"words": words, "cwd": str(cwd), "env": env}).encode()
+        with theirs, open(os.devnull) as nothing:
+            files = (nothing.fileno(), *files)[-3:]
+            socket.send_fds(_server(), [len(order).to_bytes(4, "big")], [*files, theirs.fileno()])
+        _server().sendall(order)
+        self.pid = int.from_bytes(_exactly(self._word, 4), "big")
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._word.settimeout(timeout)
+            try:
+                self.returncode = int.from_bytes(_exactly(self._word, 4), "big", signed=True)
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+            self._word.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, sent: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, sent)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def may_fork(args: list[Any], env: dict[str, str]) -> bool:
+    """Whether it is Python that is started, with nothing in its environment that it reads before it has a program."""
+    mine, theirs = ({n: v for n, v in each.items() if _INTERPRETER.match(n)} for each in (os.environ, env))
+    return args[0] == sys.executable and {**theirs, "PYTHONPATH": ""} == {**mine, "PYTHONPATH": ""}
+
+
+def run(words: list[str], cwd: Any, env: dict[str, str], given: str = "", seconds: float = 60) -> Any:
+    """As ``subprocess.run`` with text that is given and captured."""
+    with contextlib.ExitStack() as stack:
+        names = [f"aigw-{name}" for name in ("in", "out", "err")]
+        streams = [stack.enter_context(open(os.memfd_create(name), "w+", encoding="utf-8")) for name in names]
+        streams[0].write(given)
+        streams[0].seek(0)
+        process = Forked(words, cwd, env, tuple(stream.fileno() for stream in streams))
+        try:
+            status = process.wait(seconds)
+        finally:
+            process.kill()
+        for stream in streams:
+            stream.seek(0)
+        return subprocess.CompletedProcess(words, status, streams[1].read(), streams[2].read())
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = connection.recv(size, socket.MSG_WAITALL)
+    assert len(data) == size, "the fork server has ended"
+    return data
+
+
+@cache
+def _server() -> socket.socket:
+    """The process that forks; it ends when this one does."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        words = [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())]
+        process = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+        )
+
+    def end() -> None:
+        ours.close()
+        process.wait(10)
+
+    atexit.register(end)
+    return ours
+
+
+# The process that forks
+
+
+def serve(control: socket.socket) -> list[str]:
+    """Fork for each order; in the child this gives the words of its program."""
+    while True:
+        head, fds, _, _ = socket.recv_fds(control, 4, 4)
+        if not head:
+            raise SystemExit
+        order = json.loads(_exactly(control, int.from_bytes(head, "big")))
+        if os.fork() == 0:
+            control.close()
+            if os.fork() == 0:
+                return child(order, fds)
+            os._exit(0)
+        for fd in fds:
+            os.close(fd)
+        os.wait()
+
+
+def child(order: dict[str, Any], fds: list[int]) -> list[str]:
+    """Between the server and the program stands one process that waits for the program's end."""
+    word = socket.socket(fileno=fds[3])
+    pid = os.fork()
+    if pid:
+        os.closerange(0, 3)
+        for fd in fds[:3]:
+            os.close(fd)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        word.sendall(pid.to_bytes(4, "big"))
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with contextlib.suppress(OSError):
+            word.sendall(status.to_bytes(4, "big", signed=True))
+        os._exit(0)
+    word.close()
+    for number, fd in enumerate(fds[:3]):
+        os.dup2(fd, number)
+        os.close(fd)
+    os.chdir(order["cwd"])
+    os.environ.clear()
+    os.environ.update(order["env"])
+    time.tzset()
+    return order["words"]
+
+
+def main() -> None:
+    import aigw.command
+    import aigw.daemon.check_providers
+    import aigw.daemon.service
+    import aigw.tap  # noqa: F401
+
+    control = socket.socket(fileno=int(sys.argv[1]))
+    sys.argv = serve(control)
+    if sys.argv[0] == "aigw":
+        runpy.run_module("aigw", run_name="__main__", alter_sys=True)
+    else:
+        from twisted.scripts.twistd import run as run_twistd
+
+        run_twistd()
+
+
+if __name__ == "__main__":
+    main()
