@@ -19,6 +19,7 @@ import pytest
 
 from tests.harness import CHAT, KEY
 from tests.test_admission import HEALTH, configuration, open_files
+from tests.test_daemon import FreshDaemon
 
 pytestmark = [
     pytest.mark.attack,
