@@ -45,6 +45,24 @@ def utc(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("message", "level", "shown"),
+    [
+        ("_QuietSite starting on 40903", "INFO", False),
+        ("ConnectionGuard starting on 8443", "INFO", False),
+        ("ConnectionGuard starting on '/run/aigw.sock'", "INFO", False),
+        ("(TCP Port 8443 Closed)", "INFO", False),
+        ("(UNIX Port '/run/aigw.sock' Closed)", "INFO", False),
+        ("ConnectionGuard starting on 8443", "WARN", True),
+        ("The gateway is starting on port 8443", "INFO", True),
+        ("Started", "INFO", True),
+    ],
+)
+def test_b9_a_terminal_shows_a_listener_once(message, level, shown):
+    """Twisted names its class; the line "Listening" has the address."""
+    assert bool(readable(line(message, level))) is shown
+
+
+@pytest.mark.parametrize(
     ("written", "shown"),
     [
         (line(), "17:22:49  200  demo -> up (small)  1.2 s, 19 tokens, failed: down unreachable\n"),

@@ -7,12 +7,15 @@ providers sent may stand in it: whatever could steer a terminal is escaped.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, TextIO
 
 _RESET, _DIM, _RED, _GREEN, _YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
 _BELOW = ("mistakes", "traceback")  # fields that have lines of their own
+# Twisted's names for the listeners, which no setting of a factory turns off; "Listening" has their addresses.
+_OF_TWISTED = re.compile(r"\w+ starting on .+|\((TCP|UNIX) Port .+ Closed\)")
 _LEVELS = {"WARN": ("warning", _YELLOW), "ERROR": ("error", _RED), "CRITICAL": ("error", _RED)}
 
 
@@ -29,7 +32,8 @@ class TerminalFile:
             words = readable(line, self._colour)
         except (ValueError, KeyError, TypeError, AttributeError):
             words = f"{printable(line.rstrip())}\n"
-        self._file.write(words)
+        if words:
+            self._file.write(words)
 
     def flush(self) -> None:
         """See TextIO."""
@@ -57,9 +61,11 @@ def printable(text: str) -> str:
 
 
 def readable(line: str, colour: bool = False) -> str:
-    """A line of JSON in words; it may be several lines where it has a traceback or a list of mistakes."""
+    """A line of JSON in words: several with a traceback or mistakes, none for what Twisted logs of a listener."""
     event = json.loads(line)
     fields = event["fields"]
+    if event["level"] == "INFO" and not fields and _OF_TWISTED.fullmatch(event["message"]):
+        return ""
     if event["message"] == "Request":
         words = _request(event.get("request_id", ""), fields)
     else:
