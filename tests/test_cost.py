@@ -10,6 +10,9 @@ import gc
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
 
 import pytest
 from twisted.internet.task import Clock
@@ -29,6 +32,9 @@ BUDGET = {
     "a read that holds 50 chunks": (14, 14),
 }
 OVER, UNDER = 1.05, 0.85
+# How often a call leads from one file of the gateway to another; docs/architecture.md has these figures.
+MOVES = {"from the provider's first bytes to the commit point": 30, "a further chunk": 8}
+PACKAGE = str(Path(logs.__file__).parent.parent)
 _NAMES = "Lang Package-Version OS Arch Runtime Async Retry-Count".split()
 SDK = "".join(f"X-Stainless-{name}: some-value\r\n" for name in _NAMES)
 ANSWER = json.dumps(
@@ -118,3 +124,33 @@ def test_a_chunk_stays_within_its_budget(gateway, capsys, budget, read):
     client.take()
     hold_to(budget, calls(lambda: provider.say(read)), capsys)
     assert client.take().count(b"a few words") == read.count(b"a few words")
+
+
+def moves(run: Callable[[], object]) -> int:
+    """How often ``run`` goes from one file of the gateway to another."""
+    files: list[str] = []
+
+    def note(frame: FrameType, kind: str, _of: object) -> None:
+        file = frame.f_code.co_filename
+        if kind == "call" and file.startswith(PACKAGE) and files[-1:] != [file]:
+            files.append(file)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return len(files) - 1
+
+
+def test_a_stream_goes_back_and_forth_between_few_files(gateway, capsys):
+    """Whoever follows a chunk opens seven files, none of them more than twice."""
+    client = gateway.ask(stream=True)
+    provider = gateway.doors["p1"].wire
+    reads = zip(MOVES, (STREAM_HEAD + CHUNK, CHUNK), strict=True)
+    counted = {part: moves(partial(provider.say, read)) for part, read in reads}
+    with capsys.disabled():
+        print(f" [{counted}]", end="")
+    assert client.take().count(b"a few words") == 2
+    assert all(counted[part] <= most for part, most in MOVES.items()), counted
