@@ -113,6 +113,11 @@ class Secret:
         raise TypeError("a Secret is not to be copied out of the process")
 
 
+def may_hold_a_key(secrets: Iterable[Secret], data: bytes) -> bool:
+    """Whether ``data`` is worth a closer look: one of the keys stands in it just as it is, or something is escaped."""
+    return b"\\" in data or any([secret.is_in(data) for secret in secrets])
+
+
 def holds_a_key(secrets: Iterable[Secret], data: bytes) -> bool:
     """Whether one of the keys stands in ``data``, plain or in one of its forms."""
     text = data.decode(errors="replace")

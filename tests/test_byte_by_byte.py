@@ -7,7 +7,7 @@ import time
 import pytest
 
 from aigw.protocols import sse
-from aigw.proxy.answers import HOLD_STREAM
+from aigw.protocols.scanner import HOLD_STREAM
 from aigw.server.channel import MAX_BEHIND
 from tests.harness import request
 from tests.memory import MemoryGateway
@@ -30,7 +30,7 @@ def searched(monkeypatch):
 
         monkeypatch.setattr(sse, name, count)
 
-    for name in ("boundary", "events", "is_silence"):
+    for name in ("boundary", "find_end", "is_silence"):
         counting(name)
     return sizes
 

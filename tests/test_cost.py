@@ -25,8 +25,8 @@ from tests.providers import STREAM_HEAD, chunk, event
 BUDGET = {
     "a plain request": (279, 221),
     "a request with the headers of an SDK": (279, 242),
-    "a chunk of a stream": (22, 17),
-    "a read that holds 50 chunks": (22, 18),
+    "a chunk of a stream": (14, 13),
+    "a read that holds 50 chunks": (14, 14),
 }
 OVER, UNDER = 1.05, 0.85
 _NAMES = "Lang Package-Version OS Arch Runtime Async Retry-Count".split()

@@ -18,11 +18,11 @@ from twisted.internet.error import ConnectionLost
 from aigw.errors import BadRequest
 from aigw.net import slices
 from aigw.protocols import envelope, skip, walk
-from aigw.protocols.answers import mistake_in_answer
+from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.envelope import Pieces, split_members
-from aigw.protocols.requests import Call, begin_to_read, read_call, rewrite
 from aigw.protocols.walk import Walk, whole
+from tests.calls import begin_to_read, read_call, rewrite
 from tests.harness import HELLO
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.properties import given
@@ -149,10 +149,10 @@ def test_b3_a_providers_answer_that_is_dear_to_read_is_read_in_bounded_time(unit
         b'{"choices":[1],"z":"\\ud800",%s}' % members,
     ):
         began = time.process_time()
-        assert mistake_in_answer(CHAT, body) is None
+        assert CHAT.check_answer(body) is None
         assert time.process_time() - began < 0.05
     huge = many(unit.encode(), MEBI, b'{"error":[', rb'],"z":"\ud800"}')
-    assert mistake_in_answer(CHAT, huge) == ("answered 2xx with an error", None)
+    assert CHAT.check_answer(huge) == ("answered 2xx with an error", None)
 
 
 def read(body: bytes) -> dict[str, bytes]:

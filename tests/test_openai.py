@@ -9,19 +9,23 @@ import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
+from aigw.config.model import Caller
 from aigw.errors import AllStepsFailed, BadRequest, RouteNotFound, StreamBroken
-from aigw.protocols.answers import is_complete, meaning_of, message_in, mistake_in_answer
+from aigw.protocols.answers import message_in
+from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.envelope import dumps, split_members
 from aigw.protocols.error_bodies import error_body, error_event
-from aigw.protocols.requests import TOOL_MEMBERS, read_call, rewrite
-from aigw.protocols.sse import Meaning
+from aigw.protocols.requests import TOOL_MEMBERS
+from aigw.protocols.scanner import Meaning
+from aigw.secret import Secret
+from tests.calls import read_call, rewrite
 from tests.properties import given
 
 CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES = (
     ENDPOINTS[path] for path in ("chat/completions", "completions", "embeddings", "responses")
 )
-NOTHING, OUTPUT, DONE, ERROR = Meaning.NOTHING, Meaning.OUTPUT, Meaning.DONE, Meaning.ERROR
+NOTHING, OUTPUT, DONE, ERROR = Meaning.SILENCE, Meaning.OUTPUT, Meaning.END, Meaning.ERROR
 
 MESSAGES = b'"messages":[{"role":"user"}]'
 RIGHT_MESSAGES = "'messages' must be a non-empty array of objects, each with a non-empty string 'role'"
@@ -419,14 +423,14 @@ def test_r2_stream(member, stream):
     assert read_call(CHAT, body).stream is stream
 
 
-def test_r2_a_call_carries_what_the_hop_before_it_found_out():
-    call = read_call(CHAT, chat(b'"n":1'), [(b"accept", b"*/*")], "req-1", "team")
-    assert (call.endpoint, call.headers, call.request_id, call.caller) == (
-        CHAT,
-        ((b"accept", b"*/*"),),
-        "req-1",
-        "team",
-    )
+@pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
+@pytest.mark.parametrize("more", [b'"n":1', rb'"n":"\ud800"'], ids=["at once", "in steps"])
+def test_r2_a_call_carries_what_the_hop_before_it_found_out(endpoint, more):
+    """The caller goes along as an object, not as a name: limits will be asked of it."""
+    team = Caller("team", Secret("sk-of-the-team"))
+    call = read_call(endpoint, chat(more), [(b"accept", b"*/*")], "req-1", team)
+    assert (call.endpoint, call.headers, call.request_id) == (endpoint, ((b"accept", b"*/*"),), "req-1")
+    assert call.caller is team
 
 
 # R3: the other endpoints
@@ -441,13 +445,11 @@ def test_r3_elsewhere_a_model_is_all_that_is_asked(endpoint, more):
         read_call(endpoint, b'{"x":1%s}' % more)
 
 
+ANSWERS = {"chat/completions": "choices", "completions": "choices", "embeddings": "data", "responses": "output"}
+
+
 def test_r3_the_endpoints():
-    assert {path: endpoint.answer for path, endpoint in ENDPOINTS.items()} == {
-        "chat/completions": "choices",
-        "completions": "choices",
-        "embeddings": "data",
-        "responses": "output",
-    }
+    assert {path: endpoint.path for path, endpoint in ENDPOINTS.items()} == {path: path for path in ANSWERS}
 
 
 # B8: tools against response_format
@@ -544,22 +546,43 @@ AN_ERROR = "answered 2xx with an error"
     ],
 )
 def test_a1_what_counts_as_an_answer(body, mistake, said):
-    assert mistake_in_answer(CHAT, body) == (mistake and (mistake, said))
+    assert CHAT.check_answer(body) == (mistake and (mistake, said))
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 def test_a1_the_member_that_makes_an_answer_differs_by_endpoint(endpoint):
     error = b'{"error":{"message":"no"},"%s":[1]}'
-    assert mistake_in_answer(endpoint, error % endpoint.answer.encode()) is None
-    assert mistake_in_answer(endpoint, error % b"else") == (AN_ERROR, {"message": "no"})
+    for member in {*ANSWERS.values(), "else"}:
+        expected = None if member == ANSWERS[endpoint.path] else (AN_ERROR, {"message": "no"})
+        assert endpoint.check_answer(error % member.encode()) == expected, member
 
 
 @pytest.mark.parametrize("body", [nested(DEEP), b'{"choices":%s}' % nested(DEEP), b'{"error":' * DEEP])
 def test_a1_nesting_beyond_the_parser_is_no_answer(body):
-    assert mistake_in_answer(CHAT, body) == (NOT_JSON, None)
+    assert CHAT.check_answer(body) == (NOT_JSON, None)
 
 
 # A2: streamed events
+
+
+def meaning_of(endpoint: Endpoint, event: bytes) -> tuple[Meaning, object]:
+    """What a scanner says of a stream that begins with the event, and the error object that it found."""
+    scanner = endpoint.scanner()
+    event += b"\n\n"  # also behind one that is whole
+    passed, meaning = scanner.feed(event)
+    assert passed == event or meaning is not OUTPUT
+    assert scanner.has_output or meaning is not OUTPUT
+    return meaning, scanner.error
+
+
+def is_complete(endpoint: Endpoint, data: bytes) -> bool:
+    """What a scanner says at the end of a stream whose rest, behind the first output, is this."""
+    scanner = endpoint.scanner()
+    scanner.feed(b"data: output\n\n")
+    passed, _ = scanner.feed(data)
+    rest = scanner.finish()
+    assert passed + rest == data
+    return scanner.complete
 
 
 def delta(members: bytes, more: bytes = b'"finish_reason":null') -> bytes:
@@ -695,11 +718,11 @@ RESPONSES_EVENTS = [
             b"response.reasoning_summary_text.delta",
             b"response.function_call_arguments.delta",
             b"response.audio.delta",
-            b"response.completed",
-            b"response.incomplete",
             b"response.something.new",
         )
     ),
+    (b'event: response.completed\ndata: {"type":"response.completed","delta":"hi"}\n\n', DONE, None),
+    (b'event: response.incomplete\ndata: {"type":"response.incomplete","delta":"hi"}\n\n', DONE, None),
     (
         b'event: response.failed\ndata: {"type":"response.failed","response":{"error":{"message":"no"}}}\n\n',
         ERROR,
@@ -823,7 +846,7 @@ def test_a4_a_finish_reason_completes_a_stream(data, complete):
     ],
 )
 def test_a4_a_response_is_complete_when_it_says_so(data, complete):
-    assert bool(RESPONSES.complete(data)) is complete
+    assert is_complete(RESPONSES, data) is complete
 
 
 @given(
@@ -839,7 +862,7 @@ def test_a4_what_a_model_writes_never_completes_a_stream(text, path, ascii_only)
     for hidden in (text + '"finish_reason":"stop"', text + "\ndata: [DONE]\n", text + '"type":"response.completed"'):
         for shape in ({"a": hidden}, {hidden: None}, [hidden, hidden]):
             event = f"data: {json.dumps(shape, ensure_ascii=ascii_only)}\n\n".encode()
-            assert not ENDPOINTS[path].complete(event)
+            assert not is_complete(ENDPOINTS[path], event)
 
 
 # Error shapes
@@ -887,7 +910,7 @@ def test_f6_details_are_members_of_the_error():
 
 def test_f6_s7_a_provider_may_say_lone_surrogates():
     """JSON allows them as escapes, so they reach the message; the error must still be told."""
-    mistake = mistake_in_answer(CHAT, rb'{"error":{"message":"bad \ud800 text"}}')
+    mistake = CHAT.check_answer(rb'{"error":{"message":"bad \ud800 text"}}')
     assert mistake is not None
     error = AllStepsFailed("None.", details={"attempts": [{"message": message_in(mistake[1])}]})
     told = json.loads(error_body(error))["error"]["attempts"][0]["message"]
@@ -904,7 +927,7 @@ def test_a4_a_broken_stream_ends_in_one_event_that_clients_raise(code):
         "error": {"message": 'It said "bye"\n\nand left.', "type": "upstream_error", "param": None, "code": code}
     }
     assert meaning_of(CHAT, event)[0] is ERROR
-    assert not CHAT.complete(event)
+    assert not is_complete(CHAT, event)
 
 
 def test_b4_a_route_as_a_model():

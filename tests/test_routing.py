@@ -18,15 +18,16 @@ from aigw.errors import (
     UpstreamUnreachable,
 )
 from aigw.protocols.answers import message_in
+from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.error_bodies import error_body
-from aigw.protocols.requests import Call, read_call
 from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.failure_report import all_failed
 from aigw.proxy.router import Router
 from aigw.secret import Secret
 from aigw.telemetry.record import AttemptRecord
 from aigw.upstream.attempt import Attempt
+from tests.calls import read_call
 
 GATEWAY_KEY, FIRST_KEY, SECOND_KEY = "gw-key-0123456789", "sk-first-0123456789", "sk-second-0123456789"
 

@@ -161,8 +161,11 @@ def relayed(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
 
 def split(data: bytes) -> list[bytes]:
     """The whole events in ``data``, and what follows them."""
-    events = list(sse.events(data))
-    return [*events, data[len(b"".join(events)) :]]
+    events, start = [], 0
+    while end := sse.find_end(data, start):
+        events.append(data[start : end.end()])
+        start = end.end()
+    return [*events, data[start:]]
 
 
 def said(data: bytes) -> list[list[bytes]]:

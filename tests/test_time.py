@@ -7,7 +7,7 @@ import gc
 import pytest
 from twisted.internet.defer import Deferred
 
-from aigw.protocols.requests import Call
+from aigw.protocols.endpoint import Call
 from aigw.upstream.attempt import Attempt
 from tests.memory import MemoryGateway, error_of
 from tests.providers import COMMENT, LAST_CHUNK, ROLE, STREAM, STREAM_HEAD, chunk, completion, event, head

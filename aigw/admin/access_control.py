@@ -27,7 +27,7 @@ def with_key(callers: Sequence[Caller], cookies: Cookies) -> AccessCheck:
     """For whoever has a key, or else a cookie. Raises what ``authenticate`` does, WrongKey for a forged cookie too."""
 
     def judge(request: Request) -> None:
-        request.caller = caller_of(request).name
+        request.caller = caller_of(request)
 
     def caller_of(request: Request) -> Caller:
         try:

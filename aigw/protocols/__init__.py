@@ -1,5 +1,6 @@
-"""What the APIs say on the wire. Nothing here knows Twisted.
+"""The APIs on the wire: what requests and answers mean. Nothing here knows Twisted.
 
-In reading order: endpoints (the table of what differs), chat and responses (what differs), requests (a body to a Call),
-envelope, walk and skip (a body's top level, large ones in short steps), answers, sse, usage, error_bodies.
+In reading order: endpoints (the table), endpoint (what a row holds, and a Call), requests (a body to a Call, and back),
+envelope, walk and skip (a body's top level, large ones in short steps), answers (whole ones), scanner (streamed ones),
+chat and responses (what each protocol's events mean), sse, usage, error_bodies.
 """

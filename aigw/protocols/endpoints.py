@@ -1,40 +1,29 @@
-"""The OpenAI wire: read a call, rewrite it for a step, say what an answer or an event means, and how errors look.
-
-``ENDPOINTS`` is the one place that says what differs between endpoints. Reference: https://platform.openai.com/docs/api-reference
-"""
+"""The endpoints of the API: one row for each. Reference: https://platform.openai.com/docs/api-reference"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import msgspec
+from aigw.protocols.answers import check_answer
+from aigw.protocols.chat import ChatScanner
+from aigw.protocols.endpoint import Endpoint
+from aigw.protocols.error_bodies import error_body
+from aigw.protocols.requests import read_chat, read_json, rewrite
+from aigw.protocols.responses import ResponsesScanner
 
-from aigw.protocols.chat import chat_meaning, is_finished
-from aigw.protocols.responses import is_response_end, responses_meaning
-from aigw.protocols.sse import Meaning
-
-
-class Endpoint(msgspec.Struct, frozen=True, eq=False):
-    """What differs between endpoints.
-
-    ``path`` is behind ``/v1/``; ``answer`` is the member that a plain answer carries; ``meaning`` judges one streamed
-    object; ``complete`` finds what says, beside ``[DONE]``, that a stream came to its end.
-    """
-
-    path: str
-    answer: str
-    meaning: Callable[[dict[str, Any]], Meaning]
-    complete: Callable[[bytes], bool]
-
+_chat = partial(check_answer, "choices")
+_embeddings = partial(check_answer, "data")
+_response = partial(check_answer, "output")
 
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
     for endpoint in [
-        Endpoint("chat/completions", "choices", chat_meaning, is_finished),
-        Endpoint("completions", "choices", chat_meaning, is_finished),
-        Endpoint("embeddings", "data", chat_meaning, is_finished),
-        Endpoint("responses", "output", responses_meaning, is_response_end),
+        Endpoint("chat/completions", read_chat, rewrite, _chat, ChatScanner, error_body),
+        Endpoint("completions", read_json, rewrite, _chat, ChatScanner, error_body),
+        Endpoint("embeddings", read_json, rewrite, _embeddings, ChatScanner, error_body),
+        Endpoint("responses", read_json, rewrite, _response, ResponsesScanner, error_body),
     ]
 }
 

@@ -2,101 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from aigw.errors import BadRequest
 from aigw.protocols import envelope
-from aigw.protocols.endpoints import ENDPOINTS, Endpoint
+from aigw.protocols.endpoint import Call, RawRequest
 from aigw.protocols.envelope import Pieces, carries
 from aigw.protocols.skip import Steps
-from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages, whole
+from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages
 
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
 
-class Call(msgspec.Struct, frozen=True, eq=False):
-    """One request, read once: the body's top-level members as raw bytes, and the headers that may go on.
-
-    ``large``: it goes on in pieces.
-    """
-
-    endpoint: Endpoint
-    model: str
-    stream: bool
-    members: Members
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    request_id: str = ""
-    caller: str = ""
-    large: bool = False
+def read_json(raw: RawRequest) -> Call | Steps[Call]:
+    """A JSON object with a ``model``. Raises BadRequest, naming the member that is wrong."""
+    return _read(raw, with_messages=False)
 
 
-def read_call(
-    endpoint: Endpoint,
-    body: bytes | bytearray,
-    headers: Iterable[tuple[bytes, bytes]] = (),
-    request_id: str = "",
-    caller: str = "",
-) -> Call:
-    """A request body to a Call, however long it takes. Raises BadRequest, naming the member that is wrong."""
-    made = begin_to_read(endpoint, body, headers, request_id, caller)
-    return made if isinstance(made, Call) else whole(made)
+def read_chat(raw: RawRequest) -> Call | Steps[Call]:
+    """The same with ``messages``."""
+    return _read(raw, with_messages=True)
 
 
-def begin_to_read(
-    endpoint: Endpoint,
-    body: bytes | bytearray,
-    headers: Iterable[tuple[bytes, bytes]] = (),
-    request_id: str = "",
-    caller: str = "",
-) -> Call | Steps[Call]:
-    """A Call, or the short steps in which a large body becomes one. Both raise BadRequest."""
+def _read(raw: RawRequest, with_messages: bool) -> Call | Steps[Call]:
     try:
-        members = envelope.split_small(body)
+        members = envelope.split_small(raw.body)
     except ValueError as error:
-        raise _refused(error, body) from None
+        raise _refused(error, raw.body) from None
     if members is None:
-        return _read_in_steps(endpoint, body, headers, request_id, caller)
-    return _call(endpoint, members, headers, request_id, caller)
+        return _read_in_steps(raw, with_messages)
+    return _call(raw, members, mistake_in_messages if with_messages else None, large=False)
 
 
-def _read_in_steps(
-    endpoint: Endpoint, body: bytes | bytearray, headers: Iterable[tuple[bytes, bytes]], request_id: str, caller: str
-) -> Steps[Call]:
-    walk = Walk(body)
+def _read_in_steps(raw: RawRequest, with_messages: bool) -> Steps[Call]:
+    walk = Walk(raw.body)
     try:
-        members = yield from walk.members(endpoint is ENDPOINTS["chat/completions"])
+        members = yield from walk.members(with_messages)
     except ValueError as error:
-        raise _refused(error, body) from None
-    return _call(endpoint, members, headers, request_id, caller, walk, len(body) > envelope.SMALL)
+        raise _refused(error, raw.body) from None
+    find_mistake = (lambda _: walk.mistake) if with_messages else None
+    return _call(raw, members, find_mistake, len(raw.body) > envelope.SMALL)
 
 
 def _call(
-    endpoint: Endpoint,
-    members: Members,
-    headers: Iterable[tuple[bytes, bytes]],
-    request_id: str,
-    caller: str,
-    walk: Walk | None = None,
-    large: bool = False,
+    raw: RawRequest, members: Members, mistake_in_messages: Callable[[Members], str | None] | None, large: bool
 ) -> Call:
-    model = _read(members, "model", str, "a non-empty string")
+    model = _member(members, "model", str, "a non-empty string")
     if not model:
         raise BadRequest("'model' must be a non-empty string.", param="model")
     if not envelope.OTHER_CASES.isdisjoint(members):
         name = next(each for each in members if each in envelope.OTHER_CASES)
         raise BadRequest(f"{name!r} must be written {name.casefold()!r}, in lower case.", param=name)
-    stream = "stream" in members and _read(members, "stream", bool | None, "true or false") is True
-    if endpoint is ENDPOINTS["chat/completions"]:
+    stream = "stream" in members and _member(members, "stream", bool | None, "true or false") is True
+    if mistake_in_messages is not None:
         if "messages" not in members:
             raise BadRequest("'messages' is missing; it must be a non-empty array of objects.", param="messages")
-        item = walk.mistake if walk else mistake_in_messages(members)
+        item = mistake_in_messages(members)
         if item is not None:
             right = "a non-empty array of objects, each with a non-empty string 'role'"
             raise BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item)
-    return Call(endpoint, model, stream, members, tuple(headers), request_id, caller, large)
+    return Call(raw.endpoint, model, stream, members, tuple(raw.headers), raw.request_id, raw.caller, large)
 
 
 def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:
@@ -107,7 +75,7 @@ def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:
     return BadRequest(f"The body is not a JSON object: {error}.")
 
 
-def _read(members: Members, name: str, expected: Any, right: str) -> Any:
+def _member(members: Members, name: str, expected: Any, right: str) -> Any:
     if name not in members:
         raise BadRequest(f"'{name}' is missing; it must be {right}.", param=name)
     raw = members[name]

@@ -5,13 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aigw.protocols.sse import Meaning
-
-
-def responses_meaning(said: dict[str, Any]) -> Meaning:
-    """The responses API: everything is output but the announcements that come before it."""
-    return Meaning.NOTHING if said.get("type") in _ANNOUNCEMENTS else Meaning.OUTPUT
-
+from aigw.protocols.scanner import Meaning, StreamScanner
 
 _ANNOUNCEMENTS = (
     "response.created",
@@ -20,11 +14,20 @@ _ANNOUNCEMENTS = (
     "response.output_item.added",
     "response.content_part.added",
 )
+_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
 
 
-_RESPONSE_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
+class ResponsesScanner(StreamScanner):
+    """Everything is output but the announcements in front of it; an event of its own ends the stream."""
 
+    sign = b'"type"'
+    usual = b'"type":"response.output_text.delta"', b'"type": "response.output_text.delta"'
+    completing_is_the_end = True
 
-def is_response_end(data: bytes) -> bool:
-    """Whether an event says that the response is over, however it ended."""
-    return _RESPONSE_END.search(data) is not None
+    def meaning(self, value: dict[str, Any]) -> Meaning:
+        """See StreamScanner."""
+        return Meaning.SILENCE if value.get("type") in _ANNOUNCEMENTS else Meaning.OUTPUT
+
+    def completes(self, data: bytes) -> bool:
+        """Whether an event ends the response, however it ended."""
+        return _END.search(data) is not None

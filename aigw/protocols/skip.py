@@ -68,7 +68,7 @@ def _end_of_value(data: bytes | memoryview, decoder: msgspec.json.Decoder[Any], 
     try:
         decoder.decode(data)
     except msgspec.DecodeError as error:
-        trailing = _TRAILING.search(str(error))  # no other way says where a value ends without making it
+        trailing = _TRAILING.search(str(error))  # nothing else gives the end of a value without making it
         if trailing is None:
             raise
         return int(trailing[1]) - 1
@@ -98,7 +98,7 @@ class _Place:
         self.over = False
 
     def take(self, piece: bytes, is_last: bool) -> int:
-        """Check the piece, as far as it can be told by itself; how far that is, or where the value ends."""
+        """Check the piece, as far as that can be done by itself; how far that is, or where the value ends."""
         before, in_string, alone = self._around(0), self._in_string, not self._closing
         plain = piece.replace(b"\\\\", b"//").replace(b'\\"', b"//") if b"\\" in piece else piece
         parts = plain.split(b'"')
@@ -173,6 +173,6 @@ class _Place:
 
 
 def _kind(behind: bytes) -> bytes:
-    """What a piece outside strings says came last; nothing where it is empty."""
+    """What came last in a piece outside strings; nothing where it is empty."""
     last = behind[-1:]
     return last if last in b"[{,:" else _VALUE

@@ -6,12 +6,11 @@ CR, and an empty line ends an event.
 
 from __future__ import annotations
 
-import enum
 import json
 import re
-from collections.abc import Iterator
 
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
+find_end = _END.search
 _LINE = re.compile(rb"\r\n|\n|\r")
 _SILENCE = re.compile(rb"(?:[\r\n]|:[^\r\n]*(?:[\r\n]|\Z))*")
 _BOM = b"\xef\xbb\xbf"
@@ -26,14 +25,6 @@ def boundary(data: bytes | bytearray) -> int:
     for match in _END.finditer(data):
         end = match.end()
     return end
-
-
-def events(data: bytes) -> Iterator[bytes]:
-    """The whole events in ``data``, each looked for only when it is asked for."""
-    start = 0
-    for match in _END.finditer(data):
-        yield data[start : match.end()]
-        start = match.end()
 
 
 def fields(event: bytes) -> tuple[str, bytes | None]:
@@ -64,12 +55,3 @@ def is_whole(rest: bytes) -> bool:
 def is_silence(data: bytes) -> bool:
     """Whether ``data``, which begins at the start of a line, is only comments and blank lines."""
     return data[:1] in b":\r\n" and _SILENCE.fullmatch(data) is not None
-
-
-class Meaning(enum.Enum):
-    """What one event of a stream says."""
-
-    NOTHING = "a comment, a ping, a role, an empty delta"
-    OUTPUT = "part of the answer, or something that is not understood"
-    DONE = "the end, without output of its own"
-    ERROR = "a failure"

@@ -32,13 +32,38 @@ _NAME = b'"usage"'
 _decoder = json.JSONDecoder()
 
 
-def mentions_usage(data: bytes) -> bool:
-    """Whether ``data`` holds a ``usage`` object, or the start of one."""
-    return _NAME in data and _USAGE.search(data) is not None
+# Finds a ``usage`` object, or the start of one. Many events have none: look for the name itself first.
+find_usage = _USAGE.search
+
+
+class ReportedUsage:
+    """The usage in the parts of one answer: the counts of the first part, replaced by those of the last one.
+
+    Some providers report input at the start and output at the end. Who repeats usage in each part repeats all of it.
+    It is read when it is asked for.
+    """
+
+    _first = b""
+    _last = b""
+
+    def add(self, data: bytes) -> None:
+        """A part that holds usage: whole events, or a whole body."""
+        self._first = self._first or self._last
+        self._last = data
+
+    def add_some(self, data: bytes) -> None:
+        """More of a body that is too large to be looked at: usage stands at its start or its end."""
+        self._first = self._first or data[:MOST]
+        self._last = (self._last + data)[-MOST:]
+
+    def counts(self) -> dict[str, int]:
+        """The token counts."""
+        last = usage_in(self._last)
+        return {**usage_in(self._first), **last} if self._first else last
 
 
 def usage_in(data: bytes) -> dict[str, int]:
-    """The token counts of the ``usage`` objects in ``data``, nested ones included: the last word on each counts.
+    """The token counts of the ``usage`` objects in ``data``, nested ones included: of each the last one counts.
 
     Of many objects only the first and the last few are looked at: whoever repeats them repeats all of their counts.
     """
@@ -79,6 +104,6 @@ def by_kind(usage: Mapping[str, int]) -> dict[str, int]:
     for name, count in usage.items():
         if name in _KIND_OF:
             kind = _KIND_OF[name]
-            if kind not in kinds:  # who says both prompt_tokens and input_tokens says one thing twice
+            if kind not in kinds:  # prompt_tokens and input_tokens are one count under two names
                 kinds[kind] = count
     return kinds

@@ -48,7 +48,7 @@ def whole(steps: Steps[T]) -> T:
 
 
 def mistake_in_messages(members: Members) -> str | None:
-    """What ``Walk.mistake`` says, of few messages."""
+    """The same as ``Walk.mistake``, of few messages."""
     try:
         _messages.decode(members["messages"])
     except (ValueError, RecursionError) as error:

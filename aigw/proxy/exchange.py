@@ -27,12 +27,12 @@ from aigw.errors import (
     UpstreamTimeout,
 )
 from aigw.net import headers
-from aigw.protocols.requests import Call
+from aigw.protocols.endpoint import Call
 from aigw.proxy import failure_report, relay, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.router import Router, choose
-from aigw.secret import holds_a_key
+from aigw.secret import holds_a_key, may_hold_a_key
 from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, milliseconds
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
@@ -53,7 +53,7 @@ class Responder(relay.BodySink, Protocol):
 
 
 class Gateway:
-    """Serves calls by one configuration. ``note_failure`` hears of each failed attempt."""
+    """Serves calls by one configuration. ``note_failure`` is called with each failed attempt."""
 
     def __init__(
         self,
@@ -75,24 +75,24 @@ class Gateway:
         self.secrets = config.secrets
         self.running = set() if running is None else running
 
-    def serve(self, call: Call, client: Responder, trail: RecordBuilder) -> Deferred[None]:
+    def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         route = self.router.route(call.model)
-        trail.route = route.name
-        return Exchange(self, route, call, client, trail).run()
+        record.route = route.name
+        return Exchange(self, route, call, client, record).run()
 
 
 class Exchange:
     """One call on its way along the steps of its route."""
 
-    def __init__(self, gateway: Gateway, route: Route, call: Call, client: Responder, trail: RecordBuilder) -> None:
+    def __init__(self, gateway: Gateway, route: Route, call: Call, client: Responder, record: RecordBuilder) -> None:
         self._gateway = gateway
         self._clock = gateway.clock
         self._health = gateway.health
         self._route = route
         self._call = call
         self._client = client
-        self._trail = trail
+        self._record = record
         self._left = list(route.steps)
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
@@ -139,11 +139,11 @@ class Exchange:
 
     def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
         step, started = attempt.step, self._clock.seconds()
-        if self._trail.trace is not None:
-            attempt = self._trail.trace.sent(attempt, started)
+        if self._record.trace is not None:
+            attempt = self._record.trace.sent(attempt, started)
         answered: list[Response] = []
         probe = self._health.begin(step)
-        self._trail.tried += 1
+        self._record.tried += 1
         seconds = min(step_ends, self._deadline) - started
         limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
 
@@ -151,20 +151,9 @@ class Exchange:
             answered.append(response)
             return hold(response, self._call.endpoint, self._call.stream, self._clock)
 
-        def commit(held: relay.Relay) -> Deferred[None]:
-            self._health.succeeded(step)
-            self._trail.first_byte = self._clock.seconds()
-            self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
-            held.rewrite(self._gateway.router.without_keys[step.provider.name])
-            self._begin(step, answered[0], held.length)
-            rest = step.idle_timeout if self._call.stream else started + seconds - self._clock.seconds()
-            self._flowing = held
-            flowing = held.flow(self._client, max(0.0, rest))
-            return flowing.addBoth(self._flowed, step, started, answered[0].code, held)
-
         def commit_or_hang_up(held: relay.Relay) -> Deferred[None]:
             try:
-                return commit(held)
+                return self._commit(held, step, started, seconds, answered[0])
             except Exception:  # whatever went wrong here must not go on over there
                 held.hang_up()
                 raise
@@ -184,17 +173,45 @@ class Exchange:
         served: Deferred[Any] = held
         return served.addCallbacks(commit_or_hang_up, fall_through)
 
+    def _commit(
+        self, held: relay.Relay, step: Step, started: float, seconds: float, response: Response
+    ) -> Deferred[None]:
+        """The answer works: send the head to the client, then let the body flow."""
+        self._health.succeeded(step)
+        self._record.first_byte = now = self._clock.seconds()
+        self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
+        length = held.length
+        if length is not None:
+            held.rewrite(self._gateway.router.without_keys[step.provider.name])
+            length = held.length
+        self._record.answered_by(step.provider.name, step.model)
+        sent = headers.for_client(response.given.items())
+        if may_hold_a_key(self._gateway.secrets, b"\n".join(dict(sent).values())):
+            sent = self._without_keys(sent)
+        rest = started + seconds - now
+        if self._call.stream:
+            if b"content-type" not in dict(sent):
+                sent.append((b"content-type", b"text/event-stream"))
+            sent += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            rest = step.idle_timeout
+        elif length is None and isinstance(response.length, int):
+            length = response.length
+        self._client.begin(response.code, sent, length)
+        self._flowing = held
+        flowing = held.flow(self._client, max(0.0, rest))
+        return flowing.addBoth(self._flowed, step, started, response.code, held)
+
     def _fell(
         self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int, probe: bool
     ) -> Deferred[None]:
-        """An attempt failed: tell health, then stop, repeat the step, or go on to the next."""
+        """An attempt failed: book it, then stop, repeat the step, or go on to the next."""
         step = attempt.step
         verdict = retry_policy.decide(failure, self._route.stop_on)
         rests = retry_policy.apply(self._health, step, verdict, probe)
-        record = self._note(step, started, failure.outcome, failure.status, failure.message, rests)
+        attempted = self._note(step, started, failure.outcome, failure.status, failure.message, rests)
         failure.__traceback__ = failure.__context__ = None  # whose frames would keep the body, and this too
-        self._failures.append((record, failure))
-        self._gateway.note_failure(self._trail.request_id, self._route.name, record)
+        self._failures.append((attempted, failure))
+        self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
         if verdict.final and not holds_a_key(self._gateway.secrets, cast(UpstreamRefused, failure).body or b""):
             return self._pass_on(attempt, cast(UpstreamRefused, failure))
         if verdict.key_refused:
@@ -209,27 +226,21 @@ class Exchange:
 
     def _paused(self, result: Any, since: float) -> Any:
         """Book the pause as it was: a client that left has ended it early."""
-        self._trail.waited += self._clock.seconds() - since
+        self._record.waited += self._clock.seconds() - since
         return result
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
         body = refusal.body or b""
-        self._trail.answered_by(attempt.step.provider.name, attempt.step.model)
-        self._trail.bytes_out = len(body)
+        self._record.answered_by(attempt.step.provider.name, attempt.step.model)
+        self._record.bytes_out = len(body)
         self._client.begin(refusal.status or 502, self._without_keys(refusal.headers), len(body))
         self._client.write(body)
         self._client.end()
         return succeed(None)
 
-    def _safe(self, sent: list[headers.Header]) -> list[headers.Header]:
-        """The headers of an answer less those in which the provider repeats a key just as it is, or as JSON has it."""
-        values = b"\n".join([value for _, value in sent])
-        if b"\\" in values or any([secret.is_in(values) for secret in self._gateway.secrets]):
-            return self._without_keys(sent)
-        return sent
-
     def _without_keys(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
+        """The headers of an answer less those in which the provider repeats a key."""
         return [header for header in sent if not holds_a_key(self._gateway.secrets, header[1])]
 
     def _all_failed(self) -> AllStepsFailed:
@@ -242,21 +253,10 @@ class Exchange:
             details={"attempts": failure_report.attempts_shown(self._failures, self._gateway.secrets)},
         )
 
-    def _begin(self, step: Step, response: Response, length: int | None) -> None:
-        self._trail.answered_by(step.provider.name, step.model)
-        sent = self._safe(headers.for_client(response.given.items()))
-        if self._call.stream:
-            if not any(name == b"content-type" for name, _ in sent):
-                sent.append((b"content-type", b"text/event-stream"))
-            sent += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-        elif length is None and isinstance(response.length, int):
-            length = response.length
-        self._client.begin(response.code, sent, length)
-
     def _flowed(self, result: Any, step: Step, started: float, status: int, held: relay.Relay) -> None:
         """The answer ended, whole or not: record it, and close or cut the client's."""
-        self._trail.bytes_out = held.bytes_out
-        self._trail.usage = held.usage
+        self._record.bytes_out = held.bytes_out
+        self._record.usage = held.usage
         if not isinstance(result, Failure):
             self._note(step, started, "ok", status, "")
             self._client.end()
@@ -264,7 +264,7 @@ class Exchange:
             broken = cast(StreamBroken, result.value)
             # The code of a stream that the gateway itself ended is for the client; the provider is not to blame.
             outcome = "draining" if self._interrupted else broken.code
-            self._trail.outcome = outcome
+            self._record.outcome = outcome
             self._note(step, started, outcome, status, broken.message)
             self._client.cut(flush=self._call.stream)
         else:
@@ -288,10 +288,10 @@ class Exchange:
     ) -> AttemptRecord:
         now = self._clock.seconds()
         took = milliseconds(now - started)
-        self._trail.waited += now - self._waiting_since
+        self._record.waited += now - self._waiting_since
         rests_s = None if rests is None else math.ceil(rests)
-        record = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message, rests_s)
-        self._trail.attempts.append(record)
-        if self._trail.trace is not None:
-            self._trail.trace.attempted(record, now)
-        return record
+        attempted = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message, rests_s)
+        self._record.attempts.append(attempted)
+        if self._record.trace is not None:
+            self._record.trace.attempted(attempted, now)
+        return attempted

@@ -1,8 +1,8 @@
-"""An upstream body to the client: the commit gate, back-pressure, and the limit on silence.
+"""A provider's body to the client: the commit point, back-pressure, and the limit on silence.
 
 The commit point is the moment in which the first byte of the answer is written to the client. Before it a bad answer is
-an UpstreamFailure, and the next step may be tried. After it the bytes are the provider's: a stream that breaks is told
-of inside the stream, and nothing is switched, repaired or hidden.
+an UpstreamFailure, and the next step may be tried. After it the bytes are the provider's: a stream that breaks gets an
+error event inside the stream, and nothing is switched, repaired or hidden. What the bytes mean is not decided here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from zope.interface import implementer
 
 from aigw.errors import StreamBroken, UpstreamFailure
 from aigw.net.lateness import GRACE_SECONDS, lateness
-from aigw.protocols.endpoints import Endpoint
-from aigw.protocols.usage import usage_in
+from aigw.protocols.endpoint import Endpoint
 
 _WHOLE = Failure(ResponseDone())
 
@@ -51,40 +50,27 @@ class Relay(BodyProtocol, ABC):
         self._endpoint = endpoint
         self._clock = clock
         self.held: Deferred[Relay] = Deferred(self.hang_up)
+        self.length: int | None = None  # the size of the answer, if it is held whole at the commit point
+        self.bytes_out = 0
         self._flowing: Deferred[None] = Deferred(self.hang_up)
         self._client: BodySink | None = None
-        self._pieces: list[bytes] = []
-        self._size = 0
+        self._pieces: list[bytes] = []  # that wait for the commit point
         self._end: Failure | None = None
         self._timer: IDelayedCall | None = None
         self._limit = 0.0
-        self._heard = 0.0
+        self._last_activity = 0.0
         self._paused = False
         self._paused_at = 0.0
         self._over = False
-        self._usage_first = b""  # whoever tells input and output apart, at the start and at the end
-        self._usage_source = b""
-        self.bytes_out = 0
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """The tokens that the provider reported."""
-        said = usage_in(self._usage_source)
-        return {**usage_in(self._usage_first), **said} if self._usage_first else said
-
-    @property
-    def length(self) -> int | None:
-        """The size of the whole answer, if it is known at the commit point."""
-        return self._size if self._over else None
 
     def rewrite(self, changes: Iterable[Callable[[bytes], bytes]]) -> None:
         """Change an answer that is held whole, before it flows; any other stays as it is."""
-        if self._over:
+        if self.length is not None:
             (body,) = self._pieces
             for change in changes:
                 body = change(body)
             self._pieces[0] = body
-            self._size = len(body)
+            self.length = len(body)
 
     def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
         """Write what was held, then the rest. Fails with StreamBroken; cancelling hangs up on the provider.
@@ -92,13 +78,13 @@ class Relay(BodyProtocol, ABC):
         ``seconds`` is the limit that ends a silence, or, for an answer that is no stream, all that is left of its time.
         """
         self._client = client
-        self._heard = self._clock.seconds()
+        self._last_activity = self._clock.seconds()
         self._limit = seconds
         if not self._over:
             client.registerProducer(self, True)
             self._timer = self._clock.callLater(seconds, self._look_at_the_clock)
         pieces, self._pieces = self._pieces, []
-        self._pass_on(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._over:
             self._finish(None)
         elif self._end is not None:
@@ -107,35 +93,27 @@ class Relay(BodyProtocol, ABC):
 
     # What the kinds of answers do differently
 
+    @property
     @abstractmethod
-    def _hold(self, data: bytes) -> None:
-        """A read before the commit point."""
+    def usage(self) -> dict[str, int]:
+        """The tokens that the provider reported."""
 
     @abstractmethod
-    def _pass_on(self, data: bytes) -> None:
-        """A read after it."""
+    def dataReceived(self, data: bytes) -> None:
+        """One network read's worth of the body."""
 
     @abstractmethod
     def _ended(self, whole: bool, reason: Failure) -> None:
-        """The body is over; ``whole`` is what HTTP's framing says."""
+        """The body is over; ``whole``: HTTP's framing shows that nothing is missing."""
 
     @abstractmethod
     def _too_late(self) -> None:
         """The limit has passed."""
 
     def _time_left(self) -> float:
-        return self._limit if self._paused else self._heard + self._limit - self._clock.seconds()
+        return self._limit if self._paused else self._last_activity + self._limit - self._clock.seconds()
 
-    # The body, from the agent
-
-    def dataReceived(self, data: bytes) -> None:
-        """One network read's worth of the body."""
-        if self._client is not None:
-            self._pass_on(data)
-        elif self.held.called:  # in the same turn, before flow() was called
-            self._pieces.append(data)
-        else:
-            self._hold(data)
+    # The body's end, from the agent
 
     def connectionLost(self, reason: Failure = _WHOLE) -> None:
         """The body ended, one way or another."""
@@ -143,9 +121,6 @@ class Relay(BodyProtocol, ABC):
             self._end = reason
         elif not self._over:
             self._ended(reason.check(ResponseDone, PotentialDataLoss) is not None, reason)
-
-    def _commit(self) -> None:
-        self.held.callback(self)
 
     def _fail(self, failure: UpstreamFailure) -> None:
         """Before the commit point."""
@@ -168,12 +143,12 @@ class Relay(BodyProtocol, ABC):
             self._flowing.errback(broken)
 
     def interrupt(self) -> None:
-        """The gateway is stopping: the client is told, as of any other break."""
+        """The gateway is stopping: the answer breaks."""
         if not self._over:
             self._break(self.cut_short, "The gateway is stopping.")
 
     def hang_up(self, _: Deferred[Any] | None = None) -> None:
-        """Stop the provider; nobody is told."""
+        """Stop the provider; the client gets nothing more."""
         self._let_go()
         self.transport.stopProducing()
 
@@ -209,8 +184,8 @@ class Relay(BodyProtocol, ABC):
     def resumeProducing(self) -> None:
         """The client has caught up."""
         if self._paused:
-            self._heard += self._clock.seconds() - self._paused_at
-            due = self._heard + self._limit
+            self._last_activity += self._clock.seconds() - self._paused_at
+            due = self._last_activity + self._limit
             if self._timer is not None and self._timer.active() and self._timer.getTime() > due:  # set while it waited
                 self._timer.reset(max(0.0, due - self._clock.seconds()))
         self._paused = False

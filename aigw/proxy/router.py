@@ -1,4 +1,4 @@
-"""Policy: which attempts a call gets and in which order, and what to tell the client when none of them worked."""
+"""Policy: which attempts a call gets and in which order."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 from aigw import __version__
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.errors import RouteNotFound
+from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.protocols.requests import Call, rewrite
 from aigw.proxy.cooldown import Cooldowns
 from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
@@ -63,12 +63,12 @@ class Router:
             step=step,
             url=self._urls[name, call.endpoint.path],
             headers=(*own, *passed, (b"x-request-id", call.request_id.encode())),
-            body=rewrite(call, self._models[step.model], step.conflict_resolution),
+            body=call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution),
         )
 
 
 def choose(steps: Sequence[Step], health: Cooldowns) -> Step | None:
-    """Of the steps that are left, the one to try now: as configured, but those that rest at the end."""
+    """Of the steps that are left, the one to try now: as configured, but those that cool down at the end."""
     return next(iter(health.order(steps)), None)
 
 

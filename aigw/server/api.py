@@ -14,8 +14,8 @@ from aigw.config.model import Config
 from aigw.errors import RouteNotFound
 from aigw.net import headers
 from aigw.net.slices import Slices
-from aigw.protocols.endpoints import ENDPOINTS, Endpoint, model
-from aigw.protocols.requests import Call, begin_to_read
+from aigw.protocols.endpoint import Call, Endpoint, RawRequest
+from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.proxy.exchange import Gateway
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix
@@ -62,6 +62,7 @@ class EndpointResource(ApiResource):
         super().__init__(config)
         self.max_body = config.max_body
         self._endpoint = endpoint
+        self.error_body = endpoint.error_body
         self._gateway = gateway
         self._sink = sink
         self._begin_trace = begin_trace
@@ -80,8 +81,9 @@ class EndpointResource(ApiResource):
         """Start serving. Raises GatewayError."""
         trail = request.trail
         trail.received = self._seconds()
-        found = begin_to_read(
-            self._endpoint, request.body(), headers.for_provider(request.header), request.request_id, request.caller
+        sent = headers.for_provider(request.header)
+        found = self._endpoint.read(
+            RawRequest(self._endpoint, request.body(), sent, request.request_id, request.caller)
         )
 
         def serve(call: Call) -> Deferred[None]:
@@ -104,7 +106,7 @@ class EndpointResource(ApiResource):
     def answered(self, request: Request, status: int) -> None:
         """The one record of the request."""
         trail: RecordBuilder = request.trail
-        trail.caller = request.caller
+        trail.caller = request.caller.name if request.caller is not None else ""
         trail.bytes_in = request.bytes_in
         trail.bytes_out = trail.bytes_out or request.sentLength
         if request.client_left:  # not by its status: a provider's 499 may be passed on
@@ -120,14 +122,17 @@ class EndpointResource(ApiResource):
 def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
     slices = Slices(gateway.clock)
-    root, v1, chat = PathPrefix(config), PathPrefix(config), PathPrefix(config)
+    root, v1 = PathPrefix(config), PathPrefix(config)
+    folders = {"": v1}
     root.putChild(b"health", HealthResource(config))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", ModelsResource(config))
-    v1.putChild(b"chat", chat)
     for endpoint in ENDPOINTS.values():
-        parent, name = (chat, "completions") if endpoint.path == "chat/completions" else (v1, endpoint.path)
+        folder, _, name = endpoint.path.rpartition("/")
+        if folder not in folders:
+            folders[folder] = PathPrefix(config)
+            v1.putChild(folder.encode(), folders[folder])
         calls = EndpointResource(config, endpoint, gateway, sink, begin_trace, slices)
-        parent.putChild(name.encode(), calls)
+        folders[folder].putChild(name.encode(), calls)
         root.known = {**root.known, f"/v1/{endpoint.path}".encode(): calls}
     return root

@@ -14,9 +14,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
+from aigw.config.model import Caller
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.net import headers
-from aigw.protocols.error_bodies import error_body
 from aigw.server.bodies import without_frames
 
 _ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # RFC 9112, 3.2.2: servers accept it
@@ -35,7 +35,7 @@ class Request(TwistedRequest):
     serving: Deferred[Any] | None = None
     request_id = ""
     max_body = 0  # how many bytes of its body its resource reads, 0 for none
-    caller = ""
+    caller: Caller | None = None
     trail: Any = None
     client_left = False
     _interrupted_by: GatewayError | None = None
@@ -200,7 +200,7 @@ class Request(TwistedRequest):
     def _fail(self, error: GatewayError) -> None:
         for name, value in error.headers.items():
             self.setHeader(name, value)
-        self.answer(error.status, error_body(error))
+        self.answer(error.status, self.resource.error_body(error))
 
     def answer(self, status: int, body: bytes) -> None:
         """Answer with JSON of our own, in one piece, which no browser is to take for anything else."""

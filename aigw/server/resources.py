@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.web.resource import Resource as TwistedResource
 
 from aigw.access.keys import authenticate
 from aigw.config.model import Config
-from aigw.errors import MethodNotAllowed, PathNotFound
+from aigw.errors import GatewayError, MethodNotAllowed, PathNotFound
 from aigw.net import headers
+from aigw.protocols.error_bodies import error_body
 from aigw.server.request import Request
 
 
@@ -20,6 +21,7 @@ class ApiResource(TwistedResource):
     isLeaf = True
     known: Mapping[bytes, TwistedResource] = {}  # below this one, by whole paths; where to look first
     methods: tuple[bytes, ...] = (b"GET", b"HEAD")
+    error_body: Callable[[GatewayError], bytes] = staticmethod(error_body)
     max_body = 0  # bytes; a body that is not read costs nothing, and ends the connection
 
     def __init__(self, config: Config) -> None:
@@ -34,7 +36,7 @@ class ApiResource(TwistedResource):
         """Judge the request by its head: the key first, so that who has none learns nothing."""
         request.caller = authenticate(
             self.config.callers, request.header(b"x-api-key"), request.header(b"authorization")
-        ).name
+        )
         self.check_path(request)
         self.check_method(request)
 

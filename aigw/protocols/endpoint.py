@@ -1,0 +1,58 @@
+"""What an endpoint of the API is, and what a request to one is, as it came and once it was read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from aigw.config.model import Caller
+from aigw.errors import GatewayError
+from aigw.protocols.envelope import Pieces
+from aigw.protocols.scanner import StreamScanner
+from aigw.protocols.skip import Steps
+from aigw.protocols.walk import Members
+
+
+class RawRequest(msgspec.Struct, frozen=True, eq=False):
+    """A request as it came, its body not read yet. ``headers`` are those that may go on to a provider."""
+
+    endpoint: Endpoint
+    body: bytes | bytearray
+    headers: Iterable[tuple[bytes, bytes]] = ()
+    request_id: str = ""
+    caller: Caller | None = None
+
+
+class Call(msgspec.Struct, frozen=True, eq=False):
+    """One request, read once: the body's top-level members as raw bytes, and the headers that may go on.
+
+    ``large``: it goes on in pieces.
+    """
+
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    members: Members
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    request_id: str = ""
+    caller: Caller | None = None
+    large: bool = False
+
+
+class Endpoint(msgspec.Struct, frozen=True, eq=False):
+    """Everything that differs between endpoints; nothing else in the gateway asks which endpoint it is.
+
+    ``path`` is behind ``/v1/``. ``read`` makes a Call, at once or in short steps; both raise BadRequest. ``rewrite``
+    makes the body for a step: of a Call, the step's model as JSON, and the step's ``conflict_resolution``.
+    ``check_answer`` gives the reason why a whole 2xx body is no answer, with the error object in it if there is one,
+    or None. ``scanner`` makes what judges one streamed answer. ``error_body`` is how the gateway's own errors look.
+    """
+
+    path: str
+    read: Callable[[RawRequest], Call | Steps[Call]]
+    rewrite: Callable[[Call, msgspec.Raw, str | None], bytes | Pieces]
+    check_answer: Callable[[bytes], tuple[str, Any] | None]
+    scanner: Callable[[], StreamScanner]
+    error_body: Callable[[GatewayError], bytes]

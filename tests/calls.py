@@ -1,0 +1,35 @@
+"""A call as the gateway reads it, at once, however long that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from aigw.config.model import Caller
+from aigw.protocols.endpoint import Call, Endpoint, RawRequest
+from aigw.protocols.envelope import Pieces
+from aigw.protocols.skip import Steps
+from aigw.protocols.walk import whole
+
+
+def begin_to_read(endpoint: Endpoint, body: bytes | bytearray) -> Call | Steps[Call]:
+    """A Call, or the steps in which the body becomes one."""
+    return endpoint.read(RawRequest(endpoint, body))
+
+
+def read_call(
+    endpoint: Endpoint,
+    body: bytes | bytearray,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    request_id: str = "",
+    caller: Caller | None = None,
+) -> Call:
+    """A Call. Raises BadRequest."""
+    found = endpoint.read(RawRequest(endpoint, body, headers, request_id, caller))
+    return found if isinstance(found, Call) else whole(found)
+
+
+def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> bytes | Pieces:
+    """The body for a step."""
+    return call.endpoint.rewrite(call, model, conflict_resolution)
