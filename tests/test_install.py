@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from aigw.config.schema import FileEntry
+from aigw.config.model import Config
 from aigw.tap import EX_CONFIG, EX_USAGE
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def test_d3_the_units_give_what_the_daemon_needs():
     assert unit["RestartPreventExitStatus"] == f"{EX_USAGE} {EX_CONFIG}"
     for status in (EX_USAGE, EX_CONFIG):
         assert f'"$EXIT_STATUS" = {status} ' in unit["ExecStopPost"]
-    drain = next(field.default for field in fields(FileEntry) if field.name == "drain")
+    drain = next(field.default for field in fields(Config) if field.name == "drain")
     assert float(unit["TimeoutStopSec"].rstrip("s")) > drain + 5
     seconds = [float(unit[name].rstrip("s")) for name in ("WatchdogSec", "TimeoutAbortSec", "RestartSec")]
     assert sum(seconds) < 30, "a hung gateway is back within 35 s"
