@@ -108,9 +108,11 @@ def makeService(options: Options) -> IService:
         if not only_check and not options["check-providers"]:
             dumpable.forbid()
         if options["check-providers"]:
-            _check_providers(loader.load(path.absolute(), Environment(os.environ)), reactor, options["json"])
+            _check_providers(loader.load(path.absolute(), Environment(os.environ), str(path)), reactor, options["json"])
         service = GatewayService(
-            partial(loader.load, path.absolute(), Environment(os.environ)),  # twistd may change the directory
+            partial(
+                loader.load, path.absolute(), Environment(os.environ), str(path)
+            ),  # twistd may change the directory
             reactor,
             None if only_check else _observer(options.parent, options["json-log"]),
             notify=Notify(os.environ),

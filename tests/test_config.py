@@ -891,7 +891,7 @@ def test_b2_a_file_that_cannot_be_read_says_why(tmp_path):
         f"{tmp_path}/nope: cannot be read: No such file or directory"
     ]
     (mistake,) = mistakes_of(loader.load, tmp_path, KEYS)
-    assert mistake.startswith(f"{tmp_path}: is a folder; ")
+    assert mistake.startswith(f"{tmp_path}: is a folder, ")
 
 
 # B9: no key is shown.

@@ -33,7 +33,7 @@ listen: ["tcp:0:interface=127.0.0.1"]
 providers:
   - {name: a, base_url: "http://127.0.0.1:1/v1", api_key: "${A_KEY}"}
 routes:
-  - {name: r, deadline: 1m, steps: [{provider: a, model: m, timeout: 90s}]}
+  - {name: r, deadline: 2m, steps: [{provider: a, model: m, timeout: 90s}]}
 """
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 KEYS = {"GATEWAY_API_KEY": "gateway-key-0987-0987", "A_KEY": "canary-key-4711"}
@@ -264,7 +264,7 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "listen tcp:0:interface=127.0.0.1 (plain http)",
-        "route r (deadline 60s)",
+        "route r (deadline 120s)",
         "  1. a: m (timeout 90s, connect 10s, idle 120s)",
         "The configuration is good.",
     ]
