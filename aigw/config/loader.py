@@ -55,31 +55,31 @@ def _no_file(place: str, mode: int) -> str:
     return f"{place}: is not a regular file; name one with -c FILE"
 
 
-def load(path: Path, environ: Mapping[str, str], file: str = "") -> Config:
-    """Read, check and resolve ``path``, which messages call ``file``. Raises ConfigError with every mistake in it."""
-    file = file or str(path)
+def load(path: Path, environ: Mapping[str, str], shown: str = "") -> Config:
+    """Read, check and resolve ``path``, which messages call ``shown``. Raises ConfigError with every mistake in it."""
+    shown = shown or str(path)
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read(MAX_FILE + 1)
         text = data.decode()
     except IsADirectoryError:
-        raise ConfigError([_no_file(file, stat.S_IFDIR)]) from None
+        raise ConfigError([_no_file(shown, stat.S_IFDIR)]) from None
     except OSError as error:
-        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
+        raise ConfigError([f"{shown}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{file}, line {line}: is not UTF-8; save the file in that encoding"]) from None
+        raise ConfigError([f"{shown}, line {line}: is not UTF-8; save the file in that encoding"]) from None
     if len(data) > MAX_FILE:
-        raise ConfigError([f"{file}: is over {MAX_FILE} bytes; that is no configuration file"])
+        raise ConfigError([f"{shown}: is over {MAX_FILE} bytes; that is no configuration file"])
     document = parse(text)
     if document.tree is None:
-        empty = [f"{file}: is empty; api_key, providers and routes are required"]
-        raise ConfigError(worded(document.mistakes, file) or empty)
+        empty = [f"{shown}: is empty; api_key, providers and routes are required"]
+        raise ConfigError(worded(document.mistakes, shown) or empty)
     refused, warnings = judge_permissions(path, mode, holds_literal_key(document.tree))
     mistakes = [*document.mistakes, *map(Mistake, refused)]
     folder = path.absolute().parent
-    return build(document.tree, environ, folder, mistakes, warnings, file, document.root)
+    return build(document.tree, environ, folder, mistakes, warnings, shown, document.root)
 
 
 def build(
