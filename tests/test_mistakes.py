@@ -100,6 +100,19 @@ def test_b20_a_mistake_has_file_line_path_value_and_the_name_that_is_meant(load,
     assert "from-the-environment" not in mistake
 
 
+@pytest.mark.parametrize("name", [r"a\x1b[2Jb", r"a\nb", r"a\u202eb", r"a\ufeffb"])
+def test_b20_a_character_that_is_not_seen_is_shown_as_its_escape(load, name):
+    texts = [
+        f'{GOOD}"{name}": 1\n',
+        changed("provider: cerebras", f'provider: "{name}"'),
+        changed("routes:", f'    headers: {{"{name}": 1}}\nroutes:'),
+        changed("model: m", f'timeout: "{name}"'),
+    ]
+    mistakes = [mistake for text in texts for mistake in load(text)]
+    assert len(mistakes) >= len(texts)
+    assert [each for each in mistakes if not each.isprintable()] == []
+
+
 def test_b20_names_in_other_places_are_not_found_by_chance():
     assert similar("colour", ["cooldown", "connect_timeout"]) is None
     assert similar("x", ["xy"]) is None

@@ -39,8 +39,15 @@ class Expanded(str):
 
 
 def quoted(text: str) -> str:
-    """``text`` if it is short or made of words and a few digits, as names are; else HIDDEN."""
-    return HIDDEN if _may_be_a_key(text) else text
+    """``text`` if it is short or made of words and a few digits, as names are; else HIDDEN.
+
+    A character that is not seen, but may steer a terminal, is shown as its escape.
+    """
+    if _may_be_a_key(text):
+        return HIDDEN
+    if text.isprintable():
+        return text
+    return "".join([each if each.isprintable() else each.encode("unicode_escape").decode() for each in text])
 
 
 def quoted_file(path: str) -> str:
