@@ -123,7 +123,8 @@ def test_the_first_configuration_is_good_but_for_its_certificate(tmp_path):
         check=False,
     )
     mistakes = done.stderr.splitlines()[1:]
-    assert [line.split()[0] for line in mistakes] == ["tls.cert_file:", "tls.key_file:"]
+    assert [line.split(": ")[1] for line in mistakes] == ["tls.cert_file", "tls.key_file"]
+    assert all(re.match(r"  .*config.yaml, line \d+: ", line) for line in mistakes)
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")

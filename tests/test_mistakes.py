@@ -113,6 +113,20 @@ def test_b20_a_character_that_is_not_seen_is_shown_as_its_escape(load, name):
     assert [each for each in mistakes if not each.isprintable()] == []
 
 
+def test_b20_a_file_that_is_not_there_is_named_with_the_line_of_its_setting_too(tmp_path):
+    text = changed("routes:", "    ca_file: ca.pem\nroutes:")
+    text += "tls:\n  cert_file: none.pem\n  key_file: none.key\n  certificates:\n    - cert_file: a.pem\n      key_file: b.pem\n"
+    done = run(tmp_path, "--check-config", config=text)
+    assert done.returncode == 78
+    assert [line.strip().split(": ")[:2] for line in done.stderr.splitlines()[1:]] == [
+        ["config.yaml, line 16", "tls.certificates[0].cert_file"],
+        ["config.yaml, line 17", "tls.certificates[0].key_file"],
+        ["config.yaml, line 13", "tls.cert_file"],
+        ["config.yaml, line 14", "tls.key_file"],
+        ["config.yaml, line 6", "providers[0].ca_file"],
+    ]
+
+
 def test_b20_names_in_other_places_are_not_found_by_chance():
     assert similar("colour", ["cooldown", "connect_timeout"]) is None
     assert similar("x", ["xy"]) is None

@@ -19,7 +19,8 @@ from aigw.config.addresses import admin_endpoint
 from aigw.config.advice import advice_on
 from aigw.config.cross_checks import crossed, limits_crossed
 from aigw.config.file_mode import holds_literal_key, is_secret, judge_permissions
-from aigw.config.mistakes import Mistake, not_following, worded
+from aigw.config.mistakes import Mistake, line_of, not_following, worded
+from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener, TlsFiles
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
@@ -112,7 +113,7 @@ def build(
     if found:
         raise ConfigError(worded(found, file, root))
     advice = worded([*advice_on(made), *reader.warnings], file, root)
-    return _completed(made, tls, [*warnings, *advice])
+    return _completed(made, tls, [*warnings, *advice], _places(tree, file, root) if root else {})
 
 
 @lru_cache(1)
@@ -131,7 +132,23 @@ def _whole(tree: dict[Any, Any]) -> dict[Any, Any]:
     return tree
 
 
-def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str]) -> Config:
+def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
+    """File and line of each setting that names a file, a host or an address, by its path: more may be wrong with it."""
+    paths: list[tuple[Any, ...]] = [(name,) for name in ("port", "listen", "admin", "tls") if name in tree]
+    paths += [("listen", index) for index in range(len(tree.get("listen") or ()))]
+    tls = tree.get("tls") or {}
+    paths += [("tls", name) for name in tls]
+    listed = [(("tls", "certificates"), tls.get("certificates") or ()), (("providers",), tree["providers"])]
+    for path, entries in listed:
+        paths += [(*path, index) for index in range(len(entries))]
+        for index, entry in enumerate(entries):
+            paths += [
+                (*path, index, name) for name in ("cert_file", "key_file", "base_url", "ca_file") if name in entry
+            ]
+    return {path_of(path): f"{file}, line {line_of(root, path)}" for path in paths}
+
+
+def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], places: dict[str, str]) -> Config:
     """The values that no setting has by itself."""
     providers = made.providers.values()
     sent = [value for each in providers for name, value in each.headers.items() if is_secret(name, value)]
@@ -144,6 +161,7 @@ def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str]) -> C
         tls=made.tls or tls,
         secrets=tuple(sorted(keys, key=len, reverse=True)),  # one may begin with another
         warnings=tuple(warnings),
+        places=places,
     )
 
 

@@ -130,7 +130,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the gateway runs by. ``listeners`` is empty where the file names none: ``port`` on every address
     with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, in bytes.
     ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
-    for redaction; ``warnings`` are for the log."""
+    for redaction; ``warnings`` are for the log; ``places`` has file and line of settings whose values are tried out later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
     providers: dict[str, Provider]
@@ -146,3 +146,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_per_address: Annotated[PerAddress, At("limits.connections_per_address")] = None
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
+    places: Annotated[dict[str, str], NOT_WRITTEN] = {}
+
+    def located(self, mistake: str) -> str:
+        """``PATH: what is wrong``, found after the file was read, with the file and the line in front."""
+        place = self.places.get(mistake.partition(": ")[0])
+        return f"{place}: {mistake}" if place else mistake

@@ -13,7 +13,7 @@ LONG = 80
 LONG_VALUE = 60
 MOST_DIGITS = 4
 LONGEST_WORD = 16
-MANY = 200  # names; among more than so many no similar one is looked for
+MANY = 200  # names; among more no similar one is looked for, which would take seconds
 LISTED = 20
 
 _PARTS = re.compile(r"[^\W_]+")
@@ -88,10 +88,11 @@ def did_you_mean(written: Any, known: Collection[str]) -> str:
 def similar(written: str, known: Collection[str]) -> str | None:
     """The one of ``known`` that is most like what is written, if one is like it at all."""
     plain = _plain(written)
-    same = next((each for each in known if _plain(each) == plain), None)
-    if same is not None or not 1 < len(plain) <= LONG or len(known) > MANY:
-        return same
+    if not 1 < len(plain) <= LONG or len(known) > MANY:
+        return None
     by_plain = {_plain(each): each for each in reversed(list(known))}
+    if plain in by_plain:
+        return by_plain[plain]
     close = difflib.get_close_matches(plain, by_plain, 1, 0.65)
     holds = [each for each in by_plain.values() if written.lower() in each.lower().split("_")] if not close else []
     return by_plain[close[0]] if close else holds[0] if len(holds) == 1 else None

@@ -25,7 +25,7 @@ class Runtime:
         upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values(), connect))
         listeners = _or_mistakes(mistakes, lambda: wanted(config, inherited))
         if mistakes or upstream is None or listeners is None:
-            raise ConfigError(mistakes)
+            raise ConfigError([config.located(each) for each in mistakes])
         self.upstream = upstream
         self.listeners = listeners
 
