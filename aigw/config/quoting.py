@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection
 from typing import Any
@@ -90,6 +89,8 @@ def similar(written: str, known: Collection[str]) -> str | None:
     plain = _plain(written)
     if not 1 < len(plain) <= LONG or len(known) > MANY:
         return None
+    import difflib  # here, for only mistakes need it, and the start is quicker without
+
     by_plain = {_plain(each): each for each in reversed(list(known))}
     if plain in by_plain:
         return by_plain[plain]

@@ -41,7 +41,7 @@ class Runtime:
     @property
     def warnings(self) -> list[str]:
         """What is not a mistake, but should be known."""
-        return [*self.config.warnings, *(self.identity.warnings if self.identity else ())]
+        return [*self.config.warnings, *map(self.config.located, self.identity.warnings if self.identity else ())]
 
 
 def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:
