@@ -20,6 +20,7 @@ from aigw import __version__
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.daemon import dumpable, memory
+from aigw.daemon.output import escape_unwritable
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import ignore, obey, obey_stops
 from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
@@ -107,9 +108,11 @@ def makeService(options: Options) -> IService:
         if not only_check and not options["check-providers"]:
             dumpable.forbid()
         if options["check-providers"]:
-            _check_providers(loader.load(path.absolute(), Environment(os.environ)), reactor, options["json"])
+            _check_providers(loader.load(path.absolute(), Environment(os.environ), str(path)), reactor, options["json"])
         service = GatewayService(
-            partial(loader.load, path.absolute(), Environment(os.environ)),  # twistd may change the directory
+            partial(
+                loader.load, path.absolute(), Environment(os.environ), str(path)
+            ),  # twistd may change the directory
             reactor,
             None if only_check else _observer(options.parent, options["json-log"]),
             notify=Notify(os.environ),
@@ -121,6 +124,7 @@ def makeService(options: Options) -> IService:
         _report(error, str(path or "The configuration"), in_words=bool(in_words))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
+        escape_unwritable(sys.stdout)
         print(_described(service.config, service.warnings()))
         raise SystemExit(0)
     obey_stops(reactor, service.stop_now)
@@ -133,6 +137,7 @@ def makeService(options: Options) -> IService:
 def _check_providers(loaded: Config, reactor: Any, json: int) -> NoReturn:
     from aigw.daemon.check_providers import check
 
+    escape_unwritable(sys.stdout)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
     raise SystemExit(0 if check(loaded, upstream, reactor, bool(json), print) else 1)
 
@@ -180,6 +185,7 @@ def _observer(server: Any, json_log: int = 0) -> logs.QueuedLines | None:
 def _report(error: ConfigError, path: str, in_words: bool) -> None:
     stderr: TextIO = sys.__stderr__ or sys.stderr
     if in_words:
+        escape_unwritable(stderr)
         print("\n".join([f"{path}: not usable", *(f"  {mistake}" for mistake in error.mistakes)]), file=stderr)
         return
     event = {

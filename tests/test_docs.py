@@ -14,19 +14,15 @@ import signal
 import socket
 import subprocess
 import sys
-import types
-import typing
 from pathlib import Path
 
-import msgspec
 import pytest
 import yaml
-from msgspec.structs import NODEFAULT, fields
 
 from aigw import errors
-from aigw.config import loader, schema
+from aigw.config import loader
 from aigw.config.model import Config
-from aigw.config.values import decode
+from aigw.config.schema import Shape, settings
 from tests.switch import Switch
 
 ROOT = Path(__file__).parent.parent
@@ -106,26 +102,7 @@ def test_every_link_leads_somewhere(page):
 COMPUTED = {"port": "`$PORT`, then `8080`", "limits.bodies": "`512MiB`, or `body` if that is more"}  # by the loader
 
 
-def entries(entry: type, path: str = "") -> dict[str, type]:
-    """Every mapping of the file by its path, as ``routes[].steps[]``."""
-    found = {path: entry}
-    for name, hint in typing.get_type_hints(entry).items():
-        for inner, is_list in structs(hint):
-            found |= entries(inner, f"{path}.{name}".lstrip(".") + "[]" * is_list)
-    return found
-
-
-def structs(hint: object) -> list[tuple[type, bool]]:
-    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-        return [(hint, False)]
-    if typing.get_origin(hint) is tuple:
-        return [(inner, True) for each in typing.get_args(hint) for inner, _ in structs(each)]
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return [inner for each in typing.get_args(hint) for inner in structs(each)]
-    return []
-
-
-ENTRIES = entries(schema.FileEntry)
+SETTINGS = dict(settings(loader.whole_file()))
 
 
 def documented() -> dict[str, list[str]]:
@@ -140,38 +117,27 @@ def documented() -> dict[str, list[str]]:
     return found
 
 
-def test_every_entry_of_the_schema_is_found():
-    """So that the next test compares all of it."""
-    written = {each for each in vars(schema).values() if isinstance(each, type) and issubclass(each, schema._Entry)}
-    assert written - set(ENTRIES.values()) == {schema._Entry}
-
-
 def test_every_setting_is_documented_and_no_other():
-    known = {f"{path}.{field.name}".lstrip(".") for path, entry in ENTRIES.items() for field in fields(entry)}
-    assert set(documented()) == known
+    assert set(documented()) == set(SETTINGS)
 
 
-@pytest.mark.parametrize(("path", "entry"), ENTRIES.items(), ids=[path or "file" for path in ENTRIES])
-def test_every_default_is_the_documented_one(path, entry):
-    hints, rows = typing.get_type_hints(entry), documented()
-    for field in fields(entry):
-        setting = f"{path}.{field.name}".lstrip(".")
-        shown = rows[setting][2]
-        if setting in COMPUTED:
-            assert shown == COMPUTED[setting]
-        elif field.default is NODEFAULT and field.default_factory is NODEFAULT:
-            assert shown == "required", setting
-        else:
-            default = field.default_factory() if field.default is NODEFAULT else field.default
-            if shown.startswith("`"):
-                written = yaml.safe_load(shown.strip("`"))
-                made = written if isinstance(written, bool) else decode(hints[field.name], written)
-                assert made == default, setting
-            elif isinstance(default, msgspec.Struct):
-                assert shown.startswith("see "), setting
-            else:
-                assert shown in ("none", "inherited"), setting
-                assert not default, setting
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_default_is_the_documented_one(setting):
+    shown, defined = documented()[setting][2], SETTINGS[setting]
+    if isinstance(defined, Shape):
+        assert shown.startswith("see ")
+    elif setting in COMPUTED:
+        assert shown == COMPUTED[setting]
+    elif defined.inherited and "[]" in setting:
+        assert shown == "inherited"
+    elif defined.required:
+        assert shown == "required"
+    elif shown.startswith("`"):
+        default = defined.inherited.default if defined.inherited else defined.default
+        assert defined.form.decode(yaml.safe_load(shown.strip("`"))) == default
+    else:
+        assert shown == "none"
+        assert defined.otherwise or not defined.default
 
 
 @pytest.mark.parametrize("setting", sorted(documented()))

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from aigw.config.schema import FileEntry
+from aigw.config.model import Config
 from aigw.tap import EX_CONFIG, EX_USAGE
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def test_d3_the_units_give_what_the_daemon_needs():
     assert unit["RestartPreventExitStatus"] == f"{EX_USAGE} {EX_CONFIG}"
     for status in (EX_USAGE, EX_CONFIG):
         assert f'"$EXIT_STATUS" = {status} ' in unit["ExecStopPost"]
-    drain = next(field.default for field in fields(FileEntry) if field.name == "drain")
+    drain = next(field.default for field in fields(Config) if field.name == "drain")
     assert float(unit["TimeoutStopSec"].rstrip("s")) > drain + 5
     seconds = [float(unit[name].rstrip("s")) for name in ("WatchdogSec", "TimeoutAbortSec", "RestartSec")]
     assert sum(seconds) < 30, "a hung gateway is back within 35 s"
@@ -123,7 +123,8 @@ def test_the_first_configuration_is_good_but_for_its_certificate(tmp_path):
         check=False,
     )
     mistakes = done.stderr.splitlines()[1:]
-    assert [line.split()[0] for line in mistakes] == ["tls.cert_file:", "tls.key_file:"]
+    assert [line.split(": ")[1] for line in mistakes] == ["tls.cert_file", "tls.key_file"]
+    assert all(re.match(r"  .*config.yaml, line \d+: ", line) for line in mistakes)
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")

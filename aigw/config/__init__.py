@@ -1,5 +1,6 @@
 """What the configuration file says. Nothing here knows Twisted.
 
-In reading order: schema (what may stand in the file), values (how values are written), yaml_tree, validation,
-cross_checks, file_mode and quoting (what is wrong with a file), model (what it means), loader (from file to model).
+In reading order: model (each setting, once), schema (what its annotations mean), values, addresses, credentials (how
+values are written), yaml_tree, yaml_errors (the YAML), reader (from tree to model), cross_checks, file_mode, mistakes
+(what is wrong with a file), quoting (what a message may show), advice (warnings), loader (from file to model).
 """

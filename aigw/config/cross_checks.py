@@ -1,66 +1,50 @@
-"""Mistakes that no single value shows: names that stand twice or lead nowhere, plain HTTP beyond loopback."""
+"""Mistakes that no single value shows: settings that exclude each other, plain HTTP beyond loopback."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from aigw.config.quoting import quoted
+from aigw.config.addresses import is_on_loopback
+from aigw.config.mistakes import Mistake
 
 
-def crossed(tree: Any, tls: bool) -> Iterator[str]:
-    """Mistakes that no single value shows, found in the tree as written, so that they come with all the others."""
+def crossed(tree: Any, tls: bool) -> Iterator[Mistake]:
+    """Found in the tree as written, to be reported with all others. ``tls``: the environment has a certificate."""
     if not isinstance(tree, dict):
         return
-    names = {str(provider["name"]) for _, provider in _mappings(tree, "providers") if "name" in provider}
-    known = ", ".join(map(quoted, sorted(names)))
-    for kind in ("providers", "routes"):
-        seen: dict[str, str] = {}
-        for path, entry in _mappings(tree, kind):
-            name = str(entry.get("name"))
-            if "name" in entry and seen.setdefault(name, path) != path:
-                yield f"{path}.name: is the name of {seen[name]} too; names are unique"
-    for path, provider in _mappings(tree, "providers"):
-        written = provider.get("headers")
-        headers = [str(name).lower() for name in written] if isinstance(written, dict) else []
-        for name in sorted(name for name in set(headers) if headers.count(name) > 1):
-            yield f"{path}.headers.{quoted(name)}: stands twice in different case; keep one"
-    for route_path, route in _mappings(tree, "routes"):
-        for path, step in _mappings(route, "steps", route_path):
-            if "provider" in step and str(step["provider"]) not in names:
-                yield f"{path}.provider: no provider is named {quoted(str(step['provider']))!r}; there are: {known}"
+    if "port" in tree and tree.get("listen") is not None:
+        yield Mistake("is written beside listen, which has ports of its own; keep one of the two", ("port",))
     written = tree.get("tls")
-    if isinstance(written, dict) and "client_certificate" in written and not written.get("client_ca"):
-        yield "tls.client_certificate: stands without client_ca, which says whose certificates are good"
+    if isinstance(written, dict) and written.get("client_certificate") is not None and not written.get("client_ca"):
+        text = "is written without client_ca, the CA of the certificates that clients show; write both or neither"
+        yield Mistake(text, ("tls", "client_certificate"))
     admin = tree.get("admin")
-    if isinstance(admin, dict) and admin.get("insecure") is not True and not _is_local(str(admin.get("endpoint"))):
-        yield "admin: no key is asked for there, and it is beyond loopback: write {endpoint: ..., insecure: true}"
+    if isinstance(admin, dict) and not _is_insecure(admin) and not is_on_loopback(str(admin.get("endpoint"))):
+        text = "no key is asked for there, and it is beyond loopback: write {endpoint: ..., insecure: true}"
+        yield Mistake(text, ("admin",))
     endpoints: dict[str, str] = {str(admin.get("endpoint")): "admin"} if isinstance(admin, dict) else {}
-    for path, listener in _mappings(tree, "listen"):
+    listed = tree.get("listen")
+    for index, listener in enumerate(listed if isinstance(listed, list) else ()):
+        if not isinstance(listener, dict):
+            continue
         endpoint = str(listener.get("endpoint"))
         if endpoint in endpoints and not re.match(r"tcp6?:0\b", endpoint):  # which is a port of its own each time
-            yield f"{path}: is the endpoint of {endpoints[endpoint]} too; keep one"
-        endpoints.setdefault(endpoint, path)
-        plain = not tls and not tree.get("tls") and listener.get("insecure") is not True
-        if plain and not _is_local(str(listener.get("endpoint"))):
-            yield f"{path}: plain HTTP beyond loopback: configure tls, or write {{endpoint: ..., insecure: true}}"
+            yield Mistake(f"is the endpoint of {endpoints[endpoint]} too; keep one", ("listen", index))
+        endpoints.setdefault(endpoint, f"listen[{index}]")
+        plain = not tls and not tree.get("tls") and not _is_insecure(listener)
+        if plain and not is_on_loopback(endpoint):
+            text = "plain HTTP beyond loopback: configure tls, or write {endpoint: ..., insecure: true}"
+            yield Mistake(text, ("listen", index))
 
 
-def _mappings(tree: Mapping[str, Any], name: str, path: str = "") -> list[tuple[str, dict[str, Any]]]:
-    entries = tree.get(name)
-    prefix = f"{path}.{name}" if path else name
-    if not isinstance(entries, list):
-        return []
-    return [(f"{prefix}[{index}]", entry) for index, entry in enumerate(entries) if isinstance(entry, dict)]
+def limits_crossed(body: int, bodies: int) -> Iterator[Mistake]:
+    """Whether one request may be larger than all together."""
+    if bodies < body:
+        text = "is less than limits.body, the size of one request; raise the one or lower the other"
+        yield Mistake(text, ("limits", "bodies"))
 
 
-def _is_local(endpoint: str) -> bool:
-    if endpoint.startswith("unix:"):
-        return True
-    addresses = re.findall(r":interface=((?:\\.|[^:\\])*)", endpoint)
-    try:
-        return bool(addresses) and all(ipaddress.ip_address(re.sub(r"\\(.)", r"\1", a)).is_loopback for a in addresses)
-    except ValueError:
-        return False
+def _is_insecure(listener: dict[Any, Any]) -> bool:
+    return str(listener.get("insecure")).lower() == "true"

@@ -1,12 +1,38 @@
-"""What a configuration means once it is read: frozen values, names resolved, limits inherited."""
+"""What a configuration is: each setting once, with how it is written, its default, and where it is inherited from.
+
+A setting of a step is one line here, and its use. ``schema`` says what the annotations mean.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from aigw.config.addresses import ListenAddress, Url
+from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
+from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
+from aigw.config.values import (
+    NAME,
+    Connections,
+    Cooldown,
+    Drain,
+    Duration,
+    FileName,
+    Flag,
+    Name,
+    PerAddress,
+    Port,
+    Refusal,
+    Retries,
+    Size,
+    Timeout,
+    TotalSize,
+)
 from aigw.secret import Secret
+
+MIB = 1024 * 1024
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -16,11 +42,23 @@ class Caller(msgspec.Struct, frozen=True):
     key: Secret
 
 
+def _callers(value: Any) -> tuple[Caller, ...]:
+    return (Caller("default", KEY.decode(value)),)
+
+
+def _has_client_ca(made: Mapping[str, Any]) -> bool:
+    return made["client_ca"] is not None
+
+
+def _enough_for_one_body(made: Mapping[str, Any]) -> int:
+    return max(512 * MIB, int(made["max_body"]))
+
+
 class CertificateFiles(msgspec.Struct, frozen=True):
     """A certificate chain and its key, both PEM."""
 
-    cert_file: str
-    key_file: str
+    cert_file: FileName
+    key_file: FileName
 
 
 class TlsFiles(CertificateFiles, frozen=True):
@@ -29,46 +67,51 @@ class TlsFiles(CertificateFiles, frozen=True):
     With a ``client_ca`` clients may show a certificate of it, and must if ``client_required``.
     """
 
-    others: tuple[CertificateFiles, ...] = ()
-    client_ca: str | None = None
-    client_required: bool = False
+    others: Annotated[tuple[CertificateFiles, ...], At("certificates")] = ()
+    client_ca: FileName | None = None
+    client_required: Annotated[
+        bool,
+        At("client_certificate"),
+        OneOf((("required", True), ("optional", False))),
+        Otherwise(_has_client_ca),
+    ] = False
 
 
 class Listener(msgspec.Struct, frozen=True):
     """A Twisted server endpoint string; ``insecure`` means plain HTTP there, ``admin`` that no key is asked for."""
 
-    endpoint: str
-    insecure: bool = False
-    admin: bool = False
+    endpoint: ListenAddress
+    insecure: Flag = False
+    admin: Annotated[bool, NOT_WRITTEN] = False
 
 
 class Provider(msgspec.Struct, frozen=True):
     """An OpenAI-compatible API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs,
-    ``legacy_tls`` allows old cipher suites."""
+    ``legacy_tls`` allows cipher suites without forward secrecy or AEAD."""
 
-    name: str
-    base_url: str
-    api_key: Secret | None
-    headers: dict[str, Secret]
-    ca_file: str | None
-    legacy_tls: bool = False
+    name: Name
+    base_url: Url
+    api_key: Key | None = None
+    headers: dict[HeaderName, HeaderValue] = {}
+    ca_file: FileName | None = None
+    legacy_tls: Annotated[Flag, At("tls.legacy")] = False
 
 
 class Step(msgspec.Struct, frozen=True):
     """One provider and model to try; limits in seconds, ``number`` counts from 1 within its route.
 
-    ``cooldown`` is how long it rests after failures in a row, 0 for never; ``retries`` how often it is repeated.
+    ``cooldown`` is how long it cools down after failures in a row, 0 for never; ``retries`` how often it is repeated.
     """
 
-    number: int
-    provider: Provider
-    model: str
-    timeout: float
-    connect_timeout: float
-    idle_timeout: float
-    cooldown: float
-    retries: int
-    conflict_resolution: Literal["tools", "format"] | None
+    number: Annotated[int, POSITION]
+    provider: Annotated[Provider, Named("providers", NAME)]
+    model: Name
+    timeout: Annotated[Timeout, Inherited(300.0, top="default_timeout")]
+    connect_timeout: Annotated[Timeout, Inherited(10.0)]
+    idle_timeout: Annotated[Timeout, Inherited(120.0)]
+    cooldown: Annotated[Cooldown, Inherited(60.0)]
+    retries: Retries = 0
+    conflict_resolution: Literal["tools", "format"] | None = None
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -77,29 +120,36 @@ class Route(msgspec.Struct, frozen=True):
     ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
     """
 
-    name: str
+    name: Name
     steps: tuple[Step, ...]
-    deadline: float | None
-    stop_on: frozenset[str]
+    deadline: Duration | None = None
+    stop_on: frozenset[Refusal] = frozenset()
 
 
-class Config(msgspec.Struct, frozen=True):
+class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the gateway runs by. ``listeners`` is empty where the file names none: ``port`` on every address
     with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, in bytes.
     ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
-    for redaction; ``warnings`` are for the log."""
+    for redaction; ``warnings`` are for the log; ``places`` has file and line of settings whose values are tried
+    out later, by path."""
 
-    port: int
-    listeners: tuple[Listener, ...]
-    admin: Listener | None
-    tls: TlsFiles | None
-    callers: tuple[Caller, ...]
+    callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
     providers: dict[str, Provider]
     routes: dict[str, Route]
-    max_body: int
-    max_bodies: int
-    max_connections: int
-    max_per_address: int | None
-    drain: float
-    secrets: tuple[Secret, ...]
-    warnings: tuple[str, ...]
+    port: Port = 8080
+    listeners: Annotated[tuple[Listener, ...], At("listen")] = ()
+    admin: Listener | None = None
+    tls: TlsFiles | None = None
+    drain: Drain = 30.0
+    max_body: Annotated[Size, At("limits.body")] = 32 * MIB
+    max_bodies: Annotated[TotalSize, At("limits.bodies"), Otherwise(_enough_for_one_body)]
+    max_connections: Annotated[Connections, At("limits.connections")] = 2000
+    max_per_address: Annotated[PerAddress, At("limits.connections_per_address")] = None
+    secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
+    warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
+    places: Annotated[dict[str, str], NOT_WRITTEN] = {}
+
+    def located(self, mistake: str) -> str:
+        """``PATH: what is wrong``, found after the file was read, with the file and the line in front."""
+        place = self.places.get(mistake.partition(": ")[0])
+        return f"{place}: {mistake}" if place else mistake

@@ -17,6 +17,8 @@ from typing import Any
 import yaml
 
 from aigw.config import loader
+from aigw.config.addresses import base_url
+from aigw.daemon.output import escape_unwritable
 from aigw.errors import ConfigError
 
 EX_OK, EX_USAGE, EX_CANTCREAT, EX_INTERRUPTED = 0, 64, 73, 130
@@ -79,6 +81,8 @@ def init(words: Sequence[str]) -> int:
     if len(words) > 1 or any(word.startswith("-") for word in words):
         print("aigw: init takes the name of the file to write, and nothing else", file=sys.stderr)
         return EX_USAGE
+    for stream in (sys.stdout, sys.stderr):
+        escape_unwritable(stream)
     path = Path(words[0] if words else "config.yaml")
     if not str(path).isprintable():
         print("aigw: init takes a file name of printable characters", file=sys.stderr)
@@ -163,8 +167,13 @@ def _name(answer: str) -> str | None:
 
 
 def _url(answer: str) -> str | None:
-    fine = re.fullmatch(r"https?://[^\s/]+\S*", answer) and answer.isprintable() and "${" not in answer
-    return None if fine else "a URL begins with https:// or http://"
+    if not re.fullmatch(r"https?://[^\s/]+\S*", answer) or not answer.isprintable() or "${" in answer:
+        return "a URL begins with https:// or http://"
+    try:
+        base_url(answer)
+    except ValueError as error:
+        return f"the URL {error}"
+    return None
 
 
 def _variable(answer: str) -> str | None:

@@ -25,7 +25,7 @@ class Runtime:
         upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values(), connect))
         listeners = _or_mistakes(mistakes, lambda: wanted(config, inherited))
         if mistakes or upstream is None or listeners is None:
-            raise ConfigError(mistakes)
+            raise ConfigError([config.located(each) for each in mistakes])
         self.upstream = upstream
         self.listeners = listeners
 
@@ -41,7 +41,7 @@ class Runtime:
     @property
     def warnings(self) -> list[str]:
         """What is not a mistake, but should be known."""
-        return [*self.config.warnings, *(self.identity.warnings if self.identity else ())]
+        return [*self.config.warnings, *map(self.config.located, self.identity.warnings if self.identity else ())]
 
 
 def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:

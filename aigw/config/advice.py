@@ -1,0 +1,68 @@
+"""What is allowed, and yet hardly meant: warnings about a configuration that has no mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from aigw.config.addresses import is_private_host
+from aigw.config.file_mode import is_secret
+from aigw.config.mistakes import Mistake
+from aigw.config.model import Config, Provider, Route, Step
+from aigw.config.quoting import quoted
+
+SHORT_KEY = 8
+GUESSED_KEY = 20
+
+
+def advice_on(config: Config) -> Iterator[Mistake]:
+    """Warnings by the path of the setting."""
+    key = config.callers[0].key
+    if len(key) < GUESSED_KEY:
+        text = f"has under {GUESSED_KEY} characters and is easy to guess; take a longer one (openssl rand -hex 32)"
+        yield Mistake(text, ("api_key",))
+    if len(key) < SHORT_KEY:
+        yield Mistake(_SHORT, ("api_key",))
+    used = {step.provider.name for route in config.routes.values() for step in route.steps}
+    for index, provider in enumerate(config.providers.values()):
+        yield from _on_provider(provider, provider.name in used, index)
+    for index, route in enumerate(config.routes.values()):
+        yield from _on_route(route, index)
+
+
+_SHORT = f"has under {SHORT_KEY} characters; they become *** wherever they are in the log"
+
+
+def _on_provider(provider: Provider, is_used: bool, index: int) -> Iterator[Mistake]:
+    path = ("providers", index)
+    if provider.api_key and len(provider.api_key) < SHORT_KEY:
+        yield Mistake(_SHORT, (*path, "api_key"))
+    header = next((name for name in provider.headers if name.lower() == "authorization"), None)
+    if provider.api_key and header:
+        text = "is sent in place of api_key, which has no effect; keep one of the two"
+        yield Mistake(text, (*path, "headers", header))
+    sends_key = provider.api_key or any(is_secret(name, value) for name, value in provider.headers.items())
+    url = urlsplit(provider.base_url)
+    if url.scheme == "http" and sends_key and not is_private_host(url.hostname or ""):
+        text = "sends a key over http:// to a host outside of your network, where others can read it; write https://"
+        yield Mistake(text, (*path, "base_url"))
+    if not is_used:
+        text = f"no route uses the provider {quoted(provider.name)!r}; name it in a step, or take it away"
+        yield Mistake(text, path)
+
+
+def _on_route(route: Route, index: int) -> Iterator[Mistake]:
+    path = ("routes", index)
+    first = route.steps[0]
+    if route.deadline and route.deadline < first.timeout:
+        text = (
+            f"is {route.deadline:g}s, less than the timeout of the first step ({first.timeout:g}s); "
+            "if that step does not answer, no other step is tried"
+        )
+        yield Mistake(text, (*path, "deadline"))
+    seen: dict[tuple[str, str, str | None], Step] = {}
+    for step in route.steps:
+        same = seen.setdefault((step.provider.name, step.model, step.conflict_resolution), step)
+        if same is not step:
+            text = f"is the same as step {same.number}; take it away, or repeat that step with retries"
+            yield Mistake(text, (*path, "steps", step.number - 1))
