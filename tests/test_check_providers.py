@@ -252,7 +252,7 @@ async def test_d4_without_try_nothing_is_sent_that_costs(world):
 TREE = """
 api_key: gateway-key-0987-0987
 providers:
-  - {{name: good, base_url: "{url}"}}
+  - {{name: good, base_url: "{url}", api_key: canary-key-4711}}
   - {{name: down, base_url: "http://127.0.0.1:1/v1", api_key: canary-key-4712}}
 routes:
   - {{name: r, steps: [{{provider: good, model: m}}{more}]}}
@@ -282,7 +282,8 @@ def test_it_exits_with_1_where_a_step_cannot(tmp_path):
 
 def test_d4_an_unknown_step_does_not_count_as_working_and_try_finds_out(tmp_path):
     with Switch() as provider:
-        config = TREE.format(url=provider.url, more="").replace("name: good,", "name: good, api_key: canary-key-4711,")
+        provider.lists_to_all = True
+        config = TREE.format(url=provider.url, more="")
         unknown = run(tmp_path, "--check-providers", config=config)
         tried = run(tmp_path, "--check-providers", "--try", config=config)
     assert unknown.returncode == 1

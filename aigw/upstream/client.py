@@ -23,7 +23,7 @@ class ProviderClient(HTTPClient):
 
     def __init__(self, pool: Pool, base_url: str) -> None:
         """``base_url`` says whom ``Host`` names. HTTPClient's own __init__ would only make a store for cookies."""
-        self.pool = pool
+        self._pool = pool
         self._host = URL.from_text(ascii_url(base_url)).authority()
         self._starts: dict[tuple[str, str], bytes] = {}  # of request heads
 
@@ -36,7 +36,7 @@ class ProviderClient(HTTPClient):
         """
         start = self._starts.get((method, url)) or self._start(method, url)
         head = b"%sContent-Length: %d\r\n%s\r\n" % (start, len(data), headers)
-        return self.pool.send(head, data, connect_timeout)
+        return self._pool.send(head, data, connect_timeout)
 
     def _start(self, method: str, url: str) -> bytes:
         target = ascii_url(url).split("/", 3)[3]

@@ -39,6 +39,7 @@ class Upstream:
     def __init__(self, reactor: Any, providers: Iterable[Provider], connect: Connect) -> None:
         """Opens nothing, but reads each ``ca_file``. Raises ConfigError."""
         self._reactor = reactor
+        self._pools: dict[str, Pool] = {}
         self._clients: dict[str, ProviderClient] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
         self._origins: dict[str, tuple[str, bytes, bool]] = {}
@@ -51,7 +52,8 @@ class Upstream:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
             self._endpoints[provider.name] = endpoint
-            self._clients[provider.name] = ProviderClient(Pool(reactor, endpoint, secure), provider.base_url)
+            self._pools[provider.name] = pool = Pool(reactor, endpoint, secure)
+            self._clients[provider.name] = ProviderClient(pool, provider.base_url)
             self._origins[provider.name] = provider.base_url, authorities, provider.legacy_tls
         if mistakes:
             raise ConfigError(mistakes)
@@ -61,12 +63,12 @@ class Upstream:
 
         Its other connections end with the answers that they carry.
         """
-        for name, client in old._clients.items():
+        for name, pool in old._pools.items():
             if self._origins.get(name) == old._origins[name]:
-                client.pool.lead_to(self._endpoints[name])  # the system's CAs may have changed
-                self._clients[name] = client
+                pool.lead_to(self._endpoints[name])  # the system's CAs may have changed
+                self._pools[name], self._clients[name] = pool, old._clients[name]
             else:
-                client.pool.retire()
+                pool.retire()
 
     def send(self, attempt: Attempt) -> Deferred[Response]:
         """The head of a 2xx answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
@@ -92,8 +94,8 @@ class Upstream:
 
     def close(self) -> None:
         """Abort every connection."""
-        for client in self._clients.values():
-            client.pool.close()
+        for pool in self._pools.values():
+            pool.close()
 
 
 def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple[IStreamClientEndpoint, bool]:
