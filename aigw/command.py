@@ -18,8 +18,9 @@ Usage: aigw [-c FILE] [--json-log]    run the gateway in the foreground
        aigw demo                      run it on loopback without configuration, key or network
        aigw init [FILE]               ask a few questions and write a configuration
        aigw check [-c FILE]           check the configuration, print its routes; exits with 0, or 78 if it is wrong
-       aigw check-providers [-c FILE] [--json]
-                                      ask each provider for its models; exits with 0, or 1 if a step cannot work
+       aigw check-providers [-c FILE] [--try] [--json]
+                                      ask each provider for its models, or with --try each step for one token;
+                                      exits with 0 if each step works, else with 1
        aigw --version                 print the version
        aigw help                      print this text
 

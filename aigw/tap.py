@@ -53,6 +53,7 @@ class Options(usage.Options):
             None,
             "ask each provider for its models, print which steps can work; exits with 0, or 1",
         ],
+        ["try", None, "with --check-providers: also send each step a real request of one token"],
         ["json", None, "with --check-providers: print JSON"],
         ["demo", None, "run on loopback without configuration, key or network, with demo providers"],
         ["json-log", None, "write the log as JSON on a terminal too; elsewhere it always is"],
@@ -76,8 +77,9 @@ class Options(usage.Options):
         kinds = [name for name in ("check-config", "check-providers", "demo") if self[name]]
         if len(kinds) > 1:
             raise usage.UsageError(f"--{kinds[0]} and --{kinds[1]} exclude each other")
-        if self["json"] and not self["check-providers"]:
-            raise usage.UsageError("--json belongs to --check-providers")
+        for name in ("json", "try"):
+            if self[name] and not self["check-providers"]:
+                raise usage.UsageError(f"--{name} belongs to --check-providers")
         if self["demo"] and self["config"] is not None:
             raise usage.UsageError("--demo has a configuration of its own: leave --config out")
         if self["demo"] and self.parent and not (self.parent["nodaemon"] or self.parent["debug"]):
@@ -108,7 +110,7 @@ def makeService(options: Options) -> IService:
         if not only_check and not options["check-providers"]:
             dumpable.forbid()
         if options["check-providers"]:
-            _check_providers(loader.load(path.absolute(), Environment(os.environ), str(path)), reactor, options["json"])
+            _check_providers(loader.load(path.absolute(), Environment(os.environ), str(path)), reactor, options)
         service = GatewayService(
             partial(
                 loader.load, path.absolute(), Environment(os.environ), str(path)
@@ -134,12 +136,12 @@ def makeService(options: Options) -> IService:
     return service
 
 
-def _check_providers(loaded: Config, reactor: Any, json: int) -> NoReturn:
+def _check_providers(loaded: Config, reactor: Any, options: Options) -> NoReturn:
     from aigw.daemon.check_providers import check
 
     escape_unwritable(sys.stdout)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
-    raise SystemExit(0 if check(loaded, upstream, reactor, bool(json), print) else 1)
+    raise SystemExit(0 if check(loaded, upstream, reactor, print, options["json"], options["try"]) else 1)
 
 
 def _settle() -> None:

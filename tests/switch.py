@@ -18,6 +18,7 @@ class Switch:
         self.rests = 30
         self.pause = 0.0
         self.models = ["m"]
+        self.lists_to_all = False  # without a key too
         switch = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -27,7 +28,10 @@ class Switch:
                 pass
 
             def do_GET(self):
-                self.reply(200, json.dumps({"data": [{"id": name} for name in switch.models]}).encode())
+                if "authorization" in self.headers or switch.lists_to_all:
+                    self.reply(200, json.dumps({"data": [{"id": name} for name in switch.models]}).encode())
+                else:
+                    self.reply(401, b'{"error": {"message": "canary-content"}}')
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))

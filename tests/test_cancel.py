@@ -69,7 +69,7 @@ async def test_t1_a_provider_whose_handshake_hangs_is_left_within_connect_timeou
     got = await gateway.ask()
     assert got.headers["x-aigw-provider"] == "p2"
     assert 0.3 <= reactor.seconds() - begun < 0.8
-    assert world.records[0]["attempts"][0]["message"] == "connect limit of 0.3 s passed"
+    assert world.records[0]["attempts"][0]["message"].startswith("connect limit of 0.3 s passed")
 
 
 @ensureDeferred

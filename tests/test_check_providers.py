@@ -10,7 +10,8 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
 from aigw.config import loader
-from aigw.daemon.check_providers import Check, as_json, told
+from aigw.daemon.check_providers import Check, neighbours
+from aigw.daemon.check_report import as_json, as_text
 from aigw.upstream.connector import Host, Resolver
 from aigw.upstream.providers import Upstream
 from tests.harness import bounded
@@ -38,7 +39,7 @@ def by_key(with_key, without=REFUSED):
     return run
 
 
-async def check(world, provider, key=CANARY, model="m", **more):
+async def check(world, provider, key=CANARY, model="m", tries=False, **more):
     if not isinstance(provider, str | None):
         more = {**({"ca_file": str(world.ca_file)} if provider.tls else {}), **more}
     tree = {
@@ -48,9 +49,9 @@ async def check(world, provider, key=CANARY, model="m", **more):
     }
     loaded = loader.build(tree, {}, world.folder)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
-    checked, steps = await bounded(Check(loaded, upstream, reactor).run())
+    checked, steps = await bounded(Check(loaded, upstream, reactor).run(tries))
     upstream.close()
-    text = told(checked, steps) + as_json(checked, steps)
+    text = as_text(checked, steps) + as_json(checked, steps)
     assert CANARY not in text
     assert "canary-content" not in text
     return checked[0], steps[0], text
@@ -72,20 +73,24 @@ async def test_a_good_provider(world, tls):
 @pytest.mark.parametrize(
     ("behaviour", "key", "listed", "works", "said"),
     [
-        (by_key(models("m"), models("m")), None, True, True, "without a key too"),
+        (by_key(models("m"), models("m")), None, True, None, "without a key too"),
         (by_key(models("other")), True, False, False, "the model is not listed"),
         (by_key(models("models/m")), True, True, True, ""),
         (by_key(models("m:latest")), True, True, True, ""),
         (by_key(answer(body=b'[{"id": "m"}]')), True, True, True, ""),
         (answer(401, b'{"error": {"message": "canary-content"}}'), False, None, False, "the key is refused (401)"),
-        (answer(403), False, None, False, "the key is refused (403)"),
-        (answer(404), None, None, True, "gives no list of models (404)"),
-        (answer(429), None, None, True, "gives no list of models (429)"),
-        (by_key(answer(body=b'{"data": 1}'), fin), None, None, True, "not in OpenAI's shape"),
+        (answer(403), None, None, None, "gives no list of models (403)"),
+        (answer(404), None, None, None, "gives no list of models (404)"),
+        (answer(405), None, None, None, "gives no list of models (405)"),
+        (answer(429), None, None, None, "gives no list of models (429)"),
+        (answer(501), None, None, None, "gives no list of models (501)"),
+        (answer(402), None, None, False, "answered 402"),
+        (by_key(answer(body=b'{"data": 1}'), fin), None, None, None, "not in OpenAI's shape"),
+        (by_key(models("m"), fin), None, True, None, "without a key too"),
         (answer(500), None, None, False, "answered 500"),
         (answer(302, Location="http://127.0.0.1:1/"), None, None, False, "answered 302"),
-        (by_key(answer(body=b"<html>canary-content")), True, None, True, "not in OpenAI's shape"),
-        (by_key(answer(body=b'{"data": 1}')), True, None, True, "not in OpenAI's shape"),
+        (by_key(answer(body=b"<html>canary-content")), True, None, None, "not in OpenAI's shape"),
+        (by_key(answer(body=b'{"data": 1}')), True, None, None, "not in OpenAI's shape"),
         (fin, None, None, False, "connection"),
         (raw(b"nonsense\r\n\r\n"), None, None, False, ""),
     ],
@@ -95,6 +100,8 @@ async def test_what_a_provider_may_say(world, behaviour, key, listed, works, sai
     found, step, text = await check(world, world.provider(behaviour))
     assert (found.key, step.listed, step.works) == (key, listed, works)
     assert said in text
+    assert ("0 of 1 steps can work. 1 unknown." in text) == (works is None)
+    assert ('"works": true,\n  "providers"' in text) == (works is True)
 
 
 @ensureDeferred
@@ -137,7 +144,107 @@ async def test_one_that_hangs_is_given_up(world, monkeypatch):
 async def test_a_list_without_end_is_given_up(world, monkeypatch):
     monkeypatch.setattr("aigw.daemon.check_providers.MAX_LIST", 1000)
     found, step, _ = await check(world, world.provider(by_key(models(*map(str, range(1000))))))
-    assert (found.models, step.listed, step.works) == (None, None, True)
+    assert (found.models, step.listed, step.works) == (None, None, None)
+
+
+def by_path(**paths):
+    """What a provider does at each path, its slashes written as ``__``; 404 elsewhere."""
+
+    def run(connection):
+        line = connection.provider.requests[-1].line
+        paths.get(line.split()[1].strip("/").replace("/", "__"), answer(404, b"{}"))(connection)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("base", "paths", "meant"),
+    [
+        ("", {"v1__models": by_key(models("m"))}, "/v1"),
+        ("/api", {"api__v1__models": by_key(models("m"))}, "/api/v1"),
+        ("/", {"v1__models": by_key(models("m"))}, "/v1"),
+        ("/v1/chat/completions", {"v1__models": by_key(models("m"))}, "/v1"),
+        ("/v1/responses", {"v1__models": by_key(models("m"))}, "/v1"),
+        ("/chat/completions", {"v1__models": by_key(models("m"))}, "/v1"),
+        ("/v1/v1", {"v1__models": by_key(models("m"))}, "/v1"),
+        ("/v1", {"models": by_key(models("m"))}, ""),
+        ("/v1", {"openai__v1__models": by_key(models("m"))}, "/openai/v1"),
+        ("", {"models": answer(body=b"<html>Ollama is running", kind="text/html"), "v1__models": models("m")}, "/v1"),
+        ("", {"v1__models": answer(401)}, "/v1"),
+        ("/v1", {}, None),
+        ("/v1", {"models": answer(500), "openai__v1__models": fin}, None),
+    ],
+)
+@ensureDeferred
+async def test_d4_a_base_url_beside_the_api_is_asked_did_you_mean(world, base, paths, meant):
+    provider = world.provider(by_path(**paths))
+    origin = f"http://127.0.0.1:{provider.port}"
+    found, step, _ = await check(world, origin + base)
+    assert step.works is None
+    assert (f"did you mean base_url: {origin}{meant}" in (found.note or "")) == (meant is not None)
+    assert len(provider.requests) <= 8
+
+
+@pytest.mark.parametrize("base_url", ["http://h/v1", "http://h", "http://h/", "https://h:1/a/v1/chat/completions"])
+def test_d4_neighbours_are_on_the_same_host_and_not_the_same(base_url):
+    near = neighbours(base_url)
+    assert 0 < len(near) == len(set(near)) <= 5
+    assert all(
+        each.split("/")[:3] == base_url.split("/")[:3] and each not in (base_url, base_url + "/") for each in near
+    )
+
+
+# --try: a real request to each step
+
+EMBEDDING = json.dumps({"object": "list", "data": [{"embedding": [0.1]}]}).encode()
+OLD_NAME = b'{"error": {"message": "Unsupported parameter: max_tokens; use max_completion_tokens instead."}}'
+LIMIT = b'{"error": {"message": "Could not finish: max_tokens or model output limit was reached."}}'
+LOUD = b'{"error": {"message": "no \\u001b[31mdeployment of canary-key-4711"}}'
+
+
+def in_turn(*behaviours):
+    left = list(behaviours)
+    return lambda connection: left.pop(0)(connection)
+
+
+@pytest.mark.parametrize(
+    ("paths", "works", "said"),
+    [
+        ({"v1__chat__completions": answer()}, True, "1 of 1 steps can work."),
+        ({"v1__models": models("other"), "v1__chat__completions": answer()}, True, "1 of 1 steps can work."),
+        ({"v1__models": answer(401), "v1__chat__completions": answer(401)}, False, "answered 401"),
+        ({"v1__chat__completions": in_turn(answer(400, OLD_NAME), answer())}, True, ""),
+        ({"v1__chat__completions": in_turn(answer(400, OLD_NAME), answer(400, LIMIT))}, True, ""),
+        ({"v1__embeddings": answer(body=EMBEDDING)}, True, "answers embeddings, no chat"),
+        ({"v1__chat__completions": answer(429)}, None, "answered 429"),
+        ({"v1__chat__completions": answer(503)}, None, "answered 503"),
+        ({"v1__chat__completions": answer(500, LOUD)}, False, "answered 500: no  [31mdeployment of ***"),
+        ({"v1__chat__completions": answer(body=b'{"choices": []}')}, False, "answered 2xx without an answer"),
+        ({"v1__chat__completions": answer(body=b"<title>Log in</title>")}, False, "without an answer: Log in"),
+        ({"v1__chat__completions": hang}, False, "limit of 0.5 s passed"),
+        ({"v1__chat__completions": fin}, False, "connection closed"),
+        ({}, False, "answered 404"),
+    ],
+)
+@ensureDeferred
+async def test_d4_try_sends_each_step_a_real_request(world, monkeypatch, paths, works, said):
+    monkeypatch.setattr("aigw.daemon.check_providers.TRY_SECONDS", 0.5)
+    provider = world.provider(by_path(**{"v1__models": by_key(models("m")), **paths}))
+    _, step, text = await check(world, provider, tries=True)
+    assert (step.tried, step.works) == (True, works)
+    assert said in text
+    assert "\x1b" not in text
+    tried = next(seen for seen in provider.requests if seen.line.startswith("POST"))
+    assert tried.line == "POST /v1/chat/completions HTTP/1.1"
+    assert tried.header("authorization") == f"Bearer {CANARY}"
+    assert json.loads(tried.body) == {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+
+
+@ensureDeferred
+async def test_d4_without_try_nothing_is_sent_that_costs(world):
+    provider = world.provider(by_key(models("m")))
+    await check(world, provider)
+    assert {seen.line.split()[0] for seen in provider.requests} == {"GET"}
 
 
 # The command
@@ -171,6 +278,18 @@ def test_it_exits_with_1_where_a_step_cannot(tmp_path):
     assert shown["steps"][1]["problem"] == "connection refused"
     assert shown["providers"][0]["models"] == 1
     assert "canary" not in done.stdout + done.stderr
+
+
+def test_d4_an_unknown_step_does_not_count_as_working_and_try_finds_out(tmp_path):
+    with Switch() as provider:
+        provider.lists_to_all = True
+        config = TREE.format(url=provider.url, more="")
+        unknown = run(tmp_path, "--check-providers", config=config)
+        tried = run(tmp_path, "--check-providers", "--try", config=config)
+    assert unknown.returncode == 1
+    assert "0 of 1 steps can work. 1 unknown. --try sends each step a real request of one token." in unknown.stdout
+    assert (tried.returncode, tried.stderr) == (0, "")
+    assert "1 of 1 steps can work." in tried.stdout
 
 
 def test_it_exits_with_78_where_the_configuration_is_wrong(tmp_path):

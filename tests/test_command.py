@@ -55,6 +55,7 @@ def run(folder, *words, **more):
         (["demo"], ["--demo"]),
         (["check", "-c", "f"], ["--check-config", "-c", "f"]),
         (["check-providers", "--json"], ["--check-providers", "--json"]),
+        (["check-providers", "--try"], ["--check-providers", "--try"]),
         (["--version"], ["--version"]),
     ],
 )

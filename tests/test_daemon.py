@@ -293,6 +293,7 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
         (["--check-config", "--check-providers"], "--check-config and --check-providers exclude each other"),
         (["--demo", "-c", "config.yaml"], "leave --config out"),
         (["--json"], "--json belongs to --check-providers"),
+        (["--try", "--check-config"], "--try belongs to --check-providers"),
         (["--no-such"], "no-such"),
         (["-c"], "-c"),
         (["config.yaml"], "unexpected argument: config.yaml"),

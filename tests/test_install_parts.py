@@ -257,6 +257,28 @@ def test_check_finds_a_file_of_the_folder_that_one_is_in(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "run"),
+    [
+        ([], "-c /etc/ai-gateway/config.yaml --check-providers"),
+        (["--try", "./file.yaml", "--json"], "-c {here}/file.yaml --check-providers --try --json"),
+    ],
+)
+def test_d4_an_installed_service_can_check_its_providers(tmp_path, words, run):
+    program(tmp_path / "release/venv/bin/twistd", 'echo "$@"')
+    environ = {**os.environ, "AI_GATEWAY_RELEASE": str(tmp_path / "release"), "PATH": before_path(tmp_path / "bin")}
+    program(tmp_path / "bin/systemd-run", 'echo "$@"')
+    command = [SYSTEMD / "ai-gateway", "check-providers", *words]
+    said = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30, check=True)
+    assert said.stdout.strip().endswith(f"aigw {run.format(here=tmp_path.resolve())}")
+
+
+def test_d4_the_installed_command_refuses_what_the_check_does_not_know(tmp_path):
+    command = [SYSTEMD / "ai-gateway", "check-providers", "--tray"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert (said.returncode, "not --tray" in said.stderr) == (64, True)
+
+
+@pytest.mark.parametrize(
     ("beside", "environ", "says"),
     [
         (f"{EMPTY}  a.tar.gz\n", {}, ""),

@@ -369,7 +369,7 @@ async def test_b11_a_provider_that_cannot_prove_who_it_is_gets_no_request(world,
     assert (got.status, got.headers["x-aigw-provider"], got.body) == (200, "p2", completion())
     first, second = world.records[0]["attempts"]
     assert (first["outcome"], first["status"], second["outcome"]) == ("unreachable", None, "ok")
-    assert first["message"] == f"TLS: {why}"
+    assert first["message"].startswith(f"TLS: {why}")
     assert provider.requests == []
     assert not any(name in line for line in alarming(world) for name in ("example", "127.0.0", "localhost"))
 

@@ -1,57 +1,44 @@
-"""``--check-providers``: asks each provider for its list of models, and says which steps can work."""
+"""``--check-providers``: asks each provider for its list of models, and says which steps can work.
+
+With ``--try`` each step is sent a real request too. What is asked next depends on what was answered before, so these
+are coroutines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.iweb import IResponse
 
-from aigw.config.model import Config, Provider
-from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamTimeout, UpstreamUnreachable
+from aigw.config.model import Config, Provider, Step
+from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
+from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.net.headers import Header
+from aigw.protocols.refusals import read_refusal
 from aigw.proxy.router import Router
-from aigw.upstream.providers import Upstream, within
+from aigw.secret import without_keys
+from aigw.upstream import body
+from aigw.upstream.attempt import Attempt
+from aigw.upstream.providers import Upstream
+from aigw.upstream.reasons import CERTIFICATE_REFUSED
 
 SECONDS = 20.0
 CONNECT_SECONDS = 10.0
+TRY_SECONDS = 60.0  # a local server may have to load the model first
 MAX_LIST = 8 * 1024 * 1024
-_NO_LIST = frozenset([404, 405, 429, 501])  # says nothing on whether a step works
+_UNKNOWN = frozenset([403, 404, 405, 429, 501])  # says nothing on whether a step works
+_BUSY = frozenset([408, 425, 429, 503, 529])  # nor does this, of a request that was tried
+_NOT_THIS_ENDPOINT = frozenset([400, 404, 405, 422, 501])  # a model for embeddings does not chat
+_ENDS = ("/chat/completions", "/completions", "/embeddings", "/responses", "/models")
 
-
-class Checked(msgspec.Struct):
-    """One provider. ``certificate`` and ``key`` are True, False, or None where there is none or nobody can say.
-
-    ``problem`` is why no step of it can work; ``note`` what else is to be known. ``models`` is None without a list.
-    """
-
-    provider: str
-    reachable: bool = False
-    certificate: bool | None = None
-    key: bool | None = None
-    latency_ms: int | None = None
-    problem: str | None = None
-    note: str | None = None
-    models: frozenset[str] | None = None
-
-
-class CheckedStep(msgspec.Struct):
-    """One step; ``listed`` is None where the provider gives no list."""
-
-    route: str
-    step: int
-    provider: str
-    model: str
-    works: bool
-    listed: bool | None
-    problem: str | None
+Answers = dict[tuple[str, str], "tuple[bool | None, str]"]  # by provider and model: whether it works, and why not
 
 
 class Check:
-    """All providers of a configuration, asked at once."""
+    """All providers of a configuration, asked at once; the steps of one provider are tried one after the other."""
 
     def __init__(self, config: Config, upstream: Upstream, clock: Any) -> None:
         self._config = config
@@ -59,155 +46,210 @@ class Check:
         self._clock = clock
         self._router = Router(config)
 
-    def run(self) -> Deferred[tuple[list[Checked], list[CheckedStep]]]:
-        """What came of it, in the order of the configuration. Never fails."""
-        asked = gatherResults([self._ask(provider) for provider in self._config.providers.values()])
-        return asked.addCallback(lambda found: (found, list(self._steps({each.provider: each for each in found}))))
+    def run(self, tries: bool = False) -> Deferred[tuple[list[Checked], list[CheckedStep]]]:
+        """What came of it, in the order of the configuration; with a real request to each step if it ``tries``."""
+        return Deferred.fromCoroutine(self._run(tries))
 
-    def _ask(self, provider: Provider) -> Deferred[Checked]:
+    async def _run(self, tries: bool) -> tuple[list[Checked], list[CheckedStep]]:
+        providers = self._config.providers.values()
+        found = await gatherResults([Deferred.fromCoroutine(self._ask(provider)) for provider in providers])
+        answers: Answers = {}
+        if tries:
+            usable = [provider for provider in found if provider.reachable]
+            await gatherResults([Deferred.fromCoroutine(self._try_all(each.provider, answers)) for each in usable])
+        return found, list(self._steps({each.provider: each for each in found}, answers))
+
+    def _limited(self, asking: Coroutine[Any, Any, Any], seconds: float) -> Deferred[Any]:
+        def too_late(*_: object) -> Failure:
+            return Failure(UpstreamTimeout("answer", seconds))
+
+        return Deferred.fromCoroutine(asking).addTimeout(seconds, self._clock, too_late)
+
+    # The list of models
+
+    async def _ask(self, provider: Provider) -> Checked:
         found = Checked(provider.name)
-        secure = provider.base_url.startswith("https:")
         started = self._clock.seconds()
-        asked_again = False
-
-        def answered(response: IResponse) -> Deferred[Any]:
-            found.reachable, found.certificate = True, True if secure else None
-            found.latency_ms = round((self._clock.seconds() - started) * 1000)
-            if response.code in KEY_REFUSED:
-                found.key, found.problem = False, f"the key is refused ({response.code})"
-            elif not 200 <= response.code < 300 and response.code not in _NO_LIST:
-                found.problem = f"answered {response.code}"
-            elif response.code in _NO_LIST:
-                found.note = f"gives no list of models ({response.code}), so neither key nor models are known"
-            else:
-                return _List.read(response).addCallback(listed)
-            return _List.read(response)
-
-        def listed(body: bytes) -> Any:
-            found.models = _names(body)
-            if found.models is None:
-                found.note = "its list of models is not in OpenAI's shape"
-            if provider.api_key is None:
-                return None
-            nonlocal asked_again
-            asked_again = True  # what comes of that says nothing of whether the steps work
-            return self._upstream.get(provider, "models", (), CONNECT_SECONDS).addCallback(without_key)
-
-        def without_key(response: IResponse) -> Deferred[bytes]:
-            found.key = True if response.code in KEY_REFUSED else None
-            if found.key is None:
-                found.note = found.note or "lists its models without a key too, so nothing is known of the key"
-            return _List.read(response)
-
-        def failed(failure: Failure) -> None:
-            error = failure.value
-            if asked_again:
-                return
-            if found.latency_ms is None:
-                tls = isinstance(error, UpstreamUnreachable) and error.message.startswith("TLS")
-                found.reachable, found.certificate = tls, False if tls else None
-            found.problem = error.message if isinstance(error, UpstreamFailure) else type(error).__name__
-
         headers = self._router.own_headers(provider)
-        asked: Deferred[Any] = self._upstream.get(provider, "models", headers, CONNECT_SECONDS).addCallback(answered)
-        within(asked, SECONDS, self._clock, lambda: UpstreamTimeout("answer", SECONDS))
-        return asked.addErrback(failed).addCallback(lambda _: found)
+        url = f"{provider.base_url}/models"
+        try:
+            status, found.models = await self._limited(self._list(provider, url, headers), SECONDS)
+        except UpstreamFailure as error:
+            found.problem = error.message
+            found.reachable = "TLS" in error.message
+            found.certificate = False if error.message.startswith(CERTIFICATE_REFUSED) else None
+            return found
+        found.reachable, found.certificate = True, True if provider.base_url.startswith("https:") else None
+        found.latency_ms = round((self._clock.seconds() - started) * 1000)
+        if status == 401:
+            found.key, found.problem = False, "the key is refused (401)"
+        elif status in _UNKNOWN:
+            found.note = f"gives no list of models ({status}), so neither key nor models are known"
+        elif not 200 <= status < 300:
+            found.problem = f"answered {status}"
+        else:
+            await self._ask_without_key(provider, url, found)
+        if found.models is None and found.problem is None and status != 429:
+            await self._ask_neighbours(provider, headers, found)
+        return found
 
-    def _steps(self, found: dict[str, Checked]) -> Iterable[CheckedStep]:
+    async def _list(
+        self, provider: Provider, url: str, headers: tuple[Header, ...]
+    ) -> tuple[int, frozenset[str] | None]:
+        """The status of the answer, and the models in it if it is a list of some."""
+        response = await self._upstream.get(provider, url, headers, CONNECT_SECONDS)
+        data, whole = await body.read(response, MAX_LIST, SECONDS, self._clock)
+        return response.code, _names(data) if whole and 200 <= response.code < 300 else None
+
+    async def _ask_without_key(self, provider: Provider, url: str, found: Checked) -> None:
+        """A list that is given to everybody says nothing of the key."""
+        if found.models is None:
+            found.note = "its list of models is not in OpenAI's shape"
+        if provider.api_key is None:
+            found.key_needed = False
+            return
+        try:
+            status, _ = await self._limited(self._list(provider, url, ()), SECONDS)
+        except UpstreamFailure:
+            status = 0
+        found.key = True if status in (401, 403) else None
+        if found.key is None:
+            found.note = found.note or "lists its models without a key too, so nothing is known of the key"
+
+    async def _ask_neighbours(self, provider: Provider, headers: tuple[Header, ...], found: Checked) -> None:
+        """Look for the API beside ``base_url``, on the same host."""
+        for url in neighbours(provider.base_url):
+            try:
+                status, models = await self._limited(self._list(provider, f"{url}/models", headers), SECONDS)
+            except UpstreamFailure:
+                return
+            if models is not None or status == 401:
+                found.note = self._shown(f"{found.note}; did you mean base_url: {url}")
+                return
+
+    # A real request to each step
+
+    async def _try_all(self, provider: str, answers: Answers) -> None:
         for route in self._config.routes.values():
             for step in route.steps:
-                provider = found[step.provider.name]
-                listed = None if provider.models is None else _is_listed(step.model, provider.models)
-                problem = provider.problem or ("the model is not listed" if listed is False else None)
-                yield CheckedStep(
-                    route.name, step.number, step.provider.name, step.model, problem is None, listed, problem
-                )
+                key = provider, step.model
+                if step.provider.name == provider and key not in answers:
+                    answers[key] = await self._try(step)
+
+    async def _try(self, step: Step) -> tuple[bool | None, str]:
+        """Whether the step answers, and what is to be said of it. What follows a refusal costs no token."""
+        chat = {"model": step.model, "messages": [{"role": "user", "content": "Hi"}]}
+        failure = await self._request(step, "chat/completions", {**chat, "max_tokens": 1}, "choices")
+        reason = (failure.detail or "") if failure else ""
+        if failure and "max_completion_tokens" in reason:  # OpenAI's reasoning models know max_tokens no more
+            failure = await self._request(step, "chat/completions", {**chat, "max_completion_tokens": 1}, "choices")
+            reason = (failure.detail or "") if failure else ""
+            if failure and "output limit was reached" in reason:
+                return True, ""  # it has thought for one token
+        if failure is None:
+            return True, ""
+        if isinstance(failure, UpstreamRefused) and failure.status in _NOT_THIS_ENDPOINT:
+            embedding = {"model": step.model, "input": "Hi"}
+            if await self._request(step, "embeddings", embedding, "data") is None:
+                return True, "answers embeddings, no chat"
+        why = self._shown(f"{failure.message}: {reason}" if reason else failure.message)
+        return (None if failure.status in _BUSY else False), why
+
+    async def _request(self, step: Step, path: str, content: dict[str, Any], member: str) -> UpstreamFailure | None:
+        """Why there was no answer, which has a list ``member``; None where there was one."""
+        headers = (*self._router.own_headers(step.provider), (b"content-type", b"application/json"))
+        attempt = Attempt(step, f"{step.provider.base_url}/{path}", headers, msgspec.json.encode(content))
+        seconds = min(step.timeout, TRY_SECONDS)
+
+        async def answered() -> None:
+            data, whole = await body.read(await self._upstream.send(attempt), MAX_LIST, seconds, self._clock)
+            if not whole:
+                raise UpstreamBroken("the answer was cut short")
+            if not _has_list(data, member):
+                raise UpstreamBroken("answered 2xx without an answer", detail=read_refusal(data).reason)
+
+        try:
+            await self._limited(answered(), seconds)
+        except UpstreamFailure as failure:
+            return failure
+        return None
+
+    def _shown(self, text: str) -> str:
+        """A provider's words as they may stand on a terminal: bounded, without keys, without control characters."""
+        printable = "".join(letter if letter.isprintable() else " " for letter in text[:4096])
+        return without_keys(self._config.secrets, printable)[:300]
+
+    # What follows for the steps
+
+    def _steps(self, found: dict[str, Checked], answers: Answers) -> Iterator[CheckedStep]:
+        for route in self._config.routes.values():
+            for step in route.steps:
+                name = step.provider.name
+                judged = CheckedStep(route.name, step.number, name, step.model)
+                _judge_by_list(judged, found[name])
+                if (name, step.model) in answers:
+                    judged.tried = True
+                    judged.works, words = answers[name, step.model]
+                    judged.problem, judged.note = (words, None) if judged.works is False else (None, words or None)
+                yield judged
 
 
-class _List(Protocol):
-    """A body, up to MAX_LIST bytes; what is larger, or cut short, is an empty one."""
-
-    transport: Any
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-        self.done: Deferred[bytes] = Deferred(lambda _: self.transport.stopProducing())
-
-    @classmethod
-    def read(cls, response: IResponse) -> Deferred[bytes]:
-        reader = cls()
-        response.deliverBody(reader)
-        return reader.done
-
-    def dataReceived(self, data: bytes) -> None:
-        self._data += data
-        if len(self._data) > MAX_LIST:
-            self._data.clear()
-            self.transport.stopProducing()
-            self.connectionLost()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if not self.done.called:
-            self.done.callback(bytes(self._data))
+def _judge_by_list(step: CheckedStep, provider: Checked) -> None:
+    if provider.models is not None:
+        step.listed = step.model in provider.models or f"{step.model}:latest" in provider.models
+    if provider.problem or step.listed is False:
+        step.works, step.problem = False, provider.problem or "the model is not listed"
+    elif step.listed and (provider.key or not provider.key_needed):
+        step.works = True
+    else:
+        step.note = provider.note
 
 
-def _names(body: bytes) -> frozenset[str] | None:
+def neighbours(base_url: str) -> list[str]:
+    """Where on the same host the API may be instead, likeliest first."""
+    url = base_url.rstrip("/")
+    found = [url.removesuffix(end) for end in _ENDS if url.endswith(end)][:1]
+    if url.endswith("/v1"):
+        found.append(url.removesuffix("/v1"))
+    else:
+        found.append(f"{found[0] if found else url}/v1")
+    origin = "/".join(url.split("/", 3)[:3])
+    found += [f"{origin}/{path}" for path in ("v1", "api/v1", "openai/v1")]
+    return [each for each in dict.fromkeys(found) if each not in (url, base_url)]
+
+
+def _names(data: bytes) -> frozenset[str] | None:
     """The ids in OpenAI's list; some providers write them as ``models/NAME``."""
     try:
-        said = msgspec.json.decode(body)
-        entries = said["data"] if isinstance(said, dict) else said
+        read = msgspec.json.decode(data)
+        entries = read["data"] if isinstance(read, dict) else read
         ids = [entry["id"] for entry in entries]
     except (ValueError, RecursionError, KeyError, TypeError):
         return None
     return frozenset(each.removeprefix("models/") for each in ids if isinstance(each, str))
 
 
-def _is_listed(model: str, listed: frozenset[str]) -> bool:
-    return model in listed or f"{model}:latest" in listed
+def _has_list(data: bytes, member: str) -> bool:
+    try:
+        read = msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(read, dict) and isinstance(read.get(member), list) and bool(read[member])
 
 
-def told(checked: Sequence[Checked], steps: Sequence[CheckedStep]) -> str:
-    """Two tables, for people."""
-    words = {True: "yes", False: "no", None: "-"}
-    providers = [["provider", "reachable", "certificate", "key", "latency", ""]]
-    for each in checked:
-        latency = "-" if each.latency_ms is None else f"{each.latency_ms} ms"
-        verdicts = [words[each.reachable], words[each.certificate], words[each.key]]
-        providers.append([each.provider, *verdicts, latency, each.problem or each.note or ""])
-    rows = [["route", "step", "provider", "model", "listed", "works", ""]]
-    for step in steps:
-        works = [words[step.listed], words[step.works], step.problem or ""]
-        rows.append([step.route, str(step.step), step.provider, step.model, *works])
-    good = sum(step.works for step in steps)
-    return f"{_table(providers)}\n\n{_table(rows)}\n\n{good} of {len(steps)} steps can work."
-
-
-def as_json(checked: Sequence[Checked], steps: Sequence[CheckedStep]) -> str:
-    """The same, for machines; of a provider's models only how many there are."""
-    providers = []
-    for each in checked:
-        shown = msgspec.structs.asdict(each)
-        providers.append({**shown, "models": None if each.models is None else len(each.models)})
-    shape = {"works": all(step.works for step in steps), "providers": providers, "steps": steps}
-    return msgspec.json.format(msgspec.json.encode(shape), indent=2).decode()
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def check(config: Config, upstream: Upstream, reactor: Any, json: bool, say: Callable[[str], object]) -> bool:
-    """Ask, print, and give whether every step can work. Runs the reactor, which runs only once in a process."""
+def check(
+    config: Config, upstream: Upstream, reactor: Any, write: Callable[[str], object], json: bool, tries: bool
+) -> bool:
+    """Ask, print, and give whether every step works. Runs the reactor, which runs only once in a process."""
     works: list[bool] = []
 
     def report(result: tuple[list[Checked], list[CheckedStep]]) -> None:
-        say(as_json(*result) if json else told(*result))
+        write(as_json(*result) if json else as_text(*result))
         works.append(all(step.works for step in result[1]))
 
     def ask() -> None:
-        checking: Deferred[Any] = Check(config, upstream, reactor).run().addCallback(report)
-        checking.addErrback(lambda failure: say(failure.getErrorMessage()))
+        checking: Deferred[Any] = Check(config, upstream, reactor).run(tries).addCallback(report)
+        checking.addErrback(lambda failure: write(failure.getErrorMessage()))
         checking.addBoth(lambda _: upstream.close()).addBoth(lambda _: reactor.stop())
 
     reactor.callWhenRunning(ask)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -13,7 +12,7 @@ Header = tuple[bytes, bytes]
 GetHeader = Callable[[bytes], "bytes | None"]
 
 _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", b"x-title")
-_TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-ratelimit-.*|openai-.*")
+_TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-should-retry|request-id|x-ratelimit-.*|openai-.*")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5, allows tabs and what is not ASCII
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -25,7 +24,14 @@ MOST_BYTES = 8 * 1024
 MOST_OF_A_VALUE = 4 * 1024
 MOST_OF_A_NAME = 64
 _SURELY_FEW = min(MOST_OF_A_VALUE, MOST_BYTES - MOST_HEADERS * (MOST_OF_A_NAME + len(": \r\n")))  # bytes of values
-_FIRST = (b"content-type", b"retry-after", b"retry-after-ms", b"x-upstream-request-id")
+_FIRST = (
+    b"content-type",
+    b"retry-after",
+    b"retry-after-ms",
+    b"x-should-retry",
+    b"x-upstream-request-id",
+    b"request-id",
+)
 
 
 def for_provider(get: GetHeader) -> list[Header]:
@@ -103,24 +109,6 @@ def lines(sent: Sequence[Header]) -> bytes:
 @lru_cache(maxsize=1000)
 def _cased(name: bytes) -> bytes:
     return b"-".join([word.capitalize() for word in name.split(b"-")]) + b": "
-
-
-def retry_after(get: GetHeader, now: float) -> float | None:
-    """The seconds that ``retry-after-ms`` or ``Retry-After`` (seconds or HTTP-date) ask for; ``now`` in Unix seconds.
-
-    RFC 9110, section 10.2.3. None where there is neither or it makes no sense.
-    """
-    millis, written = get(b"retry-after-ms"), get(b"retry-after") or b""
-    try:
-        if millis:
-            seconds = float(millis) / 1000
-        elif written[:1].isdigit():
-            seconds = float(written)
-        else:
-            seconds = parsedate_to_datetime(written.decode("latin-1")).timestamp() - now
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return max(0.0, seconds) if seconds < float("inf") else None
 
 
 def request_id(offered: bytes | None) -> str:

@@ -8,8 +8,13 @@ that is read.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+T = TypeVar("T")
 
 LATE_SECONDS = 1.0  # no turn of the event loop takes as long
 GRACE_SECONDS = 2.0
@@ -41,3 +46,23 @@ class Limit:
         timer, self._timer, self._passed = self._timer, None, None
         if timer is not None:
             timer.cancel()
+
+
+def within(limited: Deferred[T], seconds: float, clock: IReactorTime, reason: Callable[[], Exception]) -> Deferred[T]:
+    """``limited``, cancelled after so many seconds; then it fails with ``reason()``, whatever the cancel made of it.
+
+    As Deferred.addTimeout does, but by a Limit: a request is not cancelled while its answer waits in the kernel.
+    """
+    fired = False
+
+    def too_late() -> None:
+        nonlocal fired
+        fired = True
+        limited.cancel()
+
+    def settle(result: Any) -> Any:
+        limit.stop()
+        return Failure(reason()) if fired and isinstance(result, Failure) else result
+
+    limit = Limit(clock, seconds, too_late)
+    return limited.addBoth(settle)

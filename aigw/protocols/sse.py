@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 find_end = _END.search
@@ -25,6 +26,14 @@ def boundary(data: bytes | bytearray) -> int:
     for match in _END.finditer(data):
         end = match.end()
     return end
+
+
+def events(data: bytes) -> Iterator[bytes]:
+    """The whole events in ``data``."""
+    start = 0
+    for match in _END.finditer(data):
+        yield data[start : match.end()]
+        start = match.end()
 
 
 def fields(event: bytes) -> tuple[str, bytes | None]:

@@ -27,6 +27,7 @@ from aigw.errors import (
     UpstreamTimeout,
 )
 from aigw.net import headers
+from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
 from aigw.proxy import failure_report, relay, retry_policy
 from aigw.proxy.answers import hold
@@ -36,7 +37,7 @@ from aigw.secret import holds_a_key, may_hold_a_key
 from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, milliseconds
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
-from aigw.upstream.providers import Upstream, within
+from aigw.upstream.providers import Upstream
 
 
 class Responder(relay.BodySink, Protocol):

@@ -12,17 +12,16 @@ from typing import Any, cast
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IConsumer, IHandshakeListener, IProtocol, IPushProducer, ITransport
+from twisted.internet.interfaces import IHandshakeListener, IProtocol, IPushProducer, ITransport
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from aigw.errors import UpstreamBroken
 from aigw.net import write as wire
+from aigw.protocols.envelope import Pieces
 from aigw.upstream.response_parser import ResponseParser
 
 MOST_TO_COPY = 16 * 1024  # what is larger is cheaper sent by itself than copied behind a head
@@ -31,29 +30,22 @@ _UNFRAMED = Failure(PotentialDataLoss())
 
 
 class Stale(Exception):
-    """A connection that was used before died ahead of any byte of the answer."""
+    """A connection that was used before died ahead of any byte of the answer, or was closed by a 408."""
 
 
-@implementer(IResponse)
+class NoAnswer(UpstreamBroken):
+    """A fresh connection died ahead of any byte of the answer."""
+
+
 class Response:
-    """The head of an answer; its body waits, unread, until ``deliverBody``."""
-
-    request = None
-    previousResponse = None
-
-    version = (b"HTTP", 1, 1)
+    """The head of an answer; its body waits, unread, until ``deliverBody``. Of IResponse it has what is used here."""
 
     def __init__(self, connection: Connection, head: ResponseParser) -> None:
         self._connection = connection
         self.code = head.status
-        self.phrase = head.phrase
+        self.coded = head.coded
         self.given = head.headers  # by lower-case name
-        self.length: Any = int(self.given[b"content-length"][0]) if b"content-length" in self.given else UNKNOWN_LENGTH
-
-    @property
-    def headers(self) -> Headers:
-        """The same as ``given``, in the form that IResponse asks for and that costs much to make."""
-        return Headers(dict(self.given))
+        self.length = int(self.given[b"content-length"][0]) if b"content-length" in self.given else None
 
     def header(self, name: bytes) -> bytes | None:
         """The last value of a header, by its lower-case name."""
@@ -62,9 +54,6 @@ class Response:
     def deliverBody(self, protocol: IProtocol) -> None:
         """Give the body to ``protocol``, whose transport can pause, resume and stop (abort) the connection."""
         self._connection.deliver_to(protocol, self)
-
-    def setPreviousResponse(self, response: IResponse) -> None:
-        """No redirect is followed, so there is none."""
 
     def pauseProducing(self) -> None:
         """Read nothing more from the provider for now."""
@@ -100,8 +89,7 @@ class Connection(Protocol):
         self._start()
 
     def _start(self) -> None:
-        """Forget the last exchange."""
-        self._framing.start()
+        """Nothing is known of the next exchange."""
         self._answer: Deferred[Response] | None = None
         self._busy = False
         self._reused = False
@@ -110,6 +98,11 @@ class Connection(Protocol):
         self._lost: Failure | None = None
         self._receiver: IProtocol | None = None
         self._delivering: Response | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether an answer of HTTP has begun, since the last one that was whole."""
+        return self._framing.head_done
 
     # Connecting
 
@@ -128,36 +121,22 @@ class Connection(Protocol):
 
     # One exchange
 
-    def send(self, head: bytes, body: IBodyProducer | None, reused: bool = False) -> Deferred[Response]:
-        """Write a request; gives its Response. Cancelling aborts the connection.
+    def send(self, head: bytes, body: bytes | Pieces, reused: bool = False) -> Deferred[Response]:
+        """Write a request, a body in pieces as the transport takes them. Cancelling aborts the connection.
 
-        Fails with UpstreamBroken, or with Stale where the connection was ``reused`` and nothing came back.
+        Fails with UpstreamBroken, or with Stale where the connection was ``reused`` and it is to be sent again.
         """
-        self._start()
         self._busy = True
         self._reused = reused
         answer: Deferred[Response] = Deferred(lambda _: self.abort())
         self._answer = answer
-        if body is None:
-            wire.write(self.transport, head)
+        if isinstance(body, bytes) and len(body) <= MOST_TO_COPY:
+            wire.write(self.transport, head + body)
         else:
-            self._head = head
-            body.startProducing(cast(IConsumer, self))
+            wire.write(self.transport, head)
+            self._pieces = iter([body] if isinstance(body, bytes) else body)
+            self.resumeProducing()
         return answer
-
-    def write(self, data: bytes) -> None:
-        """See IConsumer: the body of the request, its head in front of it."""
-        head, self._head = self._head, b""
-        if len(data) > MOST_TO_COPY:
-            wire.write(self.transport, head)
-            wire.write(self.transport, data)
-        else:
-            wire.write(self.transport, head + data)
-
-    def write_pieces(self, pieces: Iterator[bytes]) -> None:
-        """The same for a body of many bytes: each piece when the one before it is sent."""
-        self._pieces = pieces
-        self.resumeProducing()
 
     def pauseProducing(self) -> None:
         """The transport's send buffer is full: part of the request is unsent."""
@@ -171,7 +150,7 @@ class Connection(Protocol):
             if piece is None:
                 self._pieces = None
             else:
-                self.write(piece)
+                wire.write(self.transport, piece)
 
     def stopProducing(self) -> None:
         """The transport is going away; connectionLost says the rest."""
@@ -182,10 +161,14 @@ class Connection(Protocol):
             self.abort()
             return
         self._heard = True
-        self._framing.feed(data)
-        if self._framing.head_done and self._answer is not None:
+        framing = self._framing
+        framing.feed(data)
+        if framing.head_done and self._answer is not None:
+            if framing.status == 408 and self._reused and not framing.keep_alive:
+                self._fail(Stale())  # RFC 9110, section 15.5.9: it had given the idle connection up
+                return
             answer, self._answer = self._answer, None
-            answer.callback(Response(self, self._framing))
+            answer.callback(Response(self, framing))
         self._hand_on()
 
     def deliver_to(self, protocol: IProtocol, response: Response) -> None:
@@ -228,9 +211,11 @@ class Connection(Protocol):
         framing = self._framing
         self._receiver = None
         self._busy = False
-        self._unsent = self._unsent or self._pieces is not None
-        if framing.keep_alive and not framing.over_asked and not framing.broken and not self._unsent and self._alive:
+        unsent = self._unsent or self._pieces is not None
+        if framing.keep_alive and not framing.over_asked and not framing.broken and not unsent and self._alive:
             self.transport.resumeProducing()  # the last receiver may have paused it, and a paused one hears no close
+            framing.start()
+            self._start()
             self._free(self)
         else:
             self.abort()
@@ -265,7 +250,7 @@ class Connection(Protocol):
             if self._reused and not self._heard:
                 answer.errback(Failure(Stale()))
             else:
-                when = "in the head of its answer" if self._heard else "before an answer"
-                answer.errback(Failure(UpstreamBroken(f"connection closed {when}")))
+                cut = UpstreamBroken("connection closed in the head of its answer")
+                answer.errback(Failure(cut if self._heard else NoAnswer("connection closed before an answer")))
         else:
             self._hand_on()

@@ -1,24 +1,25 @@
-"""The connections to one provider: made, kept, used again."""
+"""The connections to one provider: made, kept, used again.
+
+- Connecting is DNS, TCP and TLS as one step, with one time limit and one cancel.
+- A request that dies on a *reused* connection before any byte of its answer is sent once more on a fresh one: the
+  provider closed an idle connection just as we wrote (RFC 9112, section 9.3.1).
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from OpenSSL import SSL
-from twisted.internet import error
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
-from aigw.errors import UpstreamTimeout, UpstreamUnreachable
 from aigw.net.lateness import Limit
-from aigw.net.tls import openssl_reasons
-from aigw.upstream.connection import Connection
+from aigw.protocols.envelope import Pieces
+from aigw.upstream import reasons
+from aigw.upstream.connection import Connection, NoAnswer, Response, Stale
 
 IDLE_SECONDS = 4.0  # uvicorn and Node close theirs after 5
-
-
 MAX_IDLE = 100
 
 
@@ -29,6 +30,8 @@ class Pool:
         """``endpoint`` leads to the provider; ``secure`` says that it does so over TLS."""
         self._clock = clock
         self._endpoint = endpoint
+        self._secure = secure
+        self._answered = False
         self._factory = _ConnectionFactory(self, secure)
         self._idle: dict[Connection, float] = {}  # and until when
         self._reaper: IDelayedCall | None = None
@@ -46,16 +49,30 @@ class Pool:
         for connection in list(self._idle):
             connection.abort()
 
+    def send(self, head: bytes, body: bytes | Pieces, connect_timeout: float) -> Deferred[Response]:
+        """The head of the answer. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken."""
+        if not self._idle:
+            return self._on_a_fresh_one(head, body, connect_timeout)
+        connection, _ = self._idle.popitem()
+        return connection.send(head, body, reused=True).addErrback(self._once_more, head, body, connect_timeout)
+
+    def _once_more(
+        self, failure: Failure, head: bytes, body: bytes | Pieces, connect_timeout: float
+    ) -> Deferred[Response]:
+        failure.trap(Stale)
+        return self._on_a_fresh_one(head, body, connect_timeout)
+
+    def _on_a_fresh_one(self, head: bytes, body: bytes | Pieces, connect_timeout: float) -> Deferred[Response]:
+        answered = self.connect(connect_timeout).addCallback(lambda connection: connection.send(head, body))
+        return answered if self._answered or self._secure else answered.addErrback(_is_it_https)
+
     def opened(self, connection: Connection) -> None:
         """A connection that exists from now on."""
         self._open.add(connection)
 
-    def take(self) -> Connection | None:
-        """An idle connection, if there is one."""
-        return self._idle.popitem()[0] if self._idle else None
-
     def put(self, connection: Connection) -> None:
         """A connection whose answer was read to its end."""
+        self._answered = True
         if len(self._idle) >= self._most_idle:
             connection.abort()
             return
@@ -80,6 +97,7 @@ class Pool:
 
     def forget(self, connection: Connection) -> None:
         """A connection that is gone."""
+        self._answered = self._answered or connection.answered
         self._open.discard(connection)
         self._idle.pop(connection, None)
 
@@ -93,6 +111,7 @@ class Pool:
     def connect(self, seconds: float) -> Deferred[Connection]:
         """A fresh connection, ready for a request. Fails with UpstreamUnreachable or UpstreamTimeout."""
         over = False
+        handshake = ""
 
         def end() -> None:
             nonlocal over
@@ -105,9 +124,11 @@ class Pool:
 
         def too_late() -> None:
             abandon()
-            result.errback(Failure(UpstreamTimeout("connect", seconds)))
+            result.errback(Failure(reasons.too_slow(seconds, handshake)))
 
         def ready(connection: Connection) -> Any:
+            nonlocal handshake
+            handshake = reasons.in_handshake(self._answered) if self._secure else ""
             return connection.ready or connection
 
         def connected(connection: Connection) -> None:
@@ -120,7 +141,7 @@ class Pool:
         def failed(failure: Failure) -> None:
             if not over:
                 end()
-                result.errback(_unreachable(failure))
+                result.errback(Failure(reasons.unreachable(failure, handshake)))
 
         result: Deferred[Connection] = Deferred(abandon)
         limit = Limit(self._clock, seconds, too_late)
@@ -143,16 +164,8 @@ class _ConnectionFactory(Factory):
         return connection
 
 
-def _unreachable(failure: Failure) -> Failure:
-    """Why there is no connection, in words that name no host."""
-    if failure.check(error.DNSLookupError):
-        message = "name not found"
-    elif failure.check(error.ConnectionRefusedError):
-        message = "connection refused"
-    elif failure.check(SSL.Error):
-        message = f"TLS: {openssl_reasons(failure.value) or 'handshake failed'}"
-    elif failure.check(error.ConnectionDone, error.ConnectionLost):
-        message = "connection closed before it could be used"
-    else:
-        message = f"no connection: {type(failure.value).__name__}"
-    return Failure(UpstreamUnreachable(message[:200]))
+def _is_it_https(failure: Failure) -> Failure:
+    """A TLS port closes the connection when it is sent plain HTTP; but so does a server that crashes."""
+    if failure.check(NoAnswer):
+        return Failure(NoAnswer("connection closed before an answer; is it https://?"))
+    return failure

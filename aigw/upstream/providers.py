@@ -1,42 +1,34 @@
-"""One attempt over treq: send it, limit it in time, say in the gateway's own terms how it failed."""
+"""One attempt: send it over its provider's client, say in the gateway's own terms how it failed."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from hyperlink import URL
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import wrapClientTLS
-from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
-from twisted.web.http import PotentialDataLoss
-from twisted.web.iweb import IBodyProducer
-from zope.interface import implementer
 
 from aigw.config.model import Provider
-from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused
+from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamUnreachable
 from aigw.net import headers
-from aigw.net.lateness import Limit
 from aigw.net.tls import authorities_in
-from aigw.protocols.answers import message_in
-from aigw.protocols.envelope import Pieces
-from aigw.upstream.agent import Agent, ReadyHeaders
+from aigw.protocols import refusals
+from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
-from aigw.upstream.client import TreqClient, ascii_url
-from aigw.upstream.connection import Connection, Response
+from aigw.upstream.client import ProviderClient, ascii_url
+from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
+from aigw.upstream.response_parser import is_compressed
 from aigw.upstream.trust import ProviderTls
 
 MAX_REFUSAL = 64 * 1024
 REFUSAL_SECONDS = 2.0
 
-T = TypeVar("T")
 Connect = Callable[[str, int], IStreamClientEndpoint]
 log = Logger()
 
@@ -48,10 +40,9 @@ class Upstream:
         """Opens nothing, but reads each ``ca_file``. Raises ConfigError."""
         self._reactor = reactor
         self._pools: dict[str, Pool] = {}
+        self._clients: dict[str, ProviderClient] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
         self._origins: dict[str, tuple[str, bytes, bool]] = {}
-        self._clients: dict[tuple[str, float], TreqClient] = {}
-        self._urls: dict[str, bytes] = {}
         mistakes: list[str] = []
         for index, provider in enumerate(providers):
             try:
@@ -61,7 +52,8 @@ class Upstream:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
             self._endpoints[provider.name] = endpoint
-            self._pools[provider.name] = Pool(reactor, endpoint, secure)
+            self._pools[provider.name] = pool = Pool(reactor, endpoint, secure)
+            self._clients[provider.name] = ProviderClient(pool, provider.base_url)
             self._origins[provider.name] = provider.base_url, authorities, provider.legacy_tls
         if mistakes:
             raise ConfigError(mistakes)
@@ -74,63 +66,36 @@ class Upstream:
         for name, pool in old._pools.items():
             if self._origins.get(name) == old._origins[name]:
                 pool.lead_to(self._endpoints[name])  # the system's CAs may have changed
-                self._pools[name] = pool
+                self._pools[name], self._clients[name] = pool, old._clients[name]
             else:
                 pool.retire()
 
     def send(self, attempt: Attempt) -> Deferred[Response]:
         """The head of a 2xx answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
-        sent: Deferred[Any] = maybeDeferred(self._request, attempt)
-        return sent.addCallbacks(_refuse_unless_2xx, _in_our_terms, callbackArgs=(self._reactor,))
-
-    def _request(self, attempt: Attempt) -> Deferred[Any]:
-        url = self._urls.get(attempt.url) or self._urls.setdefault(attempt.url, ascii_url(attempt.url).encode())
-        return self._client(attempt.step.provider, attempt.step.connect_timeout).request(
+        step = attempt.step
+        sent: Deferred[Any] = maybeDeferred(
+            self._clients[step.provider.name].request,
             "POST",
-            url,
-            headers=ReadyHeaders(headers.lines(attempt.headers)),
-            data=_Body(attempt.body),
+            attempt.url,
+            headers=headers.lines(attempt.headers),
+            data=attempt.body,
+            connect_timeout=step.connect_timeout,
         )
+        return sent.addCallbacks(_refuse_unless_2xx, _in_our_terms, callbackArgs=(step.provider, self._reactor))
 
-    def get(
-        self, provider: Provider, path: str, sent: Sequence[headers.Header], connect_timeout: float
-    ) -> Deferred[Response]:
-        """The head of any answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
-        asked = ReadyHeaders(headers.lines(sent))
-        url = ascii_url(f"{provider.base_url}/{path}").encode()
-        request = self._client(provider, connect_timeout).request
-        answered: Deferred[Any] = maybeDeferred(request, "GET", url, headers=asked)
+    def get(self, provider: Provider, url: str, sent: Sequence[headers.Header], seconds: float) -> Deferred[Response]:
+        """The head of any answer to a GET, its body waiting; ``seconds`` are for connecting.
+
+        Fails with UpstreamFailure, or CancelledError if cancelled.
+        """
+        ask = self._clients[provider.name].request
+        answered: Deferred[Any] = maybeDeferred(ask, "GET", url, headers=headers.lines(sent), connect_timeout=seconds)
         return answered.addErrback(_in_our_terms)
 
     def close(self) -> None:
         """Abort every connection."""
         for pool in self._pools.values():
             pool.close()
-
-    def _client(self, provider: Provider, connect_timeout: float) -> TreqClient:
-        key = provider.name, connect_timeout
-        if key not in self._clients:
-            host = URL.from_text(ascii_url(provider.base_url)).authority().encode("ascii")
-            agent = Agent(self._pools[provider.name], host, connect_timeout)
-            self._clients[key] = TreqClient(agent)
-        return self._clients[key]
-
-
-def within(limited: Deferred[T], seconds: float, clock: IReactorTime, reason: Callable[[], Exception]) -> Deferred[T]:
-    """``limited``, cancelled after so many seconds; then it fails with ``reason()``, whatever the cancel made of it."""
-    fired = False
-
-    def too_late() -> None:
-        nonlocal fired
-        fired = True
-        limited.cancel()
-
-    def settle(result: Any) -> Any:
-        limit.stop()
-        return Failure(reason()) if fired and isinstance(result, Failure) else result
-
-    limit = Limit(clock, seconds, too_late)
-    return limited.addBoth(settle)
 
 
 def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple[IStreamClientEndpoint, bool]:
@@ -146,33 +111,25 @@ def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple
     return endpoint, secure
 
 
-def _refuse_unless_2xx(response: Response, clock: IReactorTime) -> Any:
+def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTime) -> Any:
     if 200 <= response.code < 300:
         return response
 
-    def refuse(read: tuple[bytes, bool]) -> Response:
-        body, whole = read
-        error = _error_in(body)
+    def refuse(read: body.Body) -> Response:
+        data, whole = read
+        if response.code == 400 and provider.base_url.startswith("http:") and refusals.asks_for_tls(data):
+            raise UpstreamUnreachable(f"answered {response.code}: its port speaks TLS; is it https://?")
+        refusal = refusals.read_refusal(data)
         raise UpstreamRefused(
             response.code,
-            detail=message_in(error),
-            retry_after=headers.retry_after(response.header, time.time()),
-            words=[word for name in ("code", "type") if isinstance(word := error.get(name), str)],
+            detail=refusal.reason,
+            retry_after=refusals.pause(response.header, refusal, time.time()),
+            words=refusal.words,
             headers=headers.for_client(response.given.items()),
-            body=body if whole and not response.header(b"content-encoding") else None,
+            body=data if whole and not response.coded and not is_compressed(data) else None,
         )
 
-    return _Bounded.read(response, clock).addCallback(refuse).addErrback(_in_our_terms)
-
-
-def _error_in(body: bytes) -> dict[str, Any]:
-    """The error object of a provider's refusal, in any of the usual shapes; empty if it has none."""
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    error = said.get("error", said) if isinstance(said, dict) else {}
-    return error if isinstance(error, dict) else {"message": error}
+    return body.read(response, MAX_REFUSAL, REFUSAL_SECONDS, clock).addCallback(refuse).addErrback(_in_our_terms)
 
 
 def _in_our_terms(failure: Failure) -> Failure:
@@ -180,68 +137,3 @@ def _in_our_terms(failure: Failure) -> Failure:
         return failure
     log.failure("Unexpected failure of an attempt", failure=failure)
     return Failure(UpstreamBroken(f"failed unexpectedly: {type(failure.value).__name__}"))
-
-
-class _Bounded(Protocol):
-    """Reads the body of a refusal, up to MAX_REFUSAL bytes and REFUSAL_SECONDS, and says whether that is all of it."""
-
-    transport: Any
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-        self._done: Deferred[tuple[bytes, bool]] = Deferred(lambda _: self._stop())
-
-    @classmethod
-    def read(cls, response: Response, clock: IReactorTime) -> Deferred[tuple[bytes, bool]]:
-        reader = cls()
-        limit = Limit(clock, REFUSAL_SECONDS, reader._enough)
-        response.deliverBody(reader)
-
-        def stop_limit(result: Any) -> Any:
-            limit.stop()
-            return result
-
-        return reader._done.addBoth(stop_limit)
-
-    def dataReceived(self, data: bytes) -> None:
-        self._data += data
-        if len(self._data) > MAX_REFUSAL:
-            self._enough()
-
-    def _enough(self) -> None:
-        self._stop()
-        self.connectionLost()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if not self._done.called:
-            self._done.callback(
-                (bytes(self._data[:MAX_REFUSAL]), reason.check(ResponseDone, PotentialDataLoss) is not None)
-            )
-
-    def _stop(self) -> None:
-        self.transport.stopProducing()
-
-
-@implementer(IBodyProducer)
-class _Body:
-    """A request body that can be written again: at once, or, if it is large, as the connection takes it."""
-
-    def __init__(self, body: bytes | Pieces) -> None:
-        self._body = body
-        self.length = len(body)
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        if isinstance(self._body, Pieces):
-            cast(Connection, consumer).write_pieces(iter(self._body))
-        else:
-            consumer.write(self._body)
-        return succeed(None)
-
-    def pauseProducing(self) -> None:
-        pass
-
-    def resumeProducing(self) -> None:
-        pass
-
-    def stopProducing(self) -> None:
-        pass

@@ -5,11 +5,18 @@ llhttp (``httptools``) reads them; what is ambiguous or malformed is broken, nev
 
 from __future__ import annotations
 
+import re
+
 import httptools
 
 MAX_HEAD = 64 * 1024  # of headers in one answer: in 1xx, in its head and in its trailers
 MAX_HEADERS = 200  # of them
 MAX_FRAMING = 2 * MAX_HEAD  # of bytes in a row that bring no body: heads, trailers, sizes and extensions of chunks
+
+NO_CODINGS = frozenset([b"", b"identity", b"none", b"utf-8", b"utf8"])  # servers write them and code nothing
+_TEXTUAL = re.compile(rb"\s*(?:text/|[^;]*json|;|$)", re.IGNORECASE)
+_COMPRESSED = (b"\x1f", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x9c", b"\x78\xda")  # gzip, zstd, zlib: never text
+_TLS_ALERT = b"\x15\x03"  # RFC 8446, section 5.1
 
 
 class ResponseParser:
@@ -25,6 +32,8 @@ class ResponseParser:
         """Forget the last answer."""
         self.status = 0
         self.broken = ""
+        self.coded = False
+        self._at_the_start = True  # of the body
         self.head_done = False
         self.complete = False
         self.over_asked = False
@@ -39,23 +48,35 @@ class ResponseParser:
 
     def _begin_head(self) -> None:
         self.headers: dict[bytes, list[bytes]] = {}  # by lower-case name
-        self.phrase = b""
 
     def feed(self, data: bytes) -> None:
         """One network read."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as problem:
-            self.broken = self.broken or str(problem)[:100]
+            is_tls = not self.status and data.startswith(_TLS_ALERT)
+            self.broken = self.broken or ("it is TLS; is it https://?" if is_tls else str(problem)[:100])
         except httptools.HttpParserUpgrade:
             self.broken = "other protocols though nobody asked"
         if self._pieces:
             self._framing = 0
+            if self._at_the_start:
+                self._at_the_start = False
+                if self._pieces[0].startswith(_COMPRESSED):
+                    self._found_compressed()
         else:
             self._framing += len(data)
             if self._framing > MAX_FRAMING and not self.broken:
                 # One header or chunk extension without an end: llhttp would wait for that end for ever.
                 self.broken = "headers or chunk extensions are too large"
+
+    def _found_compressed(self) -> None:
+        """Nobody can read a text that is compressed without a word of it: no byte of it goes on. A sound may be so."""
+        kinds = self.headers.get(b"content-type", [])
+        if 200 <= self.status < 300 and all(_TEXTUAL.match(kind) for kind in kinds):
+            self.broken = self.broken or "a compressed body without a Content-Encoding"
+            self._pieces.clear()
+            self.complete = False
 
     def take(self) -> bytes:
         """What of the body was fed since the last time, as one piece."""
@@ -70,10 +91,6 @@ class ResponseParser:
         """A message starts; a second one behind an answer was not asked for."""
         if self.complete:
             self.over_asked = True
-
-    def on_status(self, phrase: bytes) -> None:
-        """The reason phrase."""
-        self.phrase = phrase
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer; trailers are dropped."""
@@ -95,10 +112,11 @@ class ResponseParser:
         self.framed = b"transfer-encoding" in given or b"content-length" in given
         if b"transfer-encoding" in given and _lower(given[b"transfer-encoding"]) != [b"chunked"]:
             self.broken = "a Transfer-Encoding other than chunked"
-        elif (
-            b"content-encoding" in given and 200 <= status < 300 and _lower(given[b"content-encoding"]) != [b"identity"]
-        ):
-            self.broken = "a Content-Encoding though identity was asked for"
+        if b"content-encoding" in given:
+            codings = b",".join(_lower(given[b"content-encoding"])).split(b",")
+            self.coded = not NO_CODINGS.issuperset([coding.strip() for coding in codings])
+            if self.coded and 200 <= status < 300:
+                self.broken = self.broken or "a Content-Encoding though identity was asked for"
         self.head_done = not self.broken
 
     def on_message_complete(self) -> None:
@@ -112,3 +130,8 @@ class ResponseParser:
 
 def _lower(values: list[bytes]) -> list[bytes]:
     return [value.lower() for value in values]
+
+
+def is_compressed(body: bytes) -> bool:
+    """Whether these are not the bytes of a text, but of one that is compressed."""
+    return body.startswith(_COMPRESSED)

@@ -13,36 +13,12 @@ from zope.interface import implementer
 
 from aigw.net.tls import FORWARD_SECRET_AEAD, certificates_of
 from aigw.upstream.hostname import reference_of, why_not_for
+from aigw.upstream.reasons import Trusted, refused_by_openssl, refused_by_us
+
+UNREADABLE = "the names in the certificate cannot be read"
 
 # What servers speak that know no better: CBC and RSA key exchange too, but nothing anonymous, RC4 or 3DES.
 _LEGACY = f"{FORWARD_SECRET_AEAD}:ECDHE+AES:DHE+AES:kRSA+AES:!aNULL:!eNULL:!PSK:!SRP"
-
-_CODES = SSL.X509VerificationCodes
-_REASONS = {
-    _CODES.ERR_CERT_HAS_EXPIRED: "has expired",
-    _CODES.ERR_CERT_NOT_YET_VALID: "is not valid yet",
-    _CODES.ERR_DEPTH_ZERO_SELF_SIGNED_CERT: "is self-signed and not trusted",
-    _CODES.ERR_SELF_SIGNED_CERT_IN_CHAIN: "is the root of its chain and not trusted",
-    _CODES.ERR_UNABLE_TO_GET_ISSUER_CERT: "has an unknown issuer",
-    _CODES.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: "has an unknown issuer",
-    _CODES.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: "has an unknown issuer",
-    _CODES.ERR_CERT_SIGNATURE_FAILURE: "has a wrong signature",
-    _CODES.ERR_INVALID_PURPOSE: "is not for servers (its key usage)",
-    _CODES.ERR_PERMITTED_VIOLATION: "has a name that its CA may not give",
-    _CODES.ERR_EXCLUDED_VIOLATION: "has a name that its CA may not give",
-}
-_NAMES = {
-    code: name.removeprefix("ERR_").replace("_", " ").lower()
-    for name, code in vars(_CODES).items()
-    if name.startswith("ERR_")
-} | {66: "key too small", 67: "key too small", 68: "signature too weak"}  # openssl/x509_vfy.h; pyOpenSSL names none
-
-
-class CertificateRefused(SSL.Error):
-    """A provider's certificate is not to be trusted. Its argument has the form of OpenSSL's error queue."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__([("aigw", "", why)])
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -57,6 +33,7 @@ class ProviderTls:
         needs no issuer there. ``legacy`` asks for old cipher suites too. Raises ValueError for an impossible host.
         """
         self._reference = reference_of(host)
+        self._trusted = Trusted.CA_FILE if authorities else Trusted.of_the_system()
         self._server_name = self._reference.encode() if isinstance(self._reference, str) else None
         context = SSL.Context(SSL.TLS_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
@@ -88,14 +65,12 @@ class ProviderTls:
         pyOpenSSL takes an exception for a refusal, and raises it from the handshake.
         """
         if not good:
-            which = "a CA certificate of the chain" if depth else "the certificate"
-            reason = _REASONS.get(code) or f"is refused by OpenSSL: {_NAMES.get(code, f'code {code}')}"
-            raise CertificateRefused(f"{which} {reason}")
+            raise refused_by_openssl(code, depth, self._trusted)
         if depth == 0:
             try:
                 problem = why_not_for(certificate.to_cryptography(), self._reference)
             except BaseException:  # a panic in Rust, where cryptography parses, is no Exception
-                raise CertificateRefused("the names in the certificate cannot be read") from None
+                raise refused_by_us(UNREADABLE) from None
             if problem is not None:
-                raise CertificateRefused(problem)
+                raise refused_by_us(problem)
         return True

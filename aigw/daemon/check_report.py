@@ -1,0 +1,85 @@
+"""What ``--check-providers`` found, for people and for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+_WORDS = {True: "yes", False: "no", None: "-"}
+
+
+class Checked(msgspec.Struct):
+    """One provider. ``certificate`` and ``key`` are True, False, or None where there is none or nobody can say.
+
+    ``problem`` is why no step of it can work; ``note`` what else is to be known. ``models`` is None without a list.
+    """
+
+    provider: str
+    reachable: bool = False
+    certificate: bool | None = None
+    key: bool | None = None
+    latency_ms: int | None = None
+    problem: str | None = None
+    note: str | None = None
+    models: frozenset[str] | None = None
+    key_needed: bool = True
+
+
+class CheckedStep(msgspec.Struct):
+    """One step. ``works`` is None where nobody can say, ``listed`` where the provider gives no list.
+
+    ``problem`` is why it does not work; ``note`` why nobody can say, or what else is to be known.
+    """
+
+    route: str
+    step: int
+    provider: str
+    model: str
+    works: bool | None = None
+    listed: bool | None = None
+    tried: bool = False
+    problem: str | None = None
+    note: str | None = None
+
+
+def as_text(checked: Sequence[Checked], steps: Sequence[CheckedStep]) -> str:
+    """Two tables, for people."""
+    providers = [["provider", "reachable", "certificate", "key", "latency", ""]]
+    for each in checked:
+        latency = "-" if each.latency_ms is None else f"{each.latency_ms} ms"
+        verdicts = [_WORDS[each.reachable], _WORDS[each.certificate], _WORDS[each.key]]
+        providers.append([each.provider, *verdicts, latency, each.problem or each.note or ""])
+    rows = [["route", "step", "provider", "model", "listed", "works", ""]]
+    for step in steps:
+        works = "unknown" if step.works is None else _WORDS[step.works]
+        words = step.problem or step.note or ""
+        rows.append([step.route, str(step.step), step.provider, step.model, _WORDS[step.listed], works, words])
+    return f"{_table(providers)}\n\n{_table(rows)}\n\n{_sum(steps)}"
+
+
+def _sum(steps: Sequence[CheckedStep]) -> str:
+    good = sum(step.works is True for step in steps)
+    unknown = [step for step in steps if step.works is None]
+    text = f"{good} of {len(steps)} steps can work."
+    if unknown:
+        text += f" {len(unknown)} unknown."
+        if not all(step.tried for step in unknown):
+            text += " --try sends each step a real request of one token."
+    return text
+
+
+def as_json(checked: Sequence[Checked], steps: Sequence[CheckedStep]) -> str:
+    """The same, for machines; of a provider's models only how many there are."""
+    providers = []
+    for each in checked:
+        shown = {**msgspec.structs.asdict(each), "models": None if each.models is None else len(each.models)}
+        del shown["key_needed"]
+        providers.append(shown)
+    shape = {"works": all(step.works for step in steps), "providers": providers, "steps": steps}
+    return msgspec.json.format(msgspec.json.encode(shape), indent=2).decode()
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

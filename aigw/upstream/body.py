@@ -1,0 +1,48 @@
+"""A body that is read as a whole, up to a bound: a refusal, a list of models, the answer to a check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+
+from aigw.upstream.connection import Response
+
+Body = tuple[bytes, bool]
+
+
+def read(response: Response, most: int, seconds: float, clock: IReactorTime) -> Deferred[Body]:
+    """What comes of the body, up to ``most`` bytes and so many seconds, and whether that is all of it.
+
+    Never fails; cancelling aborts the connection.
+    """
+    reader = _Reader(most)
+    response.deliverBody(reader)
+    return reader.done.addTimeout(seconds, clock, lambda *_: reader.so_far(False))
+
+
+class _Reader(Protocol):
+    transport: Any
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._data = bytearray()
+        self.done: Deferred[Body] = Deferred(lambda _: self.transport.stopProducing())
+
+    def so_far(self, whole: bool) -> Body:
+        return bytes(self._data[: self._most]), whole
+
+    def dataReceived(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > self._most:
+            self.transport.stopProducing()
+            self.connectionLost()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self.done.called:
+            self.done.callback(self.so_far(reason.check(ResponseDone, PotentialDataLoss) is not None))

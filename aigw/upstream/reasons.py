@@ -1,0 +1,172 @@
+"""Why there is no connection to a provider, and what its operator can do: for logs and clients, so no host is named."""
+
+from __future__ import annotations
+
+import enum
+import os
+import ssl
+
+from OpenSSL import SSL
+from twisted.internet import error
+from twisted.python.failure import Failure
+
+from aigw.errors import UpstreamTimeout, UpstreamUnreachable
+from aigw.net.tls import openssl_reasons
+
+MOST = 300  # characters
+CERTIFICATE_REFUSED = ("TLS: the certificate", "TLS: a CA certificate", "TLS: the names in the certificate")  # begin so
+
+
+class Trusted(enum.Enum):
+    """Whose certificates a provider's is checked against, and so where its CA is to be named."""
+
+    CA_FILE = "name its CA in ca_file, which is used instead of the system's CAs"
+    SYSTEM = "name its CA in ca_file"
+    NOBODY = "this machine has no CA file at all: install ca-certificates, or name the CA in ca_file"
+
+    @classmethod
+    def of_the_system(cls) -> Trusted:
+        """SYSTEM where there is a file or a folder of CA certificates, as OpenSSL and pyOpenSSL look for them."""
+        file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+        if file or folder:
+            files, folders = [file or ""], (folder or "").split(os.pathsep)
+        else:
+            paths = ssl.get_default_verify_paths()
+            files = [*_CA_FILES, paths.openssl_cafile]
+            folders = ["/etc/ssl/certs", paths.openssl_capath]
+        return cls.SYSTEM if any(map(_has_bytes, files)) or any(map(_has_files, folders)) else cls.NOBODY
+
+
+_CA_FILES = (  # of Debian, Fedora, openSUSE, OpenELEC, RHEL 7 and macOS
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
+
+def _has_bytes(file: str) -> bool:
+    try:
+        return os.path.getsize(file) > 0
+    except OSError:
+        return False
+
+
+def _has_files(folder: str) -> bool:
+    try:
+        return bool(folder and os.listdir(folder))
+    except OSError:
+        return False
+
+
+class CertificateRefused(SSL.Error):
+    """A provider's certificate is not to be trusted. Its argument has the form of OpenSSL's error queue."""
+
+    def __init__(self, why: str, words: str, advice: str) -> None:
+        """``why`` in our words, ``words`` are OpenSSL's for it, ``advice`` is what an operator can do."""
+        both = why if words in why else f"{why} ({words})"
+        super().__init__([("aigw", "", f"{both}; {advice}")])
+        self.why = why
+
+
+_RENEW = "the provider must renew it (or the clock of this machine is wrong)"
+_CLOCK = "look at the clock of this machine"
+_CA = ""  # the advice is that of Trusted
+_PROVIDER = "the provider needs another certificate"
+_CODES = SSL.X509VerificationCodes
+_UNKNOWN = "has an unknown issuer"
+
+# What is wrong, in our words and in those of OpenSSL (crypto/x509/x509_txt.c), and what to do.
+_REASONS = {
+    _CODES.ERR_CERT_HAS_EXPIRED: ("has expired", "certificate has expired", _RENEW),
+    _CODES.ERR_CERT_NOT_YET_VALID: ("is not valid yet", "certificate is not yet valid", _CLOCK),
+    _CODES.ERR_DEPTH_ZERO_SELF_SIGNED_CERT: ("is self-signed and not trusted", "self-signed certificate", _CA),
+    _CODES.ERR_SELF_SIGNED_CERT_IN_CHAIN: (
+        "is the root of its chain and not trusted",
+        "self-signed certificate in certificate chain",
+        _CA,
+    ),
+    _CODES.ERR_UNABLE_TO_GET_ISSUER_CERT: (_UNKNOWN, "unable to get issuer certificate", _CA),
+    _CODES.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: (_UNKNOWN, "unable to get local issuer certificate", _CA),
+    _CODES.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: (_UNKNOWN, "unable to verify the first certificate", _CA),
+    _CODES.ERR_CERT_SIGNATURE_FAILURE: ("has a wrong signature", "certificate signature failure", _PROVIDER),
+    _CODES.ERR_INVALID_PURPOSE: ("is not for servers (its key usage)", "unsuitable certificate purpose", _PROVIDER),
+    _CODES.ERR_PERMITTED_VIOLATION: (
+        "has a name that its CA may not give",
+        "permitted subtree violation",
+        _PROVIDER,
+    ),
+    _CODES.ERR_EXCLUDED_VIOLATION: ("has a name that its CA may not give", "excluded subtree violation", _PROVIDER),
+}
+_NAMES = {
+    code: name.removeprefix("ERR_").replace("_", " ").lower()
+    for name, code in vars(_CODES).items()
+    if name.startswith("ERR_")
+} | {66: "key too small", 67: "key too small", 68: "signature too weak"}  # openssl/x509_vfy.h; pyOpenSSL names none
+
+
+def refused_by_openssl(code: int, depth: int, trusted: Trusted) -> CertificateRefused:
+    """OpenSSL's verdict ``code`` on the certificate at ``depth`` of the chain, 0 being the provider's own."""
+    which = "a CA certificate of the chain" if depth else "the certificate"
+    if code not in _REASONS:
+        name = _NAMES.get(code, f"code {code}")
+        return CertificateRefused(f"{which} is refused by OpenSSL: {name}", name, _PROVIDER)
+    reason, words, advice = _REASONS[code]
+    return CertificateRefused(f"{which} {reason}", words, trusted.value if advice == _CA else advice)
+
+
+def refused_by_us(problem: str) -> CertificateRefused:
+    """The ``problem`` with the names in a certificate that is good otherwise."""
+    return CertificateRefused(problem, "hostname mismatch", "base_url needs a host that the certificate names")
+
+
+# What OpenSSL says of a handshake that failed before a certificate could be judged, by a part of its words
+_NO_TLS = "the port does not speak TLS; is it http://?"
+_OLD = "the provider speaks old TLS only; `tls: {legacy: true}` allows older cipher suites"
+_HANDSHAKES = {
+    "wrong version number": _NO_TLS,
+    "http request": _NO_TLS,
+    "packet length too long": _NO_TLS,
+    "unknown protocol": _NO_TLS,
+    "record layer failure": _NO_TLS,
+    "unsupported protocol": _OLD,
+    "alert protocol version": _OLD,
+    "alert handshake failure": _OLD,
+    "no shared cipher": _OLD,
+    "wrong cipher returned": _OLD,
+    "dh key too small": _OLD,
+    "unrecognized name": "the provider does not know the host of base_url",
+    "certificate required": "the provider asks for a client's certificate, and the gateway has none for it",
+    "alert bad certificate": "the provider asks for a client's certificate, and the gateway has none for it",
+}
+
+
+def unreachable(failure: Failure, handshake: str) -> UpstreamUnreachable:
+    """Why connecting failed; ``handshake`` is that of ``in_handshake`` where TCP was there already, and TLS was not."""
+    if failure.check(error.DNSLookupError):
+        message = "name not found"
+    elif failure.check(error.ConnectionRefusedError):
+        message = "connection refused"
+    elif failure.check(SSL.Error):
+        said = openssl_reasons(failure.value) or "handshake failed"
+        advice = [advice for words, advice in _HANDSHAKES.items() if words in said]
+        message = "TLS: " + ": ".join([said, *advice[:1]])
+    elif failure.check(error.ConnectionDone, error.ConnectionLost):
+        message = f"connection closed {handshake}" if handshake else "connection closed before it could be used"
+    else:
+        message = f"no connection: {type(failure.value).__name__}"
+    return UpstreamUnreachable(message[:MOST])
+
+
+def too_slow(seconds: float, handshake: str) -> UpstreamTimeout:
+    """Connecting took longer than its limit; ``handshake`` as above."""
+    slow = UpstreamTimeout("connect", seconds)
+    slow.message += f" {handshake}" if handshake else ""
+    return slow
+
+
+def in_handshake(answered: bool) -> str:
+    """In what a connection ended. A provider that never ``answered`` may not speak TLS."""
+    return "in the TLS handshake" if answered else "in the TLS handshake; is it http://?"
