@@ -13,6 +13,12 @@ from twisted.internet.tcp import Connection
 MOST = 64 * 1024
 
 
+def unsent(transport: Any) -> int:
+    """The bytes that Twisted still holds for a connection, TLS or not."""
+    plain = getattr(transport, "transport", transport)
+    return len(getattr(plain, "dataBuffer", b"")) - getattr(plain, "offset", 0) + getattr(plain, "_tempDataLen", 0)
+
+
 def write(transport: Any, data: bytes) -> None:
     """Like ``transport.write(data)``, and just that for much data, over TLS, and wherever something waits already."""
     if (

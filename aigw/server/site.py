@@ -11,12 +11,12 @@ from twisted.web.resource import Resource as TwistedResource
 from twisted.web.server import Site
 
 from aigw.access.refused_keys import RefusedKeys
+from aigw.net.slices import Slices
 from aigw.server.bodies import Bodies
 from aigw.server.channel import Channel
 from aigw.server.connection_limits import ConnectionLimiter
 from aigw.server.mismatch import Mismatches
 from aigw.server.request import Request
-from aigw.server.turns import Turns
 
 
 class GatewaySite(Site):
@@ -33,7 +33,7 @@ class GatewaySite(Site):
         self.refused_keys = RefusedKeys(reactor)
         self.bodies = Bodies()
         self.mismatches = Mismatches(reactor)
-        self.turns = Turns(reactor)
+        self.slices = Slices(reactor)
         self.idle: OrderedDict[Channel, None] = OrderedDict()  # without a request, the longest so at first
         self._open: set[Channel] = set()
         self._emptied: Deferred[None] | None = None
@@ -105,6 +105,3 @@ class GatewaySite(Site):
         """No listener is left."""
         self.admission.close()
         self.mismatches.close()
-
-    def log(self, request: Any) -> None:
-        """Twisted would write its access log here, whole URIs included."""
