@@ -13,7 +13,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from aigw.server import timeouts
+from aigw.server import closing
 from aigw.server.request_head import SINGLE
 from tests.harness import AUTH, CHAT, HELLO, bounded, request
 from tests.memory import MemoryGateway, error_of
@@ -150,6 +150,8 @@ REFUSED = {
     "no name":                        (400, get(b": a")),
     "no colon":                       (400, get(b"X-A")),
     "NUL in a value":                 (400, get(b"X-A: a\0b")),
+    "a control byte in a value":      (400, get(b"X-A: a\x01b")),
+    "DEL in a value":                 (400, get(b"X-A: a\x7fb")),
     # Host
     "no Host":                        (400, get(host=b"")),
     "two Hosts":                      (400, get(b"Host: x")),
@@ -251,7 +253,7 @@ SECURE = pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @pytest.fixture
 def brief(monkeypatch):
     """Over TLS a refusing gateway waits two seconds for the client to close; here it has less patience."""
-    monkeypatch.setattr(timeouts, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(closing, "LINGER_SECONDS", 0.1)
 
 
 async def exchanged(gateway, sent: bytes, behind: bytes, way: str) -> bytes:

@@ -8,10 +8,9 @@ an answer that closes nothing is read as a request.
 from __future__ import annotations
 
 import math
-from socket import SO_SNDBUF, SOL_SOCKET
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, ISSLTransport
+from twisted.internet.interfaces import IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -19,17 +18,15 @@ from zope.interface import implementer
 from aigw.errors import Draining, GatewayError, RequestTimeout
 from aigw.net import headers
 from aigw.net import write as wire
-from aigw.server import timeouts
+from aigw.server import closing, timeouts
+from aigw.server.ahead import Ahead
 from aigw.server.bodies import without_frames
 from aigw.server.body_reader import BodyReader
 from aigw.server.request import Request
-from aigw.server.request_head import MAX_LINE, TLS_HANDSHAKE, PartialHead, RequestHead, answer_to_no_request
+from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead, answer_to_no_request
 
 if TYPE_CHECKING:
     from aigw.server.site import GatewaySite
-
-MAX_BEHIND = 256 * 1024
-SEND_BUFFER = 128 * 1024  # the kernel would let it grow to megabytes
 
 
 @implementer(IPushProducer)
@@ -38,67 +35,56 @@ class Channel(Protocol):
 
     transport: Any
     site: GatewaySite  # set by Site.buildProtocol
-    _timeouts: timeouts.ConnectionTimeouts
 
     # The connection
-    gives_way = False  # to another, as there are too many
+    _timeouts: timeouts.ConnectionTimeouts
+    closing: closing.Closing
     persistent = True  # another request may follow
-    _closing = False  # the answer that comes next, or came, is the last
     _deaf = False  # nothing more is read: what comes is a body for which nobody asked
     _waiting = False  # the client does not read what was written
-    _behind = 0  # how much is kept of what was sent ahead of its time, or dropped since the last request
-    _next_turn: IDelayedCall | None = None
+    _ahead: Ahead  # what was sent behind a request, to be read in its time or when the client reads
 
     # The request
     request: Request | None = None
     _idle = False  # between two requests
-    _head: PartialHead | None = None
     _body: BodyReader | None = None  # while it is coming
     _answering = False  # the request is complete
     _producer: IPushProducer | None = None
 
-    def __init__(self) -> None:
-        self._ahead = bytearray()  # what was sent behind a request, to be read in its time or when the client reads
-
-    # The connection
-
     def connectionMade(self) -> None:
         """A client, its TLS handshake still to come."""
         self._timeouts = timeouts.ConnectionTimeouts(self.site.reactor, self.transport, self._too_late)
+        self._head = HeadReader()
+        self._ahead = Ahead(self.site.reactor, self.transport, self._read_ahead)
+        self.closing = closing.Closing(self.site.reactor, self.transport)
         self.transport.registerProducer(self, True)
         self.site.entered(self)
-        socket = getattr(self.transport, "socket", None)
-        if socket is not None:
-            socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
-        if hasattr(self.transport, "setTcpNoDelay"):  # not a Unix socket's
-            self.transport.setTcpNoDelay(True)
+        wire.prepare(self.transport)
         self._timeouts.cut_after(timeouts.HEAD_SECONDS)
 
     def isSecure(self) -> bool:
-        """Whether it is TLS."""
+        """See Request.isSecure."""
         return ISSLTransport(self.transport, None) is not None
 
     def _too_late(self) -> None:
         """The client was too slow: it is told so in the middle of a request, else the connection ends."""
-        if self._closing:
-            return
-        if self._waiting:
+        if self._waiting and not self.closing.last:
             self.transport.abortConnection()
-        elif not self._is_receiving():
-            self.close_soon(timeouts.LINGER_SECONDS)
-        else:
+        elif self._is_receiving():
             self.reject(RequestTimeout("The request did not arrive in time."))
+        elif not self.closing.last:
+            self.closing.soon(closing.LINGER_SECONDS)
 
     def _is_receiving(self) -> bool:
         """Whether a request has arrived in part."""
-        return self._head is not None or self._timeouts.in_body
+        return self._head.begun or self._timeouts.in_body
 
     def _idle_seconds(self) -> float:
         return timeouts.LAST_REQUEST_SECONDS if self.site.draining else timeouts.KEEP_ALIVE_SECONDS
 
     def drain(self) -> None:
         """The gateway is stopping: without a request under way, wait only a moment for a last one."""
-        if not (self._answering or self._is_receiving() or self._closing):
+        if not (self._answering or self._is_receiving() or self.closing.last):
             self._timeouts.cut_sooner(timeouts.LAST_REQUEST_SECONDS)
 
     def end(self) -> None:
@@ -106,54 +92,18 @@ class Channel(Protocol):
         error = Draining("The gateway is stopping.")
         if self._timeouts.in_body:
             self.reject(error)
-        elif not (self._closing or (self.request is not None and self.request.interrupt(error))):
-            self.close_soon()
-
-    def close_soon(self, seconds: float = timeouts.FLUSH_SECONDS) -> None:
-        """Close when all is sent that was written, and after ``seconds`` at last; no further request is read."""
-        self._closing = True
-        if self._timeouts.close_after(seconds, self.transport.abortConnection):
-            self._close()
-
-    def give_way(self) -> None:
-        """Close at once: over TLS too, where the client's word on it would be waited for."""
-        self.gives_way = True
-        self.close_soon(timeouts.LINGER_SECONDS)
-        plain = getattr(self.transport, "transport", None)
-        if plain is not None:
-            plain.loseConnection()
+        elif not (self.closing.last or (self.request is not None and self.request.interrupt(error))):
+            self.closing.soon()
 
     def answer_in_plain(self, answer: bytes) -> None:
         """Tell a client that speaks HTTP without TLS, where the gateway speaks it over TLS, and close."""
         self.site.mismatches.note(self.transport.getPeer(), secure=True)
-        self._closing = True
-        self._timeouts.close_after(timeouts.LINGER_SECONDS, self.transport.abortConnection)
-        plain = self.transport.transport
-        plain.write(answer)
-        plain.loseWriteConnection()
-
-    def loseConnection(self) -> None:
-        """Close; behind a refusal only after a while in which the client can read it.
-
-        Closing with input unread resets the connection, and the client may never see the answer (RFC 9112, 9.6).
-        """
-        if not self._closing:
-            self._close()
-        elif not self._timeouts.closing:
-            self._timeouts.close_after(timeouts.LINGER_SECONDS, self.transport.abortConnection)
-            if not self.isSecure():
-                self.transport.loseWriteConnection()
-
-    def _close(self) -> None:
-        self.transport.unregisterProducer()  # what is written is sent all the same
-        self.transport.loseConnection()
+        self.closing.answer_in_plain(answer)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """See IProtocol."""
-        if self._next_turn is not None:
-            self._next_turn.cancel()
-            self._next_turn = None
-        self._timeouts.stop()
+        for each in (self._ahead, self._timeouts, self.closing):
+            each.stop()
         self.site.left(self)
         request, self.request = self.request, None
         if request is not None:
@@ -164,8 +114,9 @@ class Channel(Protocol):
         """Of what was received and is of no use any more."""
         if self._body is not None:
             self._body.stop()
-        self._body = self._head = None
-        self._ahead, self._behind = bytearray(), 0
+        self._body = None
+        self._head.stop()
+        self._ahead.forget()
 
     # The answer, and a client that does not read it
 
@@ -198,8 +149,7 @@ class Channel(Protocol):
         if not self._answering:
             self.transport.resumeProducing()
         self._timeouts.client_read(math.inf if self._answering else self._idle_seconds())
-        if self._ahead and self._next_turn is None:
-            self._next_turn = self.site.reactor.callLater(0, self._go_on)
+        self._ahead.read_soon()
 
     def stopProducing(self) -> None:
         """See IPushProducer."""
@@ -207,35 +157,30 @@ class Channel(Protocol):
             self._producer.stopProducing()
 
     def request_done(self) -> None:
-        """An answer is written. What was sent behind its request is read in a turn of its own, when the client reads.
-
-        A client could else have any number of requests served in one turn of the reactor, and any number of answers
-        kept for it that it does not read.
-        """
+        """An answer is written. What was sent behind its request is read when the client has read the answer."""
         self.request = self._producer = None
         self._answering = False
         self._idle = True
-        self._closing |= self._deaf
+        self.closing.last |= self._deaf
         self.site.idle[self] = None  # over TLS one that closes too waits for the client, and may give way
         if not self._waiting:
             self._timeouts.cut_after(self._idle_seconds())
             self.transport.resumeProducing()
         if not self.persistent or self.site.draining:
             self.persistent = False
-            self.loseConnection()
-        if not self.persistent or self._closing:
-            self._ahead = bytearray()
-        self._behind = len(self._ahead)
+            self.closing.close()
+        if not self.persistent or self.closing.last:
+            self._ahead.forget()
         if self._waiting:
             self.transport.pauseProducing()
-        elif self._ahead:
-            self._next_turn = self.site.reactor.callLater(0, self._go_on)
+        else:
+            self._ahead.read_soon()
 
-    def _go_on(self) -> None:
-        self._next_turn = None
-        if not self._waiting:
-            ahead, self._ahead, self._behind = self._ahead, bytearray(), 0
-            self.dataReceived(bytes(ahead))
+    def _read_ahead(self, data: bytes) -> None:
+        if self._waiting:
+            self._ahead.keep(data)
+        else:
+            self.dataReceived(data)
 
     # What comes: a head, a body, what is sent ahead of its time. Once the connection closes nothing is a request.
 
@@ -243,69 +188,46 @@ class Channel(Protocol):
         """See IProtocol."""
         if self._deaf:
             return
-        if self._closing:
-            self._drop(data)
+        if self.closing.last:
+            # Whoever is to wait for the last answer has a bound too on what is read from it meanwhile, for nothing.
+            # A little is read, so that it is seen when a client leaves that has sent all of a small body.
+            if self._ahead.drop(data) and self.request is not None and not self.closing.has_limit:
+                self.transport.pauseProducing()
         elif self._body is not None:
             self._body.feed(data)
-        elif self._answering or self._ahead or self._waiting or not self.persistent:
-            if self._keeps(data) and self.persistent:
-                self._ahead += data
+        elif not self.persistent:
+            if self._ahead.drop(data):
+                self.transport.abortConnection()
+        elif self._answering or self._ahead or self._waiting:
+            self._ahead.keep(data)
         else:
             self._read_head(data)
 
     def read_on(self) -> None:
         """Some of a body was read in turns, and nothing of it is left."""
-        if self._next_turn is None and (self._answering or not self._waiting):
+        if not self._ahead.waits_for_turn and (self._answering or not self._waiting):
             self.transport.resumeProducing()
 
-    def _drop(self, data: bytes) -> None:
-        """Whoever is to wait for the last answer has a bound too on what is read from it meanwhile, for nothing.
-
-        A little is read, so that it is seen when a client leaves that has sent all of a small body.
-        """
-        self._behind += len(data)
-        if self._behind > MAX_BEHIND and self.request is not None and not self._timeouts.closing:
-            self.transport.pauseProducing()
-
-    def _keeps(self, data: bytes) -> bool:
-        """Whether so much more can be kept for later; nobody pipelines more."""
-        self._behind += len(data)
-        if self._behind > MAX_BEHIND:
-            self.transport.abortConnection()
-        return self._behind <= MAX_BEHIND
-
     def _read_head(self, data: bytes) -> None:
-        if self._head is None:
+        if not self._head.begun:
             if data[:1] == TLS_HANDSHAKE and not self.isSecure():
                 self.site.mismatches.note(self.transport.getPeer(), secure=False)
-                self.close_soon(timeouts.LINGER_SECONDS)
+                self.closing.soon(closing.LINGER_SECONDS)
                 return
             if self._idle:  # another request begins; the first of all has its time since connecting
                 self._idle = False
                 self._timeouts.cut_after(timeouts.HEAD_SECONDS)
         try:
-            end = data.find(b"\r\n\r\n", 0, MAX_LINE) + 4 if self._head is None else 0
-            if end < 4:
-                if self._head is None:
-                    self._head = PartialHead()
-                end = self._head.feed(data)
-                if not end:
-                    return
-                data, self._head = bytes(self._head.data), None
-            head = RequestHead(data[:end])
+            found = self._head.feed(data)
         except GatewayError as error:
             self.reject(error)
         else:
-            self._judge(head, data[end:])
+            if found is not None:
+                self._judge(*found)
 
     def _judge(self, head: RequestHead, rest: bytes) -> None:
         """Judge the request before a byte of its body is read and before ``100 Continue``."""
-        options = head.headers.get(b"connection")
-        self.persistent = (
-            head.version == b"HTTP/1.1"
-            and not self.site.draining
-            and (options is None or b"close" not in [each.strip() for each in options.lower().split(b",")])
-        )
+        self.persistent = head.persistent and not self.site.draining
         self.request = request = Request(self)
         request.head_received(head)
         if request.refusal is not None:
@@ -317,7 +239,7 @@ class Channel(Protocol):
             self.persistent = False
             rest = b""
         else:
-            if head.version == b"HTTP/1.1" and head.headers.get(b"expect", b"").lower() == b"100-continue":
+            if head.expects_continue:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if head.length is None or len(rest) < head.length:
                 self._timeouts.body_began(request)
@@ -334,10 +256,10 @@ class Channel(Protocol):
 
     def _complete(self, rest: bytes) -> None:
         """The whole request is there; ``rest`` is what was sent behind it."""
-        request, self._body, self._behind = self.request, None, 0
-        if rest and not self._keeps(rest):
+        request, self._body = self.request, None
+        self._ahead.begin()
+        if rest and not self._ahead.keep(rest):
             return
-        self._ahead += rest
         self._answering = True
         self._timeouts.body_ended()
         self.site.idle.pop(self, None)
@@ -348,23 +270,23 @@ class Channel(Protocol):
 
     def refuse(self, request: Request, refusal: GatewayError) -> None:
         """Answer with an error although the request's body is not read, or not to its end, and close."""
-        if not self._closing:
+        if not self.closing.last:
             self.read_no_more()
             request.refusal = without_frames(refusal)
             request.fail(refusal)
 
     def read_no_more(self) -> None:
         """The answer that comes next, now or after a while, is the last of this connection."""
-        self._closing = True
+        self.closing.last = True
         self.persistent = False
         self._let_go()
         self._timeouts.body_ended()
 
     def reject(self, error: GatewayError) -> None:
         """Answer what never became a request."""
-        if self._closing:
+        if self.closing.last:
             return
-        self._closing = True
+        self.closing.last = True
         request_id, with_body = "", True
         if self.request is not None:  # its body is malformed, if it was admitted at all
             request_id, with_body = self.request.request_id, self.request.method != b"HEAD"  # RFC 9110, 9.3.2
@@ -372,4 +294,4 @@ class Channel(Protocol):
             self.request.answered(error.status)
         self._let_go()
         self.transport.write(answer_to_no_request(error, request_id or headers.request_id(None), with_body))
-        self.loseConnection()
+        self.closing.close()

@@ -263,7 +263,7 @@ class Request(TwistedRequest):
         self.answered(self.code)
         if not self._gone:
             if flush:
-                self.channel.close_soon()
+                self.channel.closing.soon()
             else:
                 self.channel.transport.abortConnection()
 

@@ -69,6 +69,19 @@ class RequestHead:
         if host is None or not _is_host(host):
             raise invalid()
 
+    @property
+    def persistent(self) -> bool:
+        """Whether another request may follow: in HTTP/1.1, unless one of the Connection options is close."""
+        options = self.headers.get(b"connection")
+        return self.version == b"HTTP/1.1" and (
+            options is None or b"close" not in [each.strip() for each in options.lower().split(b",")]
+        )
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for ``100 Continue`` before it sends the body."""
+        return self.version == b"HTTP/1.1" and self.headers.get(b"expect", b"").lower() == b"100-continue"
+
     def _read(self, lines: bytes) -> None:
         parser = HttpRequestParser(self)
         try:
@@ -109,24 +122,44 @@ class RequestHead:
         return int(length)
 
 
-class PartialHead:
-    """A head that comes in several reads, looked at line by line so that it is refused as soon as it can be."""
+class HeadReader:
+    """Finds the end of a head. One that comes in several reads is looked at line by line: it is refused early."""
 
     def __init__(self) -> None:
-        self.data = bytearray()
+        self.stop()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a head has come in part."""
+        return bool(self._data)
+
+    def feed(self, data: bytes) -> tuple[RequestHead, bytes] | None:
+        """A head and what is behind it, None if it is not whole. Raises BadRequest or HeadersTooLarge."""
+        end = 0 if self._data else data.find(b"\r\n\r\n", 0, MAX_LINE) + 4
+        if end < 4:
+            end = self._look(data)
+            if not end:
+                return None
+            data = bytes(self._data)
+            self.stop()
+        return RequestHead(data[:end]), data[end:]
+
+    def stop(self) -> None:
+        """Forget what there is of a head."""
+        self._data = bytearray()
         self._line = 0  # where the line begins that is not whole yet
         self._looked = 0
         self._lines = 0
 
-    def feed(self, data: bytes) -> int:
-        """Where the head ends, 0 if it has not. Raises BadRequest or HeadersTooLarge."""
-        self.data += data
-        while (end := self.data.find(b"\r\n", self._looked)) >= 0:
+    def _look(self, data: bytes) -> int:
+        """Where the head ends, 0 if it has not."""
+        self._data += data
+        while (end := self._data.find(b"\r\n", self._looked)) >= 0:
             self._check_size(end)
             if end == self._line and end:
                 return end + 2
             if end and not self._lines:
-                if not _REQUEST_LINE.match(self.data):
+                if not _REQUEST_LINE.match(self._data):
                     raise invalid()
                 self._lines = 1
             elif end:
@@ -134,8 +167,8 @@ class PartialHead:
             if self._lines > MAX_HEADERS + 1:
                 raise _too_large()
             self._line = self._looked = end + 2
-        self._looked = max(self._line, len(self.data) - 1)
-        self._check_size(len(self.data))
+        self._looked = max(self._line, len(self._data) - 1)
+        self._check_size(len(self._data))
         return 0
 
     def _check_size(self, end: int) -> None:

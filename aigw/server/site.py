@@ -48,7 +48,7 @@ class GatewaySite(Site):
         """A client's connection is gone."""
         self._open.discard(channel)
         self.idle.pop(channel, None)
-        self.admission.left(channel.transport.getPeer(), channel.gives_way)
+        self.admission.left(channel.transport.getPeer(), channel.closing.gives_way)
         if self._emptied is not None and not self._open:
             emptied, self._emptied = self._emptied, None
             self.refused_keys.close()
@@ -59,7 +59,7 @@ class GatewaySite(Site):
         if not self.idle:
             return False
         channel, _ = self.idle.popitem(last=False)
-        channel.give_way()
+        channel.closing.give_way()
         return True
 
     def drain(self) -> Deferred[None]:

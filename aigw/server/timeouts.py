@@ -1,4 +1,4 @@
-"""How long a client's connection lives: the limits on its pace, with one timer for all of them, and the last wait."""
+"""How long a client's connection lives: the limits on its pace, with one timer for all of them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ BODY_RATE = 50_000.0  # bytes a second
 KEEP_ALIVE_SECONDS = 75.0
 READ_SECONDS = 60.0
 SETTLES = 0.05  # of READ_SECONDS, until the kernel's buffers are full
-LINGER_SECONDS = 2.0
 LAST_REQUEST_SECONDS = 2.0  # while the gateway drains; a client may be sending its next request just now
-FLUSH_SECONDS = 30.0
 
 
 class ConnectionTimeouts:
@@ -39,12 +37,6 @@ class ConnectionTimeouts:
         self._body_began = math.inf
         self._stalled = False  # the client does not read
         self._unsent = 0.0
-        self._closer: IDelayedCall | None = None
-
-    @property
-    def closing(self) -> bool:
-        """Whether the connection has its last wait."""
-        return self._closer is not None
 
     @property
     def in_body(self) -> bool:
@@ -85,25 +77,15 @@ class ConnectionTimeouts:
         self._stalled = False
         self.cut_after(seconds)
 
-    def close_after(self, seconds: float, abort: Callable[[], object]) -> bool:
-        """Call ``abort`` then, and nothing else any more; False where it was called in this very turn."""
-        if self._closer is not None:
-            if not self._closer.active():
-                return False  # the connection is gone in the next turn
-            self._closer.cancel()
-        self._closer = self._clock.callLater(seconds, abort)
-        return True
-
     def stop(self) -> None:
         """The connection is gone."""
-        for timer in (self._closer, self._timer):
-            if timer is not None and timer.active():
-                timer.cancel()
-        self._closer = self._timer = self._body = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._body = None
 
     def _look(self) -> None:
         timer, self._timer = self._timer, None
-        if self._closer is not None or timer is None:
+        if timer is None:
             return
         now = self._clock.seconds()
         if late := lateness(timer, self._clock):
