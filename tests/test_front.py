@@ -9,7 +9,7 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
-from aigw.server import timeouts
+from aigw.server import closing
 from aigw.server.resources import ApiResource
 from tests.harness import AUTH, CHAT, HELLO, KEY, Answer, Client, bounded, contents, request, until
 from tests.memory import MemoryGateway, error_of
@@ -371,7 +371,7 @@ async def test_r4_no_cookie_is_kept_and_no_redirect_followed(world):
 @pytest.fixture
 def brief(monkeypatch):
     """Over TLS a refusing gateway waits two seconds for the client to close; here it has less patience."""
-    monkeypatch.setattr(timeouts, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(closing, "LINGER_SECONDS", 0.1)
 
 
 CODES = {401: "invalid_api_key", 404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}

@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.error import ConnectionLost
 
 from aigw.daemon.drain import Drain
-from aigw.server.turns import Turns
+from aigw.net.slices import Slices
 from tests import memory
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, SteadyClock, Wire, error_of
@@ -80,16 +80,23 @@ def test_d2_a_body_that_is_being_read_in_steps_is_told_that_the_gateway_stops():
     assert world.site.bodies.under_way == 0
 
 
-def test_s3_what_raises_in_its_turn_leaves_the_others_theirs():
+def test_s3_what_raises_in_its_turn_leaves_the_others_theirs(failures):
     clock = SteadyClock()
-    turns, done = Turns(clock), []
+    slices, done = Slices(clock), []
 
-    def fails() -> bool:
+    def fails():
+        yield
         raise ValueError
 
-    turns.add(fails)
-    turns.add(lambda: done.append("served"))
-    with pytest.raises(ValueError):  # noqa: PT011
-        clock.advance(0)
+    def works():
+        yield
+        done.append("served")
+
+    slices.add(fails())
+    slices.add(works())
+    assert done == []
     clock.advance(0)
     assert done == ["served"]
+    assert "ValueError" in failures.pop()
+    clock.advance(0)
+    assert not clock.getDelayedCalls()

@@ -20,7 +20,7 @@ from aigw.access.refused_keys import (
     MAX_WAITING,
     RefusedKeys,
 )
-from aigw.server.channel import MAX_BEHIND
+from aigw.server.ahead import MAX_BEHIND
 from tests.harness import AUTH, CHAT, HELLO, bounded, request, until
 from tests.memory import MemoryGateway
 from tests.test_status import HTML, sign_in

@@ -13,7 +13,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from aigw.server import timeouts
+from aigw.server import closing
 from aigw.server.request_head import SINGLE
 from tests.harness import AUTH, CHAT, HELLO, bounded, request
 from tests.memory import MemoryGateway, error_of
@@ -74,6 +74,10 @@ REFUSED = {
     "TE behind a bare LF":            (400, post(b"X-A: a\nTransfer-Encoding: chunked", CL, body=BODY)),
     "TE behind a bare CR":            (400, post(b"X-A: a\rTransfer-Encoding: chunked", CL, body=BODY)),
     "TE in HTTP/1.0":                 (400, post(TE, body=CHUNK + END, start=b"POST %s HTTP/1.0" % CHAT.encode())),
+    "TE before a tab":                (400, post(b"Transfer-Encoding: chunked \t", body=CHUNK + END)),  # llhttp is strict
+    "an Upgrade, CL.TE":              (400, post(b"Connection: Upgrade", b"Upgrade: h2c", CL, TE, body=CHUNK + END)),
+    "an Upgrade, TE gzip, chunked":   (400, post(b"Connection: Upgrade", b"Upgrade: h2c", b"Transfer-Encoding: gzip, chunked",
+                                                 body=CHUNK + END)),
     # lengths
     "two lengths":                    (400, post(CL, b"Content-Length: 0", body=BODY)),
     "two lengths, the same":          (400, post(CL, CL, body=BODY)),
@@ -146,6 +150,8 @@ REFUSED = {
     "no name":                        (400, get(b": a")),
     "no colon":                       (400, get(b"X-A")),
     "NUL in a value":                 (400, get(b"X-A: a\0b")),
+    "a control byte in a value":      (400, get(b"X-A: a\x01b")),
+    "DEL in a value":                 (400, get(b"X-A: a\x7fb")),
     # Host
     "no Host":                        (400, get(host=b"")),
     "two Hosts":                      (400, get(b"Host: x")),
@@ -211,7 +217,9 @@ ACCEPTED = {
     "plain":                          ([200], post(CL, body=BODY)),
     "chunked":                        ([200], chunked(CHUNK + END)),
     "TE in capitals":                 ([200], post(b"TRANSFER-ENCODING: CHUNKED", body=CHUNK + END)),
-    "TE behind a tab":                ([200], post(b"Transfer-Encoding:\tchunked \t", body=CHUNK + END)),
+    "TE behind a tab":                ([200], post(b"Transfer-Encoding:\tchunked", body=CHUNK + END)),
+    "an Upgrade, and a length":       ([200], post(b"Connection: Upgrade", b"Upgrade: websocket", CL, body=BODY)),
+    "an Upgrade, chunked":            ([200], post(b"Connection: Upgrade", b"Upgrade: h2c", TE, body=CHUNK + END)),
     "a name that only looks like TE": ([200], post(b"Transfer_Encoding: chunked", CL, body=BODY)),
     "a chunk of each byte":           ([200], chunked(b"".join(b"1\r\n%c\r\n" % each for each in BODY) + END)),
     "zeros before a chunk size":      ([200], chunked(b"000000%x\r\n%s\r\n" % (SIZE, BODY) + b"000\r\n\r\n")),
@@ -245,7 +253,7 @@ SECURE = pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @pytest.fixture
 def brief(monkeypatch):
     """Over TLS a refusing gateway waits two seconds for the client to close; here it has less patience."""
-    monkeypatch.setattr(timeouts, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(closing, "LINGER_SECONDS", 0.1)
 
 
 async def exchanged(gateway, sent: bytes, behind: bytes, way: str) -> bytes:

@@ -8,11 +8,14 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Cooperator, TaskStopped
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
 
 AT_ONCE = 3  # steps of about a millisecond
+
+log = Logger()
 
 
 class Slices:
@@ -20,6 +23,12 @@ class Slices:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._cooperator = Cooperator(scheduler=lambda turn: clock.callLater(0, turn))
+
+    def add(self, steps: Generator[None, None, None]) -> None:
+        """Take the steps, all of them in turns to come. What they raise is logged, and ends them alone."""
+        self._cooperator.cooperate(steps).whenDone().addErrback(
+            lambda failure: log.failure("Unexpected error in long work", failure=failure)
+        )
 
     def run(self, steps: Generator[None, None, T]) -> Deferred[T]:
         """What comes of the steps. Fails with what they raise; cancelling ends them. Raises what the first steps do."""

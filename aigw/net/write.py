@@ -6,11 +6,28 @@ much as the rest of relaying a chunk. Only what the kernel does not take now is 
 
 from __future__ import annotations
 
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
 from twisted.internet.tcp import Connection
 
 MOST = 64 * 1024
+SEND_BUFFER = 128 * 1024  # the kernel would let it grow to megabytes
+
+
+def prepare(transport: Any) -> None:
+    """Have a connection that was accepted send at once, and keep little in the kernel."""
+    socket = getattr(transport, "socket", None)
+    if socket is not None:
+        socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
+    if hasattr(transport, "setTcpNoDelay"):  # not a Unix socket's
+        transport.setTcpNoDelay(True)
+
+
+def unsent(transport: Any) -> int:
+    """The bytes that Twisted still holds for a connection, TLS or not."""
+    plain = getattr(transport, "transport", transport)
+    return len(getattr(plain, "dataBuffer", b"")) - getattr(plain, "offset", 0) + getattr(plain, "_tempDataLen", 0)
 
 
 def write(transport: Any, data: bytes) -> None:

@@ -13,7 +13,6 @@ from twisted.web.server import NOT_DONE_YET
 from aigw.config.model import Config
 from aigw.errors import RouteNotFound
 from aigw.net import headers
-from aigw.net.slices import Slices
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.proxy.exchange import Gateway
@@ -57,7 +56,6 @@ class EndpointResource(ApiResource):
         gateway: Gateway,
         sink: Sink,
         begin_trace: BeginTrace | None,
-        slices: Slices,
     ) -> None:
         super().__init__(config)
         self.max_body = config.max_body
@@ -66,62 +64,61 @@ class EndpointResource(ApiResource):
         self._gateway = gateway
         self._sink = sink
         self._begin_trace = begin_trace
-        self._slices = slices
         self._seconds: Callable[[], float] = gateway.clock.seconds
 
     def admit(self, request: Request) -> None:
         """Everything about the request is recorded, its refusal too."""
         path = f"/v1/{self._endpoint.path}"
-        request.trail = RecordBuilder(self._seconds, request.request_id, request.method[:20].decode("latin-1"), path)
+        request.record = RecordBuilder(self._seconds, request.request_id, request.method[:20].decode("latin-1"), path)
         if self._begin_trace is not None:
-            request.trail.trace = self._begin_trace(request.header(b"traceparent"))
+            request.record.trace = self._begin_trace(request.header(b"traceparent"))
         super().admit(request)
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Request) -> int:
         """Start serving. Raises GatewayError."""
-        trail = request.trail
-        trail.received = self._seconds()
+        record = request.record
+        record.received = self._seconds()
         sent = headers.for_provider(request.header)
         found = self._endpoint.read(
             RawRequest(self._endpoint, request.body(), sent, request.request_id, request.caller)
         )
 
         def serve(call: Call) -> Deferred[None]:
-            trail.stream = call.stream
-            return self._gateway.serve(call, request, trail)
+            record.stream = call.stream
+            return self._gateway.serve(call, request, record)
 
-        request.serve(serve(found) if isinstance(found, Call) else self._slices.run(found).addCallback(serve))
+        request.serve(serve(found) if isinstance(found, Call) else request.site.slices.run(found).addCallback(serve))
         return NOT_DONE_YET
 
     def headers(self, request: Request) -> list[headers.Header]:
         """Which route, provider and model answered, after how many attempts."""
         sent = super().headers(request)
-        trail: RecordBuilder = request.trail
-        if trail.route is not None:
-            sent += [(b"x-aigw-route", headers.value(trail.route)), (b"x-aigw-attempts", b"%d" % trail.tried)]
-        if trail.provider is not None and trail.model is not None:
-            sent += [(b"x-aigw-provider", headers.value(trail.provider)), (b"x-aigw-model", headers.value(trail.model))]
+        record = request.record
+        if record.route is not None:
+            sent += [(b"x-aigw-route", headers.value(record.route)), (b"x-aigw-attempts", b"%d" % record.tried)]
+        if record.provider is not None and record.model is not None:
+            sent.append((b"x-aigw-provider", headers.value(record.provider)))
+            sent.append((b"x-aigw-model", headers.value(record.model)))
         return sent
 
     def answered(self, request: Request, status: int) -> None:
         """The one record of the request."""
-        trail: RecordBuilder = request.trail
-        trail.caller = request.caller.name if request.caller is not None else ""
-        trail.bytes_in = request.bytes_in
-        trail.bytes_out = trail.bytes_out or request.sentLength
+        record = request.record
+        record.caller = request.caller.name if request.caller is not None else ""
+        record.bytes_in = request.bytes_in
+        record.bytes_out = record.bytes_out or request.sentLength
         if request.client_left:  # not by its status: a provider's 499 may be passed on
-            trail.outcome = "client_gone"
+            record.outcome = "client_gone"
         elif status >= 400:
-            trail.outcome = "error"
+            record.outcome = "error"
         if request.error is not None:
             named = f" ({request.error.param})" if request.error.param else ""
-            trail.error = f"{request.error.code or request.error.type}{named}"
-        self._sink(trail.record(status))
+            record.error = f"{request.error.code or request.error.type}{named}"
+        self._sink(record.record(status))
 
 
 def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
-    slices = Slices(gateway.clock)
     root, v1 = PathPrefix(config), PathPrefix(config)
     folders = {"": v1}
     root.putChild(b"health", HealthResource(config))
@@ -132,7 +129,7 @@ def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace |
         if folder not in folders:
             folders[folder] = PathPrefix(config)
             v1.putChild(folder.encode(), folders[folder])
-        calls = EndpointResource(config, endpoint, gateway, sink, begin_trace, slices)
+        calls = EndpointResource(config, endpoint, gateway, sink, begin_trace)
         folders[folder].putChild(name.encode(), calls)
         root.known = {**root.known, f"/v1/{endpoint.path}".encode(): calls}
     return root

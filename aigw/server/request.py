@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
@@ -18,6 +19,13 @@ from aigw.config.model import Caller
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.net import headers
 from aigw.server.bodies import without_frames
+from aigw.server.request_head import RequestHead
+from aigw.telemetry.record import RecordBuilder
+
+if TYPE_CHECKING:
+    from aigw.server.channel import Channel
+    from aigw.server.resources import ApiResource
+    from aigw.server.site import GatewaySite
 
 _ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # RFC 9112, 3.2.2: servers accept it
 
@@ -28,35 +36,32 @@ class Request(TwistedRequest):
     """A request whose body is a list of the pieces it came in."""
 
     defaultContentType = b"application/json"
-    channel: Any = None
-    resource: Any = None  # an ApiResource, which imports this file
+    channel: Channel  # type: ignore[assignment]  # which is not Twisted's
+    site: GatewaySite
+    resource: ApiResource  # from the head on
+    record: RecordBuilder  # set by a resource that records its requests
     refusal: GatewayError | None = None
     error: GatewayError | None = None
     serving: Deferred[Any] | None = None
     request_id = ""
     max_body = 0  # how many bytes of its body its resource reads, 0 for none
     caller: Caller | None = None
-    trail: Any = None
     client_left = False
+    _over = False  # answered, or left
+    _gone = False  # the connection is lost
     _interrupted_by: GatewayError | None = None
 
-    def __init__(self, channel: Any, queued: object = False) -> None:
+    def __init__(self, channel: Channel) -> None:
         """Twisted's makes two tables of headers and more for each request, of which nobody here asks."""
         self.channel = channel
-        self.queued = queued
+        self.site = channel.site
         self.transport = channel.transport
-        self.notifications = []
         self._body: bytes | bytearray = b""
         self._head = b""
         self._given: dict[bytes, bytes] = {}
         self.bytes_in = 0
         self._bodies = channel.site.bodies
         self._taken = 0  # of what the bodies of all requests may take
-
-    @cached_property
-    def requestHeaders(self) -> Headers:  # type: ignore[override]
-        """What Twisted collects while it reads a head line by line."""
-        return Headers()
 
     @cached_property
     def responseHeaders(self) -> Headers:  # type: ignore[override]
@@ -69,21 +74,19 @@ class Request(TwistedRequest):
         """The last value of a header, by its lower-case name, once the head was received."""
         return self._given.get(name)
 
-    def head_received(
-        self, method: bytes, uri: bytes, version: bytes, length: int | None, given: dict[bytes, bytes]
-    ) -> None:
-        """The headers are complete: find the resource and let it judge. ``length`` is None for a chunked body."""
-        self.method, self.uri, self.clientproto = method, uri, version
-        self._given = given
-        self.path = (uri if uri[:1] == b"/" else _ABSOLUTE.sub(b"", uri)).partition(b"?")[0]
-        self.request_id = headers.request_id(given.get(b"x-request-id"))
-        self.resource = self.channel.site.getResourceFor(self)
+    def head_received(self, head: RequestHead) -> None:
+        """The headers are complete: find the resource and let it judge."""
+        self.method, self.uri, self.clientproto = head.method, head.target, head.version
+        self._given = head.headers
+        self.path = (self.uri if self.uri[:1] == b"/" else _ABSOLUTE.sub(b"", self.uri)).partition(b"?")[0]
+        self.request_id = headers.request_id(self._given.get(b"x-request-id"))
+        self.resource = self.site.getResourceFor(self)
         self.max_body = self.resource.max_body
         try:
             self.resource.admit(self)
-            if length and self.resource.max_body:
-                self._check_size(length)
-                self._take(length)
+            if head.length and self.max_body:
+                self._check_size(head.length)
+                self._take(head.length)
         except GatewayError as error:
             self.refusal = without_frames(error)
 
@@ -106,10 +109,7 @@ class Request(TwistedRequest):
             self._bodies.give_back(self._taken)
             self._taken = 0
 
-    def gotLength(self, length: int | None) -> None:
-        """Twisted would open a file for the body here."""
-
-    def handleContentChunk(self, data: bytes) -> None:
+    def take_body(self, data: bytes) -> None:
         """Keep a piece of the body, within the limit."""
         if self.refusal is not None:
             return
@@ -132,7 +132,7 @@ class Request(TwistedRequest):
         """The whole body, which nobody is to change."""
         return self._body
 
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+    def body_received(self) -> None:
         """The body is complete."""
         if self.refusal is not None:
             self.fail(self.refusal)
@@ -165,13 +165,13 @@ class Request(TwistedRequest):
 
     def _tell(self, failure: Failure) -> None:
         self.serving = None
-        if self._disconnected and failure.check(CancelledError):
+        if self._gone and failure.check(CancelledError):
             return
         error = (failure.check(CancelledError) and self._interrupted_by) or failure.value
         if not isinstance(error, GatewayError):
             log.failure("Unexpected error while serving", failure=failure)
             error = GatewayError("The gateway failed unexpectedly.")
-        if self._disconnected:
+        if self._gone:
             return
         if self.startedWriting:
             self.code = error.status  # for the record; the client has another
@@ -181,7 +181,7 @@ class Request(TwistedRequest):
 
     def interrupt(self, error: GatewayError) -> bool:
         """The gateway has no more time: answer with ``error``, unless an answer has begun; whether that was done."""
-        if self.serving is None or self.startedWriting or self._disconnected:
+        if self.serving is None or self.startedWriting or self._gone:
             return False
         self._interrupted_by = error
         self.serving.cancel()
@@ -193,7 +193,7 @@ class Request(TwistedRequest):
         """Answer with an error."""
         self.error = without_frames(error)
         if isinstance(error, WrongKey):
-            self.channel.site.refused_keys.delay(self, error, partial(self._fail, error))
+            self.site.refused_keys.delay(self, error, partial(self._fail, error))
         else:
             self._fail(error)
 
@@ -215,7 +215,7 @@ class Request(TwistedRequest):
         self.chunked = 0
         self._let_go()
         self.setResponseCode(status)
-        if self.channel is not None and (not self.channel.persistent or self.channel.site.draining):
+        if not self.channel.persistent or self.site.draining:
             sent.append((b"connection", b"close"))
         if "responseHeaders" in self.__dict__:
             for name, values in self.responseHeaders.getAllRawHeaders():
@@ -234,7 +234,7 @@ class Request(TwistedRequest):
 
     def write(self, data: bytes) -> None:
         """Send some of the body, behind the head if that is still here: in one write, and never in Twisted's six."""
-        if self._disconnected:
+        if self._gone:
             return
         if self.method == b"HEAD" or self.code in NO_BODY_CODES:
             data = b""
@@ -250,37 +250,43 @@ class Request(TwistedRequest):
         """The answer is whole."""
         self.serving = None
         status = self.code
-        if not self._disconnected:
-            self.finish()
+        if not (self._gone or self.finished):
+            self.finished = 1
+            if self.chunked:
+                self.channel.write(b"0\r\n\r\n")
+            self.channel.request_done()
         self.answered(status)
 
     def cut(self, flush: bool) -> None:
         """The answer broke: close without a proper end, after what was written is sent if ``flush``."""
         self.serving = None
         self.answered(self.code)
-        if self.channel is not None:
+        if not self._gone:
             if flush:
-                self.channel.close_soon()
+                self.channel.closing.soon()
             else:
                 self.channel.transport.abortConnection()
 
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
+        """See IConsumer."""
+        self.channel.registerProducer(producer, streaming)
+
     def unregisterProducer(self) -> None:
-        """See IConsumer; nothing is left to do once the client is gone."""
-        if self.channel is not None:
-            super().unregisterProducer()
+        """See IConsumer."""
+        self.channel.unregisterProducer()
 
     def connectionLost(self, reason: Failure) -> None:
         """The client left; whatever is being done for it is cancelled."""
-        super().connectionLost(reason)
+        self._gone = True
         serving, self.serving = self.serving, None
         if serving is not None:
             serving.cancel()
-        self.client_left = self.resource is not None  # nothing else has ended the request
+        self.client_left = not self._over
         self.answered(499)
 
     def answered(self, status: int) -> None:
         """The request is over; its resource hears so once, if it ever heard of it."""
         self._let_go()
-        resource, self.resource = self.resource, None
-        if resource is not None:
-            resource.answered(self, status)
+        if not self._over:
+            self._over = True
+            self.resource.answered(self, status)

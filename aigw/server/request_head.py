@@ -1,18 +1,17 @@
-"""How the head of a request is read: strictly, and in one go where it is plain and came in one read, as nearly all do.
+"""The head of a request, read strictly and in one place.
 
-What RFC 9112 leaves open is refused, so that no proxy before us can read it otherwise.
+The request line is read by one pattern and the headers by llhttp; what both leave open is judged here. What RFC 9112
+leaves open is refused, so that no proxy before us can read it otherwise.
 """
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from typing import Any
 
-from twisted.web.http import HTTPChannel
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from aigw.errors import BadRequest, GatewayError
-from aigw.server.chunks import ChunkedBody
+from aigw.errors import BadRequest, GatewayError, HeadersTooLarge
+from aigw.protocols.error_bodies import error_body
 
 MAX_LINE = 16 * 1024
 MAX_HEAD = 32 * 1024
@@ -23,162 +22,177 @@ SINGLE = frozenset(
     b"x-request-id traceparent idempotency-key http-referer x-title".split()
 )  # of what is read here, acted on or passed on: all but the lists, whose lines make one value (RFC 9110, section 5.3)
 TLS_HANDSHAKE = b"\x16"  # the first byte of a record with a ClientHello (RFC 8446, 5.1)
-_PLAIN = re.compile(
-    rb"([A-Z]+) ([!-~]+) HTTP/1\.1\r\n((?:[!#$%%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n){1,%d})\r\n" % MAX_HEADERS
-)
-
-
-class HeadReader(HTTPChannel, ABC):
-    """Twisted's channel, and how it reads a head. What is not plain is read by Twisted, line by line."""
-
-    MAX_LENGTH = MAX_LINE
-    totalHeadersSize = MAX_HEAD
-    maxHeaders = MAX_HEADERS
-    requests: list[Any]
-    _closing = False
-
-    @abstractmethod
-    def begin_head(self) -> None:
-        """The head of a request begins."""
-
-    @abstractmethod
-    def judge(self, request: Any, given: dict[bytes, bytes], host: bytes, options: bytes) -> None:
-        """The head of ``request`` is complete; ``given`` are its headers by lower-case name, of a list all its lines.
-
-        ``options`` are those of all Connection headers.
-        """
-
-    @abstractmethod
-    def await_body(self) -> None:
-        """The request was not refused, and some of its body is still to come."""
-
-    @abstractmethod
-    def _reject(self, error: GatewayError) -> None:
-        """Answer what never became a request, and close."""
-
-    @abstractmethod
-    def misread(self) -> None:
-        """What came is TLS, on a connection that is not."""
-
-    def dataReceived(self, data: bytes) -> None:
-        """See IProtocol."""
-        if self.line_mode and self.persistent and not (self._busyReceiving or self._buffer or self._in_head()):
-            end = data.find(b"\r\n\r\n", 0, MAX_LINE)
-            plain = _PLAIN.fullmatch(data, 0, end + 4) if end > 0 else None
-            given = _once_each(plain[3]) if plain else None
-            if plain and given is not None:
-                self._busyReceiving = True  # if this is answered at once, what follows waits in Twisted's buffer
-                try:
-                    self._read(plain[1], plain[2], given, data, end + 4)
-                finally:
-                    self._busyReceiving = False
-                if not self._buffer:
-                    return
-                data = b""
-            elif data[:1] == TLS_HANDSHAKE and not self.isSecure():
-                self.misread()
-                return
-        if not self._closing:
-            super().dataReceived(data)
-
-    def _read(self, method: bytes, target: bytes, given: dict[bytes, bytes], data: bytes, start: int) -> None:
-        """What Twisted does for a head line by line, and for a body that came with it piece by piece."""
-        self.begin_head()
-        request = self.requestFactory(self, 0)
-        self.requests.append(request)
-        self._command, self._path, self._version = method, target, b"HTTP/1.1"
-        self._receivedHeaderSize = start
-        length = given.get(b"content-length")
-        if length is not None and not self._maybeChooseTransferDecoder(b"Content-Length", length):
-            return
-        self.judge(request, given, given[b"host"], given.get(b"connection", b""))
-        if self._closing:
-            return
-        end = start + (self.length or 0)
-        if len(data) < end:
-            self.setRawMode()
-            self.await_body()
-            self.rawDataReceived(data[start:])
-            return
-        if self.length:
-            request.handleContentChunk(data[start:end])
-        if self._closing:
-            return
-        if len(data) > end:
-            self._finishRequestBody(data[end:])
-        else:
-            self.allContentReceived()
-
-    def _in_head(self) -> bool:
-        """Whether the next line belongs to a request whose first line was read."""
-        return "_version" in self.__dict__  # Twisted's, from the first line until the body is there
-
-    def lineReceived(self, line: bytes) -> None:
-        """A line of the head."""
-        if line[:1] in (b" ", b"\t"):  # obs-fold
-            self._respondToBadRequestAndDisconnect()
-        if self._closing:
-            return
-        if line and self._in_head():  # Twisted keeps each header back, for a fold that was refused above
-            self._receivedHeaderSize += len(line)
-            if self._receivedHeaderSize > self.totalHeadersSize:
-                self._respondToBadRequestAndDisconnect()
-            else:
-                self.headerReceived(line)
-        else:
-            if not self._in_head():
-                self.begin_head()
-            super().lineReceived(line)
-
-    def headerReceived(self, line: bytes) -> bool:
-        """One header."""
-        name, _, value = line.partition(b":")
-        name, value = name.lower(), value.strip(b" \t")
-        if (name == b"content-length" and len(value) > MAX_DIGITS) or (
-            name == b"transfer-encoding" and (value.lower() != b"chunked" or self._version != b"HTTP/1.1")
-        ):
-            self._respondToBadRequestAndDisconnect()
-        elif name in SINGLE and self.requests[-1].requestHeaders.hasHeader(name):
-            self._reject(BadRequest(f"The header {name.decode()!r} stands twice; send it once."))
-        return not self._closing and bool(super().headerReceived(line))
-
-    def allHeadersReceived(self) -> None:
-        """See HTTPChannel: all that is not plain ends here."""
-        if self._closing:
-            return
-        request = self.requests[-1]
-        given = {name.lower(): values for name, values in request.requestHeaders.getAllRawHeaders()}
-        hosts = given.get(b"host") or [b""] * (self._version != b"HTTP/1.1")
-        if len(hosts) != 1:
-            self._respondToBadRequestAndDisconnect()
-            return
-        joined = {name: b", ".join(values) for name, values in given.items()}
-        if self.length is None:
-            self._transferDecoder = ChunkedBody(request.handleContentChunk, self._finishRequestBody)
-        self.judge(request, joined, hosts[0], joined.get(b"connection", b""))
-        if self.length != 0 and not self._closing:
-            self.await_body()
-
-
-def _once_each(lines: bytes) -> dict[bytes, bytes] | None:
-    """Headers by lower-case name; None where one stands twice, or where how long the body is takes a closer look."""
-    fields = [line.partition(b":") for line in lines.split(b"\r\n")[:-1]]
-    given = {name.lower(): value.strip(b" \t") for name, _, value in fields}
-    if len(given) != len(fields) or b"host" not in given or b"transfer-encoding" in given:
-        return None
-    length = given.get(b"content-length", b"0")
-    return given if length.isdigit() and len(length) <= MAX_DIGITS else None
-
-
+_REASONS = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
 _HOST = rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]"
-
-
 _REST = rb"[!-\"$-~]*"
+_REQUEST_LINE = re.compile(
+    rb"(?:\r\n)?"  # section 2.2: one empty line before it
+    rb"([!#$%%&'*+.^_`|~0-9A-Za-z-]+) "
+    rb"(/%s|\*|(?i:https?)://%s+(?:[/?]%s)?) "  # 3.2: a path, a URI without credentials, the asterisk; no fragment
+    rb"(HTTP/1\.[01])\r\n" % (_REST, _HOST, _REST)
+)
+_ANY_LINE = b"POST / HTTP/1.1\r\n"  # for llhttp in place of the real one: it knows some methods only
+_is_host = re.compile(_HOST + rb"*").fullmatch  # 3.2: may be empty; no path, no credentials, no white space
 
 
-is_host = re.compile(_HOST + rb"*").fullmatch
-"""Section 3.2: a Host, which may be empty, but holds no path, no credentials, no white space."""
+class RequestHead:
+    """A head with the empty line behind it. Raises BadRequest or HeadersTooLarge.
+
+    ``headers`` are by lower-case name; of a list all its lines are one value. ``length`` is that of the body, None for
+    one in chunks.
+    """
+
+    __slots__ = ("_complete", "_twice", "headers", "length", "method", "target", "version")
+
+    def __init__(self, data: bytes) -> None:
+        line = _REQUEST_LINE.match(data)
+        if line is None:
+            raise invalid()
+        if data.count(b"\r\n", line.end()) > MAX_HEADERS + 1:
+            raise _too_large()
+        self.method, self.target, self.version = line.groups()
+        self.headers: dict[bytes, bytes] = {}
+        self._twice = b""
+        self._complete = False
+        self._read(data[line.end() :])
+        if self._twice:
+            raise BadRequest(f"The header {self._twice.decode()!r} stands twice; send it once.")
+        if not self._complete:
+            raise invalid()
+        self.length = self._length()
+        host = self.headers.get(b"host", b"" if self.version == b"HTTP/1.0" else None)
+        if host is None or not _is_host(host):
+            raise invalid()
+
+    @property
+    def persistent(self) -> bool:
+        """Whether another request may follow: in HTTP/1.1, unless one of the Connection options is close."""
+        options = self.headers.get(b"connection")
+        return self.version == b"HTTP/1.1" and (
+            options is None or b"close" not in [each.strip() for each in options.lower().split(b",")]
+        )
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for ``100 Continue`` before it sends the body."""
+        return self.version == b"HTTP/1.1" and self.headers.get(b"expect", b"").lower() == b"100-continue"
+
+    def _read(self, lines: bytes) -> None:
+        parser = HttpRequestParser(self)
+        try:
+            parser.feed_data(_ANY_LINE)
+            parser.feed_data(lines)
+        except HttpParserUpgrade:  # the request is served, and nothing is upgraded
+            pass
+        except HttpParserError:
+            self._complete = False
+            if (b"\n" + lines.lower()).count(b"\ncontent-length:") > 1:
+                self._twice = b"content-length"
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See httptools."""
+        name, value = name.lower(), value.strip(b" \t")
+        if name in self.headers:
+            if name in SINGLE:
+                self._twice = self._twice or name
+            value = self.headers[name] + b", " + value
+        self.headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        """See httptools."""
+        self._complete = True
+
+    def _length(self) -> int | None:
+        """The framing of the body: one length, or chunks and nothing else; and no chunks in HTTP/1.0."""
+        length = self.headers.get(b"content-length")
+        coding = self.headers.get(b"transfer-encoding")
+        if coding is not None:
+            if length is not None or coding.lower() != b"chunked" or self.version != b"HTTP/1.1":
+                raise invalid()
+            return None
+        if length is None:
+            return 0
+        if not length.isdigit() or len(length) > MAX_DIGITS:
+            raise invalid()
+        return int(length)
 
 
-is_target = re.compile(rb"/%s|\*|https?://%s+(?:[/?]%s)?" % (_REST, _HOST, _REST), re.IGNORECASE).fullmatch
-"""Section 3.2: a path, an absolute URI without credentials, or the asterisk; no fragment, control or 8-bit byte."""
+class HeadReader:
+    """Finds the end of a head. One that comes in several reads is looked at line by line: it is refused early."""
+
+    def __init__(self) -> None:
+        self.stop()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a head has come in part."""
+        return bool(self._data)
+
+    def feed(self, data: bytes) -> tuple[RequestHead, bytes] | None:
+        """A head and what is behind it, None if it is not whole. Raises BadRequest or HeadersTooLarge."""
+        end = 0 if self._data else data.find(b"\r\n\r\n", 0, MAX_LINE) + 4
+        if end < 4:
+            end = self._look(data)
+            if not end:
+                return None
+            data = bytes(self._data)
+            self.stop()
+        return RequestHead(data[:end]), data[end:]
+
+    def stop(self) -> None:
+        """Forget what there is of a head."""
+        self._data = bytearray()
+        self._line = 0  # where the line begins that is not whole yet
+        self._looked = 0
+        self._lines = 0
+
+    def _look(self, data: bytes) -> int:
+        """Where the head ends, 0 if it has not."""
+        self._data += data
+        while (end := self._data.find(b"\r\n", self._looked)) >= 0:
+            self._check_size(end)
+            if end == self._line and end:
+                return end + 2
+            if end and not self._lines:
+                if not _REQUEST_LINE.match(self._data):
+                    raise invalid()
+                self._lines = 1
+            elif end:
+                self._lines += 1
+            if self._lines > MAX_HEADERS + 1:
+                raise _too_large()
+            self._line = self._looked = end + 2
+        self._looked = max(self._line, len(self._data) - 1)
+        self._check_size(len(self._data))
+        return 0
+
+    def _check_size(self, end: int) -> None:
+        """``end`` is where the line ends, or what there is of it."""
+        if end - self._line > MAX_LINE:
+            raise HeadersTooLarge(f"A line of the request is over {MAX_LINE} bytes.")
+        if end > MAX_HEAD:
+            raise _too_large()
+
+
+def invalid() -> BadRequest:
+    """The error for what is no request."""
+    return BadRequest("The request is not valid HTTP/1.1.")
+
+
+def _too_large() -> HeadersTooLarge:
+    return HeadersTooLarge(f"The headers are over {MAX_HEAD} bytes or {MAX_HEADERS} in number.")
+
+
+def answer_to_no_request(error: GatewayError, request_id: str, with_body: bool) -> bytes:
+    """The whole answer to what never became a request, behind which the connection closes."""
+    body = error_body(error)
+    return (
+        b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+        b"X-Request-Id: %s\r\nConnection: close\r\n\r\n%s"
+        % (error.status, _REASONS[error.status], len(body), request_id.encode(), body if with_body else b"")
+    )

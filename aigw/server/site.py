@@ -11,12 +11,12 @@ from twisted.web.resource import Resource as TwistedResource
 from twisted.web.server import Site
 
 from aigw.access.refused_keys import RefusedKeys
+from aigw.net.slices import Slices
 from aigw.server.bodies import Bodies
 from aigw.server.channel import Channel
 from aigw.server.connection_limits import ConnectionLimiter
 from aigw.server.mismatch import Mismatches
 from aigw.server.request import Request
-from aigw.server.turns import Turns
 
 
 class GatewaySite(Site):
@@ -33,7 +33,7 @@ class GatewaySite(Site):
         self.refused_keys = RefusedKeys(reactor)
         self.bodies = Bodies()
         self.mismatches = Mismatches(reactor)
-        self.turns = Turns(reactor)
+        self.slices = Slices(reactor)
         self.idle: OrderedDict[Channel, None] = OrderedDict()  # without a request, the longest so at first
         self._open: set[Channel] = set()
         self._emptied: Deferred[None] | None = None
@@ -48,7 +48,7 @@ class GatewaySite(Site):
         """A client's connection is gone."""
         self._open.discard(channel)
         self.idle.pop(channel, None)
-        self.admission.left(channel.transport.getPeer(), channel.gives_way)
+        self.admission.left(channel.transport.getPeer(), channel.closing.gives_way)
         if self._emptied is not None and not self._open:
             emptied, self._emptied = self._emptied, None
             self.refused_keys.close()
@@ -59,7 +59,7 @@ class GatewaySite(Site):
         if not self.idle:
             return False
         channel, _ = self.idle.popitem(last=False)
-        channel.give_way()
+        channel.closing.give_way()
         return True
 
     def drain(self) -> Deferred[None]:
@@ -105,6 +105,3 @@ class GatewaySite(Site):
         """No listener is left."""
         self.admission.close()
         self.mismatches.close()
-
-    def log(self, request: Any) -> None:
-        """Twisted would write its access log here, whole URIs included."""

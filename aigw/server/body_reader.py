@@ -1,0 +1,74 @@
+"""The body of one request, read as it comes: counted where its length is known, else decoded chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
+
+from aigw.server.chunks import BodyTooLong, ChunkedBody, MalformedChunks
+from aigw.server.request import Request
+from aigw.server.request_head import invalid
+
+if TYPE_CHECKING:
+    from aigw.server.channel import Channel
+
+
+class BodyReader:
+    """Gives the body to ``request``, and what follows it to ``complete``. ``length`` is None for one in chunks."""
+
+    def __init__(
+        self, channel: Channel, request: Request, length: int | None, complete: Callable[[bytes], None]
+    ) -> None:
+        self._channel = channel
+        self._request = request
+        self._left = length or 0
+        self._complete = complete
+        self._stopped = False
+        self._decoding = False  # waits for a turn to read more
+        self._chunks: ChunkedBody | None = None
+        if length is None:
+            self._chunks = ChunkedBody(request.take_body, self._finish)
+            self._chunks.limit = request.max_body
+
+    def feed(self, data: bytes) -> None:
+        """One read."""
+        if self._chunks is not None:
+            self._decode(self._chunks.dataReceived, data)
+            return
+        left = self._left
+        self._left -= len(data)
+        self._request.take_body(data if len(data) <= left else data[:left])
+        if self._left <= 0:
+            self._finish(data[left:])
+
+    def stop(self) -> None:
+        """Nothing more of it is read, nor kept: a decoder makes a cycle with the request and its body."""
+        self._stopped = True
+        self._chunks = None
+
+    def _finish(self, rest: bytes) -> None:
+        if not self._stopped:
+            self.stop()
+            self._complete(rest)
+
+    def _decode(self, read: Callable[..., None], *data: bytes) -> None:
+        """Read some; what is left of a read that holds many chunks is for another turn of the reactor."""
+        try:
+            read(*data)
+        except MalformedChunks:
+            self._channel.reject(invalid())
+        except BodyTooLong:
+            self._channel.refuse(self._request, self._request.too_large())
+        if self._has_unread() and not self._decoding:
+            self._decoding = True
+            self._channel.transport.pauseProducing()
+            self._channel.site.slices.add(self._decode_rest())
+
+    def _decode_rest(self) -> Generator[None, None, None]:
+        while self._chunks is not None and self._has_unread():
+            self._decode(self._chunks.go_on)
+            yield
+        self._channel.read_on()
+
+    def _has_unread(self) -> bool:
+        return self._chunks is not None and self._chunks.unread
