@@ -11,6 +11,7 @@
       RequestTimeout          408
       TooLarge                413
       NotAForm                415
+      UnsupportedCoding       415, with ``Accept-Encoding``
       Misdirected             421
       HeadersTooLarge         431
       AllStepsFailed          502
@@ -140,6 +141,14 @@ class TooLarge(GatewayError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class UnsupportedCoding(GatewayError):
+    """The body is compressed in a way that the gateway cannot read: 415, with ``Accept-Encoding``."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
 
 
 class NotAForm(GatewayError):

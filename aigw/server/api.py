@@ -13,9 +13,11 @@ from twisted.web.server import NOT_DONE_YET
 from aigw.config.model import Config
 from aigw.errors import RouteNotFound
 from aigw.net import headers
+from aigw.net.codings import coding_in, decode
 from aigw.net.slices import Slices
 from aigw.protocols.endpoints import ENDPOINTS, Endpoint, model
 from aigw.protocols.requests import Call, begin_to_read
+from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix
@@ -75,14 +77,15 @@ class EndpointResource(ApiResource):
         if self._begin_trace is not None:
             request.trail.trace = self._begin_trace(request.header(b"traceparent"))
         super().admit(request)
+        coding_in(request.header(b"content-encoding"))
 
     def render(self, request: Any) -> int:
         """Start serving. Raises GatewayError."""
         trail = request.trail
         trail.received = self._seconds()
-        found = begin_to_read(
-            self._endpoint, request.body(), headers.for_provider(request.header), request.request_id, request.caller
-        )
+        coding = coding_in(request.header(b"content-encoding"))
+        body = request.body()
+        found = self._read(request, body) if coding is None else self._read_compressed(request, body, coding)
 
         def serve(call: Call) -> Deferred[None]:
             trail.stream = call.stream
@@ -90,6 +93,17 @@ class EndpointResource(ApiResource):
 
         request.serve(serve(found) if isinstance(found, Call) else self._slices.run(found).addCallback(serve))
         return NOT_DONE_YET
+
+    def _read(self, request: Request, body: bytes | bytearray) -> Call | Steps[Call]:
+        sent = headers.for_provider(request.header)
+        return begin_to_read(self._endpoint, body, sent, request.request_id, request.caller)
+
+    def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
+        plain = yield from decode(body, coding, self.max_body, request.take)
+        del body
+        found = self._read(request, plain)
+        del plain
+        return found if isinstance(found, Call) else (yield from found)
 
     def headers(self, request: Request) -> list[headers.Header]:
         """Which route, provider and model answered, after how many attempts."""

@@ -83,7 +83,7 @@ class Request(TwistedRequest):
             self.resource.admit(self)
             if length and self.resource.max_body:
                 self._check_size(length)
-                self._take(length)
+                self.take(length)
         except GatewayError as error:
             self.refusal = without_frames(error)
 
@@ -95,7 +95,8 @@ class Request(TwistedRequest):
         """The error for a body over the limit."""
         return TooLarge(f"The body is over the limit of {self.max_body} bytes.")
 
-    def _take(self, size: int) -> None:
+    def take(self, size: int) -> None:
+        """Count so many bytes more to the bodies under way, until the answer begins. Raises Overloaded."""
         self._bodies.take(size)
         self._taken += size
 
@@ -117,7 +118,7 @@ class Request(TwistedRequest):
         try:
             if self.bytes_in > self._taken:  # chunked
                 self._check_size(self.bytes_in)
-                self._take(self.bytes_in - self._taken)
+                self.take(self.bytes_in - self._taken)
         except GatewayError as error:
             self.channel.refuse(self, error)
             return
