@@ -14,7 +14,7 @@ from typing import Protocol
 from aigw.errors import BadRequest, TooLarge, UnsupportedCoding
 
 PIECE = 64 * 1024  # bytes that one step makes; about a tenth of a millisecond
-KEPT_AT_FIRST = 4 * 1024 * 1024  # what is larger is measured before it is kept: a bomb takes time, but no memory
+KEPT_AT_FIRST = 1024 * 1024  # what is larger is measured before it is kept: a bomb takes time, but no memory
 ZSTD_WINDOW = 8 * 1024 * 1024  # RFC 8878, 3.1.1.1.2: what a decoder should support, and no more than it has to
 _NONE = frozenset(["", "identity", "none", "utf-8"])
 

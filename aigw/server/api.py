@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.server import NOT_DONE_YET
 
 from aigw.config.model import Config
-from aigw.errors import RouteNotFound
+from aigw.errors import GatewayError, RouteNotFound, UpgradeRequired
 from aigw.net import headers
 from aigw.net.codings import coding_in, decode
 from aigw.net.slices import Slices
@@ -77,15 +77,25 @@ class EndpointResource(ApiResource):
         if self._begin_trace is not None:
             request.trail.trace = self._begin_trace(request.header(b"traceparent"))
         super().admit(request)
-        coding_in(request.header(b"content-encoding"))
+        if given := request.header(b"content-encoding"):
+            request.coding = coding_in(given)
+
+    def wrong_method(self, request: Request) -> GatewayError:
+        """A client that asks for a WebSocket is told to use HTTP: Codex then does so at once."""
+        if b"websocket" in (request.header(b"upgrade") or b"").lower():
+            message = "WebSockets are not served here; send a POST over HTTP."
+            return UpgradeRequired(message, headers={"Upgrade": "HTTP/1.1"})
+        return super().wrong_method(request)
 
     def render(self, request: Any) -> int:
         """Start serving. Raises GatewayError."""
         trail = request.trail
         trail.received = self._seconds()
-        coding = coding_in(request.header(b"content-encoding"))
-        body = request.body()
-        found = self._read(request, body) if coding is None else self._read_compressed(request, body, coding)
+        if request.coding is None:
+            given = headers.for_provider(request.header)
+            found = begin_to_read(self._endpoint, request.body(), given, request.request_id, request.caller)
+        else:
+            found = self._read_compressed(request, request.body(), request.coding)
 
         def serve(call: Call) -> Deferred[None]:
             trail.stream = call.stream
@@ -94,14 +104,11 @@ class EndpointResource(ApiResource):
         request.serve(serve(found) if isinstance(found, Call) else self._slices.run(found).addCallback(serve))
         return NOT_DONE_YET
 
-    def _read(self, request: Request, body: bytes | bytearray) -> Call | Steps[Call]:
-        sent = headers.for_provider(request.header)
-        return begin_to_read(self._endpoint, body, sent, request.request_id, request.caller)
-
     def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
         plain = yield from decode(body, coding, self.max_body, request.take)
         del body
-        found = self._read(request, plain)
+        given = headers.for_provider(request.header)
+        found = begin_to_read(self._endpoint, plain, given, request.request_id, request.caller)
         del plain
         return found if isinstance(found, Call) else (yield from found)
 

@@ -36,6 +36,7 @@ class Request(TwistedRequest):
     request_id = ""
     max_body = 0  # how many bytes of its body its resource reads, 0 for none
     caller = ""
+    coding: str | None = None  # in which the body comes compressed
     trail: Any = None
     client_left = False
     _interrupted_by: GatewayError | None = None
