@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         "otel": ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"],
+        "compression": ["zstandard>=0.22", "brotli>=1.2"],  # bodies of requests; gzip and deflate need nothing
         "bench": ["matplotlib>=3.7"],  # the chart of contrib/bench
         "test": [
             "pytest>=8",
@@ -48,6 +49,8 @@ setup(
             "opentelemetry-sdk>=1.30",
             "opentelemetry-exporter-otlp-proto-http>=1.30",
             "trustme>=1.1",
+            "zstandard>=0.22",
+            "brotli>=1.2",
             "build>=1.2",
             "ruff>=0.6",
             "mypy>=1.11",

@@ -1,6 +1,7 @@
 """Every exception of the gateway, and who hears of it.
 
     GatewayError              what the client is told: HTTP status, OpenAI type and code, message
+      RequestError            4xx, the request is at fault: those that follow, up to 431
       BadRequest              400
       Unauthorized            401
         WrongKey              401, for a key that is none of ours: counted, and answered after a pause
@@ -11,7 +12,9 @@
       RequestTimeout          408
       TooLarge                413
       NotAForm                415
+      UnsupportedCoding       415, with ``Accept-Encoding``
       Misdirected             421
+      UpgradeRequired         426, for a WebSocket
       HeadersTooLarge         431
       AllStepsFailed          502
       Draining                503, the gateway is stopping
@@ -64,19 +67,23 @@ class GatewayError(Exception):
         self.details = dict(details or {})
 
 
-class BadRequest(GatewayError):
+class RequestError(GatewayError):
+    """The request is at fault, and the same one would fail again: a 4xx."""
+
+    type = "invalid_request_error"
+
+
+class BadRequest(RequestError):
     """The request cannot be understood: 400."""
 
     status = 400
-    type = "invalid_request_error"
     code = None
 
 
-class Unauthorized(GatewayError):
+class Unauthorized(RequestError):
     """No key, or a wrong one: 401."""
 
     status = 401
-    type = "invalid_request_error"
     code = "invalid_api_key"
 
 
@@ -86,67 +93,66 @@ class WrongKey(Unauthorized):
     tried = 1
 
 
-class CrossSite(GatewayError):
+class CrossSite(RequestError):
     """Another site's page sent a form of ours: 403."""
 
     status = 403
-    type = "invalid_request_error"
     code = "cross_site_request"
 
 
-class RouteNotFound(GatewayError):
+class RouteNotFound(RequestError):
     """``model`` names no route: 404."""
 
     status = 404
-    type = "invalid_request_error"
     code = "model_not_found"
 
 
-class PathNotFound(GatewayError):
+class PathNotFound(RequestError):
     """The path is none of the gateway's: 404."""
 
     status = 404
-    type = "invalid_request_error"
     code = "unknown_url"
 
 
-class MethodNotAllowed(GatewayError):
+class MethodNotAllowed(RequestError):
     """The path exists, but not for this method: 405, with ``Allow``."""
 
     status = 405
-    type = "invalid_request_error"
     code = "method_not_allowed"
 
 
-class Misdirected(GatewayError):
+class Misdirected(RequestError):
     """The request is for another host than this listener answers for: 421."""
 
     status = 421
-    type = "invalid_request_error"
     code = "misdirected_request"
 
 
-class RequestTimeout(GatewayError):
+class RequestTimeout(RequestError):
     """The request came too slowly: 408."""
 
     status = 408
-    type = "invalid_request_error"
     code = "request_timeout"
 
 
-class TooLarge(GatewayError):
+class TooLarge(RequestError):
     """The body is over the limit: 413."""
 
     status = 413
-    type = "invalid_request_error"
     code = "request_too_large"
 
 
-class NotAForm(GatewayError):
+class UnsupportedCoding(RequestError):
+    """The body is compressed in a way that the gateway cannot read: 415, with ``Accept-Encoding``."""
+
+    status = 415
+    code = "unsupported_content_encoding"
+
+
+class NotAForm(RequestError):
     """The body is of another type than a form's: 415."""
 
     status = 415
-    type = "invalid_request_error"
     code = "unsupported_media_type"
 
 
@@ -157,11 +163,17 @@ class Overloaded(GatewayError):
     code = "too_many_connections"
 
 
-class HeadersTooLarge(GatewayError):
+class UpgradeRequired(RequestError):
+    """The client asks for a WebSocket: 426."""
+
+    status = 426
+    code = "websocket_not_supported"
+
+
+class HeadersTooLarge(RequestError):
     """The request line or the headers are over the limit: 431."""
 
     status = 431
-    type = "invalid_request_error"
     code = "headers_too_large"
 
 

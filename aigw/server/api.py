@@ -11,10 +11,12 @@ from twisted.internet.defer import Deferred
 from twisted.web.server import NOT_DONE_YET
 
 from aigw.config.model import Config
-from aigw.errors import RouteNotFound
+from aigw.errors import GatewayError, RouteNotFound, UpgradeRequired
 from aigw.net import headers
+from aigw.net.codings import coding_in, decode
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS, model
+from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix
@@ -73,15 +75,27 @@ class EndpointResource(ApiResource):
         if self._begin_trace is not None:
             request.record.trace = self._begin_trace(request.header(b"traceparent"))
         super().admit(request)
+        if given := request.header(b"content-encoding"):
+            request.coding = coding_in(given)
+
+    def wrong_method(self, request: Request) -> GatewayError:
+        """A client that asks for a WebSocket is told to use HTTP: Codex then does so at once."""
+        if b"websocket" in (request.header(b"upgrade") or b"").lower():
+            message = "WebSockets are not served here; send a POST over HTTP."
+            return UpgradeRequired(message, headers={"Upgrade": "HTTP/1.1"})
+        return super().wrong_method(request)
 
     def render(self, request: Request) -> int:
         """Start serving. Raises GatewayError."""
         record = request.record
         record.received = self._seconds()
-        sent = headers.for_provider(request.header)
-        found = self._endpoint.read(
-            RawRequest(self._endpoint, request.body(), sent, request.request_id, request.caller)
-        )
+        if request.coding is None:
+            sent = headers.for_provider(request.header)
+            found = self._endpoint.read(
+                RawRequest(self._endpoint, request.body(), sent, request.request_id, request.caller)
+            )
+        else:
+            found = self._read_compressed(request, request.body(), request.coding)
 
         def serve(call: Call) -> Deferred[None]:
             record.stream = call.stream
@@ -89,6 +103,14 @@ class EndpointResource(ApiResource):
 
         request.serve(serve(found) if isinstance(found, Call) else request.site.slices.run(found).addCallback(serve))
         return NOT_DONE_YET
+
+    def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
+        plain = yield from decode(body, coding, self.max_body, request.take)
+        del body
+        sent = headers.for_provider(request.header)
+        found = self._endpoint.read(RawRequest(self._endpoint, plain, sent, request.request_id, request.caller))
+        del plain
+        return found if isinstance(found, Call) else (yield from found)
 
     def headers(self, request: Request) -> list[headers.Header]:
         """Which route, provider and model answered, after how many attempts."""

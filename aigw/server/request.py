@@ -46,6 +46,7 @@ class Request(TwistedRequest):
     request_id = ""
     max_body = 0  # how many bytes of its body its resource reads, 0 for none
     caller: Caller | None = None
+    coding: str | None = None  # in which the body comes compressed
     client_left = False
     _over = False  # answered, or left
     _gone = False  # the connection is lost
@@ -86,7 +87,7 @@ class Request(TwistedRequest):
             self.resource.admit(self)
             if head.length and self.max_body:
                 self._check_size(head.length)
-                self._take(head.length)
+                self.take(head.length)
         except GatewayError as error:
             self.refusal = without_frames(error)
 
@@ -98,7 +99,8 @@ class Request(TwistedRequest):
         """The error for a body over the limit."""
         return TooLarge(f"The body is over the limit of {self.max_body} bytes.")
 
-    def _take(self, size: int) -> None:
+    def take(self, size: int) -> None:
+        """Count so many bytes more to the bodies under way, until the answer begins. Raises Overloaded."""
         self._bodies.take(size)
         self._taken += size
 
@@ -117,7 +119,7 @@ class Request(TwistedRequest):
         try:
             if self.bytes_in > self._taken:  # chunked
                 self._check_size(self.bytes_in)
-                self._take(self.bytes_in - self._taken)
+                self.take(self.bytes_in - self._taken)
         except GatewayError as error:
             self.channel.refuse(self, error)
             return

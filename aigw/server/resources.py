@@ -9,10 +9,11 @@ from twisted.web.resource import Resource as TwistedResource
 
 from aigw.access.keys import authenticate
 from aigw.config.model import Config
-from aigw.errors import GatewayError, MethodNotAllowed, PathNotFound
+from aigw.errors import GatewayError, MethodNotAllowed, Unauthorized, WrongKey
 from aigw.net import headers
 from aigw.protocols.error_bodies import error_body
 from aigw.server.request import Request
+from aigw.server.unknown_paths import unknown_path
 
 
 class ApiResource(TwistedResource):
@@ -34,24 +35,32 @@ class ApiResource(TwistedResource):
 
     def admit(self, request: Request) -> None:
         """Judge the request by its head: the key first, so that who has none learns nothing."""
-        request.caller = authenticate(
-            self.config.callers, request.header(b"x-api-key"), request.header(b"authorization")
-        )
+        try:
+            request.caller = authenticate(
+                self.config.callers, request.header(b"x-api-key"), request.header(b"authorization")
+            )
+        except Unauthorized as error:
+            if request.header(b"api-key") and not isinstance(error, WrongKey):
+                error.message = f"The header 'api-key' is not read. {error.message}"
+            raise
         self.check_path(request)
         self.check_method(request)
 
     def check_path(self, request: Request) -> None:
         """Raises PathNotFound unless the path ends here."""
         if any(request.postpath or ()):
-            raise unknown(request)
+            raise unknown_path(request.path)
 
     def check_method(self, request: Request) -> None:
         """Raises MethodNotAllowed, with ``Allow``."""
         if request.method not in self.methods:
-            allowed = b", ".join(self.methods).decode()
-            raise MethodNotAllowed(
-                f"This path answers {allowed}, not {request.method[:20].decode('latin-1')}.", headers={"Allow": allowed}
-            )
+            raise self.wrong_method(request)
+
+    def wrong_method(self, request: Request) -> GatewayError:
+        """The error for a method that the path does not take."""
+        allowed = b", ".join(self.methods).decode()
+        method = request.method[:20].decode("latin-1")
+        return MethodNotAllowed(f"This path answers {allowed}, not {method}.", headers={"Allow": allowed})
 
     def headers(self, request: Request) -> list[headers.Header]:
         """What every answer carries."""
@@ -61,18 +70,12 @@ class ApiResource(TwistedResource):
         """Nothing to record."""
 
 
-def unknown(request: Request) -> PathNotFound:
-    """The error for a path that is none of ours."""
-    path = request.path[:200].decode("latin-1")
-    return PathNotFound(f"Unknown path {path!r}; the API is below /v1, for example POST /v1/chat/completions.")
-
-
 class NotFound(ApiResource):
     """Every path that is not the gateway's, after the key was checked."""
 
     def check_path(self, request: Request) -> None:
         """Always refuses."""
-        raise unknown(request)
+        raise unknown_path(request.path)
 
 
 class PathPrefix(NotFound):

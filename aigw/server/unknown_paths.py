@@ -1,0 +1,29 @@
+"""What the client of an unknown path is told: the path that it probably needs, or those that there are."""
+
+from __future__ import annotations
+
+from aigw.errors import PathNotFound
+from aigw.protocols.endpoints import ENDPOINTS
+
+_SERVED = ", ".join(f"POST /v1/{path}" for path in ENDPOINTS) + " and GET /v1/models"
+_LISTED = [f"/v1/{path}" for path in (*ENDPOINTS, "models")]
+
+
+def unknown_path(path: bytes) -> PathNotFound:
+    """The error for a path that is none of the gateway's."""
+    text = path[:200].decode("latin-1")
+    return PathNotFound(f"The path {text!r} is not served. {_hint(text)}")
+
+
+def _hint(text: str) -> str:
+    plain = "/" + "/".join(part for part in text.split("/") if part)  # doubled and trailing slashes
+    if plain.startswith("/v1/v1/") or plain == "/v1/v1":
+        return f"It has /v1 twice: the client adds what is behind the base URL, so use {plain[3:] or '/v1'}."
+    for served in _LISTED:
+        if text != served and plain.casefold() == served:
+            return f"Did you mean {served}?"
+        if plain.endswith(served.removeprefix("/v1")) and not plain.startswith("/v1/"):
+            return f"The API is below /v1: use {served}, with a base URL that ends in /v1."
+        if plain.startswith(served + "/") and plain.endswith(served.removeprefix("/v1")):
+            return f"The base URL must end in /v1, without the endpoint: use {served}."
+    return f"This gateway serves {_SERVED}."

@@ -1,0 +1,191 @@
+"""R7: a request's body may be compressed: decoded in short steps, within the limits of other bodies."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import socket
+import time
+import zlib
+
+import brotli
+import pytest
+import zstandard
+
+from aigw.errors import BadRequest, TooLarge, UnsupportedCoding
+from aigw.net import codings
+from tests.harness import AUTH, HELLO, KEY, request
+from tests.memory import MemoryGateway, error_of
+from tests.providers import completion, head
+from tests.test_daemon import KEYS, Daemon
+from tests.test_memory import rss
+
+MIB = 1024 * 1024
+ANSWER = head(Content_Length=str(len(completion()))) + completion()
+
+
+def raw_deflate(data: bytes) -> bytes:
+    made = zlib.compressobj(wbits=-15)
+    return made.compress(data) + made.flush()
+
+
+ENCODE = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "Deflate": raw_deflate,  # without its header, as some clients send it
+    "zstd": zstandard.compress,
+    "BR": lambda data: brotli.compress(data, quality=1),
+}
+
+
+def decoded(body: bytes, coding: str, most: int = 32 * MIB) -> tuple[bytes, list[int], float]:
+    """What comes out, what was taken for it, and the longest step in seconds."""
+    taken: list[int] = []
+    steps, longest = codings.decode(body, coding, most, taken.append), 0.0
+    while True:
+        began = time.thread_time()
+        try:
+            next(steps)
+        except StopIteration as end:
+            return bytes(end.value), taken, longest
+        longest = max(longest, time.thread_time() - began)
+
+
+@pytest.mark.parametrize("named", ENCODE)
+@pytest.mark.parametrize("data", [b"", b"{}", random.Random(1).randbytes(300_000), b"x" * 6 * MIB], ids=len)
+def test_r7_what_comes_out_is_what_went_in(named, data):
+    coding = codings.coding_in(named.encode())
+    body, taken, longest = decoded(ENCODE[named](data), coding)
+    assert body == data
+    assert sum(taken) == len(data)
+    assert longest < 0.05
+
+
+def test_r7_gzip_of_several_members():
+    assert decoded(gzip.compress(b"a" * 70_000) + gzip.compress(b"b"), "gzip")[0] == b"a" * 70_000 + b"b"
+
+
+@pytest.mark.parametrize("named", ENCODE)
+def test_r7_what_is_cut_or_damaged_is_corrupt_and_never_anything_else(named):
+    chance = random.Random(named)
+    whole = ENCODE[named](json.dumps([chance.random() for _ in range(50)]).encode())
+    for _ in range(300):
+        sent = bytearray(whole)
+        if chance.random() < 0.5:
+            del sent[chance.randrange(len(sent)) :]
+        for _ in range(chance.randrange(4)):
+            if sent:
+                sent[chance.randrange(len(sent))] = chance.randrange(256)
+        try:
+            decoded(bytes(sent), named.lower(), MIB)
+        except (BadRequest, TooLarge):
+            continue
+
+
+@pytest.mark.parametrize("header", [None, b"", b"identity", b"none", b"utf-8", b" Identity , "])
+def test_r7_no_coding(header):
+    assert codings.coding_in(header) is None
+
+
+@pytest.mark.parametrize("header", [b"compress", b"gzip, br", b"gzip,gzip", b"\xff", b"aws-chunked"])
+def test_r7_others_are_415_which_names_those_that_are_read_before_the_body_comes(header):
+    with pytest.raises(UnsupportedCoding):
+        codings.coding_in(header)
+    world = MemoryGateway()
+    client = world.open()
+    client.say(request(None, headers={**AUTH, "Content-Length": "1000", "Content-Encoding": header.decode("latin-1")}))
+    answer = client.take()
+    assert answer.startswith(b"HTTP/1.1 415 ")
+    assert b"\r\nAccept-Encoding: gzip, deflate, zstd, br\r\n" in answer
+    assert error_of(answer)["code"] == "unsupported_content_encoding"
+    assert not world.doors["p1"].wires
+
+
+def test_r7_the_key_is_checked_first():
+    client = MemoryGateway().open()
+    client.say(request(None, headers={"Content-Length": "1000", "Content-Encoding": "compress"}))
+    assert client.take().startswith(b"HTTP/1.1 401 ")
+
+
+def sent(body: bytes, coding: str, key: str = KEY) -> bytes:
+    return request(body, headers={"X-Api-Key": key, "Content-Encoding": coding})
+
+
+@pytest.mark.parametrize("named", ENCODE)
+@pytest.mark.parametrize("pad", [0, 5 * MIB])
+def test_r7_the_provider_gets_the_body_as_it_was(named, pad):
+    world = MemoryGateway()
+    client = world.open()
+    body = json.dumps({**HELLO, "pad": "x" * pad}).encode()
+    client.say(sent(ENCODE[named](body), named))
+    world.turns()
+    wire = world.doors["p1"].wire
+    upstream_head, _, upstream_body = wire.take().partition(b"\r\n\r\n")
+    assert b"content-encoding" not in upstream_head.lower()
+    got = json.loads(upstream_body)
+    assert got.pop("model") == "model-of-p1"
+    assert got == {name: value for name, value in json.loads(body).items() if name != "model"}
+    wire.say(ANSWER)
+    assert client.take().startswith(b"HTTP/1.1 200 ")
+    assert world.site.bodies.under_way == 0
+
+
+def test_r7_corrupt_is_400_and_too_large_413_and_both_free_what_they_took():
+    world = MemoryGateway(top={"limits": {"body": "1MiB"}})
+    for body, status, words in [
+        (gzip.compress(b"{}")[:-3], 400, "gzip"),
+        (b"junk", 400, "gzip"),
+        (gzip.compress(b"x" * (MIB + 1)), 413, "decompressed"),
+    ]:
+        client = world.open()
+        client.say(sent(body, "gzip"))
+        world.turns()
+        answer = client.take()
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert words in error_of(answer)["message"]
+    assert world.site.bodies.under_way == 0
+    assert not world.doors["p1"].wires
+
+
+def test_r7_r6_what_is_decoded_counts_to_the_bodies_under_way():
+    world = MemoryGateway(top={"limits": {"body": "2MiB", "bodies": "3MiB"}})
+    for _ in range(2):
+        client = world.open()
+        client.say(sent(gzip.compress(json.dumps({**HELLO, "pad": "x" * 1_900_000}).encode()), "gzip"))
+        world.turns()
+    assert error_of(client.take())["code"] == "too_many_bodies"
+
+
+def test_r7_a_client_that_leaves_ends_the_decoding():
+    world = MemoryGateway()
+    client = world.open()
+    client.say(sent(gzip.compress(b"[" + b" " * 30 * MIB), "gzip"))
+    client.lost(ConnectionError())
+    world.turns()
+    assert world.site.bodies.under_way == 0
+    assert [record.status for record in world.records] == [499]
+
+
+def bombs() -> dict[str, bytes]:
+    """Small, and 10 GB or as near as the coding comes to that."""
+    return {
+        "gzip": gzip.compress(b"\0" * 64 * MIB),
+        "zstd": zstandard.ZstdCompressor(level=3).compress(b"\0" * 64 * MIB) * 160,
+        "br": brotli.compress(b"\0" * 64 * MIB, quality=5),
+    }
+
+
+def test_r7_a_bomb_costs_no_memory(tmp_path):
+    """It is measured before it is kept; ``test_r7_what_comes_out...`` times the steps."""
+    key = KEYS["GATEWAY_API_KEY"]
+    with Daemon(tmp_path) as daemon:
+        address = daemon.address()
+        before, grown = rss(daemon.process.pid), {}
+        for coding, bomb in bombs().items():
+            with socket.create_connection(address, timeout=20) as sock:
+                sock.sendall(sent(bomb, coding, key))
+                assert sock.recv(100).startswith(b"HTTP/1.1 413 "), coding
+            grown[coding] = rss(daemon.process.pid) - before
+        assert before + max(grown.values()) < 80 * 1024, (before, grown)
