@@ -181,7 +181,7 @@ def test_d4_check_config_warns_of_all_of_it(tmp_path):
     from tests.test_daemon import CONFIG, run
 
     for made, warning in (
-        (issue(*NAMES, by=MIDDLE).alone(), "warning: tls.cert_file: "),
+        (issue(*NAMES, by=MIDDLE).alone(), "warning: config.yaml, line 8: tls.cert_file: "),
         (leaf(begins=NEW), "warning: a certificate is not valid yet, for "),
         (under(authority("a", by=ROOT, ends=OLD)), "warning: a certificate has expired: "),
     ):
