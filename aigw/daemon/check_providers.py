@@ -32,7 +32,6 @@ MAX_LIST = 8 * 1024 * 1024
 _UNKNOWN = frozenset([403, 404, 405, 429, 501])  # says nothing on whether a step works
 _BUSY = frozenset([408, 425, 429, 503, 529])  # nor does this, of a request that was tried
 _NOT_THIS_ENDPOINT = frozenset([400, 404, 405, 422, 501])  # a model for embeddings does not chat
-_ENDS = ("/chat/completions", "/completions", "/embeddings", "/responses", "/models")
 
 Answers = dict[tuple[str, str], "tuple[bool | None, str]"]  # by provider and model: whether it works, and why not
 
@@ -208,7 +207,7 @@ def _judge_by_list(step: CheckedStep, provider: Checked) -> None:
 def neighbours(base_url: str) -> list[str]:
     """Where on the same host the API may be instead, likeliest first."""
     url = base_url.rstrip("/")
-    found = [url.removesuffix(end) for end in _ENDS if url.endswith(end)][:1]
+    found = [url.removesuffix("/models")] if url.endswith("/models") else []
     if url.endswith("/v1"):
         found.append(url.removesuffix("/v1"))
     else:
