@@ -31,6 +31,7 @@ from aigw.errors import CannotListen, Draining
 from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.exchange import Exchange, Gateway
+from aigw.proxy.finishing import Finishing
 from aigw.server import api
 from aigw.server.listeners import Listeners, inherited, told
 from aigw.server.resources import ApiResource
@@ -69,6 +70,7 @@ class GatewayService(Service):
         self._connect = partial(Host, reactor, Resolver(reactor, look_up))
         self._inherited = list(inherited(reactor))
         self._health = Cooldowns(time.monotonic)
+        self._finishing = Finishing()
         self._running: set[Exchange] = set()
         self.pulse = Watchdog(reactor, self._notify.alive, feed_every)
         self._daily = LoopingCall(self._warn_of_expiry)
@@ -231,7 +233,10 @@ class GatewayService(Service):
     def _trees(self, generation: Runtime) -> tuple[ApiResource, ApiResource]:
         """For clients, and for administrators. Making them changes nothing."""
         config = generation.config
-        gateway = Gateway(config, generation.upstream, self._health, self._reactor, log_attempt, running=self._running)
+        upstream, health = generation.upstream, self._health
+        gateway = Gateway(
+            config, upstream, health, self._reactor, log_attempt, running=self._running, finishing=self._finishing
+        )
 
         def check_ready() -> None:
             if self._drain is not None:
