@@ -206,9 +206,9 @@ class Stream(Relay):
         if self._last_meaning is END:
             self._end_as_it_did()
             return
-        if whole:
-            self._write(scanner.finish())
+        rest = scanner.finish() if whole else b""
         if whole and (scanner.complete or scanner.failure is not None):
+            self._write(rest)
             self._end_as_it_did()
         elif scanner.failure is not None:
             self._break(scanner.failure.code, scanner.failure.message)
