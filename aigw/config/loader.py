@@ -151,6 +151,7 @@ def _resolve(entry: FileEntry, tls: TlsFiles | None, folder: Path, warnings: Seq
         drain=float(entry.drain),
         secrets=tuple(sorted(keys, key=len, reverse=True)),  # one may begin with another
         warnings=(*warnings, *_short_keys(entry)),
+        log_client_address=entry.log.client_address,
     )
 
 

@@ -87,7 +87,8 @@ class Config(msgspec.Struct, frozen=True):
     """Everything the gateway runs by. ``listeners`` is empty where the file names none: ``port`` on every address
     with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, in bytes.
     ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
-    for redaction; ``warnings`` are for the log."""
+    for redaction; ``warnings`` are for the log, in which each request has its client's address if
+    ``log_client_address``."""
 
     port: int
     listeners: tuple[Listener, ...]
@@ -103,3 +104,4 @@ class Config(msgspec.Struct, frozen=True):
     drain: float
     secrets: tuple[Secret, ...]
     warnings: tuple[str, ...]
+    log_client_address: bool = True

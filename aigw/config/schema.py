@@ -108,6 +108,12 @@ class LimitsEntry(_Entry, frozen=True):
     connections_per_address: PerAddress = PerAddress(0)
 
 
+class LogEntry(_Entry, frozen=True):
+    """What the log says of each request: with ``client_address`` also where it came from."""
+
+    client_address: bool = True
+
+
 class FileEntry(_Entry, frozen=True):
     """The whole file as written."""
 
@@ -124,3 +130,4 @@ class FileEntry(_Entry, frozen=True):
     cooldown: Cooldown = Cooldown(60)
     drain: DrainSeconds = DrainSeconds(30)
     limits: LimitsEntry = LimitsEntry()
+    log: LogEntry = LogEntry()

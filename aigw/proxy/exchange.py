@@ -31,9 +31,9 @@ from aigw.protocols.requests import Call
 from aigw.proxy import failure_report, relay, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import Cooldowns
-from aigw.proxy.router import Router, choose
-from aigw.secret import holds_a_key
-from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, milliseconds
+from aigw.proxy.router import Router, choose, less_provider
+from aigw.secret import KeySearch
+from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, host_and_path, milliseconds, short_word
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 from aigw.upstream.providers import Upstream, within
@@ -72,7 +72,7 @@ class Gateway:
         self.random = random
         self.clock = clock
         self.note_failure = note_failure
-        self.secrets = config.secrets
+        self.keys = KeySearch(config.secrets)
         self.running = set() if running is None else running
 
     def serve(self, call: Call, client: Responder, trail: RecordBuilder) -> Deferred[None]:
@@ -130,7 +130,7 @@ class Exchange:
         """Try the next step; give up where there is none, or no time for it."""
         if self._clock.seconds() >= self._deadline:
             return fail(self._too_late())
-        step = choose(self._left, self._health)
+        step = choose(self._left, self._health, self._trail.skip)
         if step is None:
             return fail(self._all_failed())
         self._left.remove(step)
@@ -191,14 +191,14 @@ class Exchange:
         step = attempt.step
         verdict = retry_policy.decide(failure, self._route.stop_on)
         rests = retry_policy.apply(self._health, step, verdict, probe)
-        record = self._note(step, started, failure.outcome, failure.status, failure.message, rests)
+        record = self._note(step, started, failure.outcome, failure.status, failure.message, rests, failure.words)
         failure.__traceback__ = failure.__context__ = None  # whose frames would keep the body, and this too
         self._failures.append((record, failure))
         self._gateway.note_failure(self._trail.request_id, self._route.name, record)
-        if verdict.final and not holds_a_key(self._gateway.secrets, cast(UpstreamRefused, failure).body or b""):
+        if verdict.final and not self._gateway.keys.are_in_any_form(cast(UpstreamRefused, failure).body or b""):
             return self._pass_on(attempt, cast(UpstreamRefused, failure))
         if verdict.key_refused:
-            self._left = [other for other in self._left if other.provider.name != step.provider.name]
+            self._left = less_provider(self._left, step.provider, self._trail.skip)
         if verdict.repeatable and tries <= step.retries:
             delay = retry_policy.retry_delay(failure, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
@@ -215,7 +215,7 @@ class Exchange:
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
         body = refusal.body or b""
-        self._trail.answered_by(attempt.step.provider.name, attempt.step.model)
+        self._trail.answered_by(attempt.step)
         self._trail.bytes_out = len(body)
         self._client.begin(refusal.status or 502, self._without_keys(refusal.headers), len(body))
         self._client.write(body)
@@ -225,25 +225,25 @@ class Exchange:
     def _safe(self, sent: list[headers.Header]) -> list[headers.Header]:
         """The headers of an answer less those in which the provider repeats a key just as it is, or as JSON has it."""
         values = b"\n".join([value for _, value in sent])
-        if b"\\" in values or any([secret.is_in(values) for secret in self._gateway.secrets]):
+        if b"\\" in values or self._gateway.keys.are_in(values):
             return self._without_keys(sent)
         return sent
 
     def _without_keys(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
-        return [header for header in sent if not holds_a_key(self._gateway.secrets, header[1])]
+        return [header for header in sent if not self._gateway.keys.are_in_any_form(header[1])]
 
     def _all_failed(self) -> AllStepsFailed:
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
-        return failure_report.all_failed(self._failures, self._gateway.secrets, min(wakes, default=None))
+        return failure_report.all_failed(self._failures, self._gateway.keys, min(wakes, default=None))
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(
             f"The route's deadline of {self._route.deadline:g} s passed before a step gave an answer.",
-            details={"attempts": failure_report.attempts_shown(self._failures, self._gateway.secrets)},
+            details={"attempts": failure_report.attempts_shown(self._failures, self._gateway.keys)},
         )
 
     def _begin(self, step: Step, response: Response, length: int | None) -> None:
-        self._trail.answered_by(step.provider.name, step.model)
+        self._trail.answered_by(step)
         sent = self._safe(headers.for_client(response.given.items()))
         if self._call.stream:
             if not any(name == b"content-type" for name, _ in sent):
@@ -285,12 +285,15 @@ class Exchange:
         status: int | None,
         message: str,
         rests: float | None = None,
+        words: Sequence[str] = (),
     ) -> AttemptRecord:
         now = self._clock.seconds()
         took = milliseconds(now - started)
         self._trail.waited += now - self._waiting_since
         rests_s = None if rests is None else math.ceil(rests)
-        record = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message, rests_s)
+        where = host_and_path(step.provider.base_url, self._call.endpoint.path)
+        what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
+        record = AttemptRecord(step.number, step.provider.name, step.model, *what)
         self._trail.attempts.append(record)
         if self._trail.trace is not None:
             self._trail.trace.attempted(record, now)

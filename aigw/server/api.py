@@ -19,9 +19,10 @@ from aigw.protocols.requests import Call, begin_to_read
 from aigw.proxy.exchange import Gateway
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix
-from aigw.telemetry.record import RecordBuilder, Sink
+from aigw.telemetry.record import RecordBuilder, Sink, requested
+from aigw.telemetry.trace_context import Trace
 
-BeginTrace = Callable[["bytes | None"], Any]
+BeginTrace = Callable[["bytes | None"], Trace]
 
 
 class ModelsResource(ApiResource):
@@ -71,7 +72,10 @@ class EndpointResource(ApiResource):
     def admit(self, request: Request) -> None:
         """Everything about the request is recorded, its refusal too."""
         path = f"/v1/{self._endpoint.path}"
-        request.trail = RecordBuilder(self._seconds, request.request_id, request.method[:20].decode("latin-1"), path)
+        now, method = self._seconds(), request.method[:20].decode("latin-1")
+        request.trail = RecordBuilder(request.request_id, method, path, now, seconds=self._seconds, received=now)
+        if self.config.log_client_address:
+            request.trail.client_address = request.channel.client_address
         if self._begin_trace is not None:
             request.trail.trace = self._begin_trace(request.header(b"traceparent"))
         super().admit(request)
@@ -86,19 +90,24 @@ class EndpointResource(ApiResource):
 
         def serve(call: Call) -> Deferred[None]:
             trail.stream = call.stream
+            trail.requested_model = requested(call.model)
             return self._gateway.serve(call, request, trail)
 
         request.serve(serve(found) if isinstance(found, Call) else self._slices.run(found).addCallback(serve))
         return NOT_DONE_YET
 
     def headers(self, request: Request) -> list[headers.Header]:
-        """Which route, provider and model answered, after how many attempts."""
+        """Which route, step, provider and model answered, after how many attempts, and which steps were passed over."""
         sent = super().headers(request)
         trail: RecordBuilder = request.trail
         if trail.route is not None:
             sent += [(b"x-aigw-route", headers.value(trail.route)), (b"x-aigw-attempts", b"%d" % trail.tried)]
         if trail.provider is not None and trail.model is not None:
+            sent.append((b"x-aigw-step", b"%d" % (trail.step or 0)))
             sent += [(b"x-aigw-provider", headers.value(trail.provider)), (b"x-aigw-model", headers.value(trail.model))]
+        if trail.skipped:
+            reasons = ", ".join(f"{each.step}={each.reason}" for each in trail.skipped)
+            sent.append((b"x-aigw-skipped", reasons.encode()))
         return sent
 
     def answered(self, request: Request, status: int) -> None:

@@ -38,6 +38,7 @@ class Channel(HeadReader, MortalChannel):
     """One connection of a client."""
 
     _optimisticEagerReadSize = 2**62  # a connection that is not read hears no hang-up; dataReceived has the limit
+    client_address: str | None = None  # for the record of each request; None on a Unix socket
     _behind = 0  # how much is kept of what was sent ahead of its time
     _next_turn: IDelayedCall | None = None
     _idle = False  # between two requests
