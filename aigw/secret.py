@@ -30,9 +30,15 @@ def _forms(value: str) -> re.Pattern[str]:
             parts.append(_BACKSLASHES if parts else _FIRST + _BACKSLASHES)
         else:
             escapes = "" if before == "\\" else r"\\*" if parts else r"(?:(?<!\\)\\+)?"
-            parts.append(rf"{escapes}(?:{re.escape(part)}|(?<=\\)u(?i:{ord(part):04x}))")
+            parts.append(rf"{escapes}(?:{re.escape(part)}|(?<=\\){_escape(part)})")
         before = part[0]
     return re.compile("".join(parts))
+
+
+def _escape(character: str) -> str:
+    """JSON's escape of it, less the first backslash; two of them where it takes a pair of surrogates."""
+    units = character.encode("utf-16-be").hex()
+    return r"\\+".join(f"u(?i:{units[at : at + 4]})" for at in range(0, len(units), 4))
 
 
 class Secret:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 if TYPE_CHECKING:
     from aigw.telemetry.record import AttemptRecord  # which has a Trace
@@ -14,19 +16,8 @@ if TYPE_CHECKING:
 _PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
 
 
+A = TypeVar("A", bound=msgspec.Struct)
 Headers = tuple[tuple[bytes, bytes], ...]
-A = TypeVar("A", bound="Sendable")
-
-
-class Sendable(Protocol):
-    """An attempt, which a room on the right knows."""
-
-    @property
-    def headers(self) -> Headers:
-        """What is sent."""
-
-    def with_headers(self: A, headers: Headers) -> A:
-        """The same attempt with other headers."""
 
 
 class Span:
@@ -60,8 +51,9 @@ class Trace:
         span = Span(started)
         self.spans.append(span)
         parent = f"00-{self.trace_id}-{span.span_id}-{int(self.sampled):02x}".encode()
-        headers = [header for header in attempt.headers if header[0] != b"traceparent"]
-        return attempt.with_headers((*headers, (b"traceparent", parent)))
+        before: Headers = attempt.headers  # type: ignore[attr-defined]  # a room on the right has the type
+        headers = [header for header in before if header[0] != b"traceparent"]
+        return msgspec.structs.replace(attempt, headers=(*headers, (b"traceparent", parent)))
 
     def attempted(self, record: AttemptRecord, ended: float) -> None:
         """What became of it."""

@@ -16,9 +16,5 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes | Pieces
 
-    def with_headers(self, headers: tuple[tuple[bytes, bytes], ...]) -> Attempt:
-        """The same attempt with other headers."""
-        return msgspec.structs.replace(self, headers=headers)
-
     def __repr__(self) -> str:
         return f"Attempt(step={self.step.number}, provider={self.step.provider.name!r}, body={len(self.body)} bytes)"
