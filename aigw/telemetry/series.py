@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import NamedTuple
 
 from aigw.telemetry.counters import OTHER, OUTCOMES, Counters, Histogram, RouteCounters, StepCounters
 from aigw.telemetry.snapshot import Snapshot
@@ -18,6 +19,15 @@ PIECE = 32  # routes, steps or models
 PAUSE_SECONDS = 0.0001  # after each piece, in which the event loop may go on
 _NONE = dict.fromkeys(OUTCOMES, 0)
 _LABEL = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+
+class MetricFamily(NamedTuple):
+    """A metric with all its lines, which are made as they are asked for."""
+
+    name: str
+    kind: str
+    text: str
+    lines: Iterable[str]
 
 
 def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openmetrics: bool) -> Iterator[str]:
@@ -29,7 +39,6 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
     def route_labels(name: str) -> str:
         return f'route="{_escaped(hide(name))}"'
 
-    total = "" if openmetrics else "_total"  # OpenMetrics names the family without it, and each sample with it
     named = [(route_labels(name), name, each) for name, each in counters.routes.items()]
     routes = [(labels, each) for labels, _, each in named]
     if OTHER not in counters.routes:
@@ -45,56 +54,56 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
         for route in live.config.routes.values()
         for step in route.steps
     ]
-    for name, kind, text, lines in (
-        (
-            f"aigw_requests{total}",
+    families = (
+        MetricFamily(
+            "aigw_requests",
             "counter",
             "Requests that were answered or given up, by what the client got and what became of the answer.",
             (_requests(labels, route) for labels, route in routes),
         ),
-        (
+        MetricFamily(
             "aigw_request_duration_seconds",
             "histogram",
             "From a request's head to the end of its answer.",
             (_durations(labels, route, route is counters.other) for labels, route in routes),
         ),
-        (
+        MetricFamily(
             "aigw_time_to_first_token_seconds",
             "histogram",
             "From a request's head to the first output of its stream.",
             (_histogram("aigw_time_to_first_token_seconds", labels, route.first_token) for labels, _, route in named),
         ),
-        (
+        MetricFamily(
             "aigw_overhead_seconds",
             "histogram",
             "What requests took that was no waiting for a provider.",
             (_histogram("aigw_overhead_seconds", labels, route.overhead) for labels, _, route in named),
         ),
-        (
-            f"aigw_fallbacks{total}",
+        MetricFamily(
+            "aigw_fallbacks",
             "counter",
             "How often a request went on to another step.",
             (f"aigw_fallbacks_total{{{labels}}} {route.fallbacks}.0\n" for labels, _, route in named if route.used),
         ),
-        (
-            f"aigw_attempts{total}",
+        MetricFamily(
+            "aigw_attempts",
             "counter",
             "Attempts at a step, by what came of them.",
             (_attempts(labels, step) for labels, step in steps),
         ),
-        (
-            f"aigw_tokens{total}",
+        MetricFamily(
+            "aigw_tokens",
             "counter",
             "Tokens that providers reported. cached is part of prompt, reasoning part of completion, as OpenAI counts.",
             (_tokens(labels, step) for labels, step in steps),
         ),
-        (
+        MetricFamily(
             "aigw_provider_duration_seconds",
             "histogram",
             "How long a provider's whole answers took, by its model.",
             (_histogram("aigw_provider_duration_seconds", labels, model.duration) for labels, model in models),
         ),
-        (
+        MetricFamily(
             "aigw_provider_time_to_first_token_seconds",
             "histogram",
             "How long a provider's streams took to their first output, by its model.",
@@ -103,19 +112,19 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
                 for labels, model in models
             ),
         ),
-        (
+        MetricFamily(
             "aigw_step_cooling_down",
             "gauge",
             "1 from the failure for which a step cools down to its next answer; meanwhile the step is tried last.",
             (f"aigw_step_cooling_down{{{labels}}} {live.cools_down(step):d}.0\n" for labels, step in configured),
         ),
-        (
+        MetricFamily(
             "aigw_step_resting",
             "gauge",
             "The old name of aigw_step_cooling_down.",
             (f"aigw_step_resting{{{labels}}} {live.cools_down(step):d}.0\n" for labels, step in configured),
         ),
-        (
+        MetricFamily(
             "aigw_step_rest_end_timestamp_seconds",
             "gauge",
             "When a step that cools down is tried again, in Unix time.",
@@ -125,7 +134,7 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
                 if (left := live.rests_for(step)) is not None
             ),
         ),
-        (
+        MetricFamily(
             "aigw_requests_in_flight",
             "gauge",
             "Requests that are being answered.",
@@ -135,9 +144,12 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
                 if route.used or name in live.in_flight
             ),
         ),
-    ):
-        yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
-        yield from _together(lines)
+    )
+    for family in families:
+        # OpenMetrics names a family of counters without what each of its samples has behind the name.
+        name = f"{family.name}_total" if family.kind == "counter" and not openmetrics else family.name
+        yield f"# HELP {name} {family.text}\n# TYPE {name} {family.kind}\n"
+        yield from _together(family.lines)
 
 
 def _together(lines: Iterable[str]) -> Iterator[str]:
