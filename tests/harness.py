@@ -155,10 +155,8 @@ class World:
         self._closers: list[Callable[[], Any]] = []
         self._closed_socket = socket.socket()
         self._closed_socket.bind(("127.0.0.1", 0))
+        self._observe = JsonLines(self)
         globalLogPublisher.addObserver(self._observe)
-
-    def _observe(self, event: dict) -> None:
-        JsonLines(self)(event)
 
     def write(self, line: str) -> None:
         """The log's file."""

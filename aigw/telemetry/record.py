@@ -173,7 +173,7 @@ def for_log(record: Record) -> dict[str, Any]:
     """The fields of the log line of a request."""
     fields = dict(zip(_RECORD, _values_of(record), strict=True))
     fields["attempts"] = [dict(zip(_ATTEMPT, _attempt_values(each), strict=True)) for each in record.attempts]
-    if record.skipped:
+    if record.skipped:  # else it is empty as it is
         fields["skipped"] = [dict(zip(_SKIPPED, _skipped_values(each), strict=True)) for each in record.skipped]
     return fields
 

@@ -18,6 +18,11 @@ from aigw.telemetry.snapshot import Snapshot
 PIECE = 32  # routes, steps or models
 PAUSE_SECONDS = 0.0001  # after each piece, in which the event loop may go on
 _NONE = dict.fromkeys(OUTCOMES, 0)
+# Of a route that was used, so that the first of each is seen as an increase.
+_CUT = [outcome for outcome in OUTCOMES if outcome.startswith(("stream_", "answer_"))]
+_ENDS = ((499, "client_gone"), (504, "error"))
+_NO_REQUESTS = {(200, outcome.startswith("stream_"), outcome): 0 for outcome in _CUT}
+_NO_REQUESTS |= {(status, stream, outcome): 0 for status, outcome in _ENDS for stream in (False, True)}
 _LABEL = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
@@ -160,11 +165,13 @@ def _together(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _requests(labels: str, route: RouteCounters) -> str:
-    name = f"aigw_requests_total{{{labels}"
+    name, requests = f"aigw_requests_total{{{labels}", route.requests.copy()
+    if route.used and route.steps:
+        requests = {**_NO_REQUESTS, **requests}
     return "".join(
         [
             f'{name},status="{status}",stream="{_bool(stream)}",outcome="{outcome}"}} {count}.0\n'
-            for (status, stream, outcome), count in route.requests.copy().items()
+            for (status, stream, outcome), count in requests.items()
         ]
     )
 
