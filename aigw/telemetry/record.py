@@ -160,7 +160,7 @@ _values_of, _attempt_values, _skipped_values = (attrgetter(*names) for names in 
 
 
 def attempt_for_client(attempt: AttemptRecord) -> dict[str, Any]:
-    """What a client is told of an attempt."""
+    """What a client may see of an attempt."""
     return {name: getattr(attempt, name) for name in _ATTEMPT_OF_CLIENTS}
 
 
