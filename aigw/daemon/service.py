@@ -36,6 +36,7 @@ from aigw.server.listeners import Listeners, inherited, told
 from aigw.server.resources import ApiResource
 from aigw.server.site import GatewaySite
 from aigw.telemetry import logs
+from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import Reloads, Snapshot
 from aigw.telemetry.telemetry import Telemetry, log_attempt
 from aigw.upstream.connector import Host, LookUp, Resolver, look_up
@@ -76,7 +77,11 @@ class GatewayService(Service):
         self._drain: Drain | None = None
         self._reloads = Reloads()
         self._reload = Reload(reactor, self._read, self._swap, self._notify, self._reloads)
-        self._watch = Telemetry(self._look, reactor, environ)
+        self._redaction = Redaction()
+        logs.hand_down(self._redaction)
+        if observer is not None:
+            observer.redaction = self._redaction  # twistd adds it to the log only later
+        self._watch = Telemetry(self._look, reactor, self._redaction, environ)
         self._admin = resources.AdminState(self._watch, LiveFeed(self._watch.status, reactor), Cookies())
         self._hurry = False
         self._now = self._read()
@@ -85,7 +90,7 @@ class GatewayService(Service):
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._now.listeners)
         self._watch.use(self.config)
-        self._watch.hide(self.config.secrets)
+        self._redaction.use(self.config.secrets)
 
     @property
     def config(self) -> Config:
@@ -159,7 +164,7 @@ class GatewayService(Service):
         except BaseException:
             self._identity.identity = identity
             raise
-        self._watch.hide(new.config.secrets)
+        self._redaction.use(new.config.secrets)
         self._watch.use(new.config)
         new.upstream.take_over(old.upstream)
         self._health.forget_all_but(steps)
@@ -256,6 +261,7 @@ class GatewayService(Service):
             certificate_expires=identity.validity.expires if identity else None,
             reloads=self._reloads,
             rests_for=self._health.rests_for,
+            cools_down=self._health.cools_down,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )
 

@@ -32,9 +32,9 @@ from aigw.protocols.endpoint import Call
 from aigw.proxy import failure_report, relay, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import Cooldowns
-from aigw.proxy.router import Router, choose
-from aigw.secret import holds_a_key, may_hold_a_key
-from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, milliseconds
+from aigw.proxy.router import Router, choose, less_provider
+from aigw.secret import KeySearch
+from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, host_and_path, milliseconds, short_word
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 from aigw.upstream.providers import Upstream
@@ -73,7 +73,7 @@ class Gateway:
         self.random = random
         self.clock = clock
         self.note_failure = note_failure
-        self.secrets = config.secrets
+        self.keys = KeySearch(config.secrets)
         self.running = set() if running is None else running
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
@@ -131,7 +131,7 @@ class Exchange:
         """Try the next step; give up where there is none, or no time for it."""
         if self._clock.seconds() >= self._deadline:
             return fail(self._too_late())
-        step = choose(self._left, self._health)
+        step = choose(self._left, self._health, self._record.skip)
         if step is None:
             return fail(self._all_failed())
         self._left.remove(step)
@@ -185,10 +185,11 @@ class Exchange:
         if length is not None:
             held.rewrite(self._gateway.router.without_keys[step.provider.name])
             length = held.length
-        self._record.answered_by(step.provider.name, step.model)
+        self._record.answered_by(step)
         sent = headers.for_client(response.given.items())
-        if may_hold_a_key(self._gateway.secrets, b"\n".join(dict(sent).values())):
-            sent = self._without_keys(sent)
+        values = b"\n".join([value for _, value in sent])
+        if b"\\" in values or self._gateway.keys.are_in(values):
+            sent = self._gateway.keys.without(sent)
         rest = started + seconds - now
         if self._call.stream:
             if b"content-type" not in dict(sent):
@@ -209,14 +210,14 @@ class Exchange:
         step = attempt.step
         verdict = retry_policy.decide(failure, self._route.stop_on)
         rests = retry_policy.apply(self._health, step, verdict, probe)
-        attempted = self._note(step, started, failure.outcome, failure.status, failure.message, rests)
+        attempted = self._note(step, started, failure.outcome, failure.status, failure.message, rests, failure.words)
         failure.__traceback__ = failure.__context__ = None  # whose frames would keep the body, and this too
         self._failures.append((attempted, failure))
         self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
-        if verdict.final and not holds_a_key(self._gateway.secrets, cast(UpstreamRefused, failure).body or b""):
+        if verdict.final and not self._gateway.keys.are_in_any_form(cast(UpstreamRefused, failure).body or b""):
             return self._pass_on(attempt, cast(UpstreamRefused, failure))
         if verdict.key_refused:
-            self._left = [other for other in self._left if other.provider.name != step.provider.name]
+            self._left = less_provider(self._left, step.provider, self._record.skip)
         if verdict.repeatable and tries <= step.retries:
             delay = retry_policy.retry_delay(failure, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
@@ -233,25 +234,21 @@ class Exchange:
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
         body = refusal.body or b""
-        self._record.answered_by(attempt.step.provider.name, attempt.step.model)
+        self._record.answered_by(attempt.step)
         self._record.bytes_out = len(body)
-        self._client.begin(refusal.status or 502, self._without_keys(refusal.headers), len(body))
+        self._client.begin(refusal.status or 502, self._gateway.keys.without(refusal.headers), len(body))
         self._client.write(body)
         self._client.end()
         return succeed(None)
 
-    def _without_keys(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
-        """The headers of an answer less those in which the provider repeats a key."""
-        return [header for header in sent if not holds_a_key(self._gateway.secrets, header[1])]
-
     def _all_failed(self) -> AllStepsFailed:
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
-        return failure_report.all_failed(self._failures, self._gateway.secrets, min(wakes, default=None))
+        return failure_report.all_failed(self._failures, self._gateway.keys, min(wakes, default=None))
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(
             f"The route's deadline of {self._route.deadline:g} s passed before a step gave an answer.",
-            details={"attempts": failure_report.attempts_shown(self._failures, self._gateway.secrets)},
+            details={"attempts": failure_report.attempts_shown(self._failures, self._gateway.keys)},
         )
 
     def _flowed(self, result: Any, step: Step, started: float, status: int, held: relay.Relay) -> None:
@@ -286,12 +283,15 @@ class Exchange:
         status: int | None,
         message: str,
         rests: float | None = None,
+        words: Sequence[str] = (),
     ) -> AttemptRecord:
         now = self._clock.seconds()
         took = milliseconds(now - started)
         self._record.waited += now - self._waiting_since
         rests_s = None if rests is None else math.ceil(rests)
-        attempted = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message, rests_s)
+        where = host_and_path(step.provider.base_url, self._call.endpoint.path)
+        what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
+        attempted = AttemptRecord(step.number, step.provider.name, step.model, *what)
         self._record.attempts.append(attempted)
         if self._record.trace is not None:
             self._record.trace.attempted(attempted, now)

@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from aigw.errors import AllStepsFailed, UpstreamFailure
-from aigw.secret import Secret, without_keys
-from aigw.telemetry.record import AttemptRecord
+from aigw.secret import KeySearch
+from aigw.telemetry.record import AttemptRecord, attempt_for_client
 
 _NOT_HOPELESS = frozenset([408, 409, 429])
 
@@ -19,7 +17,7 @@ _MOST_READ = 4096  # of what a provider says of its failure
 
 
 def all_failed(
-    failures: Sequence[tuple[AttemptRecord, UpstreamFailure]], secrets: Sequence[Secret], wakes_in: float | None = None
+    failures: Sequence[tuple[AttemptRecord, UpstreamFailure]], keys: KeySearch, wakes_in: float | None = None
 ) -> AllStepsFailed:
     """The 502 that says what happened at each step, in bounded and redacted words.
 
@@ -34,22 +32,18 @@ def all_failed(
     return AllStepsFailed(
         f"No step of the route gave an answer: {names}"[:1000],
         headers=headers,
-        details={"attempts": attempts_shown(failures, secrets)},
+        details={"attempts": attempts_shown(failures, keys)},
     )
 
 
-def attempts_shown(
-    failures: Sequence[tuple[AttemptRecord, UpstreamFailure]], secrets: Sequence[Secret]
-) -> list[dict[str, Any]]:
+def attempts_shown(failures: Sequence[tuple[AttemptRecord, UpstreamFailure]], keys: KeySearch) -> list[dict[str, Any]]:
     """One entry for each attempt, as the client is shown it; the provider's own words are added here and only here."""
     told = []
     for record, failure in failures:
         said = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
         beginning = said[:_MOST_READ]
-        message = without_keys(secrets, beginning)
+        message = keys.hide_any_form(beginning)
         if message is not beginning and len(said) > _MOST_READ:  # half a key may stand at the end
             message = message.rpartition("***")[0] + "***"
-        entry = {**msgspec.structs.asdict(record), "message": message[:300]}
-        del entry["rests_s"]  # ours to know
-        told.append(entry)
+        told.append({**attempt_for_client(record), "message": message[:300]})
     return told
