@@ -35,7 +35,7 @@ class Record(msgspec.Struct, frozen=True):
     or its type, and the member of the request that it names. ``ttft_ms`` is the time to the first byte of the answer.
     ``usage`` is what the provider reported, never an estimate. ``started`` and ``ended`` are on the gateway's clock, in
     seconds; ``ttft`` is that of ``ttft_ms``, and ``overhead`` what the request took that was neither waiting for a
-    provider nor for its own body, both in seconds.
+    provider nor for its own body, both in seconds. ``dropped`` names the members that the answering step did not get.
     """
 
     request_id: str
@@ -60,6 +60,7 @@ class Record(msgspec.Struct, frozen=True):
     ttft: float | None = None
     overhead: float = 0.0
     trace: Any = None
+    dropped: tuple[str, ...] = ()
 
 
 Sink = Callable[[Record], None]
@@ -91,10 +92,11 @@ class RecordBuilder:
         self.received = self.started  # when its body was complete
         self.waited = 0.0  # for providers
         self.trace: Any = None  # a Trace, where traces are wanted
+        self.dropped: tuple[str, ...] = ()
 
-    def answered_by(self, provider: str, model: str) -> None:
-        """The client gets what this provider sends."""
-        self.provider, self.model = provider, model
+    def answered_by(self, provider: str, model: str, dropped: tuple[str, ...] = ()) -> None:
+        """The client gets what this provider sends, who did not get what was ``dropped`` of the request."""
+        self.provider, self.model, self.dropped = provider, model, dropped
 
     def record(self, status: int) -> Record:
         """Close the trail."""
@@ -122,6 +124,7 @@ class RecordBuilder:
             ttft=ttft,
             overhead=ended - self.received - self.waited,
             trace=self.trace,
+            dropped=self.dropped,
         )
 
 
