@@ -9,6 +9,7 @@ from functools import cached_property
 MOST = 64  # of a name that is looked at and shown
 NAMED = 3
 _ALIKE = 0.4  # 1 for names that are the same
+_INSIDE = 0.7  # for a name that is a part of the other
 _NEIGHBOURS = 12  # on each side in each order
 
 
@@ -68,4 +69,6 @@ def _pairs(plain: str) -> set[str]:
 
 
 def _likeness(one: set[str], other: set[str]) -> float:
-    return 2 * len(one & other) / (len(one) + len(other))
+    """The share of what both have; less counts that all of the shorter one is in the longer one."""
+    both = len(one & other)
+    return max(2 * both / (len(one) + len(other)), _INSIDE * both / min(len(one), len(other)))
