@@ -119,10 +119,11 @@ class MemoryGateway:
         }
         self.config = settings = loader.build(tree, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
+        self.health = CooldownsByEndpoint(self.clock.seconds)
         self.gateway = Gateway(
             settings,
             upstream,
-            CooldownsByEndpoint(self.clock.seconds),
+            self.health,
             self.clock,
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,

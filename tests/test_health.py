@@ -13,6 +13,7 @@ from aigw.errors import UpstreamBroken, UpstreamRefused, UpstreamTimeout, Upstre
 from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.passed_refusals import stops
 from aigw.proxy.retry_policy import Verdict, decide, retry_delay
+from aigw.secret import KeySearch
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import completion, head
 
@@ -192,7 +193,7 @@ def test_f2_f3_f4_what_follows_from_a_failure(case):
     ],
 )
 def test_f5_stop_on(failure, final):
-    assert stops(failure, {"400", "content_filter"}, []) is final
+    assert stops(failure, {"400", "content_filter"}, KeySearch([])) is final
 
 
 def test_f2_the_pause_before_a_repetition_grows_has_jitter_and_obeys_the_provider():

@@ -24,7 +24,7 @@ from aigw.protocols.error_bodies import error_body
 from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.failure_report import all_failed
 from aigw.proxy.router import Router
-from aigw.secret import Secret
+from aigw.secret import KeySearch, Secret
 from aigw.telemetry.record import AttemptRecord
 from aigw.upstream.attempt import Attempt
 from tests.calls import read_call
@@ -205,7 +205,7 @@ def refused(status: int, detail: str | None = None) -> UpstreamRefused:
 
 def told(*failures: UpstreamFailure, secrets: list[Secret] = SECRETS) -> dict:
     """The error object that the client is sent."""
-    error = all_failed([(record(failure, n), failure) for n, failure in enumerate(failures, 1)], secrets)
+    error = all_failed([(record(failure, n), failure) for n, failure in enumerate(failures, 1)], KeySearch(secrets))
     return json.loads(error_body(error))["error"]
 
 
@@ -228,7 +228,7 @@ def test_f6_the_shape():
         UpstreamUnreachable("connection refused"),
         UpstreamBroken("answered 2xx with an error", detail="overloaded"),
     ]
-    error = all_failed([(record(failure, n), failure) for n, failure in enumerate(failures, 1)], SECRETS)
+    error = all_failed([(record(failure, n), failure) for n, failure in enumerate(failures, 1)], KeySearch(SECRETS))
     shape = json.loads(error_body(error))["error"]
     assert error.status == 502
     assert shape.pop("message") == (
@@ -344,11 +344,11 @@ LOST = UpstreamBroken("connection closed in the middle of its answer")
     ],
 )
 def test_f6_clients_do_not_repeat_what_cannot_help(failures, hopeless):
-    error = all_failed([(record(failure), failure) for failure in failures], SECRETS)
+    error = all_failed([(record(failure), failure) for failure in failures], KeySearch(SECRETS))
     assert error.headers == ({"x-should-retry": "false"} if hopeless else {})
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
 def test_f6_no_status_of_a_provider_is_passed_on_as_ours(status):
     failure = refused(status)
-    assert all_failed([(record(failure), failure)], SECRETS).status == 502
+    assert all_failed([(record(failure), failure)], KeySearch(SECRETS)).status == 502

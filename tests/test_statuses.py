@@ -35,7 +35,7 @@ def ask(world: MemoryGateway, **answers: bytes) -> bytes:
 
 def rests(world: MemoryGateway, number: int = 1) -> float | None:
     step = world.config.routes["route"].steps[number - 1]
-    return world.gateway.health.rests_for(step)
+    return world.health.rests_for(step)
 
 
 # Part of F3: a cooldown is one of provider, model and endpoint

@@ -12,6 +12,7 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv.schemas import Schemas
 from pytest_twisted import ensureDeferred
 
+from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.spans import SEMCONV, made_of
 from aigw.telemetry.trace_context import Trace
 from aigw.telemetry.tracing import Tracing, wanted
@@ -344,7 +345,7 @@ def test_without_the_extra_it_says_so_and_goes_on(monkeypatch, capsys):
     said = []
     monkeypatch.setitem(__import__("sys").modules, "aigw.telemetry.otlp", None)
     monkeypatch.setattr(logs, "warn", said.append)
-    tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"})
+    tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, Redaction())
     tracing.start()
     assert "pip install 'aigw[otel]'" in said[0]
     tracing.end(record(trace=tracing.begin(None)))
@@ -360,7 +361,7 @@ def test_what_the_sdk_refuses_in_its_variables_is_said_and_costs_only_the_traces
     said = []
     monkeypatch.setattr(logs, "warn", said.append)
     monkeypatch.setenv(name, value)
-    tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
+    tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, Redaction())
     tracing.start()
     assert said[0].startswith("No traces: OpenTelemetry refuses what the OTEL_* variables say: ")
     tracing.end(record(trace=tracing.begin(None)))
@@ -371,7 +372,7 @@ def test_d3_the_reactor_exports_nothing_itself(monkeypatch):
     """Putting a request into the queue is all that it does, and takes microseconds."""
     from twisted.internet.task import Clock
 
-    tracing = Tracing(Clock(), {})
+    tracing = Tracing(Clock(), {}, Redaction())
     taken = []
     tracing._processor = type("Processor", (), {"on_end": lambda _, finished: taken.append(finished)})()
     trace = Trace(None)

@@ -62,6 +62,11 @@ class Cooldowns:
         left = state.until - self._seconds()
         return max(0.0, left) if left > 0 or state.probing else None
 
+    def cools_down(self, step: Step) -> bool:
+        """Whether the step rested, and has not answered since: its rest may be over, and nobody have asked it."""
+        state = self._states.get(_key(step))
+        return state is not None and state.until > 0 and step.cooldown > 0
+
     def begin(self, step: Step) -> bool:
         """An attempt at the step starts. Whether it is the probe: the first one since its rest is over."""
         state = self._states.get(_key(step))
@@ -152,6 +157,10 @@ class CooldownsByEndpoint:
         return max(
             (left for each in self._by_path.values() if (left := each.rests_for(step)) is not None), default=None
         )
+
+    def cools_down(self, step: Step) -> bool:
+        """Whether it does so at one endpoint: see Cooldowns."""
+        return any([each.cools_down(step) for each in self._by_path.values()])
 
 
 def _key(step: Step) -> Key:

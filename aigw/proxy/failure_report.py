@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from aigw.errors import AllStepsFailed, DeadlineExceeded, UpstreamFailure, UpstreamRefused
 from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST
 from aigw.proxy.retry_policy import REPEATABLE
-from aigw.secret import Secret, without_keys
-from aigw.telemetry.record import AttemptRecord
+from aigw.secret import KeySearch
+from aigw.telemetry.record import AttemptRecord, attempt_for_client
 
 Failures = Sequence[tuple[AttemptRecord, UpstreamFailure]]
 
@@ -28,7 +26,7 @@ MOST_OF_A_MESSAGE = 1000
 _LEAST_OF_A_REASON = 20
 
 
-def all_failed(failures: Failures, secrets: Sequence[Secret], wakes_in: float | None = None) -> AllStepsFailed:
+def all_failed(failures: Failures, keys: KeySearch, wakes_in: float | None = None) -> AllStepsFailed:
     """The 502 that says what happened at each step, in bounded and redacted words.
 
     ``wakes_in`` is when the first of the resting steps wakes, in seconds, if any rests.
@@ -37,7 +35,7 @@ def all_failed(failures: Failures, secrets: Sequence[Secret], wakes_in: float | 
     headers = {"x-should-retry": "false"} if hopeless else {}
     if wakes_in is not None and not hopeless:
         headers["Retry-After"] = str(max(1, math.ceil(wakes_in)))
-    shown = attempts_shown(failures, secrets)
+    shown = attempts_shown(failures, keys)
     return AllStepsFailed(
         _with_reasons("No step of the route gave an answer", failures, shown),
         headers=headers,
@@ -45,25 +43,23 @@ def all_failed(failures: Failures, secrets: Sequence[Secret], wakes_in: float | 
     )
 
 
-def too_late(deadline: float, failures: Failures, secrets: Sequence[Secret]) -> DeadlineExceeded:
+def too_late(deadline: float, failures: Failures, keys: KeySearch) -> DeadlineExceeded:
     """The 504 that says the same after a route's ``deadline`` of so many seconds."""
-    shown = attempts_shown(failures, secrets)
+    shown = attempts_shown(failures, keys)
     beginning = f"The route's deadline of {deadline:g} s passed before a step gave an answer"
     return DeadlineExceeded(_with_reasons(beginning, failures, shown), details={"attempts": shown})
 
 
-def attempts_shown(failures: Failures, secrets: Sequence[Secret]) -> list[dict[str, Any]]:
+def attempts_shown(failures: Failures, keys: KeySearch) -> list[dict[str, Any]]:
     """One entry for each attempt, as the client is shown it; the provider's own words are added here and only here."""
     told = []
     for record, failure in failures:
         said = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
         beginning = said[:_MOST_READ]
-        message = without_keys(secrets, beginning)
+        message = keys.hide_any_form(beginning)
         if message is not beginning and len(said) > _MOST_READ:  # half a key may stand at the end
             message = message.rpartition("***")[0] + "***"
-        entry = {**msgspec.structs.asdict(record), "message": message[:MOST_OF_A_REASON]}
-        del entry["rests_s"]  # ours to know
-        told.append(entry)
+        told.append({**attempt_for_client(record), "message": message[:MOST_OF_A_REASON]})
     return told
 
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused
-from aigw.net.headers import Header
-from aigw.secret import Secret, holds_a_key
+from aigw.secret import KeySearch
 from aigw.upstream.attempt import Attempt
 
 # Statuses of refusals that are about the request: the same one would be refused again, and its sender can mend it.
 ABOUT_THE_REQUEST = frozenset([400, 404, 409, 413, 415, 422])
 
 
-def stops(failure: UpstreamFailure, stop_on: AbstractSet[str], secrets: Sequence[Secret]) -> bool:
+def stops(failure: UpstreamFailure, stop_on: AbstractSet[str], keys: KeySearch) -> bool:
     """Whether the client gets this failure now, in place of the next step's answer (F5)."""
     if not stop_on or not isinstance(failure, UpstreamRefused) or not 400 <= (failure.status or 0) <= 599:
         return False
-    return not stop_on.isdisjoint([str(failure.status), *failure.words]) and _can_be_passed_on(failure, secrets)
+    return not stop_on.isdisjoint([str(failure.status), *failure.words]) and _can_be_passed_on(failure, keys)
 
 
 def of_all_steps(
-    failures: Iterable[UpstreamFailure], refusals: Iterable[tuple[Attempt, UpstreamRefused]], secrets: Sequence[Secret]
+    failures: Iterable[UpstreamFailure], refusals: Iterable[tuple[Attempt, UpstreamRefused]], keys: KeySearch
 ) -> tuple[Attempt, UpstreamRefused] | None:
     """The refusal that says it for all steps, if every attempt ended in one about the request, or each in a 429 (F7).
 
@@ -31,16 +30,11 @@ def of_all_steps(
     statuses = {failure.status if isinstance(failure, UpstreamRefused) else None for failure in failures}
     if not statuses <= ABOUT_THE_REQUEST and statuses != {429}:
         return None
-    return next((each for each in refusals if _can_be_passed_on(each[1], secrets)), None)
+    return next((each for each in refusals if _can_be_passed_on(each[1], keys)), None)
 
 
-def without_keys(sent: Sequence[Header], secrets: Sequence[Secret]) -> list[Header]:
-    """The headers of an answer less those in which the provider repeats a key."""
-    return [header for header in sent if not holds_a_key(secrets, header[1])]
-
-
-def _can_be_passed_on(refusal: UpstreamRefused, secrets: Sequence[Secret]) -> bool:
+def _can_be_passed_on(refusal: UpstreamRefused, keys: KeySearch) -> bool:
     """A provider's 401 is about our key, never about the client's (F6); a body must be there, and hold no key."""
     if refusal.status in KEY_REFUSED or refusal.body is None:
         return False
-    return not holds_a_key(secrets, refusal.body)
+    return not keys.are_in_any_form(refusal.body)

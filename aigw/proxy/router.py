@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -16,6 +17,7 @@ from aigw.proxy.cooldown import Cooldowns
 from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
 
+Skip = Callable[[Step, str, "float | None"], None]  # a step, why it is passed over, and until when in Unix seconds
 _USER_AGENT = f"aigw/{__version__}".encode()
 
 
@@ -60,8 +62,8 @@ class Router:
         """The request to a step."""
         name = step.provider.name
         own, taken = self._headers[name]
-        body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
         passed = [header for header in call.headers if header[0] not in taken]
+        body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
         return Attempt(
             step=step,
             url=self._urls[name, call.endpoint.path],
@@ -71,9 +73,25 @@ class Router:
         )
 
 
-def choose(steps: Sequence[Step], health: Cooldowns) -> Step | None:
-    """Of the steps that are left, the one to try now: as configured, but those that cool down at the end."""
-    return next(iter(health.order(steps)), None)
+def choose(steps: Sequence[Step], health: Cooldowns, skip: Skip) -> Step | None:
+    """Of the steps that are left, the one to try now: as configured, but those that cool down at the end.
+
+    ``skip`` gets each that is before it.
+    """
+    chosen = next(iter(health.order(steps)), None)
+    if chosen is not None and chosen is not steps[0]:
+        for step in steps[: steps.index(chosen)]:
+            left = health.rests_for(step)
+            skip(step, "cooling_down", None if left is None else time.time() + left)
+    return chosen
+
+
+def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
+    """The steps that are left where a provider refuses the key; ``skip`` gets each of its others."""
+    for step in steps:
+        if step.provider.name == provider.name:
+            skip(step, "key_refused", None)
+    return [step for step in steps if step.provider.name != provider.name]
 
 
 def _headers(provider: Provider) -> tuple[tuple[tuple[bytes, bytes], ...], frozenset[bytes]]:
