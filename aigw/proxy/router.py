@@ -12,6 +12,7 @@ from aigw.config.model import Config, Provider, Route, Step
 from aigw.errors import RouteNotFound
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
+from aigw.proxy import nearest
 from aigw.proxy.cooldown import Cooldowns
 from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
@@ -28,6 +29,7 @@ class Router:
 
     def __init__(self, config: Config) -> None:
         self._routes = config.routes
+        self._names = nearest.Names(config.routes)
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
         }
@@ -48,9 +50,9 @@ class Router:
         try:
             return self._routes[model]
         except KeyError:
-            raise RouteNotFound(
-                f"The model {model[:200]!r} is not a route of this gateway; GET /v1/models lists them.", param="model"
-            ) from None
+            advice = self._names.advice(model)
+            said = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
+            raise RouteNotFound(f"{said} GET /v1/models lists them.", param="model") from None
 
     def own_headers(self, provider: Provider) -> tuple[tuple[bytes, bytes], ...]:
         """What every request to the provider carries, its key included."""
@@ -61,11 +63,13 @@ class Router:
         name = step.provider.name
         own, taken = self._headers[name]
         passed = [header for header in call.headers if header[0] not in taken]
+        body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
         return Attempt(
             step=step,
             url=self._urls[name, call.endpoint.path],
             headers=(*own, *passed, (b"x-request-id", call.request_id.encode())),
-            body=call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution),
+            body=body,
+            dropped=dropped,
         )
 
 
