@@ -32,7 +32,7 @@ from aigw.protocols.endpoint import Call
 from aigw.proxy import failure_report, relay, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import Cooldowns
-from aigw.proxy.router import Router, choose, less_provider
+from aigw.proxy.router import Router, less_provider
 from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, host_and_path, milliseconds, short_word
 from aigw.upstream.attempt import Attempt
@@ -78,7 +78,8 @@ class Gateway:
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
-        route = self.router.route(call.model)
+        record.stream, record.requested_model = call.stream, call.model
+        route = self.router.routes[call.model]
         record.route = route.name
         return Exchange(self, route, call, client, record).run()
 
@@ -131,7 +132,7 @@ class Exchange:
         """Try the next step; give up where there is none, or no time for it."""
         if self._clock.seconds() >= self._deadline:
             return fail(self._too_late())
-        step = choose(self._left, self._health, self._record.skip)
+        step = self._health.choose(self._left, self._record.skip)
         if step is None:
             return fail(self._all_failed())
         self._left.remove(step)
@@ -187,8 +188,7 @@ class Exchange:
             length = held.length
         self._record.answered_by(step)
         sent = headers.for_client(response.given.items())
-        values = b"\n".join([value for _, value in sent])
-        if b"\\" in values or self._gateway.keys.are_in(values):
+        if self._gateway.keys.may_be_in(sent):
             sent = self._gateway.keys.without(sent)
         rest = started + seconds - now
         if self._call.stream:

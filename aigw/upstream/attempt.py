@@ -9,11 +9,14 @@ from aigw.protocols.envelope import Pieces
 
 
 class Attempt(msgspec.Struct, frozen=True, eq=False):
-    """One request to one provider, fully decided. ``headers`` hold the provider's key, so they show in no ``repr``."""
+    """One request to one provider, fully decided. ``headers`` are lines, by their lower-case names.
+
+    They hold the provider's key, so they show in no ``repr``.
+    """
 
     step: Step
     url: str
-    headers: tuple[tuple[bytes, bytes], ...]
+    headers: dict[bytes, bytes]
     body: bytes | Pieces
 
     def __repr__(self) -> str:
