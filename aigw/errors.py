@@ -207,7 +207,7 @@ class DeadlineExceeded(GatewayError):
     code = "deadline_exceeded"
 
 
-KEY_REFUSED = frozenset([401, 402, 403])  # statuses by which a provider refuses the key
+KEY_REFUSED = frozenset([401])  # statuses by which a provider refuses the key; 402 and 403 may be about the request
 
 
 class UpstreamFailure(Exception):

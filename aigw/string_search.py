@@ -31,26 +31,31 @@ class StringSearch:
 
 
 class _Group:
-    """Strings of about one length, looked up by their ends: keys often have their beginnings in common.
+    """Strings of about one length, found by the windows in their ends: keys often have their beginnings in common.
 
-    Only runs of the characters in these ends are looked at, which in most texts are few.
+    Only runs of the characters in these ends are looked at, which in most texts are few, and of a run only every
+    window that begins where the one before it ended: in an end of twice that size one of these windows lies whole.
     """
 
-    __slots__ = ("_by_end", "_runs", "_width")
+    __slots__ = ("_by_window", "_runs", "_size")
 
     def __init__(self, strings: Iterable[str]) -> None:
-        self._width = min(map(len, strings))
-        self._by_end: dict[str, list[str]] = {}
+        width = min(map(len, strings))
+        self._size = size = max(1, width // 2)
+        self._by_window: dict[str, list[tuple[str, int]]] = {}
         for each in strings:
-            self._by_end.setdefault(each[-self._width :], []).append(each)
-        characters = "".join(map(re.escape, sorted(set("".join(self._by_end)))))
-        self._runs = re.compile(rf"[{characters}]{{{self._width},}}")
+            for at in range(len(each) - width, len(each) - size + 1):
+                self._by_window.setdefault(each[at : at + size], []).append((each, at))
+        characters = "".join(map(re.escape, sorted(set("".join(self._by_window)))))
+        self._runs = re.compile(rf"[{characters}]{{{width},}}")
 
     def found_in(self, text: str) -> set[str]:
-        width, by_end = self._width, self._by_end
+        size, by_window = self._size, self._by_window
         found: set[str] = set()
         for run in self._runs.finditer(text):
             start, end = run.span()
-            for behind in [at for at in range(start + width, end + 1) if text[at - width : at] in by_end]:
-                found.update(each for each in by_end[text[behind - width : behind]] if text.endswith(each, 0, behind))
+            for at in [at for at in range(start, end - size + 1, size) if text[at : at + size] in by_window]:
+                for each, offset in by_window[text[at : at + size]]:
+                    if at >= offset and text.startswith(each, at - offset):
+                        found.add(each)
         return found

@@ -199,6 +199,26 @@ async def test_a_client_without_a_parent_gets_a_trace_of_its_own(world, collecto
     assert provider.requests[0].header("traceparent") == f"00-{server.trace_id.hex()}-{attempted.span_id.hex()}-01"
 
 
+@pytest.mark.parametrize(
+    ("traceparent", "is_child"),
+    [
+        (PARENT, True),
+        (f"{PARENT}-more", False),
+        (f"cc{PARENT[2:]}", True),
+        (f"01{PARENT[2:]}-what-the-future-will-be-like", True),
+        (f"01{PARENT[2:]}-", True),
+        (f"01{PARENT[2:]}.more", False),
+        (f"ff{PARENT[2:]}", False),
+        (f"ff{PARENT[2:]}-more", False),
+    ],
+)
+def test_r4_a_parent_of_a_later_version_of_traceparent_may_have_more_fields(traceparent, is_child):
+    """W3C Trace Context, section 4.3: a parser reads what it knows of a version above its own."""
+    trace = Trace(traceparent.encode())
+    assert (trace.parent is not None) is is_child
+    assert (trace.trace_id == PARENT[3:35]) is is_child
+
+
 @ensureDeferred
 async def test_what_its_parent_does_not_sample_is_passed_on_and_not_exported(world, collector):
     provider = world.provider()

@@ -118,12 +118,14 @@ class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
     ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
+    ``when_refused`` says what the client gets where all steps refused the request: a 502, or the refusal.
     """
 
     name: Name
     steps: tuple[Step, ...]
     deadline: Duration | None = None
     stop_on: frozenset[Refusal] = frozenset()
+    when_refused: Annotated[Literal["report", "pass_on"], Inherited("report")] = "report"
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from aigw import __version__
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
+from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
 from aigw.daemon.drain import Drain
 from aigw.daemon.reload import Reload, clock_time
@@ -29,7 +30,7 @@ from aigw.daemon.systemd import Notify
 from aigw.daemon.watchdog import Watchdog
 from aigw.errors import CannotListen, Draining
 from aigw.net.tls import CurrentIdentity
-from aigw.proxy.cooldown import Cooldowns
+from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Exchange, Gateway
 from aigw.server import api
 from aigw.server.listeners import Listeners, inherited, told
@@ -60,8 +61,7 @@ class GatewayService(Service):
         """Reads the configuration and what it names, opens nothing; ``load`` reads it once more for each reload.
 
         ``observer`` becomes the log unless ``--logger`` says otherwise; ``notify`` is fed every ``feed_every`` seconds;
-        ``environ`` may ask for traces.
-        Raises ConfigError.
+        ``environ`` may ask for traces, and name proxies. Raises ConfigError.
         """
         self._load = load
         self._reactor = reactor
@@ -69,7 +69,7 @@ class GatewayService(Service):
         self._notify = notify or Notify({})
         self._connect = partial(Host, reactor, Resolver(reactor, look_up))
         self._inherited = list(inherited(reactor))
-        self._health = Cooldowns(time.monotonic)
+        self._health = CooldownsByEndpoint(time.monotonic)
         self._running: set[Exchange] = set()
         self.pulse = Watchdog(reactor, self._notify.alive, feed_every)
         self._daily = LoopingCall(self._warn_of_expiry)
@@ -84,6 +84,7 @@ class GatewayService(Service):
         self._watch = Telemetry(self._look, reactor, self._redaction, environ)
         self._admin = resources.AdminState(self._watch, LiveFeed(self._watch.status, reactor), Cookies())
         self._hurry = False
+        self._ignored = ignored_proxies(environ or {})
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
         self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._now))
@@ -113,7 +114,7 @@ class GatewayService(Service):
     def privilegedStartService(self) -> None:
         """Bind, while we may still be root; if that fails, say so in one line and exit with 1."""
         super().privilegedStartService()
-        self._warn()
+        self._warn(self._ignored)
         self._limit_connections()
         try:
             opened = self._listeners.open_new(self._now.listeners)
@@ -274,8 +275,8 @@ class GatewayService(Service):
             message = "The admin listener is open" if listener.admin else "Listening"
             logs.info(message, address=told(port), tls=not listener.insecure)
 
-    def _warn(self) -> None:
-        for warning in self._now.warnings:
+    def _warn(self, more: Sequence[str] = ()) -> None:
+        for warning in [*more, *self._now.warnings]:
             logs.warn(warning)
         if self._now.identity is None:
             logs.warn("No TLS certificate is configured: plain HTTP, on loopback only unless a listener says insecure")
@@ -284,7 +285,7 @@ class GatewayService(Service):
         """What is no mistake, but should be known of the configuration and the certificates."""
         identity = self._now.identity
         problem = identity.validity.problem(EXPIRY_DAYS) if identity else None
-        return [*self._now.warnings, *([f"a certificate {problem}"] if problem else ())]
+        return [*self._ignored, *self._now.warnings, *([f"a certificate {problem}"] if problem else ())]
 
     def _warn_of_expiry(self) -> None:
         identity = self._now.identity
@@ -293,8 +294,7 @@ class GatewayService(Service):
             report(f"A certificate {problem}")
 
     def _status(self, since: str = "") -> str:
-        config = self.config
-        served = f"Serving {len(config.routes)} routes over {len(config.providers)} providers"
+        served = f"Serving {len(self.config.routes)} routes over {len(self.config.providers)} providers"
         identity = self._now.identity
         until = f", certificate good for {identity.validity.days_left():.0f} days" if identity else ""
         return f"{served}{until}{since}"

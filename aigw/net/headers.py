@@ -13,7 +13,9 @@ Lines = dict[bytes, bytes]  # headers as they go over the wire, each line ended,
 _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", b"x-title")
 _TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-should-retry|request-id|x-ratelimit-.*|openai-.*")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5, allows tabs and what is not ASCII
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(  # as in telemetry/trace_context
+    rb"(?!ff)(?=00.{53}\Z|(?!00))[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+)
 
 
 # What goes on to a client: Python's http.client takes 100 headers, Node 16 KiB, and we add some of our own.
@@ -47,7 +49,7 @@ def for_provider(given: Mapping[bytes, bytes]) -> Lines:
         if name in given and (value := given[name]) and not _CONTROL.search(value):
             sent[name] = b"%s%s\r\n" % (_cased(name), value)
     trace = given.get(b"traceparent")
-    if trace and _TRACEPARENT.fullmatch(trace):
+    if trace and _TRACEPARENT.fullmatch(trace) and not _CONTROL.search(trace):
         sent[b"traceparent"] = b"Traceparent: %s\r\n" % trace
     return sent
 

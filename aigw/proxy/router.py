@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -12,6 +12,7 @@ from aigw.errors import RouteNotFound
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
+from aigw.proxy import nearest
 from aigw.proxy.cooldown import Skip
 from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
@@ -22,10 +23,14 @@ _USER_AGENT = f"aigw/{__version__}".encode()
 class _Routes(dict[str, Route]):
     """By exactly their names. Raises RouteNotFound for any other."""
 
+    def __init__(self, routes: Mapping[str, Route]) -> None:
+        super().__init__(routes)
+        self._names = nearest.Names(routes)
+
     def __missing__(self, model: str) -> Route:
-        raise RouteNotFound(
-            f"The model {model[:200]!r} is not a route of this gateway; GET /v1/models lists them.", param="model"
-        )
+        advice = self._names.advice(model)
+        said = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
+        raise RouteNotFound(f"{said} GET /v1/models lists them.", param="model")
 
 
 class Router:
@@ -59,11 +64,13 @@ class Router:
         """The request to a step."""
         name = step.provider.name
         own = self._headers[name]  # which those of the client do not replace
+        body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
         return Attempt(
             step=step,
             url=self._urls[name, call.endpoint.path],
             headers={**own, **call.headers, **own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()},
-            body=call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution),
+            body=body,
+            dropped=dropped,
         )
 
 

@@ -10,13 +10,14 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from aigw.config.model import Config
-from aigw.errors import GatewayError, RouteNotFound, UpgradeRequired
+from aigw.errors import GatewayError, UpgradeRequired
 from aigw.net import headers
 from aigw.net.codings import coding_in, decode
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
+from aigw.proxy.router import Router
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix
 from aigw.telemetry.record import RecordBuilder, Sink
@@ -30,8 +31,9 @@ class ModelsResource(ApiResource):
 
     leads_on = True
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, router: Router) -> None:
         super().__init__(config)
+        self._router = router
         self._created = int(time.time())
 
     def render(self, request: Any) -> bytes:
@@ -40,9 +42,7 @@ class ModelsResource(ApiResource):
         if not name:
             data = [model(route, self._created) for route in self.config.routes]
             return msgspec.json.encode({"object": "list", "data": data})
-        if name not in self.config.routes:
-            raise RouteNotFound(f"The model {name[:200]!r} is not a route of this gateway.", param="model")
-        return msgspec.json.encode(model(name, self._created))
+        return msgspec.json.encode(model(self._router.routes[name].name, self._created))
 
 
 class EndpointResource(ApiResource):
@@ -122,6 +122,8 @@ class EndpointResource(ApiResource):
         if record.skipped:
             reasons = ", ".join(f"{each.step}={each.reason}" for each in record.skipped)
             sent.append((b"x-aigw-skipped", reasons.encode()))
+        if record.dropped:
+            sent.append((b"x-aigw-dropped", ", ".join(record.dropped).encode()))
         return sent
 
     def answered(self, request: Request, status: int) -> None:
@@ -146,7 +148,7 @@ def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace |
     folders = {"": v1}
     root.putChild(b"health", HealthResource(config))
     root.putChild(b"v1", v1)
-    v1.putChild(b"models", ModelsResource(config))
+    v1.putChild(b"models", ModelsResource(config, gateway.router))
     for endpoint in ENDPOINTS.values():
         folder, _, name = endpoint.path.rpartition("/")
         if folder not in folders:

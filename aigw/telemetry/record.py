@@ -63,7 +63,8 @@ class Facts(msgspec.Struct):
     ``step``, ``provider`` and ``model`` are those that answered. ``outcome`` is ``client_gone`` where the client left,
     and ``draining`` where the gateway stopped in the middle of an answer. ``error`` is the code of the gateway's own
     error, or its type, and the member of the request that it names. ``usage`` is what the provider reported, never an
-    estimate. ``started`` is on the gateway's clock, in seconds.
+    estimate. ``dropped`` names the members of the request that the answering step did not get. ``started`` is on the
+    gateway's clock, in seconds.
     """
 
     request_id: str
@@ -83,6 +84,7 @@ class Facts(msgspec.Struct):
     bytes_in: Logged[int] = 0
     bytes_out: Logged[int] = 0
     usage: Logged[dict[str, int]] = {}
+    dropped: Logged[tuple[str, ...]] = ()
     trace: Trace | None = None
 
 
@@ -120,9 +122,10 @@ class RecordBuilder(Facts, kw_only=True):
     received: float = 0.0
     waited: float = 0.0
 
-    def answered_by(self, step: Step) -> None:
-        """The client gets what this step's provider sends."""
+    def answered_by(self, step: Step, dropped: tuple[str, ...] = ()) -> None:
+        """The client gets what this step's provider sends, who did not get what was ``dropped`` of the request."""
         self.step, self.provider, self.model = step.number, step.provider.name, step.model
+        self.dropped = dropped
 
     def skip(self, step: Step, reason: str, until: float | None = None) -> None:
         """Another step was preferred to this one; only the first reason counts."""

@@ -13,7 +13,10 @@ import msgspec
 if TYPE_CHECKING:
     from aigw.telemetry.record import AttemptRecord  # which has a Trace
 
-_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+# A version above 00 may have more fields behind those that version 00 has (section 4.3, "Versioning of traceparent").
+_PARENT = re.compile(
+    rb"(?!ff)(?=00.{53}\Z|(?!00))[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
+)
 
 
 A = TypeVar("A", bound=msgspec.Struct)
