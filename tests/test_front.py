@@ -683,11 +683,14 @@ async def test_s4_b9_an_unexpected_error_is_500_and_says_nothing(world, failures
     await until(lambda: HEALTHY in client.received)
     got, _ = answers(client.received, "GET", "GET")
     assert_refusal(got, 500, "internal_error")
-    assert (got.error["type"], got.error["message"]) == ("server_error", "The gateway failed unexpectedly.")
+    assert (got.error["type"], got.error["message"]) == (
+        "server_error",
+        "The gateway failed with an unexpected error. Its log has the details.",
+    )
     (failure,) = failures
     failures.clear()
     assert "RuntimeError" in failure
-    (line,) = (line for line in world.log if "Unexpected error in a resource" in line)
+    (line,) = (line for line in world.log if "A resource failed with an unexpected error" in line)
     assert "RuntimeError" in line
     assert KEY not in line
 
@@ -854,7 +857,7 @@ async def test_a5_what_a_502_carries_and_never_a_base_url(world):
         "x-aigw-route": "route",
         "x-aigw-attempts": "3",
     }
-    lines = [line for line in world.log if '"message":"Listening"' not in line]
+    lines = [line for line in world.log if '"message":"The gateway has opened a listener"' not in line]
     shown = got.body.decode() + str(got.headers) + "".join(lines)
     assert len(lines) >= 4
     assert "127.0.0.1" not in shown

@@ -54,7 +54,7 @@ def test_help_tells_every_command():
 @pytest.mark.parametrize(
     ("arguments", "environ", "code", "says"),
     [
-        (["depoy"], {}, 2, "there is no command depoy"),
+        (["depoy"], {}, 2, "unknown command: depoy"),
         (["deploy"], {}, 1, "SSH_HOST is not set"),
         (["deploy"], {"SSH_HOST": "h", "SSH_KEY": "/nonexistent"}, 1, "SSH_KEY: /nonexistent: no such file"),
         (["deploy"], {"SSH_HOST": "h", "CONFIG": "/nonexistent"}, 1, "CONFIG: /nonexistent: no such file"),

@@ -135,7 +135,7 @@ def test_d3_two_processes_do_not_open_one_listener_for_administrators(tmp_path, 
 def test_d3_a_port_is_one(tmp_path, port):
     done = part(tmp_path, "choose_port", PORT=port)
     assert done.returncode == 1
-    assert f"PORT: {port} is no port; there are 1 to 65535" in done.stderr
+    assert f"PORT: {port} is not a port; write a number from 1 to 65535" in done.stderr
 
 
 def test_d3_a_process_that_has_ended_is_not_waited_for(tmp_path):

@@ -236,7 +236,7 @@ def test_b9_a_terminal_gets_one_readable_line_a_request(tmp_path, words, environ
         assert ask(port) == 502
         gateway.wait_for(form)
         gateway.process.send_signal(signal.SIGINT)
-        gateway.wait_for(b"Stopped")
+        gateway.wait_for(b"The gateway has stopped")
         assert gateway.process.wait(15) == -signal.SIGINT
         if environ or words:
             assert b"\x1b" not in gateway.screen

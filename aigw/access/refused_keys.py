@@ -1,8 +1,8 @@
-"""Keys that were refused: each is counted, logged with the address that it came from, and answered the later the more
-of them came from there.
+"""Refused keys: each is counted, and logged with the address of its client. The more of them one address sends, the
+later its answers come.
 
-A right key is never held up: many people may share an address. So a pause slows down whoever waits for the answer, and
-costs whoever does not wait a connection for each key. What protects a key is its length.
+A right key is never delayed, because many people may share an address. The pause slows down a client that waits for
+the answer; a client that does not wait needs a connection for each key. What protects a key is its length.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ FREE = 5  # refusals of one address that are answered at once
 FIRST_PAUSE = 0.25  # then this, and twice as long each time
 LONGEST_PAUSE = 5.0
 FORGET_SECONDS = 10.0  # in which one refusal is forgotten
-MOST_COUNTED = FREE + 6.0  # no more are kept against an address: LONGEST_PAUSE is reached
+MOST_COUNTED = FREE + 6.0  # the count of an address ends here: LONGEST_PAUSE is reached
 MAX_ADDRESSES = 4096  # the one that was quiet the longest is forgotten first
 MAX_WAITING = 200  # of all addresses; beyond them an answer goes out at once
 LOG_SECONDS = 10.0  # between two lines on one address
 MAX_LINES = 20  # in that time, on all addresses
 
-_MESSAGE = "A key was refused: it is not one of this gateway's"
+_MESSAGE = "The gateway refused a wrong API key of a client"
 
 
 class RefusedKeys:
@@ -47,9 +47,9 @@ class RefusedKeys:
         self._next_log: IDelayedCall | None = None
 
     def delay(self, request: Any, error: WrongKey, answer: Callable[[], object]) -> None:
-        """Count a wrong key, and call ``answer`` after the pause that its sender has to wait, if any.
+        """Count a wrong key, and call ``answer`` after a pause, if the client has sent many.
 
-        Behind such an answer the connection closes, and until then nothing that it sends is kept.
+        The connection closes after a delayed answer, and what the client sends until then is dropped.
         """
         pause = self.add(request.channel.transport.getPeer(), error.tried)
         if pause:
@@ -61,7 +61,7 @@ class RefusedKeys:
         answer()
 
     def add(self, peer: Any, keys: int = 1) -> float:
-        """Count ``keys`` that came from ``peer`` in one request; the seconds that the answer is to wait."""
+        """Count ``keys`` of one request from ``peer``; gives the seconds by which the answer is delayed."""
         self.total += keys
         address = counts_for(peer)
         self._log(address or "a Unix socket", getattr(peer, "host", None), keys)
@@ -78,7 +78,7 @@ class RefusedKeys:
     # The pause
 
     def wait(self, seconds: float) -> Deferred[None] | None:
-        """Fires after that, and sooner if the gateway stops; may be cancelled. None where too many wait already."""
+        """Fires after the seconds, or when the gateway stops; may be cancelled. None if too many wait already."""
         if self._stopping or len(self._waiting) >= MAX_WAITING:
             return None
         waits: Deferred[None] = Deferred(self._leave)
@@ -93,7 +93,7 @@ class RefusedKeys:
         waits.callback(None)
 
     def stop(self) -> None:
-        """The gateway is stopping: nobody waits any more."""
+        """The gateway is stopping: end all pauses."""
         self._stopping = True
         while self._waiting:
             waits, timer = self._waiting.popitem()
@@ -114,7 +114,7 @@ class RefusedKeys:
             self._next_log = self._clock.callLater(LOG_SECONDS, self._log_more)
 
     def _log_more(self) -> None:
-        """One line for each address of which more came since the last, one for all that are left."""
+        """One line for each address that sent more keys since the last line, and one for all other addresses."""
         self._next_log = None
         most = self._unlogged.most_common(MAX_LINES - 1)
         others = self._unlogged_of_others + self._unlogged.total() - sum(keys for _, keys in most)
@@ -127,7 +127,7 @@ class RefusedKeys:
             self._next_log = self._clock.callLater(LOG_SECONDS, self._log_more)
 
     def close(self) -> None:
-        """No client is connected: log what is not logged."""
+        """No client is connected: log the rest."""
         if self._next_log is not None:
             self._next_log.cancel()
             self._log_more()

@@ -1,4 +1,4 @@
-"""What a client sends before it is read: kept within a bound, and read in a turn of its own."""
+"""Data that a client sends before the gateway reads it: kept up to a limit, and read in a later turn."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MAX_BEHIND = 256 * 1024
 
 
 class Ahead:
-    """What came behind a request of the connection whose ``transport`` this is; ``read`` gets it in its time.
+    """The data after a request on the connection of ``transport``; ``read`` gets it later.
 
-    Requests in one read take a turn each: a client could else have any number of them served in one turn.
+    Each request in one read takes its own turn of the reactor, so one client cannot fill a turn with requests.
     """
 
     def __init__(self, clock: IReactorTime, transport: Any, read: Callable[[bytes], None]) -> None:
@@ -21,7 +21,7 @@ class Ahead:
         self._transport = transport
         self._read = read
         self._data = bytearray()
-        self._size = 0  # of what is kept, or was dropped since the last request
+        self._size = 0  # of the data that was kept or dropped since the last request
         self._turn: IDelayedCall | None = None
 
     def __len__(self) -> int:
@@ -29,11 +29,11 @@ class Ahead:
 
     @property
     def waits_for_turn(self) -> bool:
-        """Whether it is about to be read."""
+        """Whether the data will be read in the next turn."""
         return self._turn is not None
 
     def keep(self, data: bytes) -> bool:
-        """Keep so much more; nobody pipelines more than the bound, and whoever does is cut: then it is False."""
+        """Keep the data; over the limit the connection is aborted, and the result is False."""
         self._size += len(data)
         if self._size > MAX_BEHIND:
             self._transport.abortConnection()
@@ -42,21 +42,21 @@ class Ahead:
         return True
 
     def drop(self, data: bytes) -> bool:
-        """Count what is read for nothing; whether it is over the bound."""
+        """Count data that is dropped; gives whether it is over the limit."""
         self._size += len(data)
         return self._size > MAX_BEHIND
 
     def begin(self) -> None:
-        """A request is whole, and what comes now is behind it."""
+        """A request is complete; the next data is after it."""
         self._size = 0
 
     def forget(self) -> None:
-        """None of it will be read."""
+        """Drop the data."""
         self._data = bytearray()
         self._size = 0
 
     def read_soon(self) -> None:
-        """Read in another turn what there is."""
+        """Read the data in another turn of the reactor."""
         if self._data and self._turn is None:
             self._turn = self._clock.callLater(0, self._go_on)
 
@@ -66,7 +66,7 @@ class Ahead:
         self._read(bytes(data))
 
     def stop(self) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
         self.forget()
         if self._turn is not None:
             self._turn.cancel()

@@ -33,7 +33,7 @@ class ModelsResource(ApiResource):
         self._created = int(time.time())
 
     def check_path(self, request: Request) -> None:
-        """An id follows, or nothing."""
+        """Accept every path: the rest of it is an id, or empty."""
 
     def render(self, request: Any) -> bytes:
         """The list, or one. Raises RouteNotFound."""
@@ -47,7 +47,7 @@ class ModelsResource(ApiResource):
 
 
 class EndpointResource(ApiResource):
-    """One endpoint of the API: reads a Call, has the gateway serve it, and records what became of it."""
+    """One endpoint of the API: reads a Call, lets the gateway serve it, and records the result."""
 
     methods = (b"POST",)
 
@@ -69,7 +69,7 @@ class EndpointResource(ApiResource):
         self._seconds: Callable[[], float] = gateway.clock.seconds
 
     def admit(self, request: Request) -> None:
-        """Everything about the request is recorded, its refusal too."""
+        """Begin the record of the request, so that a refusal is recorded too."""
         path = f"/v1/{self._endpoint.path}"
         request.record = RecordBuilder(self._seconds, request.request_id, request.method[:20].decode("latin-1"), path)
         if self._begin_trace is not None:
@@ -79,9 +79,9 @@ class EndpointResource(ApiResource):
             request.coding = coding_in(given)
 
     def wrong_method(self, request: Request) -> GatewayError:
-        """A client that asks for a WebSocket is told to use HTTP: Codex then does so at once."""
+        """A client that asks for a WebSocket gets 426: Codex then uses HTTP at once."""
         if b"websocket" in (request.header(b"upgrade") or b"").lower():
-            message = "WebSockets are not served here; send a POST over HTTP."
+            message = "This gateway does not support WebSockets; send a POST request over HTTP."
             return UpgradeRequired(message, headers={"Upgrade": "HTTP/1.1"})
         return super().wrong_method(request)
 
@@ -129,7 +129,7 @@ class EndpointResource(ApiResource):
         record.caller = request.caller.name if request.caller is not None else ""
         record.bytes_in = request.bytes_in
         record.bytes_out = record.bytes_out or request.sentLength
-        if request.client_left:  # not by its status: a provider's 499 may be passed on
+        if request.client_left:  # the status is not enough: a provider's 499 may be forwarded
             record.outcome = "client_gone"
         elif status >= 400:
             record.outcome = "error"

@@ -17,31 +17,31 @@ from aigw.server.unknown_paths import unknown_path
 
 
 class ApiResource(TwistedResource):
-    """What all resources share: how they are admitted, and what their answers carry."""
+    """The common part of all resources: the checks of a request, and the headers of an answer."""
 
     isLeaf = True
-    known: Mapping[bytes, TwistedResource] = {}  # below this one, by whole paths; where to look first
+    known: Mapping[bytes, TwistedResource] = {}  # resources below this one, by whole path; searched first
     methods: tuple[bytes, ...] = (b"GET", b"HEAD")
     error_body: Callable[[GatewayError], bytes] = staticmethod(error_body)
-    max_body = 0  # bytes; a body that is not read costs nothing, and ends the connection
+    max_body = 0  # bytes; 0: the body is not read, and the connection closes after the answer
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
 
     def getChild(self, path: bytes, request: Any) -> TwistedResource:
-        """Anything below that is not a resource of its own is unknown."""
+        """Every other path below this resource is unknown."""
         return NotFound(self.config)
 
     def admit(self, request: Request) -> None:
-        """Judge the request by its head: the key first, so that who has none learns nothing."""
+        """Check the request by its head: the key first, so that a client without a key gets no other error."""
         try:
             request.caller = authenticate(
                 self.config.callers, request.header(b"x-api-key"), request.header(b"authorization")
             )
         except Unauthorized as error:
             if request.header(b"api-key") and not isinstance(error, WrongKey):
-                error.message = f"The header 'api-key' is not read. {error.message}"
+                error.message = f"This gateway does not read the header 'api-key'. {error.message}"
             raise
         self.check_path(request)
         self.check_method(request)
@@ -57,13 +57,15 @@ class ApiResource(TwistedResource):
             raise self.wrong_method(request)
 
     def wrong_method(self, request: Request) -> GatewayError:
-        """The error for a method that the path does not take."""
+        """The error for a method that the path does not support."""
         allowed = b", ".join(self.methods).decode()
         method = request.method[:20].decode("latin-1")
-        return MethodNotAllowed(f"This path answers {allowed}, not {method}.", headers={"Allow": allowed})
+        return MethodNotAllowed(
+            f"This path does not support the method {method}; use {allowed}.", headers={"Allow": allowed}
+        )
 
     def headers(self, request: Request) -> list[headers.Header]:
-        """What every answer carries."""
+        """The headers of every answer."""
         return [(b"x-request-id", request.request_id.encode())]
 
     def answered(self, request: Request, status: int) -> None:
@@ -71,7 +73,7 @@ class ApiResource(TwistedResource):
 
 
 class NotFound(ApiResource):
-    """Every path that is not the gateway's, after the key was checked."""
+    """Every unknown path; the key is checked first."""
 
     def check_path(self, request: Request) -> None:
         """Always refuses."""
@@ -79,19 +81,19 @@ class NotFound(ApiResource):
 
 
 class PathPrefix(NotFound):
-    """A path that only leads to others."""
+    """A path that is only the prefix of others."""
 
     isLeaf = False
 
 
 class HealthResource(ApiResource):
-    """``GET /health``: alive, without a key and without asking anybody."""
+    """``GET /health``: the process runs. It needs no key and asks no provider."""
 
     def admit(self, request: Request) -> None:
-        """Everybody may ask."""
+        """No key is needed."""
         self.check_path(request)
         self.check_method(request)
 
     def render(self, request: Any) -> bytes:
-        """As the original program writes it."""
+        """The same bytes as the original program."""
         return b'{"status": "healthy"}'

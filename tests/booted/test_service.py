@@ -42,7 +42,7 @@ def test_install_service_twice_is_harmless(served):
     before = served.machine.sh(f"sha256sum {ETC}/config.yaml {ETC}/*/*"), served.pid()
     with served.load(fresh=10) as tallies:
         said = served.machine.run(served.installer, "install-service").stdout
-    assert "is running already; nothing to do" in said
+    assert "is running already; nothing was changed" in said
     assert (served.machine.sh(f"sha256sum {ETC}/config.yaml {ETC}/*/*"), served.pid()) == before
     assert not failed(tallies)
 
