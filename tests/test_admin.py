@@ -202,7 +202,7 @@ def test_there_is_none_by_default(tmp_path):
 @pytest.mark.parametrize(
     ("written", "mistake"),
     [
-        ("tcp:9464", "admin: this listener needs no key and is not on loopback"),
+        ("tcp:9464", "admin: this listener needs no key and is beyond loopback"),
         ("tcp:9464:interface=0.0.0.0", "beyond loopback"),
         ({"endpoint": "tcp:9464:interface=10.0.0.5"}, "beyond loopback"),
         (0, "admin.endpoint: "),
@@ -229,7 +229,7 @@ def value(set_cookie):
 
 
 def judged(sent, now=NOW, secure=True, cookies=None, callers=(CALLER,)):
-    return (cookies or Cookies()).judge(callers, sent, now, secure)
+    return (cookies or Cookies()).verify(callers, sent, now, secure)
 
 
 @pytest.mark.parametrize("secure", [True, False])

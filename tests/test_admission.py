@@ -36,7 +36,7 @@ def said():
     seen: list[dict] = []
 
     def observe(event: dict) -> None:
-        if str(event.get("aigw_message", "")).startswith("Connections refused"):
+        if str(event.get("aigw_message", "")).startswith("The gateway refused connections"):
             seen.append(event["aigw_fields"])
 
     globalLogPublisher.addObserver(observe)
@@ -308,11 +308,13 @@ def test_s2_one_connection_too_many_where_all_are_in_a_request(tmp_path, tls):
             assert time.monotonic() - begun < 0.5, "at once, and without a reset"
             assert told == b"" if tls else error_of(told)["code"] == "too_many_connections"
             refused.close()
-        assert daemon.wait_for("Connections refused")["connections"] == 5
+        assert daemon.wait_for("The gateway refused connections")["connections"] == 5
         client.close()
         wait_for(lambda: reaches(address, context if tls else None))
         daemon.stop()
-        refusals = [line["fields"] for line in daemon.lines() if line["message"].startswith("Connections refused")]
+        refusals = [
+            line["fields"] for line in daemon.lines() if line["message"].startswith("The gateway refused connections")
+        ]
         assert sum(each["refused"] for each in refusals) >= 20
 
 

@@ -612,7 +612,7 @@ MISTAKES = [
     (TOP, "listen: 'unix:/a'", "listen", AT_LEAST_ONE),
     (TOP, "listen: [5]", "listen[0]", "expected a mapping with endpoint"),
     (TOP, "listen: [{insecure: true}]", "listen[0].endpoint", "is required and missing"),
-    (TOP, "listen: [{endpoint: 'unix:/a', insecure: 5}]", "listen[0].insecure", "5 is neither true nor false"),
+    (TOP, "listen: [{endpoint: 'unix:/a', insecure: 5}]", "listen[0].insecure", "5 is not true or false"),
     # ranges and words
     (TOP, "default_timeout: 0s", "default_timeout", NO_DURATION),
     (TOP, "connect_timeout: -1", "connect_timeout", NO_DURATION),
@@ -644,7 +644,7 @@ MISTAKES = [
     (PROVIDER, 'headers: {X-A: "a\\r\\nX-B: b"}', "providers[0].headers.X-A", NO_KEY),
     (PROVIDER, "headers: {Host: a}", "providers[0].headers.Host", "sets itself; remove it"),
     (PROVIDER, "headers: {content-LENGTH: a}", "providers[0].headers.content-LENGTH", "sets itself; remove it"),
-    (PROVIDER, "headers: {Transfer-Encoding: a}", "providers[0].headers.Transfer-Encoding", "leave it out"),
+    (PROVIDER, "headers: {Transfer-Encoding: a}", "providers[0].headers.Transfer-Encoding", "remove it"),
     (PROVIDER, "headers: {Cookie: a}", "providers[0].headers.Cookie", "sets itself; remove it"),
     (
         PROVIDER,
@@ -787,7 +787,7 @@ routes:
 line 5: port: is written twice, on line 2 and on line 5; keep one of the two
 line 24: routes[0].steps[1].provider: is written twice, on line 24; keep one of the two
 line 2: port: cannot be used together with listen, which has its own ports; keep one of the two
-config.yaml: the file holds a key, and every user can read it; run: chmod 600
+config.yaml: holds a key and is readable by every user; run: chmod 600
 line 1: api_key: the environment variable NO_GATEWAY_KEY is not set
 line 11: providers[0].api_key: the environment variable NO_KEY_ONE is not set
 line 12: providers[0].headers.X-A: the environment variable NO_HEADER is not set
@@ -1119,7 +1119,7 @@ NOT_LITERAL = {
 def test_b10_a_literal_key_that_everybody_can_read_is_refused(load, key, mode):
     (mistake,) = mistakes_of(load, yaml.safe_dump(merged(*LITERAL[key])), KEYS, mode)
     assert f"chmod 600 {load.path}" in mistake
-    assert "readable by everybody" in mistake
+    assert "readable by every user" in mistake
 
 
 @pytest.mark.parametrize(
@@ -1141,7 +1141,7 @@ def test_b10_a_literal_key_that_the_group_can_read_is_one_warning(load, key, mod
 
 
 @pytest.mark.parametrize(
-    ("mode", "who"), [(0o644, "everybody"), (0o604, "everybody"), (0o640, "its group"), (0o600, None), (0o400, None)]
+    ("mode", "who"), [(0o644, "every user"), (0o604, "every user"), (0o640, "its group"), (0o600, None), (0o400, None)]
 )
 @pytest.mark.parametrize("key", NOT_LITERAL)
 def test_b10_without_a_literal_key_it_is_one_warning(load, key, mode, who):

@@ -161,7 +161,9 @@ def test_b9_logs_are_json_by_default_and_it_stops_on_sigterm(tmp_path):
                 <= {"time", "level", "message", "fields", "request_id"}
             )
         assert [line["level"] for line in lines if line.get("request_id") == "id-1"] == ["WARN", "INFO"]
-        assert {"The gateway has started", "The gateway is stopping", "The gateway has stopped"} <= {line["message"] for line in lines}
+        assert {"The gateway has started", "The gateway is stopping", "The gateway has stopped"} <= {
+            line["message"] for line in lines
+        }
         text = daemon.err.read_text() + daemon.out.read_text()
         assert "canary" not in text
         assert KEYS["GATEWAY_API_KEY"] not in text
@@ -288,10 +290,10 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--demo", "--check-config"], "--check-config and --demo exclude each other"),
-        (["--demo", "--check-providers"], "--check-providers and --demo exclude each other"),
-        (["--check-config", "--check-providers"], "--check-config and --check-providers exclude each other"),
-        (["--demo", "-c", "config.yaml"], "leave --config out"),
+        (["--demo", "--check-config"], "--check-config and --demo cannot be used together"),
+        (["--demo", "--check-providers"], "--check-providers and --demo cannot be used together"),
+        (["--check-config", "--check-providers"], "--check-config and --check-providers cannot be used together"),
+        (["--demo", "-c", "config.yaml"], "leave out --config"),
         (["--json"], "--json can be used only with --check-providers"),
         (["--try", "--check-config"], "--try can be used only with --check-providers"),
         (["--no-such"], "no-such"),
@@ -323,7 +325,7 @@ def test_d4_the_administrators_port_may_not_be_that_of_the_clients(tmp_path, wor
         tmp_path, *words, config=CONFIG.replace('listen: ["tcp:0:interface=127.0.0.1"]', "port: 8080\nadmin: 8080")
     )
     assert done.returncode == 78
-    assert "admin: tcp:8080:interface=127.0.0.1 takes the same address" in done.stderr
+    assert "admin: tcp:8080:interface=127.0.0.1 has the same address" in done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
@@ -357,8 +359,8 @@ def test_b9_keys_that_are_too_short_are_warned_of(tmp_path):
     done = run(tmp_path, "--check-config", environ={"GATEWAY_API_KEY": "x" * 19, "A_KEY": "ok"})
     warned = [line.partition(" characters")[0] for line in done.stdout.splitlines() if "warning" in line]
     assert warned == [
-        "warning: config.yaml, line 2: api_key: has under 20",
-        "warning: config.yaml, line 5: providers[0].api_key: has under 8",
+        "warning: config.yaml, line 2: api_key: has fewer than 20",
+        "warning: config.yaml, line 5: providers[0].api_key: has fewer than 8",
     ]
     done = run(tmp_path, "--check-config", environ={"GATEWAY_API_KEY": "x" * 20, "A_KEY": "8 or more"})
     assert "warning" not in done.stdout
@@ -393,7 +395,7 @@ def test_d4_check_config_tells_every_mistake_with_78(tmp_path):
     done = run(tmp_path, "--check-config", config=CONFIG.replace("90s", "never"), environ={})
     assert (done.returncode, done.stdout) == (78, "")
     told = done.stderr.splitlines()
-    assert told[0] == "config.yaml: not usable"
+    assert told[0] == "config.yaml: the configuration has mistakes"
     assert [line.split(": ")[1] for line in told[1:]] == [
         "api_key",
         "providers[0].api_key",

@@ -150,7 +150,7 @@ def test_b20_the_line_is_that_of_a_merged_or_aliased_entry_too(load):
         ('a: "x\nb: 1\nc: "y"\nd: 2\n', 1, "a quote that opens on this line ends only on line 3"),
         ("a: 1\nb: [1, 2\nc: 2\n", 2, "a [ opens on this line and is not closed by a ]"),
         ("a: 1\nb: {c: 1\nd: 2\n", 2, "a { opens on this line and is not closed by a }"),
-        ("api_keys: [${X}]\n", 1, 'in [...] and {...} a variable is in quotes: write "${NAME}"'),
+        ("api_keys: [${X}]\n", 1, 'in [...] and {...} write it in quotes: "${NAME}"'),
         ("a: [b,\n  ${X}]\n", 2, 'write "${NAME}"'),
         ("a: {headers: {X-A: Bearer ${X}}}\n", 1, 'write "${NAME}"'),
         ("a: @x\n", 1, "write the value in quotes"),
@@ -175,7 +175,7 @@ def test_b20_a_mistake_of_syntax_names_the_line_where_it_begins(load, text, line
 def test_b21_a_base_url_that_ends_in_an_endpoint_is_refused_with_what_is_right(load, end):
     (mistake,) = load(changed("example/v1", f"example/openai/v1{end}"))
     assert mistake.startswith("config.yaml, line 4: providers[0].base_url: ")
-    assert mistake.endswith("end it in /openai/v1")
+    assert mistake.endswith("write a URL that ends in /openai/v1")
 
 
 def test_b21_every_endpoint_of_the_gateway_is_such_an_end():

@@ -103,7 +103,7 @@ def test_d3_a_daemon_with_credentials(tmp_path):
 def test_d3_it_says_ready_feeds_the_watchdog_reloads_and_says_when_it_stops(tmp_path, manager):
     environ = {**KEYS, "NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1500000"}
     with Daemon(tmp_path, environ=environ) as daemon:
-        assert "Serving 1 routes over 1 providers" in manager.hears("READY=1")["STATUS"]
+        assert "Serving 1 routes with 1 providers" in manager.hears("READY=1")["STATUS"]
         with socket.create_connection(daemon.address()):
             pass  # READY means that it accepts
         for _ in range(3):

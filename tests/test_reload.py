@@ -293,7 +293,7 @@ def _raise(*_: object, **__: object) -> None:
     "place",
     [
         "aigw.admin.resources.MetricsResource",
-        "aigw.admin.resources.show",
+        "aigw.admin.resources.add_resources",
         "aigw.admin.resources.tree",
         "aigw.server.api.tree",
         "aigw.daemon.service.Gateway",

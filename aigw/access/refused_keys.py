@@ -29,7 +29,7 @@ MAX_WAITING = 200  # of all addresses; beyond them an answer goes out at once
 LOG_SECONDS = 10.0  # between two lines on one address
 MAX_LINES = 20  # in that time, on all addresses
 
-_MESSAGE = "The gateway refused a wrong API key of a client"
+_MESSAGE = "The gateway refused an unknown API key of a client"
 
 
 class RefusedKeys:

@@ -21,7 +21,7 @@ _ELSEWHERE = re.compile(r"os\.environ/\w+|env[:/]\w+|%[A-Za-z_]\w*%|\{\{.*\}\}|\
 def header_value(value: Any) -> Secret:
     """Printable ASCII, as a header may hold. Raises ValueError as ``Written`` describes; so do the functions below."""
     if value is None or value == "":
-        raise ValueError("is empty; write ${NAME} with the variable that holds the key, or write the key")
+        raise ValueError("is empty; write the key, or better ${NAME}")
     if isinstance(value, list | dict):
         raise ValueError(f"is a {'list' if isinstance(value, list) else 'mapping'}; write one string, in quotes")
     if not isinstance(value, str):

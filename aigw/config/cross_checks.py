@@ -22,7 +22,7 @@ def crossed(tree: Any, tls: bool) -> Iterator[Mistake]:
         yield Mistake(text, ("tls", "client_certificate"))
     admin = tree.get("admin")
     if isinstance(admin, dict) and not _is_insecure(admin) and not is_on_loopback(str(admin.get("endpoint"))):
-        text = "this listener needs no key and is not on loopback; to allow that, write {endpoint: ..., insecure: true}"
+        text = "this listener needs no key and is beyond loopback; to allow that, write {endpoint: ..., insecure: true}"
         yield Mistake(text, ("admin",))
     endpoints: dict[str, str] = {str(admin.get("endpoint")): "admin"} if isinstance(admin, dict) else {}
     listed = tree.get("listen")

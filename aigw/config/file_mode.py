@@ -44,8 +44,8 @@ def check_file_mode(path: Path, mode: int, literal: bool) -> tuple[list[str], li
     """Mistakes and warnings about other users who may read the file."""
     others, group = mode & stat.S_IROTH, mode & stat.S_IRGRP
     if literal and others:
-        return [f"{path}: the file holds a key, and every user can read it; run: chmod 600 {path}"], []
+        return [f"{path}: holds a key and is readable by every user; run: chmod 600 {path}"], []
     if others or group:
         who = "every user" if others else "its group"
-        return [], [f"{path}: {who} can read the file; to prevent that, run: chmod 600 {path}"]
+        return [], [f"{path} is readable by {who}; to prevent that, run: chmod 600 {path}"]
     return [], []

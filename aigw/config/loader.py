@@ -42,7 +42,7 @@ def find(path: str | None) -> Path:
             continue
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not a file name"
-            raise ConfigError([f"{place}: the file cannot be read: {reason}; name another file with -c FILE"]) from None
+            raise ConfigError([f"{place}: cannot be read: {reason}; name another file with -c FILE"]) from None
         if stat.S_ISREG(mode):
             return Path(place)
         if path:
@@ -67,7 +67,7 @@ def load(path: Path, environ: Mapping[str, str], shown: str = "") -> Config:
     except IsADirectoryError:
         raise ConfigError([_no_file(shown, stat.S_IFDIR)]) from None
     except OSError as error:
-        raise ConfigError([f"{shown}: the file cannot be read: {error.strerror}"]) from None
+        raise ConfigError([f"{shown}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError([f"{shown}, line {line}: the file is not UTF-8; save it in that encoding"]) from None

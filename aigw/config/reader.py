@@ -186,7 +186,7 @@ class Reader:
             if shape is self._shape and name == below:
                 return f"; at the top of the file its name is {at_top}"
             if below in shape.names and name == at_top:
-                return f"; only at the top of the file is its name {at_top}, here it is {below}"
+                return f"; its name is {below} except at the top of the file"
         places = [path.rpartition(".")[0] for path, _ in settings(self._shape) if path.rpartition(".")[2] == name]
         if places:
             return f" here; {name} belongs in {' or '.join(place or 'the top of the file' for place in places)}"

@@ -29,8 +29,8 @@ def in_words(error: Exception, text: str) -> Mistake:
     if "quoted scalar" in context and "end of stream" in problem:
         return _mistake("a quote opens on this line and is not closed; close it where the value ends", opened)
     if mark and "expected ',' or" in problem and _is_variable(text, mark.index):
-        right = 'inside [...] and {...} write "${NAME}"'
-        return _mistake(f"a variable inside [...] or {{...}} has no quotes; {right}", line)
+        right = 'in [...] and {...} write it in quotes: "${NAME}"'
+        return _mistake(f"a variable has no quotes; {right}", line)
     if mark and (quote := _long_quote(text, mark.index)):
         first, last = quote
         return _mistake(
@@ -41,7 +41,7 @@ def in_words(error: Exception, text: str) -> Mistake:
         opens, closes = _OPENED[flow[1]]
         return _mistake(f"a {opens} opens on this line and is not closed by a {closes}", opened)
     if "\\t" in problem:
-        return _mistake("the line is indented with a tab; indent it with spaces", line)
+        return _mistake("the line is indented with a tab; indent with spaces", line)
     if "cannot start any token" in problem:
         return _mistake("a value begins with a character that needs quotes; write the value in quotes", line)
     if "could not determine a constructor" in problem:

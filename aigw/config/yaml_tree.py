@@ -92,9 +92,9 @@ def expand(tree: Any, environ: Mapping[str, str]) -> tuple[Any, list[Mistake]]:
             mistakes.append(Mistake("the text in ${...} is not the name of a variable; write ${NAME}", path))
         elif name not in environ:
             meant = did_you_mean(name, environ) if len(name) > 3 else ""
-            mistakes.append(Mistake(f"the environment variable {quoted(name)} is not set{meant or '; set it'}", path))
+            mistakes.append(Mistake(f"the environment variable {quoted(name)} is not set{meant}", path))
         elif not environ[name]:
-            mistakes.append(Mistake(f"the environment variable {quoted(name)} is empty; set it", path))
+            mistakes.append(Mistake(f"the environment variable {quoted(name)} is empty", path))
         else:
             return environ[name]
         return "unset"

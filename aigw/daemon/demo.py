@@ -68,7 +68,7 @@ The log below shows that the second provider answers each request. Ctrl-C stops 
 
 
 class DemoProvider(Resource):
-    """Answers every chat completion with the same words, streamed if the request says so."""
+    """Answers every chat completion with the same words, streamed if the request asks for it."""
 
     isLeaf = True
 

@@ -279,13 +279,13 @@ class GatewayService(Service):
         """Warnings about the configuration and the certificates."""
         identity = self._runtime.identity
         problem = identity.validity.problem(EXPIRY_DAYS) if identity else None
-        return [*self._runtime.warnings, *([f"the certificate {problem}"] if problem else ())]
+        return [*self._runtime.warnings, *([f"a certificate {problem}"] if problem else ())]
 
     def _warn_of_expiry(self) -> None:
         identity = self._runtime.identity
         if identity and (problem := identity.validity.problem(EXPIRY_DAYS)):
             report = logs.warn if identity.validity.is_good() else logs.error
-            report(f"The certificate {problem}")
+            report(f"A certificate {problem}")
 
     def _status(self, since: str = "") -> str:
         config = self.config

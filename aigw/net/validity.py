@@ -52,8 +52,10 @@ class Validity:
         if left <= 0:
             return f"has expired, so /ready answers 503; renew it and reload ({self._first.which})"
         if wait > 0:
-            when = f"in {wait:.1f} days"
-            return f"becomes valid {when}, so /ready answers 503; check the clock of this machine ({self._last.which})"
+            when = f"for {wait:.1f} days"
+            return (
+                f"is not valid yet, {when}, so /ready answers 503; check the clock of this machine ({self._last.which})"
+            )
         if left < soon:
             return f"expires in {left:.1f} days: renew it and reload ({self._first.which})"
         return None

@@ -27,7 +27,7 @@ from zope.interface import implementer
 from aigw.errors import Overloaded
 from aigw.net.addresses import counts_for
 from aigw.protocols.error_bodies import error_body
-from aigw.server.mismatch import watch_first_bytes
+from aigw.server.mismatch import check_first_bytes
 from aigw.server.open_files import needed, raise_limit
 from aigw.telemetry import logs
 from aigw.telemetry.notices import MAX_ADDRESSES, Notice
@@ -162,7 +162,7 @@ class ConnectionGuard:
         if self._limiter.admits(addr):
             protocol: Any = self._factory.buildProtocol(addr)
             if self._secure:
-                watch_first_bytes(protocol)
+                check_first_bytes(protocol)
             return protocol
         if self._limiter.lingering < MAX_LINGERING:
             return _RefusedConnection(self._limiter, self._answer)

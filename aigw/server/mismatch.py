@@ -39,7 +39,7 @@ class Mismatches:
             notice.close()
 
 
-def watch_first_bytes(protocol: Any) -> None:
+def check_first_bytes(protocol: Any) -> None:
     """Make the TLS ``protocol`` check its first bytes: a method begins with a capital letter, a TLS record does not."""
 
     def first(data: bytes) -> None:

@@ -77,11 +77,11 @@ class Connection(Protocol):
 
     transport: Any
 
-    def __init__(self, secure: bool, free: Callable[[Connection], None], gone: Callable[[Connection], None]) -> None:
-        """``free`` is called when another request can be sent, ``gone`` when the connection is lost."""
+    def __init__(self, secure: bool, free: Callable[[Connection], None], lost: Callable[[Connection], None]) -> None:
+        """``free`` is called when another request can be sent, ``lost`` when the connection is lost."""
         self._secure = secure
         self._free = free
-        self._gone = gone
+        self._on_lost = lost
         self._alive = True
         self.ready: Deferred[Connection] | None = Deferred(lambda _: self.abort())
         self._parser = ResponseParser()
@@ -231,7 +231,7 @@ class Connection(Protocol):
     def abort(self) -> None:
         """Close now, in every state; no Deferred fires."""
         self.ready = self._answer = self._receiver = self._pieces = None
-        self._gone(self)  # now: connectionLost comes a turn later, and until then the pool could use it
+        self._on_lost(self)  # now: connectionLost comes a turn later, and until then the pool could use it
         self._busy = False
         if self._alive and self.transport is not None:
             self.transport.abortConnection()
@@ -240,7 +240,7 @@ class Connection(Protocol):
         """Fail what waits: for the connection, for an answer, or for the rest of a body."""
         self._alive = False
         self._pieces = None
-        self._gone(self)
+        self._on_lost(self)
         self._lost = reason
         ready, self.ready = self.ready, None
         answer, self._answer = self._answer, None

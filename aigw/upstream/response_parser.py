@@ -120,7 +120,7 @@ class ResponseParser:
         self.head_done = not self.broken
 
     def on_message_complete(self) -> None:
-        """The message ended where its framing says; 1xx are not the answer."""
+        """The message is complete by its framing; 1xx are not the answer."""
         if not self.head_done:
             self._begin_head()
         elif not self.complete and not self.broken:

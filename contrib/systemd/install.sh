@@ -3,7 +3,7 @@
 #
 # It is in a checkout (contrib/systemd/) and in the artefact that `build` makes. Each release has its own folder,
 # /opt/ai-gateway/releases/VERSION-HASH; /opt/ai-gateway/current names the running one, so that a rollback is one rename.
-# shellcheck disable=SC2015,SC2016 # `A && B || die` is intended, because die exits; so are single quotes around what other programs expand
+# shellcheck disable=SC2015,SC2016 # `A && B || fail` is intended, because fail exits; so are single quotes around what other programs expand
 set -euo pipefail
 
 NAME=ai-gateway
@@ -54,7 +54,7 @@ EOF
 
 info() { printf '→ %s\n' "$*"; }
 warn() { printf 'install.sh: warning: %s\n' "$*" >&2; }
-die() {
+fail() {
   printf 'install.sh: %s\n' "$*" >&2
   exit 1
 }
@@ -65,23 +65,23 @@ temporary() { # sets TMP, removed on exit
 trap 'rm -rf ${TMP:+"$TMP"}' EXIT
 
 need_root() {
-  [ "$(id -u)" = 0 ] || die "$1 needs root; run: sudo $0 $1"
+  [ "$(id -u)" = 0 ] || fail "$1 needs root; run: sudo $0 $1"
   exec 9>/run/ai-gateway-install.lock
-  flock -n 9 || die "another install.sh is running on this machine; run this one again later"
+  flock -n 9 || fail "another install.sh is running on this machine; run this one again later"
 }
 
 need_systemd() {
-  [ -d /run/systemd/system ] || die "this machine does not run systemd; to install only the program, run: $0 install"
+  [ -d /run/systemd/system ] || fail "this machine does not run systemd; to install only the program, run: $0 install"
 }
 
 need_checkout() {
-  [ -f "$ROOT/setup.py" ] && [ -d "$ROOT/aigw" ] || die "$1 needs a checkout of the source, and this is an artefact; run it in a checkout"
+  [ -f "$ROOT/setup.py" ] && [ -d "$ROOT/aigw" ] || fail "$1 needs a checkout of the source, and this is an artefact; run it in a checkout"
 }
 
 need_venv() { # PYTHON
-  command -v "$1" >/dev/null || die "$1 is not installed; run: apt-get install python3 python3-venv"
-  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$1 is older than Python 3.10; set PYTHON to a newer one"
-  "$1" -c 'import ensurepip, venv' 2>/dev/null || die "$1 cannot make virtual environments; run: apt-get install python3-venv"
+  command -v "$1" >/dev/null || fail "$1 is not installed; run: apt-get install python3 python3-venv"
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$1 is older than Python 3.10; set PYTHON to a newer one"
+  "$1" -c 'import ensurepip, venv' 2>/dev/null || fail "$1 cannot make virtual environments; run: apt-get install python3-venv"
 }
 
 platform_of() { # PYTHON: the platform of its wheels, e.g. "3.11 x86_64"
@@ -128,16 +128,16 @@ build() {
 
 verified() { # FILE TO: copies FILE to TO and checks the hash of TO, because other users may be able to write to FILE
   local expected=${SHA256:-} got
-  [ -f "$1" ] || die "$1: no such file"
+  [ -f "$1" ] || fail "$1: no such file"
   if [ -z "$expected" ]; then
-    [ -f "$1.sha256" ] || die "$1 is not installed: its hash is unknown; copy $1.sha256, which \`build\` makes, or set SHA256"
+    [ -f "$1.sha256" ] || fail "$1 is not installed: its hash is unknown; copy $1.sha256, which \`build\` makes, or set SHA256"
     read -r expected _ <"$1.sha256" || true
   fi
   expected=${expected,,}
-  [[ $expected =~ ^[0-9a-f]{64}$ ]] || die "$1 is not installed: the hash ${expected:-(empty)} is wrong; write 64 hexadecimal digits"
+  [[ $expected =~ ^[0-9a-f]{64}$ ]] || fail "$1 is not installed: the hash ${expected:-(empty)} is wrong; write 64 hexadecimal digits"
   cp "$1" "$2"
   got=$(hash_of "$2")
-  [ "$got" = "$expected" ] || die "$1 is not installed: its SHA-256 is $got instead of $expected; copy the file again"
+  [ "$got" = "$expected" ] || fail "$1 is not installed: its SHA-256 is $got instead of $expected; copy the file again"
 }
 
 hash_of() { # FILE
@@ -148,7 +148,7 @@ payload() { # [FILE]: sets PAYLOAD, an unpacked artefact, and ID
   if [ -n "${1:-}" ]; then
     temporary
     verified "$1" "$TMP/artefact.tar.gz"
-    tar -C "$TMP" -xzf "$TMP/artefact.tar.gz" || die "$1 is not an artefact; make one with: $0 build"
+    tar -C "$TMP" -xzf "$TMP/artefact.tar.gz" || fail "$1 is not an artefact; make one with: $0 build"
     PAYLOAD=$(dirname "$(find "$TMP" -maxdepth 2 -name PLATFORM)")
   elif [ -f "$HERE/PLATFORM" ]; then
     PAYLOAD=$HERE
@@ -156,7 +156,7 @@ payload() { # [FILE]: sets PAYLOAD, an unpacked artefact, and ID
     build
     PAYLOAD=$TMP/$(basename "$ARTEFACT" .tar.gz)
   fi
-  [ -f "$PAYLOAD/ID" ] && [ -d "$PAYLOAD/wheels" ] || die "${1:-$PAYLOAD} is not an artefact; make one with: $0 build"
+  [ -f "$PAYLOAD/ID" ] && [ -d "$PAYLOAD/wheels" ] || fail "${1:-$PAYLOAD} is not an artefact; make one with: $0 build"
   ID=$(<"$PAYLOAD/ID")
 }
 
@@ -174,7 +174,7 @@ matching_python() { # sets PYTHON_HERE, a Python that fits the wheels
     fi
     all=${all:+$all, }$found
   done
-  die "release $ID is for Python $expected, and this machine has ${all:-none}; build a release for that: PYTHON=python3.X $0 build"
+  fail "release $ID is for Python $expected, and this machine has ${all:-none}; build a release for that: PYTHON=python3.X $0 build"
 }
 
 install_release() { # unpacks PAYLOAD as releases/ID, complete or not at all
@@ -392,7 +392,7 @@ first_files() { # the files that a machine needs before the first start; existin
     info "keeping $ETC/config.yaml"
     [ -z "${CONFIG:-}" ] || warn "CONFIG is ignored, because $ETC/config.yaml exists"
   else
-    [ -z "${CONFIG:-}" ] || [ -f "$CONFIG" ] || die "CONFIG: $CONFIG: no such file"
+    [ -z "${CONFIG:-}" ] || [ -f "$CONFIG" ] || fail "CONFIG: $CONFIG: no such file"
     info "writing $ETC/config.yaml${CONFIG:+ from $CONFIG}"
     install -m 0600 -o $NAME -g $NAME "${CONFIG:-$HOME_DIR/current/systemd/config.yaml}" "$ETC/config.yaml"
   fi
@@ -445,7 +445,7 @@ EOF
 choose_port() { # PORT becomes a drop-in of the socket unit
   local dropin=/etc/systemd/system/ai-gateway.socket.d/port.conf
   [ -n "${PORT:-}" ] || return 0
-  [[ $PORT =~ ^[1-9][0-9]{0,4}$ && $PORT -le 65535 ]] || die "PORT: $PORT is not a port; write a number from 1 to 65535"
+  [[ $PORT =~ ^[1-9][0-9]{0,4}$ && $PORT -le 65535 ]] || fail "PORT: $PORT is not a port; write a number from 1 to 65535"
   mkdir -p "$(dirname "$dropin")"
   printf '[Socket]\nListenStream=\nListenStream=%s\n' "$PORT" >"$dropin"
   systemctl daemon-reload
@@ -456,7 +456,7 @@ start_service() {
   temporary
   if ! check_config "$(current)" >"$TMP/check" 2>&1; then
     cat "$TMP/check" >&2
-    die "the service was not started: $ETC/config.yaml has mistakes. Correct it (keys belong in $ETC/keys/NAME), then run this again"
+    fail "the service was not started: $ETC/config.yaml has mistakes. Correct it (keys belong in $ETC/keys/NAME), then run this again"
   fi
   systemctl enable -q ai-gateway.service
   if [ "$(state ai-gateway.socket LoadState)" = masked ]; then
@@ -464,12 +464,12 @@ start_service() {
   else
     systemctl enable -q ai-gateway.socket
     systemctl start ai-gateway.socket ||
-      die "the port cannot be opened ($(state ai-gateway.socket Result)); to use another one, run: PORT=8443 $0 install-service"
+      fail "the port cannot be opened ($(state ai-gateway.socket Result)); to use another one, run: PORT=8443 $0 install-service"
   fi
   systemctl reset-failed ai-gateway.service 2>/dev/null || true
   if ! timeout 120 systemctl start ai-gateway.service || ! stays_up ai-gateway.service; then
     show_journal ai-gateway.service
-    die "the service did not start; correct the error above, then run this again"
+    fail "the service did not start; correct the error above, then run this again"
   fi
   info "ai-gateway.service is active: $(state ai-gateway.service StatusText)"
 }
@@ -481,7 +481,7 @@ cmd_install() {
   payload "$@"
   install_release
   if [ -d /run/systemd/system ] && [ -n "$(running)" ]; then
-    die "the service is running release $(current); to replace it, run: $0 upgrade"
+    fail "the service is running release $(current); to replace it, run: $0 upgrade"
   fi
   [ -z "$(current)" ] || [ "$(current)" = "$ID" ] || point previous "$(current)"
   activate "$ID"
@@ -515,14 +515,14 @@ replace() { # the running release by ID
     info "release $ID is running already; nothing was changed"
     return
   fi
-  roll "$ID" || die "release $ID was not installed; release $(current) is running"
+  roll "$ID" || fail "release $ID was not installed; release $(current) is running"
   prune
 }
 
 cmd_upgrade() {
   need_root upgrade
   need_systemd
-  [ -n "$(current)" ] && [ -f "$UNITS/ai-gateway.service" ] || die "there is no service to upgrade; run: $0 install-service"
+  [ -n "$(current)" ] && [ -f "$UNITS/ai-gateway.service" ] || fail "there is no service to upgrade; run: $0 install-service"
   payload "$@"
   install_release
   if [ -z "$(running)" ]; then
@@ -539,9 +539,9 @@ cmd_rollback() {
   need_root rollback
   need_systemd
   back=$(current previous)
-  [ -n "$back" ] && [ -f "$HOME_DIR/releases/$back/.complete" ] || die "there is no previous release"
+  [ -n "$back" ] && [ -f "$HOME_DIR/releases/$back/.complete" ] || fail "there is no previous release"
   if [ -n "$(running)" ]; then
-    roll "$back" || die "release $back was not installed; release $(current) is running"
+    roll "$back" || fail "release $back was not installed; release $(current) is running"
   else
     point previous "$(current)"
     activate "$back"
@@ -551,7 +551,7 @@ cmd_rollback() {
 
 cmd_uninstall() {
   local purge=
-  case ${1:-} in "") ;; --purge) purge=yes ;; *) die "uninstall takes only the option --purge" ;; esac
+  case ${1:-} in "") ;; --purge) purge=yes ;; *) fail "uninstall takes only the option --purge" ;; esac
   need_root uninstall
   if [ -d /run/systemd/system ]; then
     info "stopping the service"
@@ -576,11 +576,11 @@ remote() { ssh "${SSH[@]}" -p "$SSH_PORT" "$TARGET" "$@"; }
 
 cmd_deploy() {
   local there expected sudo='' tty='' folder python
-  [ -n "${SSH_HOST:-}" ] || die "SSH_HOST is not set; run: SSH_HOST=example.com [SSH_USER=deploy] [SSH_KEY=~/.ssh/id] $0 deploy"
-  [ -z "${SSH_KEY:-}" ] || [ -f "$SSH_KEY" ] || die "SSH_KEY: $SSH_KEY: no such file"
-  [ -z "${CONFIG:-}" ] || [ -f "$CONFIG" ] || die "CONFIG: $CONFIG: no such file"
-  [ -z "${1:-}" ] || [ -f "$1" ] || die "$1: no such file"
-  command -v ssh >/dev/null || die "ssh is not installed; run: apt-get install openssh-client"
+  [ -n "${SSH_HOST:-}" ] || fail "SSH_HOST is not set; run: SSH_HOST=example.com [SSH_USER=deploy] [SSH_KEY=~/.ssh/id] $0 deploy"
+  [ -z "${SSH_KEY:-}" ] || [ -f "$SSH_KEY" ] || fail "SSH_KEY: $SSH_KEY: no such file"
+  [ -z "${CONFIG:-}" ] || [ -f "$CONFIG" ] || fail "CONFIG: $CONFIG: no such file"
+  [ -z "${1:-}" ] || [ -f "$1" ] || fail "$1: no such file"
+  command -v ssh >/dev/null || fail "ssh is not installed; run: apt-get install openssh-client"
   SSH_PORT=${SSH_PORT:-22}
   SSH_HOST=${SSH_HOST#[} SSH_HOST=${SSH_HOST%]}
   TARGET=${SSH_USER:-root}@$SSH_HOST
@@ -599,17 +599,17 @@ cmd_deploy() {
     if [ "$(id -u)" = 0 ]; then how=root; elif ! command -v sudo >/dev/null; then how=none
     elif sudo -n true 2>/dev/null; then how=sudo; else how=ask; fi
     echo "ok $how"; python3 -c "import platform, sys; print(\"%d.%d\" % sys.version_info[:2], platform.machine())"') ||
-    die "ssh cannot log in to $TARGET; for a new host set SSH_OPTS=\"-o StrictHostKeyChecking=accept-new\""
-  [[ $there == "ok "* ]] || die "$SSH_HOST cannot run the gateway: $there"
+    fail "ssh cannot log in to $TARGET; for a new host set SSH_OPTS=\"-o StrictHostKeyChecking=accept-new\""
+  [[ $there == "ok "* ]] || fail "$SSH_HOST cannot run the gateway: $there"
   expected=${there#*$'\n'}
   case ${there%%$'\n'*} in
     "ok root") ;;
     "ok sudo") sudo="sudo -n" ;;
     "ok ask")
-      [ -t 0 ] || die "${SSH_USER:-root} needs a password for sudo on $SSH_HOST; run this from a terminal"
+      [ -t 0 ] || fail "${SSH_USER:-root} needs a password for sudo on $SSH_HOST; run this from a terminal"
       sudo=sudo tty=-t
       ;;
-    *) die "${SSH_USER:-root} is not root on $SSH_HOST, and there is no sudo" ;;
+    *) fail "${SSH_USER:-root} is not root on $SSH_HOST, and there is no sudo" ;;
   esac
   if [ -n "${1:-}" ]; then
     ARTEFACT=$TMP/$(basename "$1")
@@ -619,7 +619,7 @@ cmd_deploy() {
     tar -C "$(dirname "$HERE")" --owner=0 --group=0 -czf "$ARTEFACT" "$(basename "$HERE")"
   else
     for python in ${PYTHON:+"$PYTHON"} python3 "python${expected% *}" ''; do
-      [ -n "$python" ] || die "$SSH_HOST has Python $expected, which this machine does not have; set PYTHON to a Python of that version"
+      [ -n "$python" ] || fail "$SSH_HOST has Python $expected, which this machine does not have; set PYTHON to a Python of that version"
       [ "$(platform_of "$python" 2>/dev/null)" = "$expected" ] && break
     done
     PYTHON=$python build
@@ -637,7 +637,7 @@ cmd_deploy() {
     status=\$?; cd / && $sudo rm -rf $folder; exit \$status"; then
     info "deployed to $SSH_HOST"
   else
-    die "the deployment to $SSH_HOST failed; see the errors above"
+    fail "the deployment to $SSH_HOST failed; see the errors above"
   fi
 }
 
@@ -661,7 +661,7 @@ cmd_test() {
 
 command=${1:-help}
 [ $# = 0 ] || shift
-[ $# -le 1 ] || die "there are too many arguments; for the commands run: $0 help"
+[ $# -le 1 ] || fail "there are too many arguments; for the commands run: $0 help"
 case $command in
   build) build ;;
   install) cmd_install "$@" ;;
