@@ -266,6 +266,7 @@ def _configuration(down: int, up: int, port: int, admin_port: int) -> dict[str, 
             {"name": "up", "base_url": f"http://127.0.0.1:{up}/v1", "api_key": "demo-provider-key-2"},
         ],
         "routes": [{"name": "demo", "steps": steps}],
+        "when_refused": "pass_on",
         "cooldown": 0,  # else the first step would cool down after three requests, and its failures would not be seen
     }
 

@@ -45,7 +45,7 @@ class Reload(Generic[T]):
     def _refuse(self, failure: Failure) -> bool:
         problem = failure.value
         mistakes = problem.mistakes if isinstance(problem, ConfigError) else [str(problem)]
-        self._reloads.refuse()
+        self._reloads.refuse(mistakes)
         logs.error(
             "The gateway did not reload: the new configuration has mistakes, and the old one is in use",
             mistakes=mistakes,

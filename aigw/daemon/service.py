@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from aigw import __version__
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
+from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
 from aigw.daemon.drain import Drain
 from aigw.daemon.reload import Reload, clock_time
@@ -29,13 +30,14 @@ from aigw.daemon.systemd import Notify
 from aigw.daemon.watchdog import Watchdog
 from aigw.errors import CannotListen, Draining
 from aigw.net.tls import CurrentIdentity
-from aigw.proxy.cooldown import Cooldowns
+from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Exchange, Gateway
 from aigw.server import api
 from aigw.server.listeners import Listeners, address_of, inherited_sockets
 from aigw.server.resources import ApiResource
 from aigw.server.site import GatewaySite
 from aigw.telemetry import logs
+from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import Reloads, Snapshot
 from aigw.telemetry.telemetry import Telemetry, log_attempt
 from aigw.upstream.connector import Host, LookUp, Resolver, look_up
@@ -58,8 +60,8 @@ class GatewayService(Service):
     ) -> None:
         """Reads the configuration and its files, and opens nothing; each reload calls ``load`` again.
 
-        ``observer`` is the log unless ``--logger`` names another; the watchdog calls ``notify`` every ``notify_every``
-        seconds; ``environ`` may configure traces. Raises ConfigError.
+        ``observer`` is the log unless ``--logger`` names another; ``environ`` may configure traces and proxies. Raises
+        ConfigError.
         """
         self._load = load
         self._reactor = reactor
@@ -67,7 +69,7 @@ class GatewayService(Service):
         self._notify = notify or Notify({})
         self._connect = partial(Host, reactor, Resolver(reactor, look_up))
         self._inherited = list(inherited_sockets(reactor))
-        self._cooldowns = Cooldowns(time.monotonic)
+        self._cooldowns = CooldownsByEndpoint(time.monotonic)
         self._running: set[Exchange] = set()
         self.watchdog = Watchdog(reactor, self._notify.alive, notify_every)
         self._daily = LoopingCall(self._warn_of_expiry)
@@ -75,16 +77,21 @@ class GatewayService(Service):
         self._drain: Drain | None = None
         self._reloads = Reloads()
         self._reload = Reload(reactor, self._read, self._swap, self._notify, self._reloads)
-        self._telemetry = Telemetry(self._snapshot, reactor, environ)
+        self._redaction = Redaction()
+        logs.hand_down(self._redaction)
+        if observer is not None:
+            observer.redaction = self._redaction  # twistd adds it to the log only later
+        self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ)
         self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
         self._is_urgent = False
+        self._ignored = ignored_proxies(environ or {})
         self._runtime = self._read()
         self._identity = CurrentIdentity(self._runtime.identity)
         self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._runtime))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._runtime.listeners)
         self._telemetry.use(self.config)
-        self._telemetry.hide(self.config.secrets)
+        self._redaction.use(self.config.secrets)
 
     @property
     def config(self) -> Config:
@@ -107,7 +114,7 @@ class GatewayService(Service):
     def privilegedStartService(self) -> None:
         """Open the listeners, while the process may still be root; a failure is one log line and exit status 1."""
         super().privilegedStartService()
-        self._warn()
+        self._warn(self._ignored)
         self._limit_connections()
         try:
             opened = self._listeners.open_new(self._runtime.listeners)
@@ -146,8 +153,7 @@ class GatewayService(Service):
         if self._drain is not None:
             return False
         old = self._runtime
-        # Everything that can fail comes first; until then the old configuration is served.
-        self._listeners.check(new.listeners)
+        self._listeners.check(new.listeners)  # what can fail comes first; until then the old configuration is served
         trees = self._trees(new)
         unchanged = {name for name, each in new.config.providers.items() if old.config.providers.get(name) == each}
         steps = [
@@ -159,7 +165,7 @@ class GatewayService(Service):
         except BaseException:
             self._identity.identity = identity
             raise
-        self._telemetry.hide(new.config.secrets)
+        self._redaction.use(new.config.secrets)
         self._telemetry.use(new.config)
         new.upstream.take_over(old.upstream)
         self._cooldowns.forget_all_but(steps)
@@ -177,8 +183,8 @@ class GatewayService(Service):
         for listener in closed:
             logs.info("The gateway has closed a listener", address=listener.endpoint)
         self._reloads.take()
-        serials = new.identity.serials if new.identity else []
         routes, providers = len(new.config.routes), list(new.config.providers)
+        serials = new.identity.serials if new.identity else []
         logs.info("The gateway has reloaded", routes=routes, providers=providers, serials=serials)
         self._notify.ready(self._status(f"; reloaded at {clock_time()}"))
         return True
@@ -195,7 +201,6 @@ class GatewayService(Service):
         self._drain = Drain(self._site, self._running, self._reactor, seconds)
         self._admin.viewers.end()
         stopped = self._listeners.close(admin=False).addBoth(lambda _: self._drain and self._drain.begin())
-
         if self._is_urgent:
             self._drain.give_up()
 
@@ -257,6 +262,7 @@ class GatewayService(Service):
             certificate_expires=identity.validity.expires if identity else None,
             reloads=self._reloads,
             rests_for=self._cooldowns.rests_for,
+            cools_down=self._cooldowns.cools_down,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )
 
@@ -269,8 +275,8 @@ class GatewayService(Service):
             message = f"The gateway has opened {'the admin listener' if listener.admin else 'a listener'}"
             logs.info(message, address=address_of(port), tls=not listener.insecure)
 
-    def _warn(self) -> None:
-        for warning in self._runtime.warnings:
+    def _warn(self, more: Sequence[str] = ()) -> None:
+        for warning in [*more, *self._runtime.warnings]:
             logs.warn(warning)
         if self._runtime.identity is None:
             logs.warn("No TLS certificate is configured, so the gateway serves plain HTTP; set tls to serve HTTPS")
@@ -279,17 +285,16 @@ class GatewayService(Service):
         """Warnings about the configuration and the certificates."""
         identity = self._runtime.identity
         problem = identity.validity.problem(EXPIRY_DAYS) if identity else None
-        return [*self._runtime.warnings, *([f"a certificate {problem}"] if problem else ())]
+        return [*self._ignored, *self._runtime.warnings, *([f"the certificate {problem}"] if problem else ())]
 
     def _warn_of_expiry(self) -> None:
         identity = self._runtime.identity
         if identity and (problem := identity.validity.problem(EXPIRY_DAYS)):
             report = logs.warn if identity.validity.is_good() else logs.error
-            report(f"A certificate {problem}")
+            report(f"The certificate {problem}")
 
     def _status(self, since: str = "") -> str:
-        config = self.config
-        served = f"Serving {len(config.routes)} routes with {len(config.providers)} providers"
+        served = f"Serving {len(self.config.routes)} routes over {len(self.config.providers)} providers"
         identity = self._runtime.identity
         until = f", certificate valid for {identity.validity.days_left():.0f} days" if identity else ""
         return f"{served}{until}{since}"

@@ -44,7 +44,9 @@ class GatewaySite(Site):
         """A client has connected."""
         self._open.add(channel)
         self.idle[channel] = None
-        self.limiter.entered(channel.transport.getPeer())
+        peer = channel.transport.getPeer()
+        channel.client_address = getattr(peer, "host", None)
+        self.limiter.entered(peer)
 
     def left(self, channel: Channel) -> None:
         """A client's connection is closed."""
