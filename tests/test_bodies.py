@@ -256,7 +256,7 @@ def test_r6_s6_uploads_that_are_refused_or_abandoned_leave_nothing(tmp_path, cap
     """Five kinds of them, ``times`` each, of 32 MiB."""
     with FreshDaemon(tmp_path, config=json.dumps(daemon_of(tmp_path))) as daemon:
         address = daemon.address()
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         before = rss(daemon.process.pid)
         most = 0
         for _ in range(times):

@@ -390,7 +390,7 @@ class Story:
         pairs = (self.folder / ".environ").read_text().split("\0")
         self.environ = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
         if "--logfile" in command:
-            self.wait_for("Started", self.folder / "gateway.log")
+            self.wait_for("The gateway has started", self.folder / "gateway.log")
 
     def python(self, text: str) -> None:
         (self.folder / "page.py").write_text(self.here(text))
@@ -403,7 +403,7 @@ class Story:
             self.daemons.append(
                 subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=self.folder, env=self.environ, stderr=file)
             )
-        self.wait_for("Started", log)
+        self.wait_for("The gateway has started", log)
 
     def wait_for(self, message: str, log: Path) -> None:
         from tests.test_prometheus import wait

@@ -1,4 +1,4 @@
-"""Which headers cross the gateway, in either direction."""
+"""The headers that the gateway forwards, in both directions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRACEPARENT = re.compile(  # as in telemetry/trace_context
 )
 
 
-# What goes on to a client: Python's http.client takes 100 headers, Node 16 KiB, and we add some of our own.
+# Limits of what a client gets: Python's http.client takes 100 headers, Node 16 KiB, and the gateway adds its own.
 MOST_HEADERS = 50
 MOST_BYTES = 8 * 1024
 MOST_OF_A_VALUE = 4 * 1024
@@ -37,7 +37,7 @@ _FIRST = (
 def for_provider(given: Mapping[bytes, bytes]) -> Lines:
     """What of a client's request goes on to a provider; ``given`` are its headers by lower-case name.
 
-    A value with a control character does not.
+    A value with a control character is left out.
     """
     kind = given.get(b"content-type", b"")
     if kind != b"application/json" and (
@@ -55,9 +55,9 @@ def for_provider(given: Mapping[bytes, bytes]) -> Lines:
 
 
 def for_client(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
-    """What of a provider's answer goes on to the client, the last of each, names in lower case.
+    """The headers of a provider's answer that the client gets: the last value of each, names in lower case.
 
-    Of more than clients can be expected to take the most important ones: the result is bounded.
+    The result is bounded: of too many headers the client gets the most important ones.
     """
     sent = [(goes_as, values[-1]) for name, values in answered if (goes_as := _TO_CLIENT_AS[name])]
     together = b"".join([value for _, value in sent])
@@ -84,7 +84,7 @@ def _rank(header: Header) -> int:
 
 
 class _Names(dict[bytes, bytes | None]):
-    """How a provider's header goes on to the client, None where it does not. Remembers names, within bounds."""
+    """The name under which the client gets a provider's header; None if the client does not get it. A bounded cache."""
 
     def __missing__(self, name: bytes) -> bytes | None:
         if len(name) > MOST_OF_A_NAME:
@@ -101,7 +101,7 @@ _TO_CLIENT_AS = _Names()
 
 
 def lines(sent: Sequence[Header]) -> bytes:
-    """Headers as they go over the wire, each line ended; no value can begin a line of its own."""
+    """Headers as bytes, each line ended; a value cannot begin another line."""
     written = b"\r\n".join([_cased(name) + value for name, value in sent]) + (b"\r\n" if sent else b"")
     if written.count(b"\n") != len(sent) or written.count(b"\r") != len(sent):
         return lines([(b" ".join(name.splitlines()), b" ".join(value.splitlines())) for name, value in sent])

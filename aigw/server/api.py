@@ -46,7 +46,7 @@ class ModelsResource(ApiResource):
 
 
 class EndpointResource(ApiResource):
-    """One endpoint of the API: reads a Call, has the gateway serve it, and records what became of it."""
+    """One endpoint of the API: reads a Call, lets the gateway serve it, and records the result."""
 
     methods = (b"POST",)
 
@@ -68,7 +68,7 @@ class EndpointResource(ApiResource):
         self._seconds: Callable[[], float] = gateway.clock.seconds
 
     def admit(self, request: Request) -> None:
-        """Everything about the request is recorded, its refusal too."""
+        """Begin the record of the request, so that a refusal is recorded too."""
         path = f"/v1/{self._endpoint.path}"
         now, method = self._seconds(), request.method[:20].decode("latin-1")
         request.record = RecordBuilder(request.request_id, method, path, now, seconds=self._seconds, received=now)
@@ -81,9 +81,9 @@ class EndpointResource(ApiResource):
             request.coding = coding_in(coding)
 
     def wrong_method(self, request: Request) -> GatewayError:
-        """A client that asks for a WebSocket is told to use HTTP: Codex then does so at once."""
+        """A client that asks for a WebSocket gets 426: Codex then uses HTTP at once."""
         if b"websocket" in (request.header(b"upgrade") or b"").lower():
-            message = "WebSockets are not served here; send a POST over HTTP."
+            message = "This gateway does not support WebSockets; send a POST request over HTTP."
             return UpgradeRequired(message, headers={"Upgrade": "HTTP/1.1"})
         return super().wrong_method(request)
 
@@ -132,7 +132,7 @@ class EndpointResource(ApiResource):
         record.caller = request.caller.name if request.caller is not None else ""
         record.bytes_in = request.bytes_in
         record.bytes_out = record.bytes_out or request.sentLength
-        if request.client_left:  # not by its status: a provider's 499 may be passed on
+        if request.client_left:  # the status is not enough: a provider's 499 may be forwarded
             record.outcome = "client_gone"
         elif status >= 400:
             record.outcome = "error"

@@ -17,7 +17,7 @@ from aigw.server.unknown_paths import unknown_path
 
 
 class ApiResource(TwistedResource):
-    """What all resources share: how they are admitted, and what their answers carry."""
+    """The common part of all resources: the checks of a request, and the headers of an answer."""
 
     isLeaf = True
     known: Mapping[bytes, TwistedResource] = {}  # below this one, by whole paths; where to look first
@@ -31,7 +31,7 @@ class ApiResource(TwistedResource):
         self.config = config
 
     def getChild(self, path: bytes, request: Any) -> TwistedResource:
-        """Anything below that is not a resource of its own is unknown."""
+        """Every other path below this resource is unknown."""
         return NotFound(self.config)
 
     def admit(self, request: Request) -> None:
@@ -60,10 +60,12 @@ class ApiResource(TwistedResource):
         return unknown_path(request.path)
 
     def wrong_method(self, request: Request) -> GatewayError:
-        """The error for a method that the path does not take."""
+        """The error for a method that the path does not support."""
         allowed = b", ".join(self.methods).decode()
         method = request.method[:20].decode("latin-1")
-        return MethodNotAllowed(f"This path answers {allowed}, not {method}.", headers={"Allow": allowed})
+        return MethodNotAllowed(
+            f"This path does not support the method {method}; use {allowed}.", headers={"Allow": allowed}
+        )
 
     def headers(self, request: Request) -> list[headers.Header]:
         """What its answers carry beside the request id."""
@@ -74,23 +76,23 @@ class ApiResource(TwistedResource):
 
 
 class NotFound(ApiResource):
-    """Every path that is not the gateway's, after the key was checked."""
+    """Every unknown path; the key is checked first."""
 
     methods = ()
 
 
 class PathPrefix(NotFound):
-    """A path that only leads to others."""
+    """A path that is only the prefix of others."""
 
     isLeaf = False
 
 
 class HealthResource(ApiResource):
-    """``GET /health``: alive, without a key and without asking anybody."""
+    """``GET /health``: the process runs. It needs no key and asks no provider."""
 
     def identify(self, request: Request) -> None:
         """Everybody may ask."""
 
     def render(self, request: Any) -> bytes:
-        """As the original program writes it."""
+        """The same bytes as the original program."""
         return b'{"status": "healthy"}'

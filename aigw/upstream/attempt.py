@@ -1,4 +1,4 @@
-"""What one attempt sends: all of it is decided, the mechanism adds nothing."""
+"""What one attempt sends. All of it is decided here; the pool and the connection add nothing."""
 
 from __future__ import annotations
 

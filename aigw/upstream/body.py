@@ -1,4 +1,4 @@
-"""A body that is read as a whole, up to a bound: a refusal, a list of models, the answer to a check."""
+"""Reading a short body as a whole, up to a limit: a refusal, a list of models, the answer to a check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Body = tuple[bytes, bool]
 
 
 def read(response: Response, most: int, seconds: float, clock: IReactorTime) -> Deferred[Body]:
-    """What comes of the body, up to ``most`` bytes and so many seconds, and whether that is all of it.
+    """The body, up to ``most`` bytes and as far as it arrives in ``seconds``, and whether it is complete.
 
     Never fails; cancelling aborts the connection.
     """
