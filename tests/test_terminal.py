@@ -17,7 +17,9 @@ import urllib.request
 
 import pytest
 
+from aigw.secret import Secret
 from aigw.telemetry.logs import JsonLines
+from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.terminal import TerminalFile, is_terminal, printable, readable, wants_colour
 from tests.test_daemon import CONFIG, KEYS, ROOT
 
@@ -135,11 +137,9 @@ def test_a_line_that_cannot_be_put_in_words_is_shown_as_it_is(broken):
 
 
 def test_b9_keys_are_hidden_before_it_is_put_in_words():
-    from aigw.telemetry import logs
-
     out = io.StringIO()
-    logs.hide([lambda text: text.replace("canary-key", "***")])
     observer = JsonLines(TerminalFile(out, colour=False))
+    observer.redaction = Redaction([Secret("canary-key")])
     observer({"log_time": 0.0, "aigw_message": "Oh canary-key", "aigw_fields": {"path": "canary-key", "content": "c"}})
     assert out.getvalue() == "00:00:00  Oh ***  path=***\n"
 
@@ -236,7 +236,7 @@ def test_b9_a_terminal_gets_one_readable_line_a_request(tmp_path, words, environ
         assert ask(port) == 502
         gateway.wait_for(form)
         gateway.process.send_signal(signal.SIGINT)
-        gateway.wait_for(b"Stopped")
+        gateway.wait_for(b"The gateway has stopped")
         assert gateway.process.wait(15) == -signal.SIGINT
         if environ or words:
             assert b"\x1b" not in gateway.screen
@@ -244,5 +244,7 @@ def test_b9_a_terminal_gets_one_readable_line_a_request(tmp_path, words, environ
 
 def test_b9_a_wrong_configuration_is_told_in_words_at_a_terminal(tmp_path):
     with AtTerminal(tmp_path, config=CONFIG.replace("90s", "never")) as gateway:
-        gateway.wait_for(rb"config.yaml: not usable\r\n  config.yaml, line 7: routes\[0\].steps\[0\].timeout: ")
+        gateway.wait_for(
+            rb"config.yaml: the configuration has mistakes\r\n  config.yaml, line 7: routes\[0\].steps\[0\].timeout: "
+        )
         assert gateway.process.wait(15) == 78

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import warnings
@@ -223,7 +224,9 @@ async def test_b11_plain_http_beside_tls(world):
     assert (await visit(tls, trusting(world))).answer.endswith(HEALTHY)
     gateway.port = plain
     assert (await gateway.get("/health", {})).body == HEALTHY
-    listening = [json.loads(line)["fields"] for line in world.log if '"message":"Listening"' in line]
+    listening = [
+        json.loads(line)["fields"] for line in world.log if '"message":"The gateway has opened a listener"' in line
+    ]
     assert {each["address"]: each["tls"] for each in listening} == {
         f"127.0.0.1:{tls}": True,
         f"127.0.0.1:{plain}": False,
@@ -371,7 +374,8 @@ async def test_b11_a_provider_that_cannot_prove_who_it_is_gets_no_request(world,
     assert (first["outcome"], first["status"], second["outcome"]) == ("unreachable", None, "ok")
     assert first["message"].startswith(f"TLS: {why}")
     assert provider.requests == []
-    assert not any(name in line for line in alarming(world) for name in ("example", "127.0.0", "localhost"))
+    lines = [re.sub(r'"host":"[^"]*"', "", line) for line in alarming(world)]
+    assert not any(name in line for line in lines for name in ("example", "127.0.0", "localhost"))
 
 
 @ensureDeferred

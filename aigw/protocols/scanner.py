@@ -251,8 +251,6 @@ class StreamScanner(ABC):
 
         ``whole``: it is one event, which may lack its empty line. Of the data what may be passed on, and what it means.
         """
-        if find_usage(data):
-            self.usage.add(data)
         meaning, start, ending = OUTPUT, 0, None
         while whole or (ending := sse.find_end(data, start)):
             end = len(data) if whole or ending is None else ending.end()
@@ -268,13 +266,14 @@ class StreamScanner(ABC):
             ):
                 found = self._note_event(event)
                 if found is END:
-                    if self.failure is None or self.failure.reported:
-                        return data[:end], END
-                    self.last = event
-                    return data[:start], END
-                if found is ERROR:
-                    meaning = ERROR
+                    meaning, data = END, data[:end]
+                    if self.failure is not None and not self.failure.reported:
+                        self.last, data = event, data[:start]
+                    break
+                meaning = ERROR if found is ERROR else meaning
             start, whole = end, False
+        if find_usage(data):
+            self.usage.add(data)
         return data, meaning
 
     def _note_event(self, event: bytes) -> Meaning:

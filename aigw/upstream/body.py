@@ -1,6 +1,6 @@
-"""A body that is read as a whole, up to a bound: a refusal, a list of models, the answer to a check.
+"""Reading a short body as a whole, up to a limit: a refusal, a list of models, the answer to a check.
 
-And what is left of one of which nobody needs more.
+And dropping the rest of a body whose answer is over.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Body = tuple[bytes, bool]
 
 
 def read(response: Response, most: int, seconds: float, clock: IReactorTime) -> Deferred[Body]:
-    """What comes of the body, up to ``most`` bytes and so many seconds, and whether that is all of it.
+    """The body, up to ``most`` bytes and as far as it arrives in ``seconds``, and whether it is complete.
 
     Never fails; cancelling aborts the connection.
     """
