@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import sys
 import time
 from collections import Counter
@@ -239,10 +240,8 @@ class GatewayService(Service):
     def _trees(self, runtime: Runtime) -> tuple[ApiResource, ApiResource]:
         """The resources for clients, and for administrators. Making them changes no state."""
         config = runtime.config
-        upstream, cooldowns = runtime.upstream, self._cooldowns
-        gateway = Gateway(
-            config, upstream, cooldowns, self._reactor, log_attempt, running=self._running, finishing=self._finishing
-        )
+        state = (self._cooldowns, self._reactor, log_attempt, random.random, self._running, self._finishing)
+        gateway = Gateway(config, runtime.upstream, *state)
 
         def check_ready() -> None:
             if self._drain is not None:
