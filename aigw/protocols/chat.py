@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from aigw.protocols.answers import failed_choice, is_error
-from aigw.protocols.scanner import ERROR, OUTPUT, SILENCE, Meaning, StreamScanner
+from aigw.protocols.meaning import ERROR, OUTPUT, SILENCE, Meaning
+from aigw.protocols.scanner import StreamScanner
 
 MOST_CHOICES = 1024  # of which it is remembered whether they have finished
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aigw.protocols.scanner import END, OUTPUT, SILENCE, Meaning, StreamScanner
+from aigw.protocols.meaning import END, OUTPUT, SILENCE, Meaning
+from aigw.protocols.scanner import StreamScanner
 
 _ANNOUNCEMENTS = (
     "response.created",

@@ -5,7 +5,6 @@ A scanner is fed every read of one answer. It knows no connection, no client and
 
 from __future__ import annotations
 
-import enum
 import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 from aigw.errors import StreamBroken
 from aigw.protocols import events, sse
 from aigw.protocols.error_bodies import error_event
+from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
 from aigw.protocols.usage import MOST, ReportedUsage, find_usage
 
@@ -23,18 +23,6 @@ OVERLAP = MOST + 64  # of an event in pieces: what is looked for stands whole in
 # An unescaped quote cannot stand inside a JSON string, nor a line end: neither this pattern nor that of a protocol is
 # met by what a model writes. Each begins with what is found fast: as alternatives of one they cost 25 times as much.
 _DONE = re.compile(rb"data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
-
-
-class Meaning(enum.Enum):
-    """What some of a stream means."""
-
-    SILENCE = "comments, and before the first output also pings, roles, empty deltas"
-    OUTPUT = "part of the answer, or something that is not understood"
-    END = "the end of the stream"
-    ERROR = "a failure; after the first output the end may follow"
-
-
-SILENCE, OUTPUT, END, ERROR = Meaning
 
 
 class StreamScanner(ABC):

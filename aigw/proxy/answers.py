@@ -13,8 +13,9 @@ from twisted.python.failure import Failure
 from aigw.errors import StreamBroken, UpstreamBroken, UpstreamFailure
 from aigw.protocols import sse
 from aigw.protocols.endpoint import Endpoint
+from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
-from aigw.protocols.scanner import END, ERROR, HOLD_STREAM, OUTPUT, SILENCE, Meaning
+from aigw.protocols.scanner import HOLD_STREAM
 from aigw.protocols.usage import ReportedUsage
 from aigw.proxy.relay import END_SECONDS, BodySink, Relay
 from aigw.upstream.connection import Response

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from aigw.config.model import Step
+from aigw.proxy.finishing import Finishing
 
 Kind = Literal["failure", "timeout", "refusal"]
 
@@ -147,6 +148,7 @@ class CooldownsByEndpoint:
     """The cooldowns of each endpoint, by its path. What the pages and the metrics show of a step is the longest one."""
 
     def __init__(self, seconds: Callable[[], float]) -> None:
+        self.finishing = Finishing()  # which lives as long
         self._seconds = seconds
         self._by_path: dict[str, Cooldowns] = {}
 

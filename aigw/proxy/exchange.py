@@ -25,7 +25,6 @@ from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import failure_report, passed_refusals, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import CooldownsByEndpoint
-from aigw.proxy.finishing import Finishing
 from aigw.proxy.relay import Relay, Responder
 from aigw.proxy.router import Router, less_provider
 from aigw.secret import KeySearch
@@ -47,7 +46,6 @@ class Gateway:
         note_failure: AttemptSink,
         random: Callable[[], float] = random.random,
         running: set[Exchange] | None = None,
-        finishing: Finishing | None = None,
     ) -> None:
         """``running`` holds every exchange that has not ended, whichever configuration it began with."""
         self.router = Router(config)
@@ -58,7 +56,7 @@ class Gateway:
         self.note_failure = note_failure
         self.keys = KeySearch(config.secrets)
         self.running = set() if running is None else running
-        self.finishing = finishing or Finishing()
+        self.finishing = health.finishing
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
