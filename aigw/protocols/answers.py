@@ -26,8 +26,10 @@ def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[
             body[: envelope.MOST_OF_AN_ERROR]
         ).reason
     items = getattr(found, member)
+    if envelope.is_list(items) and envelope.carries(items):
+        return None
     error = _value(bytes(found.error))
-    if envelope.is_list(items) and (envelope.carries(items) or (may_be_empty and not error)):
+    if may_be_empty and not error and envelope.is_list(items):
         return None
     if error:
         return ERROR, reason_in(error)
