@@ -21,9 +21,10 @@ class ApiResource(TwistedResource):
 
     isLeaf = True
     known: Mapping[bytes, TwistedResource] = {}  # below this one, by whole paths; where to look first
-    methods: tuple[bytes, ...] = (b"GET", b"HEAD")
+    methods: tuple[bytes, ...] = (b"GET", b"HEAD")  # none where there is nothing
     error_body: Callable[[GatewayError], bytes] = staticmethod(error_body)
     max_body = 0  # bytes; a body that is not read costs nothing, and ends the connection
+    leads_on = False  # what follows its path is for it to read
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -34,27 +35,29 @@ class ApiResource(TwistedResource):
         return NotFound(self.config)
 
     def admit(self, request: Request) -> None:
-        """Judge the request by its head: the key first, so that who has none learns nothing."""
-        try:
-            request.caller = authenticate(
-                self.config.callers, request.header(b"x-api-key"), request.header(b"authorization")
-            )
-        except Unauthorized as error:
-            if request.header(b"api-key") and not isinstance(error, WrongKey):
-                error.message = f"The header 'api-key' is not read. {error.message}"
-            raise
-        self.check_path(request)
-        self.check_method(request)
+        """Judge the request by its head: who asks at first, so that who may not learns nothing.
 
-    def check_path(self, request: Request) -> None:
-        """Raises PathNotFound unless the path ends here."""
-        if any(request.postpath or ()):
-            raise unknown_path(request.path)
-
-    def check_method(self, request: Request) -> None:
-        """Raises MethodNotAllowed, with ``Allow``."""
+        Raises PathNotFound unless the path ends here, MethodNotAllowed, and what ``identify`` does.
+        """
+        self.identify(request)
+        if not self.methods or (request.postpath and any(request.postpath) and not self.leads_on):
+            raise self.wrong_path(request)
         if request.method not in self.methods:
             raise self.wrong_method(request)
+
+    def identify(self, request: Request) -> None:
+        """Find out who asks, by the key. Raises Unauthorized."""
+        given = request.given
+        try:
+            request.caller = authenticate(self.config.callers, given.get(b"x-api-key"), given.get(b"authorization"))
+        except Unauthorized as error:
+            if given.get(b"api-key") and not isinstance(error, WrongKey):
+                error.message = f"The header 'api-key' is not read. {error.message}"
+            raise
+
+    def wrong_path(self, request: Request) -> GatewayError:
+        """The error for a path that leads nowhere."""
+        return unknown_path(request.path)
 
     def wrong_method(self, request: Request) -> GatewayError:
         """The error for a method that the path does not take."""
@@ -63,8 +66,8 @@ class ApiResource(TwistedResource):
         return MethodNotAllowed(f"This path answers {allowed}, not {method}.", headers={"Allow": allowed})
 
     def headers(self, request: Request) -> list[headers.Header]:
-        """What every answer carries."""
-        return [(b"x-request-id", request.request_id.encode())]
+        """What its answers carry beside the request id."""
+        return []
 
     def answered(self, request: Request, status: int) -> None:
         """Nothing to record."""
@@ -73,9 +76,7 @@ class ApiResource(TwistedResource):
 class NotFound(ApiResource):
     """Every path that is not the gateway's, after the key was checked."""
 
-    def check_path(self, request: Request) -> None:
-        """Always refuses."""
-        raise unknown_path(request.path)
+    methods = ()
 
 
 class PathPrefix(NotFound):
@@ -87,10 +88,8 @@ class PathPrefix(NotFound):
 class HealthResource(ApiResource):
     """``GET /health``: alive, without a key and without asking anybody."""
 
-    def admit(self, request: Request) -> None:
+    def identify(self, request: Request) -> None:
         """Everybody may ask."""
-        self.check_path(request)
-        self.check_method(request)
 
     def render(self, request: Any) -> bytes:
         """As the original program writes it."""
