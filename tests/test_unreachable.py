@@ -45,7 +45,7 @@ async def test_b11_a_port_that_answers_in_plain_http(world):
 @ensureDeferred
 async def test_b11_a_port_that_closes_in_the_handshake(world):
     provider = world.provider(on_connect=fin)
-    assert await why(world, https(provider.port)) == f"connection closed in the TLS handshake; {IS_IT_HTTP}"
+    assert await why(world, https(provider.port)) == f"the connection was closed in the TLS handshake; {IS_IT_HTTP}"
 
 
 @ensureDeferred
@@ -63,7 +63,7 @@ async def test_b11_who_has_spoken_tls_is_not_asked_whether_it_does(world):
     await until(lambda: provider.connections[0].is_closed)
     provider.on_connect = fin
     await gateway.ask()
-    assert world.records[-1]["attempts"][0]["message"] == "connection closed in the TLS handshake"
+    assert world.records[-1]["attempts"][0]["message"] == "the connection was closed in the TLS handshake"
 
 
 # A port that speaks TLS, and an address that begins with http://
