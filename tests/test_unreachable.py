@@ -152,8 +152,8 @@ async def test_b11_a_machine_without_ca_certificates_says_so(world, server, monk
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     server.show(issue(LOCAL, by=ROOT))
     assert await why_over_tls(world, server) == (
-        "TLS: the certificate has an unknown issuer (unable to get local issuer certificate); this machine has no CA file "
-        "install ca-certificates, or set ca_file to the CA"
+        "TLS: the certificate has an unknown issuer (unable to get local issuer certificate); this machine has no CA "
+        "certificates; install ca-certificates, or set ca_file to the CA of the provider"
     )
 
 
