@@ -287,7 +287,10 @@ def test_a1_compressed_bytes_without_a_label_are_a_failed_step(stream, kind, sta
         if part:
             world.doors["p1"].wire.say(part)
     assert client.take() == b""
-    assert world.failed[0].message == "the answer is malformed HTTP: its body is compressed and has no Content-Encoding"
+    assert world.failed[0].message in [
+        f"{start} malformed HTTP: its body is compressed and has no Content-Encoding"
+        for start in ("the answer is", "answered with")
+    ]
     assert world.doors["p2"].wires
 
 
