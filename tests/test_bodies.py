@@ -46,7 +46,7 @@ def test_r5_a_body_that_no_resource_reads_is_not_kept_and_ends_the_connection(pa
     channel = client.protocol
     for _ in range(100):
         client.say(b"8000\r\n" + b"x" * 0x8000)
-    assert not channel._ahead
+    assert not channel._ahead.data
     assert world.site.bodies.under_way == 0
     assert client.take() == b""
     world.clock.advance(2.0)

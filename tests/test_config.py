@@ -619,6 +619,8 @@ MISTAKES = [
     (ROUTE, "deadline: soon", "routes[0].deadline", NO_DURATION),
     (ROUTE, "idle_timeout: 25h", "routes[0].idle_timeout", NO_DURATION),
     (STEP, "timeout: 0", "routes[0].steps[1].timeout", NO_DURATION),
+    (TOP, "when_refused: pass", "when_refused", "write report or pass_on"),
+    (ROUTE, "when_refused: true", "routes[0].when_refused", "write report or pass_on"),
     (STEP, "conflict_resolution: both", "routes[0].steps[1].conflict_resolution", "write tools or format"),
     (STEP, "conflict_resolution: Tools", "routes[0].steps[1].conflict_resolution", "write tools or format"),
     (STEP, "conflict_resolution: []", "routes[0].steps[1].conflict_resolution", "write tools or format"),
@@ -976,6 +978,7 @@ routes:
 - name: r
   deadline: 10m
   stop_on: [content_filter]
+  when_refused: pass_on
   steps:
   - {provider: one, model: m, timeout: 5s, retries: 1, conflict_resolution: tools}
   - {provider: two, model: m}
@@ -1306,6 +1309,23 @@ def test_names_in_the_file_stay_right_when_the_daemon_changes_its_directory(tmp_
     ca_file = loader.load(loader.find(name), KEYS).providers["one"].ca_file
     monkeypatch.chdir("/")
     assert Path(ca_file).read_text() == "pem"
+
+
+# F7
+
+
+def test_f7_when_refused_is_that_of_the_route_then_that_of_the_file_then_report():
+    def routes(tree: dict) -> list[str]:
+        return [route.when_refused for route in loader.build(tree, KEYS, Path("/cfg")).routes.values()]
+
+    steps = [{"provider": "one", "model": "m"}]
+    tree = {
+        "api_key": "a-gateway-key-of-a-good-length",
+        "providers": [{"name": "one", "base_url": "https://one.example/v1"}],
+        "routes": [{"name": "a", "steps": steps}, {"name": "b", "steps": steps, "when_refused": "report"}],
+    }
+    assert routes(tree) == ["report", "report"]
+    assert routes({**tree, "when_refused": "pass_on"}) == ["pass_on", "report"]
 
 
 # Anything at all.

@@ -6,6 +6,7 @@ the test. What cannot run here is listed in ``NOT_RUN`` with the test that runs 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from aigw import errors
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.config.schema import OneOf, Shape, settings
+from aigw.daemon import demo, init
 from tests.switch import Switch
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +56,21 @@ def table(page: Path, heading: str | None = None) -> list[list[str]]:
         text = re.split(r"^#+ ", text, maxsplit=1, flags=re.MULTILINE)[0]
     rows = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)] for row in rows]
+
+
+WRITTEN = {  # the configurations that the project writes for others to begin with
+    "conf/config.yaml": (ROOT / "conf" / "config.yaml").read_text(),
+    "contrib/systemd/config.yaml": (ROOT / "contrib" / "systemd" / "config.yaml").read_text(),
+    "README.md": blocks(ROOT / "README.md", "yaml")[0][1],
+    "docs/getting-started.md": blocks(DOCS / "getting-started.md", "yaml")[0][1],
+    "aigw init": init.FILE,
+    "demo": inspect.getsource(demo),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_f7_the_configurations_of_the_project_pass_refusals_on(name):
+    assert re.search(r"""^[" ]*when_refused"?: "?pass_on\b""", WRITTEN[name], re.MULTILINE)
 
 
 # Form

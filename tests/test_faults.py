@@ -95,6 +95,7 @@ def early(behaviour):
 
 
 #   fault                                 behaviour of the first provider                                       plain               streamed
+UNTYPED = b"HTTP/1.1 200 OK\r\n%s\r\n\r\n"
 TABLE = {
     # Connecting
     "name not found":                    ("http://no-such-host.invalid/v1",                                    "next unreachable", "next unreachable"),
@@ -133,11 +134,13 @@ TABLE = {
     "101":                               (raw(b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"), "next broken",      "next broken"),
     # Refusals
     **{f"{code}":                        (answer(code, ERROR),                                                 "next refused",     "next refused")
-       for code in (301, 302, 307, 400, 401, 402, 403, 404, 408, 409, 413, 422, 425, 429, 500, 502, 503, 529)},
+       for code in (301, 302, 307, 400, 401, 402, 403, 404, 408, 409, 413, 415, 422, 424, 425, 429, 499, 500, 501, 502, 503, 529)},
     "302 to elsewhere":                  (answer(302, b"", Location="http://127.0.0.1:1/"),                    "next refused",     "next refused"),
     "429, Retry-After: seconds":         (answer(429, TOLD, Retry_After="30"),                                 "next refused",     "next refused"),
     "429, Retry-After: date":            (answer(429, TOLD, Retry_After=HTTP_DATE),                            "next refused",     "next refused"),
     "429, retry-after-ms":               (answer(429, TOLD, Retry_After_Ms="30000"),                           "next refused",     "next refused"),
+    "403, Retry-After":                  (answer(403, ERROR, Retry_After="30"),                                "next refused",     "next refused"),
+    "503, Retry-After":                  (answer(503, ERROR, Retry_After="30"),                                "next refused",     "next refused"),
     "500 without a body":                (raw(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n"),                 "next refused",     "next refused"),
     "500, cut short":                    (then(raw(head(500, Content_Length="99"), b"{"), fin),                "next refused",     "next refused"),
     # Cut before the first output
@@ -183,6 +186,7 @@ TABLE = {
     "a BOM":                             (both(answer(200, b"\xef\xbb\xbf" + BODY), stream(b"\xef\xbb\xbf", *STREAM)), "whole",    "whole"),
     "invalid UTF-8":                     (both(answer(200, b'{"choices": ["\xff"]}'), stream(ROLE, b"data: \xff\n\n", STOP)), "whole", "whole"),
     "an error event after output":       (stream(ROLE, HEL, ERROR_EVENT, DONE),                                "-",                "whole"),
+    "no Content-Type":                   (both(raw(UNTYPED % (b"Content-Length: %d" % len(BODY)), BODY), raw(UNTYPED % b"Transfer-Encoding: chunked", chunk(GOOD), LAST_CHUNK)), "whole", "whole"),
     "no [DONE]":                         (stream(*STREAM[:-1]),                                                "-",                "whole"),
     "no finish_reason":                  (stream(ROLE, HEL, DONE),                                             "-",                "whole"),
     "no last blank line":                (stream(*STREAM[:-1], b"data: [DONE]"),                               "-",                "whole"),

@@ -428,8 +428,8 @@ def test_r2_stream(member, stream):
 def test_r2_a_call_carries_what_the_hop_before_it_found_out(endpoint, more):
     """The caller goes along as an object, not as a name: limits will be asked of it."""
     team = Caller("team", Secret("sk-of-the-team"))
-    call = read_call(endpoint, chat(more), [(b"accept", b"*/*")], "req-1", team)
-    assert (call.endpoint, call.headers, call.request_id) == (endpoint, ((b"accept", b"*/*"),), "req-1")
+    call = read_call(endpoint, chat(more), {b"accept": b"Accept: */*\r\n"}, "req-1", team)
+    assert (call.endpoint, call.headers, call.request_id) == (endpoint, {b"accept": b"Accept: */*\r\n"}, "req-1")
     assert call.caller is team
 
 

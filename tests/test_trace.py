@@ -299,7 +299,7 @@ def attempt_like():
     import msgspec
 
     class Attempt(msgspec.Struct):
-        headers: tuple = ()
+        headers: dict = {}
 
     return Attempt()
 

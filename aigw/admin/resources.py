@@ -47,11 +47,9 @@ class AdminResource(ApiResource):
         super().__init__(config)
         self.check_access = check_access
 
-    def admit(self, request: Request) -> None:
-        """Check the request by its head: the access first, so that a client without it gets no other error."""
+    def identify(self, request: Request) -> None:
+        """Raises what the gate does."""
         self.check_access(request)
-        self.check_path(request)
-        self.check_method(request)
 
     def getChild(self, path: bytes, request: Any) -> Resource:
         """Anything below that is not a resource of its own is unknown."""
@@ -65,9 +63,11 @@ class AdminResource(ApiResource):
 class AdminNotFound(AdminResource):
     """Every unknown path."""
 
-    def check_path(self, request: Request) -> None:
-        """Always refuses."""
-        raise PathNotFound("The path is unknown; use /status, /status.json, /metrics, /ready or /health.")
+    methods = ()
+
+    def wrong_path(self, request: Request) -> GatewayError:
+        """What there is."""
+        return PathNotFound("Unknown path; there are /status, /status.json, /metrics, /ready and /health.")
 
 
 class AdminRoot(AdminNotFound):
@@ -83,7 +83,7 @@ class MetricsResource(AdminResource):
         super().__init__(config, check_access)
         self._telemetry = telemetry
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Any) -> Any:
         """In the format that the scraper asks for."""
 
         def made(answer: tuple[bytes, bytes]) -> None:
@@ -91,8 +91,7 @@ class MetricsResource(AdminResource):
             send(request, kind, body)
 
         accept = (request.header(b"accept") or b"").decode("latin-1")
-        request.serve(self._telemetry.scrape(accept).addCallback(made))
-        return NOT_DONE_YET
+        return self._telemetry.scrape(accept).addCallback(made)
 
 
 class Ready(AdminResource):
@@ -124,12 +123,10 @@ class Status(AdminResource):
 
     isLeaf = False
 
-    def admit(self, request: Request) -> None:
-        """A browser may see the form without a key."""
+    def identify(self, request: Request) -> None:
+        """A browser is let in as far as the form."""
         if b"text/html" not in (request.header(b"accept") or b""):
             self.check_access(request)
-        self.check_path(request)
-        self.check_method(request)
 
     def render(self, request: Any) -> int:
         """The page, which loads its data separately."""
@@ -179,8 +176,8 @@ class SignIn(Form):
         self._status = status
 
     def render(self, request: Any) -> int:
-        """A redirect to the page, or the form again."""
-        keys = parse_qs(request.body().decode("latin-1")).get("key", [""])
+        """Back to the page, or once more the form."""
+        keys = parse_qs(request.body.decode("latin-1")).get("key", [""])
         try:
             caller = authenticate(self.config.callers, keys[0].strip().encode("latin-1", "replace"), None)
         except WrongKey as error:

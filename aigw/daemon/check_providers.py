@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from aigw.config.model import Config, Provider, Step
 from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
-from aigw.net.headers import Header
+from aigw.net.headers import Lines
 from aigw.protocols.refusals import read_refusal
 from aigw.proxy.router import Router
 from aigw.secret import KeySearch
@@ -93,9 +93,7 @@ class Check:
             await self._ask_neighbours(provider, headers, found)
         return found
 
-    async def _list(
-        self, provider: Provider, url: str, headers: tuple[Header, ...]
-    ) -> tuple[int, frozenset[str] | None]:
+    async def _list(self, provider: Provider, url: str, headers: Lines) -> tuple[int, frozenset[str] | None]:
         """The status of the answer, and the models in it if it is a list of some."""
         response = await self._upstream.get(provider, url, headers, CONNECT_SECONDS)
         data, whole = await body.read(response, MAX_LIST, SECONDS, self._clock)
@@ -109,14 +107,14 @@ class Check:
             found.key_needed = False
             return
         try:
-            status, _ = await self._limited(self._list(provider, url, ()), SECONDS)
+            status, _ = await self._limited(self._list(provider, url, {}), SECONDS)
         except UpstreamFailure:
             status = 0
         found.key = True if status in (401, 403) else None
         if found.key is None:
             found.note = found.note or "the provider lists its models without a key, so the key cannot be checked"
 
-    async def _ask_neighbours(self, provider: Provider, headers: tuple[Header, ...], found: Checked) -> None:
+    async def _ask_neighbours(self, provider: Provider, headers: Lines, found: Checked) -> None:
         """Look for the API beside ``base_url``, on the same host."""
         for url in neighbours(provider.base_url):
             try:
@@ -156,8 +154,8 @@ class Check:
         return (None if failure.status in _BUSY else False), why
 
     async def _request(self, step: Step, path: str, content: dict[str, Any], member: str) -> UpstreamFailure | None:
-        """The failure of the request; None for an answer with a list ``member``."""
-        headers = (*self._router.own_headers(step.provider), (b"content-type", b"application/json"))
+        """Why there was no answer, which has a list ``member``; None where there was one."""
+        headers = {**self._router.own_headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
         attempt = Attempt(step, f"{step.provider.base_url}/{path}", headers, msgspec.json.encode(content))
         seconds = min(step.timeout, TRY_SECONDS)
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import quote
 
 Header = tuple[bytes, bytes]
-GetHeader = Callable[[bytes], "bytes | None"]
+Lines = dict[bytes, bytes]  # headers as they go over the wire, each line ended, by their lower-case names
 
 _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", b"x-title")
 _TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-should-retry|request-id|x-ratelimit-.*|openai-.*")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5, allows tabs and what is not ASCII
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(  # as in telemetry/trace_context
     rb"(?!ff)(?=00.{53}\Z|(?!00))[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
 )
@@ -36,22 +34,24 @@ _FIRST = (
 )
 
 
-def for_provider(get: GetHeader) -> list[Header]:
-    """The headers of a client's request that a provider gets; ``get`` gives a header's value by its lower-case name.
+def for_provider(given: Mapping[bytes, bytes]) -> Lines:
+    """What of a client's request goes on to a provider; ``given`` are its headers by lower-case name.
 
     A value with a control character is left out.
     """
-    kind = get(b"content-type") or b""
+    kind = given.get(b"content-type", b"")
     if kind != b"application/json" and (
         kind.partition(b";")[0].strip().lower() != b"application/json" or _CONTROL.search(kind)
     ):
         kind = b"application/json"
-    headers = [(b"content-type", kind)]
-    headers += [(name, value) for name in _TO_PROVIDER if (value := get(name)) and not _CONTROL.search(value)]
-    trace = get(b"traceparent")
+    sent = {b"content-type": b"Content-Type: %s\r\n" % kind}
+    for name in _TO_PROVIDER:
+        if name in given and (value := given[name]) and not _CONTROL.search(value):
+            sent[name] = b"%s%s\r\n" % (_cased(name), value)
+    trace = given.get(b"traceparent")
     if trace and _TRACEPARENT.fullmatch(trace) and not _CONTROL.search(trace):
-        headers.append((b"traceparent", trace))
-    return headers
+        sent[b"traceparent"] = b"Traceparent: %s\r\n" % trace
+    return sent
 
 
 def for_client(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
@@ -111,13 +111,6 @@ def lines(sent: Sequence[Header]) -> bytes:
 @lru_cache(maxsize=1000)
 def _cased(name: bytes) -> bytes:
     return b"-".join([word.capitalize() for word in name.split(b"-")]) + b": "
-
-
-def request_id(offered: bytes | None) -> str:
-    """The client's request id if it is well-formed, else a new one of 32 hexadecimal digits."""
-    if offered and _REQUEST_ID.fullmatch(offered):
-        return offered.decode()
-    return os.urandom(16).hex()
 
 
 @lru_cache(maxsize=1000)

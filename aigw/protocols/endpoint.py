@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,11 +16,11 @@ from aigw.protocols.walk import Members
 
 
 class RawRequest(msgspec.Struct, frozen=True, eq=False):
-    """A request as it came, its body not read yet. ``headers`` are those that may go on to a provider."""
+    """A request as it came, its body not read yet. ``headers`` are the lines that may go on to a provider."""
 
     endpoint: Endpoint
     body: bytes | bytearray
-    headers: Iterable[tuple[bytes, bytes]] = ()
+    headers: dict[bytes, bytes] = {}
     request_id: str = ""
     caller: Caller | None = None
 
@@ -35,7 +35,7 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     model: str
     stream: bool
     members: Members
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: dict[bytes, bytes] = {}
     request_id: str = ""
     caller: Caller | None = None
     large: bool = False

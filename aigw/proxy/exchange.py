@@ -25,7 +25,7 @@ from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import failure_report, passed_refusals, relay, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import CooldownsByEndpoint
-from aigw.proxy.router import Router, choose, less_provider
+from aigw.proxy.router import Router, less_provider
 from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, host_and_path, milliseconds, short_word
 from aigw.upstream.attempt import Attempt
@@ -71,7 +71,8 @@ class Gateway:
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
-        route = self.router.route(call.model)
+        record.stream, record.requested_model = call.stream, call.model
+        route = self.router.routes[call.model]
         record.route = route.name
         return Exchange(self, route, call, client, record).run()
 
@@ -123,7 +124,7 @@ class Exchange:
 
     def next_step(self) -> Deferred[None]:
         """Try the next step; give up where there is none, or no time for it."""
-        step = choose(self._left, self._health, self._record.skip)
+        step = self._health.choose(self._left, self._record.skip)
         is_late = self._clock.seconds() >= self._deadline
         if step is None or is_late:
             return self._give_up(is_late)
@@ -181,8 +182,7 @@ class Exchange:
             length = held.length
         self._record.answered_by(step, attempt.dropped)
         sent = headers.for_client(response.given.items())
-        values = b"\n".join([value for _, value in sent])
-        if b"\\" in values or self._gateway.keys.are_in(values):
+        if self._gateway.keys.may_be_in(sent):
             sent = self._gateway.keys.without(sent)
         if b"content-type" not in dict(sent):
             sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))

@@ -11,7 +11,7 @@ MAX_BEHIND = 256 * 1024
 
 
 class Ahead:
-    """The data after a request on the connection of ``transport``; ``read`` gets it later.
+    """``data`` came behind a request of the connection whose ``transport`` this is; ``read`` gets it in its time.
 
     Each request in one read takes its own turn of the reactor, so one client cannot fill a turn with requests.
     """
@@ -20,12 +20,9 @@ class Ahead:
         self._clock = clock
         self._transport = transport
         self._read = read
-        self._data = bytearray()
-        self._size = 0  # of the data that was kept or dropped since the last request
+        self.data = bytearray()
+        self._size = 0  # of what is kept, or was dropped
         self._turn: IDelayedCall | None = None
-
-    def __len__(self) -> int:
-        return len(self._data)
 
     @property
     def waits_for_turn(self) -> bool:
@@ -38,7 +35,7 @@ class Ahead:
         if self._size > MAX_BEHIND:
             self._transport.abortConnection()
             return False
-        self._data += data
+        self.data += data
         return True
 
     def drop(self, data: bytes) -> bool:
@@ -46,23 +43,19 @@ class Ahead:
         self._size += len(data)
         return self._size > MAX_BEHIND
 
-    def begin(self) -> None:
-        """A request is complete; the next data is after it."""
-        self._size = 0
-
     def forget(self) -> None:
-        """Drop the data."""
-        self._data = bytearray()
+        """None of it will be read."""
+        self.data = bytearray()
         self._size = 0
 
     def read_soon(self) -> None:
-        """Read the data in another turn of the reactor."""
-        if self._data and self._turn is None:
+        """Read in another turn what there is."""
+        if self.data and self._turn is None:
             self._turn = self._clock.callLater(0, self._go_on)
 
     def _go_on(self) -> None:
         self._turn = None
-        data, self._data, self._size = self._data, bytearray(), 0
+        data, self.data, self._size = self.data, bytearray(), 0
         self._read(bytes(data))
 
     def stop(self) -> None:

@@ -16,14 +16,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw.errors import Draining, GatewayError, RequestTimeout
-from aigw.net import headers
-from aigw.net.write import prepare, write
+from aigw.net.write import prepare
 from aigw.server import closing, timeouts
 from aigw.server.ahead import Ahead
 from aigw.server.bodies import without_frames
 from aigw.server.body_reader import BodyReader
 from aigw.server.request import Request
-from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead, answer_to_no_request
+from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead, answer_to_no_request, id_of
 
 if TYPE_CHECKING:
     from aigw.server.site import GatewaySite
@@ -71,6 +70,8 @@ class Channel(Protocol):
         """The client was too slow: within a request it gets an error, else the connection closes."""
         if self._waiting and not self.closing.last:
             self.transport.abortConnection()
+        elif self._answering:
+            return  # the limit was that of the head, or of the wait for it
         elif self._is_receiving():
             self.reject(RequestTimeout("The request did not arrive within the time limit."))
         elif not self.closing.last:
@@ -78,7 +79,7 @@ class Channel(Protocol):
 
     def _is_receiving(self) -> bool:
         """Whether a request has arrived in part."""
-        return self._head.begun or self._timeouts.in_body
+        return bool(self._head.data) or self._timeouts.in_body
 
     def _idle_seconds(self) -> float:
         return timeouts.LAST_REQUEST_SECONDS if self.site.draining else timeouts.KEEP_ALIVE_SECONDS
@@ -120,10 +121,6 @@ class Channel(Protocol):
         self._ahead.forget()
 
     # The answer, and a client that does not read it
-
-    def write(self, data: bytes) -> None:
-        """Send a part of an answer."""
-        write(self.transport, data)
 
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """See IConsumer."""
@@ -201,7 +198,7 @@ class Channel(Protocol):
         elif not self.persistent:
             if self._ahead.drop(data):
                 self.transport.abortConnection()
-        elif self._answering or self._ahead or self._waiting:
+        elif self._answering or self._ahead.data or self._waiting:
             self._ahead.keep(data)
         else:
             self._read_head(data)
@@ -212,27 +209,27 @@ class Channel(Protocol):
             self.transport.resumeProducing()
 
     def _read_head(self, data: bytes) -> None:
-        if not self._head.begun:
-            if data[:1] == TLS_HANDSHAKE and not self.isSecure():
-                self.site.mismatches.note(self.transport.getPeer(), secure=False)
-                self.closing.soon(closing.LINGER_SECONDS)
-                return
-            if self._idle:  # another request begins; the time of the first one runs since connecting
-                self._idle = False
-                self._timeouts.expire_after(timeouts.HEAD_SECONDS)
+        if data[:1] == TLS_HANDSHAKE and not self._head.data and not self.isSecure():
+            self.site.mismatches.note(self.transport.getPeer(), secure=False)
+            self.closing.soon(closing.LINGER_SECONDS)
+            return
         try:
             found = self._head.feed(data)
         except GatewayError as error:
             self.reject(error)
-        else:
-            if found is not None:
-                self._check_head(*found)
+            return
+        if found is not None:
+            self._check_head(*found)
+        elif self._idle:  # another request begins; the first of all has its time since connecting
+            self._idle = False
+            self._timeouts.expire_after(timeouts.HEAD_SECONDS)
 
     def _check_head(self, head: RequestHead, rest: bytes) -> None:
         """Check the request before a byte of its body is read and before ``100 Continue``."""
         self.persistent = head.persistent and not self.site.draining
         self.request = request = Request(self)
         request.head_received(head)
+        body = b""
         if request.refusal is not None:
             if head.length != 0:
                 self.refuse(request, request.refusal)
@@ -252,22 +249,21 @@ class Channel(Protocol):
                 if rest:
                     self._body.feed(rest)
                 return
-            if head.length:
-                request.take_body(rest[: head.length])
-                rest = rest[head.length :]
-        self._complete(rest)
+            body, rest = rest[: head.length], rest[head.length :]
+        self._complete(rest, body)
 
-    def _complete(self, rest: bytes) -> None:
-        """The request is complete; ``rest`` is the data after it."""
-        request, self._body = self.request, None
-        self._ahead.begin()
+    def _complete(self, rest: bytes, body: bytes = b"") -> None:
+        """The whole request is there: ``body`` is what it has not got of its body, ``rest`` was sent behind it."""
+        request = self.request
+        if self._body is not None:
+            self._body = None
+            self._timeouts.body_ended()
         if rest and not self._ahead.keep(rest):
             return
         self._answering = True
-        self._timeouts.body_ended()
         self.site.idle.pop(self, None)
         if request is not None:
-            request.body_received()
+            request.body_received(body)
 
     # Errors
 
@@ -296,5 +292,5 @@ class Channel(Protocol):
             self.request.error = error
             self.request.answered(error.status)
         self._release()
-        self.transport.write(answer_to_no_request(error, request_id or headers.request_id(None), with_body))
+        self.transport.write(answer_to_no_request(error, request_id or id_of(None), with_body))
         self.closing.close()

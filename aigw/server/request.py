@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from twisted.web.server import Request as TwistedRequest
 from aigw.config.model import Caller
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.net import headers
+from aigw.net.write import write
 from aigw.server.bodies import without_frames
 from aigw.server.request_head import RequestHead
 from aigw.telemetry.record import RecordBuilder
@@ -57,10 +59,11 @@ class Request(TwistedRequest):
         self.channel = channel
         self.site = channel.site
         self.transport = channel.transport
-        self._body: bytes | bytearray = b""
+        self.body: bytes | bytearray = b""  # which nobody is to change
         self._head = b""
-        self._given: dict[bytes, bytes] = {}
+        self.given: Mapping[bytes, bytes] = {}  # the headers by lower-case name, from the head on
         self.bytes_in = 0
+        self.postpath = []
         self._bodies = channel.site.bodies
         self._taken = 0  # bytes counted in the limit for all bodies
 
@@ -72,28 +75,29 @@ class Request(TwistedRequest):
     # Reading
 
     def header(self, name: bytes) -> bytes | None:
-        """The last value of a header, by its lower-case name, once the head was received."""
-        return self._given.get(name)
+        """The value of a header, by its lower-case name."""
+        return self.given.get(name)
 
     def head_received(self, head: RequestHead) -> None:
         """The headers are complete: find the resource and let it check the request."""
         self.method, self.uri, self.clientproto = head.method, head.target, head.version
-        self._given = head.headers
+        self.given = head.headers
         self.path = (self.uri if self.uri[:1] == b"/" else _ABSOLUTE.sub(b"", self.uri)).partition(b"?")[0]
-        self.request_id = headers.request_id(self._given.get(b"x-request-id"))
-        self.resource = self.site.getResourceFor(self)
+        self.request_id = head.request_id
+        self.resource = self.site.resource.known.get(self.path) or self.site.getResourceFor(self)
         self.max_body = self.resource.max_body
         try:
             self.resource.admit(self)
             if head.length and self.max_body:
-                self._check_size(head.length)
-                self.take(head.length)
+                self._make_room(head.length)
         except GatewayError as error:
             self.refusal = without_frames(error)
 
-    def _check_size(self, size: int) -> None:
+    def _make_room(self, size: int) -> None:
+        """For a body of so many bytes in all."""
         if size > self.max_body:
             raise self.too_large()
+        self.take(size - self._taken)
 
     def too_large(self) -> TooLarge:
         """The error for a body over the limit."""
@@ -105,8 +109,8 @@ class Request(TwistedRequest):
         self._taken += size
 
     def _release_body(self) -> None:
-        """Drop the body."""
-        self._body = b""
+        """The body is of no use any more."""
+        self.body = b""
         if self._taken:
             self._bodies.give_back(self._taken)
             self._taken = 0
@@ -118,38 +122,38 @@ class Request(TwistedRequest):
         self.bytes_in += len(data)
         try:
             if self.bytes_in > self._taken:  # chunked
-                self._check_size(self.bytes_in)
-                self.take(self.bytes_in - self._taken)
+                self._make_room(self.bytes_in)
         except GatewayError as error:
             self.channel.refuse(self, error)
             return
-        if not self._body:
-            self._body = data
+        if not self.body:
+            self.body = data
         else:
-            if isinstance(self._body, bytes):
-                self._body = bytearray(self._body)
-            self._body += data
+            if isinstance(self.body, bytes):
+                self.body = bytearray(self.body)
+            self.body += data
 
-    def body(self) -> bytes | bytearray:
-        """The whole body; do not change it."""
-        return self._body
-
-    def body_received(self) -> None:
-        """The body is complete."""
+    def body_received(self, data: bytes) -> None:
+        """The body is complete with this piece."""
+        if data:
+            self.take_body(data)
         if self.refusal is not None:
             self.fail(self.refusal)
             return
         try:
-            body = self.resource.render(self)
+            answer = self.resource.render(self)
         except GatewayError as error:
             self.fail(error)
         except Exception:
             log.failure("A resource failed with an unexpected error")
             self.fail(GatewayError("The gateway failed with an unexpected error. Its log has the details."))
         else:
-            self._body = b""
-            if body is not NOT_DONE_YET:
-                self.answer(200, body)
+            self.body = b""
+            if isinstance(answer, Deferred):
+                self.serving = answer
+                answer.addErrback(self._failed)
+            elif answer is not NOT_DONE_YET:
+                self.answer(200, answer)
 
     def serve(self, serving: Deferred[Any]) -> None:
         """Tie the request to what answers it: a client that leaves cancels it, a failure is rendered."""
@@ -231,7 +235,7 @@ class Request(TwistedRequest):
             self.clientproto,
             status,
             self.code_message,
-            headers.lines(sent + self.resource.headers(self)),
+            headers.lines([*sent, (b"x-request-id", self.request_id.encode()), *self.resource.headers(self)]),
         )
 
     def write(self, data: bytes) -> None:
@@ -246,7 +250,7 @@ class Request(TwistedRequest):
         if not self.startedWriting:
             self.startedWriting = 1
             data = self._head + data
-        self.channel.write(data)
+        write(self.transport, data)
 
     def end(self) -> None:
         """The answer is complete."""
@@ -255,7 +259,7 @@ class Request(TwistedRequest):
         if not (self._gone or self.finished):
             self.finished = 1
             if self.chunked:
-                self.channel.write(b"0\r\n\r\n")
+                write(self.transport, b"0\r\n\r\n")
             self.channel.request_done()
         self.answered(status)
 

@@ -6,6 +6,7 @@ several readings, the request is refused, so that no proxy before the gateway ca
 
 from __future__ import annotations
 
+import os
 import re
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -37,17 +38,30 @@ _REQUEST_LINE = re.compile(
     rb"(HTTP/1\.[01])\r\n" % (_REST, _HOST, _REST)
 )
 _ANY_LINE = b"POST / HTTP/1.1\r\n"  # for llhttp in place of the real one: it knows some methods only
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _is_host = re.compile(_HOST + rb"*").fullmatch  # 3.2: may be empty; no path, no credentials, no white space
 
 
 class RequestHead:
     """A head with the empty line after it. Raises BadRequest or HeadersTooLarge.
 
-    ``headers`` are by lower-case name; the lines of a list are one value. ``length`` is that of the body, None for
-    one in chunks.
+    ``headers`` are by lower-case name; of a list all its lines are one value. ``length`` is that of the body, None for
+    one in chunks. ``persistent``: another request may follow. ``expects_continue``: the client waits for
+    ``100 Continue`` before it sends the body.
     """
 
-    __slots__ = ("_complete", "_repeated", "headers", "length", "method", "target", "version")
+    __slots__ = (
+        "_complete",
+        "_repeated",
+        "expects_continue",
+        "headers",
+        "length",
+        "method",
+        "persistent",
+        "request_id",
+        "target",
+        "version",
+    )
 
     def __init__(self, data: bytes) -> None:
         line = _REQUEST_LINE.match(data)
@@ -65,22 +79,18 @@ class RequestHead:
         if not self._complete:
             raise invalid()
         self.length = self._length()
+        self.request_id = id_of(self.headers.get(b"x-request-id"))
         host = self.headers.get(b"host", b"" if self.version == b"HTTP/1.0" else None)
         if host is None or not _is_host(host):
             raise invalid()
-
-    @property
-    def persistent(self) -> bool:
-        """Whether another request may follow: in HTTP/1.1, unless the Connection header has the option close."""
         options = self.headers.get(b"connection")
-        return self.version == b"HTTP/1.1" and (
+        self.persistent = self.version == b"HTTP/1.1" and (
             options is None or b"close" not in [each.strip() for each in options.lower().split(b",")]
         )
-
-    @property
-    def expects_continue(self) -> bool:
-        """Whether the client waits for ``100 Continue`` before it sends the body."""
-        return self.version == b"HTTP/1.1" and self.headers.get(b"expect", b"").lower() == b"100-continue"
+        expected = self.headers.get(b"expect")
+        self.expects_continue = (
+            expected is not None and self.version == b"HTTP/1.1" and expected.lower() == b"100-continue"
+        )
 
     def _read(self, lines: bytes) -> None:
         parser = HttpRequestParser(self)
@@ -128,38 +138,33 @@ class HeadReader:
     def __init__(self) -> None:
         self.stop()
 
-    @property
-    def begun(self) -> bool:
-        """Whether a part of a head has arrived."""
-        return bool(self._data)
-
     def feed(self, data: bytes) -> tuple[RequestHead, bytes] | None:
-        """A head and the data after it, None if it is incomplete. Raises BadRequest or HeadersTooLarge."""
-        end = 0 if self._data else data.find(b"\r\n\r\n", 0, MAX_LINE) + 4
+        """A head and what is behind it, None if it is not whole. Raises BadRequest or HeadersTooLarge."""
+        end = 0 if self.data else data.find(b"\r\n\r\n", 0, MAX_LINE) + 4
         if end < 4:
             end = self._scan(data)
             if not end:
                 return None
-            data = bytes(self._data)
+            data = bytes(self.data)
             self.stop()
         return RequestHead(data[:end]), data[end:]
 
     def stop(self) -> None:
-        """Drop an incomplete head."""
-        self._data = bytearray()
-        self._line = 0  # start of the incomplete line
+        """Forget what there is of a head."""
+        self.data = bytearray()  # what has come of a head that is not whole
+        self._line = 0  # where the line begins that is not whole yet
         self._scanned = 0
         self._lines = 0
 
     def _scan(self, data: bytes) -> int:
-        """The end of the head, 0 if it is incomplete."""
-        self._data += data
-        while (end := self._data.find(b"\r\n", self._scanned)) >= 0:
+        """Where the head ends, 0 if it has not."""
+        self.data += data
+        while (end := self.data.find(b"\r\n", self._scanned)) >= 0:
             self._check_size(end)
             if end == self._line and end:
                 return end + 2
             if end and not self._lines:
-                if not _REQUEST_LINE.match(self._data):
+                if not _REQUEST_LINE.match(self.data):
                     raise invalid()
                 self._lines = 1
             elif end:
@@ -167,8 +172,8 @@ class HeadReader:
             if self._lines > MAX_HEADERS + 1:
                 raise _too_large()
             self._line = self._scanned = end + 2
-        self._scanned = max(self._line, len(self._data) - 1)
-        self._check_size(len(self._data))
+        self._scanned = max(self._line, len(self.data) - 1)
+        self._check_size(len(self.data))
         return 0
 
     def _check_size(self, end: int) -> None:
@@ -177,6 +182,13 @@ class HeadReader:
             raise HeadersTooLarge(f"A line of the request head is longer than {MAX_LINE} bytes.")
         if end > MAX_HEAD:
             raise _too_large()
+
+
+def id_of(offered: bytes | None) -> str:
+    """The client's request id if it is sane, else a new one of 32 hexadecimal digits."""
+    if offered and _REQUEST_ID.fullmatch(offered):
+        return offered.decode()
+    return os.urandom(16).hex()
 
 
 def invalid() -> BadRequest:

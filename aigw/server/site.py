@@ -89,11 +89,7 @@ class GatewaySite(Site):
             channel.transport.abortConnection()
 
     def getResourceFor(self, request: Any) -> Any:
-        """The resource of a path: from the table of whole paths, else by a walk down the tree."""
-        known = self.resource.known.get(request.path)
-        if known is not None:
-            request.postpath = []
-            return known
+        """The leaf that serves a path, by a walk down the tree: for paths that are not in its ``known``."""
         request.prepath = []
         request.postpath = [unquote_to_bytes(part) for part in request.path[1:].split(b"/")]
         return super().getResourceFor(request)

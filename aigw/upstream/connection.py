@@ -169,6 +169,8 @@ class Connection(Protocol):
                 return
             answer, self._answer = self._answer, None
             answer.callback(Response(self, parser))
+            if self._delivering is not None:  # deliver_to has handed on what there is
+                return
         self._hand_on()
 
     def deliver_to(self, protocol: IProtocol, response: Response) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hyperlink import URL
@@ -77,19 +77,21 @@ class Upstream:
             self._clients[step.provider.name].request,
             "POST",
             attempt.url,
-            headers=headers.lines(attempt.headers),
+            headers=b"".join(attempt.headers.values()),
             data=attempt.body,
             connect_timeout=step.connect_timeout,
         )
         return sent.addCallbacks(_refuse_unless_2xx, _as_upstream_failure, callbackArgs=(step.provider, self._reactor))
 
-    def get(self, provider: Provider, url: str, sent: Sequence[headers.Header], seconds: float) -> Deferred[Response]:
-        """The head of any answer to a GET, its body unread; ``seconds`` are for connecting.
+    def get(self, provider: Provider, url: str, sent: headers.Lines, seconds: float) -> Deferred[Response]:
+        """The head of any answer to a GET with these headers, its body waiting; ``seconds`` are for connecting.
 
         Fails with UpstreamFailure, or CancelledError if cancelled.
         """
         ask = self._clients[provider.name].request
-        answered: Deferred[Any] = maybeDeferred(ask, "GET", url, headers=headers.lines(sent), connect_timeout=seconds)
+        answered: Deferred[Any] = maybeDeferred(
+            ask, "GET", url, headers=b"".join(sent.values()), connect_timeout=seconds
+        )
         return answered.addErrback(_as_upstream_failure)
 
     def close(self) -> None:
