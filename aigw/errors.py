@@ -278,14 +278,18 @@ class UpstreamBroken(UpstreamFailure):
 class StreamBroken(Exception):
     """An answer broke after the client had seen part of it.
 
-    ``code`` is ``stream_truncated``, ``stream_reset`` or ``stream_idle_timeout``; for an answer that is not a stream,
-    which cannot hold an error event, ``answer_truncated`` or ``answer_timeout``.
+    ``code`` is ``stream_truncated``, ``stream_reset``, ``stream_idle_timeout`` or ``provider_error``; for an answer
+    that is not a stream, which cannot hold an error event, ``answer_truncated`` or ``answer_timeout``. ``detail``
+    quotes the provider: it is for the client only. ``reported``: the provider's own words make the client raise, and
+    the answer ends as the provider ended it.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, detail: str | None = None, reported: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.detail = detail[:1000] if detail else None
+        self.reported = reported
 
 
 class ConfigError(Exception):

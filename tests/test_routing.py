@@ -18,10 +18,10 @@ from aigw.errors import (
     UpstreamUnreachable,
 )
 from aigw.net.headers import lines
-from aigw.protocols.answers import message_in
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.error_bodies import error_body
+from aigw.protocols.refusals import reason_in
 from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.failure_report import all_failed
 from aigw.proxy.router import Router
@@ -316,7 +316,7 @@ def test_f6_b9_a_key_that_begins_like_another_is_hidden_whole():
 @pytest.mark.parametrize("before", range(230, 300, 10))
 def test_f6_b9_a_key_that_a_bound_cuts_in_two_is_hidden_too(before):
     key = "sk-long-" + "0123456789" * 10
-    detail = message_in({"message": "x" * before + key})
+    detail = reason_in({"message": "x" * before + key})
     message = told(UpstreamBroken("broke", detail=detail), secrets=[Secret(key)])["attempts"][0]["message"]
     assert "sk-long" not in message
 

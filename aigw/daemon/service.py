@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import sys
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ from aigw.errors import CannotListen, Draining
 from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Exchange, Gateway
+from aigw.proxy.finishing import Finishing
 from aigw.server import api
 from aigw.server.listeners import Listeners, address_of, inherited_sockets
 from aigw.server.resources import ApiResource
@@ -70,6 +72,7 @@ class GatewayService(Service):
         self._connect = partial(Host, reactor, Resolver(reactor, look_up))
         self._inherited = list(inherited_sockets(reactor))
         self._cooldowns = CooldownsByEndpoint(time.monotonic)
+        self._finishing = Finishing()
         self._running: set[Exchange] = set()
         self.watchdog = Watchdog(reactor, self._notify.alive, notify_every)
         self._daily = LoopingCall(self._warn_of_expiry)
@@ -237,7 +240,8 @@ class GatewayService(Service):
     def _trees(self, runtime: Runtime) -> tuple[ApiResource, ApiResource]:
         """The resources for clients, and for administrators. Making them changes no state."""
         config = runtime.config
-        gateway = Gateway(config, runtime.upstream, self._cooldowns, self._reactor, log_attempt, running=self._running)
+        state = (self._cooldowns, self._reactor, log_attempt, random.random, self._running, self._finishing)
+        gateway = Gateway(config, runtime.upstream, *state)
 
         def check_ready() -> None:
             if self._drain is not None:

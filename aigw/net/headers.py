@@ -119,3 +119,11 @@ def value(text: str) -> bytes:
     if text.isascii() and text.isprintable() and "%" not in text:
         return text.encode()
     return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~").encode()
+
+
+def of_a_stream(sent: list[Header], mislabelled: bool) -> list[Header]:
+    """The headers of a streamed answer, which no proxy is to hold; ``mislabelled``: it was sent as something else."""
+    if mislabelled:
+        sent = [header for header in sent if header[0] != b"content-type"]
+        sent.append((b"content-type", b"text/event-stream"))
+    return [*sent, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]

@@ -6,24 +6,22 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from aigw.protocols.answers import check_answer
+from aigw.protocols.answers import check_answer, check_choices, check_response
 from aigw.protocols.chat import ChatScanner
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.error_bodies import error_body
 from aigw.protocols.requests import read_chat, read_json, read_unstreamed, rewrite, rewrite_response
 from aigw.protocols.responses import ResponsesScanner
 
-_chat = partial(check_answer, "choices")
 _embeddings = partial(check_answer, "data")
-_response = partial(check_answer, "output")
 
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
     for endpoint in [
-        Endpoint("chat/completions", read_chat, rewrite, _chat, ChatScanner, error_body),
-        Endpoint("completions", read_json, rewrite, _chat, ChatScanner, error_body),
+        Endpoint("chat/completions", read_chat, rewrite, check_choices, ChatScanner, error_body),
+        Endpoint("completions", read_json, rewrite, check_choices, ChatScanner, error_body),
         Endpoint("embeddings", read_unstreamed, rewrite, _embeddings, ChatScanner, error_body),
-        Endpoint("responses", read_json, rewrite_response, _response, ResponsesScanner, error_body),
+        Endpoint("responses", read_json, rewrite_response, check_response, ResponsesScanner, error_body),
     ]
 }
 

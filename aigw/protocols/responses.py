@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aigw.protocols.scanner import Meaning, StreamScanner
+from aigw.protocols.scanner import END, OUTPUT, SILENCE, Meaning, StreamScanner
 
 _ANNOUNCEMENTS = (
     "response.created",
@@ -14,7 +14,10 @@ _ANNOUNCEMENTS = (
     "response.output_item.added",
     "response.content_part.added",
 )
-_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
+_ENDS = ("response.completed", "response.incomplete", "response.cancelled", "response.failed")
+_END = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|cancelled|failed)"')
+_BEGINNING = re.compile(rb'"type"\s*:\s*"(?:%s)"' % b"|".join(re.escape(name.encode()) for name in _ANNOUNCEMENTS))
+_NEAR = 256  # bytes in which the type of a large event is looked for
 
 
 class ResponsesScanner(StreamScanner):
@@ -22,12 +25,35 @@ class ResponsesScanner(StreamScanner):
 
     sign = b'"type"'
     usual = b'"type":"response.output_text.delta"', b'"type": "response.output_text.delta"'
-    completing_is_the_end = True
+    other = b"response.failed", b"response.cancelled"
+    text = re.compile(rb'"delta"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
+    must_finish = True
 
     def meaning(self, value: dict[str, Any]) -> Meaning:
         """See StreamScanner."""
-        return Meaning.SILENCE if value.get("type") in _ANNOUNCEMENTS else Meaning.OUTPUT
+        return SILENCE if not value or value.get("type") in _ANNOUNCEMENTS else OUTPUT
 
-    def completes(self, data: bytes) -> bool:
-        """Whether an event ends the response, however it ended."""
-        return _END.search(data) is not None
+    def is_announcement(self, data: bytes) -> bool:
+        """See StreamScanner: it repeats the instructions and tools of the request."""
+        return _BEGINNING.search(data, 0, _NEAR) is not None
+
+    def note(self, value: dict[str, Any]) -> Meaning:
+        """See StreamScanner."""
+        if value.get("type") in _ENDS:
+            self.complete = self.finished = True
+            return END
+        return OUTPUT
+
+    def note_in_pieces(self, data: bytes) -> Meaning:
+        """See StreamScanner."""
+        found = _END.search(data)
+        if found is None:
+            return OUTPUT
+        if found[1] == b"failed":
+            self.note_failure(None, True)
+        self.complete = self.finished = True
+        return END
+
+    def raises(self, value: dict[str, Any]) -> bool:
+        """See StreamScanner: both ``error`` and ``response.failed`` are the protocol's own."""
+        return True
