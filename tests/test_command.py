@@ -146,6 +146,7 @@ def test_d6_init_writes_a_file_that_the_gateway_takes(tmp_path):
     assert yaml.safe_load(path.read_text()) == {
         "api_key": "${GATEWAY_API_KEY}",
         "port": 8080,
+        "when_refused": "pass_on",
         "providers": [
             {"name": "openai", "base_url": "https://api.openai.com/v1", "api_key": "${OPENAI_API_KEY}"},
             {"name": "local", "base_url": "http://127.0.0.1:11434/v1"},

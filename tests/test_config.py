@@ -882,7 +882,7 @@ routes:
         ("a: \x1b", "not YAML: "),
         (b"a: \xff\xfe", "is not UTF-8"),
         (ORIGINAL.encode("utf-16"), "is not UTF-8"),
-        ("#" * (loader.MAX_FILE + 1), "is over 1048576 bytes"),
+        ("#" * (loader.MAX_FILE + 1), "is larger than 1048576 bytes"),
     ],
     ids=lambda value: repr(value[:30]),
 )
@@ -899,7 +899,7 @@ def test_b2_a_file_that_cannot_be_read_says_why(tmp_path):
         f"{tmp_path}/nope: cannot be read: No such file or directory"
     ]
     (mistake,) = mistakes_of(loader.load, tmp_path, KEYS)
-    assert mistake.startswith(f"{tmp_path}: is a folder, ")
+    assert mistake.startswith(f"{tmp_path}: this is a folder; ")
 
 
 # B9: no key is shown.

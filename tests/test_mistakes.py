@@ -150,7 +150,7 @@ def test_b20_the_line_is_that_of_a_merged_or_aliased_entry_too(load):
         ('a: "x\nb: 1\nc: "y"\nd: 2\n', 1, "a quote that opens on this line ends only on line 3"),
         ("a: 1\nb: [1, 2\nc: 2\n", 2, "a [ opens on this line and is not closed by a ]"),
         ("a: 1\nb: {c: 1\nd: 2\n", 2, "a { opens on this line and is not closed by a }"),
-        ("api_keys: [${X}]\n", 1, 'in [...] and {...} write it in quotes: "${NAME}"'),
+        ("api_keys: [${X}]\n", 1, 'in [...] and {...} use quotes: write "${NAME}"'),
         ("a: [b,\n  ${X}]\n", 2, 'write "${NAME}"'),
         ("a: {headers: {X-A: Bearer ${X}}}\n", 1, 'write "${NAME}"'),
         ("a: @x\n", 1, "write the value in quotes"),
@@ -188,7 +188,7 @@ def test_b21_a_base_url_may_end_in_models(load):
 
 def test_b21_an_underscore_in_a_host_is_refused_over_https_with_the_reason_and_good_over_http(load):
     (mistake,) = load(changed("api.example", "my_llm"))
-    assert "underscore in its host, and no certificate may name such a host" in mistake
+    assert "underscore in its host name, which no certificate may have" in mistake
     assert load(changed("https://api.example", "http://my_llm")) == []
 
 
@@ -213,7 +213,7 @@ def test_b21_a_folder_is_named_as_one(tmp_path):
         (changed("https://", "http://"), "line 4: providers[0].base_url: sends a key unencrypted (http://)"),
         (GOOD + "        timeout: 30000\n", "line 11: routes[0].steps[0].timeout: 30000 is 30000 seconds, more than an hour"),
         (GOOD + "default_timeout: 2h\n", "line 11: default_timeout: '2h' is 7200 seconds, more than an hour"),
-        (changed("a-key-for-cerebras", "os.environ/CEREBRAS_API_KEY"), "line 5: providers[0].api_key: the value looks like"),
+        (changed("a-key-for-cerebras", "os.environ/CEREBRAS_API_KEY"), "line 5: providers[0].api_key: the value seems to name"),
         (changed("a-key-for-cerebras", "'\"sk-abcdefgh\"'"), 'line 5: providers[0].api_key: the value begins and ends with a quote (")'),
         (changed("a-key-for-cerebras", "${Q}"), "line 5: providers[0].api_key: the value begins and ends with a quote (')"),
         (changed("a-key-for-cerebras", "Bearer sk-abcdefgh"), "line 5: providers[0].api_key: the value begins with 'Bearer'"),

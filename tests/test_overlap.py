@@ -103,7 +103,7 @@ def built(**settings) -> Config:
         ({"port": 8080, "admin": 8080}, [], "admin: tcp:8080:interface=127.0.0.1 has the same address as tcp:8080:interface=127.0.0.1 (port); "),
         ({"listen": [r"tcp6:8080:interface=\:\:1"], "admin": r"tcp6:8080:interface=0\:\:1"}, [], "admin: "),
         ({"port": 8080, "tls": {"cert_file": "c", "key_file": "k"}, "admin": 8080}, [], r"admin: tcp:8080:interface=127.0.0.1 has the same address as tcp"),
-        ({"listen": ["tcp:9000:interface=127.0.0.1", "tcp:port=9000:interface=127.0.0.1"]}, [], "listen: tcp:port=9000:interface=127.0.0.1 takes"),
+        ({"listen": ["tcp:9000:interface=127.0.0.1", "tcp:port=9000:interface=127.0.0.1"]}, [], "listen: tcp:port=9000:interface=127.0.0.1 has"),
         ({"admin": 443}, [InheritedSocket("systemd:domain=INET6:index=0", True, r"tcp6:443:interface=\:\:")], r"admin: tcp:443:interface=127.0.0.1 has the same address as tcp6:443:interface=\:\: (systemd)"),
         ({"port": 8080, "admin": 8081}, [], ""),
         ({"admin": 8080}, [InheritedSocket("systemd:domain=INET:index=0", True, "tcp:443:interface=127.0.0.1")], ""),

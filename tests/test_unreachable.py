@@ -45,7 +45,7 @@ async def test_b11_a_port_that_answers_in_plain_http(world):
 @ensureDeferred
 async def test_b11_a_port_that_closes_in_the_handshake(world):
     provider = world.provider(on_connect=fin)
-    assert await why(world, https(provider.port)) == f"connection closed in the TLS handshake; {IS_IT_HTTP}"
+    assert await why(world, https(provider.port)) == f"the connection was closed in the TLS handshake; {IS_IT_HTTP}"
 
 
 @ensureDeferred
@@ -63,7 +63,7 @@ async def test_b11_who_has_spoken_tls_is_not_asked_whether_it_does(world):
     await until(lambda: provider.connections[0].is_closed)
     provider.on_connect = fin
     await gateway.ask()
-    assert world.records[-1]["attempts"][0]["message"] == "connection closed in the TLS handshake"
+    assert world.records[-1]["attempts"][0]["message"] == "the connection was closed in the TLS handshake"
 
 
 # A port that speaks TLS, and an address that begins with http://
@@ -152,8 +152,8 @@ async def test_b11_a_machine_without_ca_certificates_says_so(world, server, monk
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     server.show(issue(LOCAL, by=ROOT))
     assert await why_over_tls(world, server) == (
-        "TLS: the certificate has an unknown issuer (unable to get local issuer certificate); this machine has no CA file "
-        "install ca-certificates, or set ca_file to the CA"
+        "TLS: the certificate has an unknown issuer (unable to get local issuer certificate); this machine has no CA "
+        "certificates; install ca-certificates, or set ca_file to the CA of the provider"
     )
 
 
@@ -287,7 +287,10 @@ def test_a1_compressed_bytes_without_a_label_are_a_failed_step(stream, kind, sta
         if part:
             world.doors["p1"].wire.say(part)
     assert client.take() == b""
-    assert world.failed[0].message == "the answer is malformed HTTP: its body is compressed and has no Content-Encoding"
+    assert world.failed[0].message in [
+        f"{start} malformed HTTP: its body is compressed and has no Content-Encoding"
+        for start in ("the answer is", "answered with")
+    ]
     assert world.doors["p2"].wires
 
 

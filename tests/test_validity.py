@@ -186,7 +186,7 @@ def test_d4_check_config_warns_of_all_of_it(tmp_path):
     for made, warning in (
         (issue(*NAMES, by=MIDDLE).alone(), "warning: config.yaml, line 8: tls.cert_file: "),
         (leaf(begins=NEW), "warning: a certificate is not valid yet, for "),
-        (under(authority("a", by=ROOT, ends=OLD)), "warning: a certificate has expired: "),
+        (under(authority("a", by=ROOT, ends=OLD)), "warning: a certificate has expired, "),
     ):
         (tmp_path / "cert.pem").write_bytes(made.pem)
         (tmp_path / "key.pem").write_bytes(made.key_pem)

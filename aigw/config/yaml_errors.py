@@ -29,7 +29,7 @@ def in_words(error: Exception, text: str) -> Mistake:
     if "quoted scalar" in context and "end of stream" in problem:
         return _mistake("a quote opens on this line and is not closed; close it where the value ends", opened)
     if mark and "expected ',' or" in problem and _is_variable(text, mark.index):
-        right = 'in [...] and {...} write it in quotes: "${NAME}"'
+        right = 'in [...] and {...} use quotes: write "${NAME}"'
         return _mistake(f"a variable has no quotes; {right}", line)
     if mark and (quote := _long_quote(text, mark.index)):
         first, last = quote

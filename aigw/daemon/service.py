@@ -285,16 +285,16 @@ class GatewayService(Service):
         """Warnings about the configuration and the certificates."""
         identity = self._runtime.identity
         problem = identity.validity.problem(EXPIRY_DAYS) if identity else None
-        return [*self._ignored, *self._runtime.warnings, *([f"the certificate {problem}"] if problem else ())]
+        return [*self._ignored, *self._runtime.warnings, *([f"a certificate {problem}"] if problem else ())]
 
     def _warn_of_expiry(self) -> None:
         identity = self._runtime.identity
         if identity and (problem := identity.validity.problem(EXPIRY_DAYS)):
             report = logs.warn if identity.validity.is_good() else logs.error
-            report(f"The certificate {problem}")
+            report(f"A certificate {problem}")
 
     def _status(self, since: str = "") -> str:
-        served = f"Serving {len(self.config.routes)} routes over {len(self.config.providers)} providers"
+        served = f"Serving {len(self.config.routes)} routes with {len(self.config.providers)} providers"
         identity = self._runtime.identity
         until = f", certificate valid for {identity.validity.days_left():.0f} days" if identity else ""
         return f"{served}{until}{since}"

@@ -202,7 +202,7 @@ class Connection(Protocol):
             receiver.connectionLost(_COMPLETE)
         elif parser.broken:
             self.abort()
-            receiver.connectionLost(Failure(UpstreamBroken(f"the answer is malformed HTTP: {parser.broken}")))
+            receiver.connectionLost(Failure(UpstreamBroken(f"malformed HTTP: {parser.broken}")))
         elif self._lost is not None:
             self._receiver = None
             clean = self._lost.check(error.ConnectionDone) is not None
