@@ -279,7 +279,7 @@ class StreamBroken(Exception):
     """An answer broke after the client had seen part of it.
 
     ``code`` is ``stream_truncated``, ``stream_reset``, ``stream_idle_timeout``, ``provider_error``,
-    ``answer_truncated`` or ``answer_timeout``. ``detail`` quotes the provider; ``reported``: its words make clients raise.
+    ``answer_truncated`` or ``answer_timeout``. ``detail`` quotes the provider; ``reported``: it makes clients raise.
     """
 
     def __init__(self, code: str, message: str, *, detail: str | None = None, reported: bool = False) -> None:
