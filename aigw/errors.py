@@ -278,13 +278,14 @@ class StreamBroken(Exception):
     """An answer broke after the client had seen part of it.
 
     ``code`` is ``stream_truncated``, ``stream_reset`` or ``stream_idle_timeout``; for an answer that is no stream, in
-    which nothing can be told, ``answer_truncated`` or ``answer_timeout``.
+    which nothing can be told, ``answer_truncated`` or ``answer_timeout``. ``ended``: by an event that the API defines.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, ended: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.ended = ended
 
 
 class ConfigError(Exception):

@@ -55,6 +55,7 @@ class StreamScanner(ABC):
     sign: ClassVar[bytes]
     usual: ClassVar[tuple[bytes, bytes]]
     completing_is_the_end: ClassVar[bool] = False  # else events may follow, as of usage
+    error_event_ends_it: ClassVar[bool] = False  # clients take it for an end that is one only if the body ends rightly
 
     def __init__(self) -> None:
         self.has_output = False
@@ -67,6 +68,7 @@ class StreamScanner(ABC):
         self._events = 0
         self._in_pieces = False  # an event is being passed on that was too large to wait for
         self._before = b""  # what was passed on of it last
+        self.passed_last = b""  # of what was no comment; looked at only where the stream breaks
 
     @abstractmethod
     def meaning(self, value: dict[str, Any]) -> Meaning:
@@ -75,6 +77,10 @@ class StreamScanner(ABC):
     @abstractmethod
     def completes(self, data: bytes) -> bool:
         """Whether whole events complete the stream, apart from ``[DONE]``."""
+
+    def note(self, data: bytes) -> None:
+        """Remember what an ``error_event`` repeats of a large event."""
+        self.passed_last = data
 
     def feed(self, data: bytes) -> tuple[bytes, Meaning]:
         """What may be passed on of the answer after these bytes of it, and what they mean.
@@ -89,6 +95,7 @@ class StreamScanner(ABC):
         if self._rest or self._in_pieces or data[-2:] != b"\n\n" or data[:1] in b":\r\n":
             return self._feed_any(data)
         # Whole events, as nearly always. Only what may matter is looked at: no function of Python's own is called.
+        self.passed_last = data
         signs = data.count(self.sign)
         if (
             (signs != data.count(self.usual[0]) and signs != data.count(self.usual[1]))
@@ -110,7 +117,11 @@ class StreamScanner(ABC):
 
     def error_event(self, broken: StreamBroken) -> bytes:
         """The event that reports to the client that the stream broke here. An event that is not whole is given up."""
-        return (b"\n\n" if self._in_pieces else b"") + error_event(broken)
+        return self.give_up_event() + error_event(broken)
+
+    def give_up_event(self) -> bytes:
+        """What ends an event that was passed on in part."""
+        return b"\n\n" if self._in_pieces else b""
 
     # Before the first output: event by event
 
@@ -182,6 +193,10 @@ class StreamScanner(ABC):
         if data:
             seen = self._before + data
             self._in_pieces = end == 0
+            if self._in_pieces or self._before:
+                self.note(seen)
+            elif meaning is not SILENCE:
+                self.passed_last = data
             self._before = b" " + seen[-OVERLAP:] if self._in_pieces else b""
             if self._look_at(seen) is END:
                 meaning = END

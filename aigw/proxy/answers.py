@@ -152,7 +152,7 @@ class Stream(Relay):
         self._last_activity = self._clock.seconds()
 
     def _break(self, code: str, message: str) -> None:
-        broken = StreamBroken(code, message)
+        broken = StreamBroken(code, message, self._scanner.error_event_ends_it)
         self._write(self._scanner.error_event(broken))
         self._finish(broken)
 

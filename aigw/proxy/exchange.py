@@ -264,10 +264,12 @@ class Exchange:
         elif result.check(StreamBroken):
             broken = cast(StreamBroken, result.value)
             # The code of a stream that the gateway itself ended is for the client; the provider is not to blame.
-            outcome = "draining" if self._interrupted else broken.code
-            self._record.outcome = outcome
+            self._record.outcome = outcome = "draining" if self._interrupted else broken.code
             self._note(step, started, outcome, status, broken.message)
-            self._client.cut(flush=self._call.stream)
+            if broken.ended:
+                self._client.end()
+            else:
+                self._client.cut(flush=self._call.stream)
         else:
             self._note_cancelled(step, started, status)
             result.trap(StreamBroken)
