@@ -10,7 +10,7 @@ from aigw.errors import StreamBroken
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.scanner import HOLD_STREAM
 from tests.harness import request
-from tests.memory import MemoryGateway
+from tests.memory import MemoryGateway, error_of
 from tests.providers import chunk, head
 
 RESPONSES = ENDPOINTS["responses"]
@@ -141,3 +141,69 @@ def test_a4a_d2_a_stop_ends_it_so_too():
     exchange.interrupt()
     assert event_of(client.take().split(b"\r\n")[1])["response"]["error"]["message"] == "The gateway is stopping."
     assert [record.outcome for record in world.records] == ["draining"]
+
+
+# R3: what is below it
+
+COUNT = {"object": "response.input_tokens", "input_tokens": 11}
+COMPACTION = {
+    "id": "resp_2",
+    "object": "response.compaction",
+    "created_at": 1,
+    "output": [{"type": "compaction", "id": "cmp_1", "encrypted_content": "x"}],
+    "usage": {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7},
+}
+BELOW = {"/v1/responses/compact": COMPACTION, "/v1/responses/input_tokens": COUNT}
+
+
+def answered(world: MemoryGateway, path: str, step: str, body: dict) -> bytes:
+    """What the provider of a step was sent, once it answers with ``body``."""
+    wire = world.doors[step].wire
+    data = json.dumps(body).encode()
+    got = wire.take()
+    assert got.startswith(b"POST %s HTTP/1.1\r\n" % path.encode())
+    wire.say(head(Content_Length=str(len(data))) + data)
+    return got
+
+
+@pytest.mark.parametrize("path", BELOW)
+def test_r3_compact_and_input_tokens_are_endpoints_with_answers_of_their_own(path):
+    world = MemoryGateway()
+    client = world.open()
+    client.say(request({"model": "route", "input": "hi"}, path))
+    answered(world, path, "p1", {"error": {"message": "no"}})
+    assert b'"model":"model-of-p2"' in answered(world, path, "p2", {**BELOW[path], "error": None})
+    got = client.take()
+    assert got.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(got.partition(b"\r\n\r\n")[2]) == {**BELOW[path], "error": None}
+    assert [record.path for record in world.records] == [path]
+    assert world.records[0].outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/responses", 400),
+        ("/v1/responses/", 400),
+        ("/v1/responses/compact", 400),
+        ("/v1/responses/%63ompact", 400),
+        ("/v1/responses/input_tokens", 400),
+        ("/v1/%72esponses/input%5Ftokens", 400),
+        ("/v1/responses/resp_123", 404),
+        ("/v1/responses/resp_123/cancel", 404),
+        ("/v1/responses/compact/more", 404),
+        ("/v1/responses//compact", 404),
+        ("/v1/chat/completions/more", 404),
+        ("/v1/chat", 404),
+    ],
+)
+def test_r3_s4a_paths_at_and_below_it(path, status):
+    """400: the body reaches the endpoint, and has no model. Everything at an endpoint or below it is recorded."""
+    world = MemoryGateway()
+    client = world.open()
+    client.say(request({}, path))
+    got = client.take()
+    assert int(got[9:12]) == status
+    assert len(world.records) == (path != "/v1/chat")
+    if status == 404:
+        assert "/v1/responses" in error_of(got)["message"]

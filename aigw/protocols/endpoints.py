@@ -16,6 +16,7 @@ from aigw.protocols.responses import ResponsesScanner
 _chat = partial(check_answer, "choices")
 _embeddings = partial(check_answer, "data")
 _response = partial(check_answer, "output")
+_count = partial(check_answer, "input_tokens")
 
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
@@ -24,6 +25,8 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint("completions", read_json, rewrite, _chat, ChatScanner, error_body),
         Endpoint("embeddings", read_json, rewrite, _embeddings, ChatScanner, error_body),
         Endpoint("responses", read_json, rewrite, _response, ResponsesScanner, error_body),
+        Endpoint("responses/compact", read_json, rewrite, _response, ResponsesScanner, error_body),
+        Endpoint("responses/input_tokens", read_json, rewrite, _count, ResponsesScanner, error_body),
     ]
 }
 
