@@ -231,7 +231,8 @@ class GatewayService(Service):
     def _trees(self, generation: Runtime) -> tuple[ApiResource, ApiResource]:
         """For clients, and for administrators. Making them changes nothing."""
         config = generation.config
-        gateway = Gateway(config, generation.upstream, self._health, self._reactor, log_attempt, running=self._running)
+        upstream, router, running = generation.upstream, generation.router, self._running
+        gateway = Gateway(config, upstream, self._health, self._reactor, log_attempt, running=running, router=router)
 
         def check_ready() -> None:
             if self._drain is not None:
