@@ -173,11 +173,3 @@ def _piece(reader: Reader, coding: str) -> bytes:
         return reader.read()
     except ValueError as error:
         raise BadRequest(f"The body is no valid {coding}: {str(error)[:200]}.") from None
-
-
-_MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}
-
-
-def unnamed_coding(body: bytes | bytearray) -> str | None:
-    """The coding in which a body seems to be that came without ``Content-Encoding``."""
-    return next((name for magic, name in _MAGIC.items() if body.startswith(magic)), None)

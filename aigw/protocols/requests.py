@@ -14,6 +14,7 @@ from aigw.protocols.envelope import Pieces, carries
 from aigw.protocols.skip import Steps
 from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages
 
+_MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # how compressed data begins, and no JSON
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
 
@@ -72,6 +73,10 @@ def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:
         return BadRequest(f"The body {error}.")
     if len(body) <= envelope.SMALL and (not body or body.isspace()):
         return BadRequest("The body is empty; it must be a JSON object.")
+    for magic, coding in _MAGIC.items():
+        if body.startswith(magic):
+            right = f"send it with 'Content-Encoding: {coding}', or uncompressed"
+            return BadRequest(f"The body begins as {coding} data does, and no Content-Encoding says so; {right}.")
     return BadRequest(f"The body is not a JSON object: {error}.")
 
 
