@@ -207,17 +207,18 @@ class DeadlineExceeded(GatewayError):
     code = "deadline_exceeded"
 
 
-KEY_REFUSED = frozenset([401, 402, 403])  # statuses by which a provider refuses the key
+KEY_REFUSED = frozenset([401])  # statuses by which a provider refuses the key; 402 and 403 may be about the request
 
 
 class UpstreamFailure(Exception):
     """One attempt failed before the client saw a byte of it.
 
     ``message`` is the gateway's own words and safe to log. ``detail`` quotes the provider, so it may repeat what the
-    client sent: it is for the client only.
+    client sent: it is for the client only. ``words`` are the ``code`` and ``type`` of the provider's error.
     """
 
     outcome: ClassVar[str] = "failed"
+    words: Sequence[str] = ()
 
     def __init__(self, message: str, *, status: int | None = None, detail: str | None = None) -> None:
         super().__init__(message)
@@ -245,8 +246,8 @@ class UpstreamTimeout(UpstreamFailure):
 class UpstreamRefused(UpstreamFailure):
     """The provider answered with a status other than 2xx.
 
-    ``retry_after`` in seconds, where it said so; ``words`` are the ``code`` and ``type`` of its error; ``headers`` and
-    ``body`` are the answer, ``body`` None where it was too large or cut short.
+    ``retry_after`` in seconds, where it said so; ``headers`` and ``body`` are the answer, ``body`` None where it was
+    too large or cut short.
     """
 
     outcome = "refused"

@@ -41,31 +41,23 @@ class KeyForms:
     A key with percent signs or backslashes, which look like escapes, is not always found among those of a URL.
     """
 
-    __slots__ = ("_base64", "_hex", "_plain")
+    __slots__ = ("base64", "hex", "plain")
 
     def __init__(self, key: str) -> None:
         data = key.encode()
         long = len(data) >= SHORTEST
         as_it_is = key.translate(_SPACES).replace("\\", "")  # what looks like an escape may be part of the key
-        self._plain = [plain for plain in {as_it_is, Text(key).plain} if len(plain) >= SHORTEST]
-        self._hex = [data.hex()] if long else []
-        self._base64 = [_core(data, offset) for offset in range(3)] if long else []
-
-    def are_in(self, text: Text) -> bool:
-        """Whether the text holds the key in one of these forms."""
-        return (
-            any([form in text.plain for form in self._plain])
-            or any([form in text.hex for form in self._hex])
-            or any([form in text.base64 for form in self._base64])
-        )
+        self.plain = [plain for plain in {as_it_is, Text(key).plain} if len(plain) >= SHORTEST]
+        self.hex = [data.hex()] if long else []
+        self.base64 = [_core(data, offset) for offset in range(3)] if long else []
 
     def spans(self, text: Text) -> Iterator[tuple[int, int]]:
         """Where in ``text.plain`` they stand. A character beside base64 holds some bits of the key: it is of it."""
-        for form in self._plain:
+        for form in self.plain:
             yield from _found(form, text.plain)
-        for form in self._hex:
+        for form in self.hex:
             yield from _found(form, text.hex)
-        for form in self._base64:
+        for form in self.base64:
             for start, end in _found(form, text.base64):
                 before = _BESIDE.match(text.plain, max(0, start - 1), start)
                 behind = _BEHIND.match(text.plain, end)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from aigw.key_forms import SHORTEST, KeyForms, Text, without
+from aigw.string_search import StringSearch
 
 _SCHEME = re.compile(r"(?:bearer|basic|token|key|api-?key) +(\S{8,})", re.IGNORECASE)
 # None of these stands in an answer by chance, as a number or as a member's name.
@@ -29,9 +30,15 @@ def _forms(value: str) -> re.Pattern[str]:
             parts.append(_BACKSLASHES if parts else _FIRST + _BACKSLASHES)
         else:
             escapes = "" if before == "\\" else r"\\*" if parts else r"(?:(?<!\\)\\+)?"
-            parts.append(rf"{escapes}(?:{re.escape(part)}|(?<=\\)u(?i:{ord(part):04x}))")
+            parts.append(rf"{escapes}(?:{re.escape(part)}|(?<=\\){_escape(part)})")
         before = part[0]
     return re.compile("".join(parts))
+
+
+def _escape(character: str) -> str:
+    """JSON's escape of it, less the first backslash; two of them where it takes a pair of surrogates."""
+    units = character.encode("utf-16-be").hex()
+    return r"\\+".join(f"u(?i:{units[at : at + 4]})" for at in range(0, len(units), 4))
 
 
 class Secret:
@@ -42,7 +49,7 @@ class Secret:
     def __init__(self, value: str) -> None:
         self._value = value
         self._bytes = value.encode()
-        self._forms = _forms(value)
+        self._forms: re.Pattern[str] | None = None  # compiled when it is needed, for that takes a millisecond
         self._encoded = KeyForms(value)
 
     def reveal(self) -> str:
@@ -69,19 +76,11 @@ class Secret:
 
         Where there is none it is the very same object.
         """
-        if "\\" in text and self._forms.search(text):
-            text = self._forms.sub("***", text)
+        if "\\" in text:
+            self._forms = forms = self._forms or _forms(self._value)
+            if forms.search(text):
+                text = forms.sub("***", text)
         return text.replace(self._value, "***") if self._value in text else text
-
-    def is_in(self, data: bytes) -> bool:
-        """Whether ``data`` holds the key just as it is."""
-        return self._bytes in data
-
-    def is_in_any_form(self, text: str, read: Text) -> bool:
-        """Whether ``text``, and what was ``read`` in it, holds the key, plain or in one of its forms."""
-        if self._value in text or self._encoded.are_in(read):
-            return True
-        return (len(self._value) < SHORTEST or "\\" in self._value) and self.hide_in(text) is not text
 
     def out_of(self, data: bytes) -> bytes:
         """The content of an answer with ``***`` where the key stands just as it is, if nothing else can be meant."""
@@ -93,6 +92,11 @@ class Secret:
         """Of a header's value, ``Bearer KEY``, what stands behind the scheme; None where there is no scheme."""
         written = _SCHEME.fullmatch(self._value)
         return Secret(written[1]) if written else None
+
+    def _is_ordinary(self) -> bool:
+        """Whether each escaped form of it is the key once the escapes are read."""
+        value = self._value
+        return len(value) >= SHORTEST and value.isascii() and value.isprintable() and not set(value) & set(" %\\")
 
     def __len__(self) -> int:
         return len(self._value)
@@ -113,22 +117,68 @@ class Secret:
         raise TypeError("a Secret is not to be copied out of the process")
 
 
-def may_hold_a_key(secrets: Iterable[Secret], data: bytes) -> bool:
-    """Whether ``data`` is worth a closer look: one of the keys stands in it just as it is, or something is escaped."""
-    return b"\\" in data or any([secret.is_in(data) for secret in secrets])
+class KeySearch:
+    """Keys that texts are searched for, all of them in one search."""
 
+    __slots__ = ("_base64", "_by_form", "_escaped", "_hex", "_plain", "_raw", "_secrets", "_values")
 
-def holds_a_key(secrets: Iterable[Secret], data: bytes) -> bool:
-    """Whether one of the keys stands in ``data``, plain or in one of its forms."""
-    text = data.decode(errors="replace")
-    read = Text(text)
-    return any([secret.is_in_any_form(text, read) for secret in secrets])
+    def __init__(self, secrets: Iterable[Secret]) -> None:
+        self._secrets = tuple(sorted(dict.fromkeys(secrets), key=len, reverse=True))  # one may begin with another
+        by_form: dict[str, list[Secret]] = {}
+        for secret in self._secrets:
+            for form in {secret._value, *secret._encoded.plain, *secret._encoded.hex, *secret._encoded.base64}:
+                by_form.setdefault(form, []).append(secret)
+        self._by_form = by_form
+        self._values = StringSearch(secret._value for secret in self._secrets)
+        self._raw = StringSearch(secret._bytes.decode("latin-1") for secret in self._secrets)
+        self._plain = StringSearch(form for secret in self._secrets for form in secret._encoded.plain)
+        self._hex = StringSearch(form for secret in self._secrets for form in secret._encoded.hex)
+        self._base64 = StringSearch(form for secret in self._secrets for form in secret._encoded.base64)
+        # Those of which an escaped form may not be found by reading the escapes: each is looked for by its pattern.
+        self._escaped = tuple(secret for secret in self._secrets if not secret._is_ordinary())
 
+    def are_in(self, data: bytes) -> bool:
+        """Whether ``data`` holds a key just as it is."""
+        return bool(self._raw.found_in(data.decode("latin-1")))
 
-def without_keys(secrets: Iterable[Secret], text: str) -> str:
-    """``text`` with ``***`` for each key, plain or in one of its forms; the very same object where there is none."""
-    read = Text(text)
-    found = [secret for secret in secrets if secret.is_in_any_form(text, read)]
-    for secret in sorted(found, key=len, reverse=True):  # one may begin with another
-        text = secret.hide_in(text)
-    return without([secret._encoded for secret in found], text) if found else text
+    def without(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The headers whose values hold no key in any form."""
+        return [header for header in headers if not self.are_in_any_form(header[1])]
+
+    def hide(self, text: str) -> str:
+        """``text`` with ``***`` for each key, plain or as JSON may write it; the same object where there is none."""
+        found = self._values.found_in(text)
+        more: tuple[Secret, ...] = ()
+        if "\\" in text:
+            found += self._plain.found_in(Text(text).plain)
+            more = self._escaped
+        if found or more:
+            for secret in self._of(found, *more):
+                text = secret.hide_in(text)
+        return text
+
+    def are_in_any_form(self, data: bytes) -> bool:
+        """Whether one of the keys stands in ``data``, plain or in one of its forms."""
+        return bool(self._suspects(data.decode(errors="replace")))
+
+    def hide_any_form(self, text: str) -> str:
+        """``text`` with ``***`` for each key, plain or in one of its forms; the same object where there is none."""
+        found = self._suspects(text)
+        for secret in found:
+            text = secret.hide_in(text)
+        return without([secret._encoded for secret in found], text) if found else text
+
+    def _suspects(self, text: str) -> list[Secret]:
+        read = Text(text)
+        found = [
+            *self._values.found_in(text),
+            *self._plain.found_in(read.plain),
+            *self._hex.found_in(read.hex),
+            *self._base64.found_in(read.base64),
+        ]
+        return self._of(found, *(secret for secret in self._escaped if secret.hide_in(text) is not text))
+
+    def _of(self, forms: list[str], *more: Secret) -> list[Secret]:
+        """The keys that have these forms, the longest first."""
+        found = {secret for form in forms for secret in self._by_form[form]}
+        return sorted(found.union(more), key=len, reverse=True)

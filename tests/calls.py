@@ -32,4 +32,4 @@ def read_call(
 
 def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> bytes | Pieces:
     """The body for a step."""
-    return call.endpoint.rewrite(call, model, conflict_resolution)
+    return call.endpoint.rewrite(call, model, conflict_resolution)[0]

@@ -21,7 +21,6 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 
-from aigw.telemetry import logs
 from tests.harness import World
 
 
@@ -54,7 +53,6 @@ def failures():
     with failures_logged() as seen:
         yield seen
         gc.collect(1)  # what this test left; the rest is collected when its module is over
-    logs.hide([])
     assert not seen, "\n".join(seen)
 
 

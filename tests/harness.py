@@ -22,6 +22,7 @@ from aigw.config import loader
 from aigw.config.model import Config
 from aigw.daemon.service import GatewayService
 from aigw.telemetry.logs import JsonLines
+from aigw.telemetry.redaction import Redaction
 from aigw.upstream import connector
 from tests import providers
 
@@ -155,10 +156,15 @@ class World:
         self._closers: list[Callable[[], Any]] = []
         self._closed_socket = socket.socket()
         self._closed_socket.bind(("127.0.0.1", 0))
+        self._redaction = Redaction()
         globalLogPublisher.addObserver(self._observe)
 
     def _observe(self, event: dict) -> None:
-        JsonLines(self)(event)
+        """A new observer for each, so that none is held back because it came before."""
+        observer = JsonLines(self)
+        observer.redaction = self._redaction
+        observer(event)
+        self._redaction = observer.redaction
 
     def write(self, line: str) -> None:
         """The log's file."""

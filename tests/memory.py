@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw.config import loader
-from aigw.proxy.cooldown import Cooldowns
+from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Gateway
 from aigw.server import api
 from aigw.server.connection_limits import ConnectionGuard
@@ -119,10 +119,11 @@ class MemoryGateway:
         }
         self.config = settings = loader.build(tree, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
+        self.health = CooldownsByEndpoint(self.clock.seconds)
         self.gateway = Gateway(
             settings,
             upstream,
-            Cooldowns(self.clock.seconds),
+            self.health,
             self.clock,
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 RULE = "errors secret  <  config  <  protocols  <  net telemetry  <  upstream access  <  proxy  <  server  <  admin  <  daemon  <  tap"
-BESIDE = {"key_forms": "secret", "command": "tap", "__main__": "tap"}  # files that stand where another does
+BESIDE = {
+    "key_forms": "secret",
+    "string_search": "secret",
+    "command": "tap",
+    "__main__": "tap",
+}  # files that stand where another does
 PURE = ("config", "protocols")
 PURE_FILES = "proxy/cooldown proxy/router access/keys telemetry/record telemetry/counters telemetry/last_hour telemetry/prometheus telemetry/status net/headers net/addresses upstream/hostname".split()
 

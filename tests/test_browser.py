@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import ssl
 import time
 import urllib.error
@@ -237,8 +238,26 @@ def test_a_gateway_that_goes_away_is_told_and_found_again(stage):
     with stage.browser() as browser:
         browser.sign_in()
         browser.until(lambda: browser.states())
+        dims = "return Number(getComputedStyle(document.querySelector('main')).opacity) < 0.9"
+        assert not browser.run(dims)
         stage.daemon.stop()
         browser.until(lambda: "connection lost" in browser.text())
+        assert browser.run(dims)
+        browser.picture("gone")
+
+
+def test_who_answers_and_why_a_reload_was_refused_can_be_read(stage):
+    stage.first.mode = "500"
+    with stage.browser() as browser:
+        browser.sign_in()
+        for _ in range(3):
+            stage.ask()
+        browser.until(lambda: re.search(r"\b0 % answered by the first step", browser.text()))
+        path = stage.folder / "config.yaml"
+        path.write_text(path.read_text().replace("cooldown: 4s", "cooldown: 4s\nnonsense: 1"))
+        stage.daemon.process.send_signal(signal.SIGHUP)
+        browser.until(lambda: "nonsense" in browser.run("return document.getElementById('mistakes').innerText"))
+        browser.picture("refused")
 
 
 def test_b9_no_key_and_no_content_is_in_the_page(stage):

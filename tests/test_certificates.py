@@ -544,10 +544,8 @@ async def test_b11_a_provider_whose_certificate_names_nobody_gets_no_byte(world,
     got = await gateway.ask()
     assert (got.status, server.received) == (502, b"")
     (attempt,) = got.error["attempts"]
-    assert (attempt["outcome"], attempt["message"].split(": ")[:2]) == (
-        "unreachable",
-        ["TLS", OTHERS if entries else NOBODY],
-    )
+    assert attempt["outcome"] == "unreachable"
+    assert attempt["message"].startswith(f"TLS: {OTHERS if entries else NOBODY}")
 
     ((found,), (step,)) = await bounded(Check(gateway.service.config, gateway.service._now.upstream, reactor).run())
     assert (found.reachable, found.certificate, found.key, step.works) == (True, False, None, False)

@@ -242,7 +242,7 @@ def test_r7_s7_whatever_comes_compressed_is_an_answer_below_500_and_no_hold_up(t
         answer = client.take()
         statuses[int(answer[9:12])] += 1
         client.lost(ConnectionError())
-    assert set(statuses) <= {200, 400, 413, 415}, statuses
+    assert set(statuses) <= {200, 400, 404, 413, 415}, statuses  # 404: a bit of the model's name
     assert {200, 400, 415} <= set(statuses)
     assert longest < 0.05
     assert world.site.bodies.under_way == 0

@@ -55,9 +55,10 @@ class Nowhere:
 def gateway():
     lines = logs.JsonLines(Nowhere())
     globalLogPublisher.addObserver(lines)
-    watch = Telemetry(lambda: None, Clock())
-    gateway = MemoryGateway(sink=watch.record)
-    watch.use(gateway.config)
+    telemetry = Telemetry(lambda: None, Clock(), lines.redaction)
+    gateway = MemoryGateway(sink=telemetry.record)
+    telemetry.use(gateway.config)
+    lines.redaction.use(gateway.config.secrets)
     yield gateway
     globalLogPublisher.removeObserver(lines)
 

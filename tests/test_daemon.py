@@ -47,13 +47,15 @@ def twistd(folder, *arguments, config=CONFIG, before=(), environ=KEYS):
         (folder / "config.yaml").chmod(0o600)
     command = [sys.executable, "-m", "twisted", *before, "aigw", *arguments]
     command[1:3] = ["-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PORT", "TLS_CERT_FILE")}
+    others = ("PORT", "TLS_CERT_FILE", *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"))
+    inherited = {name: value for name, value in os.environ.items() if name.upper() not in others}
     return {"args": command, "env": {**inherited, **environ, "PYTHONPATH": str(ROOT)}, "cwd": folder, "text": True}
 
 
 def run(folder, *arguments, **more):
     command = twistd(folder, *arguments, **more)
-    assert fork_server.may_fork(command["args"], command["env"])
+    if not fork_server.may_fork(command["args"], command["env"]):
+        return subprocess.run(**command, capture_output=True, timeout=60, check=False)
     return fork_server.run(["twistd", *command["args"][3:]], command["cwd"], command["env"])
 
 
@@ -160,7 +162,7 @@ def test_b9_logs_are_json_by_default_and_it_stops_on_sigterm(tmp_path):
                 <= set(line)
                 <= {"time", "level", "message", "fields", "request_id"}
             )
-        assert [line["level"] for line in lines if line.get("request_id") == "id-1"] == ["WARN", "INFO"]
+        assert [line["level"] for line in lines if line.get("request_id") == "id-1"] == ["WARN", "WARN"]
         assert {"Started", "Stopping", "Stopped"} <= {line["message"] for line in lines}
         text = daemon.err.read_text() + daemon.out.read_text()
         assert "canary" not in text
@@ -362,6 +364,22 @@ def test_b9_keys_that_are_too_short_are_warned_of(tmp_path):
     ]
     done = run(tmp_path, "--check-config", environ={"GATEWAY_API_KEY": "x" * 20, "A_KEY": "8 or more"})
     assert "warning" not in done.stdout
+
+
+def test_b24_variables_that_name_a_proxy_are_warned_of_once_and_their_values_are_not_shown(tmp_path):
+    secret = "http://user:canary-password@proxy.example:3128"
+    environ = {**KEYS, "HTTPS_PROXY": secret, "http_proxy": secret, "ALL_PROXY": "", "NO_PROXY": "x"}
+    said = "HTTPS_PROXY and http_proxy have no effect: the gateway calls the providers directly, without a proxy"
+    with Daemon(tmp_path, environ=environ) as daemon:
+        daemon.wait_for("Started")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("Reloaded")
+        lines = daemon.lines()
+    assert [line["level"] for line in lines if line["message"] == said] == ["WARN"]
+    assert "canary" not in json.dumps(lines)
+    done = run(tmp_path, "--check-config", environ={**KEYS, "https_proxy": secret})
+    assert "https_proxy has no effect" in done.stdout
+    assert "canary" not in done.stdout + done.stderr
 
 
 def test_the_demo_stops_at_once_when_told_twice(tmp_path):

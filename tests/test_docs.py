@@ -24,7 +24,7 @@ from pytest_twisted import ensureDeferred
 from aigw import errors
 from aigw.config import loader
 from aigw.config.model import Config
-from aigw.config.schema import Shape, settings
+from aigw.config.schema import OneOf, Shape, settings
 from tests.providers import answer
 from tests.switch import Switch
 
@@ -137,7 +137,10 @@ def test_every_default_is_the_documented_one(setting):
         assert shown == "required"
     elif shown.startswith("`"):
         default = defined.inherited.default if defined.inherited else defined.default
-        assert defined.form.decode(yaml.safe_load(shown.strip("`"))) == default
+        written = yaml.safe_load(shown.strip("`"))
+        assert (
+            dict(defined.form.words)[written] if isinstance(defined.form, OneOf) else defined.form.decode(written)
+        ) == default
     else:
         assert shown == "none"
         assert defined.otherwise or not defined.default

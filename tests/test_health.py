@@ -11,7 +11,9 @@ import pytest
 from aigw.config.model import Provider, Step
 from aigw.errors import UpstreamBroken, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
 from aigw.proxy.cooldown import Cooldowns
+from aigw.proxy.passed_refusals import stops
 from aigw.proxy.retry_policy import Verdict, decide, retry_delay
+from aigw.secret import KeySearch
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import completion, head
 
@@ -148,17 +150,21 @@ JUDGED = {
     "429, wait 3 s":    (UpstreamRefused(429, retry_after=3),    Verdict(rest=3, repeatable=True)),
     "429, wait 0":      (UpstreamRefused(429, retry_after=0),    Verdict(rest=0, repeatable=True)),
     "401":              (UpstreamRefused(401),                   Verdict(rest=60, key_refused=True)),
-    "402":              (UpstreamRefused(402),                   Verdict(rest=60, key_refused=True)),
-    "403":              (UpstreamRefused(403),                   Verdict(rest=60, key_refused=True)),
+    "402":              (UpstreamRefused(402),                   Verdict(strike="refusal")),
+    "403":              (UpstreamRefused(403),                   Verdict(strike="refusal")),
+    "403, wait 9 s":    (UpstreamRefused(403, retry_after=9),    Verdict(strike="refusal", rest=9)),
     "400":              (UpstreamRefused(400),                   Verdict(strike="alive")),
     "404":              (UpstreamRefused(404),                   Verdict(strike="alive")),
     "413":              (UpstreamRefused(413),                   Verdict(strike="alive")),
     "422":              (UpstreamRefused(422),                   Verdict(strike="alive")),
     "302":              (UpstreamRefused(302),                   Verdict(strike="alive")),
-    "408":              (UpstreamRefused(408),                   Verdict(strike="alive", repeatable=True)),
+    "408":              (UpstreamRefused(408),                   Verdict(strike="failure", repeatable=True)),
+    "424":              (UpstreamRefused(424),                   Verdict(strike="failure", repeatable=True)),
+    "499":              (UpstreamRefused(499),                   Verdict(strike="failure", repeatable=True)),
     "409":              (UpstreamRefused(409),                   Verdict(strike="alive", repeatable=True)),
     "425":              (UpstreamRefused(425),                   Verdict(strike="alive", repeatable=True)),
     "500":              (UpstreamRefused(500),                   Verdict(strike="failure", repeatable=True)),
+    "503, wait 7 s":    (UpstreamRefused(503, retry_after=7),    Verdict(strike="failure", rest=7, repeatable=True)),
     "529":              (UpstreamRefused(529),                   Verdict(strike="failure", repeatable=True)),
     "unreachable":      (UpstreamUnreachable("x"),               Verdict(strike="failure", repeatable=True)),
     "broken":           (UpstreamBroken("x"),                    Verdict(strike="failure", repeatable=True)),
@@ -170,7 +176,7 @@ JUDGED = {
 @pytest.mark.parametrize("case", JUDGED)
 def test_f2_f3_f4_what_follows_from_a_failure(case):
     failure, verdict = JUDGED[case]
-    assert decide(failure, frozenset()) == verdict
+    assert decide(failure) == verdict
 
 
 @pytest.mark.parametrize(
@@ -187,7 +193,7 @@ def test_f2_f3_f4_what_follows_from_a_failure(case):
     ],
 )
 def test_f5_stop_on(failure, final):
-    assert decide(failure, {"400", "content_filter"}).final is final
+    assert stops(failure, {"400", "content_filter"}, KeySearch([])) is final
 
 
 def test_f2_the_pause_before_a_repetition_grows_has_jitter_and_obeys_the_provider():
@@ -267,7 +273,7 @@ def test_f4_a_refused_key_skips_the_other_steps_of_that_provider():
     steps = [{"provider": "p1", "model": "a"}, {"provider": "p1", "model": "b"}, {"provider": "p2", "model": "c"}]
     world = MemoryGateway(top={"routes": [{"name": "route", "steps": steps}]})
     client = world.ask()
-    world.doors["p1"].wire.say(status(403))
+    world.doors["p1"].wire.say(status(401))
     world.doors["p2"].wire.say(GOOD)
     assert b"x-aigw-provider: p2" in client.take().lower()
     assert [each.model for each in world.records[0].attempts] == ["a", "c"]

@@ -111,6 +111,27 @@ def test_b9_lines_come_in_order_and_each_in_one_piece(pipe):
     assert all(len(piece) <= select.PIPE_BUF or piece.count(b"\n") == 1 for piece in pieces)
 
 
+def test_b9_a_log_that_is_behind_is_written_in_larger_pieces():
+    """Each piece waits for the interpreter's lock: with small ones a busy gateway never caught up."""
+    pieces = []
+    done = threading.Event()
+
+    def write(data: bytes) -> int:
+        pieces.append(data)
+        if data.endswith(b"last\n"):
+            done.set()
+        return len(data)
+
+    writer = LogWriter(write)
+    lines = [LINE.format(number) for number in range(20_000)] + ["last\n"]
+    for line in lines:
+        writer.write(line)
+    writer.start()
+    assert done.wait(10)
+    assert b"".join(pieces).decode() == "".join(lines)
+    assert len(pieces) <= len(b"".join(pieces)) // 60_000 + 1
+
+
 def test_b9_a_pipe_that_another_process_made_non_blocking_loses_nothing(pipe):
     """Whoever shares a terminal or a pipe may set O_NONBLOCK on it; Node does."""
     reading, writing = pipe

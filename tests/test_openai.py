@@ -512,6 +512,92 @@ def test_b8_the_call_itself_is_not_touched():
     assert (b"tools" in third, b"response_format" in third) == (True, True)
 
 
+# The same at the Responses API, where the format is text.format
+
+SCHEMA = b'{"type":"json_schema","name":"x","schema":{"type":"object","n":1.0}}'
+
+
+def response(*members: bytes) -> bytes:
+    return b'{"model":"smart","input":"x",%s}' % b",".join(members)
+
+
+@pytest.mark.parametrize("form", [SCHEMA, FORMAT, b' { "type" : "json_object" } '])
+def test_b8_tools_drop_text_format_and_nothing_else_of_text(form):
+    tools, call = b'"tools":[{"type":"function"}]', b'"tool_choice":"auto"'
+    body = response(tools, call, b'"text":{"verbosity": "low","format":%s,"more":[1.0, 2],"\\u00e9":"\\ud800"}' % form)
+    found = split_members(sent(body, "tools", RESPONSES))
+    assert bytes(found["tools"]) == b'[{"type":"function"}]'
+    text = {name: bytes(raw) for name, raw in split_members(bytes(found["text"])).items()}
+    assert text == {"verbosity": b'"low"', "more": b"[1.0, 2]", "é": b'"\\ud800"'}
+    kept = split_members(sent(body, "format", RESPONSES))
+    assert {"tools", "tool_choice"}.isdisjoint(kept)
+    assert b"format" in bytes(kept["text"])
+    assert sent(body, None, RESPONSES) == body.replace(b"smart", b"real")
+
+
+def test_b8_a_text_with_nothing_but_a_format_becomes_an_empty_one():
+    body = response(b'"tools":[1]', b'"text":{"format":%s}' % SCHEMA)
+    assert sent(body, "tools", RESPONSES) == b'{"model":"real","input":"x","tools":[1],"text":{}}'
+
+
+@pytest.mark.parametrize("resolution", ["tools", "format"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"null",
+        b"[]",
+        b'"format"',
+        b"{}",
+        b'{"verbosity":"low"}',
+        b'{"format":null}',
+        b'{"format":{"type":"text"}}',
+        b'{"format": {"type": "text"}, "verbosity":"low"}',
+    ],
+)
+def test_b8_without_a_format_there_is_no_conflict_in_text(resolution, text):
+    body = response(b'"tools":[1]', b'"text":' + text)
+    assert sent(body, resolution, RESPONSES) == body.replace(b"smart", b"real")
+    body = response(b'"text":{"format":%s}' % SCHEMA, b'"tools":[]')
+    assert sent(body, resolution, RESPONSES) == body.replace(b"smart", b"real")
+
+
+@pytest.mark.parametrize("resolution", ["tools", "format"])
+def test_b8_text_is_the_default_format_and_conflicts_with_nothing(resolution):
+    for form in (b'{"type":"text"}', b'{ "type" : "text" }'):
+        body = chat(b'"tools":[1],"response_format":' + form)
+        assert sent(body, resolution) == body.replace(b"smart", b"real")
+
+
+@pytest.mark.parametrize("resolution", ["tools", "format"])
+def test_b8_each_endpoint_looks_at_its_own_format_only(resolution):
+    body = chat(b'"tools":[1],"text":{"format":%s}' % SCHEMA)
+    assert sent(body, resolution) == body.replace(b"smart", b"real")
+    body = response(b'"tools":[1]', b'"response_format":' + SCHEMA)
+    assert sent(body, resolution, RESPONSES) == body.replace(b"smart", b"real")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "resolution", "dropped"),
+    [
+        (CHAT, chat(b'"tools":[1],"response_format":%s' % FORMAT), "tools", ("response_format",)),
+        (CHAT, chat(b'"tools":[1],"tool_choice":1,"response_format":%s' % FORMAT), "format", ("tools", "tool_choice")),
+        (CHAT, chat(b'"tools":[1]'), "format", ()),
+        (RESPONSES, response(b'"tools":[1]', b'"text":{"format":%s}' % FORMAT), "tools", ("text.format",)),
+        (RESPONSES, response(b'"tools":[1]', b'"text":{"format":%s}' % FORMAT), "format", ("tools",)),
+        (RESPONSES, response(b'"tools":[1]', b'"text":{"format":%s}' % FORMAT), None, ()),
+    ],
+)
+def test_b8_what_was_dropped_is_named(endpoint, body, resolution, dropped):
+    assert endpoint.rewrite(read_call(endpoint, body), msgspec.Raw(b'"real"'), resolution)[1] == dropped
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_r3_embeddings_are_never_streamed(large):
+    more = b',"input":"%s"' % (b"x" * 300_000 * large)
+    assert read_call(EMBEDDINGS, b'{"model":"m","stream":true%s}' % more).stream is False
+    assert read_call(COMPLETIONS, b'{"model":"m","stream":true%s}' % more).stream is True
+
+
 # A1: whole answers
 
 EMPTY = "answered 2xx with an empty body"

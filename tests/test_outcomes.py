@@ -24,11 +24,11 @@ def drain(gateway: MemoryGateway) -> Drain:
 
 
 def counted(gateway: MemoryGateway) -> Counters:
-    tally = Counters()
-    tally.keep(gateway.config.routes.values())
+    counters = Counters()
+    counters.keep(gateway.config.routes.values())
     for record in gateway.records:
-        tally.count(record)
-    return tally
+        counters.count(record)
+    return counters
 
 
 @pytest.mark.parametrize("end", ["the client leaves", "the gateway stops", "the pause is over"])
@@ -76,12 +76,12 @@ def test_d2_a_drain_in_the_middle_of_an_answer_is_not_the_provider_s_fault(given
     assert (record.status, record.outcome, attempt.outcome, attempt.status) == (200, "draining", "draining", 200)
     assert (b'"code":"stream_truncated"' in client.take()) == stream, "the client's code stays"
     assert not gateway.failed, "no line says that the step failed"
-    tally = counted(gateway)
-    (step, _) = tally.routes["route"].steps.values()
+    counters = counted(gateway)
+    (step, _) = counters.routes["route"].steps.values()
     assert {name: n for name, n in step.attempts.items() if n} == {"draining": 1}
     assert step.answers is None
-    assert not tally.failures
-    assert gateway.gateway.health.rests_for(gateway.config.routes["route"].steps[0]) is None
+    assert not counters.failures
+    assert gateway.health.rests_for(gateway.config.routes["route"].steps[0]) is None
 
 
 def test_d2_a_stream_that_breaks_during_a_drain_is_still_the_provider_s_fault():

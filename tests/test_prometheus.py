@@ -187,10 +187,13 @@ def test_promtool_finds_nothing_wrong_with_the_files(what):
 def test_the_queries_of_the_page_give_what_the_script_caused(stage, tmp_path):
     assert len(QUERIES) >= 8
     first, second = stage.first, stage.second
+    for mode in ("ok", "500", "ok"):  # each step is used once: what was never used has no series
+        first.mode = mode
+        assert stage.ask() == stage.ask(stream=True) == 200
     with prometheus(tmp_path, f"localhost:{stage.admin}") as api:
         asking = Asking(api)
         wait(lambda: asking.ask('up{job="aigw"} == 1'))
-        asking.scraped()  # all that is zero was seen to be
+        begun = asking.scraped()  # all that is zero was seen to be
         for _ in range(10):
             assert stage.ask() == 200
         for _ in range(5):
@@ -198,7 +201,7 @@ def test_the_queries_of_the_page_give_what_the_script_caused(stage, tmp_path):
         first.mode, first.rests = "429", 3  # rests as it asks
         for _ in range(4):
             assert stage.ask() == 200  # the first of them asks it, the others do not
-        resting = asking.table("aigw_step_resting == 1", asking.scraped())
+        resting = asking.table("aigw_step_cooling_down == 1", asking.scraped())
         assert list(resting) == [(f"localhost:{stage.admin}", "aigw", "a", "cerebras", "r", "1")]
         first.mode = "500"
         wait(
@@ -220,9 +223,10 @@ def test_the_queries_of_the_page_give_what_the_script_caused(stage, tmp_path):
         for number in range(3):
             assert stage.ask(f"unknown-{number}") == 404
         at = asking.scraped()
+        window = f"[{round((at - begun) * 1000) + 5}ms]"  # from the first of these scrapes: nothing is extrapolated
 
         def answer(name):
-            return asking.table(QUERIES[name].replace("[1h]", "[10m]"), at)
+            return asking.table(QUERIES[name].replace("[1h]", window), at)
 
         assert answer("requests, by what the client got") == {("r", "200"): 22, ("r", "502"): 1, ("other", "404"): 3}
         assert answer("who answered") == {("a", "cerebras"): 15, ("b", "openrouter"): 5}
@@ -272,7 +276,7 @@ def test_a_hundred_thousand_unknown_names_add_one_series(stage):
                         length = int(line.split(b":")[1])
                 reader.read(length)
     assert count() - before <= 1
-    assert b'aigw_requests_total{route="other",status="404",stream="false"} 100000.0' in get(
+    assert b'aigw_requests_total{route="other",status="404",stream="false",outcome="error"} 100000.0' in get(
         f"http://127.0.0.1:{stage.admin}/metrics"
     )
 

@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import openai
-import openai.resources.responses  # else imported at the first call, whose time counts
 import pytest
 from langchain_openai import ChatOpenAI
 from pytest_twisted import ensureDeferred
@@ -339,7 +339,16 @@ def python_responses(gateway, streamed: bool):
     return deferToThread(using, gateway, attempt)
 
 
+@pytest.fixture(scope="module")
+def responses_used():
+    """The client makes half a second of classes at its first answer, whose time would count."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=PLAIN))
+    with openai.OpenAI(api_key=KEY, base_url="http://h", http_client=httpx.Client(transport=transport)) as client:
+        client.responses.create(model="m", input="x")
+
+
 @MODES
+@pytest.mark.usefixtures("responses_used")
 @pytest.mark.parametrize("fault", RESPONSES_FAULTS)
 @ensureDeferred
 async def test_a4a_python_client_of_responses(world, fault, streamed):

@@ -10,17 +10,17 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from aigw.access import refused_keys
 from aigw.access.refused_keys import (
     FORGET_SECONDS,
     FREE,
-    LOG_SECONDS,
     MAX_ADDRESSES,
     MAX_LINES,
     MAX_WAITING,
     RefusedKeys,
 )
 from aigw.server.ahead import MAX_BEHIND
+from aigw.telemetry import notices
+from aigw.telemetry.notices import LOG_SECONDS
 from tests.harness import AUTH, CHAT, HELLO, bounded, request, until
 from tests.memory import MemoryGateway
 from tests.test_status import HTML, sign_in
@@ -39,9 +39,7 @@ def peer(host):
 def logged(monkeypatch):
     """What is logged as refused: address and number."""
     lines = []
-    monkeypatch.setattr(
-        refused_keys.logs, "warn", lambda _, **fields: lines.append((fields["address"], fields["refused"]))
-    )
+    monkeypatch.setattr(notices.logs, "warn", lambda _, **fields: lines.append((fields["address"], fields["refused"])))
     return lines
 
 
@@ -206,7 +204,7 @@ def test_s20_what_is_known_of_addresses_is_bounded(logged):
     for number in range(MAX_ADDRESSES + 100):
         refused.add(peer(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"))
     assert len(refused._by_address) == MAX_ADDRESSES
-    assert len(refused._unlogged) <= MAX_ADDRESSES
+    assert len(refused._notice._unwritten) <= MAX_ADDRESSES
     refused.close()
     assert len(logged) <= 2 * MAX_LINES
     assert sum(keys for _, keys in logged) == MAX_ADDRESSES + 100, "none is lost"

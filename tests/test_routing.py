@@ -24,7 +24,7 @@ from aigw.protocols.error_bodies import error_body
 from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.failure_report import all_failed
 from aigw.proxy.router import Router
-from aigw.secret import Secret
+from aigw.secret import KeySearch, Secret
 from aigw.telemetry.record import AttemptRecord
 from aigw.upstream.attempt import Attempt
 from tests.calls import read_call
@@ -205,7 +205,7 @@ def refused(status: int, detail: str | None = None) -> UpstreamRefused:
 
 def told(*failures: UpstreamFailure, secrets: list[Secret] = SECRETS) -> dict:
     """The error object that the client is sent."""
-    error = all_failed([(record(failure, n), failure) for n, failure in enumerate(failures, 1)], secrets)
+    error = all_failed([(record(failure, n), failure) for n, failure in enumerate(failures, 1)], KeySearch(secrets))
     return json.loads(error_body(error))["error"]
 
 
@@ -228,10 +228,14 @@ def test_f6_the_shape():
         UpstreamUnreachable("connection refused"),
         UpstreamBroken("answered 2xx with an error", detail="overloaded"),
     ]
-    error = all_failed([(record(failure, n), failure) for n, failure in enumerate(failures, 1)], SECRETS)
+    error = all_failed([(record(failure, n), failure) for n, failure in enumerate(failures, 1)], KeySearch(SECRETS))
     shape = json.loads(error_body(error))["error"]
     assert error.status == 502
-    assert shape.pop("message").startswith("No step of the route gave an answer: first (answered 401), first (")
+    assert shape.pop("message") == (
+        "No step of the route gave an answer: first (answered 401: Incorrect API key provided), "
+        "first (first output limit of 2.5 s passed), first (connection refused), "
+        "first (answered 2xx with an error: overloaded)"
+    )
     assert shape == {
         "type": "upstream_error",
         "param": None,
@@ -267,7 +271,6 @@ def test_b9_the_record_that_is_logged_does_not_quote_the_provider():
     failure = refused(400, "you asked: private words")
     assert "private" not in repr(record(failure))
     assert "private" not in "".join(traceback.format_exception_only(failure))
-    assert "private" not in told(failure)["message"]
 
 
 @pytest.mark.parametrize(
@@ -321,7 +324,10 @@ LOST = UpstreamBroken("connection closed in the middle of its answer")
         ([refused(400)], True),
         ([refused(401)], True),
         ([refused(404), refused(422), refused(413)], True),
-        ([refused(499)], True),
+        ([refused(499)], False),
+        ([refused(424)], False),
+        ([refused(403)], True),
+        ([UpstreamRefused(403, retry_after=5)], False),
         ([refused(408)], False),
         ([refused(409)], False),
         ([refused(429)], False),
@@ -338,11 +344,11 @@ LOST = UpstreamBroken("connection closed in the middle of its answer")
     ],
 )
 def test_f6_clients_do_not_repeat_what_cannot_help(failures, hopeless):
-    error = all_failed([(record(failure), failure) for failure in failures], SECRETS)
+    error = all_failed([(record(failure), failure) for failure in failures], KeySearch(SECRETS))
     assert error.headers == ({"x-should-retry": "false"} if hopeless else {})
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
 def test_f6_no_status_of_a_provider_is_passed_on_as_ours(status):
     failure = refused(status)
-    assert all_failed([(record(failure), failure)], SECRETS).status == 502
+    assert all_failed([(record(failure), failure)], KeySearch(SECRETS)).status == 502

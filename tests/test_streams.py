@@ -148,6 +148,7 @@ async def test_a5_headers_of_a_stream(world):
         "x-accel-buffering": "no",
         "x-request-id": "mine-1",
         "x-aigw-route": "route",
+        "x-aigw-step": "2",
         "x-aigw-provider": "p2",
         "x-aigw-model": "model-2",
         "x-aigw-attempts": "2",

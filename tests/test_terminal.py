@@ -17,7 +17,9 @@ import urllib.request
 
 import pytest
 
+from aigw.secret import Secret
 from aigw.telemetry.logs import JsonLines
+from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.terminal import TerminalFile, is_terminal, printable, readable, wants_colour
 from tests.test_daemon import CONFIG, KEYS, ROOT
 
@@ -135,11 +137,9 @@ def test_a_line_that_cannot_be_put_in_words_is_shown_as_it_is(broken):
 
 
 def test_b9_keys_are_hidden_before_it_is_put_in_words():
-    from aigw.telemetry import logs
-
     out = io.StringIO()
-    logs.hide([lambda text: text.replace("canary-key", "***")])
     observer = JsonLines(TerminalFile(out, colour=False))
+    observer.redaction = Redaction([Secret("canary-key")])
     observer({"log_time": 0.0, "aigw_message": "Oh canary-key", "aigw_fields": {"path": "canary-key", "content": "c"}})
     assert out.getvalue() == "00:00:00  Oh ***  path=***\n"
 

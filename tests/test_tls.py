@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import warnings
@@ -371,7 +372,8 @@ async def test_b11_a_provider_that_cannot_prove_who_it_is_gets_no_request(world,
     assert (first["outcome"], first["status"], second["outcome"]) == ("unreachable", None, "ok")
     assert first["message"].startswith(f"TLS: {why}")
     assert provider.requests == []
-    assert not any(name in line for line in alarming(world) for name in ("example", "127.0.0", "localhost"))
+    lines = [re.sub(r'"host":"[^"]*"', "", line) for line in alarming(world)]
+    assert not any(name in line for line in lines for name in ("example", "127.0.0", "localhost"))
 
 
 @ensureDeferred

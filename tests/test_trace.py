@@ -12,6 +12,7 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv.schemas import Schemas
 from pytest_twisted import ensureDeferred
 
+from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.spans import SEMCONV, made_of
 from aigw.telemetry.trace_context import Trace
 from aigw.telemetry.tracing import Tracing, wanted
@@ -198,6 +199,26 @@ async def test_a_client_without_a_parent_gets_a_trace_of_its_own(world, collecto
     assert provider.requests[0].header("traceparent") == f"00-{server.trace_id.hex()}-{attempted.span_id.hex()}-01"
 
 
+@pytest.mark.parametrize(
+    ("traceparent", "is_child"),
+    [
+        (PARENT, True),
+        (f"{PARENT}-more", False),
+        (f"cc{PARENT[2:]}", True),
+        (f"01{PARENT[2:]}-what-the-future-will-be-like", True),
+        (f"01{PARENT[2:]}-", True),
+        (f"01{PARENT[2:]}.more", False),
+        (f"ff{PARENT[2:]}", False),
+        (f"ff{PARENT[2:]}-more", False),
+    ],
+)
+def test_r4_a_parent_of_a_later_version_of_traceparent_may_have_more_fields(traceparent, is_child):
+    """W3C Trace Context, section 4.3: a parser reads what it knows of a version above its own."""
+    trace = Trace(traceparent.encode())
+    assert (trace.parent is not None) is is_child
+    assert (trace.trace_id == PARENT[3:35]) is is_child
+
+
 @ensureDeferred
 async def test_what_its_parent_does_not_sample_is_passed_on_and_not_exported(world, collector):
     provider = world.provider()
@@ -324,7 +345,7 @@ def test_without_the_extra_it_says_so_and_goes_on(monkeypatch, capsys):
     said = []
     monkeypatch.setitem(__import__("sys").modules, "aigw.telemetry.otlp", None)
     monkeypatch.setattr(logs, "warn", said.append)
-    tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"})
+    tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, Redaction())
     tracing.start()
     assert "pip install 'aigw[otel]'" in said[0]
     tracing.end(record(trace=tracing.begin(None)))
@@ -340,7 +361,7 @@ def test_what_the_sdk_refuses_in_its_variables_is_said_and_costs_only_the_traces
     said = []
     monkeypatch.setattr(logs, "warn", said.append)
     monkeypatch.setenv(name, value)
-    tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
+    tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, Redaction())
     tracing.start()
     assert said[0].startswith("No traces: OpenTelemetry refuses what the OTEL_* variables say: ")
     tracing.end(record(trace=tracing.begin(None)))
@@ -351,7 +372,7 @@ def test_d3_the_reactor_exports_nothing_itself(monkeypatch):
     """Putting a request into the queue is all that it does, and takes microseconds."""
     from twisted.internet.task import Clock
 
-    tracing = Tracing(Clock(), {})
+    tracing = Tracing(Clock(), {}, Redaction())
     taken = []
     tracing._processor = type("Processor", (), {"on_end": lambda _, finished: taken.append(finished)})()
     trace = Trace(None)

@@ -7,7 +7,7 @@ costs whoever does not wait a connection for each key. What protects a key is it
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from math import ceil
 from typing import Any
@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from aigw.errors import WrongKey
 from aigw.net.addresses import counts_for
-from aigw.telemetry import logs
+from aigw.telemetry.notices import Notice
 
 FREE = 5  # refusals of one address that are answered at once
 FIRST_PAUSE = 0.25  # then this, and twice as long each time
@@ -26,10 +26,13 @@ FORGET_SECONDS = 10.0  # in which one refusal is forgotten
 MOST_COUNTED = FREE + 6.0  # no more are kept against an address: LONGEST_PAUSE is reached
 MAX_ADDRESSES = 4096  # the one that was quiet the longest is forgotten first
 MAX_WAITING = 200  # of all addresses; beyond them an answer goes out at once
-LOG_SECONDS = 10.0  # between two lines on one address
-MAX_LINES = 20  # in that time, on all addresses
+MAX_LINES = 20  # in LOG_SECONDS, on all addresses
 
 _MESSAGE = "A key was refused: it is not one of this gateway's"
+
+
+def _fields(count: int, by_address: dict[str, int]) -> dict[str, Any]:
+    return {"address": next(iter(by_address), "other addresses"), "refused": count}
 
 
 class RefusedKeys:
@@ -41,10 +44,7 @@ class RefusedKeys:
         self._by_address: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many, and as of when
         self._waiting: dict[Deferred[None], IDelayedCall] = {}
         self._stopping = False
-        self._logged: set[str] = set()
-        self._unlogged: Counter[str] = Counter()
-        self._unlogged_of_others = 0
-        self._next_log: IDelayedCall | None = None
+        self._notice = Notice(clock, _MESSAGE, _fields, lines=MAX_LINES, addresses=MAX_ADDRESSES)
 
     def delay(self, request: Any, error: WrongKey, answer: Callable[[], object]) -> None:
         """Count a wrong key, and call ``answer`` after the pause that its sender has to wait, if any.
@@ -64,7 +64,7 @@ class RefusedKeys:
         """Count ``keys`` that came from ``peer`` in one request; the seconds that the answer is to wait."""
         self.total += keys
         address = counts_for(peer)
-        self._log(address or "a Unix socket", getattr(peer, "host", None), keys)
+        self._notice.note(address or "a Unix socket", keys, shown=getattr(peer, "host", None))
         if address is None or self._stopping:
             return 0.0
         now = self._clock.seconds()
@@ -100,37 +100,6 @@ class RefusedKeys:
             timer.cancel()
             waits.callback(None)
 
-    # The log
-
-    def _log(self, address: str, host: str | None, keys: int) -> None:
-        if address not in self._logged and len(self._logged) < MAX_LINES:
-            logs.warn(_MESSAGE, address=host or address, refused=keys)
-            self._logged.add(address)
-        elif address in self._unlogged or len(self._unlogged) < MAX_ADDRESSES:
-            self._unlogged[address] += keys
-        else:
-            self._unlogged_of_others += keys
-        if self._next_log is None:
-            self._next_log = self._clock.callLater(LOG_SECONDS, self._log_more)
-
-    def _log_more(self) -> None:
-        """One line for each address of which more came since the last, one for all that are left."""
-        self._next_log = None
-        most = self._unlogged.most_common(MAX_LINES - 1)
-        others = self._unlogged_of_others + self._unlogged.total() - sum(keys for _, keys in most)
-        for address, keys in [*most, *([("other addresses", others)] if others else [])]:
-            logs.warn(_MESSAGE, address=address, refused=keys)
-        self._logged = {address for address, _ in most}
-        self._unlogged.clear()
-        self._unlogged_of_others = 0
-        if self._logged:
-            self._next_log = self._clock.callLater(LOG_SECONDS, self._log_more)
-
     def close(self) -> None:
         """No client is connected: log what is not logged."""
-        if self._next_log is not None:
-            self._next_log.cancel()
-            self._log_more()
-        if self._next_log is not None:
-            self._next_log.cancel()
-            self._next_log = None
+        self._notice.close()

@@ -118,20 +118,22 @@ class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
     ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
+    ``when_refused`` says what the client gets where all steps refused the request: a 502, or the refusal.
     """
 
     name: Name
     steps: tuple[Step, ...]
     deadline: Duration | None = None
     stop_on: frozenset[Refusal] = frozenset()
+    when_refused: Annotated[Literal["report", "pass_on"], Inherited("report")] = "report"
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the gateway runs by. ``listeners`` is empty where the file names none: ``port`` on every address
     with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, in bytes.
     ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
-    for redaction; ``warnings`` are for the log; ``places`` has file and line of settings whose values are tried
-    out later, by path."""
+    for redaction; ``warnings`` are for the log, in which each request has its client's address if
+    ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
     providers: dict[str, Provider]
@@ -145,6 +147,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_bodies: Annotated[TotalSize, At("limits.bodies"), Otherwise(_enough_for_one_body)]
     max_connections: Annotated[Connections, At("limits.connections")] = 2000
     max_per_address: Annotated[PerAddress, At("limits.connections_per_address")] = None
+    log_client_address: Annotated[Flag, At("log.client_address")] = True
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
     places: Annotated[dict[str, str], NOT_WRITTEN] = {}

@@ -19,7 +19,7 @@ from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, Upstre
 from aigw.net.headers import Header
 from aigw.protocols.refusals import read_refusal
 from aigw.proxy.router import Router
-from aigw.secret import without_keys
+from aigw.secret import KeySearch
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.providers import Upstream
@@ -44,6 +44,7 @@ class Check:
         self._upstream = upstream
         self._clock = clock
         self._router = Router(config)
+        self._keys = KeySearch(config.secrets)
 
     def run(self, tries: bool = False) -> Deferred[tuple[list[Checked], list[CheckedStep]]]:
         """What came of it, in the order of the configuration; with a real request to each step if it ``tries``."""
@@ -176,7 +177,7 @@ class Check:
     def _shown(self, text: str) -> str:
         """A provider's words as they may stand on a terminal: bounded, without keys, without control characters."""
         printable = "".join(letter if letter.isprintable() else " " for letter in text[:4096])
-        return without_keys(self._config.secrets, printable)[:300]
+        return self._keys.hide_any_form(printable)[:300]
 
     # What follows for the steps
 

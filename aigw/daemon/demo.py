@@ -264,6 +264,7 @@ def _configuration(down: int, up: int, port: int, admin_port: int) -> dict[str, 
             {"name": "up", "base_url": f"http://127.0.0.1:{up}/v1", "api_key": "demo-provider-key-2"},
         ],
         "routes": [{"name": "demo", "steps": steps}],
+        "when_refused": "pass_on",
         "cooldown": 0,  # or the step that is down would rest after three requests, and nobody would see it fail
     }
 

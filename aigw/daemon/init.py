@@ -41,6 +41,9 @@ port: {port}
 
 providers:
 {providers}
+# Where all steps refused the request itself (too long, a wrong parameter), the client gets the refusal, not a 502.
+when_refused: pass_on
+
 routes:
   # A client writes this name in "model". The steps are tried in this order until one answers.
   - name: {route}

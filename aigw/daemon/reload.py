@@ -48,7 +48,7 @@ class Reload(Generic[T]):
     def _refuse(self, failure: Failure) -> bool:
         problem = failure.value
         mistakes = problem.mistakes if isinstance(problem, ConfigError) else [str(problem)]
-        self._reloads.refuse()
+        self._reloads.refuse(mistakes)
         logs.error("Not reloaded: the old configuration goes on", mistakes=mistakes)
         if not isinstance(problem, ConfigError | CannotListen):
             logs.log.failure("Unexpected failure of a reload", failure=failure)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from aigw import __version__
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
+from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
 from aigw.daemon.drain import Drain
 from aigw.daemon.reload import Reload, clock_time
@@ -29,13 +30,14 @@ from aigw.daemon.systemd import Notify
 from aigw.daemon.watchdog import Watchdog
 from aigw.errors import CannotListen, Draining
 from aigw.net.tls import CurrentIdentity
-from aigw.proxy.cooldown import Cooldowns
+from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Exchange, Gateway
 from aigw.server import api
 from aigw.server.listeners import Listeners, inherited, told
 from aigw.server.resources import ApiResource
 from aigw.server.site import GatewaySite
 from aigw.telemetry import logs
+from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import Reloads, Snapshot
 from aigw.telemetry.telemetry import Telemetry, log_attempt
 from aigw.upstream.connector import Host, LookUp, Resolver, look_up
@@ -59,8 +61,7 @@ class GatewayService(Service):
         """Reads the configuration and what it names, opens nothing; ``load`` reads it once more for each reload.
 
         ``observer`` becomes the log unless ``--logger`` says otherwise; ``notify`` is fed every ``feed_every`` seconds;
-        ``environ`` may ask for traces.
-        Raises ConfigError.
+        ``environ`` may ask for traces, and name proxies. Raises ConfigError.
         """
         self._load = load
         self._reactor = reactor
@@ -68,7 +69,7 @@ class GatewayService(Service):
         self._notify = notify or Notify({})
         self._connect = partial(Host, reactor, Resolver(reactor, look_up))
         self._inherited = list(inherited(reactor))
-        self._health = Cooldowns(time.monotonic)
+        self._health = CooldownsByEndpoint(time.monotonic)
         self._running: set[Exchange] = set()
         self.pulse = Watchdog(reactor, self._notify.alive, feed_every)
         self._daily = LoopingCall(self._warn_of_expiry)
@@ -76,16 +77,21 @@ class GatewayService(Service):
         self._drain: Drain | None = None
         self._reloads = Reloads()
         self._reload = Reload(reactor, self._read, self._swap, self._notify, self._reloads)
-        self._watch = Telemetry(self._look, reactor, environ)
+        self._redaction = Redaction()
+        logs.hand_down(self._redaction)
+        if observer is not None:
+            observer.redaction = self._redaction  # twistd adds it to the log only later
+        self._watch = Telemetry(self._look, reactor, self._redaction, environ)
         self._admin = resources.AdminState(self._watch, LiveFeed(self._watch.status, reactor), Cookies())
         self._hurry = False
+        self._ignored = ignored_proxies(environ or {})
         self._now = self._read()
         self._identity = CurrentIdentity(self._now.identity)
         self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._now))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._now.listeners)
         self._watch.use(self.config)
-        self._watch.hide(self.config.secrets)
+        self._redaction.use(self.config.secrets)
 
     @property
     def config(self) -> Config:
@@ -108,7 +114,7 @@ class GatewayService(Service):
     def privilegedStartService(self) -> None:
         """Bind, while we may still be root; if that fails, say so in one line and exit with 1."""
         super().privilegedStartService()
-        self._warn()
+        self._warn(self._ignored)
         self._limit_connections()
         try:
             opened = self._listeners.open_new(self._now.listeners)
@@ -159,7 +165,7 @@ class GatewayService(Service):
         except BaseException:
             self._identity.identity = identity
             raise
-        self._watch.hide(new.config.secrets)
+        self._redaction.use(new.config.secrets)
         self._watch.use(new.config)
         new.upstream.take_over(old.upstream)
         self._health.forget_all_but(steps)
@@ -257,6 +263,7 @@ class GatewayService(Service):
             certificate_expires=identity.validity.expires if identity else None,
             reloads=self._reloads,
             rests_for=self._health.rests_for,
+            cools_down=self._health.cools_down,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )
 
@@ -269,8 +276,8 @@ class GatewayService(Service):
             message = "The admin listener is open" if listener.admin else "Listening"
             logs.info(message, address=told(port), tls=not listener.insecure)
 
-    def _warn(self) -> None:
-        for warning in self._now.warnings:
+    def _warn(self, more: Sequence[str] = ()) -> None:
+        for warning in [*more, *self._now.warnings]:
             logs.warn(warning)
         if self._now.identity is None:
             logs.warn("No TLS certificate is configured: plain HTTP, on loopback only unless a listener says insecure")
@@ -279,7 +286,7 @@ class GatewayService(Service):
         """What is no mistake, but should be known of the configuration and the certificates."""
         identity = self._now.identity
         problem = identity.validity.problem(EXPIRY_DAYS) if identity else None
-        return [*self._now.warnings, *([f"a certificate {problem}"] if problem else ())]
+        return [*self._ignored, *self._now.warnings, *([f"a certificate {problem}"] if problem else ())]
 
     def _warn_of_expiry(self) -> None:
         identity = self._now.identity
@@ -288,8 +295,7 @@ class GatewayService(Service):
             report(f"A certificate {problem}")
 
     def _status(self, since: str = "") -> str:
-        config = self.config
-        served = f"Serving {len(config.routes)} routes over {len(config.providers)} providers"
+        served = f"Serving {len(self.config.routes)} routes over {len(self.config.providers)} providers"
         identity = self._now.identity
         until = f", certificate good for {identity.validity.days_left():.0f} days" if identity else ""
         return f"{served}{until}{since}"

@@ -15,7 +15,9 @@ _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", 
 _TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-should-retry|request-id|x-ratelimit-.*|openai-.*")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5, allows tabs and what is not ASCII
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(  # as in telemetry/trace_context
+    rb"(?!ff)(?=00.{53}\Z|(?!00))[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+)
 
 
 # What goes on to a client: Python's http.client takes 100 headers, Node 16 KiB, and we add some of our own.
@@ -47,7 +49,7 @@ def for_provider(get: GetHeader) -> list[Header]:
     headers = [(b"content-type", kind)]
     headers += [(name, value) for name in _TO_PROVIDER if (value := get(name)) and not _CONTROL.search(value)]
     trace = get(b"traceparent")
-    if trace and _TRACEPARENT.fullmatch(trace):
+    if trace and _TRACEPARENT.fullmatch(trace) and not _CONTROL.search(trace):
         headers.append((b"traceparent", trace))
     return headers
 

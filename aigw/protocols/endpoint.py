@@ -45,14 +45,15 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """Everything that differs between endpoints; nothing else in the gateway asks which endpoint it is.
 
     ``path`` is behind ``/v1/``. ``read`` makes a Call, at once or in short steps; both raise BadRequest. ``rewrite``
-    makes the body for a step: of a Call, the step's model as JSON, and the step's ``conflict_resolution``.
+    makes the body for a step, and the names of what it dropped: of a Call, the step's model as JSON, and the step's
+    ``conflict_resolution``.
     ``check_answer`` gives the reason why a whole 2xx body is no answer, with the error object in it if there is one,
     or None. ``scanner`` makes what judges one streamed answer. ``error_body`` is how the gateway's own errors look.
     """
 
     path: str
     read: Callable[[RawRequest], Call | Steps[Call]]
-    rewrite: Callable[[Call, msgspec.Raw, str | None], bytes | Pieces]
+    rewrite: Callable[[Call, msgspec.Raw, str | None], tuple[bytes | Pieces, tuple[str, ...]]]
     check_answer: Callable[[bytes], tuple[str, Any] | None]
     scanner: Callable[[], StreamScanner]
     error_body: Callable[[GatewayError], bytes]

@@ -10,7 +10,7 @@ from aigw.protocols.answers import check_answer
 from aigw.protocols.chat import ChatScanner
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.error_bodies import error_body
-from aigw.protocols.requests import read_chat, read_json, rewrite
+from aigw.protocols.requests import read_chat, read_json, read_unstreamed, rewrite, rewrite_response
 from aigw.protocols.responses import ResponsesScanner
 
 _chat = partial(check_answer, "choices")
@@ -23,10 +23,10 @@ ENDPOINTS: dict[str, Endpoint] = {
     for endpoint in [
         Endpoint("chat/completions", read_chat, rewrite, _chat, ChatScanner, error_body),
         Endpoint("completions", read_json, rewrite, _chat, ChatScanner, error_body),
-        Endpoint("embeddings", read_json, rewrite, _embeddings, ChatScanner, error_body),
-        Endpoint("responses", read_json, rewrite, _response, ResponsesScanner, error_body),
-        Endpoint("responses/compact", read_json, rewrite, _response, ResponsesScanner, error_body),
-        Endpoint("responses/input_tokens", read_json, rewrite, _count, ResponsesScanner, error_body),
+        Endpoint("embeddings", read_unstreamed, rewrite, _embeddings, ChatScanner, error_body),
+        Endpoint("responses", read_json, rewrite_response, _response, ResponsesScanner, error_body),
+        Endpoint("responses/compact", read_unstreamed, rewrite_response, _response, ResponsesScanner, error_body),
+        Endpoint("responses/input_tokens", read_unstreamed, rewrite_response, _count, ResponsesScanner, error_body),
     ]
 }
 

@@ -14,6 +14,8 @@ from aigw.protocols.envelope import Pieces, carries
 from aigw.protocols.skip import Steps
 from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages
 
+Rewritten = tuple[bytes | Pieces, tuple[str, ...]]
+
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # how compressed data begins, and no JSON
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
@@ -28,28 +30,37 @@ def read_chat(raw: RawRequest) -> Call | Steps[Call]:
     return _read(raw, with_messages=True)
 
 
-def _read(raw: RawRequest, with_messages: bool) -> Call | Steps[Call]:
+def read_unstreamed(raw: RawRequest) -> Call | Steps[Call]:
+    """The same for an endpoint that has no streams: what a client writes in ``stream`` changes nothing here."""
+    return _read(raw, with_messages=False, streams=False)
+
+
+def _read(raw: RawRequest, with_messages: bool, streams: bool = True) -> Call | Steps[Call]:
     try:
         members = envelope.split_small(raw.body)
     except ValueError as error:
         raise _refused(error, raw.body) from None
     if members is None:
-        return _read_in_steps(raw, with_messages)
-    return _call(raw, members, mistake_in_messages if with_messages else None, large=False)
+        return _read_in_steps(raw, with_messages, streams)
+    return _call(raw, members, mistake_in_messages if with_messages else None, streams, large=False)
 
 
-def _read_in_steps(raw: RawRequest, with_messages: bool) -> Steps[Call]:
+def _read_in_steps(raw: RawRequest, with_messages: bool, streams: bool) -> Steps[Call]:
     walk = Walk(raw.body)
     try:
         members = yield from walk.members(with_messages)
     except ValueError as error:
         raise _refused(error, raw.body) from None
     find_mistake = (lambda _: walk.mistake) if with_messages else None
-    return _call(raw, members, find_mistake, len(raw.body) > envelope.SMALL)
+    return _call(raw, members, find_mistake, streams, len(raw.body) > envelope.SMALL)
 
 
 def _call(
-    raw: RawRequest, members: Members, mistake_in_messages: Callable[[Members], str | None] | None, large: bool
+    raw: RawRequest,
+    members: Members,
+    mistake_in_messages: Callable[[Members], str | None] | None,
+    streams: bool,
+    large: bool,
 ) -> Call:
     model = _member(members, "model", str, "a non-empty string")
     if not model:
@@ -65,7 +76,7 @@ def _call(
         if item is not None:
             right = "a non-empty array of objects, each with a non-empty string 'role'"
             raise BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item)
-    return Call(raw.endpoint, model, stream, members, tuple(raw.headers), raw.request_id, raw.caller, large)
+    return Call(raw.endpoint, model, stream and streams, members, tuple(raw.headers), raw.request_id, raw.caller, large)
 
 
 def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:
@@ -92,15 +103,61 @@ def _member(members: Members, name: str, expected: Any, right: str) -> Any:
         raise BadRequest(f"'{name}' must be {right}.", param=name) from None
 
 
-def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> bytes | Pieces:
-    """The call's body for a step: the step's model, and of tools and ``response_format`` only what it can take."""
+def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> Rewritten:
+    """The call's body for a step: the step's model, and of tools and ``response_format`` only what it can take.
+
+    With it come the names of what was dropped.
+    """
     members = {**call.members, "model": model}
-    if conflict_resolution and _conflicts(members):
-        for name in ("response_format",) if conflict_resolution == "tools" else TOOL_MEMBERS:
-            members.pop(name, None)
-    return Pieces(members) if call.large else envelope.dumps(members)
+    dropped: tuple[str, ...] = ()
+    if conflict_resolution and _has_tools(members) and _is_format(members.get("response_format")):
+        names = ("response_format",) if conflict_resolution == "tools" else TOOL_MEMBERS
+        dropped = tuple(name for name in names if members.pop(name, None) is not None)
+    return (Pieces(members) if call.large else envelope.dumps(members)), dropped
 
 
-def _conflicts(members: Members) -> bool:
-    given = [members.get(name, envelope.ABSENT) for name in ("response_format", "tools", "functions")]
-    return carries(given[0]) and (carries(given[1]) or carries(given[2]))
+def rewrite_response(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> Rewritten:
+    """The same for the Responses API, where the format is ``text.format``; the rest of ``text`` stays as it came."""
+    members = {**call.members, "model": model}
+    dropped: tuple[str, ...] = ()
+    if conflict_resolution and _has_tools(members) and "text" in members:
+        text = _members_of(members["text"])
+        if _is_format(text.get("format")):
+            if conflict_resolution == "tools":
+                del text["format"]
+                members["text"] = msgspec.Raw(envelope.dumps(text) if text else b"{}")
+                dropped = ("text.format",)
+            else:
+                dropped = tuple(name for name in TOOL_MEMBERS if members.pop(name, None) is not None)
+    return (Pieces(members) if call.large else envelope.dumps(members)), dropped
+
+
+def _has_tools(members: Members) -> bool:
+    return any(carries(members.get(name, envelope.ABSENT)) for name in ("tools", "functions"))
+
+
+class _Format(msgspec.Struct):
+    type: object = None
+
+
+_format = msgspec.json.Decoder(_Format)
+
+
+def _is_format(raw: msgspec.Raw | None) -> bool:
+    """Whether a format is asked for that tools can conflict with; ``{"type": "text"}`` is what there is without one."""
+    if raw is None or not carries(raw):
+        return False
+    if len(raw) > envelope.MOST_LOOKED_AT:
+        return True
+    try:
+        return _format.decode(raw).type != "text"
+    except (ValueError, RecursionError):
+        return True
+
+
+def _members_of(raw: msgspec.Raw) -> Members:
+    """The members of a small object; none of anything else, which goes on as it is."""
+    try:
+        return envelope.split_members(bytes(raw)) if len(raw) <= envelope.SMALL else {}
+    except ValueError:
+        return {}

@@ -17,24 +17,17 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from aigw.config.model import Config, Route, Step
-from aigw.errors import (
-    AllStepsFailed,
-    DeadlineExceeded,
-    Draining,
-    StreamBroken,
-    UpstreamFailure,
-    UpstreamRefused,
-    UpstreamTimeout,
-)
+from aigw.errors import Draining, StreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net import headers
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
-from aigw.proxy import failure_report, relay, retry_policy
+from aigw.protocols.endpoints import ENDPOINTS
+from aigw.proxy import failure_report, passed_refusals, relay, retry_policy
 from aigw.proxy.answers import hold
-from aigw.proxy.cooldown import Cooldowns
-from aigw.proxy.router import Router, choose
-from aigw.secret import holds_a_key, may_hold_a_key
-from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, milliseconds
+from aigw.proxy.cooldown import CooldownsByEndpoint
+from aigw.proxy.router import Router, choose, less_provider
+from aigw.secret import KeySearch
+from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, host_and_path, milliseconds, short_word
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 from aigw.upstream.providers import Upstream
@@ -60,7 +53,7 @@ class Gateway:
         self,
         config: Config,
         upstream: Upstream,
-        health: Cooldowns,
+        health: CooldownsByEndpoint,
         clock: IReactorTime,
         note_failure: AttemptSink,
         random: Callable[[], float] = random.random,
@@ -70,11 +63,11 @@ class Gateway:
         """``running`` has each exchange that has not ended, of any configuration; ``router`` is that of ``config``."""
         self.router = router or Router(config)
         self.upstream = upstream
-        self.health = health
+        self.cooldowns = {path: health.at(path) for path in ENDPOINTS}
         self.random = random
         self.clock = clock
         self.note_failure = note_failure
-        self.secrets = config.secrets
+        self.keys = KeySearch(config.secrets)
         self.running = set() if running is None else running
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
@@ -90,13 +83,14 @@ class Exchange:
     def __init__(self, gateway: Gateway, route: Route, call: Call, client: Responder, record: RecordBuilder) -> None:
         self._gateway = gateway
         self._clock = gateway.clock
-        self._health = gateway.health
+        self._health = gateway.cooldowns[call.endpoint.path]
         self._route = route
         self._call = call
         self._client = client
         self._record = record
         self._left = list(route.steps)
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
+        self._refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}  # the last one of each step
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
         self._flowing: relay.Relay | None = None
         self._running: Deferred[None] | None = None
@@ -130,11 +124,10 @@ class Exchange:
 
     def next_step(self) -> Deferred[None]:
         """Try the next step; give up where there is none, or no time for it."""
-        if self._clock.seconds() >= self._deadline:
-            return fail(self._too_late())
-        step = choose(self._left, self._health)
-        if step is None:
-            return fail(self._all_failed())
+        step = choose(self._left, self._health, self._record.skip)
+        is_late = self._clock.seconds() >= self._deadline
+        if step is None or is_late:
+            return self._give_up(is_late)
         self._left.remove(step)
         attempt = self._gateway.router.attempt(step, self._call)
         return self._try(attempt, self._clock.seconds() + step.timeout, tries=1)
@@ -155,7 +148,7 @@ class Exchange:
 
         def commit_or_hang_up(held: relay.Relay) -> Deferred[None]:
             try:
-                return self._commit(held, step, started, seconds, answered[0])
+                return self._commit(held, attempt, started, seconds, answered[0])
             except Exception:  # whatever went wrong here must not go on over there
                 held.hang_up()
                 raise
@@ -176,23 +169,25 @@ class Exchange:
         return served.addCallbacks(commit_or_hang_up, fall_through)
 
     def _commit(
-        self, held: relay.Relay, step: Step, started: float, seconds: float, response: Response
+        self, held: relay.Relay, attempt: Attempt, started: float, seconds: float, response: Response
     ) -> Deferred[None]:
         """The answer works: send the head to the client, then let the body flow."""
+        step = attempt.step
         self._health.succeeded(step)
         self._record.first_byte = now = self._clock.seconds()
         self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
         if held.length is not None:
             held.rewrite(self._gateway.router.without_keys[step.provider.name])
         length = held.length
-        self._record.answered_by(step.provider.name, step.model)
+        self._record.answered_by(step, attempt.dropped)
         sent = headers.for_client(response.given.items())
-        if may_hold_a_key(self._gateway.secrets, b"\n".join(dict(sent).values())):
-            sent = self._without_keys(sent)
+        values = b"\n".join([value for _, value in sent])
+        if b"\\" in values or self._gateway.keys.are_in(values):
+            sent = self._gateway.keys.without(sent)
+        if b"content-type" not in dict(sent):
+            sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))
         rest = started + seconds - now
         if self._call.stream:
-            if b"content-type" not in dict(sent):
-                sent.append((b"content-type", b"text/event-stream"))
             sent += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
             rest = step.idle_timeout
         elif length is None and isinstance(response.length, int):
@@ -207,16 +202,19 @@ class Exchange:
     ) -> Deferred[None]:
         """An attempt failed: book it, then stop, repeat the step, or go on to the next."""
         step = attempt.step
-        verdict = retry_policy.decide(failure, self._route.stop_on)
+        final = passed_refusals.stops(failure, self._route.stop_on, self._gateway.keys)
+        verdict = retry_policy.decide(failure, final)
         rests = retry_policy.apply(self._health, step, verdict, probe)
-        attempted = self._note(step, started, failure.outcome, failure.status, failure.message, rests)
+        attempted = self._note(step, started, failure.outcome, failure.status, failure.message, rests, failure.words)
         failure.__traceback__ = failure.__context__ = None  # whose frames would keep the body, and this too
         self._failures.append((attempted, failure))
         self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
-        if verdict.final and not holds_a_key(self._gateway.secrets, cast(UpstreamRefused, failure).body or b""):
-            return self._pass_on(attempt, cast(UpstreamRefused, failure))
+        if isinstance(failure, UpstreamRefused):
+            if final:
+                return self._pass_on(attempt, failure)
+            self._refusals[step.number] = attempt, failure
         if verdict.key_refused:
-            self._left = [other for other in self._left if other.provider.name != step.provider.name]
+            self._left = less_provider(self._left, step.provider, self._record.skip)
         if verdict.repeatable and tries <= step.retries:
             delay = retry_policy.retry_delay(failure, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
@@ -233,26 +231,24 @@ class Exchange:
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
         body = refusal.body or b""
-        self._record.answered_by(attempt.step.provider.name, attempt.step.model)
+        self._record.answered_by(attempt.step, attempt.dropped)
         self._record.bytes_out = len(body)
-        self._client.begin(refusal.status or 502, self._without_keys(refusal.headers), len(body))
+        self._client.begin(refusal.status or 502, self._gateway.keys.without(refusal.headers), len(body))
         self._client.write(body)
         self._client.end()
         return succeed(None)
 
-    def _without_keys(self, sent: Sequence[headers.Header]) -> list[headers.Header]:
-        """The headers of an answer less those in which the provider repeats a key."""
-        return [header for header in sent if not holds_a_key(self._gateway.secrets, header[1])]
-
-    def _all_failed(self) -> AllStepsFailed:
+    def _give_up(self, is_late: bool) -> Deferred[None]:
+        """No step is left, or no time: the client gets a refusal where the route passes it on, else our own error."""
+        keys = self._gateway.keys
+        if self._route.when_refused == "pass_on":
+            failures = [failure for _, failure in self._failures]
+            if passed := passed_refusals.of_all_steps(failures, self._refusals.values(), keys):
+                return self._pass_on(*passed)
+        if is_late:
+            return fail(failure_report.too_late(self._route.deadline or 0, self._failures, keys))
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
-        return failure_report.all_failed(self._failures, self._gateway.secrets, min(wakes, default=None))
-
-    def _too_late(self) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"The route's deadline of {self._route.deadline:g} s passed before a step gave an answer.",
-            details={"attempts": failure_report.attempts_shown(self._failures, self._gateway.secrets)},
-        )
+        return fail(failure_report.all_failed(self._failures, keys, min(wakes, default=None)))
 
     def _flowed(self, result: Any, step: Step, started: float, status: int, held: relay.Relay) -> None:
         """The answer ended, whole or not: record it, and close or cut the client's."""
@@ -288,12 +284,15 @@ class Exchange:
         status: int | None,
         message: str,
         rests: float | None = None,
+        words: Sequence[str] = (),
     ) -> AttemptRecord:
         now = self._clock.seconds()
         took = milliseconds(now - started)
         self._record.waited += now - self._waiting_since
         rests_s = None if rests is None else math.ceil(rests)
-        attempted = AttemptRecord(step.number, step.provider.name, step.model, outcome, status, took, message, rests_s)
+        where = host_and_path(step.provider.base_url, self._call.endpoint.path)
+        what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
+        attempted = AttemptRecord(step.number, step.provider.name, step.model, *what)
         self._record.attempts.append(attempted)
         if self._record.trace is not None:
             self._record.trace.attempted(attempted, now)

@@ -1,4 +1,4 @@
-"""What the client is told when no step gave an answer."""
+"""What the client is told when no step gave an answer. Many clients show only the message, so it holds the reasons."""
 
 from __future__ import annotations
 
@@ -6,50 +6,95 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
+from aigw.errors import AllStepsFailed, DeadlineExceeded, UpstreamFailure, UpstreamRefused
+from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST
+from aigw.proxy.retry_policy import REPEATABLE
+from aigw.secret import KeySearch
+from aigw.telemetry.record import AttemptRecord, attempt_for_client
 
-from aigw.errors import AllStepsFailed, UpstreamFailure
-from aigw.secret import Secret, without_keys
-from aigw.telemetry.record import AttemptRecord
-
-_NOT_HOPELESS = frozenset([408, 409, 429])
-
+Failures = Sequence[tuple[AttemptRecord, UpstreamFailure]]
 
 _MOST_READ = 4096  # of what a provider says of its failure
 
 
-def all_failed(
-    failures: Sequence[tuple[AttemptRecord, UpstreamFailure]], secrets: Sequence[Secret], wakes_in: float | None = None
-) -> AllStepsFailed:
+MOST_OF_A_REASON = 300
+
+
+MOST_OF_A_MESSAGE = 1000
+
+
+_LEAST_OF_A_REASON = 20
+
+
+def all_failed(failures: Failures, keys: KeySearch, wakes_in: float | None = None) -> AllStepsFailed:
     """The 502 that says what happened at each step, in bounded and redacted words.
 
     ``wakes_in`` is when the first of the resting steps wakes, in seconds, if any rests.
     """
-    statuses = [failure.status for _, failure in failures]
-    hopeless = all(status and 400 <= status < 500 and status not in _NOT_HOPELESS for status in statuses)
-    names = ", ".join(f"{record.provider} ({failure.message})" for record, failure in failures)
+    hopeless = all(_is_hopeless(failure) for _, failure in failures)
     headers = {"x-should-retry": "false"} if hopeless else {}
     if wakes_in is not None and not hopeless:
         headers["Retry-After"] = str(max(1, math.ceil(wakes_in)))
+    shown = attempts_shown(failures, keys)
     return AllStepsFailed(
-        f"No step of the route gave an answer: {names}"[:1000],
+        _with_reasons("No step of the route gave an answer", failures, shown),
         headers=headers,
-        details={"attempts": attempts_shown(failures, secrets)},
+        details={"attempts": shown},
     )
 
 
-def attempts_shown(
-    failures: Sequence[tuple[AttemptRecord, UpstreamFailure]], secrets: Sequence[Secret]
-) -> list[dict[str, Any]]:
+def too_late(deadline: float, failures: Failures, keys: KeySearch) -> DeadlineExceeded:
+    """The 504 that says the same after a route's ``deadline`` of so many seconds."""
+    shown = attempts_shown(failures, keys)
+    beginning = f"The route's deadline of {deadline:g} s passed before a step gave an answer"
+    return DeadlineExceeded(_with_reasons(beginning, failures, shown), details={"attempts": shown})
+
+
+def attempts_shown(failures: Failures, keys: KeySearch) -> list[dict[str, Any]]:
     """One entry for each attempt, as the client is shown it; the provider's own words are added here and only here."""
     told = []
     for record, failure in failures:
         said = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
         beginning = said[:_MOST_READ]
-        message = without_keys(secrets, beginning)
+        message = keys.hide_any_form(beginning)
         if message is not beginning and len(said) > _MOST_READ:  # half a key may stand at the end
             message = message.rpartition("***")[0] + "***"
-        entry = {**msgspec.structs.asdict(record), "message": message[:300]}
-        del entry["rests_s"]  # ours to know
-        told.append(entry)
+        told.append({**attempt_for_client(record), "message": message[:MOST_OF_A_REASON]})
     return told
+
+
+def _is_hopeless(failure: UpstreamFailure) -> bool:
+    """Whether the same request would fail in the same way: a refusal, and not one that time changes."""
+    if not isinstance(failure, UpstreamRefused) or failure.retry_after is not None:
+        return False
+    return 400 <= (failure.status or 0) < 500 and failure.status not in REPEATABLE
+
+
+def _with_reasons(beginning: str, failures: Failures, shown: list[dict[str, Any]]) -> str:
+    """``beginning``, and each provider with its reason, the most telling first and each only once.
+
+    The first one has all of its reason; what is left of the bound is shared by the others.
+    """
+    telling = sorted(zip(failures, shown, strict=True), key=lambda each: _rank(each[0][1]))
+    said = list(dict.fromkeys((entry["provider"], " ".join(entry["message"].split())) for _, entry in telling))
+    if not said:
+        return f"{beginning}."
+    first = _named(*said[0], MOST_OF_A_REASON)
+    share = (MOST_OF_A_MESSAGE - len(beginning) - len(first)) // max(1, len(said) - 1) - len(",  ()")
+    others = [_named(name, reason, max(_LEAST_OF_A_REASON, share - len(name))) for name, reason in said[1:]]
+    return f"{beginning}: {', '.join([first, *others])}"[:MOST_OF_A_MESSAGE]
+
+
+def _named(provider: str, reason: str, most: int) -> str:
+    return f"{provider} ({reason if len(reason) <= most else reason[: most - 3] + '...'})"
+
+
+def _rank(failure: UpstreamFailure) -> int:
+    """How little a failure says to a request's sender: first what is wrong with it, last a status without words."""
+    if not isinstance(failure, UpstreamRefused):
+        return 3
+    if not failure.detail:
+        return 4
+    if failure.status in ABOUT_THE_REQUEST:
+        return 0
+    return 3 if (failure.status or 0) >= 500 else 2 if failure.status in REPEATABLE else 1

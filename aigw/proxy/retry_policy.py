@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from typing import Literal
 
 import msgspec
@@ -12,7 +11,11 @@ from aigw.config.model import Step
 from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.proxy.cooldown import Cooldowns
 
-REPEATABLE = frozenset([408, 409, 425])
+REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # of the 4xx, those that the same request may not get again
+
+FAILED = frozenset([408, 424, 499])  # of the 4xx, those by which the provider, or one behind it, says that it failed
+
+FOR_THIS_REQUEST = frozenset([402, 403])  # a flagged prompt, too large a ``max_tokens``, a closed model; or the account
 
 
 KEY_REST = 60.0
@@ -30,33 +33,34 @@ RETRY_MOST = 8.0
 class Verdict(msgspec.Struct, frozen=True):
     """What follows from a failure.
 
-    ``strike`` counts against the step: ``failure``, ``timeout``, or nothing; ``alive`` counts for it. ``rest`` is for
-    how many seconds the step rests at once. ``repeatable``: the same step may be tried again. ``key_refused``: no other
-    step of the provider can work. ``final``: the client is to have the provider's refusal as it is.
+    ``strike`` counts against the step: ``failure``, ``timeout``, ``refusal``, or nothing; ``alive`` counts for it.
+    ``rest`` is for how many seconds the step rests at once, in place of a strike. ``repeatable``: the same step may be
+    tried again. ``key_refused``: no other step of the provider can work.
     """
 
-    strike: Literal["", "failure", "timeout", "alive"] = ""
+    strike: Literal["", "failure", "timeout", "refusal", "alive"] = ""
     rest: float = 0
     repeatable: bool = False
     key_refused: bool = False
-    final: bool = False
 
 
-def decide(failure: UpstreamFailure, stop_on: AbstractSet[str]) -> Verdict:
-    """The policy on failures, all of it."""
+def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
+    """The policy on failures, all of it. ``final``: the client gets the refusal, so it is no fault of the step."""
     match failure:
         case UpstreamRefused(status=int(status)):
-            # A provider's 401 is about our key, never about the client's (F6).
-            named = not stop_on.isdisjoint([str(status), *failure.words])
-            final = named and failure.body is not None and 400 <= status <= 599 and status != 401
+            is_own_failure = status >= 500 or status in FAILED
+            if final:
+                return Verdict(strike="" if is_own_failure or status == 429 else "alive")
             if status == 429:
                 rest = RATE_LIMIT_REST if failure.retry_after is None else failure.retry_after
-                return Verdict(rest=rest, repeatable=True, final=final)
+                return Verdict(rest=rest, repeatable=True)
             if status in KEY_REFUSED:
-                return Verdict(rest=KEY_REST, key_refused=True, final=final)
-            if status >= 500:
-                return Verdict(strike="failure", repeatable=True, final=final)
-            return Verdict(strike="alive", repeatable=status in REPEATABLE, final=final)
+                return Verdict(rest=KEY_REST, key_refused=True)
+            if status in FOR_THIS_REQUEST:
+                return Verdict(strike="refusal", rest=failure.retry_after or 0)
+            if is_own_failure:
+                return Verdict(strike="failure", rest=failure.retry_after or 0, repeatable=True)
+            return Verdict(strike="alive", repeatable=status in REPEATABLE)
         case UpstreamTimeout(limit="deadline"):
             return Verdict()
         case UpstreamTimeout():
@@ -73,6 +77,8 @@ def apply(health: Cooldowns, step: Step, verdict: Verdict, probe: bool) -> float
         health.failed(step, probe)
     elif verdict.strike == "timeout":
         health.timed_out(step, probe)
+    elif verdict.strike == "refusal":
+        health.refused(step, probe)
     elif verdict.strike == "alive":
         health.answered(step, probe)
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -11,10 +12,12 @@ from aigw.config.model import Config, Provider, Route, Step
 from aigw.errors import RouteNotFound
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
+from aigw.proxy import nearest
 from aigw.proxy.cooldown import Cooldowns
 from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
 
+Skip = Callable[[Step, str, "float | None"], None]  # a step, why it is passed over, and until when in Unix seconds
 _USER_AGENT = f"aigw/{__version__}".encode()
 
 
@@ -26,6 +29,7 @@ class Router:
 
     def __init__(self, config: Config) -> None:
         self._routes = config.routes
+        self._names = nearest.Names(config.routes)
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
         }
@@ -46,9 +50,9 @@ class Router:
         try:
             return self._routes[model]
         except KeyError:
-            raise RouteNotFound(
-                f"The model {model[:200]!r} is not a route of this gateway; GET /v1/models lists them.", param="model"
-            ) from None
+            advice = self._names.advice(model)
+            said = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
+            raise RouteNotFound(f"{said} GET /v1/models lists them.", param="model") from None
 
     def own_headers(self, provider: Provider) -> tuple[tuple[bytes, bytes], ...]:
         """What every request to the provider carries, its key included."""
@@ -59,17 +63,35 @@ class Router:
         name = step.provider.name
         own, taken = self._headers[name]
         passed = [header for header in call.headers if header[0] not in taken]
+        body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
         return Attempt(
             step=step,
             url=self._urls[name, call.endpoint.path],
             headers=(*own, *passed, (b"x-request-id", call.request_id.encode())),
-            body=call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution),
+            body=body,
+            dropped=dropped,
         )
 
 
-def choose(steps: Sequence[Step], health: Cooldowns) -> Step | None:
-    """Of the steps that are left, the one to try now: as configured, but those that cool down at the end."""
-    return next(iter(health.order(steps)), None)
+def choose(steps: Sequence[Step], health: Cooldowns, skip: Skip) -> Step | None:
+    """Of the steps that are left, the one to try now: as configured, but those that cool down at the end.
+
+    ``skip`` gets each that is before it.
+    """
+    chosen = next(iter(health.order(steps)), None)
+    if chosen is not None and chosen is not steps[0]:
+        for step in steps[: steps.index(chosen)]:
+            left = health.rests_for(step)
+            skip(step, "cooling_down", None if left is None else time.time() + left)
+    return chosen
+
+
+def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
+    """The steps that are left where a provider refuses the key; ``skip`` gets each of its others."""
+    for step in steps:
+        if step.provider.name == provider.name:
+            skip(step, "key_refused", None)
+    return [step for step in steps if step.provider.name != provider.name]
 
 
 def _headers(provider: Provider) -> tuple[tuple[tuple[bytes, bytes], ...], frozenset[bytes]]:

@@ -13,25 +13,28 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from aigw.config.model import Config
-from aigw.errors import GatewayError, RouteNotFound, UpgradeRequired
+from aigw.errors import GatewayError, UpgradeRequired
 from aigw.net import headers
 from aigw.net.codings import coding_in, decode
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
+from aigw.proxy.router import Router
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix
-from aigw.telemetry.record import RecordBuilder, Sink
+from aigw.telemetry.record import RecordBuilder, Sink, requested
+from aigw.telemetry.trace_context import Trace
 
-BeginTrace = Callable[["bytes | None"], Any]
+BeginTrace = Callable[["bytes | None"], Trace]
 
 
 class ModelsResource(ApiResource):
     """``GET /v1/models`` and ``/v1/models/{id}``, where an id may contain slashes."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, router: Router) -> None:
         super().__init__(config)
+        self._router = router
         self._created = int(time.time())
 
     def check_path(self, request: Request) -> None:
@@ -43,9 +46,7 @@ class ModelsResource(ApiResource):
         if not name:
             data = [model(route, self._created) for route in self.config.routes]
             return msgspec.json.encode({"object": "list", "data": data})
-        if name not in self.config.routes:
-            raise RouteNotFound(f"The model {name[:200]!r} is not a route of this gateway.", param="model")
-        return msgspec.json.encode(model(name, self._created))
+        return msgspec.json.encode(model(self._router.route(name).name, self._created))
 
 
 class EndpointResource(ApiResource):
@@ -73,7 +74,10 @@ class EndpointResource(ApiResource):
     def admit(self, request: Request) -> None:
         """Everything about the request is recorded, its refusal too."""
         path = f"/v1/{self._endpoint.path}"
-        request.record = RecordBuilder(self._seconds, request.request_id, request.method[:20].decode("latin-1"), path)
+        now, method = self._seconds(), request.method[:20].decode("latin-1")
+        request.record = RecordBuilder(request.request_id, method, path, now, seconds=self._seconds, received=now)
+        if self.config.log_client_address:
+            request.record.client_address = request.channel.client_address
         if self._begin_trace is not None:
             request.record.trace = self._begin_trace(request.header(b"traceparent"))
         super().admit(request)
@@ -108,6 +112,7 @@ class EndpointResource(ApiResource):
 
         def serve(call: Call) -> Deferred[None]:
             record.stream = call.stream
+            record.requested_model = requested(call.model)
             return self._gateway.serve(call, request, record)
 
         request.serve(serve(found) if isinstance(found, Call) else request.site.slices.run(found).addCallback(serve))
@@ -122,14 +127,20 @@ class EndpointResource(ApiResource):
         return found if isinstance(found, Call) else (yield from found)
 
     def headers(self, request: Request) -> list[headers.Header]:
-        """Which route, provider and model answered, after how many attempts."""
+        """Which route, step, provider and model answered, after how many attempts, and which steps were passed over."""
         sent = super().headers(request)
         record = request.record
         if record.route is not None:
             sent += [(b"x-aigw-route", headers.value(record.route)), (b"x-aigw-attempts", b"%d" % record.tried)]
         if record.provider is not None and record.model is not None:
+            sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
             sent.append((b"x-aigw-provider", headers.value(record.provider)))
             sent.append((b"x-aigw-model", headers.value(record.model)))
+        if record.skipped:
+            reasons = ", ".join(f"{each.step}={each.reason}" for each in record.skipped)
+            sent.append((b"x-aigw-skipped", reasons.encode()))
+        if record.dropped:
+            sent.append((b"x-aigw-dropped", ", ".join(record.dropped).encode()))
         return sent
 
     def answered(self, request: Request, status: int) -> None:
@@ -154,7 +165,7 @@ def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace |
     at: dict[str, ApiResource] = {"": v1}
     root.putChild(b"health", HealthResource(config))
     root.putChild(b"v1", v1)
-    v1.putChild(b"models", ModelsResource(config))
+    v1.putChild(b"models", ModelsResource(config, gateway.router))
     for path, endpoint in sorted(ENDPOINTS.items()):  # an endpoint stands before those below it
         folder, _, name = path.rpartition("/")
         if folder not in at:

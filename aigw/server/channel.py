@@ -35,6 +35,7 @@ class Channel(Protocol):
 
     transport: Any
     site: GatewaySite  # set by Site.buildProtocol
+    client_address: str | None = None  # for the record of each request; None on a Unix socket
 
     # The connection
     _timeouts: timeouts.ConnectionTimeouts

@@ -42,7 +42,9 @@ class GatewaySite(Site):
         """A client has connected."""
         self._open.add(channel)
         self.idle[channel] = None
-        self.admission.entered(channel.transport.getPeer())
+        peer = channel.transport.getPeer()
+        channel.client_address = getattr(peer, "host", None)
+        self.admission.entered(peer)
 
     def left(self, channel: Channel) -> None:
         """A client's connection is gone."""

@@ -22,10 +22,11 @@ OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 
 NO_WORD_ON_THE_STEP = frozenset(["client_gone", "draining"])
 
 StepKey = tuple[int, str, str]
-# Series that are there from the start, so that the first failure is seen as an increase.
-_STATUSES = (200, 499, 502, 504)
-_STATUSES_WITHOUT_ROUTE = (400, 401, 404)
-_OUTCOMES = (
+# Series that are there from the start, so that the alert on them sees the first of them as an increase.
+_REQUESTS = ((200, "ok"), (502, "error"))
+_REQUESTS_WITHOUT_ROUTE = ((400, "error"), (401, "error"), (404, "error"))
+# And these from a step's first attempt on.
+OUTCOMES = (
     *("ok", "unreachable", "timeout", "refused", "broken"),
     *("stream_truncated", "stream_reset", "stream_idle_timeout", "answer_truncated", "answer_timeout"),
 )
@@ -47,13 +48,22 @@ class Histogram:
         self.sum += value
 
 
-class StepCounters:
-    """One step of one route. ``why`` is the failure because of which it rests, or last rested; ``answers`` whether it
-    did the last time.
-    """
+class ModelCounters:
+    """One model of one provider, whichever steps name it: how long its answers took, and their first tokens."""
 
     def __init__(self) -> None:
-        self.attempts = dict.fromkeys(_OUTCOMES, 0)
+        self.duration = Histogram(SECONDS)
+        self.first_token = Histogram(SECONDS)
+
+
+class StepCounters:
+    """One step of one route. ``why`` is the failure because of which it rests, or last rested; ``answers`` whether it
+    did the last time, None before the first attempt.
+    """
+
+    def __init__(self, model: ModelCounters) -> None:
+        self.model = model
+        self.attempts = {"ok": 0}
         self.tokens = dict.fromkeys(KINDS, 0)
         self.hour = Hour()
         self.why = ""
@@ -63,8 +73,9 @@ class StepCounters:
 class RouteCounters:
     """One route, or all requests that name none."""
 
-    def __init__(self, statuses: Iterable[int] = _STATUSES) -> None:
-        self.requests = {(status, stream): 0 for status in statuses for stream in (False, True)}
+    def __init__(self, requests: Iterable[tuple[int, str]] = _REQUESTS) -> None:
+        self.used = False
+        self.requests = {(status, stream, outcome): 0 for status, outcome in requests for stream in (False, True)}
         self.duration = {stream: Histogram(SECONDS) for stream in (False, True)}
         self.first_token = Histogram(SECONDS)
         self.overhead = Histogram(OVERHEAD_SECONDS)
@@ -73,27 +84,37 @@ class RouteCounters:
 
 
 class Counters:
-    """All routes, and the failures of late."""
+    """All routes, all models by their providers, and the failures of late."""
 
     def __init__(self) -> None:
         self.routes: dict[str, RouteCounters] = {}
-        self.other = RouteCounters(_STATUSES_WITHOUT_ROUTE)
+        self.models: dict[tuple[str, str], ModelCounters] = {}
+        self.other = RouteCounters(_REQUESTS_WITHOUT_ROUTE)
         self.failures: Failures = failures()
 
     def keep(self, routes: Iterable[Route]) -> None:
         """Count for just these routes from now on."""
-        before, self.routes = self.routes, {}
+        kept: dict[str, RouteCounters] = {}  # a thread may be reading those of before
+        models: dict[tuple[str, str], ModelCounters] = {}
         for route in routes:
-            tally = self.routes[route.name] = before.get(route.name) or RouteCounters()
-            keys = [(step.number, step.provider.name, step.model) for step in route.steps]
-            tally.steps = {key: tally.steps.get(key) or StepCounters() for key in keys}
+            counters = kept[route.name] = self.routes.get(route.name) or RouteCounters()
+            steps: dict[StepKey, StepCounters] = {}
+            for step in route.steps:
+                model_key = step.provider.name, step.model
+                key = step.number, *model_key
+                if model_key not in models:
+                    models[model_key] = self.models.get(model_key) or ModelCounters()
+                steps[key] = counters.steps.get(key) or StepCounters(models[model_key])
+            counters.steps = steps
+        self.routes, self.models = kept, models
         self.other = self.routes.get(OTHER) or self.other  # a route may have that name: there is one series for both
 
     def count(self, record: Record) -> None:
         """One request. One that began before a reload which dropped its route counts as one that names none."""
         # No function is called that need not be: this is the price of being watched.
         route = self.routes.get(record.route or "", self.other)
-        key = record.status, record.stream
+        route.used = True
+        key = record.status, record.stream, record.outcome
         if key in route.requests:
             route.requests[key] += 1
         else:
@@ -123,13 +144,19 @@ class Counters:
                 step.answers = True
                 minute = step.hour.at(record.ended)
                 minute.ok += 1
+                seconds = attempt.duration_ms / 1000
+                duration = step.model.duration
+                duration.counts[bisect_left(SECONDS, seconds)] += 1
+                duration.sum += seconds
                 if not record.stream:
                     minute.answers += 1
-                    minute.whole += attempt.duration_ms / 1000
+                    minute.whole += seconds
                 elif record.ttft is not None:
-                    minute.streams += 1
                     # The step's own: what was lost on those before it is not its doing.
-                    minute.first += max(0.0, attempt.duration_ms / 1000 - (took - record.ttft))
+                    first = max(0.0, seconds - (took - record.ttft))
+                    minute.streams += 1
+                    minute.first += first
+                    step.model.first_token.observe(first)
                 continue
             step.attempts[outcome] = step.attempts.get(outcome, 0) + 1
             if outcome not in NO_WORD_ON_THE_STEP:
@@ -152,22 +179,13 @@ class Counters:
         step.answers = False
         if attempt.rests_s is not None:
             step.why = attempt.message
-        self.failures.append(
-            Failed(
-                time=time.time(),
-                request_id=record.request_id,
-                route=record.route or OTHER,
-                step=attempt.step,
-                provider=attempt.provider,
-                model=attempt.model,
-                outcome=attempt.outcome,
-                status=attempt.status,
-                message=attempt.message,
-                rests_s=attempt.rests_s,
-            )
-        )
+        self._note(record, attempt, attempt.outcome, attempt.status, attempt.message)
 
     def _gave_up(self, record: Record) -> None:
-        message = "the client got an error"
-        who = (record.request_id, record.route or OTHER, None, None, None)
-        self.failures.append(Failed(time.time(), *who, record.error or record.outcome, record.status, message))
+        self._note(record, None, record.error or record.outcome, record.status, "the client got an error")
+
+    def _note(
+        self, record: Record, attempt: AttemptRecord | None, outcome: str, status: int | None, message: str
+    ) -> None:
+        route = record.route or OTHER
+        self.failures.append(Failed(time.time(), record.request_id, route, attempt, outcome, status, message))

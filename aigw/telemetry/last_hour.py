@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from aigw.telemetry.record import AttemptRecord
+
 MINUTES = 60
 FAILURES = 50
 
@@ -27,14 +29,18 @@ class Minute:
 class Hour:
     """Sixty minutes, each in the slot of the one that was an hour before it."""
 
-    __slots__ = ("_slots",)
+    __slots__ = ("_slots", "latest")
 
     def __init__(self) -> None:
-        self._slots = [Minute(-MINUTES)] * MINUTES
+        self._slots: list[Minute] = []
+        self.latest = -MINUTES  # the number of the last minute in which anything happened
 
     def at(self, seconds: float) -> Minute:
         """The minute of a moment on the gateway's clock."""
         number = int(seconds // 60)
+        if number > self.latest:
+            self.latest = number
+            self._slots = self._slots or [Minute(-MINUTES)] * MINUTES
         slot = self._slots[number % MINUTES]
         if slot.number != number:
             slot = self._slots[number % MINUTES] = Minute(number)
@@ -44,26 +50,23 @@ class Hour:
         """The sixty minutes up to a moment, the oldest first; None for one in which nothing happened."""
         last = int(seconds // 60)
         for number in range(last - MINUTES + 1, last + 1):
-            slot = self._slots[number % MINUTES]
-            yield slot if slot.number == number else None
+            slot = self._slots[number % MINUTES] if self._slots else None
+            yield slot if slot and slot.number == number else None
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """An attempt that failed, or a request that did; ``time`` in Unix seconds.
+    """An attempt that failed, or a request that did, which has no ``attempt``; ``time`` in Unix seconds.
 
-    ``status`` is the provider's for an attempt and the client's for a request, which has no ``step``.
+    ``status`` is the provider's for an attempt and the client's for a request.
     """
 
     time: float
     request_id: str
     route: str
-    step: int | None
-    provider: str | None
-    model: str | None
+    attempt: AttemptRecord | None
     outcome: str
     status: int | None
     message: str
-    rests_s: int | None = None
 
 
 Failures = deque[Failed]

@@ -1,16 +1,19 @@
 """Logs as one JSON object a line: ``time``, ``level``, ``message``, ``request_id`` and ``fields``.
 
-What may stand in ``fields`` is listed here; anything else is dropped. Keys are hidden by construction (``Secret``);
-this module is the second wall: whatever it is told to hide, it hides in every line. Lines are bounded.
+What may stand in ``fields`` is listed here, and in ``record``; anything else is dropped. Keys are hidden by
+construction (``Secret``); the ``Redaction`` that the service hands down is the second wall, for every line. Lines are
+bounded.
 """
 
 from __future__ import annotations
 
 import atexit
+import codecs
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, TextIO
 
@@ -19,18 +22,19 @@ from twisted.logger import ILogObserver, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
 from aigw.telemetry.log_writer import LogWriter, Write, to_descriptor
-
-Hide = Callable[[str], str]
+from aigw.telemetry.record import AttemptRecord, Record, names_for
+from aigw.telemetry.redaction import Redaction
 
 MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
 MAX_LINE = 64 * 1024
 FIELDS = frozenset(
-    "address addresses attempts bytes_in bytes_out caller closed config connections days delayed_calls drain_s "
-    "dropped duration_ms error in_flight lag_ms method mistakes model open_files outcome path provider providers "
-    "refused repeats rests_s route routes serials status step stream tls traceback ttft_ms usage version".split()
-)
-_OURS = FIELDS | {"time", "level", "message", "request_id", "fields"}
+    (
+        "address addresses closed config connections days delayed_calls drain_s dropped in_flight lag_ms mistakes "
+        "open_files providers refused repeats routes serials tls traceback version"
+    ).split()
+).union(names_for(Record, "log"), names_for(AttemptRecord, "log"))
+_OURS = FIELDS | {"time", "level", "message", "request_id", "fields", "reason", "until"}
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}
 _DEBUG = LogLevel.debug
@@ -38,33 +42,43 @@ _FORMAT = "{aigw_message} {aigw_fields}"  # for the observers of others
 _ACCEPTING = "twisted.internet.tcp.Port"
 _encode = msgspec.json.encode
 
+Hide = Callable[[str], str]  # from a text to the text without keys; the very same object where it has none
+
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
+
 log = Logger("aigw")
-_hides: list[Hide] = []
 
 
-def hide(hidden: Iterable[Hide]) -> None:
-    """Pass every line through these from now on; each gives back a text without one key, or the very same text."""
-    _hides[:] = hidden
+def hand_down(redaction: Redaction) -> None:
+    """Have every line of the log pass through ``redaction``, whoever made the observers that write them: twistd makes
+    that of ``--logger``."""
+    log.emit(LogLevel.debug, None, aigw_redaction=redaction)
 
 
 @implementer(ILogObserver)
 class JsonLines:
-    """Writes each event of level ``info`` and up as a line to ``file``."""
+    """Writes each event of level ``info`` and up as a line to ``file``.
+
+    Until a ``redaction`` is handed down nothing is hidden: the configuration, which names the keys, is not read yet.
+    """
 
     def __init__(self, file: TextIO | Any, priorities: bool = False) -> None:
         """``priorities`` are written before each line where the journal reads them (sd-daemon(3))."""
+        self.redaction = Redaction()
         self._file = file
+        self._only_ascii = not _takes_unicode(file)
         self._priorities = _PRIORITIES if priorities else dict.fromkeys(_PRIORITIES, "")
-        self._flood = DuplicateFilter(time.monotonic)
+        self._duplicates = DuplicateFilter(time.monotonic)
 
     def __call__(self, event: dict[str, Any]) -> None:
         """See ILogObserver."""
         level = event.get("log_level", LogLevel.info)
         if level is _DEBUG:  # the only one below info; Twisted's comparison looks through all levels
+            self.redaction = event.get("aigw_redaction") or self.redaction
             return
         kind = _kind(event)
         if kind is not None:
-            held_back = self._flood.admit(kind)
+            held_back = self._duplicates.admit(kind)
             if held_back is None:
                 return
             event = {**event, "aigw_repeats": held_back}
@@ -75,7 +89,10 @@ class JsonLines:
             pass  # a full disk or a closed terminal must not stop the gateway
 
     def _whole(self, event: dict[str, Any], level: Any) -> str:
-        return f"{self._priorities[level]}{_line(event, level)}\n"
+        line = _line(event, level, self.redaction.hide)
+        if self._only_ascii and not line.isascii():
+            line = _BEYOND_ASCII.sub(_escaped, line)
+        return f"{self._priorities[level]}{line}\n"
 
     def notice(self, dropped: int) -> str:
         """The line that says how many are missing where it stands."""
@@ -103,6 +120,17 @@ class QueuedLines(JsonLines):
         reactor.callWhenRunning(self.writer.start)
         reactor.addSystemEventTrigger("after", "shutdown", self.writer.finish)
         atexit.register(self.writer.finish)  # where the reactor never ran
+
+
+def _takes_unicode(file: TextIO | Any) -> bool:
+    """Whether the file writes each character as it is. One that encodes in ASCII writes escapes that JSON has not."""
+    encoding = getattr(file, "encoding", None)
+    return not isinstance(encoding, str) or codecs.lookup(encoding).name.startswith("utf")
+
+
+def _escaped(text: re.Match[str]) -> str:
+    units = text[0].encode("utf-16-be", "surrogatepass").hex()
+    return "".join([f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)])
 
 
 def is_journal(environ: Mapping[str, str], fd: int) -> bool:
@@ -171,7 +199,7 @@ def _kind(event: dict[str, Any]) -> object:
     return hash((failure.type, places or failure.getErrorMessage()))
 
 
-def _line(event: dict[str, Any], level: Any) -> str:
+def _line(event: dict[str, Any], level: Any, hide: Hide) -> str:
     seconds = event.get("log_time", 0.0)
     fields = event.get("aigw_fields")
     if fields is None:  # somebody else's event: its text, and nothing that it holds
@@ -180,7 +208,7 @@ def _line(event: dict[str, Any], level: Any) -> str:
         fields = {}
         if failure is not None:
             message = message.partition("\n")[0]
-            fields["traceback"] = _hidden(failure.getTraceback())[-MAX_TRACEBACK:]
+            fields["traceback"] = hide(failure.getTraceback())[-MAX_TRACEBACK:]
         if repeats := event.get("aigw_repeats"):
             fields["repeats"] = repeats
     else:
@@ -188,7 +216,7 @@ def _line(event: dict[str, Any], level: Any) -> str:
         if not fields.keys() <= FIELDS:
             fields = {name: value for name, value in fields.items() if name in FIELDS}
     if len(message) > MAX_MESSAGE:  # hidden first, or half a key may be left
-        message = _hidden(message)[:MAX_MESSAGE]
+        message = hide(message)[:MAX_MESSAGE]
     shape = {
         "time": f"{_to_the_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z",
         "level": _LEVELS[level],
@@ -196,7 +224,7 @@ def _line(event: dict[str, Any], level: Any) -> str:
     }
     if request_id := event.get("aigw_request_id"):
         shape["request_id"] = request_id
-    return _encoded({**shape, "fields": fields})
+    return _encoded({**shape, "fields": fields}, hide)
 
 
 @lru_cache(maxsize=1)
@@ -204,14 +232,14 @@ def _to_the_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-def _encoded(shape: dict[str, Any]) -> str:
+def _encoded(shape: dict[str, Any], hide: Hide) -> str:
     """``shape`` as JSON, without a key in it, and bounded; its slow ways are for lines that need them."""
     try:
         line = _encode(shape).decode()
-    except (TypeError, ValueError):  # a value that JSON has no form for: better said badly than lost
-        return _encode(_bounded(_plain(shape))).decode()
-    if len(line) > MAX_LINE or _hidden(line) is not line:
-        return _encode(_bounded(_plain(msgspec.json.decode(line)))).decode()
+    except (TypeError, ValueError):  # a value that JSON has no form for: better written badly than lost
+        return _encode(_bounded(_plain(shape, hide))).decode()
+    if len(line) > MAX_LINE or hide(line) is not line:
+        return _encode(_bounded(_plain(msgspec.json.decode(line), hide))).decode()
     return line
 
 
@@ -225,28 +253,20 @@ def _bounded(shape: dict[str, Any]) -> dict[str, Any]:
     return {**shape, "request_id": str(shape.get("request_id"))[:200], "fields": short}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, hide: Hide) -> Any:
     """``value`` with every key hidden, and as something that JSON has a form for."""
     if isinstance(value, list | tuple):
-        return [_plain(member) for member in value]
+        return [_plain(member, hide) for member in value]
     if isinstance(value, dict):
-        return {name if name in _OURS else _hidden(str(name)): _plain(member) for name, member in value.items()}
+        return {name if name in _OURS else hide(str(name)): _plain(member, hide) for name, member in value.items()}
     if isinstance(value, int | float | None):
         return value
     if isinstance(value, msgspec.Struct):
-        return _plain(msgspec.structs.asdict(value))
-    return _hidden(value if isinstance(value, str) else repr(value)).encode(errors="replace").decode()
-
-
-def _hidden(text: str) -> str:
-    for hiding in _hides:
-        text = hiding(text)
-    return text
+        return _plain(msgspec.structs.asdict(value), hide)
+    return hide(value if isinstance(value, str) else repr(value)).encode(errors="replace").decode()
 
 
 WINDOW_SECONDS = 60.0
-
-
 MAX_KINDS = 200
 
 

@@ -1,130 +1,204 @@
 """The record of one request, from which every log line is made. It holds no content, only sizes.
 
+Each field is defined once, here. Its type says who may see it: a field that is not ``Logged`` is in no log line.
 A ``RecordBuilder`` is written while the request runs; its ``record`` makes the frozen Record that a sink gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import attrgetter
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
+
+from aigw.config.model import Step
+from aigw.telemetry.trace_context import Trace
+
+MAX_REQUESTED_MODEL = 64
+_SHORT_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+
+T = TypeVar("T")
+Logged = Annotated[T, "log"]
+Public = Annotated[T, "log", "client"]  # an error of the gateway's own shows it to the client, too
 
 
 class AttemptRecord(msgspec.Struct, frozen=True):
     """One step that was tried: what came of it, and after how many milliseconds. ``message`` is the gateway's words.
 
-    ``rests_s`` is for how many seconds the step rests because of it.
+    ``rests_s`` is for how many seconds the step cools down because of it; ``host`` and ``path`` are what was asked;
+    ``code`` is the provider's own for its failure, where that is one short word.
     """
 
-    step: int
-    provider: str
-    model: str
-    outcome: str
-    status: int | None
-    duration_ms: int
-    message: str
-    rests_s: int | None = None
+    step: Public[int]
+    provider: Public[str]
+    model: Public[str]
+    outcome: Public[str]
+    status: Public[int | None]
+    duration_ms: Public[int]
+    message: Public[str]
+    rests_s: Logged[int | None] = None
+    host: Logged[str] = ""
+    path: Logged[str] = ""
+    code: Logged[str | None] = None
 
 
-class Record(msgspec.Struct, frozen=True):
-    """What became of one request.
+class Skipped(msgspec.Struct, frozen=True):
+    """A step that another was preferred to. ``reason`` is ``cooling_down``, ``until`` then in Unix seconds, or
+    ``key_refused``: another step found that its provider refuses the key.
+    """
 
-    ``status`` is what the client got, 499 where it left; then ``outcome`` is ``client_gone``. ``outcome`` is
-    ``draining`` where the gateway stopped in the middle of an answer. ``error`` is the code of the gateway's own error,
-    or its type, and the member of the request that it names. ``ttft_ms`` is the time to the first byte of the answer.
-    ``usage`` is what the provider reported, never an estimate. ``started`` and ``ended`` are on the gateway's clock, in
-    seconds; ``ttft`` is that of ``ttft_ms``, and ``overhead`` what the request took that was neither waiting for a
-    provider nor for its own body, both in seconds.
+    step: Logged[int]
+    reason: Logged[str]
+    until: Logged[int | None] = None
+
+
+class Facts(msgspec.Struct):
+    """What is known of a request while it runs and when it is over.
+
+    ``client_address`` is None where it is not to be logged. ``requested_model`` is what the client wrote, bounded.
+    ``step``, ``provider`` and ``model`` are those that answered. ``outcome`` is ``client_gone`` where the client left,
+    and ``draining`` where the gateway stopped in the middle of an answer. ``error`` is the code of the gateway's own
+    error, or its type, and the member of the request that it names. ``usage`` is what the provider reported, never an
+    estimate. ``dropped`` names the members of the request that the answering step did not get. ``started`` is on the
+    gateway's clock, in seconds.
     """
 
     request_id: str
-    caller: str
-    method: str
-    path: str
-    route: str | None
-    provider: str | None
-    model: str | None
-    stream: bool
-    attempts: tuple[AttemptRecord, ...]
-    status: int
-    outcome: str
-    error: str | None
-    ttft_ms: int | None
-    duration_ms: int
-    bytes_in: int
-    bytes_out: int
-    usage: dict[str, int]
-    started: float = 0.0
+    method: Logged[str]
+    path: Logged[str]
+    started: float
+    caller: Logged[str] = ""
+    client_address: Logged[str | None] = None
+    requested_model: Logged[str | None] = None
+    route: Logged[str | None] = None
+    step: Logged[int | None] = None
+    provider: Logged[str | None] = None
+    model: Logged[str | None] = None
+    stream: Logged[bool] = False
+    outcome: Logged[str] = "ok"
+    error: Logged[str | None] = None
+    bytes_in: Logged[int] = 0
+    bytes_out: Logged[int] = 0
+    usage: Logged[dict[str, int]] = {}
+    dropped: Logged[tuple[str, ...]] = ()
+    trace: Trace | None = None
+
+
+class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule of dataclasses, not of msgspec
+    """What became of one request.
+
+    ``status`` is what the client got, 499 where it left. ``ttft_ms`` is the time to the first byte of the answer;
+    ``ttft`` is the same in seconds. ``ended`` is on the gateway's clock, and ``overhead`` what the request took that
+    was neither waiting for a provider nor for its own body, both in seconds.
+    """
+
+    attempts: Logged[tuple[AttemptRecord, ...]]
+    status: Logged[int]
+    duration_ms: Logged[int]
+    skipped: Logged[tuple[Skipped, ...]] = ()
+    ttft_ms: Logged[int | None] = None
     ended: float = 0.0
     ttft: float | None = None
     overhead: float = 0.0
-    trace: Any = None
 
 
 Sink = Callable[[Record], None]
 AttemptSink = Callable[[str, str, AttemptRecord], None]
 
 
-class RecordBuilder:
-    """What is known so far of a request; ``seconds`` is the clock."""
+class RecordBuilder(Facts, kw_only=True):
+    """What is known so far of a request; ``seconds`` is the clock, ``received`` when the request's body was complete,
+    ``waited`` how many seconds providers took."""
 
-    def __init__(self, seconds: Callable[[], float], request_id: str, method: str, path: str) -> None:
-        self.seconds = seconds
-        self.started = seconds()
-        self.request_id = request_id
-        self.method = method
-        self.path = path
-        self.caller = ""
-        self.route: str | None = None
-        self.stream = False
-        self.provider: str | None = None
-        self.model: str | None = None
-        self.tried = 0
-        self.attempts: list[AttemptRecord] = []
-        self.outcome = "ok"
-        self.error: str | None = None
-        self.first_byte: float | None = None
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.usage: dict[str, int] = {}
-        self.received = self.started  # when its body was complete
-        self.waited = 0.0  # for providers
-        self.trace: Any = None  # a Trace, where traces are wanted
+    seconds: Callable[[], float]
+    attempts: list[AttemptRecord] = []
+    skipped: tuple[Skipped, ...] = ()
+    tried: int = 0
+    first_byte: float | None = None
+    received: float = 0.0
+    waited: float = 0.0
 
-    def answered_by(self, provider: str, model: str) -> None:
-        """The client gets what this provider sends."""
-        self.provider, self.model = provider, model
+    def answered_by(self, step: Step, dropped: tuple[str, ...] = ()) -> None:
+        """The client gets what this step's provider sends, who did not get what was ``dropped`` of the request."""
+        self.step, self.provider, self.model = step.number, step.provider.name, step.model
+        self.dropped = dropped
+
+    def skip(self, step: Step, reason: str, until: float | None = None) -> None:
+        """Another step was preferred to this one; only the first reason counts."""
+        if all(each.step != step.number for each in self.skipped):
+            self.skipped += (Skipped(step.number, reason, None if until is None else round(until)),)
 
     def record(self, status: int) -> Record:
-        """Close the trail."""
+        """The request is over."""
         ended, ttft = self.seconds(), None if self.first_byte is None else self.first_byte - self.started
         return Record(
-            request_id=self.request_id,
-            caller=self.caller,
-            method=self.method,
-            path=self.path,
-            route=self.route,
-            provider=self.provider,
-            model=self.model,
-            stream=self.stream,
+            *_facts_of(self),
             attempts=tuple(self.attempts),
             status=status,
-            outcome=self.outcome,
-            error=self.error,
-            ttft_ms=None if ttft is None else milliseconds(ttft),
             duration_ms=milliseconds(ended - self.started),
-            bytes_in=self.bytes_in,
-            bytes_out=self.bytes_out,
-            usage=self.usage,
-            started=self.started,
+            skipped=self.skipped,
+            ttft_ms=None if ttft is None else milliseconds(ttft),
             ended=ended,
             ttft=ttft,
             overhead=ended - self.received - self.waited,
-            trace=self.trace,
         )
+
+
+_facts_of = attrgetter(*Facts.__struct_fields__)
+
+
+def names_for(kind: type[msgspec.Struct], reader: str) -> tuple[str, ...]:
+    """The fields of a Struct that a reader, ``log`` or ``client``, may see."""
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple(name for name in kind.__struct_fields__ if reader in get_args(hints[name])[1:])
+
+
+_RECORD, _ATTEMPT, _SKIPPED = (names_for(kind, "log") for kind in (Record, AttemptRecord, Skipped))
+_ATTEMPT_OF_CLIENTS = names_for(AttemptRecord, "client")
+_values_of, _attempt_values, _skipped_values = (attrgetter(*names) for names in (_RECORD, _ATTEMPT, _SKIPPED))
+
+
+def attempt_for_client(attempt: AttemptRecord) -> dict[str, Any]:
+    """What a client may see of an attempt."""
+    return {name: getattr(attempt, name) for name in _ATTEMPT_OF_CLIENTS}
+
+
+def attempt_for_log(attempt: AttemptRecord) -> dict[str, Any]:
+    """The fields of the log line of a failed attempt."""
+    return dict(zip(_ATTEMPT, _attempt_values(attempt), strict=True))
+
+
+def for_log(record: Record) -> dict[str, Any]:
+    """The fields of the log line of a request."""
+    fields = dict(zip(_RECORD, _values_of(record), strict=True))
+    fields["attempts"] = [dict(zip(_ATTEMPT, _attempt_values(each), strict=True)) for each in record.attempts]
+    if record.skipped:  # else it is empty as it is
+        fields["skipped"] = [dict(zip(_SKIPPED, _skipped_values(each), strict=True)) for each in record.skipped]
+    return fields
 
 
 def milliseconds(seconds: float) -> int:
     """Seconds, as whole milliseconds."""
     return round(seconds * 1000)
+
+
+def requested(model: str) -> str:
+    """What a client wrote as ``model``, as the log has it: 64 characters, ``?`` for each that is not printable."""
+    model = model[:MAX_REQUESTED_MODEL]
+    return model if model.isprintable() else "".join([each if each.isprintable() else "?" for each in model])
+
+
+@lru_cache(maxsize=8192)
+def host_and_path(base_url: str, endpoint: str) -> tuple[str, str]:
+    """What an attempt asks, by its provider's base URL: the host, with its port if that is given, and the path."""
+    parts = urlsplit(f"{base_url}/{endpoint}")
+    return parts.netloc.rpartition("@")[2], parts.path
+
+
+def short_word(words: Sequence[str]) -> str | None:
+    """The first of a provider's words that is one, and not a text."""
+    return next((word for word in words if _SHORT_WORD.fullmatch(word)), None)

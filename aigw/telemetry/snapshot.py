@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from aigw.config.model import Config, Step
+
+MAX_MISTAKES = 20  # of a refused reload, on the page
+MAX_MISTAKE = 500
 
 
 class Reloads:
@@ -17,20 +20,23 @@ class Reloads:
         self.started = self.taken_at = time.time()
         self.taken = self.refused = 0
         self.refused_at: float | None = None
+        self.mistakes: list[str] = []  # because of which it was refused last
 
     def take(self) -> None:
         """A reload worked."""
         self.taken, self.taken_at, self.refused_at = self.taken + 1, time.time(), None
+        self.mistakes = []
 
-    def refuse(self) -> None:
+    def refuse(self, mistakes: Sequence[str]) -> None:
         """A reload failed; the old configuration goes on."""
         self.refused, self.refused_at = self.refused + 1, time.time()
+        self.mistakes = [mistake[:MAX_MISTAKE] for mistake in mistakes[:MAX_MISTAKES]]
 
 
 class Snapshot(msgspec.Struct, frozen=True):
     """A look at the daemon. ``now`` is on the gateway's clock, ``certificate_expires`` in Unix seconds;
     ``refused`` connections and ``refused_keys`` are counted since the start; ``lag`` and what ``rests_for`` gives are
-    seconds."""
+    seconds. ``cools_down`` is for each step from the failure that began it to the next answer."""
 
     config: Config
     now: float
@@ -43,6 +49,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     certificate_expires: float | None
     reloads: Reloads
     rests_for: Callable[[Step], float | None]
+    cools_down: Callable[[Step], bool]
     log_lines_dropped: int = 0
 
 

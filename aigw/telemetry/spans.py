@@ -47,7 +47,9 @@ class Made(msgspec.Struct, frozen=True):
 
 def made_of(record: Record, offset: float) -> list[Made]:
     """The server's span first; ``offset`` is what the record's clock is behind Unix time, in seconds."""
-    trace: Trace = record.trace
+    trace = record.trace
+    if trace is None:
+        return []
     return [_server(record, trace, offset), *(_client(record, trace, span, offset) for span in trace.spans)]
 
 

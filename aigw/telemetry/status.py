@@ -10,13 +10,19 @@ from typing import Any
 from aigw import __version__
 from aigw.config.model import Route, Step
 from aigw.telemetry.counters import Counters, RouteCounters, StepCounters
-from aigw.telemetry.last_hour import Hour
+from aigw.telemetry.last_hour import MINUTES, Failed, Hour
 from aigw.telemetry.snapshot import Snapshot
 
+_QUIET: dict[str, Any] = {
+    **dict.fromkeys(("ok", "failed", "prompt", "completion"), 0),
+    "streams": False,
+    "ms": None,
+    "minutes": [None] * MINUTES,
+}
 _STATES = {True: "answering", False: "failed", None: "unused"}
 
 
-def status(live: Snapshot, tally: Counters) -> dict[str, Any]:
+def status(live: Snapshot, counters: Counters) -> dict[str, Any]:
     """Everything, ready for JSON. Moments are Unix seconds; an hour has 60 values, the oldest first."""
     reloads, expires = live.reloads, live.certificate_expires
     return {
@@ -33,39 +39,66 @@ def status(live: Snapshot, tally: Counters) -> dict[str, Any]:
             "taken_at": round(reloads.taken_at),
             "refused": reloads.refused,
             "refused_at": reloads.refused_at and round(reloads.refused_at),
+            "mistakes": reloads.mistakes,
         },
-        "routes": [_route(route, live, tally.routes[route.name]) for route in live.config.routes.values()],
-        "failures": list(reversed(tally.failures)),
+        "routes": [_route(route, live, counters.routes[route.name]) for route in live.config.routes.values()],
+        "failures": [_failed(failed) for failed in reversed(counters.failures)],
     }
 
 
-def _route(route: Route, live: Snapshot, tally: RouteCounters) -> dict[str, Any]:
-    steps = [_step(step, live, tally.steps[step.number, step.provider.name, step.model]) for step in route.steps]
+def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, Any]:
+    steps = [_step(step, live, counters.steps[step.number, step.provider.name, step.model]) for step in route.steps]
     return {
         "name": route.name,
         "in_flight": live.in_flight.get(route.name, 0),
-        "requests": sum(tally.requests.values()),
-        "fallbacks": tally.fallbacks,
+        "requests": sum(counters.requests.values()),
+        "fallbacks": counters.fallbacks,
+        "first_step_percent": _percent(steps[0]["hour"]["ok"], sum(step["hour"]["ok"] for step in steps)),
         "steps": steps,
     }
 
 
-def _step(step: Step, live: Snapshot, tally: StepCounters) -> dict[str, Any]:
+def _percent(part: int, of: int) -> int | None:
+    """0 and 100 only where it is exactly that; None of nothing."""
+    if not of:
+        return None
+    return min(max(round(100 * part / of), 1), 99) if 0 < part < of else 100 * part // of
+
+
+def _step(step: Step, live: Snapshot, counters: StepCounters) -> dict[str, Any]:
     left = live.rests_for(step)
     shown = {
         "number": step.number,
         "provider": step.provider.name,
         "model": step.model,
-        "state": "resting" if left is not None else _STATES[tally.answers],
+        "state": "resting" if left is not None else _STATES[counters.answers],
         "until": None if left is None else math.ceil(time.time() + left),
-        "why": None if left is None else tally.why or "it failed on another route",
-        "tokens": tally.tokens,
+        "why": None if left is None else counters.why or "it failed on another route",
+        "tokens": counters.tokens,
     }
-    return {**shown, "hour": _hour(tally.hour, live.now)}
+    return {**shown, "hour": _hour(counters.hour, live.now)}
+
+
+def _failed(failed: Failed) -> dict[str, Any]:
+    attempt = failed.attempt
+    return {
+        "time": failed.time,
+        "request_id": failed.request_id,
+        "route": failed.route,
+        "step": attempt and attempt.step,
+        "provider": attempt and attempt.provider,
+        "model": attempt and attempt.model,
+        "outcome": failed.outcome,
+        "status": failed.status,
+        "message": failed.message,
+        "rests_s": attempt and attempt.rests_s,
+    }
 
 
 def _hour(hour: Hour, now: float) -> dict[str, Any]:
     """``first_token_ms`` is that of streams or, where there was none in the hour, the time to the whole answer."""
+    if hour.latest <= now // 60 - MINUTES:
+        return _QUIET
     minutes = list(hour.until(now))
     known = [minute for minute in minutes if minute is not None]
     streams, answers = sum(m.streams for m in known), sum(m.answers for m in known)

@@ -6,15 +6,21 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from aigw.telemetry.record import AttemptRecord
+if TYPE_CHECKING:
+    from aigw.telemetry.record import AttemptRecord  # which has a Trace
 
-_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+# A version above 00 may have more fields behind those that version 00 has (section 4.3, "Versioning of traceparent").
+_PARENT = re.compile(
+    rb"(?!ff)(?=00.{53}\Z|(?!00))[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
+)
+
 
 A = TypeVar("A", bound=msgspec.Struct)
+Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Span:
@@ -47,9 +53,10 @@ class Trace:
         """The attempt as it goes out: the provider is to see the span of this attempt as its parent."""
         span = Span(started)
         self.spans.append(span)
-        told = f"00-{self.trace_id}-{span.span_id}-{int(self.sampled):02x}".encode()
-        headers: Any = [header for header in attempt.headers if header[0] != b"traceparent"]  # type: ignore[attr-defined]
-        return msgspec.structs.replace(attempt, headers=(*headers, (b"traceparent", told)))
+        parent = f"00-{self.trace_id}-{span.span_id}-{int(self.sampled):02x}".encode()
+        before: Headers = attempt.headers  # type: ignore[attr-defined]  # a room on the right has the type
+        headers = [header for header in before if header[0] != b"traceparent"]
+        return msgspec.structs.replace(attempt, headers=(*headers, (b"traceparent", parent)))
 
     def attempted(self, record: AttemptRecord, ended: float) -> None:
         """What became of it."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from twisted.internet.defer import Deferred, succeed
 from aigw import __version__
 from aigw.telemetry import logs
 from aigw.telemetry.record import Record
+from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.spans import SEMCONV, Made, made_of
 from aigw.telemetry.trace_context import Trace
 
@@ -41,10 +42,10 @@ def wanted(environ: Mapping[str, str]) -> bool:
 class Tracing:
     """The traces of all requests. Counts are of spans."""
 
-    def __init__(self, reactor: Any, environ: Mapping[str, str], hide: Callable[[str], str] = str) -> None:
-        """Starts nothing. ``hide`` takes the keys out of a text."""
+    def __init__(self, reactor: Any, environ: Mapping[str, str], redaction: Redaction) -> None:
+        """Starts nothing."""
         self._reactor = reactor
-        self._hide = hide
+        self._redaction = redaction
         self._most = _positive(environ.get("OTEL_BSP_MAX_QUEUE_SIZE"), QUEUE)
         self._named = "OTEL_SERVICE_NAME" in environ or "service.name" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         self._processor: Any = None
@@ -129,16 +130,16 @@ class Tracing:
             took = send(spans, self._resource, SEMCONV)
         except Exception:
             took = False
-        self._reactor.callFromThread(self._told, len(finished), len(spans), took)
+        self._reactor.callFromThread(self._count_export, len(finished), len(spans), took)
 
     def _safe(self, span: Made) -> Made:
         """Without a key: a client may have put its own into its request id."""
-        said = {name: self._hide(value) if isinstance(value, str) else value for name, value in span.attributes.items()}
-        failed = span.failed and self._hide(span.failed)
-        safe: Made = msgspec.structs.replace(span, name=self._hide(span.name), attributes=said, failed=failed)
-        return safe
+        hide = self._redaction.hide
+        attributes = {name: hide(value) if isinstance(value, str) else value for name, value in span.attributes.items()}
+        failed = span.failed and hide(span.failed)
+        return msgspec.structs.replace(span, name=hide(span.name), attributes=attributes, failed=failed)
 
-    def _told(self, requests: int, spans: int, took: bool) -> None:
+    def _count_export(self, requests: int, spans: int, took: bool) -> None:
         self.queued -= requests
         if took:
             self.exported += spans

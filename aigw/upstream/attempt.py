@@ -9,12 +9,16 @@ from aigw.protocols.envelope import Pieces
 
 
 class Attempt(msgspec.Struct, frozen=True, eq=False):
-    """One request to one provider, fully decided. ``headers`` hold the provider's key, so they show in no ``repr``."""
+    """One request to one provider, fully decided. ``headers`` hold the provider's key, so they show in no ``repr``.
+
+    ``dropped`` names what the body lacks of the client's, by the step's ``conflict_resolution``.
+    """
 
     step: Step
     url: str
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes | Pieces
+    dropped: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Attempt(step={self.step.number}, provider={self.step.provider.name!r}, body={len(self.body)} bytes)"

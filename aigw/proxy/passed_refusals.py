@@ -1,0 +1,40 @@
+"""Which refusal the client gets as the provider sent it: at once by ``stop_on``, in the end by ``when_refused``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+
+from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused
+from aigw.secret import KeySearch
+from aigw.upstream.attempt import Attempt
+
+# Statuses of refusals that are about the request: the same one would be refused again, and its sender can mend it.
+ABOUT_THE_REQUEST = frozenset([400, 404, 409, 413, 415, 422])
+
+
+def stops(failure: UpstreamFailure, stop_on: AbstractSet[str], keys: KeySearch) -> bool:
+    """Whether the client gets this failure now, in place of the next step's answer (F5)."""
+    if not stop_on or not isinstance(failure, UpstreamRefused) or not 400 <= (failure.status or 0) <= 599:
+        return False
+    return not stop_on.isdisjoint([str(failure.status), *failure.words]) and _can_be_passed_on(failure, keys)
+
+
+def of_all_steps(
+    failures: Iterable[UpstreamFailure], refusals: Iterable[tuple[Attempt, UpstreamRefused]], keys: KeySearch
+) -> tuple[Attempt, UpstreamRefused] | None:
+    """The refusal that says it for all steps, if every attempt ended in one about the request, or each in a 429 (F7).
+
+    ``refusals`` has the last one of each step, the first step's first.
+    """
+    statuses = {failure.status if isinstance(failure, UpstreamRefused) else None for failure in failures}
+    if not statuses <= ABOUT_THE_REQUEST and statuses != {429}:
+        return None
+    return next((each for each in refusals if _can_be_passed_on(each[1], keys)), None)
+
+
+def _can_be_passed_on(refusal: UpstreamRefused, keys: KeySearch) -> bool:
+    """A provider's 401 is about our key, never about the client's (F6); a body must be there, and hold no key."""
+    if refusal.status in KEY_REFUSED or refusal.body is None:
+        return False
+    return not keys.are_in_any_form(refusal.body)

@@ -1,0 +1,220 @@
+"""What is counted, as lines of Prometheus' text format: of each route, step and model, so there may be many of them.
+
+The lines are made from the counters as they are, piece by piece, in a thread: what may change meanwhile is copied in
+one operation just before it is read. What was never used has no series, but those that alerts need.
+https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from aigw.telemetry.counters import OTHER, OUTCOMES, Counters, Histogram, RouteCounters, StepCounters
+from aigw.telemetry.snapshot import Snapshot
+
+PIECE = 32  # routes, steps or models
+PAUSE_SECONDS = 0.0001  # after each piece, in which the event loop may go on
+_NONE = dict.fromkeys(OUTCOMES, 0)
+# Of a route that was used, so that the first of each is seen as an increase.
+_CUT = [outcome for outcome in OUTCOMES if outcome.startswith(("stream_", "answer_"))]
+_ENDS = ((499, "client_gone"), (504, "error"))
+_NO_REQUESTS = {(200, outcome.startswith("stream_"), outcome): 0 for outcome in _CUT}
+_NO_REQUESTS |= {(status, stream, outcome): 0 for status, outcome in _ENDS for stream in (False, True)}
+_LABEL = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+
+class MetricFamily(NamedTuple):
+    """A metric with all its lines, which are made as they are asked for."""
+
+    name: str
+    kind: str
+    text: str
+    lines: Iterable[str]
+
+
+def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openmetrics: bool) -> Iterator[str]:
+    """All lines; each piece ends with one. ``hide`` takes the keys out of a name."""
+
+    def model_labels(provider: str, model: str) -> str:
+        return f'provider="{_escaped(hide(provider))}",model="{_escaped(hide(model))}"'
+
+    def route_labels(name: str) -> str:
+        return f'route="{_escaped(hide(name))}"'
+
+    named = [(route_labels(name), name, each) for name, each in counters.routes.items()]
+    routes = [(labels, each) for labels, _, each in named]
+    if OTHER not in counters.routes:
+        routes = [(route_labels(OTHER), counters.other), *routes]
+    steps = [
+        (f'{labels},step="{number}",{model_labels(provider, model)}', step)
+        for labels, _, route in named
+        for (number, provider, model), step in route.steps.items()
+    ]
+    models = [(model_labels(*key), model) for key, model in counters.models.items()]
+    configured = [
+        (f'{route_labels(route.name)},step="{step.number}",{model_labels(step.provider.name, step.model)}', step)
+        for route in live.config.routes.values()
+        for step in route.steps
+    ]
+    families = (
+        MetricFamily(
+            "aigw_requests",
+            "counter",
+            "Requests that were answered or given up, by what the client got and what became of the answer.",
+            (_requests(labels, route) for labels, route in routes),
+        ),
+        MetricFamily(
+            "aigw_request_duration_seconds",
+            "histogram",
+            "From a request's head to the end of its answer.",
+            (_durations(labels, route, route is counters.other) for labels, route in routes),
+        ),
+        MetricFamily(
+            "aigw_time_to_first_token_seconds",
+            "histogram",
+            "From a request's head to the first output of its stream.",
+            (_histogram("aigw_time_to_first_token_seconds", labels, route.first_token) for labels, _, route in named),
+        ),
+        MetricFamily(
+            "aigw_overhead_seconds",
+            "histogram",
+            "What requests took that was no waiting for a provider.",
+            (_histogram("aigw_overhead_seconds", labels, route.overhead) for labels, _, route in named),
+        ),
+        MetricFamily(
+            "aigw_fallbacks",
+            "counter",
+            "How often a request went on to another step.",
+            (f"aigw_fallbacks_total{{{labels}}} {route.fallbacks}.0\n" for labels, _, route in named if route.used),
+        ),
+        MetricFamily(
+            "aigw_attempts",
+            "counter",
+            "Attempts at a step, by what came of them.",
+            (_attempts(labels, step) for labels, step in steps),
+        ),
+        MetricFamily(
+            "aigw_tokens",
+            "counter",
+            "Tokens that providers reported. cached is part of prompt, reasoning part of completion, as OpenAI counts.",
+            (_tokens(labels, step) for labels, step in steps),
+        ),
+        MetricFamily(
+            "aigw_provider_duration_seconds",
+            "histogram",
+            "How long a provider's whole answers took, by its model.",
+            (_histogram("aigw_provider_duration_seconds", labels, model.duration) for labels, model in models),
+        ),
+        MetricFamily(
+            "aigw_provider_time_to_first_token_seconds",
+            "histogram",
+            "How long a provider's streams took to their first output, by its model.",
+            (
+                _histogram("aigw_provider_time_to_first_token_seconds", labels, model.first_token)
+                for labels, model in models
+            ),
+        ),
+        MetricFamily(
+            "aigw_step_cooling_down",
+            "gauge",
+            "1 from the failure for which a step cools down to its next answer; meanwhile the step is tried last.",
+            (f"aigw_step_cooling_down{{{labels}}} {live.cools_down(step):d}.0\n" for labels, step in configured),
+        ),
+        MetricFamily(
+            "aigw_step_resting",
+            "gauge",
+            "The old name of aigw_step_cooling_down.",
+            (f"aigw_step_resting{{{labels}}} {live.cools_down(step):d}.0\n" for labels, step in configured),
+        ),
+        MetricFamily(
+            "aigw_step_rest_end_timestamp_seconds",
+            "gauge",
+            "When a step that cools down is tried again, in Unix time.",
+            (
+                f"aigw_step_rest_end_timestamp_seconds{{{labels}}} {time.time() + left!r}\n"
+                for labels, step in configured
+                if (left := live.rests_for(step)) is not None
+            ),
+        ),
+        MetricFamily(
+            "aigw_requests_in_flight",
+            "gauge",
+            "Requests that are being answered.",
+            (
+                f"aigw_requests_in_flight{{{labels}}} {live.in_flight.get(name, 0)}.0\n"
+                for labels, name, route in named
+                if route.used or name in live.in_flight
+            ),
+        ),
+    )
+    for family in families:
+        # OpenMetrics names a family of counters without what each of its samples has behind the name.
+        name = f"{family.name}_total" if family.kind == "counter" and not openmetrics else family.name
+        yield f"# HELP {name} {family.text}\n# TYPE {name} {family.kind}\n"
+        yield from _together(family.lines)
+
+
+def _together(lines: Iterable[str]) -> Iterator[str]:
+    lines = iter(lines)
+    while batch := [*islice(lines, PIECE)]:
+        yield "".join(batch)
+        time.sleep(PAUSE_SECONDS)
+
+
+def _requests(labels: str, route: RouteCounters) -> str:
+    name, requests = f"aigw_requests_total{{{labels}", route.requests.copy()
+    if route.used and route.steps:
+        requests = {**_NO_REQUESTS, **requests}
+    return "".join(
+        [
+            f'{name},status="{status}",stream="{_bool(stream)}",outcome="{outcome}"}} {count}.0\n'
+            for (status, stream, outcome), count in requests.items()
+        ]
+    )
+
+
+def _durations(labels: str, route: RouteCounters, even_if_unused: bool) -> str:
+    return "".join(
+        [
+            _histogram("aigw_request_duration_seconds", f'{labels},stream="{_bool(stream)}"', histogram, even_if_unused)
+            for stream, histogram in route.duration.items()
+        ]
+    )
+
+
+def _histogram(name: str, labels: str, histogram: Histogram, even_if_unused: bool = False) -> str:
+    counts, total = histogram.counts[:], 0
+    if not any(counts) and not even_if_unused:
+        return ""
+    lines = []
+    for bound, count in zip((*histogram.bounds, "+Inf"), counts, strict=True):
+        total += count
+        lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {total}.0\n')
+    return "".join([*lines, f"{name}_count{{{labels}}} {total}.0\n{name}_sum{{{labels}}} {histogram.sum!r}\n"])
+
+
+def _attempts(labels: str, step: StepCounters) -> str:
+    """Of a step that was never tried only ``ok``: the alert on who answers sees its first answer as an increase."""
+    attempts = step.attempts.copy()
+    if len(attempts) > 1 or attempts["ok"]:
+        attempts = {**_NONE, **attempts}
+    return "".join(
+        [f'aigw_attempts_total{{{labels},outcome="{outcome}"}} {count}.0\n' for outcome, count in attempts.items()]
+    )
+
+
+def _tokens(labels: str, step: StepCounters) -> str:
+    if len(step.attempts) == 1 and not step.attempts["ok"]:
+        return ""
+    return "".join([f'aigw_tokens_total{{{labels},type="{kind}"}} {count}.0\n' for kind, count in step.tokens.items()])
+
+
+def _escaped(value: str) -> str:
+    return value.translate(_LABEL)
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"
