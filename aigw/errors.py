@@ -284,9 +284,7 @@ class StreamBroken(Exception):
 
     def __init__(self, code: str, message: str, ended: bool = False) -> None:
         super().__init__(message)
-        self.code = code
-        self.message = message
-        self.ended = ended
+        self.code, self.message, self.ended = code, message, ended
 
 
 class ConfigError(Exception):

@@ -296,6 +296,5 @@ class GatewayService(Service):
 
     def _status(self, since: str = "") -> str:
         served = f"Serving {len(self.config.routes)} routes over {len(self.config.providers)} providers"
-        identity = self._now.identity
-        until = f", certificate good for {identity.validity.days_left():.0f} days" if identity else ""
-        return f"{served}{until}{since}"
+        good = f", certificate good for {it.validity.days_left():.0f} days" if (it := self._now.identity) else ""
+        return f"{served}{good}{since}"
