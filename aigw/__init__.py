@@ -1,3 +1,3 @@
-"""An OpenAI-compatible gateway: one route in, several providers behind it, the first answer that works out."""
+"""An OpenAI-compatible gateway: a client names a route, and the gateway tries its providers until one answers."""
 
 __version__ = "0.2.0"

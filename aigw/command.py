@@ -1,4 +1,4 @@
-"""The command ``aigw``: short words for ``twistd -n --pidfile= aigw ...``, which runs the gateway in the foreground."""
+"""The command ``aigw``: short forms of ``twistd -n --pidfile= aigw ...``, which runs the gateway in the foreground."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ COMMANDS = {"demo": ["--demo"], "check": ["--check-config"], "check-providers": 
 
 HELP = """\
 Usage: aigw [-c FILE] [--json-log]    run the gateway in the foreground
-       aigw demo                      run it on loopback without configuration, key or network
+       aigw demo                      run a demo on 127.0.0.1 that needs no configuration, key or network
        aigw init [FILE]               ask a few questions and write a configuration
-       aigw check [-c FILE]           check the configuration, print its routes; exits with 0, or 78 if it is wrong
+       aigw check [-c FILE]           check the configuration and print its routes; exit with 0, or with 78
+                                      if it has a mistake
        aigw check-providers [-c FILE] [--try] [--json]
-                                      ask each provider for its models, or with --try each step for one token;
-                                      exits with 0 if each step works, else with 1
+                                      ask each provider for its models; with --try, also send a request of
+                                      one token to each step; exit with 0 if all steps work, else with 1
        aigw --version                 print the version
        aigw help                      print this text
 
-  -c, --config=FILE   the configuration; else ./config.yaml, else /etc/ai-gateway/config.yaml
-      --json-log      write the log as JSON on a terminal too; elsewhere it always is
+  -c, --config=FILE   the configuration file (default: ./config.yaml, then /etc/ai-gateway/config.yaml)
+      --json-log      write the log as JSON on a terminal too (in a file or pipe it always is JSON)
 
-As a daemon, with a pid file, a log file and another user: twistd aigw; see twistd --help and twistd aigw --help.
+To run a daemon with a pid file, a log file or another user, use: twistd aigw (see twistd --help and twistd aigw --help)
 """
 
 
 def translate(words: Sequence[str]) -> list[str]:
-    """The arguments of twistd for those of ``aigw``. Raises ValueError for a command that there is not."""
+    """The arguments of twistd for those of ``aigw``. Raises ValueError for an unknown command."""
     if not words or words[0].startswith("-"):
         return [*IN_FOREGROUND, *words]
     try:
         return [*IN_FOREGROUND, *COMMANDS[words[0]], *words[1:]]
     except KeyError:
-        raise ValueError(f"there is no command {words[0]!r}") from None
+        raise ValueError(f"unknown command: {words[0]!r}") from None
 
 
 def main() -> None:
-    """Run what the command line asks for; the process ends in it."""
+    """Run the command of the command line, which ends the process."""
     words = sys.argv[1:]
     if words[:1] == ["help"] or not {"-h", "--help"}.isdisjoint(words):
         print(HELP, end="")
@@ -52,6 +53,6 @@ def main() -> None:
     try:
         sys.argv = ["aigw", *translate(words)]
     except ValueError as error:
-        print(f"aigw: {error}\n\naigw help shows the commands.", file=sys.stderr)
+        print(f"aigw: {error}\n\nFor all commands run: aigw help", file=sys.stderr)
         raise SystemExit(EX_USAGE) from None
     twistd.run()

@@ -1,10 +1,10 @@
-"""Every exception of the gateway, and who hears of it.
+"""Every exception of the gateway, and who receives it.
 
-    GatewayError              what the client is told: HTTP status, OpenAI type and code, message
+GatewayError              the answer to the client: HTTP status, OpenAI type and code, message
       RequestError            4xx, the request is at fault: those that follow, up to 431
       BadRequest              400
       Unauthorized            401
-        WrongKey              401, for a key that is none of ours: counted, and answered after a pause
+        WrongKey              401, for a key that the gateway does not have: counted, and answered after a pause
       CrossSite               403
       RouteNotFound           404
       PathNotFound            404
@@ -23,14 +23,14 @@
       Overloaded              503
     UpstreamFailure           one attempt failed, the next may work
       UpstreamUnreachable     DNS, refused, TLS: nothing was sent
-      UpstreamTimeout         says which limit: connect, first output, answer, deadline
+      UpstreamTimeout         names its limit: connect, first output, answer, deadline
       UpstreamRefused         answered with a status other than 2xx
-      UpstreamBroken          lost, malformed, or an error dressed as a 200, before the commit point
+      UpstreamBroken          lost, malformed, or an error with status 200, before the commit point
     StreamBroken              the same after the commit point: reported in-band, never retried
     ConfigError               a list of mistakes, each with its path
-    CannotListen              an address is taken, or not ours
+    CannotListen              an address is in use, or not an address of this machine
 
-A client that hangs up is none of these: it stays Twisted's ``CancelledError`` and is recorded as 499.
+A client that disconnects causes Twisted's ``CancelledError``, and the request is recorded as 499.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from typing import Any, ClassVar
 
 
 class GatewayError(Exception):
-    """What the client is told instead of an answer.
+    """The error that the client gets instead of an answer.
 
     ``param`` names the offending member of the request; ``headers`` are sent with the error; ``details`` are further
     members of the ``error`` object. Shape: https://platform.openai.com/docs/guides/error-codes
@@ -88,13 +88,13 @@ class Unauthorized(RequestError):
 
 
 class WrongKey(Unauthorized):
-    """A key is none of ours; ``tried`` is how many such keys the request had."""
+    """The gateway does not have the key that was sent; ``tried`` is the number of such keys in the request."""
 
     tried = 1
 
 
 class CrossSite(RequestError):
-    """Another site's page sent a form of ours: 403."""
+    """A page of another site sent the form: 403."""
 
     status = 403
     code = "cross_site_request"
@@ -108,7 +108,7 @@ class RouteNotFound(RequestError):
 
 
 class PathNotFound(RequestError):
-    """The path is none of the gateway's: 404."""
+    """The gateway has no such path: 404."""
 
     status = 404
     code = "unknown_url"
@@ -122,7 +122,7 @@ class MethodNotAllowed(RequestError):
 
 
 class Misdirected(RequestError):
-    """The request is for another host than this listener answers for: 421."""
+    """The Host header names another host than the one that this listener serves: 421."""
 
     status = 421
     code = "misdirected_request"
@@ -150,14 +150,14 @@ class UnsupportedCoding(RequestError):
 
 
 class NotAForm(RequestError):
-    """The body is of another type than a form's: 415."""
+    """The body has another type than a form: 415."""
 
     status = 415
     code = "unsupported_media_type"
 
 
 class Overloaded(GatewayError):
-    """There is as much of something as there may be: 503; ``code`` says of what."""
+    """A limit of the gateway is reached: 503; ``code`` names the limit."""
 
     status = 503
     code = "too_many_connections"
@@ -193,7 +193,7 @@ class Draining(GatewayError):
 
 
 class NotReady(GatewayError):
-    """New requests should go elsewhere: 503. ``code`` is the reason, or ``not_ready`` for whoever is not to know it."""
+    """New requests should go elsewhere: 503. ``code`` is the reason, or ``not_ready`` where it is hidden."""
 
     status = 503
     code = "not_ready"
@@ -213,8 +213,8 @@ KEY_REFUSED = frozenset([401])  # statuses by which a provider refuses the key; 
 class UpstreamFailure(Exception):
     """One attempt failed before the client saw a byte of it.
 
-    ``message`` is the gateway's own words and safe to log. ``detail`` quotes the provider, so it may repeat what the
-    client sent: it is for the client only. ``words`` are the ``code`` and ``type`` of the provider's error.
+    ``message`` is written by the gateway and safe to log. ``detail`` quotes the provider, so it may repeat what the
+    client sent: only the client gets it. ``words`` are the ``code`` and ``type`` of the provider's error.
     """
 
     outcome: ClassVar[str] = "failed"
@@ -234,7 +234,7 @@ class UpstreamUnreachable(UpstreamFailure):
 
 
 class UpstreamTimeout(UpstreamFailure):
-    """A time limit passed; ``limit`` says which: ``connect``, ``first output``, ``answer`` or ``deadline``."""
+    """A time limit passed; ``limit`` names it: ``connect``, ``first output``, ``answer`` or ``deadline``."""
 
     outcome = "timeout"
 
@@ -246,8 +246,8 @@ class UpstreamTimeout(UpstreamFailure):
 class UpstreamRefused(UpstreamFailure):
     """The provider answered with a status other than 2xx.
 
-    ``retry_after`` in seconds, where it said so; ``headers`` and ``body`` are the answer, ``body`` None where it was
-    too large or cut short.
+    ``retry_after`` in seconds, if the answer has it; ``headers`` and ``body`` are the answer, ``body`` None if it was
+    too large or incomplete.
     """
 
     outcome = "refused"
@@ -270,7 +270,7 @@ class UpstreamRefused(UpstreamFailure):
 
 
 class UpstreamBroken(UpstreamFailure):
-    """The answer was lost, malformed, or an error dressed as a 200."""
+    """The answer was lost, malformed, or an error with status 200."""
 
     outcome = "broken"
 
@@ -278,13 +278,18 @@ class UpstreamBroken(UpstreamFailure):
 class StreamBroken(Exception):
     """An answer broke after the client had seen part of it.
 
-    ``code`` is ``stream_truncated``, ``stream_reset`` or ``stream_idle_timeout``; for an answer that is no stream, in
-    which nothing can be told, ``answer_truncated`` or ``answer_timeout``. ``ended``: by an event that the API defines.
+    ``code`` is ``stream_truncated``, ``stream_reset``, ``stream_idle_timeout`` or ``provider_error``; for an answer
+    that is not a stream, which cannot hold an error event, ``answer_truncated`` or ``answer_timeout``. ``detail``
+    quotes the provider: it is for the client only. ``reported``: it ends by words of the protocol's own that make the
+    client raise, so the answer ends properly.
     """
 
-    def __init__(self, code: str, message: str, ended: bool = False) -> None:
+    def __init__(self, code: str, message: str, *, detail: str | None = None, reported: bool = False) -> None:
         super().__init__(message)
-        self.code, self.message, self.ended = code, message, ended
+        self.code = code
+        self.message = message
+        self.detail = detail[:1000] if detail else None
+        self.reported = reported
 
 
 class ConfigError(Exception):

@@ -137,9 +137,10 @@ class KeySearch:
         # Those of which an escaped form may not be found by reading the escapes: each is looked for by its pattern.
         self._escaped = tuple(secret for secret in self._secrets if not secret._is_ordinary())
 
-    def are_in(self, data: bytes) -> bool:
-        """Whether ``data`` holds a key just as it is."""
-        return bool(self._raw.found_in(data.decode("latin-1")))
+    def may_be_in(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a header's value holds a key just as it is, or may hold one behind escapes."""
+        values = b"\n".join([value for _, value in headers]).decode("latin-1")
+        return "\\" in values or bool(self._raw.found_in(values))
 
     def without(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The headers whose values hold no key in any form."""

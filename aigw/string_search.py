@@ -24,7 +24,7 @@ class StringSearch:
                 wanted.difference_update(group)
 
     def found_in(self, text: str) -> list[str]:
-        """Those that stand in ``text``, in no order."""
+        """The strings that ``text`` contains, in no order."""
         if not self._groups:
             return list(filter(text.__contains__, self._few))
         return [each for group in self._groups for each in group.found_in(text)]

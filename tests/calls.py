@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import msgspec
 
@@ -21,12 +21,12 @@ def begin_to_read(endpoint: Endpoint, body: bytes | bytearray) -> Call | Steps[C
 def read_call(
     endpoint: Endpoint,
     body: bytes | bytearray,
-    headers: Iterable[tuple[bytes, bytes]] = (),
+    headers: Mapping[bytes, bytes] | None = None,
     request_id: str = "",
     caller: Caller | None = None,
 ) -> Call:
     """A Call. Raises BadRequest."""
-    found = endpoint.read(RawRequest(endpoint, body, headers, request_id, caller))
+    found = endpoint.read(RawRequest(endpoint, body, dict(headers or {}), request_id, caller))
     return found if isinstance(found, Call) else whole(found)
 
 

@@ -129,9 +129,9 @@ class MemoryGateway:
             lambda: 1.0,
         )
         self.site = GatewaySite(api.tree(settings, self.gateway, sink or self.records.append), self.clock)
-        self.admission = self.site.admission
-        self.admission.connections = settings.max_connections
-        self.admission.per_address = settings.max_per_address
+        self.limiter = self.site.limiter
+        self.limiter.connections = settings.max_connections
+        self.limiter.per_address = settings.max_per_address
         self.site.bodies.limit = settings.max_bodies
 
     def _door(self, host: str, port: int) -> Door:
@@ -141,7 +141,7 @@ class MemoryGateway:
         """A client's connection; ``secure`` only says that it would be TLS's."""
         peer = (IPv6Address if ":" in host else IPv4Address)("TCP", host, 2)
         wire = Wire(peerAddress=peer)
-        protocol = ConnectionGuard(self.admission, self.site, secure).buildProtocol(peer)
+        protocol = ConnectionGuard(self.limiter, self.site, secure).buildProtocol(peer)
         if protocol is None:
             wire.disconnected = True
         else:

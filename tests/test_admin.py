@@ -151,7 +151,7 @@ async def test_d2_it_stays_open_while_the_gateway_drains(world):
 @ensureDeferred
 async def test_clients_that_fill_the_public_listener_do_not_fill_it(world):
     gateway = gateway_with_admin(world)
-    gateway.service._site.admission.connections = 0
+    gateway.service._site.limiter.connections = 0
     assert (await gateway.get("/health", {})).status == 503
     assert (await visit(gateway, "/ready")).status == 200
 
@@ -219,15 +219,15 @@ def test_there_is_none_by_default(tmp_path):
 @pytest.mark.parametrize(
     ("written", "mistake"),
     [
-        ("tcp:9464", "admin: no key is asked for there, and it is beyond loopback"),
+        ("tcp:9464", "admin: this listener needs no key and is beyond loopback"),
         ("tcp:9464:interface=0.0.0.0", "beyond loopback"),
         ({"endpoint": "tcp:9464:interface=10.0.0.5"}, "beyond loopback"),
         (0, "admin.endpoint: "),
         (99999, "admin.endpoint: "),
         (True, "admin: "),
-        ("ssl:1", "is not served"),
+        ("ssl:1", "is not an endpoint"),
         ({"port": 1}, "admin.port: unknown setting"),
-        ("tcp:8080:interface=127.0.0.1", "is the endpoint of admin too"),
+        ("tcp:8080:interface=127.0.0.1", "has the same endpoint as admin"),
     ],
 )
 def test_mistakes_in_it(tmp_path, written, mistake):
@@ -246,7 +246,7 @@ def value(set_cookie):
 
 
 def judged(sent, now=NOW, secure=True, cookies=None, callers=(CALLER,)):
-    return (cookies or Cookies()).judge(callers, sent, now, secure)
+    return (cookies or Cookies()).verify(callers, sent, now, secure)
 
 
 @pytest.mark.parametrize("secure", [True, False])

@@ -36,7 +36,7 @@ def said():
     seen: list[dict] = []
 
     def observe(event: dict) -> None:
-        if str(event.get("aigw_message", "")).startswith("Connections refused"):
+        if str(event.get("aigw_message", "")).startswith("The gateway refused connections"):
             seen.append(event["aigw_fields"])
 
     globalLogPublisher.addObserver(observe)
@@ -52,7 +52,7 @@ def test_s2_2000_connections_in_all(said):
     assert told.startswith(b"HTTP/1.1 503 ")
     assert b"\r\nRetry-After: 1\r\n" in told
     assert error_of(told)["code"] == "too_many_connections"
-    assert (world.admission.open, world.admission.refused) == (2000, 1)
+    assert (world.limiter.open, world.limiter.refused) == (2000, 1)
     refused.say(request(HELLO))
     world.clock.advance(connection_limits.LINGER_SECONDS)
     assert refused.aborted
@@ -78,7 +78,7 @@ def test_s2_whoever_has_been_without_a_request_for_the_longest_gives_way(said):
     assert kept.disconnected
     assert world.open().take().startswith(b"HTTP/1.1 503 ")
     assert not any(each.disconnected for each in (asks, one, two, three))
-    assert (world.admission.open, world.admission.leaving, world.admission.refused) == (4, 0, 1)
+    assert (world.limiter.open, world.limiter.leaving, world.limiter.refused) == (4, 0, 1)
     assert said == [{"refused": 1, "connections": 4, "addresses": {"127.0.0.1": 4}}]
 
 
@@ -108,7 +108,7 @@ def test_s2_refused_connections_linger_in_a_bounded_number_and_leave_nothing():
     refused[0].lost(ConnectionDone())
     assert world.open().protocol is not None
     world.clock.advance(connection_limits.LINGER_SECONDS)
-    assert world.admission.lingering == 0
+    assert world.limiter.lingering == 0
     assert world.open().protocol is not None
 
 
@@ -124,7 +124,7 @@ def test_s2_refusals_are_counted_and_logged_at_most_once_in_10_seconds(said):
     assert [each["refused"] for each in said] == [1, 79, 80, 80, 10]
     client.lost(ConnectionDone())
     assert world.timers() == []
-    assert world.admission.refused == 250
+    assert world.limiter.refused == 250
 
 
 def test_s2_what_is_unsaid_when_it_stops_is_said(said):
@@ -180,12 +180,12 @@ def test_s2_the_addresses_in_a_line_are_bounded(said):
 def test_s2_both_limits_may_change_while_it_runs():
     world = MemoryGateway(top=limits(connections=2))
     clients = [world.ask(), world.ask()]
-    world.admission.connections = 1
+    world.limiter.connections = 1
     assert not any(client.disconnected for client in clients), "those that are there stay"
     clients[0].lost(ConnectionDone())
     assert world.open().take() != b""
-    world.admission.connections = 3
-    world.admission.per_address = 1
+    world.limiter.connections = 3
+    world.limiter.per_address = 1
     assert world.open().take() != b""
     assert world.open("10.0.0.1").take() == b""
 
@@ -194,8 +194,8 @@ def test_nothing_is_kept_of_addresses_that_left():
     world = MemoryGateway()
     for number in range(100):
         world.open(f"10.0.0.{number}").lost(ConnectionDone())
-    assert not world.admission._by_address
-    assert world.admission.open == 0
+    assert not world.limiter._by_address
+    assert world.limiter.open == 0
 
 
 # Open files
@@ -217,7 +217,7 @@ def test_s2_there_are_fewer_connections_than_open_files(monkeypatch, soft, hard,
     limit = [(soft, hard)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limit[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limit.append(new))
-    assert openfiles.make_room(wanted) == fits
+    assert openfiles.raise_limit(wanted) == fits
     assert limit[-1] == (after, hard)
 
 
@@ -275,7 +275,7 @@ def test_s2_2000_idle_connections_lock_nobody_out_of_a_daemon(tmp_path, tls):
             assert time.monotonic() - begun < 1.0
         assert [each.recv(1) for each in idle[:50]] == [b""] * 50, "the longest idle first, and without a reset"
         assert healthy(idle[50])
-        told = daemon.wait_for("Connections closed that had no request")
+        told = daemon.wait_for("The gateway closed connections without a request")
         assert told["closed"] >= 1
         assert told["addresses"] == {"127.0.0.1": told["connections"]}
         answered, _ = provider.accept()
@@ -308,11 +308,13 @@ def test_s2_one_connection_too_many_where_all_are_in_a_request(tmp_path, tls):
             assert time.monotonic() - begun < 0.5, "at once, and without a reset"
             assert told == b"" if tls else error_of(told)["code"] == "too_many_connections"
             refused.close()
-        assert daemon.wait_for("Connections refused")["connections"] == 5
+        assert daemon.wait_for("The gateway refused connections")["connections"] == 5
         client.close()
         wait_for(lambda: reaches(address, context if tls else None))
         daemon.stop()
-        refusals = [line["fields"] for line in daemon.lines() if line["message"].startswith("Connections refused")]
+        refusals = [
+            line["fields"] for line in daemon.lines() if line["message"].startswith("The gateway refused connections")
+        ]
         assert sum(each["refused"] for each in refusals) >= 20
 
 
@@ -350,11 +352,11 @@ def open_files(pid: int) -> int:
 
 def test_s2_a_limit_of_open_files_that_is_too_low_is_raised_or_heeded(tmp_path):
     with Daemon(tmp_path, config=json.dumps(configuration(tmp_path, False)), files=(200, 300)) as daemon:
-        daemon.wait_for("The limit of open files is too low for 2000 connections, so there may be 100: raise it")
+        daemon.wait_for("The limit of open files allows only 100 of 2000 connections: raise it")
         soft, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
         assert (soft, hard) == (300, 300)
     with Daemon(tmp_path, config=json.dumps(configuration(tmp_path, False)), files=(200, 5000)) as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (4100, 5000)
         assert not [line for line in daemon.lines() if "open files" in line["message"]]
 
@@ -369,7 +371,7 @@ def test_s2_it_survives_that_open_files_run_out(tmp_path, tls):
         tree["providers"][0]["base_url"] = f"http://127.0.0.1:{provider.getsockname()[1]}/v1"
         daemon = stack.enter_context(Daemon(tmp_path, config=json.dumps(tree)))
         address, pid = daemon.address(), daemon.process.pid
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         before = open_files(pid)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
         clients = []

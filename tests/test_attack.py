@@ -89,7 +89,7 @@ def test_s2_b3_slowhttptest(tmp_path, capsys, mode, tls):
         FreshDaemon(tmp_path / "idle", config=json.dumps(tree)) as idle,
     ):
         host, port = daemon.address()
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         pid = daemon.process.pid
         before = open_files(pid)
         watch, control = Telemetry((host, port), context), Telemetry(idle.address(), context)

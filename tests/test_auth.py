@@ -108,7 +108,7 @@ def test_b6_no_key_is_401_and_says_how_to_send_one(api_key, authorization):
 def test_b6_a_wrong_key_is_401(key, places):
     api_key = None if places == "authorization" else key
     authorization = None if places == "x-api-key" else b"Bearer " + key
-    assert "not one of this gateway's" in refused(api_key, authorization).message
+    assert "The API key is wrong" in refused(api_key, authorization).message
 
 
 @pytest.mark.parametrize(("api_key", "authorization", "wrong"), ONE_IS_WRONG)

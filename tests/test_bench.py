@@ -93,7 +93,7 @@ def test_latency_is_what_is_added_to_the_direct_way():
 
 
 def test_hold_ups_are_found_in_the_log():
-    lines = ['{"message":"The event loop was held up","fields":{"lag_ms":312}}', '{"message":"Request","fields":{}}']
+    lines = ['{"message":"The event loop was blocked","fields":{"lag_ms":312}}', '{"message":"Request","fields":{}}']
     assert scale.held_up_ms(lines) == [312.0]
 
 

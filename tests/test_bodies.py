@@ -46,7 +46,7 @@ def test_r5_a_body_that_no_resource_reads_is_not_kept_and_ends_the_connection(pa
     channel = client.protocol
     for _ in range(100):
         client.say(b"8000\r\n" + b"x" * 0x8000)
-    assert not channel._ahead
+    assert not channel._ahead.data
     assert world.site.bodies.under_way == 0
     assert client.take() == b""
     world.clock.advance(2.0)
@@ -256,7 +256,7 @@ def test_r6_s6_uploads_that_are_refused_or_abandoned_leave_nothing(tmp_path, cap
     """Five kinds of them, ``times`` each, of 32 MiB."""
     with FreshDaemon(tmp_path, config=json.dumps(daemon_of(tmp_path))) as daemon:
         address = daemon.address()
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         before = rss(daemon.process.pid)
         most = 0
         for _ in range(times):

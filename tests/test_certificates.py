@@ -65,7 +65,7 @@ def constrained(*, permitted: str) -> Issued:
     return authority("constrained", by=ROOT, more=((names, True),))
 
 
-NOBODY = "the certificate names no host (it has no subject alternative name)"
+NOBODY = "the certificate has no host name (no subject alternative name)"
 OTHERS = "the certificate is not for this host"
 UNREADABLE = "the names in the certificate cannot be read"
 UNKNOWN = "the certificate has an unknown issuer"
@@ -420,7 +420,7 @@ def test_b11_b2_such_a_host_is_a_mistake_of_the_configuration(world):
     with pytest.raises(ConfigError) as wrong:
         world.gateway("https://127.1/v1")
     (mistake,) = wrong.value.mistakes
-    assert mistake.startswith("providers[0].base_url: its host is not one that can be looked up")
+    assert mistake.startswith("providers[0].base_url: the host is not a valid host name")
 
 
 #   what stands in the ca_file    and the certificate                why not
@@ -547,7 +547,7 @@ async def test_b11_a_provider_whose_certificate_names_nobody_gets_no_byte(world,
     assert attempt["outcome"] == "unreachable"
     assert attempt["message"].startswith(f"TLS: {OTHERS if entries else NOBODY}")
 
-    ((found,), (step,)) = await bounded(Check(gateway.service.config, gateway.service._now.upstream, reactor).run())
+    ((found,), (step,)) = await bounded(Check(gateway.service.config, gateway.service._runtime.upstream, reactor).run())
     assert (found.reachable, found.certificate, found.key, step.works) == (True, False, None, False)
     assert found.problem == attempt["message"]
     assert server.received == b""

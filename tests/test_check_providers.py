@@ -73,24 +73,24 @@ async def test_a_good_provider(world, tls):
 @pytest.mark.parametrize(
     ("behaviour", "key", "listed", "works", "said"),
     [
-        (by_key(models("m"), models("m")), None, True, None, "without a key too"),
-        (by_key(models("other")), True, False, False, "the model is not listed"),
+        (by_key(models("m"), models("m")), None, True, None, "lists its models without a key"),
+        (by_key(models("other")), True, False, False, "the provider does not list the model; correct model"),
         (by_key(models("models/m")), True, True, True, ""),
         (by_key(models("m:latest")), True, True, True, ""),
         (by_key(answer(body=b'[{"id": "m"}]')), True, True, True, ""),
-        (answer(401, b'{"error": {"message": "canary-content"}}'), False, None, False, "the key is refused (401)"),
+        (answer(401, b'{"error": {"message": "canary-content"}}'), False, None, False, "the provider refuses the key (401); set api_key to a valid one"),
         (answer(403), None, None, None, "gives no list of models (403)"),
         (answer(404), None, None, None, "gives no list of models (404)"),
         (answer(405), None, None, None, "gives no list of models (405)"),
         (answer(429), None, None, None, "gives no list of models (429)"),
         (answer(501), None, None, None, "gives no list of models (501)"),
         (answer(402), None, None, False, "answered 402"),
-        (by_key(answer(body=b'{"data": 1}'), fin), None, None, None, "not in OpenAI's shape"),
-        (by_key(models("m"), fin), None, True, None, "without a key too"),
+        (by_key(answer(body=b'{"data": 1}'), fin), None, None, None, "does not have the format of OpenAI"),
+        (by_key(models("m"), fin), None, True, None, "lists its models without a key"),
         (answer(500), None, None, False, "answered 500"),
         (answer(302, Location="http://127.0.0.1:1/"), None, None, False, "answered 302"),
-        (by_key(answer(body=b"<html>canary-content")), True, None, None, "not in OpenAI's shape"),
-        (by_key(answer(body=b'{"data": 1}')), True, None, None, "not in OpenAI's shape"),
+        (by_key(answer(body=b"<html>canary-content")), True, None, None, "does not have the format of OpenAI"),
+        (by_key(answer(body=b'{"data": 1}')), True, None, None, "does not have the format of OpenAI"),
         (fin, None, None, False, "connection"),
         (raw(b"nonsense\r\n\r\n"), None, None, False, ""),
     ],
@@ -100,7 +100,7 @@ async def test_what_a_provider_may_say(world, behaviour, key, listed, works, sai
     found, step, text = await check(world, world.provider(behaviour))
     assert (found.key, step.listed, step.works) == (key, listed, works)
     assert said in text
-    assert ("0 of 1 steps can work. 1 unknown." in text) == (works is None)
+    assert ("0 of 1 steps can work. For 1 that is unknown." in text) == (works is None)
     assert ('"works": true,\n  "providers"' in text) == (works is True)
 
 
@@ -213,14 +213,14 @@ def in_turn(*behaviours):
         ({"v1__models": answer(401), "v1__chat__completions": answer(401)}, False, "answered 401"),
         ({"v1__chat__completions": in_turn(answer(400, OLD_NAME), answer())}, True, ""),
         ({"v1__chat__completions": in_turn(answer(400, OLD_NAME), answer(400, LIMIT))}, True, ""),
-        ({"v1__embeddings": answer(body=EMBEDDING)}, True, "answers embeddings, no chat"),
+        ({"v1__embeddings": answer(body=EMBEDDING)}, True, "answers embeddings requests, but not chat requests"),
         ({"v1__chat__completions": answer(429)}, None, "answered 429"),
         ({"v1__chat__completions": answer(503)}, None, "answered 503"),
         ({"v1__chat__completions": answer(500, LOUD)}, False, "answered 500: no  [31mdeployment of ***"),
-        ({"v1__chat__completions": answer(body=b'{"choices": []}')}, False, "answered 2xx without an answer"),
-        ({"v1__chat__completions": answer(body=b"<title>Log in</title>")}, False, "without an answer: Log in"),
+        ({"v1__chat__completions": answer(body=b'{"choices": []}')}, False, "answered 2xx without a result"),
+        ({"v1__chat__completions": answer(body=b"<title>Log in</title>")}, False, "without a result: Log in"),
         ({"v1__chat__completions": hang}, False, "limit of 0.5 s passed"),
-        ({"v1__chat__completions": fin}, False, "connection closed"),
+        ({"v1__chat__completions": fin}, False, "closed the connection"),
         ({}, False, "answered 404"),
     ],
 )
@@ -285,7 +285,10 @@ def test_d4_an_unknown_step_does_not_count_as_working_and_try_finds_out(tmp_path
         unknown = run(tmp_path, "--check-providers", config=config)
         tried = run(tmp_path, "--check-providers", "--try", config=config)
     assert unknown.returncode == 1
-    assert "0 of 1 steps can work. 1 unknown. --try sends each step a real request of one token." in unknown.stdout
+    assert (
+        "0 of 1 steps can work. For 1 that is unknown. To find out, send a real request of one token to each step with --try."
+        in unknown.stdout
+    )
     assert (tried.returncode, tried.stderr) == (0, "")
     assert "1 of 1 steps can work." in tried.stdout
 
@@ -293,4 +296,4 @@ def test_d4_an_unknown_step_does_not_count_as_working_and_try_finds_out(tmp_path
 def test_it_exits_with_78_where_the_configuration_is_wrong(tmp_path):
     done = run(tmp_path, "--check-providers", config="api_key: [")
     assert done.returncode == 78
-    assert "not usable" in done.stderr
+    assert "the configuration has mistakes" in done.stderr

@@ -144,7 +144,7 @@ def test_b3_300_connections_of_tiny_chunks_leave_health_under_100_ms(tmp_path, c
     }
     with ExitStack() as stack, Daemon(tmp_path, config=json.dumps(config)) as daemon:
         address = daemon.address()
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         clients = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(300)]
         health = stack.enter_context(socket.create_connection(address, timeout=20))
         for client in clients:

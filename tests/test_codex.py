@@ -1,4 +1,4 @@
-"""A4a, S4a, F1: turns of the real Codex CLI, which speaks the responses API and shows its user the messages of that."""
+"""A4c, S4a, F1: turns of the real Codex CLI, which speaks the responses API and shows its user the messages of that."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_f1_a_turn_succeeds_with_the_first_provider_down(world, codex, tmp
 
 
 @ensureDeferred
-async def test_a4a_a_cut_shows_the_gateway_s_message(world, codex, tmp_path):
+async def test_a4c_a_cut_shows_the_gateway_s_message(world, codex, tmp_path):
     provider = world.provider(then(begin_stream(CREATED, ADDED, delta(2)), later(fin)))
     done = await turn(codex, world.gateway(provider), tmp_path)
     assert done.answers == []

@@ -116,7 +116,7 @@ class Command(Daemon):
 def test_b9_it_runs_in_the_foreground_and_logs_json_where_there_is_no_terminal(tmp_path):
     with Command(tmp_path, "-c", "config.yaml") as daemon:
         with socket.create_connection(daemon.address()):
-            daemon.wait_for("Started")
+            daemon.wait_for("The gateway has started")
         assert daemon.stop(signal.SIGINT) == -signal.SIGINT
         assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "out", "err"}, "no pid file, no log file"
 
@@ -146,6 +146,7 @@ def test_d6_init_writes_a_file_that_the_gateway_takes(tmp_path):
     assert yaml.safe_load(path.read_text()) == {
         "api_key": "${GATEWAY_API_KEY}",
         "port": 8080,
+        "when_refused": "pass_on",
         "providers": [
             {"name": "openai", "base_url": "https://api.openai.com/v1", "api_key": "${OPENAI_API_KEY}"},
             {"name": "local", "base_url": "http://127.0.0.1:11434/v1"},
@@ -180,14 +181,14 @@ def test_d6_init_overwrites_nothing(tmp_path, there):
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ([], "the input ended at the question 'Base URL"),
+        ([], "the input has no answer to the question 'Base URL"),
         ([""], "at least one provider is required"),
-        (["a", "ftp://x/v1", "m", "", ""], "a URL begins with https:// or http://"),
+        (["a", "ftp://x/v1", "m", "", ""], "write a URL that begins with https:// or http://"),
         (["a", "https://x/v1", "", "", ""], "a name is required"),
-        (["a", "https://x/v1", "m", "sk-Canary4711key", ""], "a variable's name has A to Z"),
-        (["a", "https://x/v1", "m", "gsk_Canary4711key", ""], "a variable's name has A to Z"),
-        (["a", "https://x/v1", "m", "", "", "r", "CANARY-4711"], "a variable's name has A to Z"),
-        (["a", "https://x/v1", "m", "", "a", "https://y/v1"], "each provider has a name of its own"),
+        (["a", "https://x/v1", "m", "sk-Canary4711key", ""], "write the name of the variable (A to Z"),
+        (["a", "https://x/v1", "m", "gsk_Canary4711key", ""], "write the name of the variable (A to Z"),
+        (["a", "https://x/v1", "m", "", "", "r", "CANARY-4711"], "write the name of the variable (A to Z"),
+        (["a", "https://x/v1", "m", "", "a", "https://y/v1"], "another provider has this name"),
         (["a", "https://x/v1?q=1", "m", "", "", "", ""], "the URL holds a query"),
         (["a", "https://x/v1/chat/completions", "m", "", "", "", ""], "the URL ends in /chat/completions"),
         (["a\x1b[2J", "https://x/v1", "m", "", ""], "a name is required"),
@@ -213,8 +214,8 @@ def test_init_asks_again_at_a_terminal(tmp_path):
     out, _ = process.communicate(timeout=60)
     os.close(ours)
     assert process.returncode == 0
-    assert "  a variable's name has A to Z" in out
-    assert "Environment variable with its key, or - if it takes none [OPENAI_API_KEY]: " in out
+    assert "  write the name of the variable (A to Z" in out
+    assert "Environment variable with its key, or - if it needs no key [OPENAI_API_KEY]: " in out
     assert "the-key-itself" not in out
     assert (tmp_path / "config.yaml").exists()
 
@@ -256,7 +257,7 @@ def test_init_s_curl_line_calls_the_gateway(tmp_path):
         line = re.search(r"^  (curl .*)$", done.stdout, re.MULTILINE)[1].replace(":8080/", f":{port}/")
         environ = {"GATEWAY_API_KEY": "gateway-key-0987", "PROVIDER_KEY": "canary-key-4711"}
         with Command(tmp_path, "-c", "my file.yaml", config=None, environ=environ) as daemon:
-            daemon.wait_for("Started")
+            daemon.wait_for("The gateway has started")
             shell = {
                 "shell": True,
                 "capture_output": True,

@@ -298,7 +298,7 @@ def test_b2_what_is_no_duration(written):
 
 @pytest.mark.parametrize("written", ["' '", "'1m 30s'", "1 m", "300 s", "{s: 300}", "1" + "0" * 400])
 def test_b2_what_is_no_duration_either(written):
-    assert re.match("idle_timeout: .* is not a duration|idle_timeout: a number is too large",
+    assert re.match("idle_timeout: .* is not a duration|idle_timeout: the number is too large",
         mistakes_of(build, TOP, f"idle_timeout: {written}")[0])  # fmt: skip
 
 
@@ -555,13 +555,13 @@ NO_KEY = "cannot be sent in a header"
 
 MISTAKES = [
     # where, what is written there, path, what would be right
-    (TOP, "api_key: DROP", "api_key", "missing, and required"),
-    (TOP, "routes: DROP", "routes", "missing, and required"),
-    (PROVIDER, "base_url: DROP", "providers[0].base_url", "missing, and required"),
-    (STEP, "model: DROP", "routes[0].steps[1].model", "missing, and required"),
-    (STEP, "provider: DROP", "routes[0].steps[1].provider", "missing, and required"),
-    (ROUTE, "steps: DROP", "routes[0].steps", "missing, and required"),
-    (ROUTE, "name: DROP", "routes[0].name", "missing, and required"),
+    (TOP, "api_key: DROP", "api_key", "is required and missing"),
+    (TOP, "routes: DROP", "routes", "is required and missing"),
+    (PROVIDER, "base_url: DROP", "providers[0].base_url", "is required and missing"),
+    (STEP, "model: DROP", "routes[0].steps[1].model", "is required and missing"),
+    (STEP, "provider: DROP", "routes[0].steps[1].provider", "is required and missing"),
+    (ROUTE, "steps: DROP", "routes[0].steps", "is required and missing"),
+    (ROUTE, "name: DROP", "routes[0].name", "is required and missing"),
     # unknown
     (TOP, "colour: red", "colour", UNKNOWN_TOP),
     (TOP, "Port: 80", "Port", UNKNOWN_TOP),
@@ -579,13 +579,13 @@ MISTAKES = [
         "unknown setting here; tls belongs in providers[]",
     ),
     # kinds
-    (TOP, "api_key: 12345", "api_key", "is not a string; put it in quotes"),
+    (TOP, "api_key: 12345", "api_key", "is not a string; write it in quotes"),
     (TOP, "api_key: null", "api_key", "is empty; write the key"),
     (TOP, "api_key: ''", "api_key", "is empty; write the key"),
     (TOP, "api_key: ' k'", "api_key", NO_KEY),
     (TOP, "api_key: ключ", "api_key", NO_KEY),
     (TOP, 'api_key: "a\\nb"', "api_key", NO_KEY),
-    (PROVIDER, "api_key: true", "providers[0].api_key", "is not a string; put it in quotes"),
+    (PROVIDER, "api_key: true", "providers[0].api_key", "is not a string; write it in quotes"),
     (PROVIDER, "api_key: '${TWO_LINES}'", "providers[0].api_key", NO_KEY),
     (SPARE, "name: ''", "providers[2].name", NO_NAME),
     (ROUTE, "name: ' '", "routes[0].name", NO_NAME),
@@ -597,8 +597,8 @@ MISTAKES = [
     (STEP, "model: [m]", "routes[0].steps[1].model", NO_NAME),
     (PROVIDER, "ca_file: 5", "providers[0].ca_file", "is not a file name"),
     (PROVIDER, "ca_file: ''", "providers[0].ca_file", ""),
-    (TOP, "tls: {cert_file: a}", "tls.key_file", "missing, and required"),
-    (TOP, "tls: {key_file: a}", "tls.cert_file", "missing, and required"),
+    (TOP, "tls: {cert_file: a}", "tls.key_file", "is required and missing"),
+    (TOP, "tls: {key_file: a}", "tls.cert_file", "is required and missing"),
     (TOP, "tls: {cert_file: '', key_file: a}", "tls.cert_file", ""),
     (TOP, "tls: {cert_file: a, key_file: ''}", "tls.key_file", ""),
     (TOP, "tls: on", "tls", "expected a mapping with cert_file, key_file"),
@@ -611,14 +611,16 @@ MISTAKES = [
     (TOP, "listen: []", "listen", AT_LEAST_ONE),
     (TOP, "listen: 'unix:/a'", "listen", AT_LEAST_ONE),
     (TOP, "listen: [5]", "listen[0]", "expected a mapping with endpoint"),
-    (TOP, "listen: [{insecure: true}]", "listen[0].endpoint", "missing, and required"),
-    (TOP, "listen: [{endpoint: 'unix:/a', insecure: 5}]", "listen[0].insecure", "5 is neither true nor false"),
+    (TOP, "listen: [{insecure: true}]", "listen[0].endpoint", "is required and missing"),
+    (TOP, "listen: [{endpoint: 'unix:/a', insecure: 5}]", "listen[0].insecure", "5 is not true or false"),
     # ranges and words
     (TOP, "default_timeout: 0s", "default_timeout", NO_DURATION),
     (TOP, "connect_timeout: -1", "connect_timeout", NO_DURATION),
     (ROUTE, "deadline: soon", "routes[0].deadline", NO_DURATION),
     (ROUTE, "idle_timeout: 25h", "routes[0].idle_timeout", NO_DURATION),
     (STEP, "timeout: 0", "routes[0].steps[1].timeout", NO_DURATION),
+    (TOP, "when_refused: pass", "when_refused", "write report or pass_on"),
+    (ROUTE, "when_refused: true", "routes[0].when_refused", "write report or pass_on"),
     (STEP, "conflict_resolution: both", "routes[0].steps[1].conflict_resolution", "write tools or format"),
     (STEP, "conflict_resolution: Tools", "routes[0].steps[1].conflict_resolution", "write tools or format"),
     (STEP, "conflict_resolution: []", "routes[0].steps[1].conflict_resolution", "write tools or format"),
@@ -640,12 +642,12 @@ MISTAKES = [
     (PROVIDER, "headers: null", "providers[0].headers", "expected a mapping"),
     (PROVIDER, "headers: {'X A': a}", "providers[0].headers.X A", "is not a header name"),
     (PROVIDER, "headers: {5: a}", "providers[0].headers.5", "is not a header name"),
-    (PROVIDER, "headers: {X-A: 5}", "providers[0].headers.X-A", "is not a string; put it in quotes"),
+    (PROVIDER, "headers: {X-A: 5}", "providers[0].headers.X-A", "is not a string; write it in quotes"),
     (PROVIDER, 'headers: {X-A: "a\\r\\nX-B: b"}', "providers[0].headers.X-A", NO_KEY),
-    (PROVIDER, "headers: {Host: a}", "providers[0].headers.Host", "sets itself; leave it out"),
-    (PROVIDER, "headers: {content-LENGTH: a}", "providers[0].headers.content-LENGTH", "sets itself; leave it out"),
-    (PROVIDER, "headers: {Transfer-Encoding: a}", "providers[0].headers.Transfer-Encoding", "leave it out"),
-    (PROVIDER, "headers: {Cookie: a}", "providers[0].headers.Cookie", "sets itself; leave it out"),
+    (PROVIDER, "headers: {Host: a}", "providers[0].headers.Host", "sets itself; remove it"),
+    (PROVIDER, "headers: {content-LENGTH: a}", "providers[0].headers.content-LENGTH", "sets itself; remove it"),
+    (PROVIDER, "headers: {Transfer-Encoding: a}", "providers[0].headers.Transfer-Encoding", "remove it"),
+    (PROVIDER, "headers: {Cookie: a}", "providers[0].headers.Cookie", "sets itself; remove it"),
     (
         PROVIDER,
         "headers: {X-A: a, x-a: b}",
@@ -653,8 +655,8 @@ MISTAKES = [
         "is written twice, in upper and lower case; keep one",
     ),
     # names that must or must not meet
-    (SPARE, "name: two", "providers[2].name", "is the name of providers[1] too; names are unique"),
-    (ROUTE, "name: s", "routes[1].name", "is the name of routes[0] too; names are unique"),
+    (SPARE, "name: two", "providers[2].name", "is the same as the name of providers[1]; write a unique name"),
+    (ROUTE, "name: s", "routes[1].name", "is the same as the name of routes[0]; write a unique name"),
     (
         STEP,
         "provider: three",
@@ -667,9 +669,14 @@ MISTAKES = [
     (TOP, "listen: [8080]", "listen[0]", "expected a mapping with endpoint"),
     # variables
     (TOP, "api_key: ${NOPE}", "api_key", "the environment variable NOPE is not set"),
-    (TOP, "api_key: $NOPE", "api_key", "looks like a variable, but is not one; write ${NAME}"),
-    (TOP, "api_key: '${NOPE'", "api_key", "looks like a variable, but is not one; write ${NAME}"),
-    (PROVIDER, "api_key: 'sk-${NOPE'", "providers[0].api_key", "looks like a variable, but is not one; write ${NAME}"),
+    (TOP, "api_key: $NOPE", "api_key", "seems to be a variable in another syntax; write ${NAME}"),
+    (TOP, "api_key: '${NOPE'", "api_key", "seems to be a variable in another syntax; write ${NAME}"),
+    (
+        PROVIDER,
+        "api_key: 'sk-${NOPE'",
+        "providers[0].api_key",
+        "seems to be a variable in another syntax; write ${NAME}",
+    ),
     (TOP, "api_key: a${EMPTY}b", "api_key", "the environment variable EMPTY is empty"),
     (TOP, "api_key: '${}'", "api_key", "is not the name of a variable; write ${NAME}"),
     (TOP, "api_key: '${A B}'", "api_key", "is not the name of a variable; write ${NAME}"),
@@ -717,13 +724,13 @@ def test_b2_a_number_too_long_to_be_printed_is_a_mistake_like_any_other(place, f
 @pytest.mark.parametrize("written", ["DROP", "{}", "[]", "null", "one"])
 def test_b2_without_providers(written):
     first, *others = mistakes_of(build, TOP, f"providers: {written}")
-    assert first.startswith("providers: " + {"DROP": "missing, and required"}.get(written, AT_LEAST_ONE))
+    assert first.startswith("providers: " + {"DROP": "is required and missing"}.get(written, AT_LEAST_ONE))
     assert not [mistake for mistake in others if "].provider: no provider is named" not in mistake]
 
 
 def test_b2_a_wrong_name_is_named_by_all_that_use_it_and_by_nothing_else():
     assert mistakes_of(build, PROVIDER, "name: DROP") == [
-        "providers[0].name: missing, and required",
+        "providers[0].name: is required and missing",
         "routes[0].steps[0].provider: no provider is named 'one'; there are: spare, two",
     ]
 
@@ -746,7 +753,7 @@ def test_b2_port_from_the_environment_is_checked_too():
 
 def test_b2_half_a_surrogate_pair_is_a_mistake_like_any_other():
     (mistake,) = mistakes_of(build, TOP, 'admin: {endpoint: "tcp:1:interface=127.0.0.1", insecure: "\\ud800"}')
-    assert mistake == "admin.insecure: the value is neither true nor false; write one of the two"
+    assert mistake == "admin.insecure: the value is not true or false; write one of the two"
 
 
 def test_b2_every_mistake_is_reported_at_once(load):
@@ -781,8 +788,8 @@ routes:
     expected = """\
 line 5: port: is written twice, on line 2 and on line 5; keep one of the two
 line 24: routes[0].steps[1].provider: is written twice, on line 24; keep one of the two
-line 2: port: is written beside listen, which has ports of its own; keep one of the two
-config.yaml: holds a key and is readable by everybody; run: chmod 600
+line 2: port: cannot be used together with listen, which has its own ports; keep one of the two
+config.yaml: holds a key and is readable by every user; run: chmod 600
 line 1: api_key: the environment variable NO_GATEWAY_KEY is not set
 line 11: providers[0].api_key: the environment variable NO_KEY_ONE is not set
 line 12: providers[0].headers.X-A: the environment variable NO_HEADER is not set
@@ -791,14 +798,14 @@ line 10: providers[0].base_url: 'ftp://one.example' is not a provider's URL
 providers[0].headers.Host: is a header that the gateway sets itself
 line 23: routes[0].steps[0].timeout: 'never' is not a duration
 line 22: routes[0].steps[0].conflict_resolution: 'coin' is unknown; write tools or format
-line 24: routes[0].steps[1].model: missing, and required
+line 24: routes[0].steps[1].model: is required and missing
 line 18: routes[0].deadline: 0 is not a duration
 line 26: routes[1].steps: expected a list with at least one entry
 line 4: connect_timeout: '5 parsecs' is not a duration
 line 7: limits.body: 'huge' is not a size
-TLS_CERT_FILE and TLS_KEY_FILE: only one of the two is set
-line 13: providers[1].name: is the name of providers[0] too
-routes[1].name: is the name of routes[0] too
+only one of the environment variables TLS_CERT_FILE and TLS_KEY_FILE is set
+line 13: providers[1].name: is the same as the name of providers[0]
+routes[1].name: is the same as the name of routes[0]
 line 20: routes[0].steps[0].provider: no provider is named 'nobody'; there are: one
 listen[0]: plain HTTP beyond loopback"""
     mistakes = mistakes_of(load, text, {"TLS_CERT_FILE": "a"}, 0o644)
@@ -845,7 +852,7 @@ routes:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is empty; api_key, providers and routes are required"),
+        ("", "the file is empty; write api_key, providers and routes"),
         ("# nothing\n", "is empty"),
         ("null", "is empty"),
         ("---\n", "is empty"),
@@ -875,7 +882,7 @@ routes:
         ("a: \x1b", "not YAML: "),
         (b"a: \xff\xfe", "is not UTF-8"),
         (ORIGINAL.encode("utf-16"), "is not UTF-8"),
-        ("#" * (loader.MAX_FILE + 1), "is over 1048576 bytes"),
+        ("#" * (loader.MAX_FILE + 1), "is larger than 1048576 bytes"),
     ],
     ids=lambda value: repr(value[:30]),
 )
@@ -892,7 +899,7 @@ def test_b2_a_file_that_cannot_be_read_says_why(tmp_path):
         f"{tmp_path}/nope: cannot be read: No such file or directory"
     ]
     (mistake,) = mistakes_of(loader.load, tmp_path, KEYS)
-    assert mistake.startswith(f"{tmp_path}: is a folder, ")
+    assert mistake.startswith(f"{tmp_path}: this is a folder; ")
 
 
 # B9: no key is shown.
@@ -971,6 +978,7 @@ routes:
 - name: r
   deadline: 10m
   stop_on: [content_filter]
+  when_refused: pass_on
   steps:
   - {provider: one, model: m, timeout: 5s, retries: 1, conflict_resolution: tools}
   - {provider: two, model: m}
@@ -1114,7 +1122,7 @@ NOT_LITERAL = {
 def test_b10_a_literal_key_that_everybody_can_read_is_refused(load, key, mode):
     (mistake,) = mistakes_of(load, yaml.safe_dump(merged(*LITERAL[key])), KEYS, mode)
     assert f"chmod 600 {load.path}" in mistake
-    assert "readable by everybody" in mistake
+    assert "readable by every user" in mistake
 
 
 @pytest.mark.parametrize(
@@ -1136,7 +1144,7 @@ def test_b10_a_literal_key_that_the_group_can_read_is_one_warning(load, key, mod
 
 
 @pytest.mark.parametrize(
-    ("mode", "who"), [(0o644, "everybody"), (0o604, "everybody"), (0o640, "its group"), (0o600, None), (0o400, None)]
+    ("mode", "who"), [(0o644, "every user"), (0o604, "every user"), (0o640, "its group"), (0o600, None), (0o400, None)]
 )
 @pytest.mark.parametrize("key", NOT_LITERAL)
 def test_b10_without_a_literal_key_it_is_one_warning(load, key, mode, who):
@@ -1198,7 +1206,7 @@ BEYOND = [
 @pytest.mark.parametrize("written", ["'{}'", "{{endpoint: '{}'}}", "{{endpoint: '{}', insecure: false}}"])
 def test_b11_plain_http_beyond_loopback_is_refused(endpoint, written):
     assert mistakes_of(build, TOP, f"listen: [{written.format(endpoint)}]") == [
-        "listen[0]: plain HTTP beyond loopback: configure tls, or write {endpoint: ..., insecure: true}"
+        "listen[0]: plain HTTP beyond loopback is not allowed; configure tls, or write {endpoint: ..., insecure: true}"
     ]
 
 
@@ -1218,7 +1226,7 @@ def test_b11_insecure_holds_for_its_own_listener_only():
 def test_b11_only_endpoints_that_can_carry_our_tls_are_served(endpoint):
     (mistake,) = mistakes_of(build, TOP, f"listen: [{{endpoint: '{endpoint}', insecure: true}}]")
     assert mistake.startswith("listen[0].endpoint: ")
-    assert " is not served; write tcp:PORT:interface=ADDRESS" in mistake
+    assert " is not an endpoint; write tcp:PORT:interface=ADDRESS" in mistake
 
 
 @pytest.fixture
@@ -1274,7 +1282,7 @@ def test_b11_a_certificate_from_the_environment_lets_listeners_beyond_loopback(c
 def test_b11_half_a_certificate_in_the_environment_is_a_mistake(credentials, set_, other):
     environ = {**KEYS, "CREDENTIALS_DIRECTORY": str(credentials / "full"), **other, set_: "/a"}
     assert mistakes_of(build, environ=environ) == [
-        "TLS_CERT_FILE and TLS_KEY_FILE: only one of the two is set; set both or neither"
+        "only one of the environment variables TLS_CERT_FILE and TLS_KEY_FILE is set; set both or neither"
     ]
 
 
@@ -1301,6 +1309,23 @@ def test_names_in_the_file_stay_right_when_the_daemon_changes_its_directory(tmp_
     ca_file = loader.load(loader.find(name), KEYS).providers["one"].ca_file
     monkeypatch.chdir("/")
     assert Path(ca_file).read_text() == "pem"
+
+
+# F7
+
+
+def test_f7_when_refused_is_that_of_the_route_then_that_of_the_file_then_report():
+    def routes(tree: dict) -> list[str]:
+        return [route.when_refused for route in loader.build(tree, KEYS, Path("/cfg")).routes.values()]
+
+    steps = [{"provider": "one", "model": "m"}]
+    tree = {
+        "api_key": "a-gateway-key-of-a-good-length",
+        "providers": [{"name": "one", "base_url": "https://one.example/v1"}],
+        "routes": [{"name": "a", "steps": steps}, {"name": "b", "steps": steps, "when_refused": "report"}],
+    }
+    assert routes(tree) == ["report", "report"]
+    assert routes({**tree, "when_refused": "pass_on"}) == ["pass_on", "report"]
 
 
 # Anything at all.

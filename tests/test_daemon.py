@@ -97,7 +97,7 @@ class Daemon:
         raise AssertionError(f"no {message!r} in {self.log.read_text()}")
 
     def address(self):
-        host, port = self.wait_for("Listening")["address"].rsplit(":", 1)
+        host, port = self.wait_for("The gateway has opened a listener")["address"].rsplit(":", 1)
         return host, int(port)
 
     def stop(self, sent=signal.SIGTERM):
@@ -136,7 +136,7 @@ def test_it_accepts_connections_within_a_second_in_under_60_mb(tmp_path):
         with FreshDaemon(tmp_path) as daemon:
             with socket.create_connection(daemon.address()):
                 took.append(time.monotonic() - daemon.started)
-            daemon.wait_for("Started")
+            daemon.wait_for("The gateway has started")
             status = Path(f"/proc/{daemon.process.pid}/status").read_text()
             assert int(re.search(r"VmRSS:\s+(\d+)", status)[1]) < 60 * 1024
     assert min(took) < 1.0
@@ -172,20 +172,20 @@ def test_b9_logs_are_json_by_default_and_it_stops_on_sigterm(tmp_path):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_it_stops_at_once_and_ends_by_the_signal_as_twistd_does(tmp_path, sent):
     with Daemon(tmp_path) as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         assert daemon.stop(sent) == -sent
 
 
 def test_b9_logfile_still_works(tmp_path):
     with Daemon(tmp_path, before=["--logfile", "gateway.log"], log=tmp_path / "gateway.log") as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         daemon.stop()
         assert daemon.err.read_text() == ""
 
 
 def test_b9_logger_still_overrides(tmp_path):
     with Daemon(tmp_path, before=["--logger", "aigw.telemetry.logs.json_lines"]) as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         daemon.stop()
     with Daemon(tmp_path, before=["--logger", "twisted.logger.LimitedHistoryLogObserver"]) as daemon:
         daemon.stop()
@@ -211,8 +211,8 @@ def test_b9_nobody_else_reads_its_memory_and_it_still_reads_its_own_state(before
         Path(folder).chmod(0o777)
         config = CONFIG + 'admin: "tcp:0:interface=127.0.0.1"\n'
         with AsNobody(Path(folder), before=before, config=config) as daemon:
-            admin = daemon.wait_for("The admin listener is open")["address"]
-            daemon.wait_for("Started")
+            admin = daemon.wait_for("The gateway has opened the admin listener")["address"]
+            daemon.wait_for("The gateway has started")
             proc = Path(f"/proc/{daemon.process.pid}")
             status = (proc / "status").read_text()
             assert re.search(r"^Uid:\t65534\t65534", status, re.M)
@@ -222,7 +222,7 @@ def test_b9_nobody_else_reads_its_memory_and_it_still_reads_its_own_state(before
             metrics = urllib.request.urlopen(f"http://{admin}/metrics", timeout=5).read().decode()
             assert {"process_open_fds", "process_resident_memory_bytes"} <= set(re.findall(r"^\w+", metrics, re.M))
             daemon.process.send_signal(signal.SIGUSR2)
-            assert daemon.wait_for("State")["open_files"] > 3
+            assert daemon.wait_for("The gateway reports its state")["open_files"] > 3
 
 
 def test_b2_a_wrong_configuration_is_one_line_and_exit_78(tmp_path):
@@ -255,7 +255,7 @@ def test_an_address_that_is_taken_is_one_line_and_exit_1(tmp_path):
         done = run(tmp_path, config=CONFIG.replace("tcp:0", f"tcp:{port}"))
     assert done.returncode == 1
     errors = [json.loads(line) for line in done.stderr.splitlines() if '"ERROR"' in line or "Traceback" in line]
-    assert [line["message"].partition(":")[0] for line in errors] == ["Cannot listen"]
+    assert [line["message"].partition(":")[0] for line in errors] == ["The gateway cannot open a listener"]
 
 
 def test_an_address_that_is_taken_ends_a_background_daemon_too(tmp_path):
@@ -290,12 +290,12 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--demo", "--check-config"], "--check-config and --demo exclude each other"),
-        (["--demo", "--check-providers"], "--check-providers and --demo exclude each other"),
-        (["--check-config", "--check-providers"], "--check-config and --check-providers exclude each other"),
-        (["--demo", "-c", "config.yaml"], "leave --config out"),
-        (["--json"], "--json belongs to --check-providers"),
-        (["--try", "--check-config"], "--try belongs to --check-providers"),
+        (["--demo", "--check-config"], "--check-config and --demo cannot be used together"),
+        (["--demo", "--check-providers"], "--check-providers and --demo cannot be used together"),
+        (["--check-config", "--check-providers"], "--check-config and --check-providers cannot be used together"),
+        (["--demo", "-c", "config.yaml"], "leave out --config"),
+        (["--json"], "--json can be used only with --check-providers"),
+        (["--try", "--check-config"], "--try can be used only with --check-providers"),
         (["--no-such"], "no-such"),
         (["-c"], "-c"),
         (["config.yaml"], "unexpected argument: config.yaml"),
@@ -315,7 +315,7 @@ def test_d4_the_demo_does_not_go_to_the_background_without_a_word(tmp_path):
     command["args"].remove("-n")
     done = subprocess.run(**command, capture_output=True, timeout=20, check=False)
     assert (done.returncode, done.stdout) == (64, "")
-    assert "write twistd -n aigw --demo" in done.stderr
+    assert "run: twistd -n aigw --demo" in done.stderr
     assert not list(tmp_path.iterdir()), "no log and no pid file"
 
 
@@ -325,7 +325,7 @@ def test_d4_the_administrators_port_may_not_be_that_of_the_clients(tmp_path, wor
         tmp_path, *words, config=CONFIG.replace('listen: ["tcp:0:interface=127.0.0.1"]', "port: 8080\nadmin: 8080")
     )
     assert done.returncode == 78
-    assert "admin: tcp:8080:interface=127.0.0.1 takes the same address" in done.stderr
+    assert "admin: tcp:8080:interface=127.0.0.1 has the same address" in done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
@@ -359,8 +359,8 @@ def test_b9_keys_that_are_too_short_are_warned_of(tmp_path):
     done = run(tmp_path, "--check-config", environ={"GATEWAY_API_KEY": "x" * 19, "A_KEY": "ok"})
     warned = [line.partition(" characters")[0] for line in done.stdout.splitlines() if "warning" in line]
     assert warned == [
-        "warning: config.yaml, line 2: api_key: has under 20",
-        "warning: config.yaml, line 5: providers[0].api_key: has under 8",
+        "warning: config.yaml, line 2: api_key: has fewer than 20",
+        "warning: config.yaml, line 5: providers[0].api_key: has fewer than 8",
     ]
     done = run(tmp_path, "--check-config", environ={"GATEWAY_API_KEY": "x" * 20, "A_KEY": "8 or more"})
     assert "warning" not in done.stdout
@@ -388,9 +388,9 @@ def test_the_demo_stops_at_once_when_told_twice(tmp_path):
         with socket.create_connection((host, port), 5) as idle:  # which would be waited for
             idle.sendall(b"x")
             daemon.process.send_signal(signal.SIGINT)
-            daemon.wait_for("Stopping")
+            daemon.wait_for("The gateway is stopping")
             daemon.process.send_signal(signal.SIGINT)
-            daemon.wait_for("Stopping now")
+            daemon.wait_for("The gateway stops at once and ends running requests")
             assert daemon.process.wait(5) == -signal.SIGINT
         assert "Traceback" not in daemon.err.read_text()
 
@@ -401,7 +401,7 @@ def test_d2_a_sigint_that_the_shell_ignores_stays_ignored(tmp_path):
             return subprocess.Popen(args, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), **more)
 
     with InTheBackground(tmp_path) as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         daemon.process.send_signal(signal.SIGINT)
         assert daemon.stop() == -signal.SIGTERM
         assert "Traceback" not in daemon.err.read_text()
@@ -411,7 +411,7 @@ def test_d4_check_config_tells_every_mistake_with_78(tmp_path):
     done = run(tmp_path, "--check-config", config=CONFIG.replace("90s", "never"), environ={})
     assert (done.returncode, done.stdout) == (78, "")
     told = done.stderr.splitlines()
-    assert told[0] == "config.yaml: not usable"
+    assert told[0] == "config.yaml: the configuration has mistakes"
     assert [line.split(": ")[1] for line in told[1:]] == [
         "api_key",
         "providers[0].api_key",
@@ -465,7 +465,9 @@ def test_b9_where_the_log_goes_is_twistd_s_to_say(tmp_path, monkeypatch, capfd, 
 def test_b9_a_log_that_cannot_be_written_is_one_line(tmp_path):
     done = run(tmp_path, before=["--logfile", "/nonexistent/x.log"])
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["aigw: cannot write the log to /nonexistent/x.log: No such file or directory"]
+    assert done.stderr.splitlines() == [
+        "aigw: the log file /nonexistent/x.log cannot be written: No such file or directory"
+    ]
 
 
 def test_b9_records_reach_the_observers_of_others():
@@ -489,7 +491,7 @@ def test_the_demo_s_lines_are_good_for_a_path_with_spaces():
 
 class Demo(Daemon):
     def printed(self):
-        self.wait_for("Started")
+        self.wait_for("The gateway has started")
         end = time.monotonic() + 5
         while "Ctrl-C" not in self.out.read_text() and time.monotonic() < end:
             time.sleep(0.01)

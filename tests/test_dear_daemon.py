@@ -46,7 +46,7 @@ def daemon(tmp_path):
     threading.Thread(target=provider.serve_forever, daemon=True).start()
     config = re.sub(r"base_url: [^,}\n]+", f"base_url: http://127.0.0.1:{provider.server_port}/v1", CONFIG)
     with FreshDaemon(tmp_path, config=config.replace("name: r,", "name: smart,")) as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         yield daemon
     provider.shutdown()
     provider.server_close()

@@ -6,6 +6,7 @@ the test. What cannot run here is listed in ``NOT_RUN`` with the test that runs 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from aigw import errors
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.config.schema import OneOf, Shape, settings
+from aigw.daemon import demo, init
 from tests.providers import answer
 from tests.switch import Switch
 
@@ -57,6 +59,21 @@ def table(page: Path, heading: str | None = None) -> list[list[str]]:
         text = re.split(r"^#+ ", text, maxsplit=1, flags=re.MULTILINE)[0]
     rows = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)] for row in rows]
+
+
+WRITTEN = {  # the configurations that the project writes for others to begin with
+    "conf/config.yaml": (ROOT / "conf" / "config.yaml").read_text(),
+    "contrib/systemd/config.yaml": (ROOT / "contrib" / "systemd" / "config.yaml").read_text(),
+    "README.md": blocks(ROOT / "README.md", "yaml")[0][1],
+    "docs/getting-started.md": blocks(DOCS / "getting-started.md", "yaml")[0][1],
+    "aigw init": init.FILE,
+    "demo": inspect.getsource(demo),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_f7_the_configurations_of_the_project_pass_refusals_on(name):
+    assert re.search(r"""^[" ]*when_refused"?: "?pass_on\b""", WRITTEN[name], re.MULTILINE)
 
 
 # Form
@@ -378,7 +395,7 @@ class Story:
         pairs = (self.folder / ".environ").read_text().split("\0")
         self.environ = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
         if "--logfile" in command:
-            self.wait_for("Started", self.folder / "gateway.log")
+            self.wait_for("The gateway has started", self.folder / "gateway.log")
 
     def python(self, text: str) -> None:
         (self.folder / "page.py").write_text(self.here(text))
@@ -391,7 +408,7 @@ class Story:
             self.daemons.append(
                 subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=self.folder, env=self.environ, stderr=file)
             )
-        self.wait_for("Started", log)
+        self.wait_for("The gateway has started", log)
 
     def wait_for(self, message: str, log: Path) -> None:
         from tests.test_prometheus import wait

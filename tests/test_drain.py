@@ -322,10 +322,10 @@ def test_d2_sigterm_waits_for_a_stream_and_a_second_one_does_not(tmp_path, secon
                     upstream.sendall(STREAM_HEAD + chunk(ROLE) + chunk(STREAM[1]))
                     assert client.recv(65536).startswith(b"HTTP/1.1 200")
                     daemon.process.terminate()
-                    assert daemon.wait_for("Stopping")["in_flight"] == 1
+                    assert daemon.wait_for("The gateway is stopping")["in_flight"] == 1
                     if second:
                         daemon.process.send_signal(second)
-                        daemon.wait_for("Stopping now")
+                        daemon.wait_for("The gateway stops at once and ends running requests")
                     else:
                         upstream.sendall(b"".join(map(chunk, STREAM[2:])) + LAST_CHUNK)
                         rest = b""
@@ -333,4 +333,4 @@ def test_d2_sigterm_waits_for_a_stream_and_a_second_one_does_not(tmp_path, secon
                             rest += data
                         assert rest.endswith(LAST_CHUNK)
             assert daemon.process.wait(5) == -signal.SIGTERM
-            assert "Stopped" in [line["message"] for line in daemon.lines()]
+            assert "The gateway has stopped" in [line["message"] for line in daemon.lines()]

@@ -4,6 +4,7 @@ Each row runs plain and streamed, against a provider on http and on https, with 
 says for each kind of request what becomes of it:
 
     next X    the client gets the second provider's answer and not a byte of the first; the attempt's outcome is X
+    reported  the client gets all that the provider sent, its error too, and the end; the outcome is provider_error
     whole     the client gets the first provider's answer, byte for byte and whole; the second is not asked
     break X   the client gets the whole events that came, then the in-band error X, no proper end; the second is not asked
     -         the fault does not exist for this kind of request
@@ -66,6 +67,20 @@ TRAILERS = b"0\r\n" + b"X: y\r\n" * 201 + b"\r\n"
 TRAILER = b"0\r\nX: " + b"y" * 300_000
 EXTENSION = b"5;" + b"y" * 300_000
 NO_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/ev"
+FAILED = b'data: {"error": {"message": "no"}, "choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]}\n\n'
+FAILED_FIRST = (
+    b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "error", "error": {"message": "no"}}]}\n\n'
+)
+ABORT = event(finish_reason="abort")
+ERROR_FIELD = b'error: {"code": 500, "message": "no"}\n\n'
+BASE_RESP = b'{"choices": null, "base_resp": {"status_code": 1008, "status_msg": "no"}}'
+DETAIL, CODE = b'{"detail": "no"}', b'{"code": 10013, "message": "no"}'
+OBJECT = b'{"object": "error", "message": "no"}'
+CHOICE = b'{"choices": [{"finish_reason": "error", "error": {"message": "no"}, "message": {"content": ""}}]}'
+JSON_STREAM = head(Transfer_Encoding="chunked")
+NAN = b'{"choices": [{"message": {"content": "hello"}, "logprobs": [NaN, -Infinity]}]}'
+FINE = b'{"choices": [{"message": {"content": "hello"}}], "error": null, "code": 0, "base_resp": {"status_code": 0}}'
+FINE_EVENT = event({"content": "lo"}, error=None, code=0, base_resp={"status_code": 0})
 
 
 def short(body: bytes, kind: str = "application/json"):
@@ -95,6 +110,7 @@ def early(behaviour):
 
 
 #   fault                                 behaviour of the first provider                                       plain               streamed
+UNTYPED = b"HTTP/1.1 200 OK\r\n%s\r\n\r\n"
 TABLE = {
     # Connecting
     "name not found":                    ("http://no-such-host.invalid/v1",                                    "next unreachable", "next unreachable"),
@@ -131,13 +147,28 @@ TABLE = {
     "204":                               (raw(b"HTTP/1.1 204 No Content\r\n\r\n"),                             "next broken",      "next broken"),
     "200 to a stream request, plain":    (answer(200, BODY),                                                   "whole",            "next broken"),
     "101":                               (raw(b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"), "next broken",      "next broken"),
+    "200, choices is null":              (both(answer(200, BASE_RESP), stream(b"data: " + BASE_RESP + b"\n\n")), "next broken",   "next broken"),
+    "200, choices is empty":             (both(answer(200, b'{"choices":[]}'), stream(b'data: {"choices":[]}\n\n')), "next broken", "next broken"),
+    "200, {}":                           (both(answer(200, b"{}"), stream(b"data: {}\n\n")),                  "next broken",      "next broken"),
+    "200, detail":                       (both(answer(200, DETAIL), stream(b"data: " + DETAIL + b"\n\n")),    "next broken",      "next broken"),
+    "200, code and message":             (both(answer(200, CODE), stream(b"data: " + CODE + b"\n\n")),        "next broken",      "next broken"),
+    "200, object error":                 (both(answer(200, OBJECT), stream(b"data: " + OBJECT + b"\n\n")),    "next broken",      "next broken"),
+    "200, a list with an error":         (both(answer(200, b"[%s]" % ERROR), stream(b"data: [%s]\n\n" % ERROR)), "next broken",   "next broken"),
+    "200, a choice with an error":       (both(answer(200, CHOICE), stream(ROLE, FAILED_FIRST, DONE)),         "next broken",      "next broken"),
+    "a field error first":               (stream(ERROR_FIELD),                                                 "next broken",      "next broken"),
+    "finish_reason abort first":         (stream(ROLE, ABORT, DONE),                                           "-",                "next broken"),
+    "pings without end":                 (drip(STREAM_HEAD + chunk(b'data: {"type": "ping"}\n\n') * 200, 400, 0.05), "-",          "next timeout"),
+    "200 keep-alives, then silence":     (begin_stream(*[COMMENT] * 200),                                      "-",                "next timeout"),
+    "a stream as application/json, an error": (then(raw(JSON_STREAM, chunk(ERROR_EVENT), LAST_CHUNK)),         "-",                "next broken"),
     # Refusals
     **{f"{code}":                        (answer(code, ERROR),                                                 "next refused",     "next refused")
-       for code in (301, 302, 307, 400, 401, 402, 403, 404, 408, 409, 413, 422, 425, 429, 500, 502, 503, 529)},
+       for code in (301, 302, 307, 400, 401, 402, 403, 404, 408, 409, 413, 415, 422, 424, 425, 429, 499, 500, 501, 502, 503, 529)},
     "302 to elsewhere":                  (answer(302, b"", Location="http://127.0.0.1:1/"),                    "next refused",     "next refused"),
     "429, Retry-After: seconds":         (answer(429, TOLD, Retry_After="30"),                                 "next refused",     "next refused"),
     "429, Retry-After: date":            (answer(429, TOLD, Retry_After=HTTP_DATE),                            "next refused",     "next refused"),
     "429, retry-after-ms":               (answer(429, TOLD, Retry_After_Ms="30000"),                           "next refused",     "next refused"),
+    "403, Retry-After":                  (answer(403, ERROR, Retry_After="30"),                                "next refused",     "next refused"),
+    "503, Retry-After":                  (answer(503, ERROR, Retry_After="30"),                                "next refused",     "next refused"),
     "500 without a body":                (raw(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n"),                 "next refused",     "next refused"),
     "500, cut short":                    (then(raw(head(500, Content_Length="99"), b"{"), fin),                "next refused",     "next refused"),
     # Cut before the first output
@@ -165,13 +196,19 @@ TABLE = {
     "rst after finish_reason":           (then(begin_stream(ROLE, HEL, STOP), later(rst)),                     "-",                "break stream_reset"),
     "bad chunk after finish_reason":     (then(begin_stream(ROLE, HEL, STOP), BAD_CHUNK),                      "-",                "break stream_truncated"),
     "short length after finish_reason":  (short(ROLE + HEL + STOP, "text/event-stream"),                       "-",                "break stream_truncated"),
-    "fin after [DONE]":                  (then(begin_stream(*STREAM), fin),                                    "-",                "break stream_truncated"),
-    "rst after [DONE]":                  (then(begin_stream(*STREAM), later(rst)),                             "-",                "break stream_reset"),
-    "bad chunk after [DONE]":            (then(begin_stream(*STREAM), BAD_CHUNK),                              "-",                "break stream_truncated"),
-    "short length after [DONE]":         (short(GOOD, "text/event-stream"),                                    "-",                "break stream_truncated"),
+    "fin after [DONE]":                  (then(begin_stream(*STREAM), fin),                                    "-",                "whole"),
+    "rst after [DONE]":                  (then(begin_stream(*STREAM), later(rst)),                             "-",                "whole"),
+    "bad chunk after [DONE]":            (then(begin_stream(*STREAM), BAD_CHUNK),                              "-",                "whole"),
+    "short length after [DONE]":         (short(GOOD, "text/event-stream"),                                    "-",                "whole"),
     "silence after output":              (begin_stream(ROLE, HEL),                                             "-",                "break stream_idle_timeout"),
     "silence in an event":               (begin_stream(ROLE, HEL, HALF),                                       "-",                "break stream_idle_timeout"),
     "comments after output":             (drip(STREAM_HEAD + chunk(ROLE) + chunk(HEL) + chunk(COMMENT) * 99, 300, 0.05), "-",     "break stream_idle_timeout"),
+    "an error event after output":       (stream(ROLE, HEL, ERROR_EVENT, DONE),                                "-",                "reported"),
+    "an error event after output, then silence": (begin_stream(ROLE, HEL, ERROR_EVENT),                        "-",                "reported"),
+    "an error beside a choice after output": (stream(ROLE, HEL, FAILED, DONE),                                 "-",                "reported"),
+    "a field error after output":        (stream(ROLE, HEL, ERROR_FIELD),                                      "-",                "break provider_error"),
+    "finish_reason abort after output":  (stream(ROLE, HEL, ABORT, DONE),                                      "-",                "break provider_error"),
+    "silence after [DONE]":              (begin_stream(*STREAM),                                               "-",                "whole"),
     # Odd, and good
     "a good answer":                     (both(answer(), stream()),                                            "whole",            "whole"),
     "in drips":                          (both(drip(head(Content_Length=str(len(BODY))) + BODY), drip(whole_stream(), 3)), "whole", "whole"),
@@ -182,10 +219,14 @@ TABLE = {
     "lone CR":                           (stream(*crlf(STREAM, b"\r")),                                        "-",                "whole"),
     "a BOM":                             (both(answer(200, b"\xef\xbb\xbf" + BODY), stream(b"\xef\xbb\xbf", *STREAM)), "whole",    "whole"),
     "invalid UTF-8":                     (both(answer(200, b'{"choices": ["\xff"]}'), stream(ROLE, b"data: \xff\n\n", STOP)), "whole", "whole"),
-    "an error event after output":       (stream(ROLE, HEL, ERROR_EVENT, DONE),                                "-",                "whole"),
+    "no Content-Type":                   (both(raw(UNTYPED % (b"Content-Length: %d" % len(BODY)), BODY), raw(UNTYPED % b"Transfer-Encoding: chunked", chunk(GOOD), LAST_CHUNK)), "whole", "whole"),
     "no [DONE]":                         (stream(*STREAM[:-1]),                                                "-",                "whole"),
     "no finish_reason":                  (stream(ROLE, HEL, DONE),                                             "-",                "whole"),
     "no last blank line":                (stream(*STREAM[:-1], b"data: [DONE]"),                               "-",                "whole"),
+    "200 keep-alives, then an answer":   (stream(*[COMMENT] * 200, *STREAM),                                   "-",                "whole"),
+    "a stream as application/json":      (then(raw(JSON_STREAM, *map(chunk, STREAM), LAST_CHUNK)),             "-",                "whole"),
+    "NaN in the answer":                 (both(answer(200, NAN), stream()),                                    "whole",            "whole"),
+    "error null, code 0, status_code 0": (both(answer(200, FINE), stream(ROLE, HEL, FINE_EVENT, STOP, DONE)),  "whole",            "whole"),
     "comments between events":           (stream(COMMENT, ROLE, COMMENT, HEL, COMMENT, STOP, COMMENT),         "-",                "whole"),
     "usage at the end":                  (stream(ROLE, HEL, STOP, event(usage={"total_tokens": 9}), DONE),     "-",                "whole"),
     # Malformed
@@ -202,8 +243,8 @@ TABLE = {
     "201 trailers before the first output": (both(raw(CHUNKED, chunk(BODY), TRAILERS), then(begin_stream(ROLE), raw(TRAILERS))), "next broken", "next broken"),
     "one trailer without end before the first output": (both(raw(CHUNKED, chunk(BODY), TRAILER), then(begin_stream(ROLE), raw(TRAILER))), "next broken", "next broken"),
     "a chunk extension without end before the first output": (both(raw(CHUNKED, EXTENSION), then(begin_stream(ROLE), raw(EXTENSION))), "next broken", "next broken"),
-    "201 trailers after [DONE]":         (then(begin_stream(*STREAM), raw(TRAILERS)),                          "-",                "break stream_truncated"),
-    "one trailer without end after [DONE]": (then(begin_stream(*STREAM), raw(TRAILER)),                        "-",                "break stream_truncated"),
+    "201 trailers after [DONE]":         (then(begin_stream(*STREAM), raw(TRAILERS)),                          "-",                "whole"),
+    "one trailer without end after [DONE]": (then(begin_stream(*STREAM), raw(TRAILER)),                        "-",                "whole"),
     "a chunk extension without end after output": (then(begin_stream(ROLE, HEL), raw(EXTENSION)),              "-",                "break stream_truncated"),
 }  # fmt: skip
 
@@ -214,6 +255,11 @@ WHOLE = {  # what a good provider said, plain and streamed, where it is not BODY
     "a BOM": (b"\xef\xbb\xbf" + BODY, b"\xef\xbb\xbf" + GOOD),
     "invalid UTF-8": (b'{"choices": ["\xff"]}', ROLE + b"data: \xff\n\n" + STOP),
     "an error event after output": (b"", ROLE + HEL + ERROR_EVENT + DONE),
+    "an error event after output, then silence": (b"", ROLE + HEL + ERROR_EVENT),
+    "an error beside a choice after output": (b"", ROLE + HEL + FAILED + DONE),
+    "200 keep-alives, then an answer": (b"", COMMENT * 200 + GOOD),
+    "NaN in the answer": (NAN, GOOD),
+    "error null, code 0, status_code 0": (FINE, ROLE + HEL + FINE_EVENT + STOP + DONE),
     "no [DONE]": (b"", GOOD.removesuffix(DONE)),
     "no finish_reason": (b"", ROLE + HEL + DONE),
     "no last blank line": (b"", GOOD.removesuffix(b"\n\n")),
@@ -278,6 +324,11 @@ async def test_fault(world, fault, streamed, tls):
         return
     assert got.headers["x-aigw-provider"] == record["provider"] == "p1"
     assert (seen, len(second.requests), len(second.connections)) == (1, 0, 0)
+    if verdict == "reported":
+        assert got.whole
+        assert got.body == WHOLE[fault][streamed]
+        assert (outcomes, record["outcome"]) == (["provider_error"], "provider_error")
+        return
     if verdict == "whole":
         assert got.whole
         assert got.body == WHOLE.get(fault, (BODY, GOOD))[streamed]
@@ -285,11 +336,15 @@ async def test_fault(world, fault, streamed, tls):
         return
     assert not got.whole
     assert (outcomes, record["outcome"]) == ([outcome], outcome)
-    *events, last = got.body.removesuffix(b"\n\n").split(b"\n\n")
+    body = got.body
+    if outcome == "provider_error" and body.endswith(DONE):
+        body = body.removesuffix(DONE)  # our event stands in front of it
+    *events, last = body.removesuffix(b"\n\n").split(b"\n\n")
     assert last.startswith(b'data: {"error":{"message":')
     assert last.endswith(b'"type":"upstream_error","param":null,"code":"%s"}}' % outcome.encode())
     came = [each.removesuffix(b"\n\n") for each in (ROLE, HEL, STOP, DONE)]
-    assert [each for each in events if each not in (COMMENT.strip(), LO.strip())] == [e for e in came if e in events]
+    ours = (COMMENT.strip(), LO.strip(), ABORT.strip(), ERROR_FIELD.strip())
+    assert [each for each in events if each not in ours] == [e for e in came if e in events]
     assert events[:2] == came[:2], "what came before the break was passed on"
 
 
@@ -308,7 +363,11 @@ HEADINGS = {  # by the first fault under each
 
 def page_rows() -> str:
     """The table as the page shows it: one fault a row."""
-    words = {"-": "cannot happen", "whole": "the answer, byte for byte"}
+    words = {
+        "-": "cannot happen",
+        "whole": "the answer, byte for byte",
+        "reported": "the provider's error, byte for byte",
+    }
     lines = []
     for fault, (_, *expected) in TABLE.items():
         if fault in HEADINGS:

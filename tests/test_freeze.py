@@ -133,14 +133,14 @@ def test_t5_t1_a_daemon_that_was_stopped_and_goes_on(tmp_path):
 def test_d2_a_stop_serves_who_waits_in_the_backlog(tmp_path):
     with Daemon(tmp_path, config=tree()) as daemon:
         address = daemon.address()
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         os.kill(daemon.process.pid, signal.SIGSTOP)
         clients = [socket.create_connection(address, timeout=10) for _ in range(200)]
         for client in clients[:100]:
             client.sendall(HEALTH)
         os.kill(daemon.process.pid, signal.SIGTERM)
         os.kill(daemon.process.pid, signal.SIGCONT)
-        daemon.wait_for("Stopping")
+        daemon.wait_for("The gateway is stopping")
         for client in clients[100:]:
             client.sendall(HEALTH)
         answers = [client.recv(4096) for client in clients]

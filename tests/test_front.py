@@ -683,11 +683,14 @@ async def test_s4_b9_an_unexpected_error_is_500_and_says_nothing(world, failures
     await until(lambda: HEALTHY in client.received)
     got, _ = answers(client.received, "GET", "GET")
     assert_refusal(got, 500, "internal_error")
-    assert (got.error["type"], got.error["message"]) == ("server_error", "The gateway failed unexpectedly.")
+    assert (got.error["type"], got.error["message"]) == (
+        "server_error",
+        "The gateway failed with an unexpected error. Its log has the details.",
+    )
     (failure,) = failures
     failures.clear()
     assert "RuntimeError" in failure
-    (line,) = (line for line in world.log if "Unexpected error in a resource" in line)
+    (line,) = (line for line in world.log if "A resource failed with an unexpected error" in line)
     assert "RuntimeError" in line
     assert KEY not in line
 

@@ -64,7 +64,7 @@ def test_s7_a_connection_that_is_aborted_in_this_very_turn_gives_way_without_a_f
     assert not late[0].disconnected
     world.open().say(CLOSING)
     clock.advance(1)
-    assert world.site.admission.leaving == 0
+    assert world.site.limiter.leaving == 0
 
 
 def test_d2_a_body_that_is_being_read_in_steps_is_told_that_the_gateway_stops():

@@ -54,20 +54,20 @@ def test_help_tells_every_command():
 @pytest.mark.parametrize(
     ("arguments", "environ", "code", "says"),
     [
-        (["depoy"], {}, 2, "there is no command depoy"),
+        (["depoy"], {}, 2, "unknown command: depoy"),
         (["deploy"], {}, 1, "SSH_HOST is not set"),
         (["deploy"], {"SSH_HOST": "h", "SSH_KEY": "/nonexistent"}, 1, "SSH_KEY: /nonexistent: no such file"),
         (["deploy"], {"SSH_HOST": "h", "CONFIG": "/nonexistent"}, 1, "CONFIG: /nonexistent: no such file"),
         (["deploy", "/nonexistent"], {"SSH_HOST": "h"}, 1, "/nonexistent: no such file"),
-        (["deploy"], {"SSH_HOST": "127.0.0.1", "SSH_PORT": "1"}, 1, "cannot log in to root@127.0.0.1"),
-        (["uninstall", "--everything"], {}, 1, "uninstall takes --purge or nothing"),
-        (["build", "a", "b"], {}, 1, "too many arguments"),
-        (["build"], {"PYTHON": "python0"}, 1, "there is no python0"),
+        (["deploy"], {"SSH_HOST": "127.0.0.1", "SSH_PORT": "1"}, 1, "ssh cannot log in to root@127.0.0.1"),
+        (["uninstall", "--everything"], {}, 1, "uninstall takes only the option --purge"),
+        (["build", "a", "b"], {}, 1, "there are too many arguments"),
+        (["build"], {"PYTHON": "python0"}, 1, "python0 is not installed"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments, environ, code, says):
     if environ.get("SSH_PORT") and not shutil.which("ssh"):
-        says = "there is no ssh"
+        says = "ssh is not installed"
     done = install(*arguments, **environ)
     assert done.returncode == code
     assert f"install.sh: {says}" in done.stderr

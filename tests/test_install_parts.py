@@ -93,7 +93,7 @@ class Shared:
     [
         ([(200, OTHER), (503, OTHER), (200, os.getpid())], 0, 3, ""),
         ([(200, OTHER), (503, os.getpid()), (200, os.getpid())], 1, 2, "HTTP Error 503"),
-        ([(200, OTHER)], 1, None, "good answers came from others"),
+        ([(200, OTHER)], 1, None, "good answers came from other processes"),
     ],
     ids=["once it has answered", "its refusal is the end of it", "the others' answers are not its own"],
 )
@@ -127,7 +127,7 @@ def test_d3_two_processes_do_not_open_one_listener_for_administrators(tmp_path, 
     stubs = "current() { echo 1; }; running() { echo ai-gateway.service; }; check_config() { :; }; activate() { :; };"
     stubs += "systemctl() { :; }; stays_up() { :; }; restarted() { echo restarted $1; }; point() { :; };"
     said = part(tmp_path, f"{stubs} roll 2").stdout
-    assert ("beside the running one" in said) != admin
+    assert ("in addition to the running one" in said) != admin
     assert ("restarted ai-gateway.service" in said) == admin  # here no helper can be started
 
 
@@ -135,7 +135,7 @@ def test_d3_two_processes_do_not_open_one_listener_for_administrators(tmp_path, 
 def test_d3_a_port_is_one(tmp_path, port):
     done = part(tmp_path, "choose_port", PORT=port)
     assert done.returncode == 1
-    assert f"PORT: {port} is no port; there are 1 to 65535" in done.stderr
+    assert f"PORT: {port} is not a port; write a number from 1 to 65535" in done.stderr
 
 
 def test_d3_a_process_that_has_ended_is_not_waited_for(tmp_path):
@@ -187,7 +187,7 @@ class Daemon:
     def __init__(self, folder: Path, says: str) -> None:
         self._folder = folder
         program(folder / "bin/systemctl", f"cat {folder}/status")
-        (folder / "status").write_text("Serving 1 routes over 1 providers\n")
+        (folder / "status").write_text("Serving 1 routes with 1 providers\n")
         handler = f"{says} > {folder}/new && mv {folder}/new {folder}/status"
         script = f"trap {shlex.quote(handler)} HUP; echo up; while :; do sleep 0.05; done"
         self.process = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
@@ -285,11 +285,15 @@ def test_d4_the_installed_command_refuses_what_the_check_does_not_know(tmp_path)
         (f"{EMPTY.upper()}", {}, ""),
         (None, {"SHA256": EMPTY}, ""),
         (f"{'0' * 64}  a.tar.gz\n", {"SHA256": EMPTY}, ""),
-        (None, {}, "a.tar.gz: there is no a.tar.gz.sha256, as `build` makes it, and no SHA256=...: not installed"),
-        (f"{'0' * 64}  a.tar.gz\n", {}, f"a.tar.gz: its SHA-256 is {EMPTY}, and has to be {'0' * 64}: not installed"),
-        (None, {"SHA256": "1" * 64}, f"and has to be {'1' * 64}: not installed"),
-        ("", {}, "a.tar.gz: its hash is to be 64 hexadecimal digits; it is: nothing"),
-        (f"{EMPTY}", {"SHA256": "soon"}, "a.tar.gz: its hash is to be 64 hexadecimal digits; it is: soon"),
+        (None, {}, "a.tar.gz is not installed: its hash is unknown; copy a.tar.gz.sha256"),
+        (f"{'0' * 64}  a.tar.gz\n", {}, f"a.tar.gz is not installed: its SHA-256 is {EMPTY} instead of {'0' * 64}"),
+        (None, {"SHA256": "1" * 64}, f"instead of {'1' * 64}"),
+        ("", {}, "a.tar.gz is not installed: the hash (empty) is wrong; write 64 hexadecimal digits"),
+        (
+            f"{EMPTY}",
+            {"SHA256": "soon"},
+            "a.tar.gz is not installed: the hash soon is wrong; write 64 hexadecimal digits",
+        ),
     ],
 )
 @pytest.mark.parametrize("what", ["payload a.tar.gz", "cmd_deploy a.tar.gz"])

@@ -383,7 +383,7 @@ MANY_STEPS = CONFIG.replace(
 def unread(tmp_path, times):
     """A daemon after so many requests, with a standard error that nobody has read since it started."""
     with Piped(tmp_path, MANY_STEPS) as daemon:
-        read_all(daemon.fd, '"Started"')
+        read_all(daemon.fd, '"The gateway has started"')
         daemon.slowest = daemon.ask(times)
         yield daemon
 
@@ -407,7 +407,7 @@ def test_b9_a_standard_error_that_nobody_reads_stops_nothing_and_each_line_is_re
     ours = [line for line in lines if line["message"] == "Request" or line["message"].startswith("Step failed")]
     logged = (times + 1) * (STEPS + 1)
     assert [(line["level"], line["fields"]["dropped"]) for line in notices] == [("WARN", dropped)]
-    assert logged <= len(ours) + dropped <= logged + 5  # "The event loop was held up" may be among those dropped
+    assert logged <= len(ours) + dropped <= logged + 5  # "The event loop was blocked" may be among those dropped
     unread.process.terminate()
     read_all(unread.fd, "Server Shut Down")
     assert unread.process.wait(10) == -signal.SIGTERM
@@ -423,7 +423,7 @@ def test_b9_d2_a_standard_error_that_nobody_reads_does_not_hold_up_a_stop(unread
 
 def test_b9_the_last_lines_reach_a_pipe_that_is_read(tmp_path):
     with Piped(tmp_path) as daemon:
-        read_all(daemon.fd, '"Started"')
+        read_all(daemon.fd, '"The gateway has started"')
         daemon.process.terminate()
         messages = [json.loads(line)["message"] for line in read_all(daemon.fd, "Server Shut Down")]
         assert messages[-2:] == ["Main loop terminated.", "Server Shut Down."]
@@ -499,19 +499,19 @@ def test_b9_a_log_that_is_copied_and_truncated_under_load_has_whole_lines(tmp_pa
 def test_b9_sigusr1_rotates_a_log_that_is_where_it_was(tmp_path):
     log = tmp_path / "gateway.log"
     with Daemon(tmp_path, before=["--logfile", "gateway.log"], log=log) as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         daemon.process.send_signal(signal.SIGUSR1)
         wait_until((tmp_path / "gateway.log.1").exists)
         daemon.stop()
     assert logged(log)[-1]["message"] == "Server Shut Down."
-    assert "Started" in {line["message"] for line in logged(tmp_path / "gateway.log.1")}
+    assert "The gateway has started" in {line["message"] for line in logged(tmp_path / "gateway.log.1")}
 
 
 @pytest.mark.parametrize("arguments", [(), ("--demo",)], ids=["daemon", "demo"])
 @pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_that_means_nothing_in_the_foreground_does_not_end_it(tmp_path, arguments, sent):
     with Daemon(tmp_path, *arguments, config=None if arguments else CONFIG) as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         daemon.process.send_signal(sent)
         assert daemon.stop() == -signal.SIGTERM
 
@@ -522,7 +522,7 @@ def test_b9_a_daemon_in_the_background_logs_from_its_first_line_to_its_last(tmp_
     command["args"] = [*command["args"][:3], "--pidfile=a.pid", "--logfile=a.log", "aigw"]
     subprocess.run(**command, timeout=20, check=True)
     log = tmp_path / "a.log"
-    wait_until(lambda: log.exists() and '"Started"' in log.read_text())
+    wait_until(lambda: log.exists() and '"The gateway has started"' in log.read_text())
     os.kill(int((tmp_path / "a.pid").read_text()), signal.SIGTERM)
     wait_until(lambda: "Server Shut Down" in log.read_text())
     messages = [line["message"] for line in logged(log)]

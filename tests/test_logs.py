@@ -465,7 +465,7 @@ def test_b9_of_many_keys_each_is_found_in_each_form(key, form):
     assert "***" in search.hide(text)
     assert search.are_in_any_form(text.encode())
     assert key not in search.hide_any_form(text)
-    assert search.are_in(f"x-header: {key}".encode())
+    assert search.may_be_in([(b"x-header", b"a"), (b"x-other", key.encode())])
 
 
 def test_b9_many_keys_that_are_not_there_leave_the_very_same_object():
@@ -473,7 +473,7 @@ def test_b9_many_keys_that_are_not_there_leave_the_very_same_object():
     text = json.dumps({"id": "chatcmpl-0123456789abcdef0123456789abcdef", "model": "sk-proj-0000", "a": '\n"'})
     assert search.hide(text) is text
     assert search.hide_any_form(text) is text
-    assert not search.are_in(text.encode())
+    assert not search.may_be_in([(b"x-header", text.replace("\\", "").encode())])
 
 
 def test_b9_500_keys_cost_a_line_no_more_than_a_few():
@@ -484,7 +484,7 @@ def test_b9_500_keys_cost_a_line_no_more_than_a_few():
         begun = time.process_time()
         for _ in range(200):
             search.hide(line)
-            search.are_in(line.encode())
+            search.may_be_in([(b"x-header", line.encode())])
         return time.process_time() - begun
 
     few, many = KeySearch(MANY[:10]), KeySearch(MANY)

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
 
-from aigw.daemon.watchdog import BEAT_SECONDS, WARN_EVERY, Watchdog
+from aigw.daemon.watchdog import CHECK_SECONDS, WARN_EVERY, Watchdog
 from aigw.telemetry import logs
 from aigw.telemetry.logs import MAX_KINDS, WINDOW_SECONDS, DuplicateFilter, JsonLines
 from tests.test_daemon import Daemon, twistd
@@ -39,17 +39,17 @@ def test_d5_lag_is_measured_and_warned_about_at_most_every_10_s(warned):
     clock = Late()
     pulse = Watchdog(clock, lambda: None, float("inf"))
     pulse.start()
-    clock.advance(BEAT_SECONDS)
+    clock.advance(CHECK_SECONDS)
     assert (pulse.lag, warned) == (0.0, [])
-    clock.late(BEAT_SECONDS + 0.15)
+    clock.late(CHECK_SECONDS + 0.15)
     assert pulse.lag == pytest.approx(0.15)
     assert not warned
-    clock.late(BEAT_SECONDS + 0.3)
-    assert warned == [{"message": "The event loop was held up", "lag_ms": 300}]
-    clock.late(BEAT_SECONDS + 2.0)
-    clock.late(BEAT_SECONDS + 0.5)
+    clock.late(CHECK_SECONDS + 0.3)
+    assert warned == [{"message": "The event loop was blocked", "lag_ms": 300}]
+    clock.late(CHECK_SECONDS + 2.0)
+    clock.late(CHECK_SECONDS + 0.5)
     assert len(warned) == 1
-    clock.pump([BEAT_SECONDS] * int(WARN_EVERY / BEAT_SECONDS))
+    clock.pump([CHECK_SECONDS] * int(WARN_EVERY / CHECK_SECONDS))
     assert [line["lag_ms"] for line in warned] == [300, 2000], "the worst that was not told yet"
     pulse.stop()
     assert not clock.getDelayedCalls()

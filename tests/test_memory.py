@@ -60,7 +60,7 @@ async def test_s6_100_clients_that_never_read_cost_less_than_20_mib(world, tmp_p
         config["tls"] = {"cert_file": "tls.pem", "key_file": "tls.pem"}
     context = ssl.create_default_context(cafile=str(world.ca_file))
     with FreshDaemon(tmp_path, config=json.dumps(config)) as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         asked = request({"model": "route", "stream": True, "messages": [{"role": "user", "content": "hi"}]})
         clients = []
 

@@ -30,7 +30,7 @@ async def test_s8_plain_http_at_the_https_port_is_told_so(world, sent):
     assert "HTTPS port" in got.error["message"]
     client.transport.loseConnection()
     await bounded(client.closed)
-    await until(lambda: gateway.service._site.admission.open == 0)
+    await until(lambda: gateway.service._site.limiter.open == 0)
     assert (await gateway.get("/health")).status == 200
     (line,) = [each for each in world.log if "speaks plain HTTP" in each]
     assert '"addresses":{"127.0.0.1":1}' in line.replace(" ", "")

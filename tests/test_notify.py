@@ -103,7 +103,7 @@ def test_d3_a_daemon_with_credentials(tmp_path):
 def test_d3_it_says_ready_feeds_the_watchdog_reloads_and_says_when_it_stops(tmp_path, manager):
     environ = {**KEYS, "NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1500000"}
     with Daemon(tmp_path, environ=environ) as daemon:
-        assert "Serving 1 routes over 1 providers" in manager.hears("READY=1")["STATUS"]
+        assert "Serving 1 routes with 1 providers" in manager.hears("READY=1")["STATUS"]
         with socket.create_connection(daemon.address()):
             pass  # READY means that it accepts
         for _ in range(3):
@@ -147,7 +147,7 @@ def test_d3_sockets_of_systemd_are_taken(tmp_path, listen):
             assert daemon.address() == (host, port)
             assert urllib.request.urlopen(f"http://{host}:{port}/health", timeout=5).status == 200
             daemon.process.send_signal(signal.SIGHUP)
-            daemon.wait_for("Reloaded")
+            daemon.wait_for("The gateway has reloaded")
             assert urllib.request.urlopen(f"http://{host}:{port}/ready", timeout=5).status == 200
             assert daemon.stop() == -signal.SIGTERM
         with socket.create_connection((host, port), 1):
@@ -173,7 +173,7 @@ def test_d3_priorities_stand_before_each_line_where_the_journal_reads(tmp_path):
     stat = file.stat()
     environ = {**KEYS, "JOURNAL_STREAM": f"{stat.st_dev}:{stat.st_ino}"}
     with Daemon(tmp_path, environ=environ, log=tmp_path / "none") as daemon:
-        while "Started" not in file.read_text():
+        while "The gateway has started" not in file.read_text():
             assert daemon.process.poll() is None
     lines = file.read_text().splitlines()
     levels = {json.loads(line[3:])["level"]: line[:3] for line in lines}

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from aigw.config.model import Caller
 from aigw.errors import AllStepsFailed, BadRequest, RouteNotFound, StreamBroken
-from aigw.protocols.answers import message_in
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.envelope import dumps, split_members
 from aigw.protocols.error_bodies import error_body, error_event
+from aigw.protocols.refusals import reason_in
 from aigw.protocols.requests import TOOL_MEMBERS
 from aigw.protocols.scanner import Meaning
 from aigw.secret import Secret
@@ -428,8 +428,8 @@ def test_r2_stream(member, stream):
 def test_r2_a_call_carries_what_the_hop_before_it_found_out(endpoint, more):
     """The caller goes along as an object, not as a name: limits will be asked of it."""
     team = Caller("team", Secret("sk-of-the-team"))
-    call = read_call(endpoint, chat(more), [(b"accept", b"*/*")], "req-1", team)
-    assert (call.endpoint, call.headers, call.request_id) == (endpoint, ((b"accept", b"*/*"),), "req-1")
+    call = read_call(endpoint, chat(more), {b"accept": b"Accept: */*\r\n"}, "req-1", team)
+    assert (call.endpoint, call.headers, call.request_id) == (endpoint, {b"accept": b"Accept: */*\r\n"}, "req-1")
     assert call.caller is team
 
 
@@ -975,7 +975,7 @@ def test_a4_what_a_model_writes_never_completes_a_stream(text, path, ascii_only)
     ],
 )
 def test_f6_the_message_of_an_error_object(said, message):
-    assert message_in(said) == message
+    assert reason_in(said) == message
 
 
 def test_s4_errors_have_the_openai_shape():
@@ -1005,7 +1005,7 @@ def test_f6_s7_a_provider_may_say_lone_surrogates():
     """JSON allows them as escapes, so they reach the message; the error must still be told."""
     mistake = CHAT.check_answer(rb'{"error":{"message":"bad \ud800 text"}}')
     assert mistake is not None
-    error = AllStepsFailed("None.", details={"attempts": [{"message": message_in(mistake[1])}]})
+    error = AllStepsFailed("None.", details={"attempts": [{"message": reason_in(mistake[1])}]})
     told = json.loads(error_body(error))["error"]["attempts"][0]["message"]
     assert told.startswith("bad ")
 

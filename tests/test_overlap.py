@@ -16,7 +16,7 @@ from twisted.internet.protocol import Factory
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.errors import ConfigError
-from aigw.server.listeners import Inherited, _has_ipv6, wanted
+from aigw.server.listeners import InheritedSocket, _has_ipv6, configured_listeners
 from aigw.server.overlap import overlap
 
 ADDRESSES = [
@@ -100,19 +100,19 @@ def built(**settings) -> Config:
 @pytest.mark.parametrize(
     ("settings", "inherited", "said"),
     [
-        ({"port": 8080, "admin": 8080}, [], "admin: tcp:8080:interface=127.0.0.1 takes the same address as tcp:8080:interface=127.0.0.1 (port); "),
+        ({"port": 8080, "admin": 8080}, [], "admin: tcp:8080:interface=127.0.0.1 has the same address as tcp:8080:interface=127.0.0.1 (port); "),
         ({"listen": [r"tcp6:8080:interface=\:\:1"], "admin": r"tcp6:8080:interface=0\:\:1"}, [], "admin: "),
-        ({"port": 8080, "tls": {"cert_file": "c", "key_file": "k"}, "admin": 8080}, [], r"admin: tcp:8080:interface=127.0.0.1 takes the same address as tcp"),
-        ({"listen": ["tcp:9000:interface=127.0.0.1", "tcp:port=9000:interface=127.0.0.1"]}, [], "listen: tcp:port=9000:interface=127.0.0.1 takes"),
-        ({"admin": 443}, [Inherited("systemd:domain=INET6:index=0", True, r"tcp6:443:interface=\:\:")], r"admin: tcp:443:interface=127.0.0.1 takes the same address as tcp6:443:interface=\:\: (systemd)"),
+        ({"port": 8080, "tls": {"cert_file": "c", "key_file": "k"}, "admin": 8080}, [], r"admin: tcp:8080:interface=127.0.0.1 has the same address as tcp"),
+        ({"listen": ["tcp:9000:interface=127.0.0.1", "tcp:port=9000:interface=127.0.0.1"]}, [], "listen: tcp:port=9000:interface=127.0.0.1 has"),
+        ({"admin": 443}, [InheritedSocket("systemd:domain=INET6:index=0", True, r"tcp6:443:interface=\:\:")], r"admin: tcp:443:interface=127.0.0.1 has the same address as tcp6:443:interface=\:\: (systemd)"),
         ({"port": 8080, "admin": 8081}, [], ""),
-        ({"admin": 8080}, [Inherited("systemd:domain=INET:index=0", True, "tcp:443:interface=127.0.0.1")], ""),
+        ({"admin": 8080}, [InheritedSocket("systemd:domain=INET:index=0", True, "tcp:443:interface=127.0.0.1")], ""),
     ],
 )  # fmt: skip
 def test_d4_two_listeners_on_one_address_are_a_mistake(settings, inherited, said):
     if not said:
-        assert wanted(built(**settings), inherited)
+        assert configured_listeners(built(**settings), inherited)
         return
     with pytest.raises(ConfigError) as caught:
-        wanted(built(**settings), inherited)
+        configured_listeners(built(**settings), inherited)
     assert caught.value.mistakes[0].startswith(said)

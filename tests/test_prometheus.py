@@ -156,7 +156,7 @@ def stage(tmp_path):
         with Daemon(tmp_path, config=stage.config) as daemon:
             stage.daemon = daemon
             stage.address = daemon.address()
-            daemon.wait_for("Started")
+            daemon.wait_for("The gateway has started")
             yield stage
 
 

@@ -351,7 +351,7 @@ def responses_used():
 @pytest.mark.usefixtures("responses_used")
 @pytest.mark.parametrize("fault", RESPONSES_FAULTS)
 @ensureDeferred
-async def test_a4a_python_client_of_responses(world, fault, streamed):
+async def test_a4c_python_client_of_responses(world, fault, streamed):
     await check(world, python_responses, fault, streamed, RESPONSES_FAULTS)
 
 
@@ -359,5 +359,5 @@ async def test_a4a_python_client_of_responses(world, fault, streamed):
 @MODES
 @pytest.mark.parametrize("fault", RESPONSES_FAULTS)
 @ensureDeferred
-async def test_a4a_node_client_of_responses(world, node_client, fault, streamed):
+async def test_a4c_node_client_of_responses(world, node_client, fault, streamed):
     await check(world, node(node_client, responses=True), fault, streamed, RESPONSES_FAULTS)

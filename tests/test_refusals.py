@@ -253,7 +253,7 @@ def test_f3_a_step_rests_for_the_pause_that_a_body_names():
         b"Client sent an HTTP request to an HTTPS server.\n",
         b"Reason: You're speaking plain HTTP to an SSL-enabled server port.<br />",
         b"Bad Request\r\nThis combination of host and port requires TLS.\r\n",
-        b'{"error": {"message": "This is an HTTPS port: the address begins with https://, not with http://."}}',
+        b'{"error": {"message": "This is an HTTPS port; write an address that begins with https:// instead of http://."}}',
     ],
 )
 def test_b7_the_words_of_a_tls_port_that_was_sent_plain_http(body):
@@ -261,4 +261,4 @@ def test_b7_the_words_of_a_tls_port_that_was_sent_plain_http(body):
     world = MemoryGateway(1)
     world.ask()
     world.doors["p1"].wire.say(head(400, Content_Length=str(len(body))) + body)
-    assert world.failed[0].message == "answered 400: its port speaks TLS; is it https://?"
+    assert world.failed[0].message == "answered 400: the port expects TLS; does base_url need https://?"

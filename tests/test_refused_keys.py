@@ -264,7 +264,7 @@ async def test_s20_every_refused_key_is_a_line_and_a_count_and_the_sixth_waits(w
     gateway = world.gateway(world.provider(), tls=tls)
     for _ in range(FREE):
         assert (await guess(gateway, path)).status == (200 if path in ("/status", "the form") else 401)
-    lines = [line for line in world.log if "A key was refused" in line]
+    lines = [line for line in world.log if "The gateway refused an unknown API key of a client" in line]
     assert len(lines) == 1
     assert '"address":"127.0.0.1"' in lines[0]
     assert "wrong" not in lines[0]

@@ -61,7 +61,7 @@ async def test_d1_new_requests_see_the_new_routes_on_the_same_connection(world):
         client.transport.write(request({**HELLO, "model": model}))
         assert (await bounded(client.done)).status == status
     assert not client.closed.called
-    assert messages(world, "Reloaded")[0]["routes"] == 1
+    assert messages(world, "The gateway has reloaded")[0]["routes"] == 1
 
 
 @ensureDeferred
@@ -124,7 +124,7 @@ async def test_d1_what_is_wrong_changes_nothing_and_is_named(world, change, mist
         with_route(gateway, "other")
         gateway.tree.update(change)
         assert not await gateway.reload()
-    (refusal,) = messages(world, "Not reloaded")
+    (refusal,) = messages(world, "The gateway did not reload")
     assert [each for each in refusal["mistakes"] if each.startswith(mistake)]
     kept.transport.write(request(HELLO))
     assert (await bounded(kept.done)).status == 200
@@ -146,7 +146,7 @@ async def test_d1_listeners_open_before_others_close_and_connections_stay(world)
         socket.create_connection(("127.0.0.1", old), 1).close()
     kept.transport.write(request(HELLO))
     assert (await bounded(kept.done)).status == 200
-    assert messages(world, "No longer listening")
+    assert messages(world, "The gateway has closed a listener")
 
 
 @ensureDeferred
@@ -154,8 +154,10 @@ async def test_d1_a_port_that_the_gateway_itself_has_takes_a_restart_and_the_ref
     gateway = world.gateway(world.provider())
     gateway.tree["listen"] = [{"endpoint": f"tcp:{gateway.port}:interface=127.0.0.1:backlog=7", "insecure": True}]
     assert not await gateway.reload()
-    (refusal,) = messages(world, "Not reloaded")
-    assert refusal["mistakes"][0].endswith("The gateway itself listens on that port; restart for that")
+    (refusal,) = messages(world, "The gateway did not reload")
+    assert refusal["mistakes"][0].endswith(
+        "The gateway itself listens on this port; restart the gateway to change its address"
+    )
     assert (await gateway.ask()).status == 200
 
 
@@ -175,7 +177,7 @@ async def test_d1_what_cannot_change_live_is_refused_by_name(world):
     (endpoint,) = gateway.tree["listen"]
     gateway.tree["listen"] = [{"endpoint": endpoint, "insecure": True}]
     assert not await gateway.reload()
-    (mistake,) = messages(world, "Not reloaded")[0]["mistakes"]
+    (mistake,) = messages(world, "The gateway did not reload")[0]["mistakes"]
     assert endpoint in mistake
     assert "TLS" in mistake
     assert (await gateway.ask()).status == 200
@@ -300,7 +302,7 @@ def _raise(*_: object, **__: object) -> None:
     "place",
     [
         "aigw.admin.resources.MetricsResource",
-        "aigw.admin.resources.show",
+        "aigw.admin.resources.add_resources",
         "aigw.admin.resources.tree",
         "aigw.server.api.tree",
         "aigw.daemon.service.Gateway",
@@ -332,7 +334,7 @@ async def test_d1_whatever_goes_wrong_the_old_configuration_goes_on_complete(wor
     assert not taken
     failures.clear()  # the traceback is in the log, as it should be
 
-    assert messages(world, "Not reloaded")[0]["mistakes"] == ["the disk is on fire"]
+    assert messages(world, "The gateway did not reload")[0]["mistakes"] == ["the disk is on fire"]
     assert told[0].startswith("Not reloaded at ")
     shown = (await gateway.get("/status.json")).json
     assert shown["reload"]["refused"] == 1
@@ -405,7 +407,7 @@ async def test_d1_a_renewed_certificate_is_shown_and_old_connections_stay(world)
     second = certificate(world, "server", "127.0.0.1")
     assert await gateway.reload()
     shown, fresh = await hello(world, gateway.port)
-    assert (shown, messages(world, "Reloaded")[0]["serials"]) == (second, [second])
+    assert (shown, messages(world, "The gateway has reloaded")[0]["serials"]) == (second, [second])
 
     def ask_again() -> bytes:
         kept.sendall(request(None, "/health", "GET"))
@@ -479,7 +481,7 @@ async def test_d1_every_certificate_that_is_wrong_is_named(world):
     gateway = world.gateway(world.provider())
     gateway.tree["tls"] = tls
     assert not await gateway.reload()
-    mistakes = messages(world, "Not reloaded")[0]["mistakes"]
+    mistakes = messages(world, "The gateway did not reload")[0]["mistakes"]
     assert [each.partition(": ")[0] for each in mistakes] == [
         "tls.client_ca",
         "tls.certificates[0].cert_file",

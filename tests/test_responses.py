@@ -1,4 +1,4 @@
-"""A4a, R3: the contract of the responses API, as the official clients and Codex read it."""
+"""A4c, R3: the contract of the responses API, as the official clients and Codex read it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def broken_after(*reads: bytes) -> dict:
     return event_of(scanner.error_event(StreamBroken("stream_reset", "It was reset.")).removeprefix(b"\n\n"))
 
 
-def test_a4a_the_event_is_a_response_that_failed_with_an_error_beside_it():
+def test_a4c_the_event_is_a_response_that_failed_with_an_error_beside_it():
     assert broken_after(CREATED, ADDED, delta(2)) == {
         "type": "response.failed",
         "sequence_number": 3,
@@ -91,12 +91,12 @@ def pieces(data: bytes, size: int = 1000) -> list[bytes]:
     ],
     ids=lambda value: str(value) if isinstance(value, int) else f"{len(value)} reads",
 )
-def test_a4a_the_id_and_the_next_number_in_whatever_pieces_they_came(reads, number):
+def test_a4c_the_id_and_the_next_number_in_whatever_pieces_they_came(reads, number):
     event = broken_after(*reads)
     assert (event["response"]["id"], event["sequence_number"]) == ("resp_1", number)
 
 
-def test_a4a_a_provider_that_gives_neither():
+def test_a4c_a_provider_that_gives_neither():
     event = broken_after(b'data: {"type":"response.output_text.delta","delta":"x"}\n\n')
     assert (event["response"]["id"], event["sequence_number"]) == ("", 0)
 
@@ -112,7 +112,7 @@ def broken_stream(path: str, *events: bytes, asked: dict = ASKED) -> tuple[bytes
     return client.take(), world, client
 
 
-def test_a4a_the_stream_then_ends_properly_and_the_connection_goes_on():
+def test_a4c_the_stream_then_ends_properly_and_the_connection_goes_on():
     got, world, client = broken_stream("/v1/responses", CREATED, ADDED, delta(2))
     assert got.endswith(b"\r\n0\r\n\r\n")
     event = event_of(got[got.index(b"event: response.failed") : -len(b"\r\n0\r\n\r\n")])
@@ -131,7 +131,7 @@ def test_a4_a_stream_of_chat_still_ends_without_a_proper_end():
     assert client.disconnected
 
 
-def test_a4a_d2_a_stop_ends_it_so_too():
+def test_a4c_d2_a_stop_ends_it_so_too():
     world = MemoryGateway()
     client = world.open()
     client.say(request(ASKED, "/v1/responses"))

@@ -81,7 +81,7 @@ def daemon(tmp_path):
     tree = configuration(tmp_path, False)
     tree["tls"] = {"cert_file": "tls.pem", "key_file": "tls.pem"}
     with Daemon(tmp_path, config=json.dumps(tree)) as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         yield daemon
         assert not [line for line in daemon.lines() if "traceback" in line["fields"]], "S7"
 

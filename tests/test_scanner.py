@@ -11,10 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aigw.errors import StreamBroken
-from aigw.protocols import sse
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.error_bodies import error_event
-from aigw.protocols.scanner import HOLD_EVENTS, HOLD_STREAM, Meaning, StreamScanner
+from aigw.protocols.scanner import HOLD_STREAM, Meaning, StreamScanner
 from tests.providers import DONE, ROLE, event
 
 SILENCE, OUTPUT, END, ERROR = Meaning
@@ -50,12 +49,11 @@ def begun(*more: bytes, endpoint=CHAT) -> StreamScanner:
             ERROR,
             False,
         ),
-        ((b": c\n\n" * HOLD_EVENTS,), b": c\n\n" * HOLD_EVENTS, SILENCE, True),
-        ((b": " + b"c" * (HOLD_STREAM - 3), b"c"), b"", SILENCE, True),
+        ((b": " + b"c" * (HOLD_STREAM - 3), b"c"), b"", SILENCE, False),
     ],
     ids=(
         "a comment,a role,a role and a half,output,output in halves,output and a half,all of it,only an end,"
-        "an error,64 comments,64 KiB of comment"
+        "an error,64 KiB of comment"
     ).split(","),
 )
 def test_a2_up_to_the_first_output(fed, passed, meaning, has_output):
@@ -78,11 +76,11 @@ def test_a2_up_to_the_first_output(fed, passed, meaning, has_output):
         (CHAT, b"data", b"", OUTPUT, False),
         (CHAT, STOP, STOP, OUTPUT, True),  # usage may follow
         (CHAT, DONE, DONE, END, True),
-        (CHAT, HELLO + DONE + b": bye\n\n", HELLO + DONE + b": bye\n\n", END, True),
+        (CHAT, HELLO + DONE + b": bye\n\n", HELLO + DONE, END, True),  # nothing is written behind it
         (RESPONSES, STOP, STOP, OUTPUT, False),
         (RESPONSES, RESPONSE_END, RESPONSE_END, END, True),
         (RESPONSES, RESPONSE_END.replace(b"\n", b"\r\n"), RESPONSE_END.replace(b"\n", b"\r\n"), END, True),
-        (RESPONSES, DONE, DONE, END, True),
+        (RESPONSES, DONE, b"", END, True),  # our event goes out in front of it
     ],
 )
 def test_a3_a4_after_the_first_output(endpoint, data, passed, meaning, complete):
@@ -175,13 +173,16 @@ def test_a3_however_a_stream_is_cut_the_same_is_passed_on_and_means_the_same(dat
                 assert meaning is not ERROR
                 passed += more
                 assert not more or more.endswith((b"\n", b"\r"))
-        whole = passed
-        passed += scanner.finish()
-        assert passed == data
-        return sse.boundary(whole), scanner.complete, scanner.usage.counts()
+                if meaning is END:
+                    break
+        else:
+            passed += scanner.finish()
+        assert data.startswith(passed + scanner.last)
+        assert scanner.complete or passed == data
+        return scanner.complete, scanner.usage.counts(), scanner.failure is None
 
     at = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    assert outcome([data[start:end] for start, end in itertools.pairwise(at)])[1:] == outcome([data])[1:]
+    assert outcome([data[start:end] for start, end in itertools.pairwise(at)]) == outcome([data])
 
 
 # The house

@@ -353,7 +353,7 @@ def test_s21_a_header_that_may_stand_once_is_named_when_it_stands_twice(name):
     client.say(get(KEY, *[name + b": 1"] * 2, host=b"" if name == b"host" else b"Host: x"))
     answer = client.take()
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert error_of(answer)["message"] == f"The header {name.decode()!r} stands twice; send it once."
+    assert error_of(answer)["message"] == f"The header {name.decode()!r} is repeated; send it once."
     assert not any(door.wires for door in gateway.doors.values())
 
 

@@ -72,9 +72,9 @@ class Daemon:
 
     def state(self) -> dict:
         """What the process says that it holds, and what the kernel says."""
-        count = self.messages["State"]
+        count = self.messages["The gateway reports its state"]
         self.process.send_signal(signal.SIGUSR2)
-        said = self.wait_for("State", count + 1)
+        said = self.wait_for("The gateway reports its state", count + 1)
         open_files = len(os.listdir(f"/proc/{self.process.pid}/fd"))
         return {**said, "open_files": open_files, "rss_kib": rss(self.process.pid)}
 
@@ -169,7 +169,7 @@ def test_d5_nothing_grows(tmp_path, capsys):
         configurations = Configurations(tmp_path, *ports_of(providers))
         configurations.use(0)
         daemon = stack.enter_context(Daemon(tmp_path))
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         plain, secure = listening(daemon)
 
         def run(requests: int, watch) -> Counter:
@@ -214,7 +214,7 @@ def test_d5_nothing_grows(tmp_path, capsys):
             for outcome, count in sorted(outcomes.items()):
                 print(f"    {count:8} {outcome}")
         assert not daemon.tracebacks, daemon.tracebacks[0]
-        assert daemon.messages["Reloaded"] >= reloads * 0.8
+        assert daemon.messages["The gateway has reloaded"] >= reloads * 0.8
         assert 500 not in daemon.statuses
         assert sum(daemon.outcomes.values()) < daemon.messages["Request"] * 0.2, "the providers answer well, mostly"
         assert not [outcome for outcome in outcomes if re.search("in time|no connection|500|more than", outcome)]

@@ -116,10 +116,10 @@ async def test_a_page_that_does_not_read_costs_nothing(world):
     (viewer,) = gateway.service._admin.viewers._viewers
     viewer.pauseProducing()
     before = viewer._request.sentLength
-    viewer.tell(b"data: {}\n\n")
+    viewer.send(b"data: {}\n\n")
     assert viewer._request.sentLength == before
     viewer.resumeProducing()
-    viewer.tell(b"data: {}\n\n")
+    viewer.send(b"data: {}\n\n")
     assert viewer._request.sentLength > before
 
 

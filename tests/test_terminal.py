@@ -236,7 +236,7 @@ def test_b9_a_terminal_gets_one_readable_line_a_request(tmp_path, words, environ
         assert ask(port) == 502
         gateway.wait_for(form)
         gateway.process.send_signal(signal.SIGINT)
-        gateway.wait_for(b"Stopped")
+        gateway.wait_for(b"The gateway has stopped")
         assert gateway.process.wait(15) == -signal.SIGINT
         if environ or words:
             assert b"\x1b" not in gateway.screen
@@ -244,5 +244,7 @@ def test_b9_a_terminal_gets_one_readable_line_a_request(tmp_path, words, environ
 
 def test_b9_a_wrong_configuration_is_told_in_words_at_a_terminal(tmp_path):
     with AtTerminal(tmp_path, config=CONFIG.replace("90s", "never")) as gateway:
-        gateway.wait_for(rb"config.yaml: not usable\r\n  config.yaml, line 7: routes\[0\].steps\[0\].timeout: ")
+        gateway.wait_for(
+            rb"config.yaml: the configuration has mistakes\r\n  config.yaml, line 7: routes\[0\].steps\[0\].timeout: "
+        )
         assert gateway.process.wait(15) == 78

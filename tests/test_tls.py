@@ -224,7 +224,9 @@ async def test_b11_plain_http_beside_tls(world):
     assert (await visit(tls, trusting(world))).answer.endswith(HEALTHY)
     gateway.port = plain
     assert (await gateway.get("/health", {})).body == HEALTHY
-    listening = [json.loads(line)["fields"] for line in world.log if '"message":"Listening"' in line]
+    listening = [
+        json.loads(line)["fields"] for line in world.log if '"message":"The gateway has opened a listener"' in line
+    ]
     assert {each["address"]: each["tls"] for each in listening} == {
         f"127.0.0.1:{tls}": True,
         f"127.0.0.1:{plain}": False,

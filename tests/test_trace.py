@@ -299,7 +299,7 @@ def attempt_like():
     import msgspec
 
     class Attempt(msgspec.Struct):
-        headers: tuple = ()
+        headers: dict = {}
 
     return Attempt()
 
@@ -321,7 +321,7 @@ async def test_a_bad_collector_costs_no_request_anything(world, monkeypatch, mod
     for _ in range(12):
         assert (await gateway.ask()).status == 200
     assert time.monotonic() - started < 5
-    tracing = gateway.service._watch.tracing
+    tracing = gateway.service._telemetry.tracing
     await until(lambda: tracing.dropped_queue + tracing.dropped_export > 0, 10.0)
     if mode == "hang":
         assert await value(gateway, "aigw_spans_dropped_total", reason="queue_full") > 0

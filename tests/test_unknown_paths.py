@@ -12,7 +12,7 @@ from tests.memory import MemoryGateway, error_of
 @pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("/v1/v1/chat/completions", "It has /v1 twice: the client adds what is behind the base URL, so use /v1/chat/completions."),
+        ("/v1/v1/chat/completions", "It has /v1 twice: remove one from the base URL, so that the path is /v1/chat/completions."),
         ("/v1/v1", "so use /v1."),
         ("/chat/completions", "use /v1/chat/completions, with a base URL that ends in /v1."),
         ("/openai/chat/completions", "use /v1/chat/completions"),
@@ -27,7 +27,7 @@ from tests.memory import MemoryGateway, error_of
         ("/v1/embeddings/", "Did you mean /v1/embeddings?"),
         ("/v1/moderations", "serves POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings"),
         ("/", "and GET /v1/models"),
-        ("/\xff\r\nX-Evil: 1", "This gateway serves"),
+        ("/\xff\r\nX-Evil: 1", "This gateway has the paths"),
     ],
 )  # fmt: skip
 def test_s4_the_hint(path, hint):

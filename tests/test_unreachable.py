@@ -13,8 +13,8 @@ from tests.memory import MemoryGateway
 from tests.providers import answer, fin, hang, raw
 from tests.test_certificates import Server
 
-IS_IT_HTTP = "is it http://?"
-IS_IT_HTTPS = "is it https://?"
+IS_IT_HTTP = "does base_url need http://?"
+IS_IT_HTTPS = "does base_url need https://?"
 ROOT = authority()
 LOCAL = ip("127.0.0.1")
 
@@ -38,14 +38,14 @@ def https(port: int) -> str:
 async def test_b11_a_port_that_answers_in_plain_http(world):
     provider = world.provider(on_connect=lambda c: c.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"))
     assert await why(world, https(provider.port)) == (
-        f"TLS: wrong version number: the port does not speak TLS; {IS_IT_HTTP}"
+        f"TLS: wrong version number: the port does not use TLS; {IS_IT_HTTP}"
     )
 
 
 @ensureDeferred
 async def test_b11_a_port_that_closes_in_the_handshake(world):
     provider = world.provider(on_connect=fin)
-    assert await why(world, https(provider.port)) == f"connection closed in the TLS handshake; {IS_IT_HTTP}"
+    assert await why(world, https(provider.port)) == f"the connection was closed in the TLS handshake; {IS_IT_HTTP}"
 
 
 @ensureDeferred
@@ -63,7 +63,7 @@ async def test_b11_who_has_spoken_tls_is_not_asked_whether_it_does(world):
     await until(lambda: provider.connections[0].is_closed)
     provider.on_connect = fin
     await gateway.ask()
-    assert world.records[-1]["attempts"][0]["message"] == "connection closed in the TLS handshake"
+    assert world.records[-1]["attempts"][0]["message"] == "the connection was closed in the TLS handshake"
 
 
 # A port that speaks TLS, and an address that begins with http://
@@ -80,7 +80,7 @@ async def test_b11_a_tls_port_that_is_sent_plain_http(world):
 async def test_b11_a_tls_port_that_closes(world):
     provider = world.provider(fin)
     message = await why(world, f"http://127.0.0.1:{provider.port}/v1")
-    assert message == f"connection closed before an answer; {IS_IT_HTTPS}"
+    assert message == f"the provider closed the connection before an answer; {IS_IT_HTTPS}"
 
 
 @ensureDeferred
@@ -88,28 +88,28 @@ async def test_b11_who_has_answered_in_plain_http_is_not_asked_whether_it_does(w
     gateway = world.gateway(world.provider(answer(), fin))
     for _ in range(2):
         await gateway.ask()
-    assert world.records[-1]["attempts"][0]["message"] == "connection closed before an answer"
+    assert world.records[-1]["attempts"][0]["message"] == "the provider closed the connection before an answer"
 
 
 @ensureDeferred
 async def test_b11_a_tls_alert_in_the_place_of_an_answer(world):
     provider = world.provider(raw(b"\x15\x03\x01\x00\x02\x02\x28"))
     message = await why(world, f"http://127.0.0.1:{provider.port}/v1")
-    assert message == f"answered with malformed HTTP: it is TLS; {IS_IT_HTTPS}"
+    assert message == f"the answer is malformed HTTP: it is TLS; {IS_IT_HTTPS}"
 
 
 # Certificates: why, and what to do
 
-IN_FILE = "; name its CA in ca_file, which is used instead of the system's CAs"
-BY_SYSTEM = "; name its CA in ca_file"
+IN_FILE = "; set ca_file to the CA of the provider, which replaces the CAs of the system"
+BY_SYSTEM = "; set ca_file to the CA of the provider"
 CERTIFICATES = {
     "self-signed":            (lambda: issue(LOCAL), False, f"the certificate is self-signed and not trusted (self-signed certificate){BY_SYSTEM}"),
     "self-signed, a ca_file": (lambda: issue(LOCAL), True, f"the certificate is self-signed and not trusted (self-signed certificate){IN_FILE}"),
     "unknown issuer":         (lambda: issue(LOCAL, by=authority("x")), True, f"the certificate has an unknown issuer (unable to get local issuer certificate){IN_FILE}"),
-    "expired":                (lambda: issue(LOCAL, by=ROOT, ends=NOW - DAY / 2), True, "the certificate has expired; the provider must renew it (or the clock of this machine is wrong)"),
-    "not valid yet":          (lambda: issue(LOCAL, by=ROOT, begins=NOW + DAY), True, "the certificate is not valid yet (certificate is not yet valid); look at the clock of this machine"),
-    "another host":           (lambda: issue(dns("else.example"), by=ROOT), True, "the certificate is not for this host (hostname mismatch); base_url needs a host that the certificate names"),
-    "no host":                (lambda: issue(by=ROOT), True, "the certificate names no host (it has no subject alternative name) (hostname mismatch); base_url needs a host that the certificate names"),
+    "expired":                (lambda: issue(LOCAL, by=ROOT, ends=NOW - DAY / 2), True, "the certificate has expired; the provider must renew it, or the clock of this machine is wrong"),
+    "not valid yet":          (lambda: issue(LOCAL, by=ROOT, begins=NOW + DAY), True, "the certificate is not valid yet (certificate is not yet valid); check the clock of this machine"),
+    "another host":           (lambda: issue(dns("else.example"), by=ROOT), True, "the certificate is not for this host (hostname mismatch); set base_url to a host that the certificate names"),
+    "no host":                (lambda: issue(by=ROOT), True, "the certificate has no host name (no subject alternative name) (hostname mismatch); set base_url to a host that the certificate names"),
     "an unusual reason":      (lambda: issue(LOCAL, by=ROOT, key_name="rsa 1024"), True, "the certificate is refused by OpenSSL: key too small; the provider needs another certificate"),
 }  # fmt: skip
 
@@ -152,8 +152,8 @@ async def test_b11_a_machine_without_ca_certificates_says_so(world, server, monk
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     server.show(issue(LOCAL, by=ROOT))
     assert await why_over_tls(world, server) == (
-        "TLS: the certificate has an unknown issuer (unable to get local issuer certificate); this machine has no CA file "
-        "at all: install ca-certificates, or name the CA in ca_file"
+        "TLS: the certificate has an unknown issuer (unable to get local issuer certificate); this machine has no CA "
+        "certificates; install ca-certificates, or set ca_file to the CA of the provider"
     )
 
 
@@ -187,7 +187,7 @@ async def test_b11_a_provider_that_speaks_old_tls_only(world, server):
         server.show(issue(LOCAL, by=ROOT, key_name="rsa 2048"), ciphers=ciphers, version=version)
         message = await why_over_tls(world, server, ca_file=str(world.folder / "root.pem"))
         assert message.startswith("TLS: ")
-        assert message.endswith("; `tls: {legacy: true}` allows older cipher suites"), message
+        assert message.endswith("; write `tls: {legacy: true}` to allow older cipher suites"), message
 
 
 # F1: a 408 that closes a connection which was used before
@@ -263,7 +263,10 @@ def test_a1_a_real_coding_is_refused(lines):
     world = MemoryGateway()
     world.ask()
     world.doors["p1"].wire.say(coded(GOOD, *[b"Content-Encoding: " + line for line in lines]))
-    assert world.failed[0].message == "answered with malformed HTTP: a Content-Encoding though identity was asked for"
+    assert (
+        world.failed[0].message
+        == "the answer is malformed HTTP: it has a Content-Encoding, and the request asked for identity"
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -284,7 +287,10 @@ def test_a1_compressed_bytes_without_a_label_are_a_failed_step(stream, kind, sta
         if part:
             world.doors["p1"].wire.say(part)
     assert client.take() == b""
-    assert world.failed[0].message == "answered with malformed HTTP: a compressed body without a Content-Encoding"
+    assert world.failed[0].message in [
+        f"{start} malformed HTTP: its body is compressed and has no Content-Encoding"
+        for start in ("the answer is", "answered with")
+    ]
     assert world.doors["p2"].wires
 
 

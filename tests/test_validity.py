@@ -70,11 +70,11 @@ SHOWN = {
     "good, with an intermediate":   (lambda: [under(MIDDLE)],                              200,    None,                        None,    None),
     "one that expires soon":        (lambda: [leaf(ends=NOW + 5 * DAY)],                   200,    None,                        "WARN",  r"A certificate expires in [45]\.\d days: .*/0\.pem: CN=common name\)"),
     "an intermediate that does":    (lambda: [under(authority("a", by=ROOT, ends=NOW + 5 * DAY))], 200, None,                   "WARN",  r"A certificate expires in [45]\.\d days: .*/0\.pem: CN=a\)"),
-    "expired":                      (lambda: [leaf(ends=OLD)],                             503,    "certificate_expired",       "ERROR", r"A certificate has expired: .*CN=common name\)"),
-    "an intermediate that has":     (lambda: [under(authority("a", by=ROOT, ends=OLD))],   503,    "certificate_expired",       "ERROR", r"A certificate has expired: .*CN=a\)"),
-    "an old root in the file":      (lambda: [old_root()],                                 503,    "certificate_expired",       "ERROR", r"A certificate has expired: .*CN=old root\)"),
-    "another name's has expired":   (lambda: [leaf(), leaf(ends=OLD)],                     503,    "certificate_expired",       "ERROR", r"A certificate has expired: .*/1\.pem: "),
-    "not valid yet":                (lambda: [leaf(begins=NEW)],                           503,    "certificate_not_yet_valid", "ERROR", r"A certificate is not valid yet, for [23]\.\d days: .*CN=common name\)"),
+    "expired":                      (lambda: [leaf(ends=OLD)],                             503,    "certificate_expired",       "ERROR", r"A certificate has expired, .*CN=common name\)"),
+    "an intermediate that has":     (lambda: [under(authority("a", by=ROOT, ends=OLD))],   503,    "certificate_expired",       "ERROR", r"A certificate has expired, .*CN=a\)"),
+    "an old root in the file":      (lambda: [old_root()],                                 503,    "certificate_expired",       "ERROR", r"A certificate has expired, .*CN=old root\)"),
+    "another name's has expired":   (lambda: [leaf(), leaf(ends=OLD)],                     503,    "certificate_expired",       "ERROR", r"A certificate has expired, .*/1\.pem: "),
+    "not valid yet":                (lambda: [leaf(begins=NEW)],                           503,    "certificate_not_yet_valid", "ERROR", r"A certificate is not valid yet, for [23]\.\d days.*CN=common name\)"),
     "an intermediate, not yet":     (lambda: [under(authority("a", by=ROOT, begins=NEW))], 503,    "certificate_not_yet_valid", "ERROR", r"A certificate is not valid yet, .*CN=a\)"),
     "another name's, not yet":      (lambda: [leaf(), leaf(begins=NEW)],                   503,    "certificate_not_yet_valid", "ERROR", r"A certificate is not valid yet, .*/1\.pem: "),
 }  # fmt: skip
@@ -172,7 +172,10 @@ async def test_b11_a_missing_intermediate_is_warned_of_at_start_and_reload(world
     level, message = first
     assert level == "WARN"
     assert message.startswith("tls.certificates[0].cert_file: ")
-    assert "its issuer, CN=intermediate, is neither in the file nor a CA of this system: append" in message
+    assert (
+        "its issuer, CN=intermediate, is neither in the file nor a CA of this system, so clients may refuse the connection; append"
+        in message
+    )
     assert (await gateway.get("/ready", {})).status == 200, "it is only a warning"
     assert any("CN=intermediate" in warning for warning in gateway.service.warnings())
 
@@ -183,7 +186,7 @@ def test_d4_check_config_warns_of_all_of_it(tmp_path):
     for made, warning in (
         (issue(*NAMES, by=MIDDLE).alone(), "warning: config.yaml, line 8: tls.cert_file: "),
         (leaf(begins=NEW), "warning: a certificate is not valid yet, for "),
-        (under(authority("a", by=ROOT, ends=OLD)), "warning: a certificate has expired: "),
+        (under(authority("a", by=ROOT, ends=OLD)), "warning: a certificate has expired, "),
     ):
         (tmp_path / "cert.pem").write_bytes(made.pem)
         (tmp_path / "key.pem").write_bytes(made.key_pem)

@@ -1,4 +1,4 @@
-"""Who may call.
+"""Which clients may call.
 
 In reading order: keys (from credentials to a caller), refused_keys (counted, logged and slowed down).
 """

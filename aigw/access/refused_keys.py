@@ -1,8 +1,8 @@
-"""Keys that were refused: each is counted, logged with the address that it came from, and answered the later the more
-of them came from there.
+"""Refused keys: each is counted, and logged with the address of its client. The more of them one address sends, the
+later its answers come.
 
-A right key is never held up: many people may share an address. So a pause slows down whoever waits for the answer, and
-costs whoever does not wait a connection for each key. What protects a key is its length.
+A right key is never delayed, because many people may share an address. The pause slows down a client that waits for
+the answer; a client that does not wait needs a connection for each key. What protects a key is its length.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FREE = 5  # refusals of one address that are answered at once
 FIRST_PAUSE = 0.25  # then this, and twice as long each time
 LONGEST_PAUSE = 5.0
 FORGET_SECONDS = 10.0  # in which one refusal is forgotten
-MOST_COUNTED = FREE + 6.0  # no more are kept against an address: LONGEST_PAUSE is reached
+MOST_COUNTED = FREE + 6.0  # the count of an address ends here: LONGEST_PAUSE is reached
 MAX_ADDRESSES = 4096  # the one that was quiet the longest is forgotten first
 MAX_WAITING = 200  # of all addresses; beyond them an answer goes out at once
 MAX_LINES = 20  # in LOG_SECONDS, on all addresses
 
-_MESSAGE = "A key was refused: it is not one of this gateway's"
+_MESSAGE = "The gateway refused an unknown API key of a client"
 
 
 def _fields(count: int, by_address: dict[str, int]) -> dict[str, Any]:
@@ -47,9 +47,9 @@ class RefusedKeys:
         self._notice = Notice(clock, _MESSAGE, _fields, lines=MAX_LINES, addresses=MAX_ADDRESSES)
 
     def delay(self, request: Any, error: WrongKey, answer: Callable[[], object]) -> None:
-        """Count a wrong key, and call ``answer`` after the pause that its sender has to wait, if any.
+        """Count a wrong key, and call ``answer`` after a pause, if the client has sent many.
 
-        Behind such an answer the connection closes, and until then nothing that it sends is kept.
+        The connection closes after a delayed answer, and what the client sends until then is dropped.
         """
         pause = self.add(request.channel.transport.getPeer(), error.tried)
         if pause:
@@ -61,7 +61,7 @@ class RefusedKeys:
         answer()
 
     def add(self, peer: Any, keys: int = 1) -> float:
-        """Count ``keys`` that came from ``peer`` in one request; the seconds that the answer is to wait."""
+        """Count ``keys`` of one request from ``peer``; gives the seconds by which the answer is delayed."""
         self.total += keys
         address = counts_for(peer)
         self._notice.note(address or "a Unix socket", keys, shown=getattr(peer, "host", None))
@@ -78,7 +78,7 @@ class RefusedKeys:
     # The pause
 
     def wait(self, seconds: float) -> Deferred[None] | None:
-        """Fires after that, and sooner if the gateway stops; may be cancelled. None where too many wait already."""
+        """Fires after the seconds, or when the gateway stops; may be cancelled. None if too many wait already."""
         if self._stopping or len(self._waiting) >= MAX_WAITING:
             return None
         waits: Deferred[None] = Deferred(self._leave)
@@ -93,7 +93,7 @@ class RefusedKeys:
         waits.callback(None)
 
     def stop(self) -> None:
-        """The gateway is stopping: nobody waits any more."""
+        """The gateway is stopping: end all pauses."""
         self._stopping = True
         while self._waiting:
             waits, timer = self._waiting.popitem()
@@ -101,5 +101,5 @@ class RefusedKeys:
             waits.callback(None)
 
     def close(self) -> None:
-        """No client is connected: log what is not logged."""
+        """No client is connected: log the rest."""
         self._notice.close()

@@ -1,5 +1,5 @@
-"""What administrators see.
+"""The pages for administrators.
 
-In reading order: resources (the tree), access_control and session (who may look), page (the files for browsers),
-live_feed (who is looking).
+In reading order: resources (the tree), access_control and session (who may see them), page (the files for browsers),
+live_feed (the open status pages).
 """

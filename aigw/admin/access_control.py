@@ -1,5 +1,5 @@
-"""Who may look at what the gateway does: on the listener for administrators whoever can connect, elsewhere whoever
-has a key, or the cookie that a browser got for one.
+"""Who may see the state of the gateway: every client of the listener for administrators. On other listeners a client
+needs a key, or the cookie that a browser got for the key.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ AccessCheck = Callable[[Request], None]
 
 
 def with_key(callers: Sequence[Caller], cookies: Cookies) -> AccessCheck:
-    """For whoever has a key, or else a cookie. Raises what ``authenticate`` does, WrongKey for a forged cookie too."""
+    """Allow clients with a key or a cookie. Raises as ``authenticate`` does, WrongKey for a forged cookie too."""
 
-    def judge(request: Request) -> None:
+    def check(request: Request) -> None:
         request.caller = caller_of(request)
 
     def caller_of(request: Request) -> Caller:
@@ -36,32 +36,32 @@ def with_key(callers: Sequence[Caller], cookies: Cookies) -> AccessCheck:
             raise
         except Unauthorized:
             sent = (request.header(b"cookie") or b"").decode("latin-1")
-            caller, forged = cookies.judge(callers, sent, time.time(), request.isSecure()) if sent else (None, 0)
+            caller, forged = cookies.verify(callers, sent, time.time(), request.isSecure()) if sent else (None, 0)
             if forged:
                 raise wrong_key(forged) from None
             if caller is None:
                 raise
             return caller
 
-    return judge
+    return check
 
 
-def everybody(request: Request) -> None:
-    """A gate that is open to all."""
+def allow_all(request: Request) -> None:
+    """Allow every client."""
 
 
 def allow_local(request: Request) -> None:
-    """Everybody; but on loopback only by a name of loopback. Raises Misdirected.
+    """Allow every client; on loopback only with a loopback name in ``Host``. Raises Misdirected.
 
-    A page from elsewhere whose name was made to lead to 127.0.0.1 comes with that name in ``Host``.
+    A page of another site can make its own name resolve to 127.0.0.1, and then sends that name in ``Host``.
     """
     name = _PORT.sub("", (request.header(b"host") or b"").decode("latin-1"))
     if _is_loopback(request.channel.transport.getHost()) and not _is_local_name(name):
-        raise Misdirected("This listener is for this machine only: ask for it as localhost or by its address.")
+        raise Misdirected("This listener is only for this machine; use localhost or its IP address in the URL.")
 
 
 def is_near(transport: Any) -> bool:
-    """Whether the other side is on this machine: it may come from the very address that it asks."""
+    """Whether the client is on this machine, which may use the address of the listener itself."""
     peer = transport.getPeer()
     return isinstance(peer, UNIXAddress) or _is_loopback(peer) or bool(peer.host == transport.getHost().host)
 
@@ -75,7 +75,7 @@ def _is_loopback(address: Any) -> bool:
 
 
 def _is_local_name(name: str) -> bool:
-    if name.lower() in ("localhost", ""):  # HTTP/1.0 needs no Host, and no browser speaks it
+    if name.lower() in ("localhost", ""):  # HTTP/1.0 needs no Host, and browsers do not use it
         return True
     try:
         return ipaddress.ip_address(name.strip("[]")).is_loopback

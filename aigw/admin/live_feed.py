@@ -1,4 +1,4 @@
-"""Whoever has the status page open: each gets the status as a server-sent event as soon as it has changed."""
+"""The open status pages: each gets the status as a server-sent event when it has changed."""
 
 from __future__ import annotations
 
@@ -13,73 +13,76 @@ from zope.interface import implementer
 from aigw.errors import Draining, Overloaded
 
 EVERY_SECONDS = 1.0
-QUIET_SECONDS = 15.0  # then a comment says that the connection lives
-MOST_SECONDS = 3600.0  # then a page asks anew, and is judged anew: its cookie may have ended
+QUIET_SECONDS = 15.0  # then a comment keeps the connection open
+MOST_SECONDS = 3600.0  # then a page connects again, and its cookie is checked again
 MOST = 50
 
 
 class LiveFeed:
-    """Looks once a second while there is anybody, and never else. ``look`` gives the status as JSON."""
+    """Checks the status once a second, only while pages are open. ``status`` gives the status as JSON."""
 
-    def __init__(self, look: Callable[[], bytes], clock: IReactorTime) -> None:
-        self._look = look
+    def __init__(self, status: Callable[[], bytes], clock: IReactorTime) -> None:
+        self._status = status
         self._clock = clock
         self._viewers: dict[Subscriber, float] = {}  # and since when
         self._timer: IDelayedCall | None = None
-        self._said = b""
-        self._said_at = 0.0
+        self._sent = b""
+        self._sent_at = 0.0
         self._stopping = False
 
     def admit(self, request: Any) -> None:
-        """Serve a request from now until it or the gateway ends. Raises Overloaded, Draining."""
+        """Send events to a request until it ends or the gateway stops. Raises Overloaded, Draining."""
         if self._stopping:
             raise Draining("The gateway is stopping.")
         if len(self._viewers) >= MOST:
-            raise Overloaded(f"{MOST} pages are open already.", code="too_many_viewers")
+            raise Overloaded(
+                f"{MOST} status pages are open already, which is the limit. Close one and try again.",
+                code="too_many_viewers",
+            )
         viewer = Subscriber(request, self)
         self._viewers[viewer] = self._clock.seconds()
         if self._timer is None:
-            self._said, self._said_at = self._look(), self._clock.seconds()
-            self._timer = self._clock.callLater(EVERY_SECONDS, self._tell)
-        viewer.begin(_event(self._said))
+            self._sent, self._sent_at = self._status(), self._clock.seconds()
+            self._timer = self._clock.callLater(EVERY_SECONDS, self._send)
+        viewer.begin(_event(self._sent))
 
     def left(self, viewer: Subscriber) -> None:
-        """One is gone."""
+        """A page is closed."""
         self._viewers.pop(viewer, None)
         if not self._viewers and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def end(self) -> None:
-        """The gateway is stopping, and need not wait for these."""
+        """The gateway is stopping: end all streams."""
         self._stopping = True
-        self._tell()
+        self._send()
         self.ask_again()
 
     def ask_again(self, begun_by: float = math.inf) -> None:
-        """End the streams that began by then: a page asks anew by itself, and is judged anew, by the keys of now."""
+        """End the streams that began until ``begun_by``: each page connects again and is checked again."""
         for viewer, begun in list(self._viewers.items()):
             if begun <= begun_by:
                 viewer.end()
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
         self.ask_again(self._clock.seconds() - MOST_SECONDS)
         if not self._viewers:
             return
-        self._timer = self._clock.callLater(EVERY_SECONDS, self._tell)
-        said, now = self._look(), self._clock.seconds()
-        if said != self._said or now - self._said_at >= QUIET_SECONDS:
-            event = _event(said) if said != self._said else b":\n\n"
-            self._said, self._said_at = said, now
+        self._timer = self._clock.callLater(EVERY_SECONDS, self._send)
+        status, now = self._status(), self._clock.seconds()
+        if status != self._sent or now - self._sent_at >= QUIET_SECONDS:
+            event = _event(status) if status != self._sent else b":\n\n"
+            self._sent, self._sent_at = status, now
             for viewer in self._viewers:
-                viewer.tell(event)
+                viewer.send(event)
 
     def event(self) -> bytes:
-        """The status as it was told last."""
-        return _event(self._said)
+        """The last status that was sent."""
+        return _event(self._sent)
 
 
 def _event(data: bytes) -> bytes:
@@ -88,7 +91,7 @@ def _event(data: bytes) -> bytes:
 
 @implementer(IPushProducer)
 class Subscriber:
-    """One page. While it does not read, it misses events: each says all."""
+    """One page. While it does not read it misses events, but each event has the whole status."""
 
     def __init__(self, request: Any, viewers: LiveFeed) -> None:
         self._request = request
@@ -103,8 +106,8 @@ class Subscriber:
         self._request.registerProducer(self, True)
         self._request.write(event)
 
-    def tell(self, event: bytes) -> None:
-        """Send an event, if it reads."""
+    def send(self, event: bytes) -> None:
+        """Send an event, if the page reads."""
         self._missed = self._paused
         if not self._paused:
             self._request.write(event)
@@ -124,7 +127,7 @@ class Subscriber:
         """See IPushProducer."""
         self._paused = False
         if self._missed:
-            self.tell(self._viewers.event())
+            self.send(self._viewers.event())
 
     def stopProducing(self) -> None:
-        """The page is gone: its request is cancelled, and that ends this."""
+        """The page is closed: its request is cancelled, which ends the stream."""

@@ -1,7 +1,7 @@
-"""The pages for people: files of the package, and the headers that let a browser do with them no more than it must.
+"""The pages for browsers: files of the package, and headers that restrict what a browser may do with them.
 
-https://www.w3.org/TR/CSP3/: nothing from elsewhere, and of what stands in the page only the script and style that are
-in its file, by their hashes.
+https://www.w3.org/TR/CSP3/: no resources of other sites, and only the script and style of the file itself, by their
+hashes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 class Page:
-    """One file; ``headers`` go with every answer that is made of it."""
+    """One file; ``headers`` are sent with it."""
 
     def __init__(self, name: str) -> None:
         self._text = files("aigw.admin").joinpath(name).read_text("utf-8")
@@ -35,12 +35,12 @@ class Page:
         ]
         self.headers: list[Header] = [
             (b"content-security-policy", "; ".join(policy).encode()),
-            (b"referrer-policy", b"same-origin"),  # with no-referrer a browser sends our own forms as of Origin null
+            (b"referrer-policy", b"same-origin"),  # with no-referrer a browser sends our own forms with Origin: null
             (b"cross-origin-opener-policy", b"same-origin"),
             (b"cross-origin-resource-policy", b"same-origin"),
             (b"x-frame-options", b"DENY"),
         ]
 
     def html(self, place: str = "", text: str = "") -> bytes:
-        """The page, with ``text`` (HTML) put where the file has the comment ``place``."""
+        """The page, with ``text`` (HTML) in place of the comment ``place``."""
         return self._text.replace(f"<!--{place}-->", text, 1).encode() if place else self._text.encode()

@@ -1,4 +1,4 @@
-"""The resources that show what the gateway does, for administrators and their machines."""
+"""The resources that show the state of the gateway, for administrators and monitoring."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from aigw.access.keys import authenticate
-from aigw.admin.access_control import AccessCheck, allow_local, everybody, is_near, with_key
+from aigw.admin.access_control import AccessCheck, allow_all, allow_local, is_near, with_key
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.page import Page
 from aigw.admin.session import Cookies, cookie, is_form, is_own_form, no_cookie
@@ -26,52 +26,52 @@ from aigw.telemetry.telemetry import Telemetry
 CheckReady = Callable[[], None]
 HTML = b"text/html; charset=utf-8"
 FORM_BYTES = 4096
-# Read at the start: a reload needs no file of the package, which an upgrade may be replacing.
+# Read at the start: during an upgrade the files of the package may be replaced.
 _PAGE, _FORM = Page("status.html"), Page("login.html")
-_WRONG = '<p class="wrong" role="alert">That key is not one of this gateway\u2019s.</p>'
+_WRONG = '<p class="wrong" role="alert">The API key is wrong.</p>'
 _SIGN_OUT = '<form method="post" action="status/logout"><button>Sign out</button></form>'
 
 
 class AdminState(NamedTuple):
-    """What all pages share; it outlives every reload."""
+    """The common state of all pages; a reload keeps it."""
 
-    watch: Telemetry
+    telemetry: Telemetry
     viewers: LiveFeed
     cookies: Cookies
 
 
 class AdminResource(ApiResource):
-    """Something to look at, behind a gate."""
+    """A resource of the status pages, with the check of who may see it."""
 
-    def __init__(self, config: Config, gate: AccessCheck) -> None:
+    def __init__(self, config: Config, check_access: AccessCheck) -> None:
         super().__init__(config)
-        self.gate = gate
+        self.check_access = check_access
 
-    def admit(self, request: Request) -> None:
-        """Judge the request by its head: the gate first, so that who may not look learns nothing."""
-        self.gate(request)
-        self.check_path(request)
-        self.check_method(request)
+    def identify(self, request: Request) -> None:
+        """Raises what the gate does."""
+        self.check_access(request)
 
     def getChild(self, path: bytes, request: Any) -> Resource:
         """Anything below that is not a resource of its own is unknown."""
-        return AdminNotFound(self.config, self.gate)
+        return AdminNotFound(self.config, self.check_access)
 
     def headers(self, request: Request) -> list[Header]:
-        """What is shown is of this moment."""
+        """The pages show the present state, so they are not cached."""
         return [*super().headers(request), (b"cache-control", b"no-store")]
 
 
 class AdminNotFound(AdminResource):
-    """Every path where there is nothing to see."""
+    """Every unknown path."""
 
-    def check_path(self, request: Request) -> None:
-        """Always refuses."""
-        raise PathNotFound("Unknown path; there are /status, /status.json, /metrics, /ready and /health.")
+    methods = ()
+
+    def wrong_path(self, request: Request) -> GatewayError:
+        """What there is."""
+        return PathNotFound("Unknown path; there are /status, /status.json, /metrics, /ready and /health.")
 
 
 class AdminRoot(AdminNotFound):
-    """All that is on the listener for administrators."""
+    """The root of the listener for administrators."""
 
     isLeaf = False
 
@@ -79,11 +79,11 @@ class AdminRoot(AdminNotFound):
 class MetricsResource(AdminResource):
     """``GET /metrics``, for Prometheus."""
 
-    def __init__(self, config: Config, gate: AccessCheck, watch: Telemetry) -> None:
-        super().__init__(config, gate)
-        self._watch = watch
+    def __init__(self, config: Config, check_access: AccessCheck, telemetry: Telemetry) -> None:
+        super().__init__(config, check_access)
+        self._telemetry = telemetry
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Any) -> Any:
         """In the format that the scraper asks for."""
 
         def made(answer: tuple[bytes, bytes]) -> None:
@@ -91,22 +91,21 @@ class MetricsResource(AdminResource):
             send(request, kind, body)
 
         accept = (request.header(b"accept") or b"").decode("latin-1")
-        request.serve(self._watch.scrape(accept).addCallback(made))
-        return NOT_DONE_YET
+        return self._telemetry.scrape(accept).addCallback(made)
 
 
 class Ready(AdminResource):
-    """``GET /ready``: whether new requests should be sent here, for whoever balances the load, and from anywhere."""
+    """``GET /ready``: whether new requests should be sent here, for load balancers. It needs no key."""
 
-    def __init__(self, config: Config, gate: AccessCheck, check: CheckReady) -> None:
-        """``check`` raises a GatewayError if they should not."""
-        super().__init__(config, gate)
+    def __init__(self, config: Config, check_access: AccessCheck, check: CheckReady) -> None:
+        """``check`` raises a GatewayError if the gateway is not ready."""
+        super().__init__(config, check_access)
         self._check = check
 
     def render(self, request: Any) -> bytes:
-        """Whether it is; on this machine also which process says so, for several may share a socket, and why not.
+        """Whether it is ready; on this machine also the process id, because several may share a socket, and the reason.
 
-        Raises what ``check`` does, elsewhere NotReady.
+        Raises what ``check`` raises; for other machines NotReady.
         """
         near = is_near(request.channel.transport)
         try:
@@ -120,23 +119,24 @@ class Ready(AdminResource):
 
 
 class Status(AdminResource):
-    """``GET /status``: the page, or for a browser without key or cookie the form that asks for one."""
+    """``GET /status``: the page, or for a browser without key or cookie the form for signing in."""
 
     isLeaf = False
 
-    def admit(self, request: Request) -> None:
+    def identify(self, request: Request) -> None:
         """A browser is let in as far as the form."""
         if b"text/html" not in (request.header(b"accept") or b""):
-            self.gate(request)
-        self.check_path(request)
-        self.check_method(request)
+            self.check_access(request)
 
     def render(self, request: Any) -> int:
-        """The page never changes; what it shows comes behind it."""
+        """The page, which loads its data separately."""
         try:
-            self.gate(request)
+            self.check_access(request)
         except WrongKey as error:
-            taken_back = (b"set-cookie", no_cookie(request.isSecure()).encode())  # or each look counts as a try
+            taken_back = (
+                b"set-cookie",
+                no_cookie(request.isSecure()).encode(),
+            )  # else each reload of the page counts as a wrong key
             request.channel.site.refused_keys.delay(request, error, lambda: self.ask(request, "", taken_back))
             return NOT_DONE_YET
         except Unauthorized:
@@ -151,25 +151,25 @@ class Status(AdminResource):
 
 
 class Form(AdminResource):
-    """What a browser sends from a page of ours, and nobody else's page has it send."""
+    """A form from a page of this gateway; forms from other sites are refused."""
 
     methods = (b"POST",)
     max_body = FORM_BYTES
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, everybody)
+        super().__init__(config, allow_all)
 
     def admit(self, request: Request) -> None:
-        """Judge the request by its head. Raises CrossSite, NotAForm."""
+        """Check the request by its head. Raises CrossSite, NotAForm."""
         super().admit(request)
         if not is_own_form(request.header(b"origin"), request.header(b"sec-fetch-site"), request.header(b"host")):
-            raise CrossSite("A page of another site has sent this form; open /status here and use the form there.")
+            raise CrossSite("A page of another site sent this form; open /status on this gateway and use its form.")
         if not is_form(request.header(b"content-type")):
-            raise NotAForm("The body is to be of the type application/x-www-form-urlencoded.")
+            raise NotAForm("The body has the wrong type; send it as application/x-www-form-urlencoded.")
 
 
 class SignIn(Form):
-    """``POST /status/login``: from the key, which stands in a form, to the cookie."""
+    """``POST /status/login``: gives the cookie for the key in the form."""
 
     def __init__(self, config: Config, status: Status) -> None:
         super().__init__(config)
@@ -177,7 +177,7 @@ class SignIn(Form):
 
     def render(self, request: Any) -> int:
         """Back to the page, or once more the form."""
-        keys = parse_qs(request.body().decode("latin-1")).get("key", [""])
+        keys = parse_qs(request.body.decode("latin-1")).get("key", [""])
         try:
             caller = authenticate(self.config.callers, keys[0].strip().encode("latin-1", "replace"), None)
         except WrongKey as error:
@@ -189,14 +189,14 @@ class SignIn(Form):
 
 
 class SignOut(Form):
-    """``POST /status/logout``: the browser forgets its cookie, and so do we: a copy of it opens nothing any more."""
+    """``POST /status/logout``: deletes the cookie in the browser and makes its copies invalid."""
 
     def __init__(self, config: Config, state: AdminState) -> None:
         super().__init__(config)
         self._state = state
 
     def render(self, request: Any) -> int:
-        """Back to the form; the pages that are live ask anew, for this cookie may have opened some."""
+        """A redirect to the form. Open pages connect again, because this cookie may have opened some."""
         sent = (request.header(b"cookie") or b"").decode("latin-1")
         if self._state.cookies.sign_out(self.config.callers, sent, time.time(), request.isSecure()):
             self._state.viewers.ask_again()
@@ -204,24 +204,24 @@ class SignOut(Form):
 
 
 class StatusJson(AdminResource):
-    """``GET /status.json``: what the page shows."""
+    """``GET /status.json``: the data of the page."""
 
-    def __init__(self, config: Config, gate: AccessCheck, watch: Telemetry) -> None:
-        super().__init__(config, gate)
-        self._watch = watch
+    def __init__(self, config: Config, check_access: AccessCheck, telemetry: Telemetry) -> None:
+        super().__init__(config, check_access)
+        self._telemetry = telemetry
 
     def render(self, request: Any) -> Any:
-        """As of this moment."""
-        return self._watch.status()
+        """The present status."""
+        return self._telemetry.status()
 
 
 class Events(AdminResource):
-    """``GET /status/events``: the same, again whenever it has changed."""
+    """``GET /status/events``: the same data, sent again when it has changed."""
 
     methods = (b"GET",)
 
-    def __init__(self, config: Config, gate: AccessCheck, state: AdminState) -> None:
-        super().__init__(config, gate)
+    def __init__(self, config: Config, check_access: AccessCheck, state: AdminState) -> None:
+        super().__init__(config, check_access)
         self._state = state
 
     def render(self, request: Any) -> int:
@@ -231,7 +231,7 @@ class Events(AdminResource):
 
 
 def to_the_page(request: Any, set_cookie: str) -> int:
-    """Have the browser ask for the page, with another cookie."""
+    """Redirect the browser to the page, with another cookie."""
     request.begin(303, [(b"location", b"../status"), (b"set-cookie", set_cookie.encode())], 0)
     request.write(b"")
     request.end()
@@ -239,7 +239,7 @@ def to_the_page(request: Any, set_cookie: str) -> int:
 
 
 def send(request: Any, kind: bytes, body: bytes, *headers: Header) -> int:
-    """Answer with something that is no JSON."""
+    """Answer with a body that is not JSON."""
     own = [(b"content-type", kind), (b"x-content-type-options", b"nosniff"), *headers]
     request.begin(200, own, len(body))
     request.write(body)
@@ -247,25 +247,29 @@ def send(request: Any, kind: bytes, body: bytes, *headers: Header) -> int:
     return NOT_DONE_YET
 
 
-def show(
-    root: ApiResource, config: Config, state: AdminState, check_ready: CheckReady, gate: AccessCheck | None = None
+def add_resources(
+    root: ApiResource,
+    config: Config,
+    state: AdminState,
+    check_ready: CheckReady,
+    check_access: AccessCheck | None = None,
 ) -> None:
-    """Put the resources below ``root``, where a key is asked for, but for ``/ready``, unless ``gate`` is given."""
-    ask = gate or with_key(config.callers, state.cookies)
+    """Put the resources below ``root``. Without ``check_access`` they need a key, except ``/ready``."""
+    ask = check_access or with_key(config.callers, state.cookies)
     status = Status(config, ask)
     root.putChild(b"status", status)
     status.putChild(b"events", Events(config, ask, state))
-    if gate is None:
+    if check_access is None:
         status.putChild(b"login", SignIn(config, status))
         status.putChild(b"logout", SignOut(config, state))
-    root.putChild(b"status.json", StatusJson(config, ask, state.watch))
-    root.putChild(b"ready", Ready(config, gate or everybody, check_ready))
-    root.putChild(b"metrics", MetricsResource(config, ask, state.watch))
+    root.putChild(b"status.json", StatusJson(config, ask, state.telemetry))
+    root.putChild(b"ready", Ready(config, check_access or allow_all, check_ready))
+    root.putChild(b"metrics", MetricsResource(config, ask, state.telemetry))
 
 
 def tree(config: Config, state: AdminState, check_ready: CheckReady) -> ApiResource:
-    """What the listener for administrators has: all of this without a key, and nothing of the API."""
+    """The tree of the listener for administrators: these resources without a key, and no API."""
     root = AdminRoot(config, allow_local)
     root.putChild(b"health", HealthResource(config))
-    show(root, config, state, check_ready, allow_local)
+    add_resources(root, config, state, check_ready, allow_local)
     return root

@@ -1,7 +1,7 @@
-"""The cookie of a browser that has shown the key: when it ends and which it is, signed with a key made of the caller's.
+"""The cookie of a browser that has sent the key: its end and its id, signed with a key made from the caller's key.
 
-Whoever changes the key ends every cookie; a restart, or another instance with the same key, ends none. What was signed
-out is remembered by the process that it was signed out of, as long as it runs.
+A change of the key ends every cookie; a restart, or another instance with the same key, ends none. A process remembers
+the cookies that were signed out there, as long as it runs.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from collections.abc import Iterable, Iterator
 from aigw.config.model import Caller
 
 SECONDS = 12 * 3600
-SECURE, PLAIN = "__Host-aigw", "aigw"  # the first is refused by browsers unless Secure, of this host and of every path
+SECURE, PLAIN = "__Host-aigw", "aigw"  # browsers accept the first only with Secure, for this host and for every path
 MOST_SIGNED_OUT = 1000
 
-_VALUE = re.compile(r"(?a:(\d{1,11}))\.([0-9a-f]{32})\.([0-9a-f]{64})")  # when it ends, which it is, signature
+_VALUE = re.compile(r"(?a:(\d{1,11}))\.([0-9a-f]{32})\.([0-9a-f]{64})")  # end, id, signature
 _FORM = b"application/x-www-form-urlencoded"
 
 
 class Cookies:
-    """Which cookies are good; outlives every reload. Times are Unix seconds."""
+    """Checks cookies; a reload keeps it. Times are Unix seconds."""
 
     def __init__(self) -> None:
-        self._signed_out: dict[str, int] = {}  # which, and when they would end
-        self._none_before = 0.0  # no cookie that was given by then is good
+        self._signed_out: dict[str, int] = {}  # id, and end
+        self._none_before = 0.0  # cookies that were given until then are invalid
 
-    def judge(self, callers: Iterable[Caller], sent: str, now: float, secure: bool) -> tuple[Caller | None, int]:
-        """The caller whose cookie stands in a ``Cookie`` header, and if there is none the number of forged ones.
+    def verify(self, callers: Iterable[Caller], sent: str, now: float, secure: bool) -> tuple[Caller | None, int]:
+        """The caller whose cookie is in a ``Cookie`` header, and without a valid one the number of forged cookies.
 
-        A cookie that is over or signed out proves nothing and is not forged. All are looked at, for a site below the
-        same domain can add any number: 16 KiB have room for 150 that cost a look.
+        An expired or signed-out cookie is not valid and not forged. All cookies are checked, because a site below the
+        same domain can add any number: 16 KiB hold at most 150 of this form.
         """
         forged = 0
         for caller, expires, which in _signers(callers, sent, now, secure):
@@ -42,7 +42,7 @@ class Cookies:
         return None, forged
 
     def sign_out(self, callers: Iterable[Caller], sent: str, now: float, secure: bool) -> bool:
-        """From now on the cookies in a ``Cookie`` header are not good any more; whether there were any."""
+        """Make the cookies in a ``Cookie`` header invalid; gives whether there were any."""
         found = False
         for caller, expires, which in _signers(callers, sent, now, secure):
             if caller is not None:
@@ -50,27 +50,27 @@ class Cookies:
                 self._signed_out[which] = expires
         if len(self._signed_out) > MOST_SIGNED_OUT:
             self._signed_out = {which: ends for which, ends in self._signed_out.items() if ends > now}
-        if len(self._signed_out) > MOST_SIGNED_OUT:  # rather all than that one comes back
+        if len(self._signed_out) > MOST_SIGNED_OUT:  # so that no signed-out cookie becomes valid again
             self._signed_out, self._none_before = {}, now
         return found
 
 
 def cookie(caller: Caller, now: float, secure: bool) -> str:
-    """What ``Set-Cookie`` says; ``now`` in Unix seconds, ``secure`` where the browser came over TLS."""
+    """The value of ``Set-Cookie``; ``now`` in Unix seconds, ``secure`` if the browser uses TLS."""
     expires, which = int(now) + SECONDS, os.urandom(16).hex()
     return _attributes(f"{expires}.{which}.{caller.key.signature(_text(expires, which))}", SECONDS, secure)
 
 
 def no_cookie(secure: bool) -> str:
-    """What ``Set-Cookie`` says to take it back."""
+    """The value of ``Set-Cookie`` that deletes the cookie."""
     return _attributes("", 0, secure)
 
 
 def is_own_form(origin: bytes | None, fetch_site: bytes | None, host: bytes | None) -> bool:
-    """Whether a form was sent by a page of ours, or by no browser: each of them says where a form comes from.
+    """Whether a page of this gateway sent the form, or a client without these headers, which is not a browser.
 
-    ``Sec-Fetch-Site`` is the browser's own word, and right behind a proxy that changes ``Host``; browsers leave it
-    out in plain HTTP beyond this machine. https://www.w3.org/TR/fetch-metadata/
+    ``Sec-Fetch-Site`` is right even if a proxy changes ``Host``; browsers leave it out in plain HTTP beyond this
+    machine. https://www.w3.org/TR/fetch-metadata/
     """
     if fetch_site is not None:
         return fetch_site in (b"same-origin", b"none")
@@ -79,14 +79,14 @@ def is_own_form(origin: bytes | None, fetch_site: bytes | None, host: bytes | No
 
 
 def is_form(content_type: bytes | None) -> bool:
-    """Whether a body is a form's, of the kind that ours is."""
+    """Whether a body has the type of our forms."""
     return (content_type or b"").partition(b";")[0].strip().lower() == _FORM
 
 
 def _signers(
     callers: Iterable[Caller], sent: str, now: float, secure: bool
 ) -> Iterator[tuple[Caller | None, int, str]]:
-    """Of each cookie of ours whose time is not over: who has signed it, when it ends, which it is."""
+    """The signer (None if forged), the end and the id of each cookie of the gateway that has not expired."""
     name = SECURE if secure else PLAIN
     for key, _, value in [each.strip().partition("=") for each in sent.split(";")]:
         parts = _VALUE.fullmatch(value) if key == name else None

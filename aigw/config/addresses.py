@@ -1,4 +1,4 @@
-"""How addresses are written: a provider's base URL, and where the gateway listens."""
+"""How addresses are written: the base URL of a provider, and the endpoints of the listeners."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from aigw.config.schema import Written
 
-# What the gateway appends to a base URL. /models is not among them: some providers have it at the end of theirs.
+# Paths that the gateway appends to a base URL. /models is left out: some providers have it at the end of their URL.
 ENDPOINTS = (
     "/chat/completions",
     "/completions",
@@ -35,7 +35,7 @@ PRIVATE_DOMAINS = ("internal", "local", "lan", "localhost")
 def base_url(value: Any) -> str:
     """A provider's ``http(s)://host[:port][/path]``, without a slash at its end.
 
-    Raises ValueError with what is wrong, to be read behind the value.
+    Raises ValueError with the mistake, which follows the value in the message.
     """
     right = "write http(s)://host[:port]/path"
     if not isinstance(value, str):
@@ -54,16 +54,16 @@ def base_url(value: Any) -> str:
     if not good:
         raise ValueError(f"is not a provider's URL; {right}")
     if "@" in parts.netloc:
-        raise ValueError("holds credentials; put the key in api_key")
+        raise ValueError("contains a user name or a password; put the key in api_key")
     if "?" in value or "#" in value:
-        raise ValueError(f"holds a query or a fragment; {right}, and keys in api_key or headers")
-    # Lower case, as whoever decides on TLS compares it.
+        raise ValueError(f"contains a query (?) or a fragment (#); {right}, and put keys in api_key or headers")
+    # In lower case, because the scheme is compared later to decide on TLS.
     parts = parts._replace(scheme=parts.scheme.lower())
     _refuse_endpoint(parts)
     if parts.scheme == "https" and "_" in (parts.hostname or ""):
         raise ValueError(
-            "has an underscore in its host, and no certificate may name such a host (RFC 5280, RFC 1123); "
-            "give the host a name without an underscore, or its address"
+            "has an underscore in its host name, which no certificate may have (RFC 5280, RFC 1123); "
+            "write a host name without an underscore, or an IP address"
         )
     return parts.geturl().rstrip("/")
 
@@ -75,22 +75,24 @@ def _refuse_endpoint(parts: SplitResult) -> None:
         return
     longest = max(ends, key=len)
     rest = path[: -len(longest)]
-    if longest.startswith("/api/"):  # of Ollama's own API
-        raise ValueError(f"ends in {longest}, which is not of the OpenAI API; end it in {rest}/v1 instead")
-    end = f"end it in {rest}" if rest else "leave the path out"
+    if longest.startswith("/api/"):  # the API of Ollama
+        raise ValueError(
+            f"ends in {longest}, which is not a path of the OpenAI API; write a URL that ends in {rest}/v1"
+        )
+    end = f"write a URL that ends in {rest}" if rest else "write the URL without a path"
     raise ValueError(f"ends in {longest}, which the gateway appends itself; {end}")
 
 
 def endpoint(value: Any) -> str:
-    """A Twisted server endpoint string, of one of the kinds that the gateway can put its own TLS on."""
+    """A Twisted server endpoint string, of a kind that the gateway can serve with its own TLS."""
     known = isinstance(value, str) and value.partition(":")[0] in ("tcp", "tcp6", "unix", "systemd")
     if not known or value != value.encode(errors="replace").decode():
-        raise ValueError("is not served; write tcp:PORT:interface=ADDRESS, tcp6:..., unix:PATH or systemd:...")
+        raise ValueError("is not an endpoint; write tcp:PORT:interface=ADDRESS, tcp6:..., unix:PATH or systemd:...")
     return str(value)
 
 
 def admin_endpoint(value: Any) -> Any:
-    """``admin`` as the mapping that it is short for: a port is one on loopback."""
+    """``admin`` as a mapping, which may be written as a string or as a port on loopback."""
     if isinstance(value, int | str) and not isinstance(value, bool):
         written = str(value).strip()
         return {"endpoint": f"tcp:{written}:interface=127.0.0.1" if _is_port(written) else value}
@@ -102,7 +104,7 @@ def _is_port(written: str) -> bool:
 
 
 def is_on_loopback(endpoint: str) -> bool:
-    """Whether nobody beyond this machine can reach a listener at ``endpoint``."""
+    """Whether only this machine can reach a listener at ``endpoint``."""
     if endpoint.startswith("unix:"):
         return True
     addresses = re.findall(r":interface=((?:\\.|[^:\\])*)", endpoint)
@@ -113,7 +115,7 @@ def is_on_loopback(endpoint: str) -> bool:
 
 
 def is_private_host(host: str) -> bool:
-    """Whether what is sent to ``host`` stays in one's own network, as far as its name or address shows."""
+    """Whether ``host`` seems to be in the private network, by its name or address."""
     try:
         address: Any = ipaddress.ip_address(host)
     except ValueError:

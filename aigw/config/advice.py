@@ -1,4 +1,4 @@
-"""What is allowed, and yet hardly meant: warnings about a configuration that has no mistakes."""
+"""Warnings about settings that are allowed, but probably not intended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def advice_on(config: Config) -> Iterator[Mistake]:
     """Warnings by the path of the setting."""
     key = config.callers[0].key
     if len(key) < GUESSED_KEY:
-        text = f"has under {GUESSED_KEY} characters and is easy to guess; take a longer one (openssl rand -hex 32)"
+        text = f"has fewer than {GUESSED_KEY} characters and is easy to guess; use a longer key (openssl rand -hex 32)"
         yield Mistake(text, ("api_key",))
     if len(key) < SHORT_KEY:
         yield Mistake(_SHORT, ("api_key",))
@@ -31,7 +31,9 @@ def advice_on(config: Config) -> Iterator[Mistake]:
         yield from _on_route(route, index)
 
 
-_SHORT = f"has under {SHORT_KEY} characters; they become *** wherever they are in the log"
+_SHORT = (
+    f"has fewer than {SHORT_KEY} characters, so the log shows *** for every text that contains it; use a longer key"
+)
 
 
 def _on_provider(provider: Provider, is_used: bool, index: int) -> Iterator[Mistake]:
@@ -40,15 +42,15 @@ def _on_provider(provider: Provider, is_used: bool, index: int) -> Iterator[Mist
         yield Mistake(_SHORT, (*path, "api_key"))
     header = next((name for name in provider.headers if name.lower() == "authorization"), None)
     if provider.api_key and header:
-        text = "is sent in place of api_key, which has no effect; keep one of the two"
+        text = "is sent instead of api_key, so api_key has no effect; keep one of the two"
         yield Mistake(text, (*path, "headers", header))
     sends_key = provider.api_key or any(is_secret(name, value) for name, value in provider.headers.items())
     url = urlsplit(provider.base_url)
     if url.scheme == "http" and sends_key and not is_private_host(url.hostname or ""):
-        text = "sends a key over http:// to a host outside of your network, where others can read it; write https://"
+        text = "sends a key unencrypted (http://) to a host outside your network; write https://"
         yield Mistake(text, (*path, "base_url"))
     if not is_used:
-        text = f"no route uses the provider {quoted(provider.name)!r}; name it in a step, or take it away"
+        text = f"no route uses the provider {quoted(provider.name)!r}; name it in a step, or remove it"
         yield Mistake(text, path)
 
 
@@ -57,7 +59,7 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
     first = route.steps[0]
     if route.deadline and route.deadline < first.timeout:
         text = (
-            f"is {route.deadline:g}s, less than the timeout of the first step ({first.timeout:g}s); "
+            f"is {route.deadline:g}s, which is less than the timeout of the first step ({first.timeout:g}s); "
             "if that step does not answer, no other step is tried"
         )
         yield Mistake(text, (*path, "deadline"))
@@ -65,7 +67,7 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
     for step in route.steps:
         same = seen.setdefault((step.provider.name, step.model, step.conflict_resolution), step)
         if same is not step:
-            text = f"is the same as step {same.number}; take it away, or repeat that step with retries"
+            text = f"is the same as step {same.number}; remove it, or use retries to repeat that step"
             yield Mistake(text, (*path, "steps", step.number - 1))
 
 

@@ -1,4 +1,4 @@
-"""How keys and headers are written: what cannot be one, and what is most likely written by mistake."""
+"""How keys and headers are written, and which of them are probably mistakes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ _ELSEWHERE = re.compile(r"os\.environ/\w+|env[:/]\w+|%[A-Za-z_]\w*%|\{\{.*\}\}|\
 
 
 def header_value(value: Any) -> Secret:
-    """Printable ASCII, as a header may hold. Raises ValueError, as ``Written`` has it; so do the others."""
+    """Printable ASCII, as a header may hold. Raises ValueError as ``Written`` describes; so do the functions below."""
     if value is None or value == "":
         raise ValueError("is empty; write the key, or better ${NAME}")
     if isinstance(value, list | dict):
         raise ValueError(f"is a {'list' if isinstance(value, list) else 'mapping'}; write one string, in quotes")
     if not isinstance(value, str):
-        raise ValueError("is not a string; put it in quotes")
+        raise ValueError("is not a string; write it in quotes")
     if not value.isascii() or not value.isprintable() or value != value.strip():
         raise ValueError(
-            "cannot be sent in a header: it is empty, begins or ends with white space, "
-            "or holds a control or non-ASCII character"
+            "cannot be sent in a header; write printable ASCII characters, without a space at the start or the end"
         )
     return Secret(str(value))
 
@@ -38,35 +37,37 @@ def key(value: Any) -> Secret:
     """A key, which is sent as ``Authorization: Bearer KEY``."""
     made = header_value(value)
     if _PLACEHOLDER.fullmatch(value):
-        raise ValueError("has neither a letter nor a digit, so it is no key; write the key, or better ${NAME}")
+        raise ValueError(
+            "has no letter and no digit, so it cannot be a key; write ${NAME} with the variable that holds the key"
+        )
     return made
 
 
 def advice_on_key(value: Any) -> str | None:
-    """What should be known of a key that can be sent, but that is hardly what is meant."""
+    """A warning about a key that can be sent, but is probably a mistake."""
     if value[0] == value[-1] and value[0] in "'\"" and len(value) > 1:
-        return f"has quotes ({value[0]}) around it that are sent as part of the key; take them away"
+        return f"begins and ends with a quote ({value[0]}), which is sent as part of the key; remove the quotes"
     if match := _SCHEME.match(value):
-        return f"begins with {match[1]!r}, which is sent before a key and is no part of it; write only the key"
+        return f"begins with {match[1]!r}, which the gateway adds itself; write only the key"
     return advice_on_header(value)
 
 
 def advice_on_header(value: Any) -> str | None:
-    """The same of the value of a header, in which a scheme and quotes are all right."""
+    """A warning about the value of a header, which may have a scheme and quotes."""
     last = value.rpartition(" ")[2]
     if _ELSEWHERE.fullmatch(last):
-        return "looks like the name of a variable as other programs write it, and is sent as it is; write ${NAME}"
+        return "seems to name a variable in the syntax of another program, and is sent unchanged; write ${NAME}"
     if last.endswith("..."):
-        return "ends in dots, as an example of a key does; write the whole key"
+        return "ends in dots, like the example of a key; write the whole key"
     return None
 
 
 def header_name(value: Any) -> str:
-    """A header that may be configured for a provider: a token (RFC 9110), and none that the gateway sets itself."""
+    """A header that may be configured for a provider: a token (RFC 9110) that the gateway does not set itself."""
     if not isinstance(value, str) or not _HEADER.fullmatch(value):
-        raise ValueError("is not a header name")
+        raise ValueError("is not a header name; write letters, digits and hyphens")
     if value.lower() in _OURS:
-        raise ValueError("is a header that the gateway sets itself; leave it out")
+        raise ValueError("is a header that the gateway sets itself; remove it")
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""Mistakes that no single value shows: settings that exclude each other, plain HTTP beyond loopback."""
+"""Mistakes in the combination of settings: settings that exclude each other, plain HTTP beyond loopback."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def crossed(tree: Any, tls: bool) -> Iterator[Mistake]:
     if not isinstance(tree, dict):
         return
     if "port" in tree and tree.get("listen") is not None:
-        yield Mistake("is written beside listen, which has ports of its own; keep one of the two", ("port",))
+        yield Mistake("cannot be used together with listen, which has its own ports; keep one of the two", ("port",))
     written = tree.get("tls")
     if isinstance(written, dict) and written.get("client_certificate") is not None and not written.get("client_ca"):
-        text = "is written without client_ca, the CA of the certificates that clients show; write both or neither"
+        text = "needs client_ca, the CA of the clients' certificates; write both or neither"
         yield Mistake(text, ("tls", "client_certificate"))
     admin = tree.get("admin")
     if isinstance(admin, dict) and not _is_insecure(admin) and not is_on_loopback(str(admin.get("endpoint"))):
-        text = "no key is asked for there, and it is beyond loopback: write {endpoint: ..., insecure: true}"
+        text = "this listener needs no key and is beyond loopback; to allow that, write {endpoint: ..., insecure: true}"
         yield Mistake(text, ("admin",))
     endpoints: dict[str, str] = {str(admin.get("endpoint")): "admin"} if isinstance(admin, dict) else {}
     listed = tree.get("listen")
@@ -31,18 +31,18 @@ def crossed(tree: Any, tls: bool) -> Iterator[Mistake]:
             continue
         endpoint = str(listener.get("endpoint"))
         if endpoint in endpoints and not re.match(r"tcp6?:0\b", endpoint):  # which is a port of its own each time
-            yield Mistake(f"is the endpoint of {endpoints[endpoint]} too; keep one", ("listen", index))
+            yield Mistake(f"has the same endpoint as {endpoints[endpoint]}; keep one of the two", ("listen", index))
         endpoints.setdefault(endpoint, f"listen[{index}]")
         plain = not tls and not tree.get("tls") and not _is_insecure(listener)
         if plain and not is_on_loopback(endpoint):
-            text = "plain HTTP beyond loopback: configure tls, or write {endpoint: ..., insecure: true}"
+            text = "plain HTTP beyond loopback is not allowed; configure tls, or write {endpoint: ..., insecure: true}"
             yield Mistake(text, ("listen", index))
 
 
 def limits_crossed(body: int, bodies: int) -> Iterator[Mistake]:
-    """Whether one request may be larger than all together."""
+    """A mistake if the limit of one body is larger than the limit of all bodies together."""
     if bodies < body:
-        text = "is less than limits.body, the size of one request; raise the one or lower the other"
+        text = "is less than limits.body, the limit of one request; raise limits.bodies or lower limits.body"
         yield Mistake(text, ("limits", "bodies"))
 
 

@@ -1,4 +1,4 @@
-"""What in a configuration file is a key, and who may read a file that holds one."""
+"""Which values of a configuration file are keys, and which users may read the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NO_KEY_HEADER = re.compile(r"http-referer|referer|x-title|user-agent|openai-bet
 
 
 def is_secret(header: str, value: Any) -> bool:
-    """Whether a header's value is treated as a key. A short one of an unknown name is not: it would blacken the log."""
+    """Whether a header's value is treated as a key. A short value is not: it would hide too much of the log."""
     if _NO_KEY_HEADER.fullmatch(header):
         return False
     return _KEY_HEADER.search(header) is not None or len(value if hasattr(value, "__len__") else "") >= 8
@@ -40,12 +40,12 @@ def holds_literal_key(tree: Any) -> bool:
     )
 
 
-def judge_permissions(path: Path, mode: int, literal: bool) -> tuple[list[str], list[str]]:
-    """Mistakes and warnings about who else may read the file."""
+def check_file_mode(path: Path, mode: int, literal: bool) -> tuple[list[str], list[str]]:
+    """Mistakes and warnings about other users who may read the file."""
     others, group = mode & stat.S_IROTH, mode & stat.S_IRGRP
     if literal and others:
-        return [f"{path}: holds a key and is readable by everybody; run: chmod 600 {path}"], []
+        return [f"{path}: holds a key and is readable by every user; run: chmod 600 {path}"], []
     if others or group:
-        who = "everybody" if others else "its group"
-        return [], [f"{path} is readable by {who}; chmod 600 is safer"]
+        who = "every user" if others else "its group"
+        return [], [f"{path} is readable by {who}; to prevent that, run: chmod 600 {path}"]
     return [], []

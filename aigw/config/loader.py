@@ -1,4 +1,4 @@
-"""The configuration: one YAML file to frozen Structs, every mistake reported at once.
+"""From one YAML file to frozen Structs; all mistakes are reported at once.
 
 ``conf/config.yaml`` documents each setting, ``model`` defines it. ``load`` reads the file and resolves it.
 """
@@ -18,7 +18,7 @@ import yaml
 from aigw.config.addresses import admin_endpoint
 from aigw.config.advice import advice_on
 from aigw.config.cross_checks import crossed, limits_crossed
-from aigw.config.file_mode import holds_literal_key, is_secret, judge_permissions
+from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
 from aigw.config.mistakes import Mistake, line_of, not_following, worded
 from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener, TlsFiles
@@ -41,19 +41,19 @@ def find(path: str | None) -> Path:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "that is no file name"
+            reason = getattr(error, "strerror", None) or "not a file name"
             raise ConfigError([f"{place}: cannot be read: {reason}; name another file with -c FILE"]) from None
         if stat.S_ISREG(mode):
             return Path(place)
         if path:
             raise ConfigError([_no_file(place, mode)])
-    raise ConfigError([f"no configuration file: looked for {path or ' and '.join(PLACES)}; name one with -c FILE"])
+    raise ConfigError([f"there is no configuration file {path or ' or '.join(PLACES)}; name one with -c FILE"])
 
 
 def _no_file(place: str, mode: int) -> str:
     if stat.S_ISDIR(mode):
-        return f"{place}: is a folder, and -c FILE names a file, for example {os.path.join(place, 'config.yaml')}"
-    return f"{place}: is not a regular file; name one with -c FILE"
+        return f"{place}: this is a folder; name a file with -c FILE, for example {os.path.join(place, 'config.yaml')}"
+    return f"{place}: this is not a regular file; name one with -c FILE"
 
 
 def load(path: Path, environ: Mapping[str, str], shown: str = "") -> Config:
@@ -70,14 +70,16 @@ def load(path: Path, environ: Mapping[str, str], shown: str = "") -> Config:
         raise ConfigError([f"{shown}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{shown}, line {line}: is not UTF-8; save the file in that encoding"]) from None
+        raise ConfigError([f"{shown}, line {line}: the file is not UTF-8; save it in that encoding"]) from None
     if len(data) > MAX_FILE:
-        raise ConfigError([f"{shown}: is over {MAX_FILE} bytes; that is no configuration file"])
+        raise ConfigError(
+            [f"{shown}: the file is larger than {MAX_FILE} bytes; name a configuration file with -c FILE"]
+        )
     document = parse(text)
     if document.tree is None:
-        empty = [f"{shown}: is empty; api_key, providers and routes are required"]
+        empty = [f"{shown}: the file is empty; write api_key, providers and routes"]
         raise ConfigError(worded(document.mistakes, shown) or empty)
-    refused, warnings = judge_permissions(path, mode, holds_literal_key(document.tree))
+    refused, warnings = check_file_mode(path, mode, holds_literal_key(document.tree))
     mistakes = [*document.mistakes, *map(Mistake, refused)]
     folder = path.absolute().parent
     return build(document.tree, environ, folder, mistakes, warnings, shown, document.root)
@@ -118,12 +120,12 @@ def build(
 
 @lru_cache(1)
 def whole_file() -> Shape:
-    """What may be in a file."""
+    """The shape of a whole file."""
     return shape_of(Config)
 
 
 def _whole(tree: dict[Any, Any]) -> dict[Any, Any]:
-    """The tree with a mapping for each listener that is written in short."""
+    """The tree with a mapping for each listener that is written in its short form."""
     if isinstance(listed := tree.get("listen"), list):
         listed = [{"endpoint": entry} if isinstance(entry, str) else entry for entry in listed]
         tree = {**tree, "listen": listed}
@@ -133,7 +135,7 @@ def _whole(tree: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
-    """File and line of each setting that names a file, a host or an address, by its path: more may be wrong with it."""
+    """File and line of each setting with a file, host or address, by its path, for mistakes that are found later."""
     paths: list[tuple[Any, ...]] = [(name,) for name in ("port", "listen", "admin", "tls") if name in tree]
     paths += [("listen", index) for index in range(len(tree.get("listen") or ()))]
     tls = tree.get("tls") or {}
@@ -149,7 +151,7 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
 
 
 def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], places: dict[str, str]) -> Config:
-    """The values that no setting has by itself."""
+    """``made`` with the values that depend on several settings."""
     providers = made.providers.values()
     sent = [value for each in providers for name, value in each.headers.items() if is_secret(name, value)]
     keys: list[Secret] = [each.key for each in made.callers]
@@ -170,7 +172,7 @@ def _tls_from(environ: Mapping[str, str]) -> tuple[TlsFiles | None, list[Mistake
     cert, key = environ.get("TLS_CERT_FILE"), environ.get("TLS_KEY_FILE")
     credentials = Path(environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent")
     if bool(cert) != bool(key):
-        text = "TLS_CERT_FILE and TLS_KEY_FILE: only one of the two is set; set both or neither"
+        text = "only one of the environment variables TLS_CERT_FILE and TLS_KEY_FILE is set; set both or neither"
         return None, [Mistake(text)]
     if cert and key:
         return TlsFiles(os.path.abspath(cert), os.path.abspath(key)), []

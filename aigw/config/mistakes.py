@@ -1,4 +1,4 @@
-"""What is wrong with a file, by the path of the setting, and how that is written: file, line, path, and the words."""
+"""The mistakes in a file: file, line, path of the setting, and the text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Path = tuple[Any, ...]
 
 
 class Mistake(NamedTuple):
-    """What is wrong at ``path``, names and numbers from the top of the file. Without a path it is about ``line`` of the
-    file, or about something other than the file."""
+    """A mistake at ``path``, which has names and numbers from the top of the file. Without a path it is at ``line`` of
+    the file, or outside the file."""
 
     text: str
     path: Path | None = None
@@ -35,18 +35,18 @@ def shown(path: Path) -> str:
 
 
 class Name(NamedTuple):
-    """A name in a path that is a number."""
+    """A name in a path that is written as a number."""
 
     text: str
 
 
 def name_of(key: Any) -> Any:
-    """What ``key`` of a mapping is in a path."""
+    """The part of a path for ``key`` of a mapping."""
     return key if isinstance(key, str) else Name(str(key))
 
 
 def worded(mistakes: Iterable[Mistake], file: str = "", root: yaml.Node | None = None) -> list[str]:
-    """The mistakes as lines, each once: ``FILE, line N: PATH: what is wrong``, as far as that is known."""
+    """The mistakes as lines, each once: ``FILE, line N: PATH: TEXT``, as far as these are known."""
     return list(dict.fromkeys(_worded(each, file, root) for each in mistakes))
 
 
@@ -61,7 +61,7 @@ def _worded(mistake: Mistake, file: str, root: yaml.Node | None) -> str:
 
 
 def line_of(root: yaml.Node, path: Path) -> int:
-    """The line of the setting at ``path`` or, where there is none, of what it would be in."""
+    """The line of the setting at ``path`` or, if it is missing, of the mapping around it."""
     line, node = root.start_mark.line, root
     for part in path:
         found = next(_below(node, part), None)
@@ -85,7 +85,7 @@ def _below(node: yaml.Node, part: Any) -> Iterator[tuple[int, yaml.Node]]:
 
 
 def not_following(unset: Sequence[Mistake], found: Iterable[Mistake]) -> list[Mistake]:
-    """``found`` less what only follows from a value that is ``unset``: one mistake, one line."""
+    """``found`` without the mistakes that an ``unset`` variable causes: the variable is reported once."""
     paths = {each.path for each in unset if each.path}
     around = {path[:length] for path in paths for length in range(1, len(path))}
 

@@ -1,6 +1,6 @@
-"""What a configuration is: each setting once, with how it is written, its default, and where it is inherited from.
+"""The configuration: each setting once, with its type, its default, and the place from which it is inherited.
 
-A setting of a step is one line here, and its use. ``schema`` says what the annotations mean.
+A setting of a step is one line here, and its use. ``schema`` defines the annotations.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MIB = 1024 * 1024
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Somebody with a key to this gateway."""
+    """A client or a group of clients with one key."""
 
     name: str
     key: Secret
@@ -64,7 +64,7 @@ class CertificateFiles(msgspec.Struct, frozen=True):
 class TlsFiles(CertificateFiles, frozen=True):
     """The listeners' default certificate, and ``others``, chosen by SNI.
 
-    With a ``client_ca`` clients may show a certificate of it, and must if ``client_required``.
+    With a ``client_ca`` clients may send a certificate of that CA, and must if ``client_required``.
     """
 
     others: Annotated[tuple[CertificateFiles, ...], At("certificates")] = ()
@@ -78,7 +78,7 @@ class TlsFiles(CertificateFiles, frozen=True):
 
 
 class Listener(msgspec.Struct, frozen=True):
-    """A Twisted server endpoint string; ``insecure`` means plain HTTP there, ``admin`` that no key is asked for."""
+    """A Twisted server endpoint string; ``insecure`` means plain HTTP there, ``admin`` that it needs no key."""
 
     endpoint: ListenAddress
     insecure: Flag = False
@@ -118,7 +118,7 @@ class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
     ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
-    ``when_refused`` says what the client gets where all steps refused the request: a 502, or the refusal.
+    ``when_refused`` is the answer if all steps refused the request: a 502, or the refusal.
     """
 
     name: Name
@@ -129,7 +129,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the gateway runs by. ``listeners`` is empty where the file names none: ``port`` on every address
+    """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
     with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, in bytes.
     ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
     for redaction; ``warnings`` are for the log, in which each request has its client's address if
@@ -153,6 +153,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     places: Annotated[dict[str, str], NOT_WRITTEN] = {}
 
     def located(self, mistake: str) -> str:
-        """``PATH: what is wrong``, found after the file was read, with the file and the line in front."""
+        """``PATH: TEXT``, found after the file was read, with file and line before it."""
         place = self.places.get(mistake.partition(": ")[0])
         return f"{place}: {mistake}" if place else mistake

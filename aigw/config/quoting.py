@@ -1,4 +1,4 @@
-"""What a message may quote of a configuration: nothing that looks like a key, for a key may be in any place."""
+"""What a message may quote of a configuration: no text that may be a key, because a key may be in any place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LONG = 80
 LONG_VALUE = 60
 MOST_DIGITS = 4
 LONGEST_WORD = 16
-MANY = 200  # names; among more no similar one is looked for, which would take seconds
+MANY = 200  # names; with more of them the search for a similar one would take seconds
 LISTED = 20
 
 _PARTS = re.compile(r"[^\W_]+")
@@ -24,14 +24,14 @@ _KEY_PREFIX = re.compile(
 
 
 class Expanded(str):
-    """A string in which variables were replaced; ``written`` is what the file has."""
+    """A string in which variables were replaced; ``written`` is the text of the file."""
 
     __slots__ = ("written",)
     written: str
 
     @classmethod
     def of(cls, text: str, written: str) -> Expanded:
-        """``text``, which was made of what is written."""
+        """``text``, which was made from ``written``."""
         made = cls(text)
         made.written = written
         return made
@@ -40,7 +40,7 @@ class Expanded(str):
 def quoted(text: str) -> str:
     """``text`` if it is short or made of words and a few digits, as names are; else HIDDEN.
 
-    A character that is not seen, but may steer a terminal, is shown as its escape.
+    A character that is invisible or controls a terminal is shown as its escape.
     """
     if _may_be_a_key(text):
         return HIDDEN
@@ -50,15 +50,15 @@ def quoted(text: str) -> str:
 
 
 def quoted_file(path: str) -> str:
-    """``path`` if all of its folders and files have names; else HIDDEN: somebody may have put a key in its place."""
+    """``path`` if its parts look like names; else HIDDEN, because it may be a key in the wrong place."""
     good = path.isprintable() and not any(map(_may_be_a_key, path.split("/")))
     return path if good else HIDDEN
 
 
 def subject(value: Any) -> str:
-    """A value as the subject of a sentence on what is wrong with it; one that may be a key is not shown.
+    """A value as the subject of a message; a value that may be a key is not shown.
 
-    What came from the environment is shown as the file has it.
+    A value from the environment is shown as it is written in the file.
     """
     if value is None:
         return "an empty value"
@@ -79,17 +79,17 @@ def listed(names: Collection[str]) -> str:
 
 
 def did_you_mean(written: Any, known: Collection[str]) -> str:
-    """``; did you mean NAME?`` for the one of ``known`` that is most like what is written, or nothing."""
+    """``; did you mean NAME?`` for the name in ``known`` that is most similar to ``written``, or nothing."""
     found = similar(str(written), known)
     return f"; did you mean {quoted(found)}?" if found and quoted(found) != HIDDEN else ""
 
 
 def similar(written: str, known: Collection[str]) -> str | None:
-    """The one of ``known`` that is most like what is written, if one is like it at all."""
+    """The name in ``known`` that is most similar to ``written``; None if none is similar."""
     plain = _plain(written)
     if not 1 < len(plain) <= LONG or len(known) > MANY:
         return None
-    import difflib  # here, for only mistakes need it, and the start is quicker without
+    import difflib  # here, because only mistakes need it, and the start is faster without it
 
     by_plain = {_plain(each): each for each in reversed(list(known))}
     if plain in by_plain:

@@ -1,4 +1,4 @@
-"""A parsed tree into the structs of ``model``: every mistake at once, each with its path and what would be right."""
+"""From a parsed tree to the structs of ``model``: all mistakes at once, each with its path and the right form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from aigw.config.schema import (
 
 
 class Reader:
-    """One reading of a tree by the shape of the whole file. ``mistakes`` and ``warnings`` are what it found."""
+    """Reads one tree by the shape of the whole file, and collects ``mistakes`` and ``warnings``."""
 
     def __init__(self, shape: Shape, folder: Folder) -> None:
         self.mistakes: list[Mistake] = []
@@ -36,7 +36,7 @@ class Reader:
         self._names: dict[str, dict[str, Any]] = {}
 
     def read(self, tree: Any) -> Any:
-        """What the tree means; None if there are mistakes."""
+        """The struct that the tree describes; None if there are mistakes."""
         return self._struct(tree, self._shape, (), {}, None)
 
     def _note(self, path: Path, text: str) -> None:
@@ -73,7 +73,7 @@ class Reader:
                 elif setting.otherwise:
                     later.append(setting)
                 elif setting.required:
-                    self._note((*path, name), "missing, and required")
+                    self._note((*path, name), "is required and missing")
                 else:
                     made[setting.attribute] = setting.default
             else:
@@ -84,7 +84,7 @@ class Reader:
         return made
 
     def _passed(self, value: dict[Any, Any], shape: Shape, path: Path) -> dict[str, Any]:
-        """What this mapping has for all that is below it; at the top that is the default where it has nothing."""
+        """The settings of this mapping that the mappings inside it inherit; at the top with the defaults."""
         found: dict[str, Any] = {}
         for name, setting in shape.passed.items():
             given = value.get(name, NO_DEFAULT)
@@ -136,7 +136,7 @@ class Reader:
                 continue
             earlier = first.setdefault(str(each["name"]), at)
             if earlier is not at:
-                self._note((*at, "name"), f"is the name of {shown(earlier)} too; names are unique")
+                self._note((*at, "name"), f"is the same as the name of {shown(earlier)}; write a unique name")
         names = self._names[str(path[-1])] = dict.fromkeys(first)
         for number, each in enumerate(entries, 1):
             found = self._struct(*each, scope, number)
@@ -180,7 +180,7 @@ class Reader:
         return made
 
     def _meant(self, name: Any, shape: Shape) -> str:
-        """What is most likely meant by a name that is not known in this mapping, or else all that are."""
+        """The name that is probably meant by an unknown one, or all names that are known in this mapping."""
         renamed = {known: each.attribute for known, each in self._shape.passed.items() if known != each.attribute}
         for at_top, below in renamed.items():
             if shape is self._shape and name == below:

@@ -1,4 +1,4 @@
-"""How a setting is defined: by the annotation of one field of ``model``, and nowhere else.
+"""How a setting is defined: only by the annotation of one field of ``model``.
 
 A field's name is the setting's name unless ``At`` gives another. Its default is the setting's default; a field without
 one is required. ``Written`` is how the value is written. ``shape_of`` makes the table that ``reader`` uses.
@@ -17,9 +17,9 @@ import msgspec
 class Written(NamedTuple):
     """How one value is written.
 
-    ``decode`` makes it of what YAML holds, or raises ValueError with what follows the value in a sentence: "is not a
-    port; write ...". ``advice`` is what should be known of a good value, in the same form. ``secret``: a key may be
-    there, so no message shows the value. ``is_file``: a relative path begins at the folder of the file.
+    ``decode`` makes the value from what YAML holds, or raises ValueError with a text that follows the value: "is not a
+    port; write ...". ``advice`` gives a warning about a good value, in the same form. ``secret``: the value may be a
+    key, so no message shows it. ``is_file``: a relative path begins at the folder of the file.
     """
 
     decode: Callable[[Any], Any]
@@ -35,9 +35,9 @@ class At(NamedTuple):
 
 
 class Inherited(NamedTuple):
-    """The setting may also be in each mapping around this one, for all that is in it; the innermost one counts.
+    """The setting may also be in each mapping around this one; the innermost value is used.
 
-    ``default`` is for where no mapping has it; ``top`` is its name at the top of the file, if that differs.
+    ``default`` is used if no mapping has it; ``top`` is its name at the top of the file, if that differs.
     """
 
     default: Any
@@ -45,7 +45,7 @@ class Inherited(NamedTuple):
 
 
 class Otherwise(NamedTuple):
-    """The default is made of the other values of the same mapping, by their fields' names."""
+    """The default depends on the other values of the same mapping, which are given by their fields' names."""
 
     value: Callable[[Mapping[str, Any]], Any]
 
@@ -64,15 +64,15 @@ class Named(NamedTuple):
 
 
 class _NotWritten:
-    """The field is no setting: the program computes it."""
+    """The field is not a setting: the program computes it."""
 
 
 NOT_WRITTEN = _NotWritten()
-POSITION = _NotWritten()  # but the place of the mapping in its list, from 1
+POSITION = _NotWritten()  # the position of the mapping in its list, from 1
 
 
 class Each(NamedTuple):
-    """A list of values; ``make`` is what becomes of it."""
+    """A list of values; ``make`` makes the result from it."""
 
     form: Written
     make: Callable[[list[Any]], Any]
@@ -103,7 +103,7 @@ NO_DEFAULT = msgspec.NODEFAULT
 
 
 class Setting(NamedTuple):
-    """One setting in one mapping. ``nullable``: written without a value it is as if it were not there."""
+    """One setting in one mapping. ``nullable``: a setting without a value counts as missing."""
 
     attribute: str
     form: Form
@@ -120,7 +120,7 @@ class Setting(NamedTuple):
 
 class Shape:
     """What may be in a mapping: ``own`` settings by name, mappings that only group some of them, and ``passed`` ones,
-    which are for all that is below. ``make`` makes the value; None where the mapping only groups."""
+    which the mappings inside it inherit. ``make`` makes the value; None if the mapping only groups."""
 
     def __init__(self, make: type | None) -> None:
         self.make = make
@@ -215,7 +215,7 @@ def _form(hint: Any, marks: tuple[Any, ...]) -> Form:
         return Each(_mark(_unwrapped(inner[0])[2], Written), origin)
     if _is_struct(hint):
         return Entry(shape_of(hint, top=False))
-    raise TypeError(f"no way to write a {hint} is known; annotate it with Written")
+    raise TypeError(f"there is no form for the type {hint}; annotate it with Written")
 
 
 def _is_struct(hint: Any) -> bool:

@@ -45,7 +45,7 @@ def _long(value: Any) -> str | None:
     seconds = _duration(value)
     if seconds <= LONG_TIMEOUT:
         return None
-    return f"is {seconds:g} seconds, more than an hour; a number without a unit is seconds, so write 30s or 30000ms"
+    return f"is {seconds:g} seconds, more than an hour; a number without a unit counts seconds; write 30s or 30000ms"
 
 
 def _retries(value: Any) -> int:
@@ -63,7 +63,7 @@ def _count(value: Any, least: int, meaning: str = "") -> int:
 
 def _refusal(value: Any) -> str:
     if str(value) == "401":
-        raise ValueError("is about the gateway's own key, and never passed on; leave it out")
+        raise ValueError("means a wrong key of the gateway itself, so clients never get a provider's 401; remove it")
     if not isinstance(value, bool) and _is_number(value) and 400 <= int(value) <= 599:
         return str(int(value))
     if not isinstance(value, str) or not _CODE.fullmatch(value):
@@ -88,14 +88,14 @@ def _bytes(value: Any, most: int, written: str) -> int:
 def _flag(value: Any) -> bool:
     word = str(value).lower() if isinstance(value, bool | str) else ""
     if word not in ("true", "false"):
-        raise ValueError("is neither true nor false; write one of the two")
+        raise ValueError("is not true or false; write one of the two")
     return word == "true"
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 256:
         raise ValueError(
-            "is not a name; write a string of 1 to 256 printable characters, in quotes if it looks otherwise"
+            "is not a name; write a string of 1 to 256 printable characters, in quotes if YAML would read a number"
         )
     return str(value)
 

@@ -1,6 +1,6 @@
-"""``--check-providers``: asks each provider for its list of models, and says which steps can work.
+"""``--check-providers``: asks each provider for its list of models, and reports which steps can work.
 
-With ``--try`` each step is sent a real request too. What is asked next depends on what was answered before, so these
+With ``--try`` it also sends a real request to each step. Each question depends on the last answer, so these functions
 are coroutines.
 """
 
@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from aigw.config.model import Config, Provider, Step
 from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
-from aigw.net.headers import Header
+from aigw.net.headers import Lines
 from aigw.protocols.refusals import read_refusal
 from aigw.proxy.router import Router
 from aigw.secret import KeySearch
@@ -29,9 +29,9 @@ SECONDS = 20.0
 CONNECT_SECONDS = 10.0
 TRY_SECONDS = 60.0  # a local server may have to load the model first
 MAX_LIST = 8 * 1024 * 1024
-_UNKNOWN = frozenset([403, 404, 405, 429, 501])  # says nothing on whether a step works
-_BUSY = frozenset([408, 425, 429, 503, 529])  # nor does this, of a request that was tried
-_NOT_THIS_ENDPOINT = frozenset([400, 404, 405, 422, 501])  # a model for embeddings does not chat
+_UNKNOWN = frozenset([403, 404, 405, 429, 501])  # does not show whether a step works
+_BUSY = frozenset([408, 425, 429, 503, 529])  # does not show whether a step works either, after a real request
+_NOT_THIS_ENDPOINT = frozenset([400, 404, 405, 422, 501])  # for example a model for embeddings
 
 Answers = dict[tuple[str, str], "tuple[bool | None, str]"]  # by provider and model: whether it works, and why not
 
@@ -47,7 +47,7 @@ class Check:
         self._keys = KeySearch(config.secrets)
 
     def run(self, tries: bool = False) -> Deferred[tuple[list[Checked], list[CheckedStep]]]:
-        """What came of it, in the order of the configuration; with a real request to each step if it ``tries``."""
+        """The results, in the order of the configuration; with a real request to each step if it ``tries``."""
         return Deferred.fromCoroutine(self._run(tries))
 
     async def _run(self, tries: bool) -> tuple[list[Checked], list[CheckedStep]]:
@@ -82,9 +82,9 @@ class Check:
         found.reachable, found.certificate = True, True if provider.base_url.startswith("https:") else None
         found.latency_ms = round((self._clock.seconds() - started) * 1000)
         if status == 401:
-            found.key, found.problem = False, "the key is refused (401)"
+            found.key, found.problem = False, "the provider refuses the key (401); set api_key to a valid one"
         elif status in _UNKNOWN:
-            found.note = f"gives no list of models ({status}), so neither key nor models are known"
+            found.note = f"the provider gives no list of models ({status}), so the key and the models cannot be checked"
         elif not 200 <= status < 300:
             found.problem = f"answered {status}"
         else:
@@ -93,30 +93,28 @@ class Check:
             await self._ask_neighbours(provider, headers, found)
         return found
 
-    async def _list(
-        self, provider: Provider, url: str, headers: tuple[Header, ...]
-    ) -> tuple[int, frozenset[str] | None]:
+    async def _list(self, provider: Provider, url: str, headers: Lines) -> tuple[int, frozenset[str] | None]:
         """The status of the answer, and the models in it if it is a list of some."""
         response = await self._upstream.get(provider, url, headers, CONNECT_SECONDS)
         data, whole = await body.read(response, MAX_LIST, SECONDS, self._clock)
         return response.code, _names(data) if whole and 200 <= response.code < 300 else None
 
     async def _ask_without_key(self, provider: Provider, url: str, found: Checked) -> None:
-        """A list that is given to everybody says nothing of the key."""
+        """Ask again without the key: a list that needs no key does not show whether the key is valid."""
         if found.models is None:
-            found.note = "its list of models is not in OpenAI's shape"
+            found.note = "its list of models does not have the format of OpenAI"
         if provider.api_key is None:
             found.key_needed = False
             return
         try:
-            status, _ = await self._limited(self._list(provider, url, ()), SECONDS)
+            status, _ = await self._limited(self._list(provider, url, {}), SECONDS)
         except UpstreamFailure:
             status = 0
         found.key = True if status in (401, 403) else None
         if found.key is None:
-            found.note = found.note or "lists its models without a key too, so nothing is known of the key"
+            found.note = found.note or "the provider lists its models without a key, so the key cannot be checked"
 
-    async def _ask_neighbours(self, provider: Provider, headers: tuple[Header, ...], found: Checked) -> None:
+    async def _ask_neighbours(self, provider: Provider, headers: Lines, found: Checked) -> None:
         """Look for the API beside ``base_url``, on the same host."""
         for url in neighbours(provider.base_url):
             try:
@@ -137,36 +135,36 @@ class Check:
                     answers[key] = await self._try(step)
 
     async def _try(self, step: Step) -> tuple[bool | None, str]:
-        """Whether the step answers, and what is to be said of it. What follows a refusal costs no token."""
+        """Whether the step answers, and a note. A further request after a refusal costs no token."""
         chat = {"model": step.model, "messages": [{"role": "user", "content": "Hi"}]}
         failure = await self._request(step, "chat/completions", {**chat, "max_tokens": 1}, "choices")
         reason = (failure.detail or "") if failure else ""
-        if failure and "max_completion_tokens" in reason:  # OpenAI's reasoning models know max_tokens no more
+        if failure and "max_completion_tokens" in reason:  # OpenAI's reasoning models refuse max_tokens
             failure = await self._request(step, "chat/completions", {**chat, "max_completion_tokens": 1}, "choices")
             reason = (failure.detail or "") if failure else ""
             if failure and "output limit was reached" in reason:
-                return True, ""  # it has thought for one token
+                return True, ""  # the one token was reasoning
         if failure is None:
             return True, ""
         if isinstance(failure, UpstreamRefused) and failure.status in _NOT_THIS_ENDPOINT:
             embedding = {"model": step.model, "input": "Hi"}
             if await self._request(step, "embeddings", embedding, "data") is None:
-                return True, "answers embeddings, no chat"
+                return True, "answers embeddings requests, but not chat requests"
         why = self._shown(f"{failure.message}: {reason}" if reason else failure.message)
         return (None if failure.status in _BUSY else False), why
 
     async def _request(self, step: Step, path: str, content: dict[str, Any], member: str) -> UpstreamFailure | None:
         """Why there was no answer, which has a list ``member``; None where there was one."""
-        headers = (*self._router.own_headers(step.provider), (b"content-type", b"application/json"))
+        headers = {**self._router.own_headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
         attempt = Attempt(step, f"{step.provider.base_url}/{path}", headers, msgspec.json.encode(content))
         seconds = min(step.timeout, TRY_SECONDS)
 
         async def answered() -> None:
             data, whole = await body.read(await self._upstream.send(attempt), MAX_LIST, seconds, self._clock)
             if not whole:
-                raise UpstreamBroken("the answer was cut short")
+                raise UpstreamBroken("the answer is incomplete")
             if not _has_list(data, member):
-                raise UpstreamBroken("answered 2xx without an answer", detail=read_refusal(data).reason)
+                raise UpstreamBroken("answered 2xx without a result", detail=read_refusal(data).reason)
 
         try:
             await self._limited(answered(), seconds)
@@ -175,7 +173,7 @@ class Check:
         return None
 
     def _shown(self, text: str) -> str:
-        """A provider's words as they may stand on a terminal: bounded, without keys, without control characters."""
+        """A provider's text for a terminal: bounded, without keys, without control characters."""
         printable = "".join(letter if letter.isprintable() else " " for letter in text[:4096])
         return self._keys.hide_any_form(printable)[:300]
 
@@ -185,20 +183,20 @@ class Check:
         for route in self._config.routes.values():
             for step in route.steps:
                 name = step.provider.name
-                judged = CheckedStep(route.name, step.number, name, step.model)
-                _judge_by_list(judged, found[name])
+                result = CheckedStep(route.name, step.number, name, step.model)
+                _apply_list(result, found[name])
                 if (name, step.model) in answers:
-                    judged.tried = True
-                    judged.works, words = answers[name, step.model]
-                    judged.problem, judged.note = (words, None) if judged.works is False else (None, words or None)
-                yield judged
+                    result.tried = True
+                    result.works, words = answers[name, step.model]
+                    result.problem, result.note = (words, None) if result.works is False else (None, words or None)
+                yield result
 
 
-def _judge_by_list(step: CheckedStep, provider: Checked) -> None:
+def _apply_list(step: CheckedStep, provider: Checked) -> None:
     if provider.models is not None:
         step.listed = step.model in provider.models or f"{step.model}:latest" in provider.models
     if provider.problem or step.listed is False:
-        step.works, step.problem = False, provider.problem or "the model is not listed"
+        step.works, step.problem = False, provider.problem or "the provider does not list the model; correct model"
     elif step.listed and (provider.key or not provider.key_needed):
         step.works = True
     else:
@@ -206,7 +204,7 @@ def _judge_by_list(step: CheckedStep, provider: Checked) -> None:
 
 
 def neighbours(base_url: str) -> list[str]:
-    """Where on the same host the API may be instead, likeliest first."""
+    """Other URLs on the same host where the API may be, the most likely first."""
     url = base_url.rstrip("/")
     found = [url.removesuffix("/models")] if url.endswith("/models") else []
     if url.endswith("/v1"):
@@ -240,7 +238,7 @@ def _has_list(data: bytes, member: str) -> bool:
 def check(
     config: Config, upstream: Upstream, reactor: Any, write: Callable[[str], object], json: bool, tries: bool
 ) -> bool:
-    """Ask, print, and give whether every step works. Runs the reactor, which runs only once in a process."""
+    """Ask, print, and give whether every step works. Runs the reactor, which can run only once in a process."""
     works: list[bool] = []
 
     def report(result: tuple[list[Checked], list[CheckedStep]]) -> None:

@@ -1,4 +1,4 @@
-"""What ``--check-providers`` found, for people and for machines."""
+"""The report of ``--check-providers``, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _WORDS = {True: "yes", False: "no", None: "-"}
 
 
 class Checked(msgspec.Struct):
-    """One provider. ``certificate`` and ``key`` are True, False, or None where there is none or nobody can say.
+    """One provider. ``certificate`` and ``key`` are True, False, or None if there is none or it is unknown.
 
-    ``problem`` is why no step of it can work; ``note`` what else is to be known. ``models`` is None without a list.
+    ``problem`` is why no step of it can work; ``note`` is other information. ``models`` is None without a list.
     """
 
     provider: str
@@ -27,9 +27,9 @@ class Checked(msgspec.Struct):
 
 
 class CheckedStep(msgspec.Struct):
-    """One step. ``works`` is None where nobody can say, ``listed`` where the provider gives no list.
+    """One step. ``works`` is None if it is unknown, ``listed`` if the provider gives no list.
 
-    ``problem`` is why it does not work; ``note`` why nobody can say, or what else is to be known.
+    ``problem`` is why it does not work; ``note`` is why that is unknown, or other information.
     """
 
     route: str
@@ -44,7 +44,7 @@ class CheckedStep(msgspec.Struct):
 
 
 def as_text(checked: Sequence[Checked], steps: Sequence[CheckedStep]) -> str:
-    """Two tables, for people."""
+    """Two tables."""
     providers = [["provider", "reachable", "certificate", "key", "latency", ""]]
     for each in checked:
         latency = "-" if each.latency_ms is None else f"{each.latency_ms} ms"
@@ -63,14 +63,14 @@ def _sum(steps: Sequence[CheckedStep]) -> str:
     unknown = [step for step in steps if step.works is None]
     text = f"{good} of {len(steps)} steps can work."
     if unknown:
-        text += f" {len(unknown)} unknown."
+        text += f" For {len(unknown)} that is unknown."
         if not all(step.tried for step in unknown):
-            text += " --try sends each step a real request of one token."
+            text += " To find out, send a real request of one token to each step with --try."
     return text
 
 
 def as_json(checked: Sequence[Checked], steps: Sequence[CheckedStep]) -> str:
-    """The same, for machines; of a provider's models only how many there are."""
+    """The same as JSON; of a provider's models only their number."""
     providers = []
     for each in checked:
         shown = {**msgspec.structs.asdict(each), "models": None if each.models is None else len(each.models)}

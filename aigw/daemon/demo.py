@@ -1,6 +1,6 @@
-"""``aigw demo``, or ``twistd -n aigw --demo``: the real gateway over TLS on loopback, one of its two providers down.
+"""``aigw demo``, or ``twistd -n aigw --demo``: the real gateway over TLS on loopback, with one failed provider of two.
 
-It needs no configuration, key or network. Everything it makes lies in one temporary directory, removed when it stops.
+It needs no configuration, key or network. All of its files are in one temporary folder, which it removes at the end.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ SECONDS_PER_WORD = 0.1
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 TRY_IT = """
-The gateway is up. Its status page, which needs no key:
+The gateway has started. Its status page needs no key:
 
 {page}
 
-The demo sends itself a request a second, for an hour, so that the page has something to show. Of the two steps of its
-route "demo" the first provider is down. Send requests of your own:
+The demo sends one request a second to itself, for an hour, so that the page shows data. Its route "demo" has two steps,
+and the provider of the first step is down. Send your own requests:
 
 1. With curl, a plain answer:
 
@@ -63,12 +63,12 @@ client = openai.OpenAI(base_url="{url}", api_key="{key}", http_client=http)
 for chunk in client.chat.completions.create(model="demo", messages={messages}, stream=True):
     print(chunk.choices[0].delta.content or "", end="", flush=True)
 
-The log below shows each request fall through to the second provider. Ctrl-C stops the demo.
+The log below shows that the second provider answers each request. Ctrl-C stops the demo.
 """
 
 
 class DemoProvider(Resource):
-    """Answers every chat completion with the same words, streamed if the request says so."""
+    """Answers every chat completion with the same words, streamed if the request asks for it."""
 
     isLeaf = True
 
@@ -97,7 +97,7 @@ class DemoProvider(Resource):
             choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
             request.write(b"data: " + json.dumps({**shape, "choices": [choice]}).encode() + b"\n\n")
 
-        def say_a_word() -> None:
+        def send_a_word() -> None:
             word = next(words, None)
             if word is not None:
                 send({"content": word})
@@ -112,7 +112,7 @@ class DemoProvider(Resource):
                 ticking.stop()
 
         send({"role": "assistant", "content": ""})
-        ticking = LoopingCall(say_a_word)
+        ticking = LoopingCall(send_a_word)
         ticking.clock = self._reactor
         request.notifyFinish().addErrback(client_left)
         ticking.start(SECONDS_PER_WORD)
@@ -126,7 +126,7 @@ class _QuietSite(Site):
 
 
 class DemoService(MultiService):
-    """Providers, certificate, configuration and gateway, made when it starts."""
+    """Makes providers, certificate, configuration and gateway when it starts."""
 
     def __init__(self, reactor: Any, observer: logs.QueuedLines | None) -> None:
         """Opens nothing."""
@@ -145,10 +145,10 @@ class DemoService(MultiService):
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
-        """Make what a configuration would name, and bind."""
+        """Make the providers and the certificate, and open the listeners."""
         self._folder = Path(tempfile.mkdtemp(prefix="aigw-demo-"))
         certify(self._folder)
-        self._down.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        self._down.bind(("127.0.0.1", 0))  # bound, but not listening: connections are refused
         site = _QuietSite(DemoProvider(self._reactor))
         port = self._reactor.listenTCP(0, site, interface="127.0.0.1")
         ports = [_free_port(PORT), _free_port(ADMIN_PORT)] if self._is_first() else [0, 0]
@@ -158,7 +158,7 @@ class DemoService(MultiService):
         super().privilegedStartService()
 
     def startService(self) -> None:
-        """Say how to try it."""
+        """Print how to try it."""
         super().startService()
         port, admin_port = [cast(Any, port.getHost()).port for port in self._gateway.ports]
         url, ca = f"https://127.0.0.1:{port}/v1", f"{self._folder}/cert.pem"
@@ -168,9 +168,9 @@ class DemoService(MultiService):
         self._requests.start()
 
     def _is_first(self) -> bool:
-        """Whether no other demo runs, or is just about to take the same ports."""
+        """Whether no other demo runs, which would use the same ports."""
         try:
-            self._name.bind("\0aigw-demo")  # a name of the kernel's, which ends with the process
+            self._name.bind("\0aigw-demo")  # an abstract name, which the kernel removes with the process
         except OSError:
             return False
         return True
@@ -180,7 +180,7 @@ class DemoService(MultiService):
         self._gateway.stop_now()
 
     def stopService(self) -> Any:
-        """Stop, and leave nothing behind."""
+        """Stop, and remove all files."""
         if self._requests is not None:
             self._requests.stop()
         self._down.close()
@@ -202,7 +202,7 @@ def _request() -> bytes:
 
 
 def instructions(url: str, ca: str, page: str) -> str:
-    """What to type; ``ca`` is the certificate's path, ``page`` the address of the status page."""
+    """The text on how to try it; ``ca`` is the certificate's path, ``page`` the address of the status page."""
     body = {"model": "demo", "messages": MESSAGES}
     headers = f"-H 'Authorization: Bearer {KEY}' -H 'Content-Type: application/json'"
     plain, stream = json.dumps(body), json.dumps({**body, "stream": True})
@@ -237,7 +237,9 @@ def certify(folder: Path) -> None:
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=30))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), *loopback]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)  # rustls refuses a CA's own
+        .add_extension(
+            x509.BasicConstraints(ca=False, path_length=None), critical=True
+        )  # rustls refuses a CA certificate
         .add_extension(usage, critical=True)
         .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -265,16 +267,16 @@ def _configuration(down: int, up: int, port: int, admin_port: int) -> dict[str, 
         ],
         "routes": [{"name": "demo", "steps": steps}],
         "when_refused": "pass_on",
-        "cooldown": 0,  # or the step that is down would rest after three requests, and nobody would see it fail
+        "cooldown": 0,  # else the first step would cool down after three requests, and its failures would not be seen
     }
 
 
-def _free_port(wanted: int) -> int:
-    """That port if nobody has it, else 0, which means any."""
+def _free_port(preferred: int) -> int:
+    """The preferred port if it is free, else 0, which means any port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted))
+            probe.bind(("127.0.0.1", preferred))
         except OSError:
             return 0
-    return wanted
+    return preferred

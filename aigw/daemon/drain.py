@@ -1,4 +1,4 @@
-"""The end of the daemon: from the stop that was asked for to the last byte that a client gets."""
+"""The end of the daemon: from the stop signal to the last byte that a client gets."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class DrainableSite(Protocol):
     """The clients' connections."""
 
     def drain(self) -> Deferred[None]:
-        """Take one more request of each client at most; fires when all connections are gone."""
+        """Accept at most one more request of each client; fires when all connections are closed."""
 
     def end(self) -> None:
-        """Close every connection as soon as what was written is sent."""
+        """Close every connection when what was written is sent."""
 
     def abort(self) -> None:
         """Close every connection now."""
@@ -28,11 +28,11 @@ class Interruptible(Protocol):
     """A request that is being answered."""
 
     def interrupt(self) -> None:
-        """Tell its client that the gateway is stopping, in its stream or instead of an answer."""
+        """Send its client the error that the gateway is stopping, in its stream or instead of an answer."""
 
 
 class Drain:
-    """Lets the answers under way end, in ``seconds``; then ends them, and gives what was written time to be sent."""
+    """Waits ``seconds`` for running answers; then ends them, and waits until what was written is sent."""
 
     def __init__(
         self, site: DrainableSite, running: Iterable[Interruptible], clock: IReactorTime, seconds: float
@@ -51,9 +51,9 @@ class Drain:
         return done.addBoth(self._stop_timer)
 
     def give_up(self) -> None:
-        """Close every connection now; what is under way is recorded as ended by us."""
+        """Close every connection now; running requests are recorded as ended by the gateway."""
         self._end_exchanges()
-        self._site.end()  # so that who is still sending a request is not recorded as one who left
+        self._site.end()  # so that an incomplete request is not recorded as one whose client left
         self._site.abort()
 
     def _interrupt(self) -> None:

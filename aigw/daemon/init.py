@@ -1,6 +1,6 @@
 """``aigw init``: asks for providers and for the variables that hold their keys, and writes a configuration.
 
-No key is asked for and none is written: the file names environment variables. Answers may come from a pipe, one a line.
+It asks for no key and writes none: the file names environment variables. Answers may come from a pipe, one per line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FILE = """\
 # The key that clients of the gateway send.
 api_key: ${{{gateway_key}}}
 
-# On this port. Without TLS the gateway listens on this machine only (127.0.0.1 and ::1).
+# The port. Without TLS the gateway listens only on this machine (127.0.0.1 and ::1).
 port: {port}
 # With a certificate it listens on every address:
 # tls:
@@ -62,12 +62,12 @@ STEP = """\
 """
 
 NEXT = """\
-{file} is written; only you can read it. Run the gateway:
+{file} is written, and only your user can read it. Run the gateway:
 
 {exports}
   aigw -c {file}
 
-And call it from another terminal, where {gateway_key} is set too:
+Call it from another terminal in which {gateway_key} is set too:
 
   curl {url} -H "Authorization: Bearer ${gateway_key}" {content_type} -d '{body}'
 """
@@ -76,22 +76,25 @@ Check = Callable[[str], "str | None"]
 
 
 class _NoAnswer(Exception):
-    """The input ended, or has an answer that cannot be used and nobody to ask again."""
+    """The input ended, or has a wrong answer and comes from a pipe."""
 
 
 def init(words: Sequence[str]) -> int:
-    """Ask, write and print what to do next; gives the exit code. ``words`` may name the file."""
+    """Ask, write the file and print the next steps; gives the exit status. ``words`` may name the file."""
     if len(words) > 1 or any(word.startswith("-") for word in words):
-        print("aigw: init takes the name of the file to write, and nothing else", file=sys.stderr)
+        print("aigw: init takes one argument, the name of the file to write: aigw init FILE", file=sys.stderr)
         return EX_USAGE
     for stream in (sys.stdout, sys.stderr):
         escape_unwritable(stream)
     path = Path(words[0] if words else "config.yaml")
     if not str(path).isprintable():
-        print("aigw: init takes a file name of printable characters", file=sys.stderr)
+        print(
+            "aigw: the file name has a character that is not printable; name another file: aigw init FILE",
+            file=sys.stderr,
+        )
         return EX_USAGE
     if os.path.lexists(path):
-        print(f"aigw: {path} exists, and init overwrites nothing; name another file: aigw init FILE", file=sys.stderr)
+        print(f"aigw: {path} exists already and is kept; name another file: aigw init FILE", file=sys.stderr)
         return EX_CANTCREAT
     try:
         answers = _ask_all()
@@ -106,7 +109,7 @@ def init(words: Sequence[str]) -> int:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        print(f"aigw: cannot write {path}: {error.strerror}", file=sys.stderr)
+        print(f"aigw: the file {path} cannot be written: {error.strerror}", file=sys.stderr)
         return EX_CANTCREAT
     print(_next(path, answers), end="")
     return EX_OK
@@ -114,7 +117,7 @@ def init(words: Sequence[str]) -> int:
 
 def _ask_all() -> dict[str, Any]:
     if sys.stdin.isatty():
-        print("Providers are tried in the order in which you name them. An empty answer takes what stands in [].")
+        print("The gateway tries providers in the order of your answers. An empty answer means the value in [].")
     providers: list[dict[str, str]] = []
     while True:
         number = len(providers) + 1
@@ -122,7 +125,9 @@ def _ask_all() -> dict[str, Any]:
         if not name and providers:
             break
         if not name or name in [each["name"] for each in providers]:
-            _refuse("each provider has a name of its own" if name else "at least one provider is required")
+            _refuse(
+                "another provider has this name; give a unique name" if name else "at least one provider is required"
+            )
             continue
         variable = re.sub(r"[^A-Z0-9]+", "_", name.upper()).strip("_")
         providers.append(
@@ -130,7 +135,9 @@ def _ask_all() -> dict[str, Any]:
                 "name": name,
                 "base_url": _ask("  Base URL, for example https://api.openai.com/v1", _url),
                 "model": _ask("  Model", _name),
-                "key": _ask("  Environment variable with its key, or - if it takes none", _key, f"{variable}_API_KEY"),
+                "key": _ask(
+                    "  Environment variable with its key, or - if it needs no key", _key, f"{variable}_API_KEY"
+                ),
             }
         )
     return {
@@ -148,7 +155,7 @@ def _ask(question: str, check: Check, default: str | None = None) -> str:
             raise _NoAnswer("the input is not UTF-8") from None
         except EOFError:
             if default is None:
-                raise _NoAnswer(f"the input ended at the question {question.strip()!r}") from None
+                raise _NoAnswer(f"the input has no answer to the question {question.strip()!r}") from None
             answer = ""
         if not answer and default is not None:
             return default
@@ -159,19 +166,23 @@ def _ask(question: str, check: Check, default: str | None = None) -> str:
 
 
 def _refuse(problem: str) -> None:
-    """Say why an answer cannot be used. It is not repeated: a key may have been pasted. Raises _NoAnswer for a pipe."""
+    """Print why an answer is wrong, without the answer, which may be a key. Raises _NoAnswer for a pipe."""
     if not sys.stdin.isatty():
         raise _NoAnswer(problem)
     print(f"  {problem}")
 
 
 def _name(answer: str) -> str | None:
-    return None if answer and answer.isprintable() and "${" not in answer else "a name is required, without ${"
+    return (
+        None
+        if answer and answer.isprintable() and "${" not in answer
+        else "write a name of printable characters, without ${"
+    )
 
 
 def _url(answer: str) -> str | None:
     if not re.fullmatch(r"https?://[^\s/]+\S*", answer) or not answer.isprintable() or "${" in answer:
-        return "a URL begins with https:// or http://"
+        return "write a URL that begins with https:// or http://"
     try:
         base_url(answer)
     except ValueError as error:
@@ -180,9 +191,9 @@ def _url(answer: str) -> str | None:
 
 
 def _variable(answer: str) -> str | None:
-    """Keys have lower-case letters, so that one which was pasted here is refused."""
+    """Keys have lower-case letters, so a pasted key is refused."""
     fine = _VARIABLE.fullmatch(answer)
-    return None if fine else "a variable's name has A to Z, 0 to 9 and _ (give the name, not the key itself)"
+    return None if fine else "write the name of the variable (A to Z, 0 to 9 and _) instead of the key itself"
 
 
 def _key(answer: str) -> str | None:
@@ -190,7 +201,7 @@ def _key(answer: str) -> str | None:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # which YAML reads as the same text
+    return json.dumps(text, ensure_ascii=False)  # a JSON string is a YAML string too
 
 
 def _file(path: Path, answers: dict[str, Any]) -> str:
@@ -210,7 +221,7 @@ def _file(path: Path, answers: dict[str, Any]) -> str:
 
 
 def _check(text: str, answers: dict[str, Any], path: Path) -> None:
-    """Raises _NoAnswer if the gateway would not take the file."""
+    """Raises _NoAnswer if the gateway would refuse the file."""
     variables = _variables(answers)
     try:
         loader.build(yaml.safe_load(text), dict.fromkeys(variables, "a-key-for-this-check"), path.absolute().parent)

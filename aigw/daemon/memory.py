@@ -1,7 +1,7 @@
-"""The C library's heap: memory that large bodies need is kept for the next one instead of given back each time.
+"""The heap of the C library: the memory of a large body is kept for the next one instead of returned each time.
 
-glibc maps large blocks afresh, or trims the heap as soon as a megabyte of it is free, and the kernel then has to fault
-in and clear every page again: measured, over a third of what a relayed answer of 1 MB costs.
+glibc maps each large block anew, or trims the heap when a megabyte of it is free, and then the kernel must clear every
+page again: measured, more than a third of the cost of relaying an answer of 1 MB.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import ctypes
 
 MMAP_THRESHOLD = -3  # malloc.h
 TRIM_THRESHOLD = -1
-LARGE = 4 * 1024 * 1024  # from here on a block is mapped for itself, and given back whole
+LARGE = 4 * 1024 * 1024  # larger blocks are mapped separately, and returned as a whole
 KEPT = 16 * 1024 * 1024  # at most this much at the heap's end is kept free
 
 
 def keep() -> None:
-    """Keep up to KEPT bytes; where the C library is another (musl), nothing changes."""
+    """Keep up to KEPT bytes; with another C library (musl) nothing changes."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, LARGE)

@@ -1,4 +1,4 @@
-"""What the commands print, on any terminal."""
+"""Printing on every terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def escape_unwritable(stream: Any) -> None:
-    """From now on ``stream`` writes what its encoding does not have as an escape, where it would raise.
+    """Make ``stream`` write an escape for a character that its encoding does not have, instead of an exception.
 
     Names of routes and files may hold any letter, and a terminal or a pipe may be ASCII only.
     """

@@ -1,4 +1,4 @@
-"""The requests that the demo sends to itself, so that its status page lives."""
+"""The requests that the demo sends to itself, so that its status page shows data."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 EVERY_SECONDS = 1.0
-MOST = 3600  # whoever forgets the demo finds no log of days
-SECONDS = 10.0  # that one may take
+MOST = 3600  # limits the log of a forgotten demo
+SECONDS = 10.0  # the limit of one request
 
 
 class OwnRequests:
     """The same request again and again: one at a time, at most one a second, each on a connection of its own."""
 
     def __init__(self, reactor: Any, port: int, ca: bytes, request: bytes) -> None:
-        """To ``port`` on loopback, which shows the certificate ``ca`` (PEM) and closes behind the answer."""
+        """To ``port`` on loopback, which has the certificate ``ca`` (PEM) and closes after the answer."""
         self._factory = Factory.forProtocol(lambda: _Asking(request))
         self._factory.noisy = False
         options = optionsForClientTLS("127.0.0.1", trustRoot=Certificate.loadPEM(ca))
@@ -36,7 +36,7 @@ class OwnRequests:
         self._ticking.start(EVERY_SECONDS, now=False)
 
     def stop(self) -> None:
-        """Send no more, and give up the one under way."""
+        """Send no more, and cancel the running one."""
         if self._ticking.running:
             self._ticking.stop()
         if self._running is not None:
@@ -51,7 +51,7 @@ class OwnRequests:
         return self._running.addBoth(self._over)
 
     def _over(self, _: object) -> None:
-        """What became of it is in the log and on the page."""
+        """The result is in the log and on the page."""
         self._running = None
 
 

@@ -1,4 +1,4 @@
-"""One reload at a time: what is to run is read in a thread, and taken in one turn of the reactor, or not at all."""
+"""One reload at a time: a thread reads the configuration, and one turn of the reactor applies all of it or nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Reload(Generic[T]):
-    """``read`` gives what is to run; ``swap`` takes it, or says that it did not, or raises; then nothing is changed."""
+    """``read`` reads the new state; ``swap`` applies it, for True. If it gives False or raises, nothing changed."""
 
     def __init__(
         self, reactor: Any, read: Callable[[], T], swap: Callable[[T], bool], notify: Notify, reloads: Reloads
@@ -34,9 +34,9 @@ class Reload(Generic[T]):
         self._again = False
 
     def begin(self) -> Deferred[bool]:
-        """Whether what was read was taken. Who asks while a reload is under way has one more begin behind it."""
+        """Gives whether the new state was applied. During a reload this makes another one follow."""
         if self._running is not None:
-            self._again = True  # what is being read may be the files of before
+            self._again = True  # the running reload may have read the old files
             return self._running
         self._notify.reloading()
         reading: Deferred[Any] = deferToThreadPool(
@@ -49,10 +49,13 @@ class Reload(Generic[T]):
         problem = failure.value
         mistakes = problem.mistakes if isinstance(problem, ConfigError) else [str(problem)]
         self._reloads.refuse(mistakes)
-        logs.error("Not reloaded: the old configuration goes on", mistakes=mistakes)
+        logs.error(
+            "The gateway did not reload: the new configuration has mistakes, and the old one is in use",
+            mistakes=mistakes,
+        )
         if not isinstance(problem, ConfigError | CannotListen):
-            logs.log.failure("Unexpected failure of a reload", failure=failure)
-        self._notify.ready(f"Not reloaded at {clock_time()}, the old configuration goes on: {'; '.join(mistakes)}")
+            logs.log.failure("A reload failed with an unexpected error", failure=failure)
+        self._notify.ready(f"Not reloaded at {clock_time()}; the old configuration is in use: {'; '.join(mistakes)}")
         return False
 
     def _once_more(self, swapped: Any) -> Any:
@@ -75,5 +78,5 @@ def uncollected(read: Callable[[], T]) -> T:
 
 
 def clock_time() -> str:
-    """Now, for people."""
+    """The present time, for messages."""
     return time.strftime("%Y-%m-%d %H:%M:%S %Z")

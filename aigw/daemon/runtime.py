@@ -1,4 +1,4 @@
-"""What one reading of the configuration makes: all that a reload replaces, in one go. Making it opens nothing."""
+"""The objects of one load of the configuration, which a reload replaces together. Making them opens nothing."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from aigw.config.model import Config
 from aigw.errors import ConfigError, NotReady
 from aigw.net.tls import Identity
 from aigw.proxy.router import Router
-from aigw.server.listeners import Inherited, wanted
+from aigw.server.listeners import InheritedSocket, configured_listeners
 from aigw.upstream.providers import Connect, Upstream
 
 T = TypeVar("T")
 
 
 class Runtime:
-    """A configuration with its certificates loaded and its providers made ready."""
+    """A configuration with its certificates, providers and listeners."""
 
-    def __init__(self, config: Config, reactor: Any, connect: Connect, inherited: Sequence[Inherited]) -> None:
+    def __init__(self, config: Config, reactor: Any, connect: Connect, inherited: Sequence[InheritedSocket]) -> None:
         """Reads certificates and CA files; may run in a thread. Raises ConfigError with every mistake."""
         mistakes: list[str] = []
         self.config = config
         self.identity = _or_mistakes(mistakes, lambda: Identity(config.tls) if config.tls else None)
         upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values(), connect))
-        listeners = _or_mistakes(mistakes, lambda: wanted(config, inherited))
+        listeners = _or_mistakes(mistakes, lambda: configured_listeners(config, inherited))
         if mistakes or upstream is None or listeners is None:
             raise ConfigError([config.located(each) for each in mistakes])
         self.upstream = upstream
@@ -42,12 +42,12 @@ class Runtime:
 
     @property
     def warnings(self) -> list[str]:
-        """What is not a mistake, but should be known."""
+        """Warnings, for the log."""
         return [*self.config.warnings, *map(self.config.located, self.identity.warnings if self.identity else ())]
 
 
 def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:
-    """What ``make()`` makes, or None with its mistakes added: all are to be told at once."""
+    """The result of ``make()``, or None; its mistakes are added, so that all are reported at once."""
     try:
         return make()
     except ConfigError as error:

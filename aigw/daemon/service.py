@@ -1,9 +1,10 @@
-"""GatewayService: the one owner of live objects. It starts, reloads and drains what the other modules describe."""
+"""GatewayService: it owns the objects of the running gateway, and starts, reloads and drains them."""
 
 from __future__ import annotations
 
 import math
 import os
+import random
 import sys
 import time
 from collections import Counter
@@ -32,8 +33,9 @@ from aigw.errors import CannotListen, Draining
 from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Exchange, Gateway
+from aigw.proxy.finishing import Finishing
 from aigw.server import api
-from aigw.server.listeners import Listeners, inherited, told
+from aigw.server.listeners import Listeners, address_of, inherited_sockets
 from aigw.server.resources import ApiResource
 from aigw.server.site import GatewaySite
 from aigw.telemetry import logs
@@ -46,7 +48,7 @@ EXPIRY_DAYS = 14.0
 
 
 class GatewayService(Service):
-    """The daemon: listeners, the site behind them, the providers' connections; and what outlives a reload."""
+    """The daemon: listeners, sites, connections to providers, and the state that a reload keeps."""
 
     def __init__(
         self,
@@ -55,23 +57,24 @@ class GatewayService(Service):
         observer: logs.QueuedLines | None,
         look_up: LookUp = look_up,
         notify: Notify | None = None,
-        feed_every: float = math.inf,
+        notify_every: float = math.inf,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """Reads the configuration and what it names, opens nothing; ``load`` reads it once more for each reload.
+        """Reads the configuration and its files, and opens nothing; each reload calls ``load`` again.
 
-        ``observer`` becomes the log unless ``--logger`` says otherwise; ``notify`` is fed every ``feed_every`` seconds;
-        ``environ`` may ask for traces, and name proxies. Raises ConfigError.
+        ``observer`` is the log unless ``--logger`` names another; ``environ`` may configure traces and proxies. Raises
+        ConfigError.
         """
         self._load = load
         self._reactor = reactor
         self._observer = observer
         self._notify = notify or Notify({})
         self._connect = partial(Host, reactor, Resolver(reactor, look_up))
-        self._inherited = list(inherited(reactor))
-        self._health = CooldownsByEndpoint(time.monotonic)
+        self._inherited = list(inherited_sockets(reactor))
+        self._cooldowns = CooldownsByEndpoint(time.monotonic)
+        self._finishing = Finishing()
         self._running: set[Exchange] = set()
-        self.pulse = Watchdog(reactor, self._notify.alive, feed_every)
+        self.watchdog = Watchdog(reactor, self._notify.alive, notify_every)
         self._daily = LoopingCall(self._warn_of_expiry)
         self._daily.clock = reactor
         self._drain: Drain | None = None
@@ -81,22 +84,22 @@ class GatewayService(Service):
         logs.hand_down(self._redaction)
         if observer is not None:
             observer.redaction = self._redaction  # twistd adds it to the log only later
-        self._watch = Telemetry(self._look, reactor, self._redaction, environ)
-        self._admin = resources.AdminState(self._watch, LiveFeed(self._watch.status, reactor), Cookies())
-        self._hurry = False
+        self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ)
+        self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
+        self._is_urgent = False
         self._ignored = ignored_proxies(environ or {})
-        self._now = self._read()
-        self._identity = CurrentIdentity(self._now.identity)
-        self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._now))
+        self._runtime = self._read()
+        self._identity = CurrentIdentity(self._runtime.identity)
+        self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._runtime))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
-        self._listeners.check(self._now.listeners)
-        self._watch.use(self.config)
+        self._listeners.check(self._runtime.listeners)
+        self._telemetry.use(self.config)
         self._redaction.use(self.config.secrets)
 
     @property
     def config(self) -> Config:
-        """What the gateway runs by."""
-        return self._now.config
+        """The present configuration."""
+        return self._runtime.config
 
     @property
     def ports(self) -> list[IListeningPort]:
@@ -104,7 +107,7 @@ class GatewayService(Service):
         return self._listeners.ports
 
     def setServiceParent(self, parent: Any) -> None:
-        """twistd takes its log observer from the application, and asks for it only after this."""
+        """Set the log observer of the application, which twistd reads after this."""
         if self._observer is not None:
             parent.setComponent(ILogObserver, self._observer)
         super().setServiceParent(parent)
@@ -112,35 +115,36 @@ class GatewayService(Service):
     # Start
 
     def privilegedStartService(self) -> None:
-        """Bind, while we may still be root; if that fails, say so in one line and exit with 1."""
+        """Open the listeners, while the process may still be root; a failure is one log line and exit status 1."""
         super().privilegedStartService()
         self._warn(self._ignored)
         self._limit_connections()
         try:
-            opened = self._listeners.open_new(self._now.listeners)
+            opened = self._listeners.open_new(self._runtime.listeners)
         except CannotListen as error:
-            logs.error(f"Cannot listen: {error}")
-            # Not SystemExit: twistd would leave its pid file, and as a daemon the process that waits for word from it.
-            sys.excepthook = lambda *_: None  # it is said; a traceback would say it twenty times
+            logs.error(f"The gateway cannot open a listener: {error}")
+            # Not SystemExit: twistd would keep its pid file, and as a daemon the process that waits for the result.
+            sys.excepthook = lambda *_: None  # the log has the reason; a traceback would repeat it
             raise
-        self._listeners.keep(self._now.listeners, opened)
+        self._listeners.keep(self._runtime.listeners, opened)
 
     def startService(self) -> None:
-        """Everything is up."""
+        """Start the timers, and notify systemd."""
         super().startService()
-        self._say_opened(self._listeners.open)
-        logs.info("Started", version=__version__, routes=len(self.config.routes), providers=list(self.config.providers))
+        self._log_opened(self._listeners.open)
+        routes, providers = len(self.config.routes), list(self.config.providers)
+        logs.info("The gateway has started", version=__version__, routes=routes, providers=providers)
         self._daily.start(86400)
-        self._watch.start()
-        self.pulse.start()
+        self._telemetry.start()
+        self.watchdog.start()
         self._reactor.callWhenRunning(lambda: self._notify.ready(self._status()))
 
     # Reload
 
     def reload(self) -> Deferred[bool]:
-        """Read everything afresh and swap all of it, or nothing; whether it was swapped."""
+        """Read everything again and replace all of it, or nothing; gives whether it was replaced."""
         if self._drain is not None:
-            logs.warn("Not reloaded: the gateway is stopping")
+            logs.warn("The gateway did not reload its configuration: it is stopping")
             return succeed(False)
         return self._reload.begin()
 
@@ -148,153 +152,153 @@ class GatewayService(Service):
         return Runtime(self._load(), self._reactor, self._connect, self._inherited)
 
     def _swap(self, new: Runtime) -> bool:
-        """Unless the gateway is stopping by now. Whatever it raises, it raises before anything is changed."""
+        """Replace the configuration, unless the gateway is stopping. An exception leaves everything unchanged."""
         if self._drain is not None:
             return False
-        old = self._now
-        # Whatever can fail comes first: until all of it is made, all that is served is what was served before.
-        self._listeners.check(new.listeners)
+        old = self._runtime
+        self._listeners.check(new.listeners)  # what can fail comes first; until then the old configuration is served
         trees = self._trees(new)
         unchanged = {name for name, each in new.config.providers.items() if old.config.providers.get(name) == each}
         steps = [
             step for route in new.config.routes.values() for step in route.steps if step.provider.name in unchanged
         ]
-        identity, self._identity.identity = self._identity.identity, new.identity  # for whoever connects at once
+        identity, self._identity.identity = self._identity.identity, new.identity  # for clients that connect at once
         try:
             opened = self._listeners.open_new(new.listeners)
         except BaseException:
             self._identity.identity = identity
             raise
         self._redaction.use(new.config.secrets)
-        self._watch.use(new.config)
+        self._telemetry.use(new.config)
         new.upstream.take_over(old.upstream)
-        self._health.forget_all_but(steps)
-        self._now = new
+        self._cooldowns.forget_all_but(steps)
+        self._runtime = new
         self._site.resource, self._admin_site.resource = trees
         closed = self._listeners.keep(new.listeners, opened)
         if any(listener.admin for listener in closed):
-            self._admin_site.abort()  # who came in there without a key is to be out
+            self._admin_site.abort()  # its clients connected without a key
         if new.config.callers != old.config.callers:
             self._admin.viewers.ask_again()
         self._warn()
         self._limit_connections()
         self._warn_of_expiry()
-        self._say_opened(opened)
+        self._log_opened(opened)
         for listener in closed:
-            logs.info("No longer listening", address=listener.endpoint)
+            logs.info("The gateway has closed a listener", address=listener.endpoint)
         self._reloads.take()
+        routes, providers = len(new.config.routes), list(new.config.providers)
         serials = new.identity.serials if new.identity else []
-        logs.info("Reloaded", routes=len(new.config.routes), providers=list(new.config.providers), serials=serials)
+        logs.info("The gateway has reloaded", routes=routes, providers=providers, serials=serials)
         self._notify.ready(self._status(f"; reloaded at {clock_time()}"))
         return True
 
     # Stop
 
     def stopService(self) -> Deferred[Any]:
-        """Stop listening, let what is under way end, close every connection."""
+        """Close the listeners, wait for running requests, then close every connection."""
         seconds = self.config.drain
         if self._daily.running:
             self._daily.stop()
-        logs.info("Stopping", in_flight=len(self._running), drain_s=seconds)
+        logs.info("The gateway is stopping", in_flight=len(self._running), drain_s=seconds)
         self._notify.stopping(f"Stopping; {len(self._running)} requests may take {seconds:g} s to end")
         self._drain = Drain(self._site, self._running, self._reactor, seconds)
         self._admin.viewers.end()
         stopped = self._listeners.close(admin=False).addBoth(lambda _: self._drain and self._drain.begin())
-
-        if self._hurry:
+        if self._is_urgent:
             self._drain.give_up()
 
-        def say_so(_: object) -> None:
-            self._now.upstream.close()
-            self.pulse.stop()
-            logs.info("Stopped")
+        def finish(_: object) -> None:
+            self._runtime.upstream.close()
+            self.watchdog.stop()
+            logs.info("The gateway has stopped")
 
-        # To the end it can be asked whether the gateway is ready: it is not.
+        # /ready answers until the end that the gateway is not ready.
         stopped.addBoth(lambda _: self._listeners.close(admin=True)).addBoth(lambda _: self._admin_site.abort())
-        stopped.addBoth(lambda _: self._watch.stop())
-        return stopped.addBoth(say_so).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
+        stopped.addBoth(lambda _: self._telemetry.stop())
+        return stopped.addBoth(finish).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
 
     def stop_now(self) -> None:
-        """Whoever asked for a stop has asked again."""
-        self._hurry = True
+        """A second stop signal: close every connection now."""
+        self._is_urgent = True
         if self._drain is not None:
-            logs.warn("Stopping now", in_flight=len(self._running))
+            logs.warn("The gateway stops at once and ends running requests", in_flight=len(self._running))
             self._drain.give_up()
 
-    def say_state(self) -> None:
-        """One line with what the process holds right now, for whoever looks for a leak."""
+    def log_state(self) -> None:
+        """Log the present connections, timers and files of the process, to find a leak."""
         logs.info(
-            "State",
-            connections=self._site.admission.open,
+            "The gateway reports its state",
+            connections=self._site.limiter.open,
             in_flight=len(self._running),
             delayed_calls=len(self._reactor.getDelayedCalls()),
-            open_files=len(os.listdir("/proc/self/fd")) - 1,  # less the listing's own
-            lag_ms=round(self.pulse.lag * 1000),
+            open_files=len(os.listdir("/proc/self/fd")) - 1,  # without the one of listdir
+            lag_ms=round(self.watchdog.lag * 1000),
         )
 
-    # What is made of a generation
+    # What is made from a runtime
 
-    def _trees(self, generation: Runtime) -> tuple[ApiResource, ApiResource]:
-        """For clients, and for administrators. Making them changes nothing."""
-        config = generation.config
-        upstream, router, running = generation.upstream, generation.router, self._running
-        gateway = Gateway(config, upstream, self._health, self._reactor, log_attempt, running=running, router=router)
+    def _trees(self, runtime: Runtime) -> tuple[ApiResource, ApiResource]:
+        """The resources for clients, and for administrators. Making them changes no state."""
+        config = runtime.config
+        state = (self._cooldowns, self._reactor, log_attempt, random.random, self._running, self._finishing)
+        gateway = Gateway(config, runtime.upstream, *state, runtime.router)
 
         def check_ready() -> None:
             if self._drain is not None:
                 raise Draining("The gateway is stopping.")
-            generation.check_ready()
+            runtime.check_ready()
 
-        root = api.tree(config, gateway, self._watch.record, self._watch.begin_trace)
-        resources.show(root, config, self._admin, check_ready)
+        root = api.tree(config, gateway, self._telemetry.record, self._telemetry.begin_trace)
+        resources.add_resources(root, config, self._admin, check_ready)
         return root, resources.tree(config, self._admin, check_ready)
 
-    def _look(self) -> Snapshot:
-        identity = self._now.identity
+    def _snapshot(self) -> Snapshot:
+        identity = self._runtime.identity
         return Snapshot(
             config=self.config,
             now=self._reactor.seconds(),
             stopping=self._drain is not None,
             in_flight=Counter(exchange.route for exchange in self._running),
-            connections=self._site.admission.open,
-            refused=self._site.admission.refused,
+            connections=self._site.limiter.open,
+            refused=self._site.limiter.refused,
             refused_keys=self._site.refused_keys.total,
-            lag=self.pulse.lag,
+            lag=self.watchdog.lag,
             certificate_expires=identity.validity.expires if identity else None,
             reloads=self._reloads,
-            rests_for=self._health.rests_for,
-            cools_down=self._health.cools_down,
+            rests_for=self._cooldowns.rests_for,
+            cools_down=self._cooldowns.cools_down,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )
 
     def _limit_connections(self) -> None:
-        self._site.admission.limit(self.config.max_connections, self.config.max_per_address)
+        self._site.limiter.limit(self.config.max_connections, self.config.max_per_address)
         self._site.bodies.limit = self.config.max_bodies
 
-    def _say_opened(self, opened: Mapping[Listener, IListeningPort]) -> None:
+    def _log_opened(self, opened: Mapping[Listener, IListeningPort]) -> None:
         for listener, port in opened.items():
-            message = "The admin listener is open" if listener.admin else "Listening"
-            logs.info(message, address=told(port), tls=not listener.insecure)
+            message = f"The gateway has opened {'the admin listener' if listener.admin else 'a listener'}"
+            logs.info(message, address=address_of(port), tls=not listener.insecure)
 
     def _warn(self, more: Sequence[str] = ()) -> None:
-        for warning in [*more, *self._now.warnings]:
+        for warning in [*more, *self._runtime.warnings]:
             logs.warn(warning)
-        if self._now.identity is None:
-            logs.warn("No TLS certificate is configured: plain HTTP, on loopback only unless a listener says insecure")
+        if self._runtime.identity is None:
+            logs.warn("No TLS certificate is configured, so the gateway serves plain HTTP; set tls to serve HTTPS")
 
     def warnings(self) -> list[str]:
-        """What is no mistake, but should be known of the configuration and the certificates."""
-        identity = self._now.identity
+        """Warnings about the configuration and the certificates."""
+        identity = self._runtime.identity
         problem = identity.validity.problem(EXPIRY_DAYS) if identity else None
-        return [*self._ignored, *self._now.warnings, *([f"a certificate {problem}"] if problem else ())]
+        return [*self._ignored, *self._runtime.warnings, *([f"a certificate {problem}"] if problem else ())]
 
     def _warn_of_expiry(self) -> None:
-        identity = self._now.identity
+        identity = self._runtime.identity
         if identity and (problem := identity.validity.problem(EXPIRY_DAYS)):
             report = logs.warn if identity.validity.is_good() else logs.error
             report(f"A certificate {problem}")
 
     def _status(self, since: str = "") -> str:
-        served = f"Serving {len(self.config.routes)} routes over {len(self.config.providers)} providers"
-        good = f", certificate good for {it.validity.days_left():.0f} days" if (it := self._now.identity) else ""
-        return f"{served}{good}{since}"
+        served = f"Serving {len(self.config.routes)} routes with {len(self.config.providers)} providers"
+        identity = self._runtime.identity
+        until = f", certificate valid for {identity.validity.days_left():.0f} days" if identity else ""
+        return f"{served}{until}{since}"

@@ -1,4 +1,4 @@
-"""What the process does when it gets a signal."""
+"""The handling of signals."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from types import FrameType
 from typing import Any
 
 
-def obey(reactor: Any, number: int, act: Callable[[], object]) -> None:
-    """``act``, in the reactor's own time, whenever the signal comes."""
+def handle_signal(reactor: Any, number: int, act: Callable[[], object]) -> None:
+    """Call ``act`` in the reactor's thread when the signal arrives."""
     signal.signal(number, lambda *_: reactor.callFromThread(act))
 
 
 def ignore(*numbers: int) -> None:
-    """Let none of these signals end the process, which is what they do by default."""
+    """Ignore these signals, which end the process by default."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
 
 
-def obey_stops(reactor: Any, stop_now: Callable[[], object]) -> None:
-    """The first SIGTERM or SIGINT stops as Twisted has it; the next is ``stop_now``, even if it comes at once."""
+def handle_stops(reactor: Any, stop_now: Callable[[], object]) -> None:
+    """The first SIGTERM or SIGINT goes to Twisted's handler; the next one calls ``stop_now``, even at once."""
 
     def take_over() -> None:
         stopping = False
@@ -36,7 +36,7 @@ def obey_stops(reactor: Any, stop_now: Callable[[], object]) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             handler = signal.getsignal(number)
-            if callable(handler):  # a shell has background jobs ignore SIGINT
+            if callable(handler):  # a shell makes background jobs ignore SIGINT
                 twisted[number] = handler
                 signal.signal(number, stop)
 

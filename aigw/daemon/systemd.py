@@ -1,6 +1,6 @@
-"""What systemd and the daemon tell each other: readiness, the watchdog, credentials, the journal.
+"""The interface to systemd: readiness, the watchdog, credentials, the journal.
 
-Away from systemd all of it does nothing. https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
+Without systemd it does nothing. https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Notify:
         self._address = "\0" + name[1:] if name.startswith("@") else name
 
     def ready(self, status: str) -> None:
-        """Started, or reloaded."""
+        """The gateway has started, or has reloaded."""
         self._send("READY=1", _status(status))
 
     def reloading(self) -> None:
@@ -29,11 +29,11 @@ class Notify:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str) -> None:
-        """The end has begun."""
+        """The gateway is stopping."""
         self._send("STOPPING=1", _status(status))
 
     def alive(self) -> None:
-        """Feed the watchdog."""
+        """Notify the watchdog."""
         self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
@@ -43,7 +43,7 @@ class Notify:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
                 sender.sendto("\n".join(lines).encode(errors="replace"), self._address)
         except OSError:
-            pass  # a manager that does not listen must not stop the gateway
+            pass  # without a reader the message is lost, and the gateway continues
 
 
 def _status(text: str) -> str:
@@ -51,7 +51,7 @@ def _status(text: str) -> str:
 
 
 def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
-    """Within which time this process must say that it is alive, None where nobody asks it to."""
+    """The time within which this process must notify the watchdog; None without a watchdog."""
     micros = environ.get("WATCHDOG_USEC", "")
     if not micros.isdecimal() or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None
@@ -59,7 +59,7 @@ def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 class Environment(Mapping[str, str]):
-    """The environment, and behind it systemd's credentials: ``NAME``, or ``keys_NAME`` as those of a folder are named.
+    """The environment, then systemd's credentials: ``NAME``, or ``keys_NAME`` for a credential of a folder.
 
     https://systemd.io/CREDENTIALS/
     """

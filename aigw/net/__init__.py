@@ -1,5 +1,5 @@
-"""What both sides of the wire share.
+"""What the server and the upstream side share.
 
-In reading order: headers, addresses, write (bytes to a socket), lateness (a clock that was held up), slices (long work
-in short steps), codings (compressed bodies), tls and validity (the listeners' certificates).
+In reading order: headers, addresses, write (bytes to a socket), lateness (timers after a pause of the process), slices
+(long work in short steps), codings (compressed bodies), tls and validity (the listeners' certificates).
 """

@@ -1,4 +1,4 @@
-"""Whom an address stands for, where clients are counted."""
+"""The address under which a client is counted."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def counts_for(peer: Any) -> str | None:
-    """Whom a connection counts for: an IPv4 address or an IPv6 network; nobody on a Unix socket."""
+    """The key under which a connection is counted: an IPv4 address or an IPv6 network; None for a Unix socket."""
     host: str | None = getattr(peer, "host", None)
     return host if host is None or ":" not in host else _network(host)
 
 
-@lru_cache(maxsize=1024)  # asked for when one comes and when it goes; parsing was a tenth of a connection's cost
+@lru_cache(maxsize=1024)  # called when a connection opens and closes; parsing was a tenth of a connection's cost
 def _network(host: str) -> str:
-    """Of an IPv6 address, which may be an IPv4 one in disguise."""
+    """The network of an IPv6 address, or the IPv4 address that it maps."""
     address = ip_address(host.partition("%")[0])
     if not isinstance(address, IPv6Address):
         return host

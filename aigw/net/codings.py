@@ -1,4 +1,4 @@
-"""Bodies that come compressed (``Content-Encoding``): decoded in short steps, within a limit on what comes out.
+"""Compressed request bodies (``Content-Encoding``): decoded in short steps, with a limit on the decoded size.
 
 gzip and deflate are the standard library's. zstd (Codex sends it) and br are read where the packages of the extra
 ``compression`` are installed. RFC 9110, 8.4: https://www.rfc-editor.org/rfc/rfc9110#section-8.4
@@ -14,18 +14,20 @@ from typing import Protocol
 from aigw.errors import BadRequest, TooLarge, UnsupportedCoding
 
 PIECE = 64 * 1024  # bytes that one step makes; about a tenth of a millisecond
-KEPT_AT_FIRST = 1024 * 1024  # what is larger is measured before it is kept: a bomb takes time, but no memory
-ZSTD_WINDOW = 8 * 1024 * 1024  # RFC 8878, 3.1.1.1.2: what a decoder should support, and no more than it has to
+KEPT_AT_FIRST = (
+    1024 * 1024
+)  # a larger body is decoded twice, first only to measure it: a bomb takes time, but no memory
+ZSTD_WINDOW = 8 * 1024 * 1024  # RFC 8878, 3.1.1.1.2: the size that a decoder should support
 _NONE = frozenset(["", "identity", "none", "utf-8"])
 
 Steps = Generator[None, None, bytearray]
 
 
-class Reader(Protocol):
-    """Gives what is decoded, about PIECE bytes at a time."""
+class Decoder(Protocol):
+    """Gives the decoded data, about PIECE bytes at a time."""
 
     def read(self) -> bytes:
-        """Some more; empty at the end. Raises ValueError where the data is corrupt or ends too early."""
+        """The next piece; empty at the end. Raises ValueError if the data is corrupt or incomplete."""
 
 
 class _Zlib:
@@ -44,12 +46,12 @@ class _Zlib:
             if self._decoder.eof:
                 if self._wbits < 16 or not self._left:
                     if self._left:
-                        raise ValueError("data behind its end")
+                        raise ValueError("there is data after its end")
                     return b""
                 self._begin()
             given, self._left = self._left[:PIECE], self._left[PIECE:]
             if not given:
-                raise ValueError("its end is missing")
+                raise ValueError("it is incomplete")
             try:
                 made = self._decoder.decompress(given, PIECE)
             except zlib.error as error:
@@ -61,17 +63,17 @@ class _Zlib:
                 return made
 
 
-def _gzip(body: bytes | bytearray) -> Reader:
+def _gzip(body: bytes | bytearray) -> Decoder:
     return _Zlib(body, 31)
 
 
-def _deflate(body: bytes | bytearray) -> Reader:
+def _deflate(body: bytes | bytearray) -> Decoder:
     # RFC 1950: the first byte names the method, and both together are a multiple of 31.
     wrapped = len(body) >= 2 and body[0] & 15 == 8 and (body[0] * 256 + body[1]) % 31 == 0
     return _Zlib(body, 15 if wrapped else -15)
 
 
-_READERS: dict[str, Callable[[bytes | bytearray], Reader]] = {"gzip": _gzip, "x-gzip": _gzip, "deflate": _deflate}
+_READERS: dict[str, Callable[[bytes | bytearray], Decoder]] = {"gzip": _gzip, "x-gzip": _gzip, "deflate": _deflate}
 
 try:
     import zstandard
@@ -79,7 +81,7 @@ except ImportError:
     pass
 else:
 
-    class _Zstd:  # one that is cut short just ends; then it is no JSON either
+    class _Zstd:  # an incomplete body has no error here: its JSON is incomplete too
         def __init__(self, body: bytes | bytearray) -> None:
             self._source = io.BytesIO(body)
             decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
@@ -116,9 +118,9 @@ else:
                 if made:
                     return made
                 if not given and not self._left and not self._decoder.is_finished():
-                    raise ValueError("its end is missing")
+                    raise ValueError("it is incomplete")
             if self._left:
-                raise ValueError("data behind its end")
+                raise ValueError("there is data after its end")
             return b""
 
     _READERS["br"] = _Brotli
@@ -127,7 +129,7 @@ SUPPORTED = tuple(name for name in ("gzip", "deflate", "zstd", "br") if name in 
 
 
 def coding_in(header: bytes | None) -> str | None:
-    """The coding that a ``Content-Encoding`` names, None for none. Raises UnsupportedCoding for what is not read."""
+    """The coding that a ``Content-Encoding`` names, None for none. Raises UnsupportedCoding for an unknown one."""
     if header is None:
         return None
     named = [each for part in header.decode("latin-1").split(",") if (each := part.strip().lower()) not in _NONE]
@@ -145,7 +147,7 @@ def coding_in(header: bytes | None) -> str | None:
 def decode(body: bytes | bytearray, coding: str, most: int, take: Callable[[int], None]) -> Steps:
     """The body as it was before it was compressed, at most ``most`` bytes.
 
-    ``take`` is called with the size of what is kept before it is, and may raise. Raises BadRequest for corrupt data,
+    ``take`` is called with the size of each piece before it is kept, and may raise. Raises BadRequest for corrupt data,
     TooLarge over the limit.
     """
     size, kept = 0, bytearray()
@@ -153,7 +155,7 @@ def decode(body: bytes | bytearray, coding: str, most: int, take: Callable[[int]
     while piece := _piece(reader, coding):
         size += len(piece)
         if size > most:
-            raise TooLarge(f"The decompressed body is over the limit of {most} bytes.")
+            raise TooLarge(f"The decompressed body is larger than the limit of {most} bytes.")
         if size <= KEPT_AT_FIRST:
             take(len(piece))
             kept += piece
@@ -168,8 +170,8 @@ def decode(body: bytes | bytearray, coding: str, most: int, take: Callable[[int]
     return kept
 
 
-def _piece(reader: Reader, coding: str) -> bytes:
+def _piece(reader: Decoder, coding: str) -> bytes:
     try:
         return reader.read()
     except ValueError as error:
-        raise BadRequest(f"The body is no valid {coding}: {str(error)[:200]}.") from None
+        raise BadRequest(f"The body is not valid {coding}: {str(error)[:200]}.") from None

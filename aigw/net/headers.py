@@ -1,26 +1,24 @@
-"""Which headers cross the gateway, in either direction."""
+"""The headers that the gateway forwards, in both directions."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import quote
 
 Header = tuple[bytes, bytes]
-GetHeader = Callable[[bytes], "bytes | None"]
+Lines = dict[bytes, bytes]  # headers as they go over the wire, each line ended, by their lower-case names
 
 _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", b"x-title")
 _TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-should-retry|request-id|x-ratelimit-.*|openai-.*")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5, allows tabs and what is not ASCII
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(  # as in telemetry/trace_context
     rb"(?!ff)(?=00.{53}\Z|(?!00))[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
 )
 
 
-# What goes on to a client: Python's http.client takes 100 headers, Node 16 KiB, and we add some of our own.
+# Limits of what a client gets: Python's http.client takes 100 headers, Node 16 KiB, and the gateway adds its own.
 MOST_HEADERS = 50
 MOST_BYTES = 8 * 1024
 MOST_OF_A_VALUE = 4 * 1024
@@ -36,28 +34,30 @@ _FIRST = (
 )
 
 
-def for_provider(get: GetHeader) -> list[Header]:
-    """What of a client's request goes on to a provider; ``get`` gives a header's value by its lower-case name.
+def for_provider(given: Mapping[bytes, bytes]) -> Lines:
+    """What of a client's request goes on to a provider; ``given`` are its headers by lower-case name.
 
-    A value with a control character does not.
+    A value with a control character is left out.
     """
-    kind = get(b"content-type") or b""
+    kind = given.get(b"content-type", b"")
     if kind != b"application/json" and (
         kind.partition(b";")[0].strip().lower() != b"application/json" or _CONTROL.search(kind)
     ):
         kind = b"application/json"
-    headers = [(b"content-type", kind)]
-    headers += [(name, value) for name in _TO_PROVIDER if (value := get(name)) and not _CONTROL.search(value)]
-    trace = get(b"traceparent")
+    sent = {b"content-type": b"Content-Type: %s\r\n" % kind}
+    for name in _TO_PROVIDER:
+        if name in given and (value := given[name]) and not _CONTROL.search(value):
+            sent[name] = b"%s%s\r\n" % (_cased(name), value)
+    trace = given.get(b"traceparent")
     if trace and _TRACEPARENT.fullmatch(trace) and not _CONTROL.search(trace):
-        headers.append((b"traceparent", trace))
-    return headers
+        sent[b"traceparent"] = b"Traceparent: %s\r\n" % trace
+    return sent
 
 
 def for_client(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
-    """What of a provider's answer goes on to the client, the last of each, names in lower case.
+    """The headers of a provider's answer that the client gets: the last value of each, names in lower case.
 
-    Of more than clients can be expected to take the most important ones: the result is bounded.
+    The result is bounded: of too many headers the client gets the most important ones.
     """
     sent = [(goes_as, values[-1]) for name, values in answered if (goes_as := _TO_CLIENT_AS[name])]
     together = b"".join([value for _, value in sent])
@@ -84,7 +84,7 @@ def _rank(header: Header) -> int:
 
 
 class _Names(dict[bytes, bytes | None]):
-    """How a provider's header goes on to the client, None where it does not. Remembers names, within bounds."""
+    """The name under which the client gets a provider's header; None if the client does not get it. A bounded cache."""
 
     def __missing__(self, name: bytes) -> bytes | None:
         if len(name) > MOST_OF_A_NAME:
@@ -101,7 +101,7 @@ _TO_CLIENT_AS = _Names()
 
 
 def lines(sent: Sequence[Header]) -> bytes:
-    """Headers as they go over the wire, each line ended; no value can begin a line of its own."""
+    """Headers as bytes, each line ended; a value cannot begin another line."""
     written = b"\r\n".join([_cased(name) + value for name, value in sent]) + (b"\r\n" if sent else b"")
     if written.count(b"\n") != len(sent) or written.count(b"\r") != len(sent):
         return lines([(b" ".join(name.splitlines()), b" ".join(value.splitlines())) for name, value in sent])
@@ -113,16 +113,17 @@ def _cased(name: bytes) -> bytes:
     return b"-".join([word.capitalize() for word in name.split(b"-")]) + b": "
 
 
-def request_id(offered: bytes | None) -> str:
-    """The client's request id if it is sane, else a new one of 32 hexadecimal digits."""
-    if offered and _REQUEST_ID.fullmatch(offered):
-        return offered.decode()
-    return os.urandom(16).hex()
-
-
 @lru_cache(maxsize=1000)
 def value(text: str) -> bytes:
     """``text`` as a header's value: what is not printable ASCII is percent-encoded."""
     if text.isascii() and text.isprintable() and "%" not in text:
         return text.encode()
     return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~").encode()
+
+
+def of_a_stream(sent: list[Header], mislabelled: bool) -> list[Header]:
+    """The headers of a streamed answer, which no proxy is to hold; ``mislabelled``: it was sent as something else."""
+    if mislabelled:
+        sent = [header for header in sent if header[0] != b"content-type"]
+        sent.append((b"content-type", b"text/event-stream"))
+    return [*sent, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]

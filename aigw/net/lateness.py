@@ -1,8 +1,8 @@
-"""Time that passed without the event loop: the process was stopped, or its machine was moved.
+"""Time in which the event loop did not run: the process was stopped, or its machine was moved.
 
-The reactor runs timers before it reads. After a pause that was longer than a limit everybody would be found too slow,
-though what they sent in time waits in the kernel; so a limit that is looked at far too late is looked at again, when
-that is read.
+The reactor runs timers before it reads. After a pause that was longer than a limit every peer would seem too slow,
+although the kernel holds what the peer sent in time. So a limit that fires much too late is checked again after that
+is read.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ GRACE_SECONDS = 2.0
 
 
 def lateness(timer: IDelayedCall, clock: IReactorTime) -> float:
-    """By how many seconds ``timer``, which fires just now, is late; 0 where that is not worth naming."""
+    """The seconds by which ``timer``, which fires now, is late; 0 if they are few."""
     late: float = clock.seconds() - timer.getTime()
     return late if late > LATE_SECONDS else 0.0
 
 
 class Limit:
-    """Calls ``passed`` after so many seconds, unless it is stopped before; where that is late, only after a grace."""
+    """Calls ``passed`` after the seconds, unless it is stopped before; a late timer waits GRACE_SECONDS more."""
 
     def __init__(self, clock: IReactorTime, seconds: float, passed: Callable[[], None]) -> None:
         self._clock = clock
@@ -42,16 +42,16 @@ class Limit:
             self._passed()
 
     def stop(self) -> None:
-        """It does not count any more."""
+        """Remove the limit."""
         timer, self._timer, self._passed = self._timer, None, None
         if timer is not None:
             timer.cancel()
 
 
 def within(limited: Deferred[T], seconds: float, clock: IReactorTime, reason: Callable[[], Exception]) -> Deferred[T]:
-    """``limited``, cancelled after so many seconds; then it fails with ``reason()``, whatever the cancel made of it.
+    """``limited``, cancelled after the seconds; then it fails with ``reason()`` in place of the cancel's failure.
 
-    As Deferred.addTimeout does, but by a Limit: a request is not cancelled while its answer waits in the kernel.
+    Like Deferred.addTimeout, but with a Limit: a request is not cancelled while its answer waits in the kernel.
     """
     fired = False
 

@@ -1,4 +1,4 @@
-"""Long work in short steps, between which the reactor serves everybody else."""
+"""Long work in short steps, between which the reactor serves other connections."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ log = Logger()
 
 
 class Slices:
-    """All the work that is under way: together it takes about 10 ms of each turn of the reactor."""
+    """All long work that is running: together it takes about 10 ms of each turn of the reactor."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._cooperator = Cooperator(scheduler=lambda turn: clock.callLater(0, turn))
 
     def add(self, steps: Generator[None, None, None]) -> None:
-        """Take the steps, all of them in turns to come. What they raise is logged, and ends them alone."""
+        """Run the steps, all in later turns of the reactor. An exception in them is logged and ends only them."""
         self._cooperator.cooperate(steps).whenDone().addErrback(
-            lambda failure: log.failure("Unexpected error in long work", failure=failure)
+            lambda failure: log.failure("An unexpected error ended a long piece of work", failure=failure)
         )
 
     def run(self, steps: Generator[None, None, T]) -> Deferred[T]:
-        """What comes of the steps. Fails with what they raise; cancelling ends them. Raises what the first steps do."""
+        """The result of the steps. It fails as they fail; cancelling ends them. The first steps raise at once."""
         for _ in range(AT_ONCE):
             try:
                 next(steps)
@@ -51,7 +51,7 @@ class Slices:
 
         def stop(_: Deferred[T]) -> None:
             task.stop()
-            iterator.close()  # now, as it holds what it works on
+            iterator.close()  # now, because the iterator holds its data
 
         done: Deferred[T] = Deferred(stop)
         task.whenDone().addCallbacks(lambda _: done.callback(made.pop()), failed)

@@ -1,4 +1,4 @@
-"""The listeners' side of TLS: the certificates that they show; and PEM files, for both sides."""
+"""TLS of the listeners: the certificates that they send. Also PEM files, for both sides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(FORWARD_SECRET_AEAD)
 
 
 class Identity:
-    """Who the listeners say they are: a certificate for each name that a client may ask for, and one for all others.
+    """The certificates of the listeners: one for each name that a client may ask for, and one for all others.
 
     ``validity`` is that of all of them together; ``serials`` are theirs, in hexadecimal, the default's first;
     ``warnings`` are for the log.
@@ -47,7 +47,7 @@ class Identity:
                 mistakes += error.mistakes
         if mistakes:
             raise ConfigError(mistakes)
-        # The default last: whatever name stands in two certificates is answered with it.
+        # The default is last, so it is used for a name that is in two certificates.
         self._by_name = {name: each.context for each in loaded for name in each.names}
         self._default = loaded[-1].options
         self._default.getContext().set_tlsext_servername_callback(self._choose)
@@ -55,8 +55,8 @@ class Identity:
         self.serials = [each.serial for each in reversed(loaded)]
         known = Authorities(trusted or ())
         self.warnings = [
-            f"{each.path}.cert_file: {each.file}: its issuer, {issuer}, is neither in the file nor a CA of this system:"
-            " append the intermediate certificate (or that CA's own), else clients may refuse the gateway"
+            f"{each.path}.cert_file: {each.file}: its issuer, {issuer}, is neither in the file nor a CA of this system,"
+            " so clients may refuse the connection; append the certificate of the issuer to the file"
             for each in reversed(loaded)
             if (issuer := known.missing_issuer(each.chain))
         ]
@@ -74,7 +74,7 @@ class Identity:
 
 
 class _Loaded:
-    """One certificate as OpenSSL has it, and what is written in it."""
+    """One certificate, loaded by OpenSSL, and its contents."""
 
     def __init__(
         self, path: str, files: CertificateFiles, trusted: list[crypto.X509] | None, client_required: bool
@@ -105,13 +105,13 @@ class _Loaded:
             self.context = self.options.getContext()
             self.context.check_privatekey()
         except SSL.Error as error:
-            wrong = f"{quoted_file(files.key_file)} is not the key of {quoted_file(files.cert_file)}"
+            wrong = f"{quoted_file(files.key_file)} is not the key of the certificate in {quoted_file(files.cert_file)}"
             private: Any = key.to_cryptography_key()
             if private.public_key() == shown.public_key():
                 wrong = f"OpenSSL refuses {quoted_file(files.cert_file)}: {openssl_reasons(error)}"
             raise ConfigError([f"{path}: {wrong}"]) from None
         for each in trusted or ():
-            self.context.add_client_ca(each)  # so that a client with many certificates knows which to show
+            self.context.add_client_ca(each)  # so that a client with many certificates can choose the right one
         self.path, self.file, self.chain = path, files.cert_file, chain
         self.serial = f"{shown.serial_number:x}"
         self.names = _names_in(shown)
@@ -134,7 +134,7 @@ def _names_in(certificate: x509.Certificate) -> list[bytes]:
 
 @implementer(IOpenSSLServerConnectionCreator)
 class CurrentIdentity:
-    """The Identity that new connections are shown; assigning ``identity`` replaces it, open ones keep theirs."""
+    """The Identity for new connections; assigning ``identity`` replaces it, and open connections keep theirs."""
 
     def __init__(self, identity: Identity | None) -> None:
         self.identity = identity
@@ -157,11 +157,13 @@ def _key(setting: str, path: str) -> crypto.PKey:
     except OSError as error:
         raise ConfigError([f"{setting}: {quoted_file(path)}: {error.strerror}"]) from None
     except (crypto.Error, ValueError):
-        raise ConfigError([f"{setting}: {quoted_file(path)}: holds no PEM private key without passphrase"]) from None
+        raise ConfigError(
+            [f"{setting}: {quoted_file(path)}: does not hold a PEM private key without a passphrase"]
+        ) from None
 
 
 def certificates_of(pem: bytes) -> list[crypto.X509]:
-    """All certificates that stand in it. Raises crypto.Error or ValueError."""
+    """All certificates in a PEM file. Raises crypto.Error or ValueError."""
     begin = b"-----BEGIN CERTIFICATE-----"
     return [crypto.load_certificate(crypto.FILETYPE_PEM, begin + part) for part in pem.split(begin)[1:]]
 
@@ -174,5 +176,5 @@ def _certificates(setting: str, path: str) -> list[crypto.X509]:
     except (crypto.Error, ValueError):
         raise ConfigError([f"{setting}: {quoted_file(path)}: holds a malformed certificate"]) from None
     if not found:
-        raise ConfigError([f"{setting}: {quoted_file(path)}: holds no PEM certificate"])
+        raise ConfigError([f"{setting}: {quoted_file(path)}: does not hold a PEM certificate"])
     return found

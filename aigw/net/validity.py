@@ -1,4 +1,4 @@
-"""When the certificates of the listeners are good, and whether a client can follow each to a root."""
+"""When the certificates of the listeners are valid, and whether the chain of each is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_ISSUER = {
 
 
 class _Period(msgspec.Struct, frozen=True):
-    """Of one certificate, in Unix seconds; ``which`` says where it stands and whose it is."""
+    """The validity of one certificate, in Unix seconds; ``which`` is its file and subject."""
 
     begins: float
     ends: float
@@ -25,7 +25,7 @@ class _Period(msgspec.Struct, frozen=True):
 
 
 class Validity:
-    """Of all certificates that the listeners show, those above their own included."""
+    """The validity of all certificates that the listeners send, with those of their CAs."""
 
     def __init__(self, chains: Iterable[tuple[str, Sequence[crypto.X509]]]) -> None:
         """``chains`` are the files, and the certificates in each."""
@@ -35,25 +35,27 @@ class Validity:
         self.expires = self._first.ends
 
     def days_left(self) -> float:
-        """How long all of them are good for; negative once one is not."""
+        """The days until the first of them expires; negative after that."""
         return (self._first.ends - time.time()) / 86400
 
     def days_to_wait(self) -> float:
-        """Until all of them are good; not above 0 once they are."""
+        """The days until the last of them becomes valid; 0 or less after that."""
         return (self._last.begins - time.time()) / 86400
 
     def is_good(self) -> bool:
-        """Whether all of them are good now."""
+        """Whether all of them are valid now."""
         return self.days_left() > 0 >= self.days_to_wait()
 
     def problem(self, soon: float) -> str | None:
-        """What is to be told to an operator: one has expired, or does within ``soon`` days, or is not valid yet."""
+        """A problem for the operator, or None: one has expired, expires within ``soon`` days, or is not valid yet."""
         left, wait = self.days_left(), self.days_to_wait()
         if left <= 0:
-            return f"has expired: the gateway is not ready; renew it and reload ({self._first.which})"
+            return f"has expired, so /ready answers 503; renew it and reload ({self._first.which})"
         if wait > 0:
             when = f"for {wait:.1f} days"
-            return f"is not valid yet, {when}: the gateway is not ready; look at the clock ({self._last.which})"
+            return (
+                f"is not valid yet, {when}, so /ready answers 503; check the clock of this machine ({self._last.which})"
+            )
         if left < soon:
             return f"expires in {left:.1f} days: renew it and reload ({self._first.which})"
         return None
@@ -69,7 +71,7 @@ class Authorities:
     """The CAs of this system, and some more."""
 
     def __init__(self, more: Iterable[crypto.X509] = ()) -> None:
-        """Loads the system's CAs, which takes milliseconds."""
+        """Loads the CAs of the system, which takes milliseconds."""
         self._context = SSL.Context(SSL.TLS_METHOD)  # kept, for the store is freed with it
         self._context.set_default_verify_paths()
         store = self._context.get_cert_store()
@@ -79,9 +81,9 @@ class Authorities:
         self._store = store
 
     def missing_issuer(self, chain: Sequence[crypto.X509]) -> str | None:
-        """Who issued the first of the chain, if that is neither in the chain nor one of these.
+        """The name of the issuer of the first certificate, if it is neither in the chain nor one of these CAs.
 
-        Servers send all but the root. Of an issuer that is nowhere to be found nobody can say whether it is one.
+        A server sends its chain without the root. Whether an unknown issuer is a root cannot be found out.
         """
         try:
             crypto.X509StoreContext(self._store, chain[0], list(chain[1:])).verify_certificate()

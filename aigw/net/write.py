@@ -1,4 +1,4 @@
-"""Bytes to a connection: sent at once as far as the kernel takes them.
+"""Writing to a connection: the bytes that the kernel takes are sent at once.
 
 Twisted keeps what is written until the reactor's next turn, which costs two calls of epoll_ctl and an event a write, as
 much as the rest of relaying a chunk. Only what the kernel does not take now is left to it.
@@ -16,7 +16,7 @@ SEND_BUFFER = 128 * 1024  # the kernel would let it grow to megabytes
 
 
 def prepare(transport: Any) -> None:
-    """Have a connection that was accepted send at once, and keep little in the kernel."""
+    """Set an accepted connection to send without delay and with a small buffer in the kernel."""
     socket = getattr(transport, "socket", None)
     if socket is not None:
         socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
@@ -31,7 +31,7 @@ def unsent(transport: Any) -> int:
 
 
 def write(transport: Any, data: bytes) -> None:
-    """Like ``transport.write(data)``, and just that for much data, over TLS, and wherever something waits already."""
+    """Send at once if nothing waits; much data, or data over TLS, goes through ``transport.write(data)``."""
     if (
         0 < len(data) <= MOST
         and isinstance(transport, Connection)  # and nothing that wraps one
@@ -41,7 +41,7 @@ def write(transport: Any, data: bytes) -> None:
     ):
         try:
             sent = transport.socket.send(data)
-        except OSError:  # the kernel takes nothing, or the connection is lost, which Twisted finds out in its own time
+        except OSError:  # the kernel takes nothing, or the connection is lost, which Twisted will report
             sent = 0
         if sent == len(data):
             return

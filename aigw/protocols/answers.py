@@ -1,38 +1,100 @@
-"""What a provider's whole answer is worth, and the error in it."""
+"""What a provider's whole answer is worth, and the error in one that is none: success must be shown."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-import msgspec
-
 from aigw.protocols import envelope
+from aigw.protocols.refusals import read_refusal, reason_in
+
+ERROR = "answered 2xx with an error"
 
 
-def check_answer(member: str, body: bytes) -> tuple[str, Any] | None:
-    """Why a whole 2xx body is no answer, with the error object in it if there is one; None where it is an answer.
+def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[str, str | None] | None:
+    """Why a whole 2xx body is no answer, with the reason in the provider's words if there is one; None for an answer.
 
-    An answer carries ``member``.
+    An answer carries a list ``member``. It ``may_be_empty`` where no error stands beside it.
     """
     if not body.strip():
         return "answered 2xx with an empty body", None
+    body = body.removeprefix(b"\xef\xbb\xbf")
     try:
-        error = envelope.error_without(member, body.removeprefix(b"\xef\xbb\xbf"))
+        found = envelope.outlined(body)
     except ValueError:
-        return "answered 2xx with a body that is not a JSON object", None
-    return None if error is None else ("answered 2xx with an error", _decoded(error))
+        return "answered 2xx with a body that is not a JSON object", read_refusal(
+            body[: envelope.MOST_OF_AN_ERROR]
+        ).reason
+    items = getattr(found, member)
+    error = _value(bytes(found.error))
+    if envelope.is_list(items) and (envelope.carries(items) or (may_be_empty and not error)):
+        return None
+    if error:
+        return ERROR, reason_in(error)
+    if reason := reason_in(_value(body)):
+        return ERROR, reason
+    return f"answered 2xx without {'a list' if may_be_empty else 'anything in'} `{member}`", None
 
 
-def _decoded(data: bytes | msgspec.Raw) -> Any:
+def check_choices(body: bytes) -> tuple[str, str | None] | None:
+    """The same of chat and completions, where a choice may be a failure."""
+    mistake = check_answer("choices", body)
+    if mistake is not None or not (b'"error"' in body or b'"abort"' in body):
+        return mistake
+    choices = _value(bytes(envelope.outlined(body.removeprefix(b"\xef\xbb\xbf")).choices))
+    if not isinstance(choices, list) or not all(failed_choice(each) and not _has_content(each) for each in choices):
+        return None
+    reasons = [reason for each in choices if (reason := reason_in(each.get("error")))]
+    return ERROR, reasons[0] if reasons else f"finish_reason: {choices[0].get('finish_reason')}"
+
+
+def check_response(body: bytes) -> tuple[str, str | None] | None:
+    """The same of a response, which says itself that it failed."""
+    mistake = check_answer("output", body, may_be_empty=True)
+    if mistake is not None or b'"failed"' not in body:
+        return mistake
+    found = envelope.outlined(body.removeprefix(b"\xef\xbb\xbf"))
+    return (ERROR, reason_in(_value(bytes(found.error)))) if bytes(found.status) == b'"failed"' else None
+
+
+def check_count(body: bytes) -> tuple[str, str | None] | None:
+    """The same of a count of tokens, whose ``input_tokens`` is a number."""
+    try:
+        count = _value(bytes(envelope.outlined(body.removeprefix(b"\xef\xbb\xbf")).input_tokens))
+    except ValueError:
+        count = None
+    return None if isinstance(count, int) else check_answer("input_tokens", body)
+
+
+def failed_choice(choice: Any) -> bool:
+    """Whether a choice, whole or of a stream, reports that it failed."""
+    return isinstance(choice, dict) and (bool(choice.get("error")) or choice.get("finish_reason") in ("error", "abort"))
+
+
+def is_error(value: dict[str, Any]) -> bool:
+    """Whether an object that carries no answer is an error in one of the forms that have no ``error``."""
+    status = value.get("base_resp")
+    return bool(
+        (isinstance(status, dict) and _given(status.get("status_code")))
+        or _given(value.get("error_code"))
+        or value.get("detail")
+        or (_given(value.get("code")) and value.get("message"))
+    )
+
+
+def _given(code: Any) -> bool:
+    return bool(code) and code != "0"
+
+
+def _has_content(choice: dict[str, Any]) -> bool:
+    message = choice.get("message")
+    inside = message.items() if isinstance(message, dict) else ()
+    return bool(choice.get("text")) or any(given and name not in ("role", "name") for name, given in inside)
+
+
+def _value(data: bytes) -> Any:
     """The value of some JSON; None where it is none, or too long for an error."""
     try:
-        return json.loads(bytes(data)) if len(data) <= 2 * envelope.MOST_OF_AN_ERROR else None
+        return json.loads(data) if len(data) <= 2 * envelope.MOST_OF_AN_ERROR else None
     except (ValueError, RecursionError):
         return None
-
-
-def message_in(error: Any) -> str | None:
-    """The message of an error object, or of one that is a mere string, as text that can be encoded."""
-    message = error.get("message") if isinstance(error, dict) else error
-    return message.encode(errors="replace").decode() if isinstance(message, str) else None

@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aigw.protocols.scanner import Meaning, StreamScanner
+from aigw.protocols.answers import failed_choice, is_error
+from aigw.protocols.scanner import ERROR, OUTPUT, SILENCE, Meaning, StreamScanner
+
+MOST_CHOICES = 1024  # of which it is remembered whether they have finished
 
 _ABOUT_A_CHOICE = frozenset(
-    ["index", "delta", "logprobs", "content_filter_results", "content_filter_offsets", "native_finish_reason"]
+    "index delta error logprobs finish_reason native_finish_reason "
+    "content_filter_results content_filter_offsets content_filter_raw".split()
 )
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"[^"]+"')
+_ABOUT_A_MESSAGE = frozenset(["role", "name"])
+_ABOUT_A_STREAM = frozenset(
+    "id object created model provider usage system_fingerprint service_tier prompt_filter_results base_resp".split()
+)
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"(?!null")([^"]+)"')
+_NOT_GIVEN = ("", "null")
 
 
 class ChatScanner(StreamScanner):
@@ -18,27 +27,86 @@ class ChatScanner(StreamScanner):
 
     sign = b'"finish_reason"'
     usual = b'"finish_reason":null', b'"finish_reason": null'
+    other = b'"index":1', b'"index": 1'  # a second choice, or a second tool call
+    text = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun: set[Any] = set()  # choices, by their index
+        self._finished: set[Any] = set()
 
     def meaning(self, value: dict[str, Any]) -> Meaning:
         """See StreamScanner."""
         choices = value.get("choices")
+        if not choices:
+            if "type" not in value and is_error(value):
+                self.error = value
+                return ERROR
+            nothing = "choices" in value or all(name in _ABOUT_A_STREAM for name in value)
+            return SILENCE if nothing else OUTPUT
         if not isinstance(choices, list):
-            return Meaning.OUTPUT
+            return OUTPUT
+        meaning = OUTPUT if self._note_choices(choices) else SILENCE
+        for choice in choices:
+            if holds_output(choice):
+                return OUTPUT
+        for choice in choices:
+            if failed_choice(choice):
+                self.error = choice.get("error") or value
+                return ERROR
+        return meaning
+
+    def note(self, value: dict[str, Any]) -> Meaning:
+        """See StreamScanner: where a choice fails the stream may go on, and end as others do."""
+        choices = value.get("choices")
+        if not isinstance(choices, list) or not self._note_choices(choices):
+            return OUTPUT
+        for choice in choices:
+            if failed_choice(choice):
+                self.note_failure(choice.get("error") or f"finish_reason: {choice['finish_reason']}", False)
+        return OUTPUT
+
+    def _note_choices(self, choices: list[Any]) -> bool:
+        """Note which choices have begun, and which have finished; whether any has finished or failed here."""
+        ended = False
         for choice in choices:
             if not isinstance(choice, dict):
-                return Meaning.OUTPUT
-            for name, given in choice.items():
-                if given and name not in _ABOUT_A_CHOICE:
-                    return Meaning.OUTPUT
-            delta = choice.get("delta")
-            if isinstance(delta, dict):
-                for name, given in delta.items():
-                    if given and name != "role":
-                        return Meaning.OUTPUT
-            elif delta is not None:
-                return Meaning.OUTPUT
-        return Meaning.SILENCE
+                continue
+            index, reason = choice.get("index"), choice.get("finish_reason")
+            if not isinstance(index, int) or not 0 <= index < MOST_CHOICES:
+                index = 0
+            self._begun.add(index)
+            if isinstance(reason, str) and reason not in _NOT_GIVEN:
+                self._finished.add(index)
+                ended = True
+            if index or self._finished:
+                self._every_event = self._closely = True  # another choice may begin, or go on
+            ended = ended or bool(choice.get("error"))
+        self.finished = bool(self._finished)
+        self.complete = self.finished and self._begun <= self._finished
+        return ended
 
-    def completes(self, data: bytes) -> bool:
-        """Whether a ``finish_reason`` is given."""
-        return _FINISH.search(data) is not None
+    def note_in_pieces(self, data: bytes) -> Meaning:
+        """See StreamScanner."""
+        for reason in _FINISH.findall(data):
+            self.complete = self.finished = True
+            if reason in (b"error", b"abort"):
+                self.note_failure(f"finish_reason: {reason.decode()}", False)
+        return OUTPUT
+
+    def raises(self, value: dict[str, Any]) -> bool:
+        """See StreamScanner: they look at ``error`` at the top, and at nothing else."""
+        return bool(value.get("error"))
+
+
+def holds_output(choice: Any) -> bool:
+    """Whether a choice holds content of any kind, or something that is not understood."""
+    if not isinstance(choice, dict):
+        return True
+    delta = choice.get("delta")
+    if delta is not None and not isinstance(delta, dict):
+        return True
+    for name, given in (delta or {}).items():
+        if given and name not in _ABOUT_A_MESSAGE:
+            return True
+    return not _ABOUT_A_CHOICE.issuperset([name for name, given in choice.items() if given])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,11 +15,11 @@ from aigw.protocols.walk import Members
 
 
 class RawRequest(msgspec.Struct, frozen=True, eq=False):
-    """A request as it came, its body not read yet. ``headers`` are those that may go on to a provider."""
+    """A request as it came, its body not read yet. ``headers`` are the lines that may go on to a provider."""
 
     endpoint: Endpoint
     body: bytes | bytearray
-    headers: Iterable[tuple[bytes, bytes]] = ()
+    headers: dict[bytes, bytes] = {}
     request_id: str = ""
     caller: Caller | None = None
 
@@ -35,7 +34,7 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     model: str
     stream: bool
     members: Members
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: dict[bytes, bytes] = {}
     request_id: str = ""
     caller: Caller | None = None
     large: bool = False
@@ -47,13 +46,13 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     ``path`` is behind ``/v1/``. ``read`` makes a Call, at once or in short steps; both raise BadRequest. ``rewrite``
     makes the body for a step, and the names of what it dropped: of a Call, the step's model as JSON, and the step's
     ``conflict_resolution``.
-    ``check_answer`` gives the reason why a whole 2xx body is no answer, with the error object in it if there is one,
+    ``check_answer`` gives the reason why a whole 2xx body is no answer, with the provider's own reason if there is one,
     or None. ``scanner`` makes what judges one streamed answer. ``error_body`` is how the gateway's own errors look.
     """
 
     path: str
     read: Callable[[RawRequest], Call | Steps[Call]]
     rewrite: Callable[[Call, msgspec.Raw, str | None], tuple[bytes | Pieces, tuple[str, ...]]]
-    check_answer: Callable[[bytes], tuple[str, Any] | None]
+    check_answer: Callable[[bytes], tuple[str, str | None] | None]
     scanner: Callable[[], StreamScanner]
     error_body: Callable[[GatewayError], bytes]

@@ -27,6 +27,7 @@ OTHER_CASES = frozenset(
 
 _members = msgspec.json.Decoder(Members)
 _NOTHING = re.compile(rb"null|\[\s*\]")
+_NO_NUMBER = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[,\]}\s])")
 
 
 def split_small(body: bytes | bytearray) -> Members | None:
@@ -107,32 +108,44 @@ def carries(raw: msgspec.Raw) -> bool:
 ABSENT = msgspec.Raw()
 
 
-class _Outline(msgspec.Struct, gc=False):
+class Outline(msgspec.Struct, gc=False):
     """What is looked at in a provider's answer. Its other members are passed over, not made."""
 
     error: msgspec.Raw = ABSENT
+    status: msgspec.Raw = ABSENT
     choices: msgspec.Raw = ABSENT
     data: msgspec.Raw = ABSENT
     output: msgspec.Raw = ABSENT
     input_tokens: msgspec.Raw = ABSENT
 
 
-_outline = msgspec.json.Decoder(_Outline)
+_outline = msgspec.json.Decoder(Outline)
 
 
-def error_without(answer: str, body: bytes) -> msgspec.Raw | None:
-    """The ``error`` of the object that ``body`` holds, unless it carries an ``answer`` as well. Raises ValueError."""
+def is_list(raw: msgspec.Raw) -> bool:
+    """Whether a member's value is a list."""
+    return bytes(memoryview(raw)[:1]) == b"["
+
+
+def outlined(body: bytes) -> Outline:
+    """What is looked at of the object that ``body`` holds. Raises ValueError.
+
+    NaN and Infinity are no JSON; Python writes and reads them.
+    """
     try:
-        found = _outlined(body)
+        try:
+            return _outlined(body)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            if b"NaN" not in body and b"Infinity" not in body:
+                raise
+        return _outlined(_NO_NUMBER.sub(b"null", body))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    error = found.error
-    if error is ABSENT or bytes(error) == b"null" or carries(getattr(found, answer)):
-        return None
-    return error
 
 
-def _outlined(body: bytes) -> _Outline:
+def _outlined(body: bytes) -> Outline:
     try:
         return _outline.decode(body)
     except msgspec.ValidationError:

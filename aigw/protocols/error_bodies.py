@@ -15,7 +15,8 @@ def error_body(error: GatewayError) -> bytes:
 
 def error_event(broken: StreamBroken) -> bytes:
     """The one event that ends a stream which broke behind the commit point; it makes the OpenAI clients raise."""
-    shape = {"message": broken.message, "type": "upstream_error", "param": None, "code": broken.code}
+    message = f"{broken.message.removesuffix('.')}: {broken.detail}" if broken.detail else broken.message
+    shape = {"message": message, "type": "upstream_error", "param": None, "code": broken.code}
     return b"data: %s\n\n" % msgspec.json.encode({"error": shape})
 
 

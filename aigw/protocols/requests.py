@@ -76,7 +76,7 @@ def _call(
         if item is not None:
             right = "a non-empty array of objects, each with a non-empty string 'role'"
             raise BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item)
-    return Call(raw.endpoint, model, stream and streams, members, tuple(raw.headers), raw.request_id, raw.caller, large)
+    return Call(raw.endpoint, model, stream and streams, members, raw.headers, raw.request_id, raw.caller, large)
 
 
 def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:

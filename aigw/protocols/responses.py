@@ -7,7 +7,7 @@ from typing import Any
 
 from aigw.errors import StreamBroken
 from aigw.protocols.error_bodies import response_failed
-from aigw.protocols.scanner import Meaning, StreamScanner
+from aigw.protocols.scanner import END, OUTPUT, SILENCE, Meaning, StreamScanner
 
 _ANNOUNCEMENTS = (
     "response.created",
@@ -16,7 +16,10 @@ _ANNOUNCEMENTS = (
     "response.output_item.added",
     "response.content_part.added",
 )
-_END = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
+_ENDS = ("response.completed", "response.incomplete", "response.cancelled", "response.failed")
+_END = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|cancelled|failed)"')
+_BEGINNING = re.compile(rb'"type"\s*:\s*"(?:%s)"' % b"|".join(re.escape(name.encode()) for name in _ANNOUNCEMENTS))
+_NEAR = 256  # bytes in which the type of a large event is looked for
 # A quote inside a JSON string is escaped: neither is met by what a model writes.
 _ID = re.compile(rb'"response"\s*:\s*\{.*?"id"\s*:\s*"([^"\\]{1,200})"', re.DOTALL)
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})')
@@ -27,7 +30,9 @@ class ResponsesScanner(StreamScanner):
 
     sign = b'"type"'
     usual = b'"type":"response.output_text.delta"', b'"type": "response.output_text.delta"'
-    completing_is_the_end = True
+    other = b"response.failed", b"response.cancelled"
+    text = re.compile(rb'"delta"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
+    must_finish = True
     error_event_ends_it = True
 
     def __init__(self) -> None:
@@ -37,17 +42,38 @@ class ResponsesScanner(StreamScanner):
 
     def meaning(self, value: dict[str, Any]) -> Meaning:
         """See StreamScanner."""
-        return Meaning.SILENCE if value.get("type") in _ANNOUNCEMENTS else Meaning.OUTPUT
+        return SILENCE if not value or value.get("type") in _ANNOUNCEMENTS else OUTPUT
+
+    def is_announcement(self, data: bytes) -> bool:
+        """See StreamScanner: it repeats the instructions and tools of the request."""
+        return _BEGINNING.search(data, 0, _NEAR) is not None
+
+    def note(self, value: dict[str, Any]) -> Meaning:
+        """See StreamScanner."""
+        if value.get("type") in _ENDS:
+            self.complete = self.finished = True
+            return END
+        return OUTPUT
+
+    def note_in_pieces(self, data: bytes) -> Meaning:
+        """See StreamScanner."""
+        found = _END.search(data)
+        if found is None:
+            return OUTPUT
+        if found[1] == b"failed":
+            self.note_failure(None, True)
+        self.complete = self.finished = True
+        return END
+
+    def raises(self, value: dict[str, Any]) -> bool:
+        """See StreamScanner: both ``error`` and ``response.failed`` are the protocol's own."""
+        return True
 
     def _meaning_of(self, event: bytes) -> Meaning:
-        self.note(event)
+        self.remember(event)
         return super()._meaning_of(event)
 
-    def completes(self, data: bytes) -> bool:
-        """Whether an event ends the response, however it ended."""
-        return _END.search(data) is not None
-
-    def note(self, data: bytes) -> None:
+    def remember(self, data: bytes) -> None:
         """Which response it is, and how far its numbers went."""
         if not self._id and (found := _ID.search(data)):
             self._id = found[1].decode(errors="replace")
@@ -55,5 +81,5 @@ class ResponsesScanner(StreamScanner):
 
     def error_event(self, broken: StreamBroken) -> bytes:
         """``response.failed``, as the provider would send it. Codex reads nothing that has no ``type``."""
-        self.note(self.passed_last)
+        self.remember(self.passed_last)
         return self.give_up_event() + response_failed(broken, self._id, self._next)

@@ -6,37 +6,32 @@ A scanner is fed every read of one answer. It knows no connection, no client and
 from __future__ import annotations
 
 import enum
-import json
 import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from aigw.errors import StreamBroken
-from aigw.protocols import sse
-from aigw.protocols.envelope import MOST_OF_AN_ERROR
+from aigw.protocols import events, sse
 from aigw.protocols.error_bodies import error_event
+from aigw.protocols.refusals import reason_in
 from aigw.protocols.usage import MOST, ReportedUsage, find_usage
 
-HOLD_STREAM = 64 * 1024  # bytes of an event that waits for its end, and of a stream that waits for its first output
-HOLD_EVENTS = 64  # without output; after that the next ones count as output
+HOLD_STREAM = 64 * 1024  # bytes of an event that waits for its end
+HOLD_NOTHING = 1024 * 1024  # the same of one that is known to be no output
 OVERLAP = MOST + 64  # of an event in pieces: what is looked for stands whole in a piece and so much before it
 
 # An unescaped quote cannot stand inside a JSON string, nor a line end: neither this pattern nor that of a protocol is
 # met by what a model writes. Each begins with what is found fast: as alternatives of one they cost 25 times as much.
 _DONE = re.compile(rb"data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
-_PLAIN = re.compile(rb"data: ?([^\r\n]*)\n\n").fullmatch
-# Tuples: what stands in an event's ``type`` may be unhashable.
-_PINGS = ("ping", "keepalive")
-_FAILURES = ("error", "response.failed")
 
 
 class Meaning(enum.Enum):
-    """What some of a stream means. Of several meanings the one that stands last here counts."""
+    """What some of a stream means."""
 
     SILENCE = "comments, and before the first output also pings, roles, empty deltas"
     OUTPUT = "part of the answer, or something that is not understood"
     END = "the end of the stream"
-    ERROR = "a failure"
+    ERROR = "a failure; after the first output the end may follow"
 
 
 SILENCE, OUTPUT, END, ERROR = Meaning
@@ -45,74 +40,108 @@ SILENCE, OUTPUT, END, ERROR = Meaning
 class StreamScanner(ABC):
     """One streamed answer.
 
-    ``has_output``: the first output was seen. ``complete``: an event was seen that completes the stream. ``error`` is
-    the error object of a stream that failed before its first output. ``usage`` has the tokens that were reported.
+    ``has_output``: the first output was seen. ``complete``: an event was seen that completes the stream. ``finished``:
+    the answer itself said that it is; ``must_finish``: it always does, so ``[DONE]`` alone is no end. ``error`` is what
+    was reported before the first output, ``failure`` why the stream is no whole answer, although it may end as one.
+    ``last`` is the ``[DONE]`` that goes on behind our event. ``usage`` has the tokens that were reported.
 
     A subclass holds what a protocol has of its own. ``sign`` stands in whatever may complete a stream. Most events hold
-    it in one of the ``usual`` forms, which complete nothing; those events are not looked at any closer.
+    it in one of the ``usual`` forms, which complete nothing. ``other`` stands, in one of its forms, in an event that
+    looks like the usual ones and has to be looked at all the same. All other events are not looked at any closer.
     """
 
     sign: ClassVar[bytes]
     usual: ClassVar[tuple[bytes, bytes]]
-    completing_is_the_end: ClassVar[bool] = False  # else events may follow, as of usage
+    other: ClassVar[tuple[bytes, bytes]]
+    text: ClassVar[re.Pattern[bytes]]  # finds the text in an event of output
+    must_finish = False
     error_event_ends_it: ClassVar[bool] = False  # clients take it for an end that is one only if the body ends rightly
 
     def __init__(self) -> None:
         self.has_output = False
         self.complete = False
+        self.finished = False
+        self.failure: StreamBroken | None = None
         self.error: Any = None
+        self.last = b""
         self.usage = ReportedUsage()
+        self._head, self._tail, self._text = b"?", b"", slice(0)  # what stands around the text of most events
+        self._learns = 64  # times, as a time may stand there
+        self._closely = True  # not every read is whole events of which most matter little
         self._rest = bytearray()  # of an event whose end is to come
         self._rest_is_silence: bool | None = None  # None: not looked at yet
-        self._size = 0  # before the first output
-        self._events = 0
+        self._every_event = False  # is to be looked at
         self._in_pieces = False  # an event is being passed on that was too large to wait for
         self._before = b""  # what was passed on of it last
         self.passed_last = b""  # of what was no comment; looked at only where the stream breaks
 
     @abstractmethod
     def meaning(self, value: dict[str, Any]) -> Meaning:
-        """What one JSON object means before the first output: SILENCE or OUTPUT. When in doubt it is output."""
+        """What one JSON object means before the first output: when in doubt it is output."""
 
     @abstractmethod
-    def completes(self, data: bytes) -> bool:
-        """Whether whole events complete the stream, apart from ``[DONE]``."""
+    def note(self, value: dict[str, Any]) -> Meaning:
+        """Note what one JSON object means for the end of the stream: OUTPUT, ERROR or END."""
 
-    def note(self, data: bytes) -> None:
+    @abstractmethod
+    def note_in_pieces(self, data: bytes) -> Meaning:
+        """The same of an event that is too large to be read, by a piece of it and what stood before that."""
+
+    @abstractmethod
+    def raises(self, value: dict[str, Any]) -> bool:
+        """Whether a failure in this form makes the official clients raise."""
+
+    def is_announcement(self, data: bytes) -> bool:
+        """Whether an event that begins so is known to be no output, however long it is."""
+        return False
+
+    def remember(self, data: bytes) -> None:
         """Remember what an ``error_event`` repeats of a large event."""
         self.passed_last = data
 
     def feed(self, data: bytes) -> tuple[bytes, Meaning]:
         """What may be passed on of the answer after these bytes of it, and what they mean.
 
-        It may be nothing: whole events are passed on, the beginning of one waits for its end. Up to the first output
-        what is passed on is to be held back. An ERROR or an END before it means that there is no output.
+        Whole events are passed on, the beginning of one waits for its end. Up to the first output they are to be held
+        back. An ERROR or an END before it means that there is no output. Nothing is passed on behind an END.
         """
-        if not self.has_output:
-            data, meaning = self._feed_first(data)
-            if not self.has_output:
-                return data, meaning
-        if self._rest or self._in_pieces or data[-2:] != b"\n\n" or data[:1] in b":\r\n":
-            return self._feed_any(data)
-        # Whole events, as nearly always. Only what may matter is looked at: no function of Python's own is called.
+        if self._closely:
+            return self._feed_closely(data)
+        if data.startswith(self._head) and data.endswith(self._tail):  # as nearly always: the last event, another text
+            text = data[self._text]
+            if b'"' not in text and b"\\" not in text and b"\n" not in text and b"\r" not in text:
+                self.passed_last = data
+                return data, OUTPUT
+        if data[-2:] != b"\n\n" or data[:1] in b":\r\n":
+            return self._feed_closely(data)
         self.passed_last = data
+        # Whole events. Only what may matter is looked at: no function of Python's own is called.
         signs = data.count(self.sign)
         if (
             (signs != data.count(self.usual[0]) and signs != data.count(self.usual[1]))
+            or b"error" in data
             or b"[DONE]" in data
+            or self.other[0] in data
+            or self.other[1] in data
             or (b'"usage"' in data and find_usage(data))
         ):
-            return data, self._look_at(data)
+            return self._look_at(data)
+        if self._learns and (found := self.text.search(data)) and data.find(b"\n\n") == len(data) - 2:
+            self._learns -= 1
+            self._head, self._tail = data[: found.start(1)], data[found.end(1) :]
+            self._text = slice(found.start(1), -len(self._tail))
         return data, OUTPUT
 
     def finish(self) -> bytes:
-        """What may still be passed on at the end of the body, whose framing was right, if the stream is ``complete``.
+        """What may still be passed on at the end of the body, whose framing was right.
 
         The event at the end may lack its empty line.
         """
         rest, self._rest = bytes(self._rest), bytearray()
-        if self._in_pieces or sse.is_whole(rest):
-            self._look_at(self._before + rest)
+        if self._in_pieces:
+            self._note_pieces(self._before + rest)
+        elif sse.is_whole(rest):
+            rest, _ = self._look_at(rest, whole=True)
         return rest
 
     def error_event(self, broken: StreamBroken) -> bytes:
@@ -123,58 +152,56 @@ class StreamScanner(ABC):
         """What ends an event that was passed on in part."""
         return b"\n\n" if self._in_pieces else b""
 
+    def _feed_closely(self, data: bytes) -> tuple[bytes, Meaning]:
+        if not self.has_output:
+            data, meaning = self._feed_first(data)
+            if not self.has_output:
+                return data, meaning
+        passed = self._feed_any(data)
+        self._closely = self._in_pieces or self._every_event or bool(self._rest)
+        return passed
+
     # Before the first output: event by event
 
     def _feed_first(self, data: bytes) -> tuple[bytes, Meaning]:
         """The same, or all that was not passed on if the first output is in it."""
-        self._size += len(data)
         if self._rest:
-            if self._size < HOLD_STREAM and self._continues_the_rest(data):
+            if len(self._rest) + len(data) < HOLD_STREAM and self._continues_the_rest(data):
                 self._rest += data
                 return b"", SILENCE
             data, self._rest = bytes(self._rest) + data, bytearray()
         seen = 0
         while end := sse.find_end(data, seen):
             event, seen = data[seen : end.end()], end.end()
-            self._events += 1
             meaning = self._meaning_of(event)
             if meaning is END or meaning is ERROR:
                 return data[:seen], meaning
-            if meaning is OUTPUT or self._events >= HOLD_EVENTS:
+            if meaning is OUTPUT:
                 self.has_output = True
                 return data, OUTPUT
-        if self._size >= HOLD_STREAM:
-            self.has_output = True
-            return data, OUTPUT
-        self._rest += data[seen:]
-        whole = data[:seen]
-        if find_usage(whole):
-            self.usage.add(whole)
-        return whole, SILENCE
+        rest = data[seen:]
+        if len(rest) >= HOLD_STREAM:
+            if sse.is_silence(rest):
+                rest = b":" if rest[-1:] not in (b"\r", b"\n") else b":\n"  # a comment without end
+            elif len(rest) >= HOLD_NOTHING or not self.is_announcement(rest):
+                self.has_output = True
+                return data, OUTPUT
+        self._rest += rest
+        if find_usage(data, 0, seen):
+            self.usage.add(data[:seen])
+        return data[:seen], SILENCE
 
     def _meaning_of(self, event: bytes) -> Meaning:
-        plain = _PLAIN(event)  # as nearly always
-        name, data = ("", plain[1]) if plain else sse.fields(event)
-        if data is None or not data.strip():
-            return ERROR if name == "error" else SILENCE
+        name, data, value, self.error = events.read(event)
+        if self.error is not None:
+            return ERROR
+        if data is None:
+            return SILENCE
         if data.strip() == b"[DONE]":
             return END
-        try:
-            value = json.loads(data) if len(data) <= 2 * MOST_OF_AN_ERROR else None
-        except (ValueError, RecursionError):
-            value = None
-        if name == "error":
-            self.error = value.get("error", value) if isinstance(value, dict) else value
-            return ERROR
         if not isinstance(value, dict):
             return OUTPUT
-        if name in _PINGS or value.get("type") in _PINGS:
-            return SILENCE
-        if value.get("error") or value.get("type") in _FAILURES:
-            response = value.get("response")
-            self.error = value.get("error") or (response.get("error") if isinstance(response, dict) else value)
-            return ERROR
-        return self.meaning(value)
+        return SILENCE if events.is_ping(name, value) else self.meaning(value)
 
     # After it: as far as whole events go
 
@@ -190,17 +217,19 @@ class StreamScanner(ABC):
                 end = 0  # too large to wait for: it goes out in pieces
             else:
                 data, self._rest = data[:end], bytearray(data[end:])
-        if data:
+        if not data:
+            return data, meaning
+        found = OUTPUT
+        if self._in_pieces or end == 0:
             seen = self._before + data
             self._in_pieces = end == 0
-            if self._in_pieces or self._before:
-                self.note(seen)
-            elif meaning is not SILENCE:
-                self.passed_last = data
             self._before = b" " + seen[-OVERLAP:] if self._in_pieces else b""
-            if self._look_at(seen) is END:
-                meaning = END
-        return data, meaning
+            self.remember(seen)
+            found = self._note_pieces(seen)
+        elif meaning is not SILENCE:
+            self.passed_last = data
+            data, found = self._look_at(data)
+        return data, meaning if found is OUTPUT else found
 
     def _continues_the_rest(self, data: bytes) -> bool:
         """Whether ``data`` only continues the event that is incomplete, which is then not searched once more.
@@ -229,16 +258,66 @@ class StreamScanner(ABC):
                 end += 1
         return end
 
-    def _look_at(self, data: bytes) -> Meaning:
-        """Note the usage in events, and whether they complete the stream or end it."""
+    # What the end of the stream, and a failure, look like
+
+    def _look_at(self, data: bytes, whole: bool = False) -> tuple[bytes, Meaning]:
+        """Note the usage in whole events, and whether they complete the stream, end it or report a failure.
+
+        ``whole``: it is one event, which may lack its empty line. Of the data what may be passed on, and what it means.
+        """
+        meaning, start, ending = OUTPUT, 0, None
+        while whole or (ending := sse.find_end(data, start)):
+            end = len(data) if whole or ending is None else ending.end()
+            event = data[start:end]
+            signs = event.count(self.sign)
+            if (
+                self._every_event
+                or (signs != event.count(self.usual[0]) and signs != event.count(self.usual[1]))
+                or b"error" in event
+                or b"[DONE]" in event
+                or self.other[0] in event
+                or self.other[1] in event
+            ):
+                found = self._note_event(event)
+                if found is END:
+                    meaning, data = END, data[:end]
+                    if self.failure is not None and not self.failure.reported:
+                        self.last, data = event, data[:start]
+                    break
+                meaning = ERROR if found is ERROR else meaning
+            start, whole = end, False
         if find_usage(data):
             self.usage.add(data)
-        if b"[DONE]" in data:
-            starts = [match.start() for match in _DONE.finditer(data)]
-            if any([start == 0 or data[start - 1] in b"\r\n" for start in starts]):
-                self.complete = True
-                return END
-        if self.completes(data):
-            self.complete = True
-            return END if self.completing_is_the_end else OUTPUT
-        return OUTPUT
+        return data, meaning
+
+    def _note_event(self, event: bytes) -> Meaning:
+        if _DONE.match(event):
+            return self._done()
+        _, data, value, error = events.read(event)
+        if data is not None and data.strip() == b"[DONE]":
+            return self._done()
+        meaning = self.note(value) if isinstance(value, dict) else OUTPUT
+        if error is not None:
+            self.note_failure(error, isinstance(value, dict) and self.raises(value))
+            return END if meaning is END else ERROR
+        return meaning
+
+    def _note_pieces(self, data: bytes) -> Meaning:
+        if find_usage(data):
+            self.usage.add(data)
+        if any([match.start() == 0 or data[match.start() - 1] in b"\r\n" for match in _DONE.finditer(data)]):
+            return self._done()
+        return self.note_in_pieces(data)
+
+    def _done(self) -> Meaning:
+        self.complete = True
+        if self.must_finish and not self.finished and self.failure is None:
+            self.failure = StreamBroken("stream_truncated", "The provider's stream ended before it was complete.")
+        return END
+
+    def note_failure(self, error: Any, reported: bool) -> Meaning:
+        """Note a failure; ``reported``: in a form that makes the official clients raise."""
+        if self.failure is None or (reported and not self.failure.reported):
+            message = "The provider reported an error in its stream."
+            self.failure = StreamBroken("provider_error", message, detail=reason_in(error), reported=reported)
+        return ERROR

@@ -15,6 +15,7 @@ find_end = _END.search
 _LINE = re.compile(rb"\r\n|\n|\r")
 _SILENCE = re.compile(rb"(?:[\r\n]|:[^\r\n]*(?:[\r\n]|\Z))*")
 _BOM = b"\xef\xbb\xbf"
+_BEGINNINGS = _BOM, b"data:", b"event:", b"id:", b"retry:", b":", b"error:"
 
 
 def boundary(data: bytes | bytearray) -> int:
@@ -64,3 +65,18 @@ def is_whole(rest: bytes) -> bool:
 def is_silence(data: bytes) -> bool:
     """Whether ``data``, which begins at the start of a line, is only comments and blank lines."""
     return data[:1] in b":\r\n" and _SILENCE.fullmatch(data) is not None
+
+
+def begins_a_stream(data: bytes, doubtful: bool) -> bool | None:
+    """Whether ``data`` begins a stream and not a body; None where more has to come.
+
+    ``doubtful``: it was announced as something else, and has to begin as a stream does.
+    """
+    first = data.removeprefix(_BOM).lstrip()
+    if not first:
+        return None
+    if first[:1] in b"{[<":
+        return False
+    if not doubtful or first.startswith(_BEGINNINGS):
+        return True
+    return None if any(beginning.startswith(first) for beginning in _BEGINNINGS) else False

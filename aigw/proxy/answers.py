@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 from twisted.internet import error
@@ -11,15 +11,15 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from aigw.errors import StreamBroken, UpstreamBroken, UpstreamFailure
-from aigw.protocols.answers import message_in
+from aigw.protocols import sse
 from aigw.protocols.endpoint import Endpoint
-from aigw.protocols.scanner import END, ERROR, SILENCE, Meaning
+from aigw.protocols.refusals import reason_in
+from aigw.protocols.scanner import END, ERROR, HOLD_STREAM, OUTPUT, SILENCE, Meaning
 from aigw.protocols.usage import ReportedUsage
-from aigw.proxy.relay import Relay
+from aigw.proxy.relay import END_SECONDS, BodySink, Relay
 from aigw.upstream.connection import Response
 
 HOLD_PLAIN = 1024 * 1024
-HOLD_NO_STREAM = 64 * 1024
 NO_STREAM = "answered a streaming request without a stream"
 
 
@@ -29,7 +29,6 @@ class Plain(Relay):
     Its limit counts from the commit point, not from the last byte: the time is that of the whole answer.
     """
 
-    most = HOLD_PLAIN
     cut_short = "answer_truncated"
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
@@ -50,12 +49,9 @@ class Plain(Relay):
             return
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > self.most and not self.held.called:
-            self._too_large_to_hold()
-
-    def _too_large_to_hold(self) -> None:
-        self._usage.add_some(b"".join(self._pieces))
-        self.held.callback(self)
+        if self._size > HOLD_PLAIN and not self.held.called:
+            self._usage.add_some(b"".join(self._pieces))
+            self.held.callback(self)
 
     def _ended(self, whole: bool, reason: Failure) -> None:
         if self._client is not None:
@@ -79,22 +75,10 @@ class Plain(Relay):
         if not whole:
             return _cut_short(reason)
         found = self._endpoint.check_answer(body)
-        return UpstreamBroken(found[0], detail=message_in(found[1])) if found else None
+        return UpstreamBroken(found[0], detail=found[1]) if found else None
 
     def _too_late(self) -> None:
         self._break("answer_timeout", "The provider's answer was not whole within its time limit.")
-
-
-class NoStream(Plain):
-    """A plain answer to a client that asked for a stream and could not read it: never an answer."""
-
-    most = HOLD_NO_STREAM
-
-    def _too_large_to_hold(self) -> None:
-        self._fail(UpstreamBroken(NO_STREAM))
-
-    def _mistake(self, body: bytes, whole: bool, reason: Failure) -> UpstreamFailure | None:
-        return super()._mistake(body, whole, reason) or UpstreamBroken(NO_STREAM)
 
 
 class Stream(Relay):
@@ -102,78 +86,187 @@ class Stream(Relay):
 
     cut_short = "stream_truncated"
 
-    def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
+    def __init__(self, endpoint: Endpoint, clock: IReactorTime, label: bytes, must_finish: bool) -> None:
+        """``label`` is the Content-Type, in lower case; ``must_finish``: the model gives a ``finish_reason`` always."""
         super().__init__(endpoint, clock)
         self._scanner = endpoint.scanner()
+        self._scanner.must_finish |= must_finish
+        self.must_finish = must_finish
+        self.mislabelled = b"json" in label or b"html" in label
+        self._first: bytes | None = b""  # what came, until it is known whether it is a stream
+        self._body: bytearray | None = None  # what came, where it is none
+        self._held_size = 0
+        self._full = False
+        self._last_meaning = SILENCE  # before the commit point
+        self._ends_at = math.inf  # when the end is due, as the provider has reported a failure
 
     @property
     def usage(self) -> dict[str, int]:
         """See Relay."""
         return self._scanner.usage.counts()
 
+    @property
+    def finished(self) -> bool:
+        """See Relay."""
+        return self._scanner.finished
+
+    @property
+    def failure(self) -> StreamBroken | None:
+        """See Relay."""
+        return self._scanner.failure
+
     def dataReceived(self, data: bytes) -> None:
         """See Relay. This is the whole way of a chunk, and runs for each."""
-        scanner, client = self._scanner, self._client
-        passed, meaning = scanner.feed(data)
-        if client is not None:
-            if meaning is not SILENCE:
-                self._last_activity = self._clock.seconds()
-            if passed:
-                self.bytes_out += len(passed)
-                client.write(passed)
+        client = self._client
+        if client is None:
+            self._hold(data)
             return
+        passed, meaning = self._scanner.feed(data)
         if passed:
+            self.bytes_out += len(passed)
+            client.write(passed)
+        if meaning is OUTPUT:
+            self._last_activity = self._clock.seconds()
+        elif meaning is END:
+            self._end_as_it_did(let_end=True)
+        elif meaning is ERROR:
+            self._expect_the_end()
+
+    # Up to the commit point
+
+    def _hold(self, data: bytes) -> None:
+        if self._first is not None:
+            data, self._first = self._first + data, None
+            is_stream = sse.begins_a_stream(data, self.mislabelled)
+            if is_stream is None:
+                self._first = data[:HOLD_STREAM]
+                return
+            if not is_stream:
+                self._body = bytearray()
+        if self._body is not None:
+            self._body += data
+            if len(self._body) > HOLD_STREAM:
+                self._fail(UpstreamBroken(NO_STREAM))
+            return
+        passed, meaning = self._scanner.feed(data)
+        self._last_meaning = meaning
+        if self._scanner.has_output:
             self._pieces.append(passed)
-        if not scanner.has_output:
-            if meaning is not SILENCE:
-                self._fail(_no_output(meaning, scanner.error))
-        elif not self.held.called:  # else flow() is called in this turn
-            self.held.callback(self)
+            if not self.held.called:  # else flow() is called in this turn
+                self.held.callback(self)
+        elif meaning is not SILENCE:
+            self._fail(_no_output(meaning, self._scanner.error))
+        elif passed:
+            self._hold_nothing(passed)
+
+    def _hold_nothing(self, passed: bytes) -> None:
+        """Keep what is no output; of too much of it the comments, and what comes last, are dropped."""
+        if not self._full:
+            self._pieces.append(passed)
+            self._held_size += len(passed)
+            if self._held_size <= HOLD_STREAM:
+                return
+            self._full = True
+            passed, self._pieces, self._held_size = b"".join(self._pieces), [], 0
+        for event in sse.events(passed):
+            if not sse.is_silence(event) and self._held_size + len(event) <= HOLD_STREAM:
+                self._pieces.append(event)
+                self._held_size += len(event)
+
+    def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
+        """See Relay."""
+        flowing = super().flow(client, seconds)
+        if not self._over and self._last_meaning is END:
+            self._end_as_it_did(let_end=True)
+        elif self._last_meaning is ERROR:
+            self._expect_the_end()
+        return flowing
+
+    # The end
+
+    def _expect_the_end(self) -> None:
+        """The provider has reported a failure, so nothing but the end follows."""
+        if self._ends_at == math.inf and self._timer is not None:
+            self._ends_at = self._clock.seconds() + END_SECONDS
+            self._timer.reset(END_SECONDS)
+
+    def _end_as_it_did(self, let_end: bool = False) -> None:
+        """End the client's answer; ahead of the end stands what the clients do not see by themselves."""
+        failure = self._scanner.failure
+        if failure is not None and not failure.reported:
+            self._report(failure)
+            self._write(self._scanner.last)
+        self._finish(failure, let_end)
 
     def _ended(self, whole: bool, reason: Failure) -> None:
         if self._client is None:
-            self._fail(_no_output(END, None) if whole else _cut_short(reason))
+            self._fail(self._no_stream(whole, reason))
             return
-        rest = self._scanner.finish() if whole else b""
-        if whole and self._scanner.complete:
+        scanner = self._scanner
+        if self._last_meaning is END:
+            self._end_as_it_did()
+            return
+        rest = scanner.finish() if whole else b""
+        if whole and (scanner.complete or scanner.failure is not None):
             self._write(rest)
-            self._finish(None)
+            self._end_as_it_did()
+        elif scanner.failure is not None:
+            self._break(scanner.failure.code, scanner.failure.message)
         elif reason.check(error.ConnectionLost):
             self._break("stream_reset", "The provider's connection was reset in the middle of the stream.")
         else:
             self._break(self.cut_short, "The provider's stream ended before it was complete.")
 
+    def _no_stream(self, whole: bool, reason: Failure) -> UpstreamBroken:
+        if not whole:
+            return _cut_short(reason)
+        if self._body is None and not self._first:
+            return _no_output(END, None)
+        found = self._endpoint.check_answer(bytes(self._body or b""))
+        return UpstreamBroken(found[0], detail=found[1]) if found else UpstreamBroken(NO_STREAM)
+
+    def _time_left(self) -> float:
+        return min(super()._time_left(), self._ends_at - self._clock.seconds())
+
     def _too_late(self) -> None:
-        self._break("stream_idle_timeout", f"The provider sent nothing for {self._limit:g} s.")
+        if self._scanner.failure is not None:
+            self._end_as_it_did()
+        else:
+            self._break("stream_idle_timeout", f"The provider sent nothing for {self._limit:g} s.")
 
     def resumeProducing(self) -> None:
         """The client has caught up; whatever silence there was before it counts no more."""
         super().resumeProducing()
         self._last_activity = self._clock.seconds()
 
-    def _break(self, code: str, message: str) -> None:
-        broken = StreamBroken(code, message, self._scanner.error_event_ends_it)
+    def _report(self, broken: StreamBroken) -> None:
         self._write(self._scanner.error_event(broken))
+        broken.reported = self._scanner.error_event_ends_it
+
+    def _break(self, code: str, message: str) -> None:
+        failure = self._scanner.failure
+        broken = StreamBroken(code, message, detail=failure.detail if failure else None)
+        if failure is None or not failure.reported:
+            self._report(broken)
         self._finish(broken)
 
 
-def hold(response: Response, endpoint: Endpoint, stream: bool, clock: IReactorTime) -> Deferred[Relay]:
+def hold(
+    response: Response, endpoint: Endpoint, stream: bool, clock: IReactorTime, must_finish: bool = False
+) -> Deferred[Relay]:
     """Read a 2xx answer up to the commit point. Fails with UpstreamBroken; cancelling hangs up on the provider."""
-    relay = _kind_of(response, stream)(endpoint, clock)
+    relay: Relay
+    if stream:
+        relay = Stream(endpoint, clock, response.given.get(b"content-type", [b""])[-1].lower(), must_finish)
+    else:
+        relay = Plain(endpoint, clock)
     response.deliverBody(relay)
     return relay.held
 
 
-def _kind_of(response: Response, stream: bool) -> Callable[[Endpoint, IReactorTime], Relay]:
-    if not stream:
-        return Plain
-    kind = response.given.get(b"content-type", [b""])[-1].lower()
-    return NoStream if b"json" in kind or b"html" in kind else Stream
-
-
 def _no_output(meaning: Meaning, error: Any) -> UpstreamBroken:
     if meaning is ERROR:
-        return UpstreamBroken("began its stream with an error", detail=message_in(error))
+        return UpstreamBroken("began its stream with an error", detail=reason_in(error))
     return UpstreamBroken("ended its stream without output")
 
 

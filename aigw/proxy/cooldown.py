@@ -6,6 +6,7 @@ share them share it, and it outlives a reload.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -17,6 +18,7 @@ IN_A_ROW: dict[Kind, int] = {"failure": 3, "timeout": 2, "refusal": 3}  # of one
 MAX_REST = 600.0
 
 Key = tuple[str, str]
+Skip = Callable[[Step, str, "float | None"], None]  # a step, why it is passed over, and until when in Unix seconds
 
 
 class _State:
@@ -42,6 +44,15 @@ class Cooldowns:
         """What a reload left as it was: whatever is known of other steps, or of a changed provider, counts no more."""
         kept = {_key(step) for step in steps}
         self._states = {key: state for key, state in self._states.items() if key in kept}
+
+    def choose(self, steps: Sequence[Step], skip: Skip) -> Step | None:
+        """Of the steps that are left, the one to try now; ``skip`` gets each that is before it."""
+        chosen = next(iter(self.order(steps)), None)
+        if chosen is not None and chosen is not steps[0]:
+            for step in steps[: steps.index(chosen)]:
+                left = self.rests_for(step)
+                skip(step, "cooling_down", None if left is None else time.time() + left)
+        return chosen
 
     def order(self, steps: Sequence[Step]) -> Sequence[Step]:
         """``steps`` with those that rest at the end, the one that wakes soonest first among them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -22,28 +22,17 @@ from aigw.net import headers
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.proxy import failure_report, passed_refusals, relay, retry_policy
+from aigw.proxy import failure_report, passed_refusals, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import CooldownsByEndpoint
-from aigw.proxy.router import Router, choose, less_provider
+from aigw.proxy.finishing import Finishing
+from aigw.proxy.relay import Relay, Responder
+from aigw.proxy.router import Router, less_provider
 from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, host_and_path, milliseconds, short_word
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 from aigw.upstream.providers import Upstream
-
-
-class Responder(relay.BodySink, Protocol):
-    """Who asked."""
-
-    def begin(self, status: int, headers: list[headers.Header], length: int | None) -> None:
-        """Commit: send the head of the answer; ``length`` is that of the body where it is known."""
-
-    def end(self) -> None:
-        """The answer is whole."""
-
-    def cut(self, flush: bool) -> None:
-        """The answer broke: close without a proper end, after what was written is sent if ``flush``."""
 
 
 class Gateway:
@@ -58,6 +47,7 @@ class Gateway:
         note_failure: AttemptSink,
         random: Callable[[], float] = random.random,
         running: set[Exchange] | None = None,
+        finishing: Finishing | None = None,
         router: Router | None = None,
     ) -> None:
         """``running`` has each exchange that has not ended, of any configuration; ``router`` is that of ``config``."""
@@ -69,10 +59,12 @@ class Gateway:
         self.note_failure = note_failure
         self.keys = KeySearch(config.secrets)
         self.running = set() if running is None else running
+        self.finishing = finishing or Finishing()
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
-        route = self.router.route(call.model)
+        record.stream, record.requested_model = call.stream, call.model
+        route = self.router.routes[call.model]
         record.route = route.name
         return Exchange(self, route, call, client, record).run()
 
@@ -92,7 +84,7 @@ class Exchange:
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
         self._refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}  # the last one of each step
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
-        self._flowing: relay.Relay | None = None
+        self._flowing: Relay | None = None
         self._running: Deferred[None] | None = None
         self._interrupted = False
         self._waiting_since = 0.0
@@ -124,7 +116,7 @@ class Exchange:
 
     def next_step(self) -> Deferred[None]:
         """Try the next step; give up where there is none, or no time for it."""
-        step = choose(self._left, self._health, self._record.skip)
+        step = self._health.choose(self._left, self._record.skip)
         is_late = self._clock.seconds() >= self._deadline
         if step is None or is_late:
             return self._give_up(is_late)
@@ -142,13 +134,14 @@ class Exchange:
         seconds = min(step_ends, self._deadline) - started
         limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
 
-        def judge(response: Response) -> Deferred[relay.Relay]:
+        def judge(response: Response) -> Deferred[Relay]:
             answered.append(response)
-            return hold(response, self._call.endpoint, self._call.stream, self._clock)
+            must_finish = self._gateway.finishing.expected(step, self._call.endpoint.path)
+            return hold(response, self._call.endpoint, self._call.stream, self._clock, must_finish)
 
-        def commit_or_hang_up(held: relay.Relay) -> Deferred[None]:
+        def commit_or_hang_up(held: Relay) -> Deferred[None]:
             try:
-                return self._commit(held, attempt, started, seconds, answered[0])
+                return self._commit(held, attempt, started, seconds, answered[0], probe)
             except Exception:  # whatever went wrong here must not go on over there
                 held.hang_up()
                 raise
@@ -169,11 +162,10 @@ class Exchange:
         return served.addCallbacks(commit_or_hang_up, fall_through)
 
     def _commit(
-        self, held: relay.Relay, attempt: Attempt, started: float, seconds: float, response: Response
+        self, held: Relay, attempt: Attempt, started: float, seconds: float, response: Response, probe: bool
     ) -> Deferred[None]:
         """The answer works: send the head to the client, then let the body flow."""
         step = attempt.step
-        self._health.succeeded(step)
         self._record.first_byte = now = self._clock.seconds()
         self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
         if held.length is not None:
@@ -181,21 +173,20 @@ class Exchange:
         length = held.length
         self._record.answered_by(step, attempt.dropped)
         sent = headers.for_client(response.given.items())
-        values = b"\n".join([value for _, value in sent])
-        if b"\\" in values or self._gateway.keys.are_in(values):
+        if self._gateway.keys.may_be_in(sent):
             sent = self._gateway.keys.without(sent)
         if b"content-type" not in dict(sent):
             sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))
         rest = started + seconds - now
         if self._call.stream:
-            sent += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            sent = headers.of_a_stream(sent, held.mislabelled)
             rest = step.idle_timeout
         elif length is None and isinstance(response.length, int):
             length = response.length
         self._client.begin(response.code, sent, length)
         self._flowing = held
         flowing = held.flow(self._client, max(0.0, rest))
-        return flowing.addBoth(self._flowed, step, started, response.code, held)
+        return flowing.addBoth(self._flowed, step, started, response.code, held, probe)
 
     def _fell(
         self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int, probe: bool
@@ -250,25 +241,34 @@ class Exchange:
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
         return fail(failure_report.all_failed(self._failures, keys, min(wakes, default=None)))
 
-    def _flowed(self, result: Any, step: Step, started: float, status: int, held: relay.Relay) -> None:
-        """The answer ended, whole or not: record it, and close or cut the client's."""
+    def _flowed(self, result: Any, step: Step, started: float, status: int, held: Relay, probe: bool) -> None:
+        """The answer ended, whole or not: book it, record it, and close or cut the client's."""
         self._record.bytes_out = held.bytes_out
         self._record.usage = held.usage
+        if isinstance(result, Failure) and result.check(CancelledError) and held.failure is not None:
+            result = Failure(held.failure)  # which is why the client left
         if not isinstance(result, Failure):
+            self._health.succeeded(step)
+            if not held.must_finish and held.finished:
+                self._gateway.finishing.note(step, self._call.endpoint.path)
             self._note(step, started, "ok", status, "")
             self._client.end()
         elif result.check(StreamBroken):
-            broken = cast(StreamBroken, result.value)
-            # The code of a stream that the gateway itself ended is for the client; the provider is not to blame.
-            self._record.outcome = outcome = "draining" if self._interrupted else broken.code
-            self._note(step, started, outcome, status, broken.message)
-            if broken.ended:
-                self._client.end()
-            else:
-                self._client.cut(flush=self._call.stream)
+            self._broke(cast(StreamBroken, result.value), step, started, status, probe)
         else:
+            self._health.abandoned(step, probe)
             self._note_cancelled(step, started, status)
             result.trap(StreamBroken)
+
+    def _broke(self, broken: StreamBroken, step: Step, started: float, status: int, probe: bool) -> None:
+        # The code of a stream that the gateway itself ended is for the client; the provider is not to blame.
+        self._record.outcome = outcome = "draining" if self._interrupted else broken.code
+        (self._health.abandoned if self._interrupted else self._health.failed)(step, probe)
+        self._note(step, started, outcome, status, broken.message, self._health.rests_for(step))
+        if broken.reported:
+            self._client.end()
+        else:
+            self._client.cut(flush=self._call.stream)
 
     def _note_cancelled(self, step: Step, started: float, status: int | None) -> None:
         if self._interrupted:

@@ -20,9 +20,12 @@ from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
 from aigw.errors import StreamBroken, UpstreamFailure
+from aigw.net.headers import Header
 from aigw.net.lateness import GRACE_SECONDS, lateness
 from aigw.protocols.endpoint import Endpoint
+from aigw.upstream import body
 
+END_SECONDS = 1.0  # that a body may take to end when the answer in it is over
 _WHOLE = Failure(ResponseDone())
 
 
@@ -39,11 +42,26 @@ class BodySink(Protocol):
         """See IConsumer."""
 
 
+class Responder(BodySink, Protocol):
+    """Who asked."""
+
+    def begin(self, status: int, headers: list[Header], length: int | None) -> None:
+        """Commit: send the head of the answer; ``length`` is that of the body where it is known."""
+
+    def end(self) -> None:
+        """The answer is whole."""
+
+    def cut(self, flush: bool) -> None:
+        """The answer broke: close without a proper end, after what was written is sent if ``flush``."""
+
+
 @implementer(IPushProducer)
 class Relay(BodyProtocol, ABC):
     """One answer on its way. ``held`` fires with this Relay at the commit point; then ``flow`` lets it go on."""
 
     transport: Any
+    must_finish = True  # a stream's model is known to give a finish_reason; nothing else has one
+    mislabelled = False  # a stream whose Content-Type is that of something else
     cut_short = ""  # the code of an answer that ends too early
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
@@ -98,6 +116,16 @@ class Relay(BodyProtocol, ABC):
     def usage(self) -> dict[str, int]:
         """The tokens that the provider reported."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether the model gave a ``finish_reason`` in its stream."""
+        return False
+
+    @property
+    def failure(self) -> StreamBroken | None:
+        """What the provider itself reported after the commit point."""
+        return None
+
     @abstractmethod
     def dataReceived(self, data: bytes) -> None:
         """One network read's worth of the body."""
@@ -133,13 +161,16 @@ class Relay(BodyProtocol, ABC):
             self.bytes_out += len(data)
             self._client.write(data)
 
-    def _finish(self, broken: StreamBroken | None) -> None:
-        """After the commit point; once."""
+    def _finish(self, broken: StreamBroken | None, let_end: bool = False) -> None:
+        """After the commit point; once. ``let_end``: the provider has said all, and its body may end by itself."""
         self._let_go()
+        if let_end:
+            body.let_end(self.transport, END_SECONDS, self._clock)
+        elif broken is not None:
+            self.transport.stopProducing()
         if broken is None:
             self._flowing.callback(None)
         else:
-            self.transport.stopProducing()
             self._flowing.errback(broken)
 
     def interrupt(self) -> None:

@@ -1,24 +1,36 @@
-"""Policy: which attempts a call gets and in which order."""
+"""Policy: which attempts a call gets."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from aigw import __version__
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.errors import RouteNotFound
+from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import nearest
-from aigw.proxy.cooldown import Cooldowns
+from aigw.proxy.cooldown import Skip
 from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
 
-Skip = Callable[[Step, str, "float | None"], None]  # a step, why it is passed over, and until when in Unix seconds
 _USER_AGENT = f"aigw/{__version__}".encode()
+
+
+class _Routes(dict[str, Route]):
+    """By exactly their names. Raises RouteNotFound for any other."""
+
+    def __init__(self, routes: Mapping[str, Route]) -> None:
+        super().__init__(routes)
+        self._names = nearest.Names(routes)
+
+    def __missing__(self, model: str) -> Route:
+        advice = self._names.advice(model)
+        said = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
+        raise RouteNotFound(f"{said} GET /v1/models lists them.", param="model")
 
 
 class Router:
@@ -28,8 +40,7 @@ class Router:
     """
 
     def __init__(self, config: Config) -> None:
-        self._routes = config.routes
-        self._names = nearest.Names(config.routes)
+        self.routes = _Routes(config.routes)
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
         }
@@ -45,45 +56,22 @@ class Router:
             for path in ENDPOINTS
         }
 
-    def route(self, model: str) -> Route:
-        """The route of exactly that name. Raises RouteNotFound."""
-        try:
-            return self._routes[model]
-        except KeyError:
-            advice = self._names.advice(model)
-            said = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
-            raise RouteNotFound(f"{said} GET /v1/models lists them.", param="model") from None
-
-    def own_headers(self, provider: Provider) -> tuple[tuple[bytes, bytes], ...]:
+    def own_headers(self, provider: Provider) -> Lines:
         """What every request to the provider carries, its key included."""
-        return self._headers[provider.name][0]
+        return self._headers[provider.name]
 
     def attempt(self, step: Step, call: Call) -> Attempt:
         """The request to a step."""
         name = step.provider.name
-        own, taken = self._headers[name]
-        passed = [header for header in call.headers if header[0] not in taken]
+        own = self._headers[name]  # which those of the client do not replace
         body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
         return Attempt(
             step=step,
             url=self._urls[name, call.endpoint.path],
-            headers=(*own, *passed, (b"x-request-id", call.request_id.encode())),
+            headers={**own, **call.headers, **own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()},
             body=body,
             dropped=dropped,
         )
-
-
-def choose(steps: Sequence[Step], health: Cooldowns, skip: Skip) -> Step | None:
-    """Of the steps that are left, the one to try now: as configured, but those that cool down at the end.
-
-    ``skip`` gets each that is before it.
-    """
-    chosen = next(iter(health.order(steps)), None)
-    if chosen is not None and chosen is not steps[0]:
-        for step in steps[: steps.index(chosen)]:
-            left = health.rests_for(step)
-            skip(step, "cooling_down", None if left is None else time.time() + left)
-    return chosen
 
 
 def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
@@ -94,13 +82,13 @@ def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list
     return [step for step in steps if step.provider.name != provider.name]
 
 
-def _headers(provider: Provider) -> tuple[tuple[tuple[bytes, bytes], ...], frozenset[bytes]]:
-    """What every request to the provider carries, and the lower-case names, which client headers do not replace."""
+def _headers(provider: Provider) -> Lines:
+    """What every request to the provider carries."""
     headers = {b"user-agent": _USER_AGENT}
     if provider.api_key:
         headers[b"authorization"] = b"Bearer " + _revealed(provider.api_key)
     headers |= {name.lower().encode(): _revealed(value) for name, value in provider.headers.items()}
-    return tuple(headers.items()), frozenset(headers)
+    return {name: lines([(name, value)]) for name, value in headers.items()}
 
 
 def _keys(provider: Provider, secrets: Sequence[Secret]) -> tuple[Secret, ...]:

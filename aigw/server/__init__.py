@@ -1,6 +1,6 @@
-"""The clients' side.
+"""The side of the clients.
 
-In reading order: listeners and overlap (what is open), connection_limits, open_files and mismatch (who may connect),
+In reading order: listeners and overlap (the ports), connection_limits, open_files and mismatch (who may connect),
 channel (one connection) with request_head, body_reader, chunks, ahead, timeouts and closing; bodies, request, site,
 resources, unknown_paths, api.
 """

@@ -1,4 +1,4 @@
-"""What a client sends before it is read: kept within a bound, and read in a turn of its own."""
+"""Data that a client sends before the gateway reads it: kept up to a limit, and read in a later turn."""
 
 from __future__ import annotations
 
@@ -11,62 +11,55 @@ MAX_BEHIND = 256 * 1024
 
 
 class Ahead:
-    """What came behind a request of the connection whose ``transport`` this is; ``read`` gets it in its time.
+    """``data`` came behind a request of the connection whose ``transport`` this is; ``read`` gets it in its time.
 
-    Requests in one read take a turn each: a client could else have any number of them served in one turn.
+    Each request in one read takes its own turn of the reactor, so one client cannot fill a turn with requests.
     """
 
     def __init__(self, clock: IReactorTime, transport: Any, read: Callable[[bytes], None]) -> None:
         self._clock = clock
         self._transport = transport
         self._read = read
-        self._data = bytearray()
-        self._size = 0  # of what is kept, or was dropped since the last request
+        self.data = bytearray()
+        self._size = 0  # of what is kept, or was dropped
         self._turn: IDelayedCall | None = None
-
-    def __len__(self) -> int:
-        return len(self._data)
 
     @property
     def waits_for_turn(self) -> bool:
-        """Whether it is about to be read."""
+        """Whether the data will be read in the next turn."""
         return self._turn is not None
 
     def keep(self, data: bytes) -> bool:
-        """Keep so much more; nobody pipelines more than the bound, and whoever does is cut: then it is False."""
+        """Keep the data; over the limit the connection is aborted, and the result is False."""
         self._size += len(data)
         if self._size > MAX_BEHIND:
             self._transport.abortConnection()
             return False
-        self._data += data
+        self.data += data
         return True
 
     def drop(self, data: bytes) -> bool:
-        """Count what is read for nothing; whether it is over the bound."""
+        """Count data that is dropped; gives whether it is over the limit."""
         self._size += len(data)
         return self._size > MAX_BEHIND
 
-    def begin(self) -> None:
-        """A request is whole, and what comes now is behind it."""
-        self._size = 0
-
     def forget(self) -> None:
         """None of it will be read."""
-        self._data = bytearray()
+        self.data = bytearray()
         self._size = 0
 
     def read_soon(self) -> None:
         """Read in another turn what there is."""
-        if self._data and self._turn is None:
+        if self.data and self._turn is None:
             self._turn = self._clock.callLater(0, self._go_on)
 
     def _go_on(self) -> None:
         self._turn = None
-        data, self._data, self._size = self._data, bytearray(), 0
+        data, self.data, self._size = self.data, bytearray(), 0
         self._read(bytes(data))
 
     def stop(self) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
         self.forget()
         if self._turn is not None:
             self._turn.cancel()

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
 
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
@@ -23,7 +22,7 @@ from aigw.proxy.exchange import Gateway
 from aigw.proxy.router import Router
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix
-from aigw.telemetry.record import RecordBuilder, Sink, requested
+from aigw.telemetry.record import RecordBuilder, Sink
 from aigw.telemetry.trace_context import Trace
 
 BeginTrace = Callable[["bytes | None"], Trace]
@@ -32,13 +31,12 @@ BeginTrace = Callable[["bytes | None"], Trace]
 class ModelsResource(ApiResource):
     """``GET /v1/models`` and ``/v1/models/{id}``, where an id may contain slashes."""
 
+    leads_on = True
+
     def __init__(self, config: Config, router: Router) -> None:
         super().__init__(config)
         self._router = router
         self._created = int(time.time())
-
-    def check_path(self, request: Request) -> None:
-        """An id follows, or nothing."""
 
     def render(self, request: Any) -> bytes:
         """The list, or one. Raises RouteNotFound."""
@@ -46,11 +44,11 @@ class ModelsResource(ApiResource):
         if not name:
             data = [model(route, self._created) for route in self.config.routes]
             return msgspec.json.encode({"object": "list", "data": data})
-        return msgspec.json.encode(model(self._router.route(name).name, self._created))
+        return msgspec.json.encode(model(self._router.routes[name].name, self._created))
 
 
 class EndpointResource(ApiResource):
-    """One endpoint of the API: reads a Call, has the gateway serve it, and records what became of it."""
+    """One endpoint of the API: reads a Call, lets the gateway serve it, and records the result."""
 
     methods = (b"POST",)
 
@@ -72,17 +70,17 @@ class EndpointResource(ApiResource):
         self._seconds: Callable[[], float] = gateway.clock.seconds
 
     def admit(self, request: Request) -> None:
-        """Everything about the request is recorded, its refusal too."""
+        """Begin the record of the request, so that a refusal is recorded too."""
         path = f"/v1/{self._endpoint.path}"
         now, method = self._seconds(), request.method[:20].decode("latin-1")
         request.record = RecordBuilder(request.request_id, method, path, now, seconds=self._seconds, received=now)
         if self.config.log_client_address:
             request.record.client_address = request.channel.client_address
         if self._begin_trace is not None:
-            request.record.trace = self._begin_trace(request.header(b"traceparent"))
+            request.record.trace = self._begin_trace(request.given.get(b"traceparent"))
         super().admit(request)
-        if given := request.header(b"content-encoding"):
-            request.coding = coding_in(given)
+        if coding := request.given.get(b"content-encoding"):
+            request.coding = coding_in(coding)
 
     def getChild(self, path: bytes, request: Any) -> Resource:
         """What is below and no endpoint itself: refused, and recorded, as a request to this one."""
@@ -92,43 +90,37 @@ class EndpointResource(ApiResource):
         return leaf
 
     def wrong_method(self, request: Request) -> GatewayError:
-        """A client that asks for a WebSocket is told to use HTTP: Codex then does so at once."""
+        """A client that asks for a WebSocket gets 426: Codex then uses HTTP at once."""
         if b"websocket" in (request.header(b"upgrade") or b"").lower():
-            message = "WebSockets are not served here; send a POST over HTTP."
+            message = "This gateway does not support WebSockets; send a POST request over HTTP."
             return UpgradeRequired(message, headers={"Upgrade": "HTTP/1.1"})
         return super().wrong_method(request)
 
-    def render(self, request: Request) -> int:
+    def render(self, request: Request) -> Deferred[None]:
         """Start serving. Raises GatewayError."""
         record = request.record
         record.received = self._seconds()
         if request.coding is None:
-            sent = headers.for_provider(request.header)
-            found = self._endpoint.read(
-                RawRequest(self._endpoint, request.body(), sent, request.request_id, request.caller)
-            )
+            sent = headers.for_provider(request.given)
+            raw = RawRequest(self._endpoint, request.body, sent, request.request_id, request.caller)
+            found = self._endpoint.read(raw)
         else:
-            found = self._read_compressed(request, request.body(), request.coding)
-
-        def serve(call: Call) -> Deferred[None]:
-            record.stream = call.stream
-            record.requested_model = requested(call.model)
-            return self._gateway.serve(call, request, record)
-
-        request.serve(serve(found) if isinstance(found, Call) else request.site.slices.run(found).addCallback(serve))
-        return NOT_DONE_YET
+            found = self._read_compressed(request, request.body, request.coding)
+        if isinstance(found, Call):
+            return self._gateway.serve(found, request, record)
+        return request.site.slices.run(found).addCallback(self._gateway.serve, request, record)
 
     def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
         plain = yield from decode(body, coding, self.max_body, request.take)
         del body
-        sent = headers.for_provider(request.header)
+        sent = headers.for_provider(request.given)
         found = self._endpoint.read(RawRequest(self._endpoint, plain, sent, request.request_id, request.caller))
         del plain
         return found if isinstance(found, Call) else (yield from found)
 
     def headers(self, request: Request) -> list[headers.Header]:
         """Which route, step, provider and model answered, after how many attempts, and which steps were passed over."""
-        sent = super().headers(request)
+        sent: list[headers.Header] = []
         record = request.record
         if record.route is not None:
             sent += [(b"x-aigw-route", headers.value(record.route)), (b"x-aigw-attempts", b"%d" % record.tried)]
@@ -149,7 +141,7 @@ class EndpointResource(ApiResource):
         record.caller = request.caller.name if request.caller is not None else ""
         record.bytes_in = request.bytes_in
         record.bytes_out = record.bytes_out or request.sentLength
-        if request.client_left:  # not by its status: a provider's 499 may be passed on
+        if request.client_left:  # the status is not enough: a provider's 499 may be forwarded
             record.outcome = "client_gone"
         elif status >= 400:
             record.outcome = "error"

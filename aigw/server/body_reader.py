@@ -1,4 +1,4 @@
-"""The body of one request, read as it comes: counted where its length is known, else decoded chunk by chunk."""
+"""Reading the body of one request as it arrives: counted if its length is known, else decoded chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class BodyReader:
-    """Gives the body to ``request``, and what follows it to ``complete``. ``length`` is None for one in chunks."""
+    """Gives the body to ``request``, and the data after it to ``complete``. ``length`` is None for one in chunks."""
 
     def __init__(
         self, channel: Channel, request: Request, length: int | None, complete: Callable[[bytes], None]
@@ -42,7 +42,7 @@ class BodyReader:
             self._finish(data[left:])
 
     def stop(self) -> None:
-        """Nothing more of it is read, nor kept: a decoder makes a cycle with the request and its body."""
+        """Read no more of the body, and drop the decoder, which makes a cycle with the request and its body."""
         self._stopped = True
         self._chunks = None
 
@@ -52,7 +52,7 @@ class BodyReader:
             self._complete(rest)
 
     def _decode(self, read: Callable[..., None], *data: bytes) -> None:
-        """Read some; what is left of a read that holds many chunks is for another turn of the reactor."""
+        """Decode some chunks; the rest of a read with many chunks is decoded in later turns of the reactor."""
         try:
             read(*data)
         except MalformedChunks:

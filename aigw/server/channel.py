@@ -1,8 +1,8 @@
-"""One connection of a client, all of it: what is judged before a body is read, and how an error ends a connection.
+"""One connection of a client: the checks before a body is read, the answers, and how an error ends the connection.
 
-Stock ``twisted.web`` reads a whole body, into temporary files, before anybody may refuse it, answers errors in HTML,
-and over TLS goes on executing what follows an error. Here a request is judged when its headers are complete, and behind
-an answer that closes nothing is read as a request.
+``twisted.web`` reads a whole body into temporary files before a resource can refuse it, answers errors in HTML, and
+over TLS continues to serve the requests after an error. Here a request is checked when its headers are complete, and
+after an answer that closes the connection nothing is read as a request.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw.errors import Draining, GatewayError, RequestTimeout
-from aigw.net import headers
-from aigw.net import write as wire
+from aigw.net.write import prepare
 from aigw.server import closing, timeouts
 from aigw.server.ahead import Ahead
 from aigw.server.bodies import without_frames
 from aigw.server.body_reader import BodyReader
 from aigw.server.request import Request
-from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead, answer_to_no_request
+from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead, answer_to_no_request, id_of
 
 if TYPE_CHECKING:
     from aigw.server.site import GatewaySite
@@ -41,9 +40,9 @@ class Channel(Protocol):
     _timeouts: timeouts.ConnectionTimeouts
     closing: closing.Closing
     persistent = True  # another request may follow
-    _deaf = False  # nothing more is read: what comes is a body for which nobody asked
+    _drops_input = False  # all further data is dropped: it is a body that no resource reads
     _waiting = False  # the client does not read what was written
-    _ahead: Ahead  # what was sent behind a request, to be read in its time or when the client reads
+    _ahead: Ahead  # data after a request, to be read later, or when the client reads its answer
 
     # The request
     request: Request | None = None
@@ -53,53 +52,55 @@ class Channel(Protocol):
     _producer: IPushProducer | None = None
 
     def connectionMade(self) -> None:
-        """A client, its TLS handshake still to come."""
+        """A client has connected; with TLS the handshake follows."""
         self._timeouts = timeouts.ConnectionTimeouts(self.site.reactor, self.transport, self._too_late)
         self._head = HeadReader()
         self._ahead = Ahead(self.site.reactor, self.transport, self._read_ahead)
         self.closing = closing.Closing(self.site.reactor, self.transport)
         self.transport.registerProducer(self, True)
         self.site.entered(self)
-        wire.prepare(self.transport)
-        self._timeouts.cut_after(timeouts.HEAD_SECONDS)
+        prepare(self.transport)
+        self._timeouts.expire_after(timeouts.HEAD_SECONDS)
 
     def isSecure(self) -> bool:
         """See Request.isSecure."""
         return ISSLTransport(self.transport, None) is not None
 
     def _too_late(self) -> None:
-        """The client was too slow: it is told so in the middle of a request, else the connection ends."""
+        """The client was too slow: within a request it gets an error, else the connection closes."""
         if self._waiting and not self.closing.last:
             self.transport.abortConnection()
+        elif self._answering:
+            return  # the limit was that of the head, or of the wait for it
         elif self._is_receiving():
-            self.reject(RequestTimeout("The request did not arrive in time."))
+            self.reject(RequestTimeout("The request did not arrive within the time limit."))
         elif not self.closing.last:
             self.closing.soon(closing.LINGER_SECONDS)
 
     def _is_receiving(self) -> bool:
         """Whether a request has arrived in part."""
-        return self._head.begun or self._timeouts.in_body
+        return bool(self._head.data) or self._timeouts.in_body
 
     def _idle_seconds(self) -> float:
         return timeouts.LAST_REQUEST_SECONDS if self.site.draining else timeouts.KEEP_ALIVE_SECONDS
 
     def drain(self) -> None:
-        """The gateway is stopping: without a request under way, wait only a moment for a last one."""
+        """The gateway is stopping: a connection without a request waits only a short time for a last one."""
         if not (self._answering or self._is_receiving() or self.closing.last):
-            self._timeouts.cut_sooner(timeouts.LAST_REQUEST_SECONDS)
+            self._timeouts.expire_sooner(timeouts.LAST_REQUEST_SECONDS)
 
     def end(self) -> None:
-        """The gateway has no more time: tell whoever is still sending a request, and send what was written."""
+        """The time for the drain is over: answer an incomplete request with an error, and send what was written."""
         error = Draining("The gateway is stopping.")
         if self._timeouts.in_body:
             self.reject(error)
         elif not (self.closing.last or (self.request is not None and self.request.interrupt(error))):
             self.closing.soon()
 
-    def answer_in_plain(self, answer: bytes) -> None:
-        """Tell a client that speaks HTTP without TLS, where the gateway speaks it over TLS, and close."""
+    def answer_without_tls(self, answer: bytes) -> None:
+        """Answer a client that uses plain HTTP on a TLS port, and close."""
         self.site.mismatches.note(self.transport.getPeer(), secure=True)
-        self.closing.answer_in_plain(answer)
+        self.closing.answer_without_tls(answer)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """See IProtocol."""
@@ -109,10 +110,10 @@ class Channel(Protocol):
         request, self.request = self.request, None
         if request is not None:
             request.connectionLost(reason)
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
-        """Of what was received and is of no use any more."""
+    def _release(self) -> None:
+        """Drop the received data that is not needed any more."""
         if self._body is not None:
             self._body.stop()
         self._body = None
@@ -120,10 +121,6 @@ class Channel(Protocol):
         self._ahead.forget()
 
     # The answer, and a client that does not read it
-
-    def write(self, data: bytes) -> None:
-        """Some of an answer."""
-        wire.write(self.transport, data)
 
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """See IConsumer."""
@@ -134,7 +131,7 @@ class Channel(Protocol):
         self._producer = None
 
     def pauseProducing(self) -> None:
-        """The client does not read; it may hang up all the same, so while it is answered it is listened to."""
+        """The client does not read. During an answer its socket is still read, to notice a disconnect."""
         self._waiting = True
         if self._producer is not None:
             self._producer.pauseProducing()
@@ -158,14 +155,16 @@ class Channel(Protocol):
             self._producer.stopProducing()
 
     def request_done(self) -> None:
-        """An answer is written. What was sent behind its request is read when the client has read the answer."""
+        """An answer is written. Data after its request is read when the client has read the answer."""
         self.request = self._producer = None
         self._answering = False
         self._idle = True
-        self.closing.last |= self._deaf
-        self.site.idle[self] = None  # over TLS one that closes too waits for the client, and may give way
+        self.closing.last |= self._drops_input
+        self.site.idle[self] = (
+            None  # a closing one too: over TLS it waits for the client, and may be closed for another
+        )
         if not self._waiting:
-            self._timeouts.cut_after(self._idle_seconds())
+            self._timeouts.expire_after(self._idle_seconds())
             self.transport.resumeProducing()
         if not self.persistent or self.site.draining:
             self.persistent = False
@@ -183,15 +182,15 @@ class Channel(Protocol):
         else:
             self.dataReceived(data)
 
-    # What comes: a head, a body, what is sent ahead of its time. Once the connection closes nothing is a request.
+    # Incoming data: a head, a body, or data after a request. When the connection is closing, nothing is a request.
 
     def dataReceived(self, data: bytes) -> None:
         """See IProtocol."""
-        if self._deaf:
+        if self._drops_input:
             return
         if self.closing.last:
-            # Whoever is to wait for the last answer has a bound too on what is read from it meanwhile, for nothing.
-            # A little is read, so that it is seen when a client leaves that has sent all of a small body.
+            # A client that waits for the last answer can send only a limited amount, which is dropped.
+            # Some is read, to notice the disconnect of a client that has sent all of a small body.
             if self._ahead.drop(data) and self.request is not None and not self.closing.has_limit:
                 self.transport.pauseProducing()
         elif self._body is not None:
@@ -199,44 +198,44 @@ class Channel(Protocol):
         elif not self.persistent:
             if self._ahead.drop(data):
                 self.transport.abortConnection()
-        elif self._answering or self._ahead or self._waiting:
+        elif self._answering or self._ahead.data or self._waiting:
             self._ahead.keep(data)
         else:
             self._read_head(data)
 
     def read_on(self) -> None:
-        """Some of a body was read in turns, and nothing of it is left."""
+        """All data of a body that was read in several turns is decoded; read on."""
         if not self._ahead.waits_for_turn and (self._answering or not self._waiting):
             self.transport.resumeProducing()
 
     def _read_head(self, data: bytes) -> None:
-        if not self._head.begun:
-            if data[:1] == TLS_HANDSHAKE and not self.isSecure():
-                self.site.mismatches.note(self.transport.getPeer(), secure=False)
-                self.closing.soon(closing.LINGER_SECONDS)
-                return
-            if self._idle:  # another request begins; the first of all has its time since connecting
-                self._idle = False
-                self._timeouts.cut_after(timeouts.HEAD_SECONDS)
+        if data[:1] == TLS_HANDSHAKE and not self._head.data and not self.isSecure():
+            self.site.mismatches.note(self.transport.getPeer(), secure=False)
+            self.closing.soon(closing.LINGER_SECONDS)
+            return
         try:
             found = self._head.feed(data)
         except GatewayError as error:
             self.reject(error)
-        else:
-            if found is not None:
-                self._judge(*found)
+            return
+        if found is not None:
+            self._check_head(*found)
+        elif self._idle:  # another request begins; the first of all has its time since connecting
+            self._idle = False
+            self._timeouts.expire_after(timeouts.HEAD_SECONDS)
 
-    def _judge(self, head: RequestHead, rest: bytes) -> None:
-        """Judge the request before a byte of its body is read and before ``100 Continue``."""
+    def _check_head(self, head: RequestHead, rest: bytes) -> None:
+        """Check the request before a byte of its body is read and before ``100 Continue``."""
         self.persistent = head.persistent and not self.site.draining
         self.request = request = Request(self)
         request.head_received(head)
+        body = b""
         if request.refusal is not None:
             if head.length != 0:
                 self.refuse(request, request.refusal)
                 return
         elif head.length != 0 and request.max_body == 0:
-            self._deaf = True  # the request is answered, and the last
+            self._drops_input = True  # the request is answered, and is the last one
             self.persistent = False
             rest = b""
         else:
@@ -244,55 +243,54 @@ class Channel(Protocol):
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if head.length is None or len(rest) < head.length:
                 self._timeouts.body_began(request)
-                if request.caller:  # whoever has no key may have to give way
+                if request.caller:  # without a key it may still be closed for another connection
                     self.site.idle.pop(self, None)
                 self._body = BodyReader(self, request, head.length, self._complete)
                 if rest:
                     self._body.feed(rest)
                 return
-            if head.length:
-                request.take_body(rest[: head.length])
-                rest = rest[head.length :]
-        self._complete(rest)
+            body, rest = rest[: head.length], rest[head.length :]
+        self._complete(rest, body)
 
-    def _complete(self, rest: bytes) -> None:
-        """The whole request is there; ``rest`` is what was sent behind it."""
-        request, self._body = self.request, None
-        self._ahead.begin()
+    def _complete(self, rest: bytes, body: bytes = b"") -> None:
+        """The whole request is there: ``body`` is what it has not got of its body, ``rest`` was sent behind it."""
+        request = self.request
+        if self._body is not None:
+            self._body = None
+            self._timeouts.body_ended()
         if rest and not self._ahead.keep(rest):
             return
         self._answering = True
-        self._timeouts.body_ended()
         self.site.idle.pop(self, None)
         if request is not None:
-            request.body_received()
+            request.body_received(body)
 
     # Errors
 
     def refuse(self, request: Request, refusal: GatewayError) -> None:
-        """Answer with an error although the request's body is not read, or not to its end, and close."""
+        """Answer with an error before the body of the request is read to its end, and close."""
         if not self.closing.last:
             self.read_no_more()
             request.refusal = without_frames(refusal)
             request.fail(refusal)
 
     def read_no_more(self) -> None:
-        """The answer that comes next, now or after a while, is the last of this connection."""
+        """Read no further request: the next answer is the last one of this connection."""
         self.closing.last = True
         self.persistent = False
-        self._let_go()
+        self._release()
         self._timeouts.body_ended()
 
     def reject(self, error: GatewayError) -> None:
-        """Answer what never became a request."""
+        """Answer data that is not a valid request, and close."""
         if self.closing.last:
             return
         self.closing.last = True
         request_id, with_body = "", True
-        if self.request is not None:  # its body is malformed, if it was admitted at all
+        if self.request is not None:  # its head was valid, its body is malformed
             request_id, with_body = self.request.request_id, self.request.method != b"HEAD"  # RFC 9110, 9.3.2
             self.request.error = error
             self.request.answered(error.status)
-        self._let_go()
-        self.transport.write(answer_to_no_request(error, request_id or headers.request_id(None), with_body))
+        self._release()
+        self.transport.write(answer_to_no_request(error, request_id or id_of(None), with_body))
         self.closing.close()

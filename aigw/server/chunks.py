@@ -1,7 +1,7 @@
 """A body in chunks (RFC 9112, section 7.1), read strictly, at a bounded cost for each read.
 
-Twisted's decoder takes framing without end, and a call or three for each chunk: in chunks of one byte a read of 64 KiB
-holds the event loop for 25 ms. Here framing has an allowance, and of one read only so many chunks are read at once.
+Twisted's decoder has no limit on framing, and makes one to three calls for each chunk: with chunks of one byte a read
+of 64 KiB blocks the event loop for 25 ms. Here framing has a limit, and one turn decodes a limited number of chunks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 
-FRAMING = 16 * 1024  # beside as much framing as there is body; and trailers have this much and no more
+FRAMING = 16 * 1024  # this much framing may be more than the body; also the limit of the trailers
 MAX_LINE = 1024
 AT_ONCE = 16
 PER_TURN = 64
@@ -20,17 +20,17 @@ _BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}%s\r?" % _EXTENSION)
 
 
 class MalformedChunks(Exception):
-    """The body is no valid sequence of chunks, or nearly all framing."""
+    """The body is not a valid sequence of chunks, or has too much framing."""
 
 
 class BodyTooLong(Exception):
-    """A chunk says that the body is longer than ``limit``."""
+    """With the size of this chunk the body is longer than ``limit``."""
 
 
 class ChunkedBody:
-    """Gives what it is fed to ``take`` without the framing, and what follows the body to ``finish``.
+    """Gives the body without the framing to ``take``, and the data after it to ``finish``.
 
-    ``limit`` is that of the body. ``unread`` says that there is more to read, in another turn of the event loop.
+    ``limit`` is the limit of the body. With ``unread`` there is more to decode, in another turn of the event loop.
     """
 
     def __init__(self, take: Callable[[bytes], None], finish: Callable[[bytes], None]) -> None:
@@ -53,7 +53,7 @@ class ChunkedBody:
             self._read(AT_ONCE)
 
     def go_on(self) -> None:
-        """Read on, PER_TURN chunks at most. Raises MalformedChunks or BodyTooLong."""
+        """Decode PER_TURN further chunks at most. Raises MalformedChunks or BodyTooLong."""
         self._read(PER_TURN)
 
     def _read(self, most: int) -> None:
@@ -81,7 +81,7 @@ class ChunkedBody:
             self._finish(bytes(self._buffer))
 
     def _size(self, at: int) -> int:
-        """The line with a chunk's size: how long it is, or 0 if it is not whole."""
+        """Read the line with the size of a chunk; gives the length of the line, or 0 if it is incomplete."""
         line = _SIZE.match(self._buffer, at, at + MAX_LINE)
         if line is None:
             if len(self._buffer) - at >= MAX_LINE or not _BEGUN.fullmatch(self._buffer, at):
@@ -97,7 +97,7 @@ class ChunkedBody:
         return size
 
     def _chunk(self, at: int, pieces: list[bytearray]) -> int:
-        """What is there of a chunk and the line end behind it: how long that is."""
+        """Read the available part of a chunk and the line end after it; gives the length."""
         size = 0
         if self._left:
             piece = self._buffer[at : at + self._left]
@@ -116,7 +116,7 @@ class ChunkedBody:
         return size
 
     def _trailer(self, at: int) -> tuple[int, bool]:
-        """A line behind the last chunk: how long it is, 0 if it is not whole, and whether it ends the body."""
+        """Read a line after the last chunk; gives its length (0: incomplete), and whether it ends the body."""
         end = self._buffer.find(b"\r\n", at)
         size = (len(self._buffer) if end < 0 else end + 2) - at
         if self._trailers + size > FRAMING:
@@ -135,4 +135,4 @@ class ChunkedBody:
 
 
 is_trailer = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+:[^\0\r\n]*").fullmatch
-"""Section 7.1.2: a line of a trailer, which is a header's."""
+"""Section 7.1.2: a line of a trailer, which has the form of a header."""

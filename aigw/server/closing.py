@@ -1,4 +1,4 @@
-"""How a client's connection is closed: what was written is sent before, and there is an end to the wait for it."""
+"""Closing a client's connection: first what was written is sent, within a time limit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FLUSH_SECONDS = 30.0
 
 
 class Closing:
-    """The end of the connection whose ``transport`` this is."""
+    """The end of the connection of ``transport``."""
 
-    last = False  # the answer that comes next, or came, is the last
-    gives_way = False  # to another connection, as there are too many
+    last = False  # the present or next answer is the last one
+    makes_room = False  # it is closed for another connection, because there are too many
 
     def __init__(self, clock: IReactorTime, transport: Any) -> None:
         self._clock = clock
@@ -23,21 +23,21 @@ class Closing:
 
     @property
     def has_limit(self) -> bool:
-        """Whether the connection is aborted after a while."""
+        """Whether the connection will be aborted after a time limit."""
         return self._timer is not None
 
     def soon(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Close when all is sent that was written, and after ``seconds`` at last; no further request is read."""
+        """Close when everything is sent, at the latest after ``seconds``; no further request is read."""
         self.last = True
         if self._timer is not None:
             if not self._timer.active():
-                return  # it was aborted in this very turn of the reactor, and is gone in the next
+                return  # it was aborted in this turn of the reactor, and is lost in the next one
             self._timer.cancel()
         self._abort_after(seconds)
         self._flush()
 
     def close(self) -> None:
-        """Close when all is sent; behind the last answer after a while in which the client can read it.
+        """Close when everything is sent; after the last answer the client has LINGER_SECONDS to read it.
 
         Closing with input unread resets the connection, and the client may never see the answer (RFC 9112, 9.6).
         """
@@ -48,16 +48,16 @@ class Closing:
             if ISSLTransport(self._transport, None) is None:
                 self._transport.loseWriteConnection()
 
-    def give_way(self) -> None:
-        """Close at once: over TLS too, where the client's word on it would be waited for."""
-        self.gives_way = True
+    def make_room(self) -> None:
+        """Close at once for another connection; over TLS too, without waiting for the client's close."""
+        self.makes_room = True
         self.soon(LINGER_SECONDS)
         plain = getattr(self._transport, "transport", None)
         if plain is not None:
             plain.loseConnection()
 
-    def answer_in_plain(self, answer: bytes) -> None:
-        """Write below TLS, to a client that speaks none, and close."""
+    def answer_without_tls(self, answer: bytes) -> None:
+        """Write plain text to a client that does not use TLS, and close."""
         self.last = True
         self._abort_after(LINGER_SECONDS)
         plain = self._transport.transport
@@ -65,7 +65,7 @@ class Closing:
         plain.loseWriteConnection()
 
     def stop(self) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None

@@ -1,4 +1,4 @@
-"""The listeners: which ones a configuration wants, and which are open. A reload leaves open what did not change."""
+"""The listeners: those of the configuration, and those that are open. A reload keeps unchanged listeners open."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from aigw.config.model import Config, Listener
 from aigw.errors import CannotListen, ConfigError
 from aigw.net.tls import CurrentIdentity
 from aigw.server.connection_limits import ConnectionLimiter, LimitedEndpoint
-from aigw.server.overlap import Named, overlapping
+from aigw.server.overlap import NamedEndpoint, overlapping
 
 BACKLOG = 1024  # Twisted's 50 overflows when many clients come at once
-ADMIN_MODE = 0o660  # Twisted's 666 lets everybody on the machine in, and no key is asked for there
+ADMIN_MODE = 0o660  # Twisted's 666 would allow every user of the machine, and this listener needs no key
 
 
-class Inherited(NamedTuple):
-    """A socket that systemd passed to this process, as the endpoint that adopts it; ``local`` is on loopback.
+class InheritedSocket(NamedTuple):
+    """A socket that systemd passed to this process, as the endpoint that adopts it; ``local`` means on loopback.
 
-    ``bound`` is its address, as the endpoint that would open it.
+    ``bound`` is its address, as the endpoint that would open the same address.
     """
 
     endpoint: str
@@ -40,30 +40,32 @@ class Inherited(NamedTuple):
     bound: str = ""
 
 
-def wanted(config: Config, inherited: Sequence[Inherited] = ()) -> tuple[Listener, ...]:
-    """Those for clients, and the one for administrators behind them, if there is one. Raises ConfigError."""
+def configured_listeners(config: Config, inherited: Sequence[InheritedSocket] = ()) -> tuple[Listener, ...]:
+    """The listeners for clients, then the one for administrators, if there is one. Raises ConfigError."""
     listeners = (*_for_clients(config, inherited), *([config.admin] if config.admin else []))
     bound = {each.endpoint: each.bound for each in inherited}
     setting = "listen" if config.listeners else "systemd" if inherited else "port"
-    named = [Named("admin" if each.admin else setting, bound.get(each.endpoint, each.endpoint)) for each in listeners]
+    named = [
+        NamedEndpoint("admin" if each.admin else setting, bound.get(each.endpoint, each.endpoint)) for each in listeners
+    ]
     if mistakes := list(overlapping(named)):
         raise ConfigError(mistakes)
     return listeners
 
 
-def _for_clients(config: Config, inherited: Sequence[Inherited]) -> tuple[Listener, ...]:
-    """Those of the file, else the sockets that systemd passed, else the port: on every address of both families with
-    TLS, on loopback without. A Listener of the result is ``insecure`` wherever plain HTTP is spoken.
+def _for_clients(config: Config, inherited: Sequence[InheritedSocket]) -> tuple[Listener, ...]:
+    """The listeners of the file, else the sockets that systemd passed, else the port: with TLS on every address of both
+    families, without TLS on loopback. A Listener of the result is ``insecure`` if it uses plain HTTP.
 
-    Raises ConfigError where a passed socket would speak plain HTTP beyond loopback.
+    Raises ConfigError if a passed socket would use plain HTTP beyond loopback.
     """
     plain = config.tls is None
     if config.listeners:
         return tuple(Listener(each.endpoint, insecure=plain or each.insecure) for each in config.listeners)
     if inherited:
         if plain and not all(each.local for each in inherited):
-            right = "configure tls, or name it in listen with insecure: true"
-            raise ConfigError([f"listen: the socket that systemd passed is not on loopback; {right}"])
+            right = "configure tls, or write the socket in listen with insecure: true"
+            raise ConfigError([f"listen: the socket from systemd has plain HTTP and is not on loopback; {right}"])
         return tuple(Listener(each.endpoint, insecure=plain) for each in inherited)
     port, both = config.port, _has_ipv6()
     if config.tls:  # :: takes IPv4 connections too
@@ -74,15 +76,15 @@ def _for_clients(config: Config, inherited: Sequence[Inherited]) -> tuple[Listen
 
 
 def _has_ipv6() -> bool:
-    """Whether the kernel speaks IPv6 and its loopback is up, found out without opening a socket."""
+    """Whether the kernel supports IPv6 and its loopback is up; this opens no socket."""
     try:
         return "00000000000000000000000000000001" in Path("/proc/self/net/if_inet6").read_text()
     except OSError:
         return False
 
 
-def inherited(reactor: Any) -> Iterator[Inherited]:
-    """The sockets that systemd passed to this process and nobody has adopted yet."""
+def inherited_sockets(reactor: Any) -> Iterator[InheritedSocket]:
+    """The sockets that systemd passed to this process and that are not adopted yet."""
     for index in itertools.count():
         try:
             fd = serverFromString(reactor, f"systemd:domain=INET:index={index}").fileno
@@ -92,22 +94,22 @@ def inherited(reactor: Any) -> Iterator[Inherited]:
             family, name = passed.family.name.removeprefix("AF_"), passed.getsockname()
         endpoint = f"systemd:domain={family}:index={index}"
         if family == "UNIX":
-            yield Inherited(endpoint, True, endpoint)
+            yield InheritedSocket(endpoint, True, endpoint)
         else:
             bound = (
                 f"{'tcp6' if family == 'INET6' else 'tcp'}:{name[1]}:interface={name[0].replace(':', chr(92) + ':')}"
             )
-            yield Inherited(endpoint, ipaddress.ip_address(name[0]).is_loopback, bound)
+            yield InheritedSocket(endpoint, ipaddress.ip_address(name[0]).is_loopback, bound)
 
 
 class LimitedSite(Protocol):
-    """What a listener leads to: a protocol factory, and who may connect to it."""
+    """The site of a listener: a protocol factory with limits on its connections."""
 
-    admission: ConnectionLimiter
+    limiter: ConnectionLimiter
 
 
 class Listeners:
-    """Those that are open, in the order of the configuration; each leads to ``site`` or, for administrators, to
+    """The open listeners, in the order of the configuration; each serves ``site`` or, for administrators,
     ``admin_site``."""
 
     def __init__(self, reactor: Any, site: LimitedSite, admin_site: LimitedSite, identity: CurrentIdentity) -> None:
@@ -124,7 +126,7 @@ class Listeners:
         return list(self.open.values())
 
     def check(self, listeners: Iterable[Listener]) -> None:
-        """Raises ConfigError for what is no endpoint, or what cannot change while it is open."""
+        """Raises ConfigError for an invalid endpoint, or a change that is impossible while the listener is open."""
         mistakes = []
         for index, listener in enumerate(listeners):
             setting = "admin" if listener.admin else f"listen[{index}]"
@@ -132,20 +134,22 @@ class Listeners:
                 self._endpoint(listener)
             except ConfigError as error:
                 mistakes += [f"{setting}: {mistake}" for mistake in error.mistakes]
-                continue  # its text may be anything, a key too
+                continue  # its text may be a key
             path = f"{setting}: {listener.endpoint}"
             if listener in self.open:
                 continue
             if msgspec.structs.replace(listener, insecure=not listener.insecure) in self.open:
-                mistakes.append(f"{path} cannot change between TLS and plain HTTP while it is open; restart for that")
+                mistakes.append(
+                    f"{path} cannot change between TLS and plain HTTP while it is open; restart the gateway"
+                )
             elif self._started and listener.endpoint.startswith("systemd:"):
-                # Its descriptor is closed by now, or adopted, and the number may be another file's.
-                mistakes.append(f"{path} can be taken from systemd only at the start; restart for that")
+                # Its descriptor is closed or adopted, and its number may belong to another file.
+                mistakes.append(f"{path} can be taken from systemd only at the start; restart the gateway")
         if mistakes:
             raise ConfigError(mistakes)
 
     def open_new(self, listeners: Iterable[Listener]) -> dict[Listener, IListeningPort]:
-        """Open those of ``listeners`` that are not open yet, all or none. Raises CannotListen."""
+        """Open the ``listeners`` that are not open yet, all or none. Raises CannotListen."""
         opened: dict[Listener, IListeningPort] = {}
         for listener in listeners:
             if listener in self.open or listener in opened:
@@ -159,7 +163,7 @@ class Listeners:
         return opened
 
     def keep(self, listeners: Iterable[Listener], opened: dict[Listener, IListeningPort]) -> list[Listener]:
-        """Have just ``listeners`` open, of which ``opened`` are new; gives those that were closed."""
+        """Keep only ``listeners`` open, of which ``opened`` are new; gives the closed ones."""
         self._started = True
         before, ports = self.open, {**self.open, **opened}
         self.open = {listener: ports[listener] for listener in listeners}
@@ -169,19 +173,19 @@ class Listeners:
         return closed
 
     def close(self, admin: bool) -> Deferred[Any]:
-        """Close those for clients, or that for administrators; connections stay."""
+        """Close the listeners for clients, or the one for administrators; connections stay open."""
         closing = [(listener, port) for listener, port in self.open.items() if listener.admin == admin]
         self.open = {listener: port for listener, port in self.open.items() if listener.admin != admin}
         return gatherResults([self._close(*each) for each in closing], consumeErrors=True)
 
     def _close(self, listener: Listener, port: Any) -> Deferred[Any]:
-        """Close a port, behind the clients for whom the kernel has accepted already: it would reset their connections.
+        """Close a port after accepting the clients in its backlog: the kernel would reset their connections.
 
-        What systemd holds open keeps them for the next process.
+        A socket that systemd holds open keeps them for the next process.
         """
         if not listener.endpoint.startswith("systemd:"):
             accept_waiting(port)
-            self._reactor.callLater(0, accept_waiting, port)  # Twisted closes it in the next turn, right behind this
+            self._reactor.callLater(0, accept_waiting, port)  # Twisted closes it in the next turn, after this
         return maybeDeferred(port.stopListening)
 
     def _endpoint(self, listener: Listener) -> IStreamServerEndpoint:
@@ -196,18 +200,20 @@ class Listeners:
             right = r"write tcp:PORT:interface=ADDRESS, tcp6:PORT:interface=\:\:, unix:PATH or systemd:..."
             raise ConfigError([f"is not a Twisted server endpoint; {right}"]) from None
         except (LookupError, AttributeError):
-            raise ConfigError(["systemd passed no such socket when the gateway started"]) from None
-        endpoint = LimitedEndpoint(self._site_of(listener).admission, endpoint, secure=not listener.insecure)
+            raise ConfigError(
+                ["systemd did not pass this socket at the start; correct the name, or add the socket to the unit"]
+            ) from None
+        endpoint = LimitedEndpoint(self._site_of(listener).limiter, endpoint, secure=not listener.insecure)
         return endpoint if listener.insecure else wrapServerTLS(self._identity, endpoint, self._reactor)
 
     def _site_of(self, listener: Listener) -> Any:
         return self._admin_site if listener.admin else self._site
 
     def _by_us(self, listener: Listener) -> str:
-        """What to do where it is the gateway itself that has the port, under another address or without TLS."""
+        """Advice if the gateway itself has the port, with another address or without TLS."""
         port = re.match(r"tcp6?:(\d+)", listener.endpoint)
         ours = port and int(port[1]) in [getattr(each.getHost(), "port", None) for each in self.ports]
-        return " The gateway itself listens on that port; restart for that" if ours else ""
+        return " The gateway itself listens on this port; restart the gateway to change its address" if ours else ""
 
     def _listen(self, listener: Listener) -> IListeningPort:
         results: list[Any] = []
@@ -227,14 +233,14 @@ def accept_waiting(port: Any) -> None:
         return
     waiting = select.poll()
     waiting.register(port, select.POLLIN)
-    for _ in range(BACKLOG):  # each takes one or more; whoever comes faster than that is refused in the end
+    for _ in range(BACKLOG):  # each call accepts one or more; the loop ends even if clients connect faster
         if not waiting.poll(0):
             return
         port.doRead()
 
 
-def told(port: IListeningPort) -> str:
-    """A port's address, for people."""
+def address_of(port: IListeningPort) -> str:
+    """The address of a port, for messages."""
     host: Any = port.getHost()
     if isinstance(host, UNIXAddress):
         return str(host.name)

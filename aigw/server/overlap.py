@@ -1,4 +1,4 @@
-"""Which of the addresses that a configuration names cannot be listened on at the same time."""
+"""Addresses in the configuration that cannot be open at the same time."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Any, NamedTuple
 _PART = re.compile(r"((?:\\.|[^:\\])*)(?::|\Z)")
 
 
-class Named(NamedTuple):
-    """An endpoint in Twisted's notation, and the setting that names it."""
+class NamedEndpoint(NamedTuple):
+    """An endpoint in Twisted's syntax, and the setting that names it."""
 
     setting: str
     endpoint: str
 
 
-def overlapping(listeners: Iterable[Named]) -> Iterator[str]:
-    """One mistake for each two of ``listeners`` of which only one can be open."""
+def overlapping(listeners: Iterable[NamedEndpoint]) -> Iterator[str]:
+    """One mistake for each pair of ``listeners`` of which only one can be open."""
     for one, other in combinations(listeners, 2):
         if overlap(one.endpoint, other.endpoint):
             yield (
-                f"{other.setting}: {other.endpoint[:80]} takes the same address as {one.endpoint[:80]} "
+                f"{other.setting}: {other.endpoint[:80]} has the same address as {one.endpoint[:80]} "
                 f"({one.setting}); give one of them another port"
             )
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether the kernel lets only one of two endpoints listen; False where that cannot be known from their words."""
+    """Whether the kernel lets only one of two endpoints listen; False if the endpoints do not show it."""
     first, second = _address(one), _address(other)
     if first is None or second is None or first[1] != second[1]:
         return False
     hosts = first[0], second[0]
-    if hosts[0] == hosts[1] or "::" in hosts:  # :: takes the connections to IPv4 addresses, too
+    if hosts[0] == hosts[1] or "::" in hosts:  # :: also accepts connections to IPv4 addresses
         return True
     return "0.0.0.0" in hosts and not any(":" in host for host in hosts)
 
@@ -54,7 +54,7 @@ def _address(endpoint: str) -> tuple[str, Any] | None:
     if kind == "unix":
         return kind, given.get("address")
     port = given.get("port", "")
-    if not (port.isascii() and port.isdecimal()) or int(port) == 0:  # 0 is another port each time
+    if not (port.isascii() and port.isdecimal()) or int(port) == 0:  # 0 is a different port each time
         return None
     return _host(given.get("interface") or ("::" if kind == "tcp6" else "0.0.0.0")), int(port)
 

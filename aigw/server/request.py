@@ -1,8 +1,9 @@
-"""One request of a client: judged by its head, its body kept in memory, its answer tied to the client's presence."""
+"""One request of a client: checked by its head, its body kept in memory, its answer cancelled if the client leaves."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from twisted.web.server import Request as TwistedRequest
 from aigw.config.model import Caller
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.net import headers
+from aigw.net.write import write
 from aigw.server.bodies import without_frames
 from aigw.server.request_head import RequestHead
 from aigw.telemetry.record import RecordBuilder
@@ -33,7 +35,7 @@ log = Logger()
 
 
 class Request(TwistedRequest):
-    """A request whose body is a list of the pieces it came in."""
+    """A request whose body is kept in memory."""
 
     defaultContentType = b"application/json"
     channel: Channel  # type: ignore[assignment]  # which is not Twisted's
@@ -44,69 +46,71 @@ class Request(TwistedRequest):
     error: GatewayError | None = None
     serving: Deferred[Any] | None = None
     request_id = ""
-    max_body = 0  # how many bytes of its body its resource reads, 0 for none
+    max_body = 0  # bytes of the body that its resource reads, 0 for none
     caller: Caller | None = None
-    coding: str | None = None  # in which the body comes compressed
+    coding: str | None = None  # of a compressed body
     client_left = False
     _over = False  # answered, or left
     _gone = False  # the connection is lost
     _interrupted_by: GatewayError | None = None
 
     def __init__(self, channel: Channel) -> None:
-        """Twisted's makes two tables of headers and more for each request, of which nobody here asks."""
+        """Twisted's __init__ would make two unused tables of headers and more for each request."""
         self.channel = channel
         self.site = channel.site
         self.transport = channel.transport
-        self._body: bytes | bytearray = b""
+        self.body: bytes | bytearray = b""  # which nobody is to change
         self._head = b""
-        self._given: dict[bytes, bytes] = {}
+        self.given: Mapping[bytes, bytes] = {}  # the headers by lower-case name, from the head on
         self.bytes_in = 0
+        self.postpath = []
         self._bodies = channel.site.bodies
-        self._taken = 0  # of what the bodies of all requests may take
+        self._taken = 0  # bytes counted in the limit for all bodies
 
     @cached_property
     def responseHeaders(self) -> Headers:  # type: ignore[override]
-        """What was said beside what ``begin`` is given."""
+        """Headers that were set before ``begin``."""
         return Headers()
 
     # Reading
 
     def header(self, name: bytes) -> bytes | None:
-        """The last value of a header, by its lower-case name, once the head was received."""
-        return self._given.get(name)
+        """The value of a header, by its lower-case name."""
+        return self.given.get(name)
 
     def head_received(self, head: RequestHead) -> None:
-        """The headers are complete: find the resource and let it judge."""
+        """The headers are complete: find the resource and let it check the request."""
         self.method, self.uri, self.clientproto = head.method, head.target, head.version
-        self._given = head.headers
+        self.given = head.headers
         self.path = (self.uri if self.uri[:1] == b"/" else _ABSOLUTE.sub(b"", self.uri)).partition(b"?")[0]
-        self.request_id = headers.request_id(self._given.get(b"x-request-id"))
-        self.resource = self.site.getResourceFor(self)
+        self.request_id = head.request_id
+        self.resource = self.site.resource.known.get(self.path) or self.site.getResourceFor(self)
         self.max_body = self.resource.max_body
         try:
             self.resource.admit(self)
             if head.length and self.max_body:
-                self._check_size(head.length)
-                self.take(head.length)
+                self._make_room(head.length)
         except GatewayError as error:
             self.refusal = without_frames(error)
 
-    def _check_size(self, size: int) -> None:
+    def _make_room(self, size: int) -> None:
+        """For a body of so many bytes in all."""
         if size > self.max_body:
             raise self.too_large()
+        self.take(size - self._taken)
 
     def too_large(self) -> TooLarge:
         """The error for a body over the limit."""
-        return TooLarge(f"The body is over the limit of {self.max_body} bytes.")
+        return TooLarge(f"The body is larger than the limit of {self.max_body} bytes.")
 
     def take(self, size: int) -> None:
-        """Count so many bytes more to the bodies under way, until the answer begins. Raises Overloaded."""
+        """Count ``size`` bytes more in the limit for all bodies, until the answer begins. Raises Overloaded."""
         self._bodies.take(size)
         self._taken += size
 
-    def _let_go(self) -> None:
+    def _release_body(self) -> None:
         """The body is of no use any more."""
-        self._body = b""
+        self.body = b""
         if self._taken:
             self._bodies.give_back(self._taken)
             self._taken = 0
@@ -118,38 +122,38 @@ class Request(TwistedRequest):
         self.bytes_in += len(data)
         try:
             if self.bytes_in > self._taken:  # chunked
-                self._check_size(self.bytes_in)
-                self.take(self.bytes_in - self._taken)
+                self._make_room(self.bytes_in)
         except GatewayError as error:
             self.channel.refuse(self, error)
             return
-        if not self._body:
-            self._body = data
+        if not self.body:
+            self.body = data
         else:
-            if isinstance(self._body, bytes):
-                self._body = bytearray(self._body)
-            self._body += data
+            if isinstance(self.body, bytes):
+                self.body = bytearray(self.body)
+            self.body += data
 
-    def body(self) -> bytes | bytearray:
-        """The whole body, which nobody is to change."""
-        return self._body
-
-    def body_received(self) -> None:
-        """The body is complete."""
+    def body_received(self, data: bytes) -> None:
+        """The body is complete with this piece."""
+        if data:
+            self.take_body(data)
         if self.refusal is not None:
             self.fail(self.refusal)
             return
         try:
-            body = self.resource.render(self)
+            answer = self.resource.render(self)
         except GatewayError as error:
             self.fail(error)
         except Exception:
-            log.failure("Unexpected error in a resource")
-            self.fail(GatewayError("The gateway failed unexpectedly."))
+            log.failure("A resource failed with an unexpected error")
+            self.fail(GatewayError("The gateway failed with an unexpected error. Its log has the details."))
         else:
-            self._body = b""
-            if body is not NOT_DONE_YET:
-                self.answer(200, body)
+            self.body = b""
+            if isinstance(answer, Deferred):
+                self.serving = answer
+                answer.addErrback(self._failed)
+            elif answer is not NOT_DONE_YET:
+                self.answer(200, answer)
 
     def serve(self, serving: Deferred[Any]) -> None:
         """Tie the request to what answers it: a client that leaves cancels it, a failure is rendered."""
@@ -158,31 +162,31 @@ class Request(TwistedRequest):
 
     def _failed(self, failure: Failure) -> None:
         try:
-            self._tell(failure)
+            self._answer_failure(failure)
         except Exception:
-            log.failure("Unexpected error while answering")
+            log.failure("The gateway could not send an error to a client: unexpected error")
         finally:
-            if failure.value is not None:  # see without_frames; this is for one that is not kept as an error
+            if failure.value is not None:  # as in without_frames, for exceptions that are not kept
                 failure.value.__traceback__ = None
 
-    def _tell(self, failure: Failure) -> None:
+    def _answer_failure(self, failure: Failure) -> None:
         self.serving = None
         if self._gone and failure.check(CancelledError):
             return
         error = (failure.check(CancelledError) and self._interrupted_by) or failure.value
         if not isinstance(error, GatewayError):
-            log.failure("Unexpected error while serving", failure=failure)
-            error = GatewayError("The gateway failed unexpectedly.")
+            log.failure("The gateway failed to serve a request: unexpected error", failure=failure)
+            error = GatewayError("The gateway failed with an unexpected error. Its log has the details.")
         if self._gone:
             return
         if self.startedWriting:
-            self.code = error.status  # for the record; the client has another
+            self.code = error.status  # for the record; the client got another status
             self.cut(flush=False)
         else:
             self.fail(error)
 
     def interrupt(self, error: GatewayError) -> bool:
-        """The gateway has no more time: answer with ``error``, unless an answer has begun; whether that was done."""
+        """The drain is over: answer with ``error``, unless an answer has begun; gives whether it did so."""
         if self.serving is None or self.startedWriting or self._gone:
             return False
         self._interrupted_by = error
@@ -205,7 +209,7 @@ class Request(TwistedRequest):
         self.answer(error.status, self.resource.error_body(error))
 
     def answer(self, status: int, body: bytes) -> None:
-        """Answer with JSON of our own, in one piece, which no browser is to take for anything else."""
+        """Answer with the gateway's own JSON, in one piece; nosniff keeps browsers from guessing another type."""
         own = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
         self.begin(status, own, len(body))
         if body:
@@ -215,7 +219,7 @@ class Request(TwistedRequest):
     def begin(self, status: int, sent: list[headers.Header], length: int | None) -> None:
         """Prepare the head of the answer; it leaves with the first bytes of the body."""
         self.chunked = 0
-        self._let_go()
+        self._release_body()
         self.setResponseCode(status)
         if not self.channel.persistent or self.site.draining:
             sent.append((b"connection", b"close"))
@@ -231,11 +235,11 @@ class Request(TwistedRequest):
             self.clientproto,
             status,
             self.code_message,
-            headers.lines(sent + self.resource.headers(self)),
+            headers.lines([*sent, (b"x-request-id", self.request_id.encode()), *self.resource.headers(self)]),
         )
 
     def write(self, data: bytes) -> None:
-        """Send some of the body, behind the head if that is still here: in one write, and never in Twisted's six."""
+        """Send a part of the body, the first part together with the head: one write, where Twisted makes six."""
         if self._gone:
             return
         if self.method == b"HEAD" or self.code in NO_BODY_CODES:
@@ -246,21 +250,21 @@ class Request(TwistedRequest):
         if not self.startedWriting:
             self.startedWriting = 1
             data = self._head + data
-        self.channel.write(data)
+        write(self.transport, data)
 
     def end(self) -> None:
-        """The answer is whole."""
+        """The answer is complete."""
         self.serving = None
         status = self.code
         if not (self._gone or self.finished):
             self.finished = 1
             if self.chunked:
-                self.channel.write(b"0\r\n\r\n")
+                write(self.transport, b"0\r\n\r\n")
             self.channel.request_done()
         self.answered(status)
 
     def cut(self, flush: bool) -> None:
-        """The answer broke: close without a proper end, after what was written is sent if ``flush``."""
+        """The answer is broken: close without a proper end; with ``flush`` send first what was written."""
         self.serving = None
         self.answered(self.code)
         if not self._gone:
@@ -278,7 +282,7 @@ class Request(TwistedRequest):
         self.channel.unregisterProducer()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The client left; whatever is being done for it is cancelled."""
+        """The client disconnected: cancel the work for it."""
         self._gone = True
         serving, self.serving = self.serving, None
         if serving is not None:
@@ -287,8 +291,8 @@ class Request(TwistedRequest):
         self.answered(499)
 
     def answered(self, status: int) -> None:
-        """The request is over; its resource hears so once, if it ever heard of it."""
-        self._let_go()
+        """The request is over: notify its resource, once."""
+        self._release_body()
         if not self._over:
             self._over = True
             self.resource.answered(self, status)

@@ -1,11 +1,12 @@
 """The head of a request, read strictly and in one place.
 
-The request line is read by one pattern and the headers by llhttp; what both leave open is judged here. What RFC 9112
-leaves open is refused, so that no proxy before us can read it otherwise.
+One pattern reads the request line, llhttp reads the headers, and the rest is checked here. Where RFC 9112 allows
+several readings, the request is refused, so that no proxy before the gateway can read it differently.
 """
 
 from __future__ import annotations
 
+import os
 import re
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -20,7 +21,7 @@ MAX_DIGITS = 18
 SINGLE = frozenset(
     b"host content-length content-type authorization proxy-authorization x-api-key cookie origin sec-fetch-site expect "
     b"x-request-id traceparent idempotency-key http-referer x-title".split()
-)  # of what is read here, acted on or passed on: all but the lists, whose lines make one value (RFC 9110, section 5.3)
+)  # all headers that the gateway uses or forwards, except lists, whose lines make one value (RFC 9110, section 5.3)
 TLS_HANDSHAKE = b"\x16"  # the first byte of a record with a ClientHello (RFC 8446, 5.1)
 _REASONS = {
     400: b"Bad Request",
@@ -37,17 +38,30 @@ _REQUEST_LINE = re.compile(
     rb"(HTTP/1\.[01])\r\n" % (_REST, _HOST, _REST)
 )
 _ANY_LINE = b"POST / HTTP/1.1\r\n"  # for llhttp in place of the real one: it knows some methods only
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _is_host = re.compile(_HOST + rb"*").fullmatch  # 3.2: may be empty; no path, no credentials, no white space
 
 
 class RequestHead:
-    """A head with the empty line behind it. Raises BadRequest or HeadersTooLarge.
+    """A head with the empty line after it. Raises BadRequest or HeadersTooLarge.
 
     ``headers`` are by lower-case name; of a list all its lines are one value. ``length`` is that of the body, None for
-    one in chunks.
+    one in chunks. ``persistent``: another request may follow. ``expects_continue``: the client waits for
+    ``100 Continue`` before it sends the body.
     """
 
-    __slots__ = ("_complete", "_twice", "headers", "length", "method", "target", "version")
+    __slots__ = (
+        "_complete",
+        "_repeated",
+        "expects_continue",
+        "headers",
+        "length",
+        "method",
+        "persistent",
+        "request_id",
+        "target",
+        "version",
+    )
 
     def __init__(self, data: bytes) -> None:
         line = _REQUEST_LINE.match(data)
@@ -57,49 +71,45 @@ class RequestHead:
             raise _too_large()
         self.method, self.target, self.version = line.groups()
         self.headers: dict[bytes, bytes] = {}
-        self._twice = b""
+        self._repeated = b""
         self._complete = False
         self._read(data[line.end() :])
-        if self._twice:
-            raise BadRequest(f"The header {self._twice.decode()!r} stands twice; send it once.")
+        if self._repeated:
+            raise BadRequest(f"The header {self._repeated.decode()!r} is repeated; send it once.")
         if not self._complete:
             raise invalid()
         self.length = self._length()
+        self.request_id = id_of(self.headers.get(b"x-request-id"))
         host = self.headers.get(b"host", b"" if self.version == b"HTTP/1.0" else None)
         if host is None or not _is_host(host):
             raise invalid()
-
-    @property
-    def persistent(self) -> bool:
-        """Whether another request may follow: in HTTP/1.1, unless one of the Connection options is close."""
         options = self.headers.get(b"connection")
-        return self.version == b"HTTP/1.1" and (
+        self.persistent = self.version == b"HTTP/1.1" and (
             options is None or b"close" not in [each.strip() for each in options.lower().split(b",")]
         )
-
-    @property
-    def expects_continue(self) -> bool:
-        """Whether the client waits for ``100 Continue`` before it sends the body."""
-        return self.version == b"HTTP/1.1" and self.headers.get(b"expect", b"").lower() == b"100-continue"
+        expected = self.headers.get(b"expect")
+        self.expects_continue = (
+            expected is not None and self.version == b"HTTP/1.1" and expected.lower() == b"100-continue"
+        )
 
     def _read(self, lines: bytes) -> None:
         parser = HttpRequestParser(self)
         try:
             parser.feed_data(_ANY_LINE)
             parser.feed_data(lines)
-        except HttpParserUpgrade:  # the request is served, and nothing is upgraded
+        except HttpParserUpgrade:  # the request is served without an upgrade
             pass
         except HttpParserError:
             self._complete = False
             if (b"\n" + lines.lower()).count(b"\ncontent-length:") > 1:
-                self._twice = b"content-length"
+                self._repeated = b"content-length"
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
         name, value = name.lower(), value.strip(b" \t")
         if name in self.headers:
             if name in SINGLE:
-                self._twice = self._twice or name
+                self._repeated = self._repeated or name
             value = self.headers[name] + b", " + value
         self.headers[name] = value
 
@@ -108,7 +118,7 @@ class RequestHead:
         self._complete = True
 
     def _length(self) -> int | None:
-        """The framing of the body: one length, or chunks and nothing else; and no chunks in HTTP/1.0."""
+        """The framing of the body: either one length or chunks; no chunks in HTTP/1.0."""
         length = self.headers.get(b"content-length")
         coding = self.headers.get(b"transfer-encoding")
         if coding is not None:
@@ -123,73 +133,75 @@ class RequestHead:
 
 
 class HeadReader:
-    """Finds the end of a head. One that comes in several reads is looked at line by line: it is refused early."""
+    """Finds the end of a head. A head in several reads is checked line by line, so a bad one is refused early."""
 
     def __init__(self) -> None:
         self.stop()
 
-    @property
-    def begun(self) -> bool:
-        """Whether a head has come in part."""
-        return bool(self._data)
-
     def feed(self, data: bytes) -> tuple[RequestHead, bytes] | None:
         """A head and what is behind it, None if it is not whole. Raises BadRequest or HeadersTooLarge."""
-        end = 0 if self._data else data.find(b"\r\n\r\n", 0, MAX_LINE) + 4
+        end = 0 if self.data else data.find(b"\r\n\r\n", 0, MAX_LINE) + 4
         if end < 4:
-            end = self._look(data)
+            end = self._scan(data)
             if not end:
                 return None
-            data = bytes(self._data)
+            data = bytes(self.data)
             self.stop()
         return RequestHead(data[:end]), data[end:]
 
     def stop(self) -> None:
         """Forget what there is of a head."""
-        self._data = bytearray()
+        self.data = bytearray()  # what has come of a head that is not whole
         self._line = 0  # where the line begins that is not whole yet
-        self._looked = 0
+        self._scanned = 0
         self._lines = 0
 
-    def _look(self, data: bytes) -> int:
+    def _scan(self, data: bytes) -> int:
         """Where the head ends, 0 if it has not."""
-        self._data += data
-        while (end := self._data.find(b"\r\n", self._looked)) >= 0:
+        self.data += data
+        while (end := self.data.find(b"\r\n", self._scanned)) >= 0:
             self._check_size(end)
             if end == self._line and end:
                 return end + 2
             if end and not self._lines:
-                if not _REQUEST_LINE.match(self._data):
+                if not _REQUEST_LINE.match(self.data):
                     raise invalid()
                 self._lines = 1
             elif end:
                 self._lines += 1
             if self._lines > MAX_HEADERS + 1:
                 raise _too_large()
-            self._line = self._looked = end + 2
-        self._looked = max(self._line, len(self._data) - 1)
-        self._check_size(len(self._data))
+            self._line = self._scanned = end + 2
+        self._scanned = max(self._line, len(self.data) - 1)
+        self._check_size(len(self.data))
         return 0
 
     def _check_size(self, end: int) -> None:
-        """``end`` is where the line ends, or what there is of it."""
+        """``end`` is the end of the line, or of its part that has arrived."""
         if end - self._line > MAX_LINE:
-            raise HeadersTooLarge(f"A line of the request is over {MAX_LINE} bytes.")
+            raise HeadersTooLarge(f"A line of the request head is longer than {MAX_LINE} bytes.")
         if end > MAX_HEAD:
             raise _too_large()
 
 
+def id_of(offered: bytes | None) -> str:
+    """The client's request id if it is sane, else a new one of 32 hexadecimal digits."""
+    if offered and _REQUEST_ID.fullmatch(offered):
+        return offered.decode()
+    return os.urandom(16).hex()
+
+
 def invalid() -> BadRequest:
-    """The error for what is no request."""
+    """The error for data that is not a request."""
     return BadRequest("The request is not valid HTTP/1.1.")
 
 
 def _too_large() -> HeadersTooLarge:
-    return HeadersTooLarge(f"The headers are over {MAX_HEAD} bytes or {MAX_HEADERS} in number.")
+    return HeadersTooLarge(f"The headers are larger than {MAX_HEAD} bytes, or more than {MAX_HEADERS}.")
 
 
 def answer_to_no_request(error: GatewayError, request_id: str, with_body: bool) -> bytes:
-    """The whole answer to what never became a request, behind which the connection closes."""
+    """The whole answer to data that is not a valid request; the connection closes after it."""
     body = error_body(error)
     return (
         b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"

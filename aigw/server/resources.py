@@ -17,81 +17,82 @@ from aigw.server.unknown_paths import unknown_path
 
 
 class ApiResource(TwistedResource):
-    """What all resources share: how they are admitted, and what their answers carry."""
+    """The common part of all resources: the checks of a request, and the headers of an answer."""
 
     isLeaf = True
     known: Mapping[bytes, TwistedResource] = {}  # below this one, by whole paths; where to look first
-    methods: tuple[bytes, ...] = (b"GET", b"HEAD")
+    methods: tuple[bytes, ...] = (b"GET", b"HEAD")  # none where there is nothing
     error_body: Callable[[GatewayError], bytes] = staticmethod(error_body)
     max_body = 0  # bytes; a body that is not read costs nothing, and ends the connection
+    leads_on = False  # what follows its path is for it to read
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
 
     def getChild(self, path: bytes, request: Any) -> TwistedResource:
-        """Anything below that is not a resource of its own is unknown."""
+        """Every other path below this resource is unknown."""
         return NotFound(self.config)
 
     def admit(self, request: Request) -> None:
-        """Judge the request by its head: the key first, so that who has none learns nothing."""
-        try:
-            request.caller = authenticate(
-                self.config.callers, request.header(b"x-api-key"), request.header(b"authorization")
-            )
-        except Unauthorized as error:
-            if request.header(b"api-key") and not isinstance(error, WrongKey):
-                error.message = f"The header 'api-key' is not read. {error.message}"
-            raise
-        self.check_path(request)
-        self.check_method(request)
+        """Judge the request by its head: who asks at first, so that who may not learns nothing.
 
-    def check_path(self, request: Request) -> None:
-        """Raises PathNotFound unless the path ends here."""
-        if any(request.postpath or ()):
-            raise unknown_path(request.path)
-
-    def check_method(self, request: Request) -> None:
-        """Raises MethodNotAllowed, with ``Allow``."""
+        Raises PathNotFound unless the path ends here, MethodNotAllowed, and what ``identify`` does.
+        """
+        self.identify(request)
+        if not self.methods or (request.postpath and any(request.postpath) and not self.leads_on):
+            raise self.wrong_path(request)
         if request.method not in self.methods:
             raise self.wrong_method(request)
 
+    def identify(self, request: Request) -> None:
+        """Find out who asks, by the key. Raises Unauthorized."""
+        given = request.given
+        try:
+            request.caller = authenticate(self.config.callers, given.get(b"x-api-key"), given.get(b"authorization"))
+        except Unauthorized as error:
+            if given.get(b"api-key") and not isinstance(error, WrongKey):
+                error.message = f"The header 'api-key' is not read. {error.message}"
+            raise
+
+    def wrong_path(self, request: Request) -> GatewayError:
+        """The error for a path that leads nowhere."""
+        return unknown_path(request.path)
+
     def wrong_method(self, request: Request) -> GatewayError:
-        """The error for a method that the path does not take."""
+        """The error for a method that the path does not support."""
         allowed = b", ".join(self.methods).decode()
         method = request.method[:20].decode("latin-1")
-        return MethodNotAllowed(f"This path answers {allowed}, not {method}.", headers={"Allow": allowed})
+        return MethodNotAllowed(
+            f"This path does not support the method {method}; use {allowed}.", headers={"Allow": allowed}
+        )
 
     def headers(self, request: Request) -> list[headers.Header]:
-        """What every answer carries."""
-        return [(b"x-request-id", request.request_id.encode())]
+        """What its answers carry beside the request id."""
+        return []
 
     def answered(self, request: Request, status: int) -> None:
         """Nothing to record."""
 
 
 class NotFound(ApiResource):
-    """Every path that is not the gateway's, after the key was checked."""
+    """Every unknown path; the key is checked first."""
 
-    def check_path(self, request: Request) -> None:
-        """Always refuses."""
-        raise unknown_path(request.path)
+    methods = ()
 
 
 class PathPrefix(NotFound):
-    """A path that only leads to others."""
+    """A path that is only the prefix of others."""
 
     isLeaf = False
 
 
 class HealthResource(ApiResource):
-    """``GET /health``: alive, without a key and without asking anybody."""
+    """``GET /health``: the process runs. It needs no key and asks no provider."""
 
-    def admit(self, request: Request) -> None:
+    def identify(self, request: Request) -> None:
         """Everybody may ask."""
-        self.check_path(request)
-        self.check_method(request)
 
     def render(self, request: Any) -> bytes:
-        """As the original program writes it."""
+        """The same bytes as the original program."""
         return b'{"status": "healthy"}'

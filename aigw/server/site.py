@@ -22,19 +22,21 @@ from aigw.server.request import Request
 class GatewaySite(Site):
     """The site that every listener serves; assigning ``resource`` replaces the whole tree for the next requests."""
 
-    protocol = Channel  # type: ignore[assignment]  # not twisted.web's wrapper, which exists for HTTP/2
+    protocol = Channel  # type: ignore[assignment]  # instead of twisted.web's wrapper, which is for HTTP/2
     noisy = False
     displayTracebacks = False
     draining = False
 
     def __init__(self, tree: TwistedResource, reactor: Any) -> None:
         super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
-        self.admission = ConnectionLimiter(reactor, self._make_way)
+        self.limiter = ConnectionLimiter(reactor, self._make_room)
         self.refused_keys = RefusedKeys(reactor)
         self.bodies = Bodies()
         self.mismatches = Mismatches(reactor)
         self.slices = Slices(reactor)
-        self.idle: OrderedDict[Channel, None] = OrderedDict()  # without a request, the longest so at first
+        self.idle: OrderedDict[Channel, None] = (
+            OrderedDict()
+        )  # without a request; the first one has been idle the longest
         self._open: set[Channel] = set()
         self._emptied: Deferred[None] | None = None
 
@@ -44,28 +46,28 @@ class GatewaySite(Site):
         self.idle[channel] = None
         peer = channel.transport.getPeer()
         channel.client_address = getattr(peer, "host", None)
-        self.admission.entered(peer)
+        self.limiter.entered(peer)
 
     def left(self, channel: Channel) -> None:
-        """A client's connection is gone."""
+        """A client's connection is closed."""
         self._open.discard(channel)
         self.idle.pop(channel, None)
-        self.admission.left(channel.transport.getPeer(), channel.closing.gives_way)
+        self.limiter.left(channel.transport.getPeer(), channel.closing.makes_room)
         if self._emptied is not None and not self._open:
             emptied, self._emptied = self._emptied, None
             self.refused_keys.close()
             emptied.callback(None)
 
-    def _make_way(self) -> bool:
+    def _make_room(self) -> bool:
         """Close the connection that has been without a request for the longest, if there is one, as nginx does."""
         if not self.idle:
             return False
         channel, _ = self.idle.popitem(last=False)
-        channel.closing.give_way()
+        channel.closing.make_room()
         return True
 
     def drain(self) -> Deferred[None]:
-        """Take one more request of each client at most; fires when all connections are gone."""
+        """Accept at most one more request of each client; fires when all connections are closed."""
         self.draining = True
         self.refused_keys.stop()
         if not self._open:
@@ -77,7 +79,7 @@ class GatewaySite(Site):
         return self._emptied
 
     def end(self) -> None:
-        """Close every connection as soon as what was written is sent."""
+        """Close every connection when what was written is sent."""
         for channel in list(self._open):
             channel.end()
 
@@ -87,23 +89,19 @@ class GatewaySite(Site):
             channel.transport.abortConnection()
 
     def getResourceFor(self, request: Any) -> Any:
-        """The leaf that serves a path: at once where the whole path is known, else by a walk down the tree."""
-        known = self.resource.known.get(request.path)
-        if known is not None:
-            request.postpath = []
-            return known
+        """The leaf that serves a path, by a walk down the tree: for paths that are not in its ``known``."""
         request.prepath = []
         request.postpath = [unquote_to_bytes(part) for part in request.path[1:].split(b"/")]
         return super().getResourceFor(request)
 
     def acceptableProtocols(self) -> list[bytes]:
-        """What ALPN offers, whatever else is installed."""
+        """The protocols for ALPN; without HTTP/2 even if h2 is installed."""
         return [b"http/1.1"]
 
     def startFactory(self) -> None:
         """Twisted would start a timer for its access log here."""
 
     def stopFactory(self) -> None:
-        """No listener is left."""
-        self.admission.close()
+        """All listeners are closed."""
+        self.limiter.close()
         self.mismatches.close()

@@ -1,4 +1,4 @@
-"""How long a client's connection lives: the limits on its pace, with one timer for all of them."""
+"""The time limits of a client's connection, with one timer for all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from aigw.net import write as wire
+from aigw.net import write
 from aigw.net.lateness import GRACE_SECONDS, lateness
 from aigw.server.request import Request
 
@@ -17,14 +17,14 @@ BODY_SECONDS = 30.0
 BODY_RATE = 50_000.0  # bytes a second
 KEEP_ALIVE_SECONDS = 75.0
 READ_SECONDS = 60.0
-SETTLES = 0.05  # of READ_SECONDS, until the kernel's buffers are full
+SETTLES = 0.05  # part of READ_SECONDS, until the kernel's buffers are full
 LAST_REQUEST_SECONDS = 2.0  # while the gateway drains; a client may be sending its next request just now
 
 
 class ConnectionTimeouts:
-    """The limits of one connection, whose ``transport`` this is. ``too_late`` is called when one has passed.
+    """The limits of the connection of ``transport``. ``too_late`` is called when one has passed.
 
-    The timer looks only when it fires whether its end has moved, so that a phase costs no timer of its own.
+    The timer checks only when it fires whether the limit has moved, so a new phase needs no new timer.
     """
 
     def __init__(self, clock: IReactorTime, transport: Any, too_late: Callable[[], None]) -> None:
@@ -43,47 +43,47 @@ class ConnectionTimeouts:
         """Whether a body is coming."""
         return self._body is not None
 
-    def cut_after(self, seconds: float) -> None:
-        """Be too late then, unless another word on the time comes before."""
+    def expire_after(self, seconds: float) -> None:
+        """Set the limit to ``seconds`` from now, in place of the last one."""
         self._due = self._clock.seconds() + seconds
         if seconds < math.inf and (self._timer is None or self._timer.getTime() > self._due):
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._clock.callLater(seconds, self._look)
+            self._timer = self._clock.callLater(seconds, self._check)
 
-    def cut_sooner(self, seconds: float) -> None:
-        """The same, unless the limit passes before."""
-        self.cut_after(min(seconds, max(0.0, self._due - self._clock.seconds())))
+    def expire_sooner(self, seconds: float) -> None:
+        """The same, if that is before the present limit."""
+        self.expire_after(min(seconds, max(0.0, self._due - self._clock.seconds())))
 
     def body_began(self, request: Request) -> None:
-        """The head is complete, and some of the body of ``request`` is still to come."""
+        """The head is complete, and a part of the body of ``request`` is still missing."""
         self._body = request
         self._body_began = self._clock.seconds()
-        self.cut_after(BODY_SECONDS)
+        self.expire_after(BODY_SECONDS)
 
     def body_ended(self) -> None:
-        """All of a request is there, or no more of it is read."""
+        """The request is complete, or no more of it is read."""
         self._body = None
         self._due = math.inf
 
     def client_stalled(self) -> None:
-        """The client does not read: it has READ_SECONDS to catch up."""
+        """The client does not read: it has READ_SECONDS to continue."""
         self._stalled = True
-        self._unsent = math.inf  # the kernel has yet to take what it has room for, which is no reading of the client's
-        self.cut_after(READ_SECONDS * SETTLES)
+        self._unsent = math.inf  # first the kernel fills its buffers, which does not mean that the client reads
+        self.expire_after(READ_SECONDS * SETTLES)
 
     def client_read(self, seconds: float) -> None:
-        """The client has read all that was sent, and is to be cut after ``seconds``."""
+        """The client has read everything; the next limit is ``seconds``."""
         self._stalled = False
-        self.cut_after(seconds)
+        self.expire_after(seconds)
 
     def stop(self) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._body = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         timer, self._timer = self._timer, None
         if timer is None:
             return
@@ -91,13 +91,13 @@ class ConnectionTimeouts:
         if late := lateness(timer, self._clock):
             self._body_began += late
             self._due = max(self._due, now + GRACE_SECONDS)
-        if self._body is not None:  # as long as what has come by now buys at the lowest rate, and a start
+        if self._body is not None:  # BODY_SECONDS, and the time of the received bytes at the lowest rate
             self._due = self._body_began + BODY_SECONDS + self._body.bytes_in / BODY_RATE
-        if now >= self._due and self._stalled and (unsent := wire.unsent(self._transport)) < self._unsent:
+        if now >= self._due and self._stalled and (unsent := write.unsent(self._transport)) < self._unsent:
             settled = self._due + READ_SECONDS * (1 - SETTLES)
             self._due = settled if self._unsent == math.inf else now + READ_SECONDS  # slow, but it reads
             self._unsent = unsent
         if now >= self._due:
             self._too_late()
         elif self._due < math.inf:
-            self._timer = self._clock.callLater(self._due - now, self._look)
+            self._timer = self._clock.callLater(self._due - now, self._check)

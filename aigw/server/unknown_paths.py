@@ -1,4 +1,4 @@
-"""What the client of an unknown path is told: the path that it probably needs, or those that there are."""
+"""The error for an unknown path: with the path that the client probably needs, or all paths."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ _LISTED = [f"/v1/{path}" for path in (*ENDPOINTS, "models")]
 
 
 def unknown_path(path: bytes) -> PathNotFound:
-    """The error for a path that is none of the gateway's."""
+    """The error for a path that the gateway does not have."""
     text = path[:200].decode("latin-1")
-    return PathNotFound(f"The path {text!r} is not served. {_hint(text)}")
+    return PathNotFound(f"The path {text!r} is unknown. {_hint(text)}")
 
 
 def _hint(text: str) -> str:
-    plain = "/" + "/".join(part for part in text.split("/") if part)  # doubled and trailing slashes
+    plain = "/" + "/".join(part for part in text.split("/") if part)  # without repeated and trailing slashes
     if plain.startswith("/v1/v1/") or plain == "/v1/v1":
-        return f"It has /v1 twice: the client adds what is behind the base URL, so use {plain[3:] or '/v1'}."
+        return f"It has /v1 twice: remove one from the base URL, so that the path is {plain[3:] or '/v1'}."
     for served in _LISTED:
         if text != served and plain.casefold() == served:
             return f"Did you mean {served}?"
     for served in sorted(_LISTED, key=len, reverse=True):
         if plain.endswith(served.removeprefix("/v1")):
             if not plain.startswith("/v1/"):
-                return f"The API is below /v1: use {served}, with a base URL that ends in /v1."
+                return f"All paths of the API begin with /v1: use {served}, with a base URL that ends in /v1."
             if any([plain.startswith(f"{other}/") for other in _LISTED]):
                 return f"The base URL must end in /v1, without the endpoint: use {served}."
-    return f"This gateway serves {_SERVED}."
+    return f"This gateway has the paths {_SERVED}."

@@ -134,6 +134,8 @@ class RecordBuilder(Facts, kw_only=True):
 
     def record(self, status: int) -> Record:
         """The request is over."""
+        if self.requested_model is not None:
+            self.requested_model = requested(self.requested_model)
         ended, ttft = self.seconds(), None if self.first_byte is None else self.first_byte - self.started
         return Record(
             *_facts_of(self),

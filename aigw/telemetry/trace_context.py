@@ -20,7 +20,7 @@ _PARENT = re.compile(
 
 
 A = TypeVar("A", bound=msgspec.Struct)
-Headers = tuple[tuple[bytes, bytes], ...]
+Lines = dict[bytes, bytes]
 
 
 class Span:
@@ -54,9 +54,10 @@ class Trace:
         span = Span(started)
         self.spans.append(span)
         parent = f"00-{self.trace_id}-{span.span_id}-{int(self.sampled):02x}".encode()
-        before: Headers = attempt.headers  # type: ignore[attr-defined]  # a room on the right has the type
-        headers = [header for header in before if header[0] != b"traceparent"]
-        return msgspec.structs.replace(attempt, headers=(*headers, (b"traceparent", parent)))
+        headers: Lines = attempt.headers.copy()  # type: ignore[attr-defined]  # a room on the right has the type
+        headers.pop(b"traceparent", None)
+        headers[b"traceparent"] = b"Traceparent: %s\r\n" % parent
+        return msgspec.structs.replace(attempt, headers=headers)
 
     def attempted(self, record: AttemptRecord, ended: float) -> None:
         """What became of it."""

@@ -1,4 +1,4 @@
-"""What one attempt sends: all of it is decided, the mechanism adds nothing."""
+"""What one attempt sends. All of it is decided here; the pool and the connection add nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from aigw.protocols.envelope import Pieces
 class Attempt(msgspec.Struct, frozen=True, eq=False):
     """One request to one provider, fully decided. ``headers`` hold the provider's key, so they show in no ``repr``.
 
-    ``dropped`` names what the body lacks of the client's, by the step's ``conflict_resolution``.
+    They are lines, by their lower-case names. ``dropped`` names what the body lacks of the client's, by the step's
+    ``conflict_resolution``.
     """
 
     step: Step
     url: str
-    headers: tuple[tuple[bytes, bytes], ...]
+    headers: dict[bytes, bytes]
     body: bytes | Pieces
     dropped: tuple[str, ...] = ()
 

@@ -1,11 +1,14 @@
-"""A body that is read as a whole, up to a bound: a refusal, a list of models, the answer to a check."""
+"""Reading a short body as a whole, up to a limit: a refusal, a list of models, the answer to a check.
+
+And dropping the rest of a body whose answer is over.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
@@ -17,13 +20,34 @@ Body = tuple[bytes, bool]
 
 
 def read(response: Response, most: int, seconds: float, clock: IReactorTime) -> Deferred[Body]:
-    """What comes of the body, up to ``most`` bytes and so many seconds, and whether that is all of it.
+    """The body, up to ``most`` bytes and as far as it arrives in ``seconds``, and whether it is complete.
 
     Never fails; cancelling aborts the connection.
     """
     reader = _Reader(most)
     response.deliverBody(reader)
     return reader.done.addTimeout(seconds, clock, lambda *_: reader.so_far(False))
+
+
+def let_end(response: Response, seconds: float, clock: IReactorTime) -> None:
+    """Drop the rest of the body. If it ends in so many seconds its connection is kept, else it is aborted."""
+    rest = _Rest()
+    response.deliverBody(rest)
+    if not rest.over:
+        rest.limit = clock.callLater(seconds, response.stopProducing)
+
+
+class _Rest(Protocol):
+    limit: IDelayedCall | None = None
+    over = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """Nobody needs it."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.over = True
+        if self.limit is not None and self.limit.active():
+            self.limit.cancel()
 
 
 class _Reader(Protocol):

@@ -1,8 +1,8 @@
-"""One provider's client: our agent, with treq's client type as its face.
+"""The client of one provider: the gateway's own agent, with the interface of treq's client.
 
-A call reads as treq's calls do, and nothing of treq's own runs for it. treq makes two wrappers for each call, for
-cookies and for gzip, takes the URL apart twice, and wraps the response. The gateway keeps no cookie, asks for no coding
-and follows no redirect, so all of that would do nothing, for a seventh of what relaying a small request costs.
+A call is written like a call of treq, but none of treq's code runs. For each call treq makes two wrappers, for cookies
+and for gzip, parses the URL twice, and wraps the response. The gateway needs none of that, and it would cost a seventh
+of relaying a small request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ProviderClient(HTTPClient):
     """Calls to one provider over its Pool."""
 
     def __init__(self, pool: Pool, base_url: str) -> None:
-        """``base_url`` says whom ``Host`` names. HTTPClient's own __init__ would only make a store for cookies."""
+        """``Host`` is the host of ``base_url``. HTTPClient's own __init__ would only make a store for cookies."""
         self._pool = pool
         self._host = URL.from_text(ascii_url(base_url)).authority()
         self._starts: dict[tuple[str, str], bytes] = {}  # of request heads
@@ -30,7 +30,7 @@ class ProviderClient(HTTPClient):
     def request(  # type: ignore[override]
         self, method: str, url: str, *, headers: bytes, data: bytes | Pieces = b"", connect_timeout: float, **_: Any
     ) -> Deferred[Response]:
-        """The head of the answer, its body unread: neither buffered nor decoded, whatever else is asked for.
+        """The head of the answer. Its body is unread: it is not buffered and not decoded.
 
         ``headers`` are lines, each ended. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken.
         """
@@ -45,5 +45,5 @@ class ProviderClient(HTTPClient):
 
 
 def ascii_url(url: str) -> str:
-    """An international URL in the form that goes over the wire. Raises ValueError."""
+    """An international URL in its ASCII form. Raises ValueError."""
     return url if url.isascii() else str(URL.from_text(url).to_uri().to_text())

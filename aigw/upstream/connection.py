@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection to a provider, which can be cut in whatever state it is.
+"""One HTTP/1.1 connection to a provider, which can be aborted in every state.
 
 - Cancelling a request, or ``stopProducing`` on its body, aborts the connection.
 - One network read is one ``dataReceived``; a paused receiver pauses the socket.
@@ -20,25 +20,25 @@ from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
 from aigw.errors import UpstreamBroken
-from aigw.net import write as wire
+from aigw.net.write import write
 from aigw.protocols.envelope import Pieces
 from aigw.upstream.response_parser import ResponseParser
 
-MOST_TO_COPY = 16 * 1024  # what is larger is cheaper sent by itself than copied behind a head
+MOST_TO_COPY = 16 * 1024  # a larger body is cheaper to send by itself than to copy after the head
 _COMPLETE = Failure(ResponseDone())
 _UNFRAMED = Failure(PotentialDataLoss())
 
 
 class Stale(Exception):
-    """A connection that was used before died ahead of any byte of the answer, or was closed by a 408."""
+    """A reused connection was lost before any byte of the answer, or closed by a 408."""
 
 
 class NoAnswer(UpstreamBroken):
-    """A fresh connection died ahead of any byte of the answer."""
+    """A fresh connection was lost before any byte of the answer."""
 
 
 class Response:
-    """The head of an answer; its body waits, unread, until ``deliverBody``. Of IResponse it has what is used here."""
+    """The head of an answer; its body is unread until ``deliverBody``. It has a part of IResponse."""
 
     def __init__(self, connection: Connection, head: ResponseParser) -> None:
         self._connection = connection
@@ -61,7 +61,7 @@ class Response:
             self._connection.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """Go on reading."""
+        """Continue reading."""
         if self._connection.delivers(self):
             self._connection.transport.resumeProducing()
 
@@ -73,27 +73,27 @@ class Response:
 
 @implementer(IHandshakeListener, IPushProducer)
 class Connection(Protocol):
-    """One connection to a provider: one request at a time, then idle in its pool, or gone."""
+    """One connection to a provider: it has one request at a time, and between requests it is idle in its pool."""
 
     transport: Any
 
-    def __init__(self, secure: bool, free: Callable[[Connection], None], gone: Callable[[Connection], None]) -> None:
-        """``free`` is called when another request could be sent, ``gone`` when none ever can."""
+    def __init__(self, secure: bool, free: Callable[[Connection], None], lost: Callable[[Connection], None]) -> None:
+        """``free`` is called when another request can be sent, ``lost`` when the connection is lost."""
         self._secure = secure
         self._free = free
-        self._gone = gone
+        self._on_lost = lost
         self._alive = True
         self.ready: Deferred[Connection] | None = Deferred(lambda _: self.abort())
-        self._framing = ResponseParser()
+        self._parser = ResponseParser()
         self._unsent = False
         self._start()
 
     def _start(self) -> None:
-        """Nothing is known of the next exchange."""
+        """Reset the state for the next exchange."""
         self._answer: Deferred[Response] | None = None
         self._busy = False
         self._reused = False
-        self._heard = False
+        self._received = False
         self._pieces: Iterator[bytes] | None = None
         self._lost: Failure | None = None
         self._receiver: IProtocol | None = None
@@ -101,13 +101,13 @@ class Connection(Protocol):
 
     @property
     def answered(self) -> bool:
-        """Whether an answer of HTTP has begun, since the last one that was whole."""
-        return self._framing.head_done
+        """Whether an HTTP answer has begun since the last complete one."""
+        return self._parser.head_done
 
     # Connecting
 
     def connectionMade(self) -> None:
-        """TCP is there; with TLS the handshake is still to come."""
+        """TCP is connected; with TLS the handshake follows."""
         self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, True)
         if not self._secure:
@@ -124,16 +124,16 @@ class Connection(Protocol):
     def send(self, head: bytes, body: bytes | Pieces, reused: bool = False) -> Deferred[Response]:
         """Write a request, a body in pieces as the transport takes them. Cancelling aborts the connection.
 
-        Fails with UpstreamBroken, or with Stale where the connection was ``reused`` and it is to be sent again.
+        Fails with UpstreamBroken, or with Stale if the connection was ``reused`` and the request must be sent again.
         """
         self._busy = True
         self._reused = reused
         answer: Deferred[Response] = Deferred(lambda _: self.abort())
         self._answer = answer
         if isinstance(body, bytes) and len(body) <= MOST_TO_COPY:
-            wire.write(self.transport, head + body)
+            write(self.transport, head + body)
         else:
-            wire.write(self.transport, head)
+            write(self.transport, head)
             self._pieces = iter([body] if isinstance(body, bytes) else body)
             self.resumeProducing()
         return answer
@@ -150,25 +150,27 @@ class Connection(Protocol):
             if piece is None:
                 self._pieces = None
             else:
-                wire.write(self.transport, piece)
+                write(self.transport, piece)
 
     def stopProducing(self) -> None:
-        """The transport is going away; connectionLost says the rest."""
+        """The transport is closing; connectionLost follows."""
 
     def dataReceived(self, data: bytes) -> None:
-        """Parse one network read and hand on what it holds of the body, as one piece."""
+        """Parse one network read and deliver its part of the body as one piece."""
         if not self._busy:
             self.abort()
             return
-        self._heard = True
-        framing = self._framing
-        framing.feed(data)
-        if framing.head_done and self._answer is not None:
-            if framing.status == 408 and self._reused and not framing.keep_alive:
-                self._fail(Stale())  # RFC 9110, section 15.5.9: it had given the idle connection up
+        self._received = True
+        parser = self._parser
+        parser.feed(data)
+        if parser.head_done and self._answer is not None:
+            if parser.status == 408 and self._reused and not parser.keep_alive:
+                self._fail(Stale())  # RFC 9110, section 15.5.9: it had closed the idle connection
                 return
             answer, self._answer = self._answer, None
-            answer.callback(Response(self, framing))
+            answer.callback(Response(self, parser))
+            if self._delivering is not None:  # deliver_to has handed on what there is
+                return
         self._hand_on()
 
     def deliver_to(self, protocol: IProtocol, response: Response) -> None:
@@ -180,41 +182,41 @@ class Connection(Protocol):
         self._hand_on()
 
     def delivers(self, response: Response) -> bool:
-        """Whether the body of this response is still under way."""
+        """Whether the body of this response is being delivered."""
         return self._receiver is not None and self._delivering is response
 
     def _hand_on(self) -> None:
-        receiver, framing = self._receiver, self._framing
+        receiver, parser = self._receiver, self._parser
         if receiver is None:
-            if framing.broken and self._answer is not None:
-                self._fail(UpstreamBroken(f"answered with malformed HTTP: {framing.broken}"))
-            elif self._busy and framing.head_done and self._alive:
-                self.transport.pauseProducing()  # until somebody wants the body
+            if parser.broken and self._answer is not None:
+                self._fail(UpstreamBroken(f"the answer is malformed HTTP: {parser.broken}"))
+            elif self._busy and parser.head_done and self._alive:
+                self.transport.pauseProducing()  # until deliverBody
             return
-        if data := framing.take():
+        if data := parser.take():
             receiver.dataReceived(data)
-        if self._receiver is None:  # it stopped us
+        if self._receiver is None:  # it has stopped the delivery
             return
-        if framing.complete:
+        if parser.complete:
             self._release()
             receiver.connectionLost(_COMPLETE)
-        elif framing.broken:
+        elif parser.broken:
             self.abort()
-            receiver.connectionLost(Failure(UpstreamBroken(f"malformed HTTP: {framing.broken}")))
+            receiver.connectionLost(Failure(UpstreamBroken(f"malformed HTTP: {parser.broken}")))
         elif self._lost is not None:
             self._receiver = None
             clean = self._lost.check(error.ConnectionDone) is not None
-            receiver.connectionLost(_UNFRAMED if clean and not framing.framed else self._lost)
+            receiver.connectionLost(_UNFRAMED if clean and not parser.framed else self._lost)
 
     def _release(self) -> None:
-        """The answer is whole: the connection is free, or not worth keeping."""
-        framing = self._framing
+        """The answer is complete: keep the connection for another request, or close it."""
+        parser = self._parser
         self._receiver = None
         self._busy = False
         unsent = self._unsent or self._pieces is not None
-        if framing.keep_alive and not framing.over_asked and not framing.broken and not unsent and self._alive:
-            self.transport.resumeProducing()  # the last receiver may have paused it, and a paused one hears no close
-            framing.start()
+        if parser.keep_alive and not parser.has_unrequested and not parser.broken and not unsent and self._alive:
+            self.transport.resumeProducing()  # the last receiver may have paused it; a paused socket reports no close
+            parser.start()
             self._start()
             self._free(self)
         else:
@@ -229,28 +231,32 @@ class Connection(Protocol):
     # The end
 
     def abort(self) -> None:
-        """Close now, whatever is under way; nobody is told."""
+        """Close now, in every state; no Deferred fires."""
         self.ready = self._answer = self._receiver = self._pieces = None
-        self._gone(self)  # now: its connectionLost comes a turn later, and until then it could be taken for a good one
+        self._on_lost(self)  # now: connectionLost comes a turn later, and until then the pool could use it
         self._busy = False
         if self._alive and self.transport is not None:
             self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = _COMPLETE) -> None:
-        """Tell whoever waits: for the connection, for an answer, for the rest of a body."""
+        """Fail what waits: for the connection, for an answer, or for the rest of a body."""
         self._alive = False
         self._pieces = None
-        self._gone(self)
+        self._on_lost(self)
         self._lost = reason
         ready, self.ready = self.ready, None
         answer, self._answer = self._answer, None
         if ready is not None:
             ready.errback(reason)
         elif answer is not None:
-            if self._reused and not self._heard:
+            if self._reused and not self._received:
                 answer.errback(Failure(Stale()))
             else:
-                cut = UpstreamBroken("connection closed in the head of its answer")
-                answer.errback(Failure(cut if self._heard else NoAnswer("connection closed before an answer")))
+                broken = UpstreamBroken("the provider closed the connection in the head of its answer")
+                answer.errback(
+                    Failure(
+                        broken if self._received else NoAnswer("the provider closed the connection before an answer")
+                    )
+                )
         else:
             self._hand_on()

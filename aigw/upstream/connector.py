@@ -1,8 +1,8 @@
 """From a provider's host name to a TCP connection.
 
-Twisted looks names up in the reactor's ten threads, without a cache or an end: a few dead names delay every other.
-Here each name has at most one look-up under way, in a thread of its own, so no name waits for another. Addresses are
-tried as RFC 8305 says, but the next one at once when the one before has failed.
+Twisted resolves names in the reactor's ten threads, without a cache or a time limit: a few names without an answer
+delay all others. Here each name has at most one running look-up, in its own thread, so no name waits for another.
+Addresses are tried as in RFC 8305, but the next one at once when the one before has failed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 CACHE_SECONDS = 30.0
 NEXT_ADDRESS_SECONDS = 0.25  # RFC 8305, section 5
-NO_LIMIT = 86400  # the pool has one for all of connecting
+NO_LIMIT = 86400  # the pool limits the whole of connecting
 
 LookUp = Callable[[str], Sequence[str]]
 
@@ -49,7 +49,7 @@ class Resolver:
         if self._reactor.seconds() < until:
             return succeed(known)
         if host not in self._waiting:
-            # A daemon: a resolver that hangs must not keep the process from ending.
+            # A daemon thread: a resolver that hangs must not prevent the end of the process.
             threading.Thread(target=self._run, args=[host], name=f"dns {host}", daemon=True).start()
             self._waiting[host] = set()
         result: Deferred[Sequence[str]] = Deferred(lambda gone: self._waiting.get(host, set()).discard(gone))
@@ -59,7 +59,7 @@ class Resolver:
     def _run(self, host: str) -> None:
         try:
             found = self._look_up(host)
-        except Exception:  # not only OSError: whoever waits must hear something
+        except Exception:  # not only OSError: the waiting Deferreds must fire
             found = ()
         self._reactor.callFromThread(self._found, host, found)
 
@@ -69,7 +69,7 @@ class Resolver:
             self._known[host] = self._reactor.seconds() + CACHE_SECONDS, found
         for each in list(waiting):
             if each.called:
-                continue  # cancelled by one that was told before it
+                continue  # cancelled by a callback of an earlier one
             if found:
                 each.callback(found)
             else:
@@ -103,7 +103,7 @@ class Host:
 
 
 class _AddressRace:
-    """Connects to the first endpoint that answers; ``winner`` fails as the last one failed."""
+    """Connects to the first endpoint that answers; ``winner`` fails with the failure of the last one."""
 
     def __init__(self, clock: Any, endpoints: Sequence[IStreamClientEndpoint], factory: IProtocolFactory) -> None:
         self._clock = clock
@@ -139,7 +139,7 @@ class _AddressRace:
             self.winner.errback(failure)
 
     def _stop(self) -> None:
-        """Nobody else may win."""
+        """End the race."""
         self._over = True
         self._left.clear()
         self._stop_timer()

@@ -1,7 +1,7 @@
 """Whether a certificate is for a host: RFC 9525, as strict as curl and stricter where that is safer.
 
 Only the subject alternative name counts, never the common name. An address matches only an address, a name only a name.
-An entry that is odd matches nothing; it does not harm another one that is right.
+A malformed entry matches nothing, and the other entries are still checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Reference = str | ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def reference_of(host: str) -> Reference:
-    """What a certificate must name to be for ``host``, an address or an ASCII name. Raises ValueError."""
+    """The name or address that a certificate for ``host`` must have. Raises ValueError."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -24,16 +24,16 @@ def reference_of(host: str) -> Reference:
         raise ValueError("a host is an IP address or a name in ASCII (xn--...)")
     if name.rpartition(".")[2].isdecimal():
         # The resolver takes 127.1 and 0x7f.1 for addresses, and no certificate can name them.
-        raise ValueError("it ends in a number, but is no complete IP address")
+        raise ValueError("the host ends in a number, but is not a complete IP address")
     return name
 
 
 def why_not_for(certificate: x509.Certificate, reference: Reference) -> str | None:
-    """Why the certificate is not for this host; None if it is. Any exception means that it is not, either."""
+    """Why the certificate is not for this host; None if it is. An exception means a refusal too."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        return "the certificate names no host (it has no subject alternative name)"
+        return "the certificate has no host name (no subject alternative name)"
     if isinstance(reference, str):
         found = names.get_values_for_type(x509.DNSName)
         good = any(_matches(pattern, reference) for pattern in found)
@@ -45,7 +45,7 @@ def why_not_for(certificate: x509.Certificate, reference: Reference) -> str | No
 def _matches(pattern: str, name: str) -> bool:
     """RFC 9525, section 6.3: a wildcard is the whole of the left-most label and stands for one label.
 
-    Beneath it are two labels at least, as everywhere: ``*.com`` is for nobody.
+    At least two labels follow it: ``*.com`` matches nothing.
     """
     pattern = pattern.lower().removesuffix(".")
     wildcard, _, parent = pattern.partition(".")

@@ -1,8 +1,8 @@
-"""The connections to one provider: made, kept, used again.
+"""The connections to one provider: they are opened, kept and reused.
 
 - Connecting is DNS, TCP and TLS as one step, with one time limit and one cancel.
-- A request that dies on a *reused* connection before any byte of its answer is sent once more on a fresh one: the
-  provider closed an idle connection just as we wrote (RFC 9112, section 9.3.1).
+- A request that fails on a *reused* connection before any byte of its answer is sent once more on a fresh one: the
+  provider closed the idle connection at the moment of the request (RFC 9112, section 9.3.1).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Pool:
     """The connections to one provider, the most recently used first."""
 
     def __init__(self, clock: IReactorTime, endpoint: IStreamClientEndpoint, secure: bool) -> None:
-        """``endpoint`` leads to the provider; ``secure`` says that it does so over TLS."""
+        """``endpoint`` connects to the provider, over TLS if ``secure``."""
         self._clock = clock
         self._endpoint = endpoint
         self._secure = secure
@@ -38,12 +38,12 @@ class Pool:
         self._open: set[Connection] = set()
         self._most_idle = MAX_IDLE
 
-    def lead_to(self, endpoint: IStreamClientEndpoint) -> None:
-        """Connect over this endpoint from now on; it leads to the same provider."""
+    def use_endpoint(self, endpoint: IStreamClientEndpoint) -> None:
+        """Connect over this endpoint from now on; it is for the same provider."""
         self._endpoint = endpoint
 
     def retire(self) -> None:
-        """Keep no connection from now on; those in use end with the answer that they carry."""
+        """Keep no idle connection from now on; a connection in use closes after its answer."""
         self._most_idle = 0
         self._stop_reaper()
         for connection in list(self._idle):
@@ -67,11 +67,11 @@ class Pool:
         return answered if self._answered or self._secure else answered.addErrback(_is_it_https)
 
     def opened(self, connection: Connection) -> None:
-        """A connection that exists from now on."""
+        """Count a new connection."""
         self._open.add(connection)
 
     def put(self, connection: Connection) -> None:
-        """A connection whose answer was read to its end."""
+        """Keep a connection whose answer is complete."""
         self._answered = True
         if len(self._idle) >= self._most_idle:
             connection.abort()
@@ -81,10 +81,10 @@ class Pool:
             self._reaper = self._clock.callLater(IDLE_SECONDS, self._reap)
 
     def _reap(self) -> None:
-        """Abort what was idle for too long: one timer for all, as one for each would be made anew at every use."""
+        """Abort the connections that were idle for too long. One timer for all is cheaper than one for each use."""
         self._reaper = None
         now = self._clock.seconds()
-        for connection, until in list(self._idle.items()):  # the one that was put in first is the first
+        for connection, until in list(self._idle.items()):  # in the order in which they were put in
             if until > now:
                 self._reaper = self._clock.callLater(until - now, self._reap)
                 return
@@ -96,13 +96,13 @@ class Pool:
             reaper.cancel()
 
     def forget(self, connection: Connection) -> None:
-        """A connection that is gone."""
+        """Remove a lost connection."""
         self._answered = self._answered or connection.answered
         self._open.discard(connection)
         self._idle.pop(connection, None)
 
     def close(self) -> None:
-        """Abort every connection, idle or not; whoever waits on one is told."""
+        """Abort every connection, idle or not; the Deferreds that wait for one fail."""
         self._stop_reaper()
         for connection in list(self._open):
             if connection.transport is not None:
@@ -165,7 +165,7 @@ class _ConnectionFactory(Factory):
 
 
 def _is_it_https(failure: Failure) -> Failure:
-    """A TLS port closes the connection when it is sent plain HTTP; but so does a server that crashes."""
+    """A TLS port closes the connection after plain HTTP; a server that crashes does so too."""
     if failure.check(NoAnswer):
-        return Failure(NoAnswer("connection closed before an answer; is it https://?"))
+        return Failure(NoAnswer("the provider closed the connection before an answer; does base_url need https://?"))
     return failure

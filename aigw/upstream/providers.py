@@ -1,9 +1,9 @@
-"""One attempt: send it over its provider's client, say in the gateway's own terms how it failed."""
+"""One attempt: send it over the client of its provider, and turn every failure into an UpstreamFailure."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hyperlink import URL
@@ -59,38 +59,40 @@ class Upstream:
             raise ConfigError(mistakes)
 
     def take_over(self, old: Upstream) -> None:
-        """Before the first request: go on with the connections of ``old`` to the providers that are where they were.
+        """Take the connections of ``old`` to the providers whose address is unchanged, before the first request.
 
-        Its other connections end with the answers that they carry.
+        The other connections of ``old`` close after their answers.
         """
         for name, pool in old._pools.items():
             if self._origins.get(name) == old._origins[name]:
-                pool.lead_to(self._endpoints[name])  # the system's CAs may have changed
+                pool.use_endpoint(self._endpoints[name])  # the system's CAs may have changed
                 self._pools[name], self._clients[name] = pool, old._clients[name]
             else:
                 pool.retire()
 
     def send(self, attempt: Attempt) -> Deferred[Response]:
-        """The head of a 2xx answer, its body waiting. Fails with UpstreamFailure, or CancelledError if cancelled."""
+        """The head of a 2xx answer, its body unread. Fails with UpstreamFailure, or CancelledError if cancelled."""
         step = attempt.step
         sent: Deferred[Any] = maybeDeferred(
             self._clients[step.provider.name].request,
             "POST",
             attempt.url,
-            headers=headers.lines(attempt.headers),
+            headers=b"".join(attempt.headers.values()),
             data=attempt.body,
             connect_timeout=step.connect_timeout,
         )
-        return sent.addCallbacks(_refuse_unless_2xx, _in_our_terms, callbackArgs=(step.provider, self._reactor))
+        return sent.addCallbacks(_refuse_unless_2xx, _as_upstream_failure, callbackArgs=(step.provider, self._reactor))
 
-    def get(self, provider: Provider, url: str, sent: Sequence[headers.Header], seconds: float) -> Deferred[Response]:
-        """The head of any answer to a GET, its body waiting; ``seconds`` are for connecting.
+    def get(self, provider: Provider, url: str, sent: headers.Lines, seconds: float) -> Deferred[Response]:
+        """The head of any answer to a GET with these headers, its body waiting; ``seconds`` are for connecting.
 
         Fails with UpstreamFailure, or CancelledError if cancelled.
         """
         ask = self._clients[provider.name].request
-        answered: Deferred[Any] = maybeDeferred(ask, "GET", url, headers=headers.lines(sent), connect_timeout=seconds)
-        return answered.addErrback(_in_our_terms)
+        answered: Deferred[Any] = maybeDeferred(
+            ask, "GET", url, headers=b"".join(sent.values()), connect_timeout=seconds
+        )
+        return answered.addErrback(_as_upstream_failure)
 
     def close(self) -> None:
         """Abort every connection."""
@@ -99,15 +101,15 @@ class Upstream:
 
 
 def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple[IStreamClientEndpoint, bool]:
-    """What leads to the provider, and whether it does so over TLS."""
+    """The endpoint of the provider, and whether it uses TLS."""
     try:
         url = URL.from_text(ascii_url(provider.base_url))
         secure = url.scheme == "https"
         endpoint = connect(url.host, url.port or 0)
         if secure:
             endpoint = wrapClientTLS(ProviderTls(url.host, authorities, provider.legacy_tls), endpoint)
-    except ValueError:  # which may quote it
-        raise ConfigError(["base_url: its host is not one that can be looked up; look at its spelling"]) from None
+    except ValueError:  # its text may quote a key
+        raise ConfigError(["base_url: the host is not a valid host name; check its spelling"]) from None
     return endpoint, secure
 
 
@@ -118,7 +120,7 @@ def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTi
     def refuse(read: body.Body) -> Response:
         data, whole = read
         if response.code == 400 and provider.base_url.startswith("http:") and refusals.asks_for_tls(data):
-            raise UpstreamUnreachable(f"answered {response.code}: its port speaks TLS; is it https://?")
+            raise UpstreamUnreachable(f"answered {response.code}: the port expects TLS; does base_url need https://?")
         refusal = refusals.read_refusal(data)
         raise UpstreamRefused(
             response.code,
@@ -129,11 +131,11 @@ def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTi
             body=data if whole and not response.coded and not is_compressed(data) else None,
         )
 
-    return body.read(response, MAX_REFUSAL, REFUSAL_SECONDS, clock).addCallback(refuse).addErrback(_in_our_terms)
+    return body.read(response, MAX_REFUSAL, REFUSAL_SECONDS, clock).addCallback(refuse).addErrback(_as_upstream_failure)
 
 
-def _in_our_terms(failure: Failure) -> Failure:
+def _as_upstream_failure(failure: Failure) -> Failure:
     if failure.check(UpstreamFailure, CancelledError):
         return failure
-    log.failure("Unexpected failure of an attempt", failure=failure)
-    return Failure(UpstreamBroken(f"failed unexpectedly: {type(failure.value).__name__}"))
+    log.failure("An attempt failed with an unexpected error", failure=failure)
+    return Failure(UpstreamBroken(f"the attempt failed with an unexpected error: {type(failure.value).__name__}"))

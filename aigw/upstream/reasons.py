@@ -1,4 +1,4 @@
-"""Why there is no connection to a provider, and what its operator can do: for logs and clients, so no host is named."""
+"""Why there is no connection to a provider, and what an operator can do. Clients see it too, so it names no host."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ CERTIFICATE_REFUSED = ("TLS: the certificate", "TLS: a CA certificate", "TLS: th
 
 
 class Trusted(enum.Enum):
-    """Whose certificates a provider's is checked against, and so where its CA is to be named."""
+    """The CAs that are trusted for a provider, and the advice where to name another one."""
 
-    CA_FILE = "name its CA in ca_file, which is used instead of the system's CAs"
-    SYSTEM = "name its CA in ca_file"
-    NOBODY = "this machine has no CA file at all: install ca-certificates, or name the CA in ca_file"
+    CA_FILE = "set ca_file to the CA of the provider, which replaces the CAs of the system"
+    SYSTEM = "set ca_file to the CA of the provider"
+    NOBODY = "this machine has no CA certificates; install ca-certificates, or set ca_file to the CA of the provider"
 
     @classmethod
     def of_the_system(cls) -> Trusted:
@@ -62,23 +62,23 @@ def _has_files(folder: str) -> bool:
 
 
 class CertificateRefused(SSL.Error):
-    """A provider's certificate is not to be trusted. Its argument has the form of OpenSSL's error queue."""
+    """The certificate of a provider is not trusted. The argument has the form of OpenSSL's error queue."""
 
     def __init__(self, why: str, words: str, advice: str) -> None:
-        """``why`` in our words, ``words`` are OpenSSL's for it, ``advice`` is what an operator can do."""
+        """``why`` is our text, ``words`` is the text of OpenSSL, ``advice`` is what an operator can do."""
         both = why if words in why else f"{why} ({words})"
         super().__init__([("aigw", "", f"{both}; {advice}")])
         self.why = why
 
 
-_RENEW = "the provider must renew it (or the clock of this machine is wrong)"
-_CLOCK = "look at the clock of this machine"
+_RENEW = "the provider must renew it, or the clock of this machine is wrong"
+_CLOCK = "check the clock of this machine"
 _CA = ""  # the advice is that of Trusted
 _PROVIDER = "the provider needs another certificate"
 _CODES = SSL.X509VerificationCodes
 _UNKNOWN = "has an unknown issuer"
 
-# What is wrong, in our words and in those of OpenSSL (crypto/x509/x509_txt.c), and what to do.
+# The reason in our words and in those of OpenSSL (crypto/x509/x509_txt.c), and what to do.
 _REASONS = {
     _CODES.ERR_CERT_HAS_EXPIRED: ("has expired", "certificate has expired", _RENEW),
     _CODES.ERR_CERT_NOT_YET_VALID: ("is not valid yet", "certificate is not yet valid", _CLOCK),
@@ -119,12 +119,12 @@ def refused_by_openssl(code: int, depth: int, trusted: Trusted) -> CertificateRe
 
 def refused_by_us(problem: str) -> CertificateRefused:
     """The ``problem`` with the names in a certificate that is good otherwise."""
-    return CertificateRefused(problem, "hostname mismatch", "base_url needs a host that the certificate names")
+    return CertificateRefused(problem, "hostname mismatch", "set base_url to a host that the certificate names")
 
 
-# What OpenSSL says of a handshake that failed before a certificate could be judged, by a part of its words
-_NO_TLS = "the port does not speak TLS; is it http://?"
-_OLD = "the provider speaks old TLS only; `tls: {legacy: true}` allows older cipher suites"
+# Handshakes that failed before the certificate was checked, by a part of OpenSSL's text
+_NO_TLS = "the port does not use TLS; does base_url need http://?"
+_OLD = "the provider supports only old TLS; write `tls: {legacy: true}` to allow older cipher suites"
 _HANDSHAKES = {
     "wrong version number": _NO_TLS,
     "http request": _NO_TLS,
@@ -137,26 +137,26 @@ _HANDSHAKES = {
     "no shared cipher": _OLD,
     "wrong cipher returned": _OLD,
     "dh key too small": _OLD,
-    "unrecognized name": "the provider does not know the host of base_url",
-    "certificate required": "the provider asks for a client's certificate, and the gateway has none for it",
-    "alert bad certificate": "the provider asks for a client's certificate, and the gateway has none for it",
+    "unrecognized name": "the provider does not serve the host of base_url; correct base_url",
+    "certificate required": "the provider requires a client certificate, which the gateway cannot send",
+    "alert bad certificate": "the provider requires a client certificate, which the gateway cannot send",
 }
 
 
 def unreachable(failure: Failure, handshake: str) -> UpstreamUnreachable:
-    """Why connecting failed; ``handshake`` is that of ``in_handshake`` where TCP was there already, and TLS was not."""
+    """Why connecting failed; ``handshake`` is the text of ``in_handshake`` if TCP was connected, and TLS was not."""
     if failure.check(error.DNSLookupError):
         message = "name not found"
     elif failure.check(error.ConnectionRefusedError):
         message = "connection refused"
     elif failure.check(SSL.Error):
-        said = openssl_reasons(failure.value) or "handshake failed"
-        advice = [advice for words, advice in _HANDSHAKES.items() if words in said]
-        message = "TLS: " + ": ".join([said, *advice[:1]])
+        problem = openssl_reasons(failure.value) or "handshake failed"
+        advice = [advice for words, advice in _HANDSHAKES.items() if words in problem]
+        message = "TLS: " + ": ".join([problem, *advice[:1]])
     elif failure.check(error.ConnectionDone, error.ConnectionLost):
-        message = f"connection closed {handshake}" if handshake else "connection closed before it could be used"
+        message = f"the connection was closed {handshake or 'before it could be used'}"
     else:
-        message = f"no connection: {type(failure.value).__name__}"
+        message = f"the connection failed: {type(failure.value).__name__}"
     return UpstreamUnreachable(message[:MOST])
 
 
@@ -168,5 +168,5 @@ def too_slow(seconds: float, handshake: str) -> UpstreamTimeout:
 
 
 def in_handshake(answered: bool) -> str:
-    """In what a connection ended. A provider that never ``answered`` may not speak TLS."""
-    return "in the TLS handshake" if answered else "in the TLS handshake; is it http://?"
+    """The phase in which a connection ended. A provider that never ``answered`` may not use TLS."""
+    return "in the TLS handshake" if answered else "in the TLS handshake; does base_url need http://?"

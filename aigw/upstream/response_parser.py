@@ -1,6 +1,6 @@
-"""What the bytes of a provider's answer mean in HTTP/1.1: its head, its body, its end, or what is wrong with it.
+"""Parsing a provider's answer in HTTP/1.1: its head, its body, its end, or what is wrong with it.
 
-llhttp (``httptools``) reads them; what is ambiguous or malformed is broken, never guessed at.
+llhttp (``httptools``) parses it. An ambiguous or malformed answer is broken; its meaning is never guessed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ MAX_HEAD = 64 * 1024  # of headers in one answer: in 1xx, in its head and in its
 MAX_HEADERS = 200  # of them
 MAX_FRAMING = 2 * MAX_HEAD  # of bytes in a row that bring no body: heads, trailers, sizes and extensions of chunks
 
-NO_CODINGS = frozenset([b"", b"identity", b"none", b"utf-8", b"utf8"])  # servers write them and code nothing
+NO_CODINGS = frozenset([b"", b"identity", b"none", b"utf-8", b"utf8"])  # names for an uncompressed body
 _TEXTUAL = re.compile(rb"\s*(?:text/|[^;]*json|;|$)", re.IGNORECASE)
 _COMPRESSED = (b"\x1f", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x9c", b"\x78\xda")  # gzip, zstd, zlib: never text
 _TLS_ALERT = b"\x15\x03"  # RFC 8446, section 5.1
 
 
 class ResponseParser:
-    """One answer after the other. The attributes say what was fed so far; ``broken`` is a reason, or empty."""
+    """Parses one answer after the other. The attributes describe the data so far; ``broken`` is a reason, or empty."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -36,7 +36,7 @@ class ResponseParser:
         self._at_the_start = True  # of the body
         self.head_done = False
         self.complete = False
-        self.over_asked = False
+        self.has_unrequested = False
         self.keep_alive = False
         self.framed = False
         self._pieces.clear()
@@ -55,9 +55,9 @@ class ResponseParser:
             self._parser.feed_data(data)
         except httptools.HttpParserError as problem:
             is_tls = not self.status and data.startswith(_TLS_ALERT)
-            self.broken = self.broken or ("it is TLS; is it https://?" if is_tls else str(problem)[:100])
+            self.broken = self.broken or ("it is TLS; does base_url need https://?" if is_tls else str(problem)[:100])
         except httptools.HttpParserUpgrade:
-            self.broken = "other protocols though nobody asked"
+            self.broken = "it changes the protocol without a request to do so"
         if self._pieces:
             self._framing = 0
             if self._at_the_start:
@@ -68,18 +68,18 @@ class ResponseParser:
             self._framing += len(data)
             if self._framing > MAX_FRAMING and not self.broken:
                 # One header or chunk extension without an end: llhttp would wait for that end for ever.
-                self.broken = "headers or chunk extensions are too large"
+                self.broken = "its headers or chunk extensions are too large"
 
     def _found_compressed(self) -> None:
-        """Nobody can read a text that is compressed without a word of it: no byte of it goes on. A sound may be so."""
+        """A client cannot read compressed text without Content-Encoding, so it gets none. Audio may look compressed."""
         kinds = self.headers.get(b"content-type", [])
         if 200 <= self.status < 300 and all(_TEXTUAL.match(kind) for kind in kinds):
-            self.broken = self.broken or "a compressed body without a Content-Encoding"
+            self.broken = self.broken or "its body is compressed and has no Content-Encoding"
             self._pieces.clear()
             self.complete = False
 
     def take(self) -> bytes:
-        """What of the body was fed since the last time, as one piece."""
+        """The new data of the body, as one piece."""
         pieces = self._last if self.complete else self._pieces
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -88,21 +88,21 @@ class ResponseParser:
     # llhttp's callbacks
 
     def on_message_begin(self) -> None:
-        """A message starts; a second one behind an answer was not asked for."""
+        """A message starts; a second one after the answer was not requested."""
         if self.complete:
-            self.over_asked = True
+            self.has_unrequested = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer; trailers are dropped."""
         self._count += 1
         self._size += len(name) + len(value) + 4
         if self._count > MAX_HEADERS or self._size > MAX_HEAD:
-            self.broken = self.broken or "headers are too many or too large"
+            self.broken = self.broken or "its headers are too many or too large"
         elif not self.head_done:
             self.headers.setdefault(name.lower(), []).append(value)
 
     def on_headers_complete(self) -> None:
-        """The head is whole. What it does not say about its end, or says in a way nobody asked for, is noted."""
+        """The head is complete. Check the framing and the coding of its body."""
         status = self._parser.get_status_code()
         if self.complete or status < 200:
             return
@@ -111,21 +111,21 @@ class ResponseParser:
         given = self.headers
         self.framed = b"transfer-encoding" in given or b"content-length" in given
         if b"transfer-encoding" in given and _lower(given[b"transfer-encoding"]) != [b"chunked"]:
-            self.broken = "a Transfer-Encoding other than chunked"
+            self.broken = "its Transfer-Encoding is not chunked"
         if b"content-encoding" in given:
             codings = b",".join(_lower(given[b"content-encoding"])).split(b",")
             self.coded = not NO_CODINGS.issuperset([coding.strip() for coding in codings])
             if self.coded and 200 <= status < 300:
-                self.broken = self.broken or "a Content-Encoding though identity was asked for"
+                self.broken = self.broken or "it has a Content-Encoding, and the request asked for identity"
         self.head_done = not self.broken
 
     def on_message_complete(self) -> None:
-        """The message ended where its framing says; 1xx are not the answer."""
+        """The message is complete by its framing; 1xx are not the answer."""
         if not self.head_done:
             self._begin_head()
         elif not self.complete and not self.broken:
             self.complete = True
-            self._last = self._pieces.copy()  # what comes behind it is not of this answer
+            self._last = self._pieces.copy()  # later data is not part of this answer
 
 
 def _lower(values: list[bytes]) -> list[bytes]:
@@ -133,5 +133,5 @@ def _lower(values: list[bytes]) -> list[bytes]:
 
 
 def is_compressed(body: bytes) -> bool:
-    """Whether these are not the bytes of a text, but of one that is compressed."""
+    """Whether the bytes begin like compressed data."""
     return body.startswith(_COMPRESSED)

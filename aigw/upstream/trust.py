@@ -1,6 +1,6 @@
-"""Whom the gateway trusts as a provider. Its key and the prompts go to nobody else.
+"""Which certificates of a provider the gateway trusts. Keys and prompts go only over such a connection.
 
-Twisted's own check of the name, since 26.4, lets a certificate pass whenever the check itself fails with an exception.
+Twisted's own check of the name, since 26.4, accepts a certificate whenever the check itself fails with an exception.
 Here each exception is a refusal: it ends the handshake before a byte of the request is sent.
 """
 
@@ -17,7 +17,7 @@ from aigw.upstream.reasons import Trusted, refused_by_openssl, refused_by_us
 
 UNREADABLE = "the names in the certificate cannot be read"
 
-# What servers speak that know no better: CBC and RSA key exchange too, but nothing anonymous, RC4 or 3DES.
+# For old servers: CBC and RSA key exchange too, but no anonymous suites, no RC4 and no 3DES.
 _LEGACY = f"{FORWARD_SECRET_AEAD}:ECDHE+AES:DHE+AES:kRSA+AES:!aNULL:!eNULL:!PSK:!SRP"
 
 
@@ -25,12 +25,12 @@ _LEGACY = f"{FORWARD_SECRET_AEAD}:ECDHE+AES:DHE+AES:kRSA+AES:!aNULL:!eNULL:!PSK:
 class ProviderTls:
     """Connects to one provider, always with the same OpenSSL context: loading the CAs costs milliseconds.
 
-    No session is resumed, for OpenSSL looks at no certificate when one is.
+    No session is resumed, because OpenSSL then checks no certificate.
     """
 
     def __init__(self, host: str, authorities: bytes, legacy: bool = False) -> None:
-        """Trusts ``authorities`` (PEM) or, where there are none, the CAs of the system; one that is in the file itself
-        needs no issuer there. ``legacy`` asks for old cipher suites too. Raises ValueError for an impossible host.
+        """Trusts ``authorities`` (PEM) or else the CAs of the system. A certificate in the file is trusted without
+        its issuer. ``legacy`` allows old cipher suites too. Raises ValueError for an impossible host.
         """
         self._reference = reference_of(host)
         self._trusted = Trusted.CA_FILE if authorities else Trusted.of_the_system()
@@ -60,16 +60,16 @@ class ProviderTls:
         return connection
 
     def _verify(self, connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, good: int) -> bool:
-        """OpenSSL's verdict on one certificate of the chain, and for the last one, the provider's own, ours.
+        """Checks OpenSSL's verdict on each certificate of the chain, and the names in the last one, the provider's own.
 
-        pyOpenSSL takes an exception for a refusal, and raises it from the handshake.
+        pyOpenSSL treats an exception as a refusal, and raises it from the handshake.
         """
         if not good:
             raise refused_by_openssl(code, depth, self._trusted)
         if depth == 0:
             try:
                 problem = why_not_for(certificate.to_cryptography(), self._reference)
-            except BaseException:  # a panic in Rust, where cryptography parses, is no Exception
+            except BaseException:  # a panic in Rust, where cryptography parses, is not an Exception
                 raise refused_by_us(UNREADABLE) from None
             if problem is not None:
                 raise refused_by_us(problem)

@@ -156,7 +156,7 @@ def gateway(setup: Setup, passed: socket.socket | None = None, number: int = 1) 
     command: list[str | Path] = [twistd if twistd.exists() else "twistd", "-n", "--pidfile=", f"--logfile={log}"]
     command += ["aigw", "-c", file]
     process = Process(command, setup.core, setup.folder / f"{name}.log", {"PYTHONPATH": str(ROOT)}, passed, log)
-    process.wait_until(lambda: log.exists() and '"Started"' in log.read_text())
+    process.wait_until(lambda: log.exists() and '"The gateway has started"' in log.read_text())
     return Contestant("aigw", process, port, tls=setup.tls, log=log)
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds, installs, deploys, upgrades and removes the AI gateway. `install.sh help` tells the commands.
+# Builds, installs, deploys, upgrades and removes the AI gateway. `install.sh help` prints the commands.
 #
-# It stands in a checkout (contrib/systemd/) and in the artefact that `build` makes. A release is a folder of its own,
-# /opt/ai-gateway/releases/VERSION-HASH; /opt/ai-gateway/current names the one that runs, so that going back is one rename.
-# shellcheck disable=SC2015,SC2016 # `A && B || die` is meant, for die ends it; so are single quotes around what others expand
+# It is in a checkout (contrib/systemd/) and in the artefact that `build` makes. Each release has its own folder,
+# /opt/ai-gateway/releases/VERSION-HASH; /opt/ai-gateway/current names the running one, so that a rollback is one rename.
+# shellcheck disable=SC2015,SC2016 # `A && B || fail` is intended, because fail exits; so are single quotes around what other programs expand
 set -euo pipefail
 
 NAME=ai-gateway
@@ -11,14 +11,14 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd) # of the checkout
 HOME_DIR=/opt/ai-gateway
 ETC=/etc/ai-gateway
-UNITS=/usr/local/lib/systemd/system # below /etc/systemd/system, where an operator's own copies and drop-ins go before ours
+UNITS=/usr/local/lib/systemd/system # lower in priority than /etc/systemd/system, where an operator puts own copies and drop-ins
 SYSUSERS=/usr/local/lib/sysusers.d/ai-gateway.conf
 TMPFILES=/usr/local/lib/tmpfiles.d/ai-gateway.conf
 WRAPPER=/usr/local/bin/ai-gateway
 HELPER=ai-gateway@upgrade.service
 KEEP=3          # releases
 WATCH_SECONDS=3 # for how long a unit must stay up to count as started
-READY_SECONDS=10 # within which it must say that it is ready
+READY_SECONDS=10 # the time within which it must be ready
 TMP=
 
 help() {
@@ -26,35 +26,35 @@ help() {
 install.sh COMMAND
 
   build                 make dist/ai-gateway-VERSION-HASH.tar.gz and its .sha256: installs without network
-  install [FILE]        install a release under /opt/ai-gateway and /usr/local/bin/ai-gateway; starts nothing
-  install-service [FILE]  the same, the user, /etc/ai-gateway and the systemd units; starts it, or upgrades it
-  upgrade [FILE]        replace the running release without a refused connection; goes back if the new one fails
-  rollback              go back to the release before
+  install [FILE]        install a release in /opt/ai-gateway and /usr/local/bin/ai-gateway; it does not start it
+  install-service [FILE]  also make the user, /etc/ai-gateway and the systemd units; start it, or upgrade it
+  upgrade [FILE]        replace the running release without a refused connection; if the new one fails, return to the old one
+  rollback              return to the previous release
   deploy [FILE]         build, copy to SSH_HOST, and install-service there
   uninstall [--purge]   remove it; --purge removes /etc/ai-gateway and the user too
   test                  run the tests (in a checkout)
   test-coverage         run the tests and measure their coverage (in a checkout)
-  help                  this
+  help                  print this text
 
-FILE is an artefact of `build`, with FILE.sha256 beside it or its hash in SHA256; without FILE, the artefact that this
-script lies in, else a new one from the checkout.
-install, install-service, upgrade, rollback and uninstall are for root. All of them may be run twice.
+FILE is an artefact of `build`. FILE.sha256 in the same folder, or SHA256, has its hash. Without FILE the script uses the
+artefact in which it is, or builds one from the checkout.
+install, install-service, upgrade, rollback and uninstall need root. Each command may be repeated.
 
 Environment
-  SSH_HOST   deploy: the server (required)          SSH_KEY    a private key file (else ssh's own choice)
+  SSH_HOST   deploy: the server (required)          SSH_KEY    a private key file (default: ssh's own choice)
   SSH_USER   deploy: root (default), or one with sudo  SSH_PORT  22
-  SSH_OPTS   more options for ssh and scp, e.g. "-o StrictHostKeyChecking=accept-new" for a host never seen before
-  CONFIG     install-service, deploy: a configuration for a machine that has none; never overwrites one
+  SSH_OPTS   more options for ssh and scp, e.g. "-o StrictHostKeyChecking=accept-new" for a new host
+  CONFIG     install-service, deploy: a configuration for a machine that has none; an existing one is kept
   PORT       install-service, deploy: the port to listen on instead of 443
-  READY_URL  install-service, upgrade, deploy: what to ask for readiness, if not /ready on the socket unit's port
+  READY_URL  install-service, upgrade, deploy: the URL for readiness, instead of /ready on the socket unit's port
   PYTHON     build, install: the Python to use instead of python3
-  SHA256     install, install-service, upgrade, deploy: what the SHA-256 of FILE has to be, instead of FILE.sha256
+  SHA256     install, install-service, upgrade, deploy: the SHA-256 of FILE, instead of FILE.sha256
 EOF
 }
 
-say() { printf '→ %s\n' "$*"; }
+info() { printf '→ %s\n' "$*"; }
 warn() { printf 'install.sh: warning: %s\n' "$*" >&2; }
-die() {
+fail() {
   printf 'install.sh: %s\n' "$*" >&2
   exit 1
 }
@@ -65,26 +65,26 @@ temporary() { # sets TMP, removed on exit
 trap 'rm -rf ${TMP:+"$TMP"}' EXIT
 
 need_root() {
-  [ "$(id -u)" = 0 ] || die "$1 needs root: sudo $0 $1"
+  [ "$(id -u)" = 0 ] || fail "$1 needs root; run: sudo $0 $1"
   exec 9>/run/ai-gateway-install.lock
-  flock -n 9 || die "another install.sh is at work on this machine"
+  flock -n 9 || fail "another install.sh is running on this machine; run this one again later"
 }
 
 need_systemd() {
-  [ -d /run/systemd/system ] || die "this machine does not run systemd; '$0 install' installs the program alone"
+  [ -d /run/systemd/system ] || fail "this machine does not run systemd; to install only the program, run: $0 install"
 }
 
 need_checkout() {
-  [ -f "$ROOT/setup.py" ] && [ -d "$ROOT/aigw" ] || die "$1 needs a checkout of the source; this is an artefact"
+  [ -f "$ROOT/setup.py" ] && [ -d "$ROOT/aigw" ] || fail "$1 needs a checkout of the source, and this is an artefact; run it in a checkout"
 }
 
 need_venv() { # PYTHON
-  command -v "$1" >/dev/null || die "there is no $1; apt-get install python3 python3-venv"
-  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$1 is older than Python 3.10"
-  "$1" -c 'import ensurepip, venv' 2>/dev/null || die "$1 cannot make virtual environments; apt-get install python3-venv"
+  command -v "$1" >/dev/null || fail "$1 is not installed; run: apt-get install python3 python3-venv"
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$1 is older than Python 3.10; set PYTHON to a newer one"
+  "$1" -c 'import ensurepip, venv' 2>/dev/null || fail "$1 cannot make virtual environments; run: apt-get install python3-venv"
 }
 
-platform_of() { # PYTHON: what its wheels are good for, e.g. "3.11 x86_64"
+platform_of() { # PYTHON: the platform of its wheels, e.g. "3.11 x86_64"
   "$1" -c 'import platform, sys; print("%d.%d" % sys.version_info[:2], platform.machine())'
 }
 
@@ -98,12 +98,12 @@ build() {
   version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$ROOT/aigw/__init__.py")
   stage=$TMP/stage
   mkdir -p "$TMP/source" "$stage/wheels" "$stage/systemd"
-  say "building version $version for Python $(platform_of "$python")"
-  # A copy, because setuptools leaves its traces in the folder that it builds.
+  info "building version $version for Python $(platform_of "$python")"
+  # A copy, because setuptools writes files into the folder that it builds.
   cp -R "$ROOT"/{aigw,twisted,setup.py,pyproject.toml,README.md,LICENSE} "$TMP/source"
   find "$TMP/source" -name __pycache__ -prune -exec rm -rf {} +
   "$python" -m venv "$TMP/build"
-  # Nothing comes in whose hash does not stand in the repository, and nothing is built but our own wheel.
+  # Every downloaded file has its hash in the repository, and only our own wheel is built.
   pip() { "$TMP/build/bin/pip" "$@" -q --disable-pip-version-check; }
   pip install --require-hashes --only-binary :all: -r "$HERE/requirements-build.txt"
   pip download --require-hashes --only-binary :all: -r "$HERE/requirements.txt" -d "$stage/wheels"
@@ -113,7 +113,7 @@ build() {
   cp -R "$ROOT"/{conf,docs,README.md,LICENSE,CHANGELOG.md} "$stage"
   cp "$HERE/install.sh" "$stage"
   platform_of "$python" >"$stage/PLATFORM"
-  # The same content gives the same name, so that installing it again is seen to change nothing.
+  # The same content gives the same name, so that a repeated installation changes nothing.
   id=$version-$(cd "$stage" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-10)
   echo "$id" >"$stage/ID"
   mv "$stage" "$TMP/ai-gateway-$id"
@@ -123,21 +123,21 @@ build() {
   printf '%s  %s\n' "$(hash_of "$ARTEFACT.new")" "${ARTEFACT##*/}" >"$ARTEFACT.sha256.new"
   mv "$ARTEFACT.sha256.new" "$ARTEFACT.sha256"
   mv "$ARTEFACT.new" "$ARTEFACT"
-  say "made $ARTEFACT ($(du -h "$ARTEFACT" | cut -f1)) and its .sha256"
+  info "made $ARTEFACT ($(du -h "$ARTEFACT" | cut -f1)) and its .sha256"
 }
 
-verified() { # FILE TO: copies FILE to TO, which is FILE as its hash says; others may be able to write to FILE
-  local wanted=${SHA256:-} got
-  [ -f "$1" ] || die "$1: no such file"
-  if [ -z "$wanted" ]; then
-    [ -f "$1.sha256" ] || die "$1: there is no $1.sha256, as \`build\` makes it, and no SHA256=...: not installed"
-    read -r wanted _ <"$1.sha256" || true
+verified() { # FILE TO: copies FILE to TO and checks the hash of TO, because other users may be able to write to FILE
+  local expected=${SHA256:-} got
+  [ -f "$1" ] || fail "$1: no such file"
+  if [ -z "$expected" ]; then
+    [ -f "$1.sha256" ] || fail "$1 is not installed: its hash is unknown; copy $1.sha256, which \`build\` makes, or set SHA256"
+    read -r expected _ <"$1.sha256" || true
   fi
-  wanted=${wanted,,}
-  [[ $wanted =~ ^[0-9a-f]{64}$ ]] || die "$1: its hash is to be 64 hexadecimal digits; it is: ${wanted:-nothing}"
+  expected=${expected,,}
+  [[ $expected =~ ^[0-9a-f]{64}$ ]] || fail "$1 is not installed: the hash ${expected:-(empty)} is wrong; write 64 hexadecimal digits"
   cp "$1" "$2"
   got=$(hash_of "$2")
-  [ "$got" = "$wanted" ] || die "$1: its SHA-256 is $got, and has to be $wanted: not installed"
+  [ "$got" = "$expected" ] || fail "$1 is not installed: its SHA-256 is $got instead of $expected; copy the file again"
 }
 
 hash_of() { # FILE
@@ -148,7 +148,7 @@ payload() { # [FILE]: sets PAYLOAD, an unpacked artefact, and ID
   if [ -n "${1:-}" ]; then
     temporary
     verified "$1" "$TMP/artefact.tar.gz"
-    tar -C "$TMP" -xzf "$TMP/artefact.tar.gz" || die "$1 is no artefact of '$0 build'"
+    tar -C "$TMP" -xzf "$TMP/artefact.tar.gz" || fail "$1 is not an artefact; make one with: $0 build"
     PAYLOAD=$(dirname "$(find "$TMP" -maxdepth 2 -name PLATFORM)")
   elif [ -f "$HERE/PLATFORM" ]; then
     PAYLOAD=$HERE
@@ -156,43 +156,43 @@ payload() { # [FILE]: sets PAYLOAD, an unpacked artefact, and ID
     build
     PAYLOAD=$TMP/$(basename "$ARTEFACT" .tar.gz)
   fi
-  [ -f "$PAYLOAD/ID" ] && [ -d "$PAYLOAD/wheels" ] || die "${1:-$PAYLOAD} is no artefact of '$0 build'"
+  [ -f "$PAYLOAD/ID" ] && [ -d "$PAYLOAD/wheels" ] || fail "${1:-$PAYLOAD} is not an artefact; make one with: $0 build"
   ID=$(<"$PAYLOAD/ID")
 }
 
 # --- releases -------------------------------------------------------------------------------------------------------
 
-matching_python() { # sets PYTHON_HERE, one that the wheels are for
-  local wanted found python all=
-  wanted=$(<"$PAYLOAD/PLATFORM")
-  for python in ${PYTHON:+"$PYTHON"} python3 "python${wanted% *}"; do
+matching_python() { # sets PYTHON_HERE, a Python that fits the wheels
+  local expected found python all=
+  expected=$(<"$PAYLOAD/PLATFORM")
+  for python in ${PYTHON:+"$PYTHON"} python3 "python${expected% *}"; do
     found=$(platform_of "$python" 2>/dev/null) || continue
-    if [ "$found" = "$wanted" ]; then
+    if [ "$found" = "$expected" ]; then
       need_venv "$python"
       PYTHON_HERE=$python
       return
     fi
     all=${all:+$all, }$found
   done
-  die "release $ID is for Python $wanted, this machine has ${all:-none}; build it with that Python (PYTHON=python3.X $0 build)"
+  fail "release $ID is for Python $expected, and this machine has ${all:-none}; build a release for that: PYTHON=python3.X $0 build"
 }
 
 install_release() { # unpacks PAYLOAD as releases/ID, complete or not at all
   local release=$HOME_DIR/releases/$ID
   umask 022
   if [ -f "$release/.complete" ]; then
-    say "release $ID is there already"
+    info "release $ID is installed already"
     return
   fi
   matching_python
-  say "installing release $ID to $release"
+  info "installing release $ID to $release"
   rm -rf "$release"
   mkdir -p "$release"
   cp -R "$PAYLOAD"/{systemd,conf,docs,README.md,LICENSE,CHANGELOG.md,ID,PLATFORM,install.sh} "$release"
   "$PYTHON_HERE" -m venv "$release/venv"
   "$release/venv/bin/pip" --isolated install -q --disable-pip-version-check --no-cache-dir --no-index \
     --find-links "$PAYLOAD/wheels" aigw
-  # Twisted caches which plugins there are; the service may not write, so it is done here.
+  # Twisted caches the list of plugins; the service may not write, so the cache is made here.
   "$release/venv/bin/python" -c 'from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))'
   chown -R root:root "$release"
   touch "$release/.complete"
@@ -204,7 +204,7 @@ point() { # LINK ID
   ln -sfn "releases/$2" "$HOME_DIR/.$1.new" && mv -T "$HOME_DIR/.$1.new" "$HOME_DIR/$1"
 }
 
-activate() { # ID: what starts from now on
+activate() { # ID: the release for the next start
   local release=$HOME_DIR/releases/$1
   point current "$1" && install -D -m 0755 "$release/systemd/ai-gateway" "$WRAPPER" || return
   [ ! -f "$UNITS/ai-gateway.service" ] || install_units "$release"
@@ -217,29 +217,29 @@ install_units() { # RELEASE
     systemctl daemon-reload
 }
 
-prune() { # keep what runs, what ran before, and the newest
+prune() { # keeps the running release, the previous one, and the newest
   local id count=0
   for id in $(cd "$HOME_DIR/releases" && ls -t); do
     count=$((count + 1))
     case $id in "$(current)" | "$(current previous)") continue ;; esac
-    [ "$count" -le "$KEEP" ] || { say "removing release $id" && rm -rf "${HOME_DIR:?}/releases/$id"; }
+    [ "$count" -le "$KEEP" ] || { info "removing release $id" && rm -rf "${HOME_DIR:?}/releases/$id"; }
   done
 }
 
 # --- the service ----------------------------------------------------------------------------------------------------
 
-running() { # the units that serve, one a line
+running() { # the running units, one per line
   systemctl list-units --plain --no-legend --state=active,activating,reloading,deactivating \
     ai-gateway.service 'ai-gateway@*.service' | cut -d' ' -f1 | grep -vxF "$HELPER" || true
 }
 
 state() { systemctl show --value -p "$2" "$1"; }
 
-check_config() { # ID: judged as the service would, by that release
+check_config() { # ID: checks the configuration with that release, as the service does
   AI_GATEWAY_RELEASE=$HOME_DIR/releases/$1 "$HOME_DIR/releases/$1/systemd/ai-gateway" check
 }
 
-configured() { # NAME: whether the configuration has it
+configured() { # NAME: whether the configuration has the setting
   "$HOME_DIR/current/venv/bin/python" -I - "$ETC/config.yaml" "$1" <<'EOF'
 import sys, yaml
 with open(sys.argv[1]) as file:
@@ -247,7 +247,7 @@ with open(sys.argv[1]) as file:
 EOF
 }
 
-shares_socket() { # whether the units listen on the socket unit's port; listeners of their own two processes cannot share
+shares_socket() { # whether the units use the socket unit's port; two processes cannot share other listeners
   systemctl -q is-active ai-gateway.socket && ! configured listen
 }
 
@@ -262,9 +262,9 @@ ready_url() {
   fi
 }
 
-# Units that share a socket answer for one another, so it is asked, by a new connection each time, until this process has
-# answered. Any certificate will do, and a demand for one of ours counts as an answer. The certificate may come from the
-# environment, or as a credential, where it is not seen from here: without an answer the other scheme is tried as well.
+# Any unit that shares the socket may answer, so the question is repeated, with a new connection each time, until this
+# process has answered. Every certificate is accepted, and a request for a client certificate counts as an answer. Whether
+# there is TLS cannot be known here if the certificate comes from the environment or a credential, so both schemes are tried.
 asked_ready() { # PID: whether that process answers 200 to /ready
   local url
   url=$(ready_url)
@@ -277,14 +277,14 @@ other = given or f"{'http' if scheme == 'https' else 'https'}://{rest}"
 trusting = ssl.create_default_context()
 trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
 no_proxy, https = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting)
-opener, others, heard = urllib.request.build_opener(no_proxy, https), 0, "no answer of its own"
+opener, others, problem = urllib.request.build_opener(no_proxy, https), 0, "it did not answer"
 
 def who(answer):
     try:
-        said = json.loads(answer.read())
-        return said.get("pid", said.get("error", {}).get("pid"))
+        status = json.loads(answer.read())
+        return status.get("pid", status.get("error", {}).get("pid"))
     except (ValueError, AttributeError):
-        return None  # no answer of the gateway's
+        return None  # not an answer of the gateway
 
 while time.monotonic() < end:
     if not os.path.exists(f"/proc/{pid}"):
@@ -295,22 +295,22 @@ while time.monotonic() < end:
                 sys.exit()
         others += 1
     except urllib.error.HTTPError as error:
-        heard = str(error)
+        problem = str(error)
         if who(error) == pid:
             break
-        if error.code == 400:  # plain HTTP, where the gateway speaks TLS
+        if error.code == 400:  # plain HTTP, and the gateway uses TLS
             url, other = other, url
     except (OSError, http.client.HTTPException) as error:
         if "CERTIFICATE_REQUIRED" in str(error):
             sys.exit()
-        heard = str(error)
+        problem = str(error)
         url, other = other, url
     time.sleep(0.05)
-sys.exit(f"install.sh: {url}: process {pid} is not ready: {heard} ({others} good answers came from others)")
+sys.exit(f"install.sh: {url}: process {pid} is not ready: {problem} ({others} good answers came from other processes)")
 EOF
 }
 
-stays_up() { # UNIT: the gateway says that it is ready, and it stays active
+stays_up() { # UNIT: whether the gateway becomes ready and stays active
   local pid i
   pid=$(state "$1" MainPID)
   asked_ready "$pid" || return 1
@@ -321,16 +321,16 @@ stays_up() { # UNIT: the gateway says that it is ready, and it stays active
 }
 
 restarted() { # UNIT
-  say "restarting $1; requests under way are let finish"
+  info "restarting $1; it finishes its running requests first"
   timeout 120 systemctl restart "$1" && stays_up "$1"
 }
 
-tell_why() { # UNIT
-  warn "$1 did not become ready; its last words:"
+show_journal() { # UNIT
+  warn "$1 did not become ready; its last log lines are:"
   journalctl -q --no-pager -n 8 -o cat -u "$1" >&2 || true
 }
 
-roll() { # ID: makes it the running release, one unit after the other; goes back and returns 1 if it does not become ready
+roll() { # ID: makes it the running release, one unit after the other; if it does not become ready, restores the old one and returns 1
   local new=$1 old units unit touched='' helper=
   old=$(current)
   units=$(running)
@@ -341,14 +341,14 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
     return 1
   fi
   activate "$new" || return 1
-  # One unit alone would leave its clients waiting while it drains; a second one on the same socket takes them meanwhile,
-  # and shows whether the new release works before the old one is touched.
-  # Not where each would want a listener for administrators of its own: then the socket unit alone keeps clients waiting.
+  # While a single unit drains, its clients would wait. A second unit on the same socket serves them, and shows whether
+  # the new release works before the old one is stopped.
+  # This is impossible if each needs its own listener for administrators: then clients wait in the socket unit's queue.
   if [ "$(wc -w <<<"$units")" = 1 ] && shares_socket && ! configured admin; then
     helper=$HELPER
-    say "starting release $new beside the running one"
+    info "starting release $new in addition to the running one"
     if ! timeout 120 systemctl restart "$helper" || ! stays_up "$helper"; then
-      tell_why "$helper"
+      show_journal "$helper"
       go_back "$old" "$helper"
       return 1
     fi
@@ -356,24 +356,24 @@ roll() { # ID: makes it the running release, one unit after the other; goes back
   for unit in $units; do
     touched+=" $unit"
     if ! restarted "$unit"; then
-      tell_why "$unit"
+      show_journal "$unit"
       go_back "$old" "$helper" "$touched"
       return 1
     fi
   done
   stop_helper "$helper"
   [ "$new" = "$old" ] || point previous "$old"
-  say "release $new is running"
+  info "release $new is running"
 }
 
 go_back() { # ID HELPER [UNITS]
   local unit
-  warn "going back to release $1"
-  [ -n "${3:-}" ] || stop_helper "$2" # at once, for it takes clients, and the old unit was not touched
+  warn "returning to release $1"
+  [ -n "${3:-}" ] || stop_helper "$2" # at once, because it accepts clients, and the old unit still runs
   activate "$1"
   for unit in ${3:-}; do
     systemctl reset-failed "$unit" 2>/dev/null || true
-    restarted "$unit" || warn "$unit does not run with release $1 either"
+    restarted "$unit" || warn "$unit does not run with release $1; see: journalctl -u $unit"
   done
   stop_helper "$2"
 }
@@ -384,27 +384,27 @@ stop_helper() { # UNIT or nothing
   systemctl reset-failed "$1" 2>/dev/null || true
 }
 
-first_files() { # what a machine has to have before the first start, and keeps ever after
+first_files() { # the files that a machine needs before the first start; existing ones are kept
   local key=$ETC/keys/GATEWAY_API_KEY
   systemd-sysusers "$SYSUSERS"
   systemd-tmpfiles --create "$TMPFILES"
   if [ -e "$ETC/config.yaml" ]; then
-    say "keeping $ETC/config.yaml"
-    [ -z "${CONFIG:-}" ] || warn "CONFIG is ignored: there is a configuration"
+    info "keeping $ETC/config.yaml"
+    [ -z "${CONFIG:-}" ] || warn "CONFIG is ignored, because $ETC/config.yaml exists"
   else
-    [ -z "${CONFIG:-}" ] || [ -f "$CONFIG" ] || die "CONFIG: $CONFIG: no such file"
-    say "writing $ETC/config.yaml${CONFIG:+ from $CONFIG}"
+    [ -z "${CONFIG:-}" ] || [ -f "$CONFIG" ] || fail "CONFIG: $CONFIG: no such file"
+    info "writing $ETC/config.yaml${CONFIG:+ from $CONFIG}"
     install -m 0600 -o $NAME -g $NAME "${CONFIG:-$HOME_DIR/current/systemd/config.yaml}" "$ETC/config.yaml"
   fi
   if [ ! -s "$key" ] && grep -q '^[^#]*\${GATEWAY_API_KEY}' "$ETC/config.yaml" &&
     ! grep -qs '^GATEWAY_API_KEY=' "$ETC/environment"; then
-    say "making up the clients' key, in $key"
+    info "writing a new key for clients to $key"
     temporary
     "$HOME_DIR/current/venv/bin/python" -c 'import secrets; print(secrets.token_urlsafe(32))' >"$TMP/key"
     install -m 0600 "$TMP/key" "$key"
   fi
   if [ ! -e "$ETC/tls/fullchain.pem" ] && grep -q "^[^#]*$ETC/tls/fullchain.pem" "$ETC/config.yaml"; then
-    say "making a self-signed certificate, in $ETC/tls; put a real one in its place"
+    info "writing a self-signed certificate to $ETC/tls; replace it with one of a CA"
     self_signed
   fi
   systemd-tmpfiles --create "$TMPFILES"
@@ -445,33 +445,33 @@ EOF
 choose_port() { # PORT becomes a drop-in of the socket unit
   local dropin=/etc/systemd/system/ai-gateway.socket.d/port.conf
   [ -n "${PORT:-}" ] || return 0
-  [[ $PORT =~ ^[1-9][0-9]{0,4}$ && $PORT -le 65535 ]] || die "PORT: $PORT is no port; there are 1 to 65535"
+  [[ $PORT =~ ^[1-9][0-9]{0,4}$ && $PORT -le 65535 ]] || fail "PORT: $PORT is not a port; write a number from 1 to 65535"
   mkdir -p "$(dirname "$dropin")"
   printf '[Socket]\nListenStream=\nListenStream=%s\n' "$PORT" >"$dropin"
   systemctl daemon-reload
-  say "listening on port $PORT, by $dropin"
+  info "the port is $PORT, set in $dropin"
 }
 
 start_service() {
   temporary
   if ! check_config "$(current)" >"$TMP/check" 2>&1; then
     cat "$TMP/check" >&2
-    die "$ETC/config.yaml cannot be used yet. Mend it (keys go to $ETC/keys/NAME), then run this again: nothing was started"
+    fail "the service was not started: $ETC/config.yaml has mistakes. Correct it (keys belong in $ETC/keys/NAME), then run this again"
   fi
   systemctl enable -q ai-gateway.service
   if [ "$(state ai-gateway.socket LoadState)" = masked ]; then
-    say "ai-gateway.socket is masked: the gateway opens listeners of its own"
+    info "ai-gateway.socket is masked, so the gateway opens its own listeners"
   else
     systemctl enable -q ai-gateway.socket
     systemctl start ai-gateway.socket ||
-      die "the port cannot be opened ($(state ai-gateway.socket Result)); another one: PORT=8443 $0 install-service"
+      fail "the port cannot be opened ($(state ai-gateway.socket Result)); to use another one, run: PORT=8443 $0 install-service"
   fi
   systemctl reset-failed ai-gateway.service 2>/dev/null || true
   if ! timeout 120 systemctl start ai-gateway.service || ! stays_up ai-gateway.service; then
-    tell_why ai-gateway.service
-    die "the service did not start"
+    show_journal ai-gateway.service
+    fail "the service did not start; correct the error above, then run this again"
   fi
-  say "ai-gateway.service is active: $(state ai-gateway.service StatusText)"
+  info "ai-gateway.service is active: $(state ai-gateway.service StatusText)"
 }
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -481,12 +481,12 @@ cmd_install() {
   payload "$@"
   install_release
   if [ -d /run/systemd/system ] && [ -n "$(running)" ]; then
-    die "the service is running release $(current); to replace it: $0 upgrade"
+    fail "the service is running release $(current); to replace it, run: $0 upgrade"
   fi
   [ -z "$(current)" ] || [ "$(current)" = "$ID" ] || point previous "$(current)"
   activate "$ID"
   prune
-  say "installed $WRAPPER; '$NAME --help' tells its options"
+  info "installed $WRAPPER; for its options run: $NAME --help"
 }
 
 cmd_install_service() {
@@ -497,7 +497,7 @@ cmd_install_service() {
   if [ -f "$UNITS/ai-gateway.service" ] && [ -n "$(running)" ]; then
     first_files
     [ -z "${PORT:-}" ] || [[ $(state ai-gateway.socket Listen) == *":$PORT ("* ]] ||
-      warn "PORT is ignored: the service is running; to change its port: systemctl edit ai-gateway.socket"
+      warn "PORT is ignored, because the service is running; to change its port, run: systemctl edit ai-gateway.socket"
     replace
     return
   fi
@@ -512,21 +512,21 @@ cmd_install_service() {
 
 replace() { # the running release by ID
   if [ "$(current)" = "$ID" ]; then
-    say "release $ID is running already; nothing to do"
+    info "release $ID is running already; nothing was changed"
     return
   fi
-  roll "$ID" || die "release $ID was not taken; release $(current) is serving"
+  roll "$ID" || fail "release $ID was not installed; release $(current) is running"
   prune
 }
 
 cmd_upgrade() {
   need_root upgrade
   need_systemd
-  [ -n "$(current)" ] && [ -f "$UNITS/ai-gateway.service" ] || die "nothing to upgrade: use '$0 install-service'"
+  [ -n "$(current)" ] && [ -f "$UNITS/ai-gateway.service" ] || fail "there is no service to upgrade; run: $0 install-service"
   payload "$@"
   install_release
   if [ -z "$(running)" ]; then
-    warn "the service is not running: the new release is put in place, and not started"
+    warn "the service is not running; the new release is installed, but not started"
     [ "$(current)" = "$ID" ] || point previous "$(current)"
     activate "$ID"
     return
@@ -539,35 +539,35 @@ cmd_rollback() {
   need_root rollback
   need_systemd
   back=$(current previous)
-  [ -n "$back" ] && [ -f "$HOME_DIR/releases/$back/.complete" ] || die "nothing to roll back to"
+  [ -n "$back" ] && [ -f "$HOME_DIR/releases/$back/.complete" ] || fail "there is no previous release"
   if [ -n "$(running)" ]; then
-    roll "$back" || die "release $back was not taken; release $(current) is serving"
+    roll "$back" || fail "release $back was not installed; release $(current) is running"
   else
     point previous "$(current)"
     activate "$back"
-    say "release $back is in place; the service is not running"
+    info "release $back is installed; the service is not running"
   fi
 }
 
 cmd_uninstall() {
   local purge=
-  case ${1:-} in "") ;; --purge) purge=yes ;; *) die "uninstall takes --purge or nothing" ;; esac
+  case ${1:-} in "") ;; --purge) purge=yes ;; *) fail "uninstall takes only the option --purge" ;; esac
   need_root uninstall
   if [ -d /run/systemd/system ]; then
-    say "stopping the service"
+    info "stopping the service"
     systemctl stop ai-gateway.socket 'ai-gateway@*.service' ai-gateway.service 2>/dev/null || true
     systemctl disable -q ai-gateway.socket ai-gateway.service 2>/dev/null || true
     find /etc/systemd/system -type l -name 'ai-gateway@*.service' -delete
     systemctl reset-failed 'ai-gateway*' 2>/dev/null || true
   fi
-  say "removing $HOME_DIR, $WRAPPER and the units"
+  info "removing $HOME_DIR, $WRAPPER and the units"
   rm -rf "$HOME_DIR" "$WRAPPER" "$UNITS"/ai-gateway{,@}.service "$UNITS/ai-gateway.socket" "$SYSUSERS" "$TMPFILES" /run/aigw
   if [ -n "$purge" ]; then
-    say "removing $ETC, the drop-ins and the user"
+    info "removing $ETC, the drop-ins and the user"
     rm -rf "$ETC" /etc/systemd/system/ai-gateway{,@}.{service,socket}.d
     ! id $NAME >/dev/null 2>&1 || userdel $NAME
   elif [ -d "$ETC" ]; then
-    say "$ETC is kept (uninstall --purge removes it)"
+    info "$ETC is kept; to remove it, run: $0 uninstall --purge"
   fi
   [ ! -d /run/systemd/system ] || systemctl daemon-reload
 }
@@ -575,23 +575,23 @@ cmd_uninstall() {
 remote() { ssh "${SSH[@]}" -p "$SSH_PORT" "$TARGET" "$@"; }
 
 cmd_deploy() {
-  local there wanted sudo='' tty='' folder python
-  [ -n "${SSH_HOST:-}" ] || die "SSH_HOST is not set: SSH_HOST=example.com [SSH_USER=deploy] [SSH_KEY=~/.ssh/id] $0 deploy"
-  [ -z "${SSH_KEY:-}" ] || [ -f "$SSH_KEY" ] || die "SSH_KEY: $SSH_KEY: no such file"
-  [ -z "${CONFIG:-}" ] || [ -f "$CONFIG" ] || die "CONFIG: $CONFIG: no such file"
-  [ -z "${1:-}" ] || [ -f "$1" ] || die "$1: no such file"
-  command -v ssh >/dev/null || die "there is no ssh; apt-get install openssh-client"
+  local there expected sudo='' tty='' folder python
+  [ -n "${SSH_HOST:-}" ] || fail "SSH_HOST is not set; run: SSH_HOST=example.com [SSH_USER=deploy] [SSH_KEY=~/.ssh/id] $0 deploy"
+  [ -z "${SSH_KEY:-}" ] || [ -f "$SSH_KEY" ] || fail "SSH_KEY: $SSH_KEY: no such file"
+  [ -z "${CONFIG:-}" ] || [ -f "$CONFIG" ] || fail "CONFIG: $CONFIG: no such file"
+  [ -z "${1:-}" ] || [ -f "$1" ] || fail "$1: no such file"
+  command -v ssh >/dev/null || fail "ssh is not installed; run: apt-get install openssh-client"
   SSH_PORT=${SSH_PORT:-22}
   SSH_HOST=${SSH_HOST#[} SSH_HOST=${SSH_HOST%]}
   TARGET=${SSH_USER:-root}@$SSH_HOST
   COPY_TO=$TARGET
-  [[ $SSH_HOST != *:* ]] || COPY_TO=${SSH_USER:-root}@[$SSH_HOST] # scp wants an IPv6 address in brackets, ssh does not
+  [[ $SSH_HOST != *:* ]] || COPY_TO=${SSH_USER:-root}@[$SSH_HOST] # scp needs an IPv6 address in brackets, ssh needs it without
   temporary
-  # One connection for all, so that a password is asked for once. Host keys are judged as ssh is configured to.
+  # One connection for all commands, so that ssh asks for a password once. ssh's own configuration decides on host keys.
   read -ra SSH <<<"${SSH_OPTS:-}"
   SSH+=(-o ControlMaster=auto -o "ControlPath=$TMP/ssh" -o ControlPersist=120 -o ConnectTimeout=15)
   [ -z "${SSH_KEY:-}" ] || SSH+=(-i "$SSH_KEY" -o IdentitiesOnly=yes)
-  say "connecting to $TARGET, port $SSH_PORT"
+  info "connecting to $TARGET, port $SSH_PORT"
   there=$(remote 'set -e
     [ -d /run/systemd/system ] || { echo "it does not run systemd"; exit; }
     command -v python3 >/dev/null || { echo "it has no python3"; exit; }
@@ -599,17 +599,17 @@ cmd_deploy() {
     if [ "$(id -u)" = 0 ]; then how=root; elif ! command -v sudo >/dev/null; then how=none
     elif sudo -n true 2>/dev/null; then how=sudo; else how=ask; fi
     echo "ok $how"; python3 -c "import platform, sys; print(\"%d.%d\" % sys.version_info[:2], platform.machine())"') ||
-    die "cannot log in to $TARGET (a host that ssh does not know yet: SSH_OPTS=\"-o StrictHostKeyChecking=accept-new\")"
-  [[ $there == "ok "* ]] || die "$SSH_HOST cannot run it: $there"
-  wanted=${there#*$'\n'}
+    fail "ssh cannot log in to $TARGET; for a new host set SSH_OPTS=\"-o StrictHostKeyChecking=accept-new\""
+  [[ $there == "ok "* ]] || fail "$SSH_HOST cannot run the gateway: $there"
+  expected=${there#*$'\n'}
   case ${there%%$'\n'*} in
     "ok root") ;;
     "ok sudo") sudo="sudo -n" ;;
     "ok ask")
-      [ -t 0 ] || die "${SSH_USER:-root} needs a password for sudo on $SSH_HOST: run this from a terminal"
+      [ -t 0 ] || fail "${SSH_USER:-root} needs a password for sudo on $SSH_HOST; run this from a terminal"
       sudo=sudo tty=-t
       ;;
-    *) die "${SSH_USER:-root} is not root on $SSH_HOST, and there is no sudo" ;;
+    *) fail "${SSH_USER:-root} is not root on $SSH_HOST, and there is no sudo" ;;
   esac
   if [ -n "${1:-}" ]; then
     ARTEFACT=$TMP/$(basename "$1")
@@ -618,26 +618,26 @@ cmd_deploy() {
     ARTEFACT=$TMP/$(basename "$HERE").tar.gz
     tar -C "$(dirname "$HERE")" --owner=0 --group=0 -czf "$ARTEFACT" "$(basename "$HERE")"
   else
-    for python in ${PYTHON:+"$PYTHON"} python3 "python${wanted% *}" ''; do
-      [ -n "$python" ] || die "$SSH_HOST has Python $wanted, and this machine has no such Python to build with (PYTHON=...)"
-      [ "$(platform_of "$python" 2>/dev/null)" = "$wanted" ] && break
+    for python in ${PYTHON:+"$PYTHON"} python3 "python${expected% *}" ''; do
+      [ -n "$python" ] || fail "$SSH_HOST has Python $expected, which this machine does not have; set PYTHON to a Python of that version"
+      [ "$(platform_of "$python" 2>/dev/null)" = "$expected" ] && break
     done
     PYTHON=$python build
   fi
   folder=$(remote 'umask 077 && mktemp -d')
-  say "copying $(basename "$ARTEFACT") to $SSH_HOST"
+  info "copying $(basename "$ARTEFACT") to $SSH_HOST"
   scp -q "${SSH[@]}" -P "$SSH_PORT" "$ARTEFACT" "$COPY_TO:$folder/artefact.tar.gz"
   [ -z "${CONFIG:-}" ] || scp -q "${SSH[@]}" -P "$SSH_PORT" "$CONFIG" "$COPY_TO:$folder/config.yaml"
-  say "installing there"
-  # shellcheck disable=SC2086,SC2029 # -t or nothing; the folder and the variables are meant to be expanded here
+  info "installing on $SSH_HOST"
+  # shellcheck disable=SC2086,SC2029 # -t or nothing; the folder and the variables are to be expanded here
   if remote $tty "cd $folder && echo '$(hash_of "$ARTEFACT")  artefact.tar.gz' | sha256sum --quiet -c - &&
     tar -xzf artefact.tar.gz --strip-components=1 &&
     $sudo env ${CONFIG:+CONFIG=$folder/config.yaml} ${PORT:+PORT=$(printf %q "$PORT")} \
       ${READY_URL:+READY_URL=$(printf %q "$READY_URL")} ./install.sh install-service
     status=\$?; cd / && $sudo rm -rf $folder; exit \$status"; then
-    say "deployed to $SSH_HOST"
+    info "deployed to $SSH_HOST"
   else
-    die "the deployment to $SSH_HOST failed"
+    fail "the deployment to $SSH_HOST failed; see the errors above"
   fi
 }
 
@@ -647,7 +647,7 @@ cmd_test() {
   cd "$ROOT"
   if [ ! -x "$venv/bin/python" ]; then
     need_venv "$python"
-    say "making $venv"
+    info "making $venv"
     "$python" -m venv "$venv"
   fi
   "$venv/bin/pip" install -q --disable-pip-version-check '.[test]'
@@ -661,7 +661,7 @@ cmd_test() {
 
 command=${1:-help}
 [ $# = 0 ] || shift
-[ $# -le 1 ] || die "too many arguments; '$0 help' tells the commands"
+[ $# -le 1 ] || fail "there are too many arguments; for the commands run: $0 help"
 case $command in
   build) build ;;
   install) cmd_install "$@" ;;
@@ -673,7 +673,7 @@ case $command in
   test | test-coverage) cmd_test "$command" ;;
   help | -h | --help) help ;;
   *)
-    printf 'install.sh: there is no command %q\n\n' "$command" >&2
+    printf 'install.sh: unknown command: %q\n\n' "$command" >&2
     help >&2
     exit 2
     ;;

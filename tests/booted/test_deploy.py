@@ -92,7 +92,7 @@ def test_deploy_from_nothing_then_an_upgrade_then_a_broken_version(server, tmp_p
 
     pid = server.pid()
     with Watch(server) as watch, server.load(fresh=20, kept=10, streams=3, events=10, every=0.3) as tallies:
-        edit = (r'(?m)^        """Everything is up."""$', f"        {BROKEN}")
+        edit = (r'(?m)^        """Start the timers, and notify systemd."""$', f"        {BROKEN}")
         broken = variant(server.artefact, tmp_path / "three", "3.0.0-three", "daemon/service", edit)
         done = deploy(server, broken)
         assert done.returncode != 0

@@ -42,7 +42,7 @@ def test_install_service_twice_is_harmless(served):
     before = served.machine.sh(f"sha256sum {ETC}/config.yaml {ETC}/*/*"), served.pid()
     with served.load(fresh=10) as tallies:
         said = served.machine.run(served.installer, "install-service").stdout
-    assert "is running already; nothing to do" in said
+    assert "is running already; nothing was changed" in said
     assert (served.machine.sh(f"sha256sum {ETC}/config.yaml {ETC}/*/*"), served.pid()) == before
     assert not failed(tallies)
 
@@ -179,7 +179,7 @@ def test_an_upgrade_with_a_listener_for_administrators_and_the_certificate_of_th
     with served.load(fresh=30, kept=20, streams=3, events=16, every=0.3) as tallies:
         done = machine.run(served.installer, "upgrade", "/root/next.tar.gz", timeout=200)
     print(done.stdout, done.stderr)
-    assert "beside the running one" not in done.stdout
+    assert "in addition to the running one" not in done.stdout
     assert "8.0.0-next" in machine.sh("readlink /opt/ai-gateway/current")
     assert json.loads(machine.sh("curl -sS http://127.0.0.1:9464/ready"))["pid"] == served.pid()
     assert not failed(tallies)

@@ -1,0 +1,56 @@
+"""One event of a stream: its data, the JSON in it, and whether it is a sign of life or reports a failure."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from aigw.protocols import sse
+from aigw.protocols.envelope import MOST_OF_AN_ERROR
+
+_PLAIN = re.compile(rb"data: ?([^\r\n]*)\n\n").fullmatch
+_ERROR_FIELD = re.compile(rb"(?:^|[\r\n])error:([^\r\n]*)")
+# Tuples: what stands in an event's ``type`` may be unhashable.
+_PINGS = ("ping", "keepalive")
+_FAILURES = ("error", "response.failed")
+
+
+def read(event: bytes) -> tuple[str, bytes | None, Any, Any]:
+    """An event's name, its data, the JSON value of that, and the error in it; each None where there is none.
+
+    What is too long to be an error is not looked at.
+    """
+    plain = _PLAIN(event)  # as nearly always
+    name, data = ("", plain[1]) if plain else sse.fields(event)
+    if data is None or not data.strip():
+        error = error_field(event)
+        return name, None, None, error or name if name == "error" else error
+    try:
+        value = json.loads(data) if len(data) <= 2 * MOST_OF_AN_ERROR else None
+    except (ValueError, RecursionError):
+        value = None
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first, dict):
+        return name, data, value, (value or name) if name == "error" else None
+    if name == "error" or first.get("error") or first.get("object") == "error" or first.get("type") in _FAILURES:
+        response = first.get("response")
+        inner = response.get("error") if isinstance(response, dict) else None
+        return name, data, value, first.get("error") or inner or first
+    return name, data, value, None
+
+
+def error_field(event: bytes) -> Any:
+    """What stands in a field ``error``, which llama.cpp writes in the place of ``data``; None where there is none."""
+    found = _ERROR_FIELD.search(event)
+    if found is None:
+        return None
+    try:
+        return json.loads(found[1]) or "error"
+    except (ValueError, RecursionError):
+        return found[1].decode(errors="replace").strip() or "error"
+
+
+def is_ping(name: str, value: dict[str, Any]) -> bool:
+    """Whether an event only shows that the provider is alive."""
+    return name in _PINGS or value.get("type") in _PINGS

@@ -1,0 +1,29 @@
+"""Which models give a ``finish_reason``: a stream of such a model that ends without one was cut.
+
+The state is small and outlives a reload; nothing here touches the network.
+"""
+
+from __future__ import annotations
+
+from aigw.config.model import Step
+
+MOST = 10_000
+
+
+class Finishing:
+    """The models, each by provider, name and endpoint, that have given a ``finish_reason`` in a whole stream."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, str], None] = {}
+
+    def note(self, step: Step, path: str) -> None:
+        """The model has given one. Of too many the one that was noted first is forgotten."""
+        key = step.provider.name, step.model, path
+        if key not in self._known:
+            self._known[key] = None
+            if len(self._known) > MOST:
+                del self._known[next(iter(self._known))]
+
+    def expected(self, step: Step, path: str) -> bool:
+        """Whether the model gives one."""
+        return (step.provider.name, step.model, path) in self._known
