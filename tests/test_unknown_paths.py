@@ -13,7 +13,7 @@ from tests.memory import MemoryGateway, error_of
     ("path", "hint"),
     [
         ("/v1/v1/chat/completions", "It has /v1 twice: remove one from the base URL, so that the path is /v1/chat/completions."),
-        ("/v1/v1", "so use /v1."),
+        ("/v1/v1", "so that the path is /v1."),
         ("/chat/completions", "use /v1/chat/completions, with a base URL that ends in /v1."),
         ("/openai/chat/completions", "use /v1/chat/completions"),
         ("/models", "use /v1/models"),
@@ -25,7 +25,7 @@ from tests.memory import MemoryGateway, error_of
         ("/v1/responses/resp_1", "POST /v1/responses, POST /v1/responses/compact, POST /v1/responses/input_tokens and"),
         ("/v1/Chat/Completions", "Did you mean /v1/chat/completions?"),
         ("/v1/embeddings/", "Did you mean /v1/embeddings?"),
-        ("/v1/moderations", "serves POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings"),
+        ("/v1/moderations", "POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings"),
         ("/", "and GET /v1/models"),
         ("/\xff\r\nX-Evil: 1", "This gateway has the paths"),
     ],
