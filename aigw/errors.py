@@ -1,7 +1,7 @@
 """Every exception of the gateway, and who receives it.
 
-GatewayError              the answer to the client: HTTP status, OpenAI type and code, message
-      RequestError            4xx, the request is at fault: those that follow, up to 431
+    GatewayError              the answer to the client: HTTP status, OpenAI type and code, message
+      RequestError            4xx, the request is at fault
       BadRequest              400
       Unauthorized            401
         WrongKey              401, for a key that the gateway does not have: counted, and answered after a pause
@@ -60,9 +60,7 @@ class GatewayError(Exception):
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
-        self.code = code or self.code
+        self.message, self.param, self.code = message, param, code or self.code
         self.headers = dict(headers or {})
         self.details = dict(details or {})
 
@@ -279,7 +277,8 @@ class StreamBroken(Exception):
     """An answer broke after the client had seen part of it.
 
     ``code`` is ``stream_truncated``, ``stream_reset``, ``stream_idle_timeout``, ``provider_error``,
-    ``answer_truncated`` or ``answer_timeout``. ``detail`` quotes the provider; ``reported``: it makes clients raise.
+    ``answer_truncated`` or ``answer_timeout``. ``detail`` quotes the provider. ``reported``: it ends by words of the
+    protocol's own that make the client raise, so the answer ends properly.
     """
 
     def __init__(self, code: str, message: str, *, detail: str | None = None, reported: bool = False) -> None:

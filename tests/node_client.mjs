@@ -4,15 +4,19 @@ import OpenAI from "openai";
 
 const job = JSON.parse(process.argv[2]);
 const client = new OpenAI({ baseURL: job.base_url, apiKey: job.api_key, maxRetries: 0 });
-const asked = { model: "route", messages: [{ role: "user", content: "hi" }], stream: job.stream };
+const messages = [{ role: "user", content: "hi" }];
+const asked = { model: "route", stream: job.stream, ...(job.responses ? { input: "hi" } : { messages }) };
 const started = performance.now();
 const result = { text: "", error: null, code: null };
 try {
-  const answer = await client.chat.completions.create(asked);
+  const answer = await (job.responses ? client.responses : client.chat.completions).create(asked);
   if (job.stream) {
-    for await (const chunk of answer) result.text += chunk.choices[0]?.delta?.content ?? "";
+    for await (const each of answer) {
+      if (each.type === "response.failed") result.error = each.response.error.message; // the provider's own
+      result.text += (job.responses ? each.type.endsWith("text.delta") && each.delta : each.choices[0]?.delta?.content) || "";
+    }
   } else {
-    result.text = answer.choices[0].message.content;
+    result.text = job.responses ? answer.output_text : answer.choices[0].message.content;
   }
 } catch (error) {
   result.error = `${error.constructor.name}: ${error.message} ${JSON.stringify(error.error ?? null)}`;

@@ -84,6 +84,23 @@ async def test_it_may_be_a_unix_socket(world):
     assert (await visit(gateway, "/metrics", host="whatever")).status == 200
 
 
+@pytest.mark.parametrize("socket_of", ["unix:{}/1.sock", "unix:{}/2.sock"], ids=["1", "2"])
+@ensureDeferred
+async def test_d3_each_instance_of_one_configuration_is_asked_on_a_socket_of_its_own(world, socket_of):
+    """As the template unit sets AIGW_ADMIN: a scrape reaches the instance that was meant, not one by chance."""
+    tree = {**gateway_with_admin(world).tree, "admin": "${AIGW_ADMIN}"}
+    gateways = {
+        endpoint.format(world.folder): world.gateway_of(tree, environ={"AIGW_ADMIN": endpoint.format(world.folder)})
+        for endpoint in ("unix:{}/1.sock", "unix:{}/2.sock")
+    }
+    await gateways[socket_of.format(world.folder)].ask()
+    for endpoint, gateway in gateways.items():
+        body = (await visit(gateway, "/metrics")).body
+        assert bool(re.search(rb"^aigw_requests_total\{.*\} [1-9]", body, re.M)) == (
+            endpoint == socket_of.format(world.folder)
+        )
+
+
 @pytest.mark.parametrize(
     ("setting", "more", "mode"),
     [("admin", "", 0o660), ("admin", ":mode=600", 0o600), ("listen", "", 0o666), ("listen", ":mode=660", 0o660)],

@@ -8,6 +8,7 @@ import random
 import socket
 import time
 import zlib
+from collections import Counter
 
 import brotli
 import pytest
@@ -17,6 +18,7 @@ from aigw.errors import BadRequest, TooLarge, UnsupportedCoding
 from aigw.net import codings
 from tests.harness import AUTH, HELLO, KEY, request
 from tests.memory import MemoryGateway, error_of
+from tests.properties import times
 from tests.providers import completion, head
 from tests.test_daemon import KEYS, Daemon
 from tests.test_memory import rss
@@ -166,6 +168,84 @@ def test_r7_a_client_that_leaves_ends_the_decoding():
     world.turns()
     assert world.site.bodies.under_way == 0
     assert [record.status for record in world.records] == [499]
+
+
+@pytest.mark.parametrize("coding", ["zstd", "gzip"])
+@pytest.mark.parametrize("pad", [0, 400_000])
+def test_r7_a_body_that_begins_as_compressed_without_a_label_is_told_so(coding, pad):
+    world = MemoryGateway()
+    client = world.open()
+    noise = random.Random(1).randbytes(pad).hex()
+    client.say(request(ENCODE[coding](json.dumps({**HELLO, "pad": noise}).encode())))
+    world.turns()
+    answer = client.take()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert f"send it with 'Content-Encoding: {coding}'" in error_of(answer)["message"]
+
+
+FUZZED = [
+    "gzip",
+    "x-gzip",
+    "deflate",
+    "zstd",
+    "br",
+    "identity",
+    "",
+    "GZIP",
+    "utf-8",
+    "compress",
+    "gzip, br",
+    "zstd;q=1",
+]
+
+
+def damaged(chance: random.Random) -> tuple[str, bytes]:
+    """A coding, and a body that is somehow of it: whole, cut, changed, repeated, of another coding, or noise."""
+    encode = ENCODE[chance.choice([*ENCODE])]
+    text = json.dumps({**HELLO, "pad": chance.choice(["x", "[", "\\u0000"]) * int(10 ** chance.uniform(0, 4))}).encode()
+    body = bytearray(encode(text) if chance.random() < 0.9 else chance.randbytes(chance.randrange(300)))
+    for _ in range(chance.choice([0, 1, 1, 2, 8])):
+        where = chance.randrange(len(body) + 1)
+        what = chance.randrange(5)
+        if what == 0:
+            del body[where:]
+        elif what == 1:
+            body[where:where] = chance.randbytes(chance.randrange(1, 9))
+        elif what == 2:
+            del body[where : where + chance.randrange(1, 9)]
+        elif what == 3:
+            body += body[where:]
+        elif body:
+            body[min(where, len(body) - 1)] ^= 1 << chance.randrange(8)
+    return chance.choice(FUZZED), bytes(body)
+
+
+@times(1_000, 100_000)
+def test_r7_s7_whatever_comes_compressed_is_an_answer_below_500_and_no_hold_up(times):
+    """One turn of the event loop, in processor time, is never over 50 ms."""
+    world, chance = MemoryGateway(steps=1), random.Random(times)
+    statuses: Counter[int] = Counter()
+    longest = 0.0
+    for _ in range(times):
+        coding, body = damaged(chance)
+        client = world.open()
+        began = time.thread_time()
+        client.say(sent(body, coding))
+        longest = max(longest, time.thread_time() - began)
+        while due := [when for when in world.timers() if when <= world.clock.seconds()]:
+            began = time.thread_time()
+            world.clock.advance(0)
+            longest = max(longest, (time.thread_time() - began) / len(due))
+        for wire in world.doors["p1"].wires if "p1" in world.doors else ():
+            if wire.take():
+                wire.say(ANSWER)
+        answer = client.take()
+        statuses[int(answer[9:12])] += 1
+        client.lost(ConnectionError())
+    assert set(statuses) <= {200, 400, 404, 413, 415}, statuses  # 404: a bit of the model's name
+    assert {200, 400, 415} <= set(statuses)
+    assert longest < 0.05
+    assert world.site.bodies.under_way == 0
 
 
 def bombs() -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -19,12 +20,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pytest_twisted import ensureDeferred
 
 from aigw import errors
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.config.schema import OneOf, Shape, settings
 from aigw.daemon import demo, init
+from tests.providers import answer
 from tests.switch import Switch
 
 ROOT = Path(__file__).parent.parent
@@ -202,6 +205,7 @@ def load(tree: dict, folder: Path) -> Config:
     (folder / "config.yaml").write_text(text)
     (folder / "config.yaml").chmod(0o600)
     environ = {name: f"a-value-of-{name}-here" for name in re.findall(r"\$\{(\w+)\}", text)}
+    environ["AIGW_ADMIN"] = "unix:/run/aigw/1.sock"  # as the template unit has it
     return loader.load(folder / "config.yaml", environ)
 
 
@@ -293,6 +297,7 @@ NOT_RUN = {
     r"systemctl (disable|enable) --now ai-gateway": "tests/booted/test_service.py::test_two_instances_are_rolled_one_after_the_other_under_load",
     r"systemctl mask --now ai-gateway\.socket": "tests/booted/test_deploy.py::test_plain_http_on_loopback_is_asked_for_readiness_as_such",
     r"curl --cacert /etc/ai-gateway/": "tests/booted/test_service.py::test_install_service_makes_it_active_and_it_answers_over_tls",
+    r"curl --unix-socket /run/aigw/": "tests/test_admin.py::test_d3_each_instance_of_one_configuration_is_asked_on_a_socket_of_its_own",
     r"certbot certonly ": "a public name and Let's Encrypt; the hook: tests/booted/test_service.py::test_certbot_s_hook_renews_it",
     # Developers
     r"\.venv/bin/python -m contrib\.bench": "minutes; tests/test_bench.py (pytest -m bench)",
@@ -473,3 +478,17 @@ def test_every_command_of_the_page_runs(page, story):
                     story.run(command)
                 if command.startswith("curl") and "/chat/completions" in command and '"stream"' not in command:
                     assert json.loads(story.out)["choices"]
+
+
+@ensureDeferred
+async def test_the_command_for_providers_that_fail_finds_refused_keys_too(world):
+    """A refused key is an ERROR, any other failure a WARN; the request itself is no failure of a provider."""
+    if not shutil.which("jq"):
+        pytest.skip("no jq")
+    page = (DOCS / "getting-started.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("jq") and "uniq" in line]
+    gateway = world.gateway(world.provider(answer(401)), world.provider(answer(500)), None)
+    await gateway.ask()
+    jq = ["jq", "-r", shlex.split(line)[2]]
+    done = subprocess.run(jq, input="\n".join(world.log), capture_output=True, text=True, check=True)
+    assert [found.split("\t")[0] for found in done.stdout.splitlines()] == ["p1", "p2", "p3"]

@@ -89,7 +89,10 @@ def test_a_release_for_another_python_is_refused_before_anything_is_touched(tmp_
 
 def test_the_template_is_the_service_but_for_its_name_and_the_door():
     service, template = settings("ai-gateway.service"), settings("ai-gateway@.service")
-    assert {name for name, _ in set(service) ^ set(template)} == {"Description", "ExecStopPost"}
+    assert {name for name, _ in set(service) ^ set(template)} == {"Description", "ExecStopPost", "Environment"}
+    assert ("Environment", "AIGW_ADMIN=unix:/run/aigw/admin.sock") in service
+    assert ("Environment", "AIGW_ADMIN=unix:/run/aigw/%i.sock") in template
+    assert {("RuntimeDirectory", "aigw"), ("RuntimeDirectoryPreserve", "yes")} < set(service)
     assert [each for each in service if each in template] == [each for each in template if each in service]
 
 

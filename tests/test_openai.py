@@ -445,7 +445,14 @@ def test_r3_elsewhere_a_model_is_all_that_is_asked(endpoint, more):
         read_call(endpoint, b'{"x":1%s}' % more)
 
 
-ANSWERS = {"chat/completions": "choices", "completions": "choices", "embeddings": "data", "responses": "output"}
+ANSWERS = {
+    "chat/completions": "choices",
+    "completions": "choices",
+    "embeddings": "data",
+    "responses": "output",
+    "responses/compact": "output",
+    "responses/input_tokens": "input_tokens",
+}
 
 
 def test_r3_the_endpoints():

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
@@ -46,6 +47,7 @@ from tests.providers import (
     stream,
     then,
 )
+from tests.test_responses import delta, sent
 
 HI = [{"role": "user", "content": "hi"}]
 LIMIT = 0.3
@@ -211,9 +213,9 @@ FAULTS = {
 }  # fmt: skip
 
 
-async def check(world, client, fault, streamed):
+async def check(world, client, fault, streamed, faults=FAULTS):
     """One call of ``client`` to a gateway with this fault: all of the answer, or an error in time."""
-    first, second, *expected, limits = FAULTS[fault]
+    first, second, *expected, limits = faults[fault]
     steps = [world.provider(step) if step else None for step in (first, second)]
     gateway = world.gateway(*steps, tls=True, timeout=LIMIT, idle_timeout=LIMIT)
 
@@ -258,17 +260,104 @@ def node_client(tmp_path_factory) -> Path:
     return Path(shutil.copy(Path(__file__).with_name("node_client.mjs"), folder))
 
 
-@pytest.mark.node
-@MODES
-@pytest.mark.parametrize("fault", FAULTS)
-@ensureDeferred
-async def test_a4_b7_f6_t1_node_client(world, node_client, fault, streamed):
-    async def node(gateway, streamed):
-        job = {"base_url": gateway.url, "api_key": KEY, "stream": streamed}
-        environ = {**os.environ, "NODE_EXTRA_CA_CERTS": str(world.ca_file)}
+def node(node_client, responses=False):
+    async def run(gateway, streamed):
+        job = {"base_url": gateway.url, "api_key": KEY, "stream": streamed, "responses": responses}
+        environ = {**os.environ, "NODE_EXTRA_CA_CERTS": str(gateway.world.ca_file)}
         arguments = [str(node_client), json.dumps(job)]
         out, err, code = await getProcessOutputAndValue(shutil.which("node"), arguments, environ)
         assert code == 0, err
         return Outcome(**json.loads(out))
 
-    await check(world, lambda *job: Deferred.fromCoroutine(node(*job)), fault, streamed)
+    return lambda *job: Deferred.fromCoroutine(run(*job))
+
+
+@pytest.mark.node
+@MODES
+@pytest.mark.parametrize("fault", FAULTS)
+@ensureDeferred
+async def test_a4_b7_f6_t1_node_client(world, node_client, fault, streamed):
+    await check(world, node(node_client), fault, streamed)
+
+
+# The responses API
+
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "status": "completed",
+    "content": [{"type": "output_text", "text": "hello", "annotations": []}],
+}
+RESPONSE = {"id": "resp_1", "object": "response", "created_at": 1, "model": "m", "error": None, "output": []}
+ANSWERED = {**RESPONSE, "status": "completed", "output": [MESSAGE]}
+REFUSAL = {**RESPONSE, "status": "failed", "error": {"code": "server_error", "message": "overloaded"}}
+PLAIN = json.dumps(ANSWERED).encode()
+CREATED = sent("response.created", 0, response={**RESPONSE, "status": "in_progress"})
+HEL_LO = [delta(1, "hel"), delta(2, "lo")]
+COMPLETED = sent("response.completed", 3, response=ANSWERED)
+FAILED = sent("response.failed", 3, response=REFUSAL)
+CUT_RESPONSE = raw(head(Content_Length="500"), PLAIN[:60])
+GOOD_RESPONSE = as_asked(answer(200, PLAIN), stream(CREATED, *HEL_LO, COMPLETED))
+
+
+def cut_response(how, *events: bytes):
+    return as_asked(then(CUT_RESPONSE, how), then(begin_stream(*events), how))
+
+
+#   fault                                 behaviour                                        second step    plain   streamed            limits run out
+RESPONSES_FAULTS = {
+    "good":                               (GOOD_RESPONSE,                                  None,          WHOLE,  WHOLE,                 0),
+    "first step down":                    (None,                                           GOOD_RESPONSE, WHOLE,  WHOLE,                 0),
+    "every step down":                    (None,                                           None,          DOWN,   DOWN,                  0),
+    "every step hangs":                   (hang,                                           hang,          DOWN,   DOWN,                  2),
+    "failed before output":               (as_asked(answer(200, json.dumps(REFUSAL).encode()), stream(CREATED, FAILED)), GOOD_RESPONSE, WHOLE, WHOLE, 0),
+    "FIN before output":                  (cut_response(fin, CREATED),                     GOOD_RESPONSE, WHOLE,  WHOLE,                 0),
+    "FIN after output":                   (cut_response(fin, CREATED, HEL_LO[0]),          GOOD_RESPONSE, WHOLE,  "stream_truncated",    0),
+    "FIN mid event":                      (cut_response(fin, CREATED, HEL_LO[0], HEL_LO[1][:40]), GOOD_RESPONSE, WHOLE, "stream_truncated", 0),
+    "RST after output":                   (cut_response(later(0.05, rst), CREATED, HEL_LO[0]), GOOD_RESPONSE, WHOLE, "stream_reset",      0),
+    "clean end before completed":         (as_asked(answer(200, PLAIN), then(begin_stream(CREATED, *HEL_LO), END)), None, WHOLE, "stream_truncated", 0),
+    "silence after output":               (cut_response(hang, CREATED, HEL_LO[0]),         GOOD_RESPONSE, WHOLE,  "stream_idle_timeout", 1),
+    "failed after output":                (as_asked(answer(200, PLAIN), stream(CREATED, HEL_LO[0], FAILED)), None, WHOLE, "overloaded",  0),
+}  # fmt: skip
+
+
+def python_responses(gateway, streamed: bool):
+    def attempt(outcome, context):
+        http = openai.DefaultHttpxClient(verify=context)
+        with openai.OpenAI(base_url=gateway.url, api_key=KEY, http_client=http, max_retries=0) as client:
+            answer = client.responses.create(model="route", input="hi", stream=streamed)
+            if not streamed:
+                outcome.text = answer.output_text
+                return
+            for each in answer:
+                if each.type == "response.output_text.delta":
+                    outcome.text += each.delta
+                elif each.type == "response.failed":  # the provider's own, which is an event like others
+                    outcome.error = each.response.error.message
+
+    return deferToThread(using, gateway, attempt)
+
+
+@pytest.fixture(scope="module")
+def responses_used():
+    """The client makes half a second of classes at its first answer, whose time would count."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=PLAIN))
+    with openai.OpenAI(api_key=KEY, base_url="http://h", http_client=httpx.Client(transport=transport)) as client:
+        client.responses.create(model="m", input="x")
+
+
+@MODES
+@pytest.mark.usefixtures("responses_used")
+@pytest.mark.parametrize("fault", RESPONSES_FAULTS)
+@ensureDeferred
+async def test_a4c_python_client_of_responses(world, fault, streamed):
+    await check(world, python_responses, fault, streamed, RESPONSES_FAULTS)
+
+
+@pytest.mark.node
+@MODES
+@pytest.mark.parametrize("fault", RESPONSES_FAULTS)
+@ensureDeferred
+async def test_a4c_node_client_of_responses(world, node_client, fault, streamed):
+    await check(world, node(node_client, responses=True), fault, streamed, RESPONSES_FAULTS)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from aigw.config.model import Config
 from aigw.errors import ConfigError, NotReady
 from aigw.net.tls import Identity
+from aigw.proxy.router import Router
 from aigw.server.listeners import InheritedSocket, configured_listeners
 from aigw.upstream.providers import Connect, Upstream
 
@@ -27,6 +28,7 @@ class Runtime:
         if mistakes or upstream is None or listeners is None:
             raise ConfigError([config.located(each) for each in mistakes])
         self.upstream = upstream
+        self.router = Router(config)
         self.listeners = listeners
 
     def check_ready(self) -> None:

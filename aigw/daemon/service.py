@@ -60,8 +60,7 @@ class GatewayService(Service):
     ) -> None:
         """Reads the configuration and its files, and opens nothing; each reload calls ``load`` again.
 
-        ``observer`` is the log unless ``--logger`` names another; ``environ`` may configure traces and proxies. Raises
-        ConfigError.
+        ``observer`` is the log unless ``--logger`` names another; ``environ`` is for traces. Raises ConfigError.
         """
         self._load = load
         self._reactor = reactor
@@ -237,7 +236,8 @@ class GatewayService(Service):
     def _trees(self, runtime: Runtime) -> tuple[ApiResource, ApiResource]:
         """The resources for clients, and for administrators. Making them changes no state."""
         config = runtime.config
-        gateway = Gateway(config, runtime.upstream, self._cooldowns, self._reactor, log_attempt, running=self._running)
+        state = (self._cooldowns, self._reactor, log_attempt)
+        gateway = Gateway(config, runtime.upstream, *state, running=self._running, router=runtime.router)
 
         def check_ready() -> None:
             if self._drain is not None:

@@ -175,11 +175,3 @@ def _piece(reader: Decoder, coding: str) -> bytes:
         return reader.read()
     except ValueError as error:
         raise BadRequest(f"The body is not valid {coding}: {str(error)[:200]}.") from None
-
-
-_MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}
-
-
-def unnamed_coding(body: bytes | bytearray) -> str | None:
-    """The coding of a body that has no ``Content-Encoding``, guessed by its first bytes."""
-    return next((name for magic, name in _MAGIC.items() if body.startswith(magic)), None)

@@ -59,6 +59,15 @@ def check_response(body: bytes) -> tuple[str, str | None] | None:
     return (ERROR, reason_in(_value(bytes(found.error)))) if bytes(found.status) == b'"failed"' else None
 
 
+def check_count(body: bytes) -> tuple[str, str | None] | None:
+    """The same of a count of tokens, whose ``input_tokens`` is a number."""
+    try:
+        count = _value(bytes(envelope.outlined(body.removeprefix(b"\xef\xbb\xbf")).input_tokens))
+    except ValueError:
+        count = None
+    return None if isinstance(count, int) else check_answer("input_tokens", body)
+
+
 def failed_choice(choice: Any) -> bool:
     """Whether a choice, whole or of a stream, reports that it failed."""
     return isinstance(choice, dict) and (bool(choice.get("error")) or choice.get("finish_reason") in ("error", "abort"))

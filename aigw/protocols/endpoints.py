@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from aigw.protocols.answers import check_answer, check_choices, check_response
+from aigw.protocols.answers import check_answer, check_choices, check_count, check_response
 from aigw.protocols.chat import ChatScanner
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.error_bodies import error_body
@@ -14,6 +14,7 @@ from aigw.protocols.requests import read_chat, read_json, read_unstreamed, rewri
 from aigw.protocols.responses import ResponsesScanner
 
 _embeddings = partial(check_answer, "data")
+_no_stream = (read_unstreamed, rewrite_response)
 
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
@@ -22,6 +23,8 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint("completions", read_json, rewrite, check_choices, ChatScanner, error_body),
         Endpoint("embeddings", read_unstreamed, rewrite, _embeddings, ChatScanner, error_body),
         Endpoint("responses", read_json, rewrite_response, check_response, ResponsesScanner, error_body),
+        Endpoint("responses/compact", *_no_stream, check_response, ResponsesScanner, error_body),
+        Endpoint("responses/input_tokens", *_no_stream, check_count, ResponsesScanner, error_body),
     ]
 }
 

@@ -18,3 +18,18 @@ def error_event(broken: StreamBroken) -> bytes:
     message = f"{broken.message.removesuffix('.')}: {broken.detail}" if broken.detail else broken.message
     shape = {"message": message, "type": "upstream_error", "param": None, "code": broken.code}
     return b"data: %s\n\n" % msgspec.json.encode({"error": shape})
+
+
+def response_failed(broken: StreamBroken, response_id: str, sequence_number: int) -> bytes:
+    """The same for a stream of the responses API: the event that ends one which failed.
+
+    Codex reads the error in ``response``; the OpenAI clients raise by the one beside it.
+    """
+    error = {"code": broken.code, "message": broken.message}
+    event = {
+        "type": "response.failed",
+        "sequence_number": sequence_number,
+        "response": {"id": response_id, "object": "response", "status": "failed", "error": error, "output": []},
+        "error": {"message": broken.message, "type": "upstream_error", "param": None, "code": broken.code},
+    }
+    return b"event: response.failed\ndata: %s\n\n" % msgspec.json.encode(event)

@@ -16,6 +16,7 @@ from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages
 
 Rewritten = tuple[bytes | Pieces, tuple[str, ...]]
 
+_MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # how compressed data begins, and no JSON
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
 
@@ -83,6 +84,10 @@ def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:
         return BadRequest(f"The body {error}.")
     if len(body) <= envelope.SMALL and (not body or body.isspace()):
         return BadRequest("The body is empty; it must be a JSON object.")
+    for magic, coding in _MAGIC.items():
+        if body.startswith(magic):
+            right = f"send it with 'Content-Encoding: {coding}', or uncompressed"
+            return BadRequest(f"The body begins as {coding} data does, and no Content-Encoding says so; {right}.")
     return BadRequest(f"The body is not a JSON object: {error}.")
 
 

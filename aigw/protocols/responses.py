@@ -1,10 +1,12 @@
-"""The responses API: what an event of a stream means, and when the stream is complete."""
+"""The responses API: what an event means, when a stream is complete, and how it is reported that one broke."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from aigw.errors import StreamBroken
+from aigw.protocols.error_bodies import response_failed
 from aigw.protocols.meaning import END, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
 
@@ -19,6 +21,9 @@ _ENDS = ("response.completed", "response.incomplete", "response.cancelled", "res
 _END = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|cancelled|failed)"')
 _BEGINNING = re.compile(rb'"type"\s*:\s*"(?:%s)"' % b"|".join(re.escape(name.encode()) for name in _ANNOUNCEMENTS))
 _NEAR = 256  # bytes in which the type of a large event is looked for
+# A quote inside a JSON string is escaped: neither is met by what a model writes.
+_ID = re.compile(rb'"response"\s*:\s*\{.*?"id"\s*:\s*"([^"\\]{1,200})"', re.DOTALL)
+_NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})')
 
 
 class ResponsesScanner(StreamScanner):
@@ -29,6 +34,12 @@ class ResponsesScanner(StreamScanner):
     other = b"response.failed", b"response.cancelled"
     text = re.compile(rb'"delta"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
     must_finish = True
+    error_event_ends_it = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._id = ""
+        self._next = 0  # after the largest number that was noted
 
     def meaning(self, value: dict[str, Any]) -> Meaning:
         """See StreamScanner."""
@@ -58,3 +69,18 @@ class ResponsesScanner(StreamScanner):
     def raises(self, value: dict[str, Any]) -> bool:
         """See StreamScanner: both ``error`` and ``response.failed`` are the protocol's own."""
         return True
+
+    def _meaning_of(self, event: bytes) -> Meaning:
+        self.remember(event)
+        return super()._meaning_of(event)
+
+    def remember(self, data: bytes) -> None:
+        """Which response it is, and how far its numbers went."""
+        if not self._id and (found := _ID.search(data)):
+            self._id = found[1].decode(errors="replace")
+        self._next = max([self._next, *(int(number) + 1 for number in _NUMBER.findall(data))])
+
+    def error_event(self, broken: StreamBroken) -> bytes:
+        """``response.failed``, as the provider would send it. Codex reads nothing that has no ``type``."""
+        self.remember(self.passed_last)
+        return self.give_up_event() + response_failed(broken, self._id, self._next)

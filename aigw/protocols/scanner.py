@@ -1,7 +1,4 @@
-"""What the bytes of a streamed answer mean, and what of them may be passed on now.
-
-A scanner is fed every read of one answer. It knows no connection, no client and no clock.
-"""
+"""What the bytes of a streamed answer mean, and what may be passed on: no connection, no client and no clock here."""
 
 from __future__ import annotations
 
@@ -34,8 +31,7 @@ class StreamScanner(ABC):
     ``last`` is the ``[DONE]`` that goes on behind our event. ``usage`` has the tokens that were reported.
 
     A subclass holds what a protocol has of its own. ``sign`` stands in whatever may complete a stream. Most events hold
-    it in one of the ``usual`` forms, which complete nothing. ``other`` stands, in one of its forms, in an event that
-    looks like the usual ones and has to be looked at all the same. All other events are not looked at any closer.
+    it in one of the ``usual`` forms, which complete nothing; where one of the ``other`` stands too, it is looked at.
     """
 
     sign: ClassVar[bytes]
@@ -43,6 +39,7 @@ class StreamScanner(ABC):
     other: ClassVar[tuple[bytes, bytes]]
     text: ClassVar[re.Pattern[bytes]]  # finds the text in an event of output
     must_finish = False
+    error_event_ends_it: ClassVar[bool] = False  # clients take it for an end that is one only if the body ends rightly
 
     def __init__(self) -> None:
         self.has_output = False
@@ -60,6 +57,7 @@ class StreamScanner(ABC):
         self._every_event = False  # is to be looked at
         self._in_pieces = False  # an event is being passed on that was too large to wait for
         self._before = b""  # what was passed on of it last
+        self.passed_last = b""  # of what was no comment; looked at only where the stream breaks
 
     @abstractmethod
     def meaning(self, value: dict[str, Any]) -> Meaning:
@@ -81,6 +79,10 @@ class StreamScanner(ABC):
         """Whether an event that begins so is known to be no output, however long it is."""
         return False
 
+    def remember(self, data: bytes) -> None:
+        """Remember what an ``error_event`` repeats of a large event."""
+        self.passed_last = data
+
     def feed(self, data: bytes) -> tuple[bytes, Meaning]:
         """What may be passed on of the answer after these bytes of it, and what they mean.
 
@@ -92,9 +94,11 @@ class StreamScanner(ABC):
         if data.startswith(self._head) and data.endswith(self._tail):  # as nearly always: the last event, another text
             text = data[self._text]
             if b'"' not in text and b"\\" not in text and b"\n" not in text and b"\r" not in text:
+                self.passed_last = data
                 return data, OUTPUT
         if data[-2:] != b"\n\n" or data[:1] in b":\r\n":
             return self._feed_closely(data)
+        self.passed_last = data
         # Whole events. Only what may matter is looked at: no function of Python's own is called.
         signs = data.count(self.sign)
         if (
@@ -125,8 +129,12 @@ class StreamScanner(ABC):
         return rest
 
     def error_event(self, broken: StreamBroken) -> bytes:
-        """The event that reports to the client that the stream broke here. An event that is not whole is given up."""
-        return (b"\n\n" if self._in_pieces else b"") + error_event(broken)
+        """The event that reports to the client that the stream broke here."""
+        return self.give_up_event() + error_event(broken)
+
+    def give_up_event(self) -> bytes:
+        """What ends an event that was passed on in part."""
+        return b"\n\n" if self._in_pieces else b""
 
     def _feed_closely(self, data: bytes) -> tuple[bytes, Meaning]:
         if not self.has_output:
@@ -187,7 +195,7 @@ class StreamScanner(ABC):
                 return b"", self._keep(data)
             data, self._rest, self._rest_is_silence = bytes(self._rest) + data, bytearray(), None
         meaning = OUTPUT if self._in_pieces or not sse.is_silence(data) else SILENCE
-        end = self._end_of_events(data)
+        end = sse.end_of_events(self._before, data, self._in_pieces)
         if end != len(data):
             if (self._in_pieces and end == 0) or len(data) - end > HOLD_STREAM:
                 end = 0  # too large to wait for: it goes out in pieces
@@ -200,8 +208,10 @@ class StreamScanner(ABC):
             seen = self._before + data
             self._in_pieces = end == 0
             self._before = b" " + seen[-OVERLAP:] if self._in_pieces else b""
+            self.remember(seen)
             found = self._note_pieces(seen)
         elif meaning is not SILENCE:
+            self.passed_last = data
             data, found = self._look_at(data)
         return data, meaning if found is OUTPUT else found
 
@@ -222,15 +232,6 @@ class StreamScanner(ABC):
             self._rest_is_silence = sse.is_silence(data if at_a_line else b":" + data)
         self._rest += data
         return SILENCE if self._rest_is_silence else OUTPUT
-
-    def _end_of_events(self, data: bytes) -> int:
-        """The offset behind the last event that ends in ``data``, whose end may have begun in what went out before."""
-        before = self._before[-3:]
-        end = max(0, sse.boundary(before + data) - len(before))
-        if end or not self._in_pieces:
-            while data[end : end + 1] in (b"\r", b"\n"):  # the LF of a CRLF that was cut in two waits for nothing
-                end += 1
-        return end
 
     # What the end of the stream, and a failure, look like
 

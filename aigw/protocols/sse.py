@@ -50,6 +50,19 @@ def fields(event: bytes) -> tuple[str, bytes | None]:
     return name, b"\n".join(data) if data else None
 
 
+def end_of_events(before: bytes, data: bytes, inside: bool) -> int:
+    """The offset behind the last event that ends in ``data``, 0 if none does; its end may have begun in ``before``.
+
+    ``inside``: ``data`` begins within an event.
+    """
+    before = before[-3:]
+    end = max(0, boundary(before + data) - len(before))
+    if end or not inside:
+        while data[end : end + 1] in (b"\r", b"\n"):  # the LF of a CRLF that was cut in two waits for nothing
+            end += 1
+    return end
+
+
 def is_whole(rest: bytes) -> bool:
     """Whether what stands behind the last event is one itself but for its empty line, and not the half of one."""
     _, data = fields(rest)

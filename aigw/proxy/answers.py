@@ -195,7 +195,7 @@ class Stream(Relay):
         """End the client's answer; ahead of the end stands what the clients do not see by themselves."""
         failure = self._scanner.failure
         if failure is not None and not failure.reported:
-            self._write(self._scanner.error_event(failure))
+            self._report(failure)
             self._write(self._scanner.last)
         self._finish(failure, let_end)
 
@@ -240,11 +240,15 @@ class Stream(Relay):
         super().resumeProducing()
         self._last_activity = self._clock.seconds()
 
+    def _report(self, broken: StreamBroken) -> None:
+        self._write(self._scanner.error_event(broken))
+        broken.reported = self._scanner.error_event_ends_it
+
     def _break(self, code: str, message: str) -> None:
         failure = self._scanner.failure
         broken = StreamBroken(code, message, detail=failure.detail if failure else None)
         if failure is None or not failure.reported:
-            self._write(self._scanner.error_event(broken))
+            self._report(broken)
         self._finish(broken)
 
 

@@ -46,9 +46,10 @@ class Gateway:
         note_failure: AttemptSink,
         random: Callable[[], float] = random.random,
         running: set[Exchange] | None = None,
+        router: Router | None = None,
     ) -> None:
-        """``running`` holds every exchange that has not ended, whichever configuration it began with."""
-        self.router = Router(config)
+        """``running`` has each exchange that has not ended, of any configuration; ``router`` is that of ``config``."""
+        self.router = router or Router(config)
         self.upstream = upstream
         self.cooldowns = {path: health.at(path) for path in ENDPOINTS}
         self.random = random
@@ -165,10 +166,9 @@ class Exchange:
         step = attempt.step
         self._record.first_byte = now = self._clock.seconds()
         self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
-        length = held.length
-        if length is not None:
+        if held.length is not None:
             held.rewrite(self._gateway.router.without_keys[step.provider.name])
-            length = held.length
+        length = held.length
         self._record.answered_by(step, attempt.dropped)
         sent = headers.for_client(response.given.items())
         if self._gateway.keys.may_be_in(sent):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.web.resource import Resource
 
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
@@ -80,6 +82,13 @@ class EndpointResource(ApiResource):
         if coding := request.given.get(b"content-encoding"):
             request.coding = coding_in(coding)
 
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        """What is below and no endpoint itself: refused, and recorded, as a request to this one."""
+        request.postpath.insert(0, path)
+        leaf = copy(self)
+        leaf.isLeaf = True
+        return leaf
+
     def wrong_method(self, request: Request) -> GatewayError:
         """A client that asks for a WebSocket gets 426: Codex then uses HTTP at once."""
         if b"websocket" in (request.header(b"upgrade") or b"").lower():
@@ -145,16 +154,17 @@ class EndpointResource(ApiResource):
 def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
     root, v1 = PathPrefix(config), PathPrefix(config)
-    folders = {"": v1}
+    at: dict[str, ApiResource] = {"": v1}
     root.putChild(b"health", HealthResource(config))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", ModelsResource(config, gateway.router))
-    for endpoint in ENDPOINTS.values():
-        folder, _, name = endpoint.path.rpartition("/")
-        if folder not in folders:
-            folders[folder] = PathPrefix(config)
-            v1.putChild(folder.encode(), folders[folder])
-        calls = EndpointResource(config, endpoint, gateway, sink, begin_trace)
-        folders[folder].putChild(name.encode(), calls)
-        root.known = {**root.known, f"/v1/{endpoint.path}".encode(): calls}
+    for path, endpoint in sorted(ENDPOINTS.items()):  # an endpoint stands before those below it
+        folder, _, name = path.rpartition("/")
+        if folder not in at:
+            at[folder] = PathPrefix(config)
+            v1.putChild(folder.encode(), at[folder])
+        at[path] = calls = EndpointResource(config, endpoint, gateway, sink, begin_trace)
+        at[folder].isLeaf = False
+        at[folder].putChild(name.encode(), calls)
+        root.known = {**root.known, f"/v1/{path}".encode(): calls}
     return root

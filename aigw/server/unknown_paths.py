@@ -22,8 +22,10 @@ def _hint(text: str) -> str:
     for served in _LISTED:
         if text != served and plain.casefold() == served:
             return f"Did you mean {served}?"
-        if plain.endswith(served.removeprefix("/v1")) and not plain.startswith("/v1/"):
-            return f"All paths of the API begin with /v1: use {served}, with a base URL that ends in /v1."
-        if plain.startswith(served + "/") and plain.endswith(served.removeprefix("/v1")):
-            return f"The base URL must end in /v1, without the endpoint: use {served}."
+    for served in sorted(_LISTED, key=len, reverse=True):
+        if plain.endswith(served.removeprefix("/v1")):
+            if not plain.startswith("/v1/"):
+                return f"All paths of the API begin with /v1: use {served}, with a base URL that ends in /v1."
+            if any([plain.startswith(f"{other}/") for other in _LISTED]):
+                return f"The base URL must end in /v1, without the endpoint: use {served}."
     return f"This gateway has the paths {_SERVED}."

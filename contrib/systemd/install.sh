@@ -561,7 +561,7 @@ cmd_uninstall() {
     systemctl reset-failed 'ai-gateway*' 2>/dev/null || true
   fi
   info "removing $HOME_DIR, $WRAPPER and the units"
-  rm -rf "$HOME_DIR" "$WRAPPER" "$UNITS"/ai-gateway{,@}.service "$UNITS/ai-gateway.socket" "$SYSUSERS" "$TMPFILES"
+  rm -rf "$HOME_DIR" "$WRAPPER" "$UNITS"/ai-gateway{,@}.service "$UNITS/ai-gateway.socket" "$SYSUSERS" "$TMPFILES" /run/aigw
   if [ -n "$purge" ]; then
     info "removing $ETC, the drop-ins and the user"
     rm -rf "$ETC" /etc/systemd/system/ai-gateway{,@}.{service,socket}.d
