@@ -109,9 +109,9 @@ class Target:
         self.methods = methods = []
 
         class Spy(Channel):
-            def _judge(self, head, rest):
+            def _check_head(self, head, rest):
                 methods.append(head.method)
-                super()._judge(head, rest)
+                super()._check_head(head, rest)
 
         self.world.site.protocol = Spy
 
