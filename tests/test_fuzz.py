@@ -21,6 +21,7 @@ from twisted.internet.error import ConnectionDone
 
 from aigw.access import refused_keys
 from aigw.server.ahead import MAX_BEHIND
+from aigw.server.channel import Channel
 from tests.harness import AUTH, CHAT, HELLO, KEY, request, until
 from tests.memory import MemoryGateway, Wire
 from tests.properties import times
@@ -105,14 +106,14 @@ class Target:
 
     def __init__(self) -> None:
         self.world = MemoryGateway(steps=1, top=LIMITS)
-        self.methods: list[bytes] = []
-        find = self.world.site.getResourceFor
+        self.methods = methods = []
 
-        def spy(request):
-            self.methods.append(request.method)
-            return find(request)
+        class Spy(Channel):
+            def _check_head(self, head, rest):
+                methods.append(head.method)
+                super()._check_head(head, rest)
 
-        self.world.site.getResourceFor = spy
+        self.world.site.protocol = Spy
 
     def fire(self, segments: list[bytes], silent: bool = False) -> list[Answered]:
         """One connection that sends this, and everything that must be so whatever it is. Gives the answers."""
