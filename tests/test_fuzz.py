@@ -27,8 +27,13 @@ from tests.memory import MemoryGateway, Wire
 from tests.properties import times
 from tests.providers import chunk, completion, head, whole_stream
 
-GOOD = head(Content_Length=str(len(completion()))) + completion()
-STATUSES = {200, 400, 401, 404, 405, 408, 413, 431}
+ANSWER = completion(data=[{}], output=[], input_tokens=1)  # to a request of any endpoint
+RESPONSE = [
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"x"}\n\n',
+    b'event: response.completed\ndata: {"type":"response.completed","response":{"status":"completed"}}\n\n',
+]
+GOOD = head(Content_Length=str(len(ANSWER))) + ANSWER
+STATUSES = {200, 400, 401, 404, 405, 408, 413, 415, 431}
 LIMITS = {"limits": {"body": "64KiB"}}
 CANARY = request(HELLO)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -152,7 +157,7 @@ class Target:
                 assert b"content-length: %d\r\n" % len(body) in top.lower() + b"\r\n"
                 total += 1
                 if not silent:
-                    wire.say(whole_stream() if streamed(body) else GOOD)
+                    wire.say(good(top, body))
             self.world.turns()
         return total
 
@@ -164,6 +169,14 @@ class Target:
             self.wires()[:] = [wire for wire in self.wires() if not wire.disconnected]
         self.world.records.clear()
         self.world.failed.clear()
+
+
+def good(top: bytes, body: bytes) -> bytes:
+    """A provider's answer to a request of any endpoint."""
+    path = top.partition(b"\r\n")[0]
+    if b"/embeddings" in path or b"/responses/" in path or not streamed(body):
+        return GOOD
+    return whole_stream(RESPONSE) if b"/responses" in path else whole_stream()
 
 
 def streamed(body: bytes) -> bool:
@@ -429,7 +442,9 @@ async def test_s1_s4_s7_fuzz_on_real_sockets(world, times, tls, target, monkeypa
     """So many connections, which are answered as in memory: nothing more, nothing less, nothing else."""
     monkeypatch.setattr(refused_keys, "FREE", math.inf)  # S20: a wrong key would have to wait, and end its connection
     r = Random(f"seed {tls}")
-    provider = world.provider(lambda c: c.send(whole_stream() if streamed(c.provider.requests[-1].body) else GOOD))
+    provider = world.provider(
+        lambda c: c.send(good(c.provider.requests[-1].line.encode(), c.provider.requests[-1].body))
+    )
     gateway = world.gateway(provider, tls=tls, top=LIMITS)
     executed = 0
     for number in range(times):

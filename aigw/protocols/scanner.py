@@ -14,6 +14,7 @@ from aigw.protocols.refusals import reason_in
 from aigw.protocols.usage import MOST, ReportedUsage, find_usage
 
 HOLD_STREAM = 64 * 1024  # bytes of an event that waits for its end
+KEPT = 4096  # bytes of the last read that stay: with every read 100 stalled clients would keep 6 MiB
 HOLD_NOTHING = 1024 * 1024  # the same of one that is known to be no output
 OVERLAP = MOST + 64  # of an event in pieces: what is looked for stands whole in a piece and so much before it
 
@@ -79,9 +80,8 @@ class StreamScanner(ABC):
         """Whether an event that begins so is known to be no output, however long it is."""
         return False
 
-    def remember(self, data: bytes) -> None:
-        """Remember what an ``error_event`` repeats of a large event."""
-        self.passed_last = data
+    def remember(self, data: bytes) -> None:  # noqa: B027 - most protocols repeat nothing
+        """Remember what an ``error_event`` repeats of much data, which is not kept itself."""
 
     def feed(self, data: bytes) -> tuple[bytes, Meaning]:
         """What may be passed on of the answer after these bytes of it, and what they mean.
@@ -91,14 +91,16 @@ class StreamScanner(ABC):
         """
         if self._closely:
             return self._feed_closely(data)
+        if data[-2:] != b"\n\n" or data[:1] in b":\r\n":
+            return self._feed_closely(data)
+        if len(data) <= KEPT:
+            self.passed_last = data
+        else:
+            self.remember(data)
         if data.startswith(self._head) and data.endswith(self._tail):  # as nearly always: the last event, another text
             text = data[self._text]
             if b'"' not in text and b"\\" not in text and b"\n" not in text and b"\r" not in text:
-                self.passed_last = data
                 return data, OUTPUT
-        if data[-2:] != b"\n\n" or data[:1] in b":\r\n":
-            return self._feed_closely(data)
-        self.passed_last = data
         # Whole events. Only what may matter is looked at: no function of Python's own is called.
         signs = data.count(self.sign)
         if (
@@ -211,7 +213,7 @@ class StreamScanner(ABC):
             self.remember(seen)
             found = self._note_pieces(seen)
         elif meaning is not SILENCE:
-            self.passed_last = data
+            self.remember(data)
             data, found = self._look_at(data)
         return data, meaning if found is OUTPUT else found
 

@@ -98,8 +98,8 @@ class Stream(Relay):
         self._body: bytearray | None = None  # what came, where it is none
         self._held_size = 0
         self._full = False
-        self._last_meaning = SILENCE  # before the commit point
-        self._ends_at = math.inf  # when the end is due, as the provider has reported a failure
+        self._last_meaning = SILENCE  # before the commit point, and at the end
+        self._ends_at = math.inf  # when the end is due, as the provider has reported a failure or the end
 
     @property
     def usage(self) -> dict[str, int]:
@@ -122,12 +122,19 @@ class Stream(Relay):
         if client is None:
             self._hold(data)
             return
+        if self._last_meaning is END:
+            self._write(b"\n" if data[:1] == b"\n" else b"")
+            self._end_as_it_did(let_end=True)
+            return
         passed, meaning = self._scanner.feed(data)
         if passed:
             self.bytes_out += len(passed)
             client.write(passed)
         if meaning is OUTPUT:
             self._last_activity = self._clock.seconds()
+        elif meaning is END and passed.endswith(b"\r"):  # the LF of its empty line may be in the next read
+            self._last_meaning = END
+            self._expect_the_end()
         elif meaning is END:
             self._end_as_it_did(let_end=True)
         elif meaning is ERROR:
@@ -176,17 +183,18 @@ class Stream(Relay):
 
     def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
         """See Relay."""
+        in_two = self._pieces[-1:] != [] and self._pieces[-1].endswith(b"\r")  # see dataReceived
         flowing = super().flow(client, seconds)
-        if not self._over and self._last_meaning is END:
+        if not self._over and self._last_meaning is END and not in_two:
             self._end_as_it_did(let_end=True)
-        elif self._last_meaning is ERROR:
+        elif self._last_meaning is ERROR or (self._last_meaning is END and not self._over):
             self._expect_the_end()
         return flowing
 
     # The end
 
     def _expect_the_end(self) -> None:
-        """The provider has reported a failure, so nothing but the end follows."""
+        """The provider has reported a failure or the end, so nothing but the end follows."""
         if self._ends_at == math.inf and self._timer is not None:
             self._ends_at = self._clock.seconds() + END_SECONDS
             self._timer.reset(END_SECONDS)
@@ -230,7 +238,7 @@ class Stream(Relay):
         return min(super()._time_left(), self._ends_at - self._clock.seconds())
 
     def _too_late(self) -> None:
-        if self._scanner.failure is not None:
+        if self._scanner.failure is not None or self._last_meaning is END:
             self._end_as_it_did()
         else:
             self._break("stream_idle_timeout", f"The provider sent nothing for {self._limit:g} s.")
