@@ -42,24 +42,28 @@ async def test_a4_a_reset_is_told_of_as_such(world):
 
 
 @ensureDeferred
-async def test_a2_at_most_64_events_are_held(world):
-    provider = world.provider(begin_stream(*[ROLE] * 63))
+async def test_a2_events_without_output_are_held_whatever_their_number(world):
+    provider = world.provider(begin_stream(*[ROLE] * 100))
     client = await world.gateway(provider).send(request({**HELLO, "stream": True}))
     await until(lambda: provider.requests)
     assert client.received == b""
-    provider.connections[0].send(chunk(ROLE))
+    provider.connections[0].send(chunk(HEL))
     await bounded(client.started)
-    assert client.answer.body == ROLE * 64
+    assert client.answer.body == ROLE * 100 + HEL
 
 
 @ensureDeferred
-async def test_a2_at_most_64_kib_are_held(world):
-    provider = world.provider(begin_stream(b": " + b"x" * 65_000 + b"\n\n"))
+async def test_a2_of_more_than_64_kib_the_comments_and_what_comes_last_are_dropped(world):
+    large = ROLE.replace(b'"role"', b'"content": "",' + b" " * 33_000 + b'"role"')
+    assert len(large) < 64 * 1024 < 2 * len(large)
+    comments = b": " + b"x" * 40_000 + b"\n\n"
+    provider = world.provider(begin_stream(comments, large, large))
     client = await world.gateway(provider).send(request({**HELLO, "stream": True}))
     await until(lambda: provider.requests)
     assert client.received == b""
-    provider.connections[0].send(chunk(b": " + b"y" * 1000 + b"\n\n"))
+    provider.connections[0].send(chunk(HEL))
     await bounded(client.started)
+    assert client.answer.body == large + HEL
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
