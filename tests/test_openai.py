@@ -713,8 +713,8 @@ ANYWHERE = [
     (b": bye\nevent: done\ndata: [DONE]\n\n", DONE, None),
     (b"\xef\xbb\xbfdata: [DONE]\n\n", DONE, None),
     # failures
-    (b"event: error\n\n", ERROR, None),
-    (b"event: error\ndata: not json\n\n", ERROR, None),
+    (b"event: error\n\n", ERROR, "error"),
+    (b"event: error\ndata: not json\n\n", ERROR, "error"),
     (b'event: error\ndata: {"message":"no"}\n\n', ERROR, {"message": "no"}),
     (b'event: error\ndata: {"error":{"message":"no"}}\n\n', ERROR, {"message": "no"}),
     (b'event: error\ndata: "no"\n\n', ERROR, "no"),
@@ -896,8 +896,21 @@ DONE_ANYWHERE = [
 
 @pytest.mark.parametrize(("data", "complete"), DONE_ANYWHERE)
 def test_a4_done_says_that_a_stream_is_complete(data, complete):
-    for endpoint in ENDPOINTS.values():
+    for endpoint in (CHAT, COMPLETIONS):
         assert is_complete(endpoint, data) is complete, endpoint.path
+
+
+@pytest.mark.parametrize("data", [data for data, done in DONE_ANYWHERE if done])
+def test_a4_done_alone_is_no_end_of_a_response(data):
+    """Nothing but an event of its own completes one; the ``[DONE]`` is to go on behind ours."""
+    scanner = RESPONSES.scanner()
+    scanner.feed(b"data: output\n\n")
+    passed, _ = scanner.feed(data)
+    passed += scanner.finish()
+    assert passed + scanner.last == data
+    assert b"[DONE]" in scanner.last
+    assert scanner.failure is not None
+    assert (scanner.failure.code, scanner.finished) == ("stream_truncated", False)
 
 
 @pytest.mark.parametrize(
@@ -965,8 +978,8 @@ def test_a4_what_a_model_writes_never_completes_a_stream(text, path, ascii_only)
     [
         ({"message": "no"}, "no"),
         ("no", "no"),
-        ({"message": ["no"]}, None),
-        ({"detail": "no"}, None),
+        ({"message": ["no"]}, "no"),
+        ({"detail": "no"}, "no"),
         ({}, None),
         ([], None),
         (7, None),

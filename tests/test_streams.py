@@ -7,6 +7,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
 from tests.harness import HELLO, bounded, request, until
+from tests.memory import MemoryGateway
 from tests.providers import (
     COMMENT,
     LAST_CHUNK,
@@ -42,24 +43,45 @@ async def test_a4_a_reset_is_told_of_as_such(world):
 
 
 @ensureDeferred
-async def test_a2_at_most_64_events_are_held(world):
-    provider = world.provider(begin_stream(*[ROLE] * 63))
+async def test_a2_events_without_output_are_held_whatever_their_number(world):
+    provider = world.provider(begin_stream(*[ROLE] * 100))
     client = await world.gateway(provider).send(request({**HELLO, "stream": True}))
     await until(lambda: provider.requests)
     assert client.received == b""
-    provider.connections[0].send(chunk(ROLE))
+    provider.connections[0].send(chunk(HEL))
     await bounded(client.started)
-    assert client.answer.body == ROLE * 64
+    assert client.answer.body == ROLE * 100 + HEL
 
 
-@ensureDeferred
-async def test_a2_at_most_64_kib_are_held(world):
-    provider = world.provider(begin_stream(b": " + b"x" * 65_000 + b"\n\n"))
-    client = await world.gateway(provider).send(request({**HELLO, "stream": True}))
-    await until(lambda: provider.requests)
-    assert client.received == b""
-    provider.connections[0].send(chunk(b": " + b"y" * 1000 + b"\n\n"))
-    await bounded(client.started)
+def test_a2_of_more_than_64_kib_the_comments_and_what_comes_last_are_dropped():
+    large = ROLE.replace(b"data: ", b"data: " + b" " * 33_000)
+    assert len(large) < 64 * 1024 < 2 * len(large)
+    world = MemoryGateway()
+    client = world.ask(stream=True)
+    provider = world.doors["p1"].wire
+    provider.say(STREAM_HEAD)
+    for nothing in (b": " + b"x" * 40_000 + b"\n\n", large, large, COMMENT, ROLE):
+        provider.say(chunk(nothing))
+        assert client.take() == b""
+    provider.say(chunk(HEL))
+    assert client.take().partition(b"\r\n\r\n")[2] == b"".join(map(chunk, (large + ROLE + HEL,)))
+
+
+@pytest.mark.parametrize("nothing", [COMMENT, ROLE, b'data: {"type":"ping"}\n\n'], ids=["comment", "role", "ping"])
+def test_a2_what_says_nothing_never_commits_and_the_first_output_is_still_due(nothing):
+    world = MemoryGateway(timeout=30)
+    client = world.ask(stream=True)
+    provider = world.doors["p1"].wire
+    provider.say(STREAM_HEAD)
+    for _ in range(29):
+        world.clock.advance(1)
+        provider.say(chunk(nothing * 1000))
+    assert not provider.aborted
+    world.clock.advance(1.1)
+    assert provider.aborted
+    assert client.take() == b""
+    assert world.doors["p2"].wire.take()
+    assert world.failed[0].message == "first output limit of 30 s passed"
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])

@@ -29,6 +29,8 @@ def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[
     if envelope.is_list(items) and envelope.carries(items):
         return None
     error = _value(bytes(found.error))
+    if error is None:  # what is too large or too deep to be read is an error too
+        error = envelope.carries(found.error)
     if may_be_empty and not error and envelope.is_list(items):
         return None
     if error:

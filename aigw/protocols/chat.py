@@ -31,10 +31,8 @@ class ChatScanner(StreamScanner):
     other = b'"index":1', b'"index": 1'  # a second choice, or a second tool call
     text = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._begun: set[Any] = set()  # choices, by their index
-        self._finished: set[Any] = set()
+    _begun: frozenset[int] = frozenset()  # choices, by their index
+    _finished: frozenset[int] = frozenset()
 
     def meaning(self, value: dict[str, Any]) -> Meaning:
         """See StreamScanner."""
@@ -76,9 +74,9 @@ class ChatScanner(StreamScanner):
             index, reason = choice.get("index"), choice.get("finish_reason")
             if not isinstance(index, int) or not 0 <= index < MOST_CHOICES:
                 index = 0
-            self._begun.add(index)
+            self._begun |= {index}
             if isinstance(reason, str) and reason not in _NOT_GIVEN:
-                self._finished.add(index)
+                self._finished |= {index}
                 ended = True
             if index or self._finished:
                 self._every_event = self._closely = True  # another choice may begin, or go on

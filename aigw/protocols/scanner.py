@@ -139,18 +139,15 @@ class StreamScanner(ABC):
         return b"\n\n" if self._in_pieces else b""
 
     def _feed_closely(self, data: bytes) -> tuple[bytes, Meaning]:
-        if not self.has_output:
-            data, meaning = self._feed_first(data)
-            if not self.has_output:
-                return data, meaning
-        passed = self._feed_any(data)
-        self._closely = self._in_pieces or self._every_event or bool(self._rest)
+        passed = self._feed_any(data) if self.has_output else self._feed_first(data)
+        if self.has_output:
+            self._closely = self._in_pieces or self._every_event or bool(self._rest)
         return passed
 
     # Before the first output: event by event
 
     def _feed_first(self, data: bytes) -> tuple[bytes, Meaning]:
-        """The same, or all that was not passed on if the first output is in it."""
+        """The same; what holds the first output is looked at as what follows it."""
         if self._rest:
             if len(self._rest) + len(data) < HOLD_STREAM and self._continues_the_rest(data):
                 self._rest += data
@@ -164,14 +161,17 @@ class StreamScanner(ABC):
                 return data[:seen], meaning
             if meaning is OUTPUT:
                 self.has_output = True
-                return data, OUTPUT
+                if seen < len(data):
+                    return self._feed_any(data)
+                self.passed_last = data  # whole events, as nearly always
+                return self._look_at(data)
         rest = data[seen:]
         if len(rest) >= HOLD_STREAM:
             if sse.is_silence(rest):
                 rest = b":" if rest[-1:] not in (b"\r", b"\n") else b":\n"  # a comment without end
             elif len(rest) >= HOLD_NOTHING or not self.is_announcement(rest):
                 self.has_output = True
-                return data, OUTPUT
+                return self._feed_any(data)
         self._rest += rest
         if find_usage(data, 0, seen):
             self.usage.add(data[:seen])

@@ -145,7 +145,7 @@ class Stream(Relay):
     def _hold(self, data: bytes) -> None:
         if self._first is not None:
             data, self._first = self._first + data, None
-            is_stream = sse.begins_a_stream(data, self.mislabelled)
+            is_stream = data.startswith(b"data:") or sse.begins_a_stream(data, self.mislabelled)
             if is_stream is None:
                 self._first = data[:HOLD_STREAM]
                 return

@@ -171,8 +171,6 @@ class Exchange:
         length = held.length
         self._record.answered_by(step, attempt.dropped)
         sent = headers.for_client(response.given.items())
-        if self._gateway.keys.may_be_in(sent):
-            sent = self._gateway.keys.without(sent)
         if b"content-type" not in dict(sent):
             sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))
         rest = started + seconds - now
@@ -181,6 +179,8 @@ class Exchange:
             rest = step.idle_timeout
         elif length is None and isinstance(response.length, int):
             length = response.length
+        if self._gateway.keys.may_be_in(sent):
+            sent = self._gateway.keys.without(sent)
         self._client.begin(response.code, sent, length)
         self._flowing = held
         flowing = held.flow(self._client, max(0.0, rest))
