@@ -163,7 +163,9 @@ def test_b9_logs_are_json_by_default_and_it_stops_on_sigterm(tmp_path):
                 <= {"time", "level", "message", "fields", "request_id"}
             )
         assert [line["level"] for line in lines if line.get("request_id") == "id-1"] == ["WARN", "WARN"]
-        assert {"The gateway has started", "The gateway is stopping", "The gateway has stopped"} <= {line["message"] for line in lines}
+        assert {"The gateway has started", "The gateway is stopping", "The gateway has stopped"} <= {
+            line["message"] for line in lines
+        }
         text = daemon.err.read_text() + daemon.out.read_text()
         assert "canary" not in text
         assert KEYS["GATEWAY_API_KEY"] not in text

@@ -308,7 +308,10 @@ def test_b11_a_key_of_another_certificate(world, kind):
     with pytest.raises(ConfigError) as wrong:
         world.gateway(None, top=FILES)
     (mistake,) = wrong.value.mistakes
-    assert mistake == f"tls: {world.folder / 'server.key'} is not the key of the certificate in {world.folder / 'server.pem'}"
+    assert (
+        mistake
+        == f"tls: {world.folder / 'server.key'} is not the key of the certificate in {world.folder / 'server.pem'}"
+    )
 
 
 def test_b11_b2_all_that_is_wrong_is_said_at_once(world):
