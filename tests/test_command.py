@@ -172,7 +172,7 @@ def test_d6_init_overwrites_nothing(tmp_path, there):
     path.write_text("mine") if there == "file" else path.symlink_to("nowhere")
     done = run(tmp_path, "init", config=None, input="\n".join(ANSWERS))
     assert done.returncode == 73
-    assert "config.yaml exists, and init overwrites nothing" in done.stderr
+    assert "config.yaml exists already and is kept" in done.stderr
     assert [each.name for each in tmp_path.iterdir()] == ["config.yaml"]
     assert there != "file" or path.read_text() == "mine"
     assert run(tmp_path, "init", "other.yaml", config=None, input="\n".join(ANSWERS)).returncode == 0
@@ -184,15 +184,15 @@ def test_d6_init_overwrites_nothing(tmp_path, there):
         ([], "the input has no answer to the question 'Base URL"),
         ([""], "at least one provider is required"),
         (["a", "ftp://x/v1", "m", "", ""], "write a URL that begins with https:// or http://"),
-        (["a", "https://x/v1", "", "", ""], "a name is required"),
+        (["a", "https://x/v1", "", "", ""], "write a name of printable characters"),
         (["a", "https://x/v1", "m", "sk-Canary4711key", ""], "write the name of the variable (A to Z"),
         (["a", "https://x/v1", "m", "gsk_Canary4711key", ""], "write the name of the variable (A to Z"),
         (["a", "https://x/v1", "m", "", "", "r", "CANARY-4711"], "write the name of the variable (A to Z"),
         (["a", "https://x/v1", "m", "", "a", "https://y/v1"], "another provider has this name"),
-        (["a", "https://x/v1?q=1", "m", "", "", "", ""], "the URL holds a query"),
+        (["a", "https://x/v1?q=1", "m", "", "", "", ""], "the URL contains a query"),
         (["a", "https://x/v1/chat/completions", "m", "", "", "", ""], "the URL ends in /chat/completions"),
-        (["a\x1b[2J", "https://x/v1", "m", "", ""], "a name is required"),
-        (["${A}", "https://x/v1", "m", "", ""], "a name is required"),
+        (["a\x1b[2J", "https://x/v1", "m", "", ""], "write a name of printable characters"),
+        (["${A}", "https://x/v1", "m", "", ""], "write a name of printable characters"),
     ],
 )  # fmt: skip
 def test_init_takes_no_answer_that_cannot_work_and_repeats_no_key(tmp_path, answers, said):

@@ -163,7 +163,9 @@ def test_b9_logs_are_json_by_default_and_it_stops_on_sigterm(tmp_path):
                 <= {"time", "level", "message", "fields", "request_id"}
             )
         assert [line["level"] for line in lines if line.get("request_id") == "id-1"] == ["WARN", "WARN"]
-        assert {"Started", "Stopping", "Stopped"} <= {line["message"] for line in lines}
+        assert {"The gateway has started", "The gateway is stopping", "The gateway has stopped"} <= {
+            line["message"] for line in lines
+        }
         text = daemon.err.read_text() + daemon.out.read_text()
         assert "canary" not in text
         assert KEYS["GATEWAY_API_KEY"] not in text
@@ -371,9 +373,9 @@ def test_b24_variables_that_name_a_proxy_are_warned_of_once_and_their_values_are
     environ = {**KEYS, "HTTPS_PROXY": secret, "http_proxy": secret, "ALL_PROXY": "", "NO_PROXY": "x"}
     said = "HTTPS_PROXY and http_proxy have no effect: the gateway calls the providers directly, without a proxy"
     with Daemon(tmp_path, environ=environ) as daemon:
-        daemon.wait_for("Started")
+        daemon.wait_for("The gateway has started")
         daemon.process.send_signal(signal.SIGHUP)
-        daemon.wait_for("Reloaded")
+        daemon.wait_for("The gateway has reloaded")
         lines = daemon.lines()
     assert [line["level"] for line in lines if line["message"] == said] == ["WARN"]
     assert "canary" not in json.dumps(lines)

@@ -114,7 +114,7 @@ def test_b7_too_many_trailers_are_too_many_however_they_are_cut(reads):
     framing = ResponseParser()
     for at in range(0, len(wire), size):
         framing.feed(wire[at : at + size])
-    assert framing.broken == "headers are too many or too large"
+    assert framing.broken == "its headers are too many or too large"
     assert not framing.complete
 
 

@@ -400,10 +400,10 @@ def test_b9_a_standard_error_that_nobody_reads_stops_nothing_and_each_line_is_re
         int(float(line.split()[1])) for line in metrics.splitlines() if line.startswith("aigw_log_lines_dropped_total")
     ]
     assert dropped > 0
-    lines = [json.loads(line) for line in read_all(unread.fd, '"dropped"')]
+    lines = [json.loads(line) for line in read_all(unread.fd, "Log lines were dropped")]
     unread.ask(1)
     lines += [json.loads(line) for line in read_all(unread.fd, '"Request"')]
-    notices = [line for line in lines if "dropped" in line["fields"]]
+    notices = [line for line in lines if line["message"].startswith("Log lines were dropped")]
     ours = [line for line in lines if line["message"] == "Request" or line["message"].startswith("Step failed")]
     logged = (times + 1) * (STEPS + 1)
     assert [(line["level"], line["fields"]["dropped"]) for line in notices] == [("WARN", dropped)]

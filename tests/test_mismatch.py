@@ -32,7 +32,7 @@ async def test_s8_plain_http_at_the_https_port_is_told_so(world, sent):
     await bounded(client.closed)
     await until(lambda: gateway.service._site.limiter.open == 0)
     assert (await gateway.get("/health")).status == 200
-    (line,) = [each for each in world.log if "speaks plain HTTP" in each]
+    (line,) = [each for each in world.log if "uses plain HTTP" in each]
     assert '"addresses":{"127.0.0.1":1}' in line.replace(" ", "")
 
 
@@ -54,7 +54,7 @@ async def test_s8_tls_at_the_plain_port_is_closed_at_the_first_byte(world, size)
         client = await gateway.send(HELLO_BYTES[:size])
         await bounded(client.closed, 2.0)
         assert client.received == b""
-    lines = [each for each in world.log if "speaks TLS" in each]
+    lines = [each for each in world.log if "uses TLS" in each]
     assert len(lines) == 1, "and the others in 10 s"
     assert "127.0.0.1" in lines[0]
 

@@ -308,7 +308,10 @@ def test_b11_a_key_of_another_certificate(world, kind):
     with pytest.raises(ConfigError) as wrong:
         world.gateway(None, top=FILES)
     (mistake,) = wrong.value.mistakes
-    assert mistake == f"tls: {world.folder / 'server.key'} is not the key of {world.folder / 'server.pem'}"
+    assert (
+        mistake
+        == f"tls: {world.folder / 'server.key'} is not the key of the certificate in {world.folder / 'server.pem'}"
+    )
 
 
 def test_b11_b2_all_that_is_wrong_is_said_at_once(world):
@@ -471,6 +474,6 @@ async def test_s7_b11_a_client_that_leaves_in_its_handshake_alarms_nobody(world,
     await bounded(client.closed)
     assert HEALTHY not in client.received
     assert (await visit(gateway.port, trusting(world))).answer.endswith(HEALTHY)
-    assert ["speaks plain HTTP" in line for line in alarming(world)] == [True] * (case == "plain HTTP")
+    assert ["uses plain HTTP" in line for line in alarming(world)] == [True] * (case == "plain HTTP")
     assert not any("traceback" in line for line in world.log)
     assert world.records == []

@@ -35,7 +35,7 @@ _FIRST = (
 
 
 def for_provider(given: Mapping[bytes, bytes]) -> Lines:
-    """What of a client's request goes on to a provider; ``given`` are its headers by lower-case name.
+    """What of a client's request is sent to a provider; ``given`` are its headers by lower-case name.
 
     A value with a control character is left out.
     """

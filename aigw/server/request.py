@@ -59,7 +59,7 @@ class Request(TwistedRequest):
         self.channel = channel
         self.site = channel.site
         self.transport = channel.transport
-        self.body: bytes | bytearray = b""  # which nobody is to change
+        self.body: bytes | bytearray = b""  # which is not to be changed
         self._head = b""
         self.given: Mapping[bytes, bytes] = {}  # the headers by lower-case name, from the head on
         self.bytes_in = 0

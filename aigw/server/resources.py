@@ -35,7 +35,7 @@ class ApiResource(TwistedResource):
         return NotFound(self.config)
 
     def admit(self, request: Request) -> None:
-        """Judge the request by its head: who asks at first, so that who may not learns nothing.
+        """Judge the request by its head: its caller first, so that a client without a key gets no other error.
 
         Raises PathNotFound unless the path ends here, MethodNotAllowed, and what ``identify`` does.
         """
@@ -91,7 +91,7 @@ class HealthResource(ApiResource):
     """``GET /health``: the process runs. It needs no key and asks no provider."""
 
     def identify(self, request: Request) -> None:
-        """Everybody may ask."""
+        """No key is needed."""
 
     def render(self, request: Any) -> bytes:
         """The same bytes as the original program."""

@@ -42,7 +42,7 @@ class _Rest(Protocol):
     over = False
 
     def dataReceived(self, data: bytes) -> None:
-        """Nobody needs it."""
+        """The rest of the body is not needed."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.over = True

@@ -112,7 +112,7 @@ def _share(who: Contestant, seconds: float = 2.0) -> float:
 
 def held_up_ms(lines: Iterable[str]) -> list[float]:
     """What the gateway logged of its event loop."""
-    return [float(json.loads(line)["fields"]["lag_ms"]) for line in lines if "held up" in line]
+    return [float(json.loads(line)["fields"]["lag_ms"]) for line in lines if "The event loop was blocked" in line]
 
 
 def processes(setup: Setup, cores: Sequence[int], seconds: float) -> str:
