@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from aigw.errors import StreamBroken
@@ -18,8 +19,8 @@ KEPT = 4096  # bytes of the last read that stay: with every read 100 stalled cli
 HOLD_NOTHING = 1024 * 1024  # the same of one that is known to be no output
 OVERLAP = MOST + 64  # of an event in pieces: what is looked for stands whole in a piece and so much before it
 
-# An unescaped quote cannot stand inside a JSON string, nor a line end: neither this pattern nor that of a protocol is
-# met by what a model writes. Each begins with what is found fast: as alternatives of one they cost 25 times as much.
+# A quote or a line end inside a JSON string is escaped: no model writes what this or a protocol's pattern finds. Each
+# begins with what is found fast: as alternatives of one they cost 25 times as much.
 _DONE = re.compile(rb"data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
 
 
@@ -30,7 +31,6 @@ class StreamScanner(ABC):
     the answer itself said that it is; ``must_finish``: it always does, so ``[DONE]`` alone is no end. ``error`` is what
     was reported before the first output, ``failure`` why the stream is no whole answer, although it may end as one.
     ``last`` is the ``[DONE]`` that goes on behind our event. ``usage`` has the tokens that were reported.
-
     A subclass holds what a protocol has of its own. ``sign`` stands in whatever may complete a stream. Most events hold
     it in one of the ``usual`` forms, which complete nothing; where one of the ``other`` stands too, it is looked at.
     """
@@ -40,6 +40,7 @@ class StreamScanner(ABC):
     other: ClassVar[tuple[bytes, bytes]]
     text: ClassVar[re.Pattern[bytes]]  # finds the text in an event of output
     must_finish = False
+    is_known_to_finish: Callable[[], bool] = staticmethod(lambda: False)  # whether this model always does
     error_event_ends_it: ClassVar[bool] = False  # clients take it for an end that is one only if the body ends rightly
 
     def __init__(self) -> None:
@@ -80,8 +81,8 @@ class StreamScanner(ABC):
         """Whether an event that begins so is known to be no output, however long it is."""
         return False
 
-    def remember(self, data: bytes) -> None:  # noqa: B027 - most protocols repeat nothing
-        """Remember what an ``error_event`` repeats of much data, which is not kept itself."""
+    def remember(self, data: bytes) -> None:  # noqa: B027
+        """Remember what an ``error_event`` repeats of much data, which is not kept itself; mostly nothing."""
 
     def feed(self, data: bytes) -> tuple[bytes, Meaning]:
         """What may be passed on of the answer after these bytes of it, and what they mean.
@@ -276,8 +277,7 @@ class StreamScanner(ABC):
         meaning = self.note(value) if isinstance(value, dict) else OUTPUT
         if error is not None:
             self.note_failure(error, isinstance(value, dict) and self.raises(value))
-            return END if meaning is END else ERROR
-        return meaning
+        return ERROR if error is not None and meaning is not END else meaning
 
     def _note_pieces(self, data: bytes) -> Meaning:
         if find_usage(data):
@@ -288,7 +288,7 @@ class StreamScanner(ABC):
 
     def _done(self) -> Meaning:
         self.complete = True
-        if self.must_finish and not self.finished and self.failure is None:
+        if not self.finished and self.failure is None and (self.must_finish or self.is_known_to_finish()):
             self.failure = StreamBroken("stream_truncated", "The provider's stream ended before it was complete.")
         return END
 

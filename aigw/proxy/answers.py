@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import error
@@ -22,6 +23,8 @@ from aigw.upstream.connection import Response
 
 HOLD_PLAIN = 1024 * 1024
 NO_STREAM = "answered a streaming request without a stream"
+
+MustFinish = Callable[[], bool]
 
 
 class Plain(Relay):
@@ -87,12 +90,11 @@ class Stream(Relay):
 
     cut_short = "stream_truncated"
 
-    def __init__(self, endpoint: Endpoint, clock: IReactorTime, label: bytes, must_finish: bool) -> None:
-        """``label`` is the Content-Type, in lower case; ``must_finish``: the model gives a ``finish_reason`` always."""
+    def __init__(self, endpoint: Endpoint, clock: IReactorTime, label: bytes, must_finish: MustFinish) -> None:
+        """``label`` is the Content-Type, in lower case; ``must_finish``: does the model give a ``finish_reason``?"""
         super().__init__(endpoint, clock)
         self._scanner = endpoint.scanner()
-        self._scanner.must_finish |= must_finish
-        self.must_finish = must_finish
+        self._scanner.is_known_to_finish = must_finish
         self.mislabelled = b"json" in label or b"html" in label
         self._first: bytes | None = b""  # what came, until it is known whether it is a stream
         self._body: bytearray | None = None  # what came, where it is none
@@ -261,7 +263,7 @@ class Stream(Relay):
 
 
 def hold(
-    response: Response, endpoint: Endpoint, stream: bool, clock: IReactorTime, must_finish: bool = False
+    response: Response, endpoint: Endpoint, stream: bool, clock: IReactorTime, must_finish: MustFinish
 ) -> Deferred[Relay]:
     """Read a 2xx answer up to the commit point. Fails with UpstreamBroken; cancelling hangs up on the provider."""
     relay: Relay

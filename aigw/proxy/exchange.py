@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -134,7 +135,7 @@ class Exchange:
 
         def judge(response: Response) -> Deferred[Relay]:
             answered.append(response)
-            must_finish = self._gateway.finishing.expected(step, self._call.endpoint.path)
+            must_finish = partial(self._gateway.finishing.expected, step, self._call.endpoint.path)
             return hold(response, self._call.endpoint, self._call.stream, self._clock, must_finish)
 
         def commit_or_hang_up(held: Relay) -> Deferred[None]:
@@ -247,7 +248,7 @@ class Exchange:
             result = Failure(held.failure)  # which is why the client left
         if not isinstance(result, Failure):
             self._health.succeeded(step)
-            if not held.must_finish and held.finished:
+            if held.finished:
                 self._gateway.finishing.note(step, self._call.endpoint.path)
             self._note(step, started, "ok", status, "")
             self._client.end()

@@ -60,7 +60,6 @@ class Relay(BodyProtocol, ABC):
     """One answer on its way. ``held`` fires with this Relay at the commit point; then ``flow`` lets it go on."""
 
     transport: Any
-    must_finish = True  # a stream's model is known to give a finish_reason; nothing else has one
     mislabelled = False  # a stream whose Content-Type is that of something else
     cut_short = ""  # the code of an answer that ends too early
 
@@ -98,11 +97,11 @@ class Relay(BodyProtocol, ABC):
         self._client = client
         self._last_activity = self._clock.seconds()
         self._limit = seconds
+        pieces, self._pieces = self._pieces, []
+        self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if not self._over:
             client.registerProducer(self, True)
             self._timer = self._clock.callLater(seconds, self._look_at_the_clock)
-        pieces, self._pieces = self._pieces, []
-        self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._over:
             self._finish(None)
         elif self._end is not None:
