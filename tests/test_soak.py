@@ -58,7 +58,7 @@ class Daemon:
             if b'"traceback"' in line or b"Unhandled" in line:
                 self.tracebacks.append(line.decode())
             if message == "Request":
-                self.statuses[int(re.search(rb'"status":(\d+),"outcome', line)[1])] += 1
+                self.statuses[int(re.search(rb'"status":(\d+),"duration_ms":\d+,"skipped"', line)[1])] += 1
             elif message not in QUIET:
                 self.last[message] = json.loads(line)["fields"]
 
