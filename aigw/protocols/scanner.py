@@ -243,30 +243,30 @@ class StreamScanner(ABC):
 
         ``whole``: it is one event, which may lack its empty line. Of the data what may be passed on, and what it means.
         """
-        meaning, start, ending = OUTPUT, 0, None
-        while whole or (ending := sse.find_end(data, start)):
-            end = len(data) if whole or ending is None else ending.end()
+        meaning, one = OUTPUT, whole or data.find(b"\n\n") == len(data) - 2
+        for start, end in [(0, len(data))] if one else sse.that_matter(data, 0, sse.boundary(data), self._matters):
             event = data[start:end]
-            signs = event.count(self.sign)
-            if (
-                self._every_event
-                or (signs != event.count(self.usual[0]) and signs != event.count(self.usual[1]))
-                or b"error" in event
-                or b"[DONE]" in event
-                or self.other[0] in event
-                or self.other[1] in event
-            ):
-                found = self._note_event(event)
-                if found is END:
-                    meaning, data = END, data[:end]
-                    if self.failure is not None and not self.failure.reported:
-                        self.last, data = event, data[:start]
-                    break
-                meaning = ERROR if found is ERROR else meaning
-            start, whole = end, False
+            found = self._note_event(event) if not one or self._matters(event) else OUTPUT
+            if found is END:
+                meaning, data = END, data[:end]
+                if self.failure is not None and not self.failure.reported:
+                    self.last, data = event, data[:start]
+                break
+            meaning = ERROR if found is ERROR else meaning
         if find_usage(data):
             self.usage.add(data)
         return data, meaning
+
+    def _matters(self, events: bytes) -> bool:
+        signs = events.count(self.sign)
+        return (
+            self._every_event
+            or (signs != events.count(self.usual[0]) and signs != events.count(self.usual[1]))
+            or b"error" in events
+            or b"[DONE]" in events
+            or self.other[0] in events
+            or self.other[1] in events
+        )
 
     def _note_event(self, event: bytes) -> Meaning:
         if _DONE.match(event):

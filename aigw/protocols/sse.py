@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 find_end = _END.search
@@ -35,6 +35,20 @@ def events(data: bytes) -> Iterator[bytes]:
     for match in _END.finditer(data):
         yield data[start : match.end()]
         start = match.end()
+
+
+def that_matter(data: bytes, start: int, end: int, matters: Callable[[bytes], bool]) -> Iterator[tuple[int, int]]:
+    """Where in whole events those are that matter, mostly one of many: half by half, not event by event."""
+    while start < end and matters(data[start:end]):
+        half = data.find(b"\n\n", (start + end) // 2, end) + 2
+        if 2 <= half < end and b"\r" not in data:
+            yield from that_matter(data, start, half, matters)
+        else:
+            first = find_end(data, start, end)
+            half = first.end() if first else end
+            if half == end or matters(data[start:half]):
+                yield start, half
+        start = half
 
 
 def fields(event: bytes) -> tuple[str, bytes | None]:
