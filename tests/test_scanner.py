@@ -199,3 +199,41 @@ def test_r3_nothing_asks_which_endpoint_it_is():
                 sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
                 found += [path.name] if any(side.endswith(("endpoint", "endpoint.path")) for side in sides) else []
     assert found == []
+
+
+def hostile_reads():
+    """Reads in which one event matters: the last one, behind many small ones, with each kind of line end."""
+    small, done = b"data: {}", b"data: [DONE]"
+    for end in (b"\n\n", b"\r\n\r\n", b"\r\r"):
+        yield (small + end) * 6000 + done + end
+    yield b"data: {}\n\n" * 3000 + b'data: {"error": null, "pad": "' + b"x" * 30_000 + b'"}\n\n'
+
+
+@pytest.mark.parametrize("data", [*hostile_reads()], ids=["LF", "CRLF", "CR", "a large one"])
+def test_b3_a3_many_small_events_in_one_read_are_gone_through_once(data):
+    scanner = ENDPOINTS["chat/completions"].scanner()
+    scanner.feed(event({"content": "x"}))
+    asked = 0
+    matters = scanner._matters
+
+    def counted(events: bytes) -> bool:
+        nonlocal asked
+        asked += len(events)
+        return matters(events)
+
+    scanner._matters = counted
+    passed, _ = scanner.feed(data)
+    assert passed == data
+    assert asked < 3 * len(data)
+
+
+@pytest.mark.parametrize("first", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+@pytest.mark.parametrize("second", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_a4_events_whose_line_ends_differ_are_two(first, second):
+    scanner = ENDPOINTS["chat/completions"].scanner()
+    scanner.feed(event({"content": "x"}))
+    finished = event(finish_reason="stop").rstrip()
+    data = finished + first + b"data: [DONE]" + second
+    assert scanner.feed(data) == (data, Meaning.END)
+    assert scanner.finished
+    assert scanner.complete

@@ -20,6 +20,7 @@ _ANNOUNCEMENTS = (
 _ENDS = ("response.completed", "response.incomplete", "response.cancelled", "response.failed")
 _END = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|cancelled|failed)"')
 _BEGINNING = re.compile(rb'"type"\s*:\s*"(?:%s)"' % b"|".join(re.escape(name.encode()) for name in _ANNOUNCEMENTS))
+KEPT = 4096  # bytes: with every last read kept, 100 stalled clients would cost 6 MiB
 _NEAR = 256  # bytes in which the type of a large event is looked for
 # A quote inside a JSON string is escaped: neither is met by what a model writes.
 _ID = re.compile(rb'"response"\s*:\s*\{.*?"id"\s*:\s*"([^"\\]{1,200})"', re.DOTALL)
@@ -35,11 +36,13 @@ class ResponsesScanner(StreamScanner):
     text = re.compile(rb'"delta"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
     must_finish = True
     error_event_ends_it = True
+    repeats = True
 
     def __init__(self) -> None:
         super().__init__()
         self._id = ""
         self._next = 0  # after the largest number that was noted
+        self._passed_last = b""  # not looked at yet
 
     def meaning(self, value: dict[str, Any]) -> Meaning:
         """See StreamScanner."""
@@ -71,10 +74,17 @@ class ResponsesScanner(StreamScanner):
         return True
 
     def _meaning_of(self, event: bytes) -> Meaning:
-        self.remember(event)
+        self._note_number(event)
         return super()._meaning_of(event)
 
     def remember(self, data: bytes) -> None:
+        """See StreamScanner: a small read is only looked at where the stream breaks behind it, a large one not kept."""
+        if self._id and len(data) <= KEPT:
+            self._passed_last = data
+        else:
+            self._note_number(data)
+
+    def _note_number(self, data: bytes) -> None:
         """Which response it is, and how far its numbers went."""
         if not self._id and (found := _ID.search(data)):
             self._id = found[1].decode(errors="replace")
@@ -82,5 +92,5 @@ class ResponsesScanner(StreamScanner):
 
     def error_event(self, broken: StreamBroken) -> bytes:
         """``response.failed``, as the provider would send it. Codex reads nothing that has no ``type``."""
-        self.remember(self.passed_last)
+        self._note_number(self._passed_last)
         return self.give_up_event() + response_failed(broken, self._id, self._next)

@@ -15,7 +15,6 @@ from aigw.protocols.refusals import reason_in
 from aigw.protocols.usage import MOST, ReportedUsage, find_usage
 
 HOLD_STREAM = 64 * 1024  # bytes of an event that waits for its end
-KEPT = 4096  # bytes of the last read that stay: with every read 100 stalled clients would keep 6 MiB
 HOLD_NOTHING = 1024 * 1024  # the same of one that is known to be no output
 OVERLAP = MOST + 64  # of an event in pieces: what is looked for stands whole in a piece and so much before it
 
@@ -42,6 +41,7 @@ class StreamScanner(ABC):
     must_finish = False
     is_known_to_finish: Callable[[], bool] = staticmethod(lambda: False)  # whether this model always does
     error_event_ends_it: ClassVar[bool] = False  # clients take it for an end that is one only if the body ends rightly
+    repeats: ClassVar[bool] = False  # an ``error_event`` repeats some of what was passed on
 
     def __init__(self) -> None:
         self.has_output = False
@@ -59,7 +59,6 @@ class StreamScanner(ABC):
         self._every_event = False  # is to be looked at
         self._in_pieces = False  # an event is being passed on that was too large to wait for
         self._before = b""  # what was passed on of it last
-        self.passed_last = b""  # of what was no comment; looked at only where the stream breaks
 
     @abstractmethod
     def meaning(self, value: dict[str, Any]) -> Meaning:
@@ -82,7 +81,7 @@ class StreamScanner(ABC):
         return False
 
     def remember(self, data: bytes) -> None:  # noqa: B027
-        """Remember what an ``error_event`` repeats of much data, which is not kept itself; mostly nothing."""
+        """Remember of what is passed on what an ``error_event`` repeats."""
 
     def feed(self, data: bytes) -> tuple[bytes, Meaning]:
         """What may be passed on of the answer after these bytes of it, and what they mean.
@@ -94,15 +93,13 @@ class StreamScanner(ABC):
             return self._feed_closely(data)
         if data[-2:] != b"\n\n" or data[:1] in b":\r\n":
             return self._feed_closely(data)
-        if len(data) <= KEPT:
-            self.passed_last = data
-        else:
+        if self.repeats:
             self.remember(data)
         if data.startswith(self._head) and data.endswith(self._tail):  # as nearly always: the last event, another text
             text = data[self._text]
             if b'"' not in text and b"\\" not in text and b"\n" not in text and b"\r" not in text:
                 return data, OUTPUT
-        # Whole events. Only what may matter is looked at: no function of Python's own is called.
+        # Whole events. Only what may matter is looked at: here no function is called, so this repeats ``_matters``.
         signs = data.count(self.sign)
         if (
             (signs != data.count(self.usual[0]) and signs != data.count(self.usual[1]))
@@ -164,7 +161,8 @@ class StreamScanner(ABC):
                 self.has_output = True
                 if seen < len(data):
                     return self._feed_any(data)
-                self.passed_last = data  # whole events, as nearly always
+                if self.repeats:
+                    self.remember(data)
                 return self._look_at(data)
         rest = data[seen:]
         if len(rest) >= HOLD_STREAM:
@@ -243,8 +241,8 @@ class StreamScanner(ABC):
 
         ``whole``: it is one event, which may lack its empty line. Of the data what may be passed on, and what it means.
         """
-        meaning, one = OUTPUT, whole or data.find(b"\n\n") == len(data) - 2
-        for start, end in [(0, len(data))] if one else sse.that_matter(data, 0, sse.boundary(data), self._matters):
+        meaning, one = OUTPUT, whole or (data.find(b"\n\n") == len(data) - 2 and b"\r" not in data)
+        for start, end in [(0, len(data))] if one else sse.that_matter(data, self._matters):
             event = data[start:end]
             found = self._note_event(event) if not one or self._matters(event) else OUTPUT
             if found is END:
@@ -258,6 +256,7 @@ class StreamScanner(ABC):
         return data, meaning
 
     def _matters(self, events: bytes) -> bool:
+        """Whether one of them may have to be looked at: a few searches, as most have not."""
         signs = events.count(self.sign)
         return (
             self._every_event

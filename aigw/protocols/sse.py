@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+BLOCK = 16
 
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 find_end = _END.search
@@ -37,18 +40,15 @@ def events(data: bytes) -> Iterator[bytes]:
         start = match.end()
 
 
-def that_matter(data: bytes, start: int, end: int, matters: Callable[[bytes], bool]) -> Iterator[tuple[int, int]]:
-    """Where in whole events those are that matter, mostly one of many: half by half, not event by event."""
-    while start < end and matters(data[start:end]):
-        half = data.find(b"\n\n", (start + end) // 2, end) + 2
-        if 2 <= half < end and b"\r" not in data:
-            yield from that_matter(data, start, half, matters)
-        else:
-            first = find_end(data, start, end)
-            half = first.end() if first else end
-            if half == end or matters(data[start:half]):
-                yield start, half
-        start = half
+def that_matter(data: bytes, matters: Callable[[bytes], bool]) -> Iterator[tuple[int, int]]:
+    """Where in ``data`` the whole events are that matter, mostly one of many: BLOCK of them are asked about at once."""
+    ends = [0, *[match.end() for match in _END.finditer(data)]]
+    for first in range(0, len(ends) - 1, BLOCK):
+        block = ends[first : first + BLOCK + 1]
+        if matters(data[block[0] : block[-1]]):
+            for start, end in pairwise(block):
+                if matters(data[start:end]):
+                    yield start, end
 
 
 def fields(event: bytes) -> tuple[str, bytes | None]:
