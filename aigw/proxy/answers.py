@@ -134,11 +134,8 @@ class Stream(Relay):
             client.write(passed)
         if meaning is OUTPUT:
             self._last_activity = self._clock.seconds()
-        elif meaning is END and passed.endswith(b"\r"):  # the LF of its empty line may be in the next read
-            self._last_meaning = END
-            self._expect_the_end()
         elif meaning is END:
-            self._end_as_it_did(let_end=True)
+            self._at_the_end(passed)
         elif meaning is ERROR:
             self._expect_the_end()
 
@@ -185,15 +182,23 @@ class Stream(Relay):
 
     def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
         """See Relay."""
-        in_two = self._pieces[-1:] != [] and self._pieces[-1].endswith(b"\r")  # see dataReceived
+        passed = self._pieces[-1]
         flowing = super().flow(client, seconds)
-        if not self._over and self._last_meaning is END and not in_two:
-            self._end_as_it_did(let_end=True)
-        elif self._last_meaning is ERROR or (self._last_meaning is END and not self._over):
+        if self._last_meaning is END and not self._over:
+            self._at_the_end(passed)
+        elif self._last_meaning is ERROR:
             self._expect_the_end()
         return flowing
 
     # The end
+
+    def _at_the_end(self, passed: bytes) -> None:
+        """The event that ends the stream has been passed on."""
+        if passed.endswith(b"\r"):  # the LF of its empty line may be in the next read
+            self._last_meaning = END
+            self._expect_the_end()
+        else:
+            self._end_as_it_did(let_end=True)
 
     def _expect_the_end(self) -> None:
         """The provider has reported a failure or the end, so nothing but the end follows."""
