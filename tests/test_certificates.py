@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from cryptography import x509
@@ -233,7 +234,7 @@ STRICTER = {
 """Where curl accepts what the gateway refuses, and why the gateway does."""
 
 
-class AdminResource(Protocol):
+class ServerConnection(Protocol):
     """The provider's end of one connection."""
 
     def connectionMade(self) -> None:
@@ -252,14 +253,14 @@ class AdminResource(Protocol):
 class Server(Factory):
     """A provider on loopback that shows whatever certificate it is to show, however weak."""
 
-    protocol = AdminResource
+    protocol = ServerConnection
     noisy = False
 
     def __init__(self) -> None:
         self.port = reactor.listenTCP(0, TLSMemoryBIOFactory(self, False, self), interface="127.0.0.1")
         self.number = self.port.getHost().port
         self.received = b""
-        self.open: set[AdminResource] = set()
+        self.open: set[ServerConnection] = set()
 
     def show(self, issued: Issued, ciphers: bytes = b"ALL", version: int = SSL.TLS1_3_VERSION) -> None:
         context = SSL.Context(SSL.TLS_METHOD)
@@ -296,13 +297,20 @@ class Visitor(Protocol):
             self.done.errback(reason)
 
 
-@pytest.fixture(scope="module")
-def server(warm_reactor):
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A Server, closed in the end with all its connections."""
     server = Server()
     yield server
     for each in list(server.open):
         each.transport.abortConnection()
     server.port.stopListening()
+
+
+@pytest.fixture(scope="module")
+def server(warm_reactor):
+    with serving() as server:
+        yield server
 
 
 async def verdict(server: Server, creator: ProviderTls) -> str | None:

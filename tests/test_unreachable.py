@@ -11,7 +11,7 @@ from tests.certificates import DAY, NOW, authority, dns, ip, issue
 from tests.harness import until
 from tests.memory import MemoryGateway
 from tests.providers import answer, fin, hang, raw
-from tests.test_certificates import Server
+from tests.test_certificates import serving
 
 IS_IT_HTTP = "does base_url need http://?"
 IS_IT_HTTPS = "does base_url need https://?"
@@ -116,11 +116,8 @@ CERTIFICATES = {
 
 @pytest.fixture(scope="module")
 def server(warm_reactor):
-    server = Server()
-    yield server
-    for each in list(server.open):
-        each.transport.abortConnection()
-    server.port.stopListening()
+    with serving() as server:
+        yield server
 
 
 @pytest.mark.parametrize("case", CERTIFICATES)

@@ -15,14 +15,8 @@ from aigw.telemetry.record import AttemptRecord, attempt_for_client
 Failures = Sequence[tuple[AttemptRecord, UpstreamFailure]]
 
 _MOST_READ = 4096  # of what a provider says of its failure
-
-
 MOST_OF_A_REASON = 300
-
-
 MOST_OF_A_MESSAGE = 1000
-
-
 _LEAST_OF_A_REASON = 20
 
 

@@ -16,17 +16,9 @@ REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # of the 4xx, those that
 FAILED = frozenset([408, 424, 499])  # of the 4xx, those by which the provider, or one behind it, says that it failed
 
 FOR_THIS_REQUEST = frozenset([402, 403])  # a flagged prompt, too large a ``max_tokens``, a closed model; or the account
-
-
 KEY_REST = 60.0
-
-
 RATE_LIMIT_REST = 10.0
-
-
 RETRY_FIRST = 0.5
-
-
 RETRY_MOST = 8.0
 
 
