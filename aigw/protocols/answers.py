@@ -8,16 +8,18 @@ from typing import Any
 from aigw.protocols import envelope
 from aigw.protocols.refusals import read_refusal, reason_in
 
+Mistake = tuple[str, str | None]  # what is wrong, and the reason in the provider's words
 ERROR = "answered 2xx with an error"
+EMPTY = "answered 2xx with an empty body"
 
 
-def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[str, str | None] | None:
+def check_answer(member: str, body: bytes, label: bytes = b"", may_be_empty: bool = False) -> Mistake | None:
     """Why a whole 2xx body is no answer, with the reason in the provider's words if there is one; None for an answer.
 
     An answer carries a list ``member``. It ``may_be_empty`` where no error stands beside it.
     """
     if not body.strip():
-        return "answered 2xx with an empty body", None
+        return EMPTY, None
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
         found = envelope.outlined(body)
@@ -40,7 +42,7 @@ def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[
     return f"answered 2xx without {'a list' if may_be_empty else 'anything in'} `{member}`", None
 
 
-def check_choices(body: bytes) -> tuple[str, str | None] | None:
+def check_choices(body: bytes, label: bytes = b"") -> Mistake | None:
     """The same of chat and completions, where a choice may be a failure."""
     mistake = check_answer("choices", body)
     if mistake is not None or not (b'"error"' in body or b'"abort"' in body):
@@ -52,7 +54,7 @@ def check_choices(body: bytes) -> tuple[str, str | None] | None:
     return ERROR, reasons[0] if reasons else f"finish_reason: {choices[0].get('finish_reason')}"
 
 
-def check_response(body: bytes) -> tuple[str, str | None] | None:
+def check_response(body: bytes, label: bytes = b"") -> Mistake | None:
     """The same of a response, which says itself that it failed."""
     mistake = check_answer("output", body, may_be_empty=True)
     if mistake is not None or b'"failed"' not in body:
@@ -61,13 +63,24 @@ def check_response(body: bytes) -> tuple[str, str | None] | None:
     return (ERROR, reason_in(_value(bytes(found.error)))) if bytes(found.status) == b'"failed"' else None
 
 
-def check_count(body: bytes) -> tuple[str, str | None] | None:
+def check_count(body: bytes, label: bytes = b"") -> Mistake | None:
     """The same of a count of tokens, whose ``input_tokens`` is a number."""
     try:
         count = _value(bytes(envelope.outlined(body.removeprefix(b"\xef\xbb\xbf")).input_tokens))
     except ValueError:
         count = None
     return None if isinstance(count, int) else check_answer("input_tokens", body)
+
+
+def check_string(member: str, body: bytes, label: bytes = b"") -> Mistake | None:
+    """The same of an answer whose ``member`` is a string; an empty one only where no error stands beside it."""
+    try:
+        found = envelope.outlined(body.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        return check_answer(member, body)
+    text = bytes(getattr(found, member))
+    is_answer = text.startswith(b'"') and (text != b'""' or not envelope.carries(found.error))
+    return None if is_answer else check_answer(member, body)
 
 
 def failed_choice(choice: Any) -> bool:

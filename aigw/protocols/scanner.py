@@ -39,6 +39,7 @@ class StreamScanner(ABC):
     other: ClassVar[tuple[bytes, bytes]]
     text: ClassVar[re.Pattern[bytes]]  # finds the text in an event of output
     must_finish = False
+    results = 1  # of the stream, each with an event at its end
     is_known_to_finish: Callable[[], bool] = staticmethod(lambda: False)  # whether this model always does
     error_event_ends_it: ClassVar[bool] = False  # clients take it for an end that is one only if the body ends rightly
     repeats: ClassVar[bool] = False  # an ``error_event`` repeats some of what was passed on
@@ -59,6 +60,7 @@ class StreamScanner(ABC):
         self._every_event = False  # is to be looked at
         self._in_pieces = False  # an event is being passed on that was too large to wait for
         self._before = b""  # what was passed on of it last
+        self._ends = False  # the event that is being passed on ends the stream
 
     @abstractmethod
     def meaning(self, value: dict[str, Any]) -> Meaning:
@@ -89,9 +91,7 @@ class StreamScanner(ABC):
         Whole events are passed on, the beginning of one waits for its end. Up to the first output they are to be held
         back. An ERROR or an END before it means that there is no output. Nothing is passed on behind an END.
         """
-        if self._closely:
-            return self._feed_closely(data)
-        if data[-2:] != b"\n\n" or data[:1] in b":\r\n":
+        if self._closely or data[-2:] != b"\n\n" or data[:1] in b":\r\n":
             return self._feed_closely(data)
         if self.repeats:
             self.remember(data)
@@ -210,7 +210,8 @@ class StreamScanner(ABC):
             self._in_pieces = end == 0
             self._before = b" " + seen[-OVERLAP:] if self._in_pieces else b""
             self.remember(seen)
-            found = self._note_pieces(seen)
+            self._ends = self._note_pieces(seen) is END or self._ends
+            found = END if self._ends and not self._in_pieces else OUTPUT  # the end is all of its event
         elif meaning is not SILENCE:
             self.remember(data)
             data, found = self._look_at(data)

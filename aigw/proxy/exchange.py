@@ -63,7 +63,7 @@ class Gateway:
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         record.stream, record.requested_model = call.stream, call.model
-        route = self.router.routes[call.model]
+        route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
         record.route = route.name
         return Exchange(self, route, call, client, record).run()
 
@@ -136,7 +136,7 @@ class Exchange:
         def judge(response: Response) -> Deferred[Relay]:
             answered.append(response)
             must_finish = partial(self._gateway.finishing.expected, step, self._call.endpoint.path)
-            return hold(response, self._call.endpoint, self._call.stream, self._clock, must_finish)
+            return hold(response, self._call, self._clock, must_finish)
 
         def commit_or_hang_up(held: Relay) -> Deferred[None]:
             try:
@@ -167,17 +167,18 @@ class Exchange:
         step = attempt.step
         self._record.first_byte = now = self._clock.seconds()
         self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
+        if self._call.form is not None:
+            self._call.form.release()
         if held.length is not None:
             held.rewrite(self._gateway.router.without_keys[step.provider.name])
         length = held.length
         self._record.answered_by(step, attempt.dropped)
         sent = headers.for_client(response.given.items())
         if b"content-type" not in dict(sent):
-            sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))
-        rest = started + seconds - now
+            sent.append((b"content-type", held.default_type))
+        rest = step.idle_timeout if held.flows else started + seconds - now
         if self._call.stream:
             sent = headers.of_a_stream(sent, held.mislabelled)
-            rest = step.idle_timeout
         elif length is None and isinstance(response.length, int):
             length = response.length
         if self._gateway.keys.may_be_in(sent):
@@ -267,7 +268,7 @@ class Exchange:
         if broken.reported:
             self._client.end()
         else:
-            self._client.cut(flush=self._call.stream)
+            self._client.cut(self._flowing.flushes if self._flowing else False)
 
     def _note_cancelled(self, step: Step, started: float, status: int | None) -> None:
         if self._interrupted:

@@ -51,8 +51,11 @@ class Responder(BodySink, Protocol):
     def end(self) -> None:
         """The answer is whole."""
 
-    def cut(self, flush: bool) -> None:
-        """The answer broke: close without a proper end, after what was written is sent if ``flush``."""
+    def cut(self, flush: bool | None) -> None:
+        """The answer broke: close without a proper end, after what was written is sent if ``flush``.
+
+        None: if the framing of HTTP shows to the client that the end is missing.
+        """
 
 
 @implementer(IPushProducer)
@@ -61,6 +64,9 @@ class Relay(BodyProtocol, ABC):
 
     transport: Any
     mislabelled = False  # a stream whose Content-Type is that of something else
+    default_type = b"application/json"  # of an answer without Content-Type
+    flows = False  # it is passed on as it comes, so its limit is that of a pause
+    flushes: bool | None = False  # see Responder.cut
     cut_short = ""  # the code of an answer that ends too early
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:

@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from aigw.errors import UpstreamBroken
 from aigw.net.write import write
-from aigw.protocols.envelope import Pieces
+from aigw.protocols.envelope import Parts
 from aigw.upstream.response_parser import ResponseParser
 
 MOST_TO_COPY = 16 * 1024  # a larger body is cheaper to send by itself than to copy after the head
@@ -121,7 +121,7 @@ class Connection(Protocol):
 
     # One exchange
 
-    def send(self, head: bytes, body: bytes | Pieces, reused: bool = False) -> Deferred[Response]:
+    def send(self, head: bytes, body: bytes | Parts, reused: bool = False) -> Deferred[Response]:
         """Write a request, a body in pieces as the transport takes them. Cancelling aborts the connection.
 
         Fails with UpstreamBroken, or with Stale if the connection was ``reused`` and the request must be sent again.
