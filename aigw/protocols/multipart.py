@@ -126,7 +126,7 @@ def _field(head: bytes, number: int, fields: Container[str]) -> str | None:
         raise wrong
     name = parameters[b"name"].decode("latin-1")
     plain = name.replace("\\", "").strip()
-    if plain.casefold() in OTHER_CASES or (plain != name and plain in fields):
+    if plain in OTHER_CASES or (plain != name and plain in fields):
         raise BadRequest(f"The field {name!r} must be written {plain.casefold()!r}.", param=plain.casefold())
     if name not in fields:
         return None
