@@ -11,6 +11,7 @@ from aigw.protocols.refusals import read_refusal
 
 _TEXTUAL = re.compile(rb"text/|application/([^;]*\+)?(json|xml)|application/x-ndjson|application/xhtml")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_NO_TRANSCRIPT = re.compile(rb"json|html|event-stream").search  # labels
 _PAGE = re.compile(rb"<(?:!doctype|html)", re.IGNORECASE)
 _BOM = b"\xef\xbb\xbf"
 NO_AUDIO = "answered 2xx with text instead of audio"
@@ -47,5 +48,5 @@ def check_audio(body: bytes, label: bytes = b"") -> Mistake | None:
 def check_transcript(body: bytes, label: bytes = b"") -> Mistake | None:
     """Why a whole 2xx body is no transcript: JSON has a ``text``, and anything else is text as it is, unless empty."""
     begins = body.removeprefix(_BOM).lstrip()
-    is_plain = begins[:1] != b"{" and not _PAGE.match(begins) and b"json" not in label and b"html" not in label
+    is_plain = begins[:1] != b"{" and not _PAGE.match(begins) and not _NO_TRANSCRIPT(label)
     return None if is_plain and body else check_string("text", body)

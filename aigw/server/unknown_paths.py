@@ -20,7 +20,9 @@ def unknown_path(path: bytes) -> PathNotFound:
     plain = "/" + "/".join(part for part in text.split("/") if part)  # without repeated and trailing slashes
     name = plain.removeprefix("/v1").partition("/")[2].partition("/")[0]
     if name in _NOT_SERVED:
-        message = f"This gateway does not serve {name} yet, so it has no path {text[:64]!r}. It has the paths {_SERVED}."
+        message = (
+            f"This gateway does not serve {name} yet, so it has no path {text[:64]!r}. It has the paths {_SERVED}."
+        )
         return PathNotFound(message, code="not_served")
     return PathNotFound(f"The path {text[:64]!r} is unknown. {_hint(text, plain)}")
 
