@@ -80,7 +80,7 @@ def test_r11_the_connection_goes_on_behind_a_preflight():
     ids=str,
 )
 def test_r11_others_get_what_they_got_before(given):
-    status, headers, body = preflight(world(APP), **given)
+    status, headers, _ = preflight(world(APP), **given)
     assert status == 401
     if given.get("Origin", APP) != APP:
         assert not [name for name in headers if name.startswith("access-control")]
