@@ -1,4 +1,4 @@
-"""What ``/status`` shows, as data: the daemon, each route with its steps, what failed of late. No key, no content."""
+"""The data of ``/status``: the daemon, each route with its steps, the latest failures. It has no key and no content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATES = {True: "answering", False: "failed", None: "unused"}
 
 
 def status(live: Snapshot, counters: Counters) -> dict[str, Any]:
-    """Everything, ready for JSON. Moments are Unix seconds; an hour has 60 values, the oldest first."""
+    """All of it, ready for JSON. Times are in Unix seconds. ``minutes`` has 60 values, the oldest first."""
     reloads, expires = live.reloads, live.certificate_expires
     return {
         "version": __version__,
@@ -59,7 +59,7 @@ def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, A
 
 
 def _percent(part: int, of: int) -> int | None:
-    """0 and 100 only where it is exactly that; None of nothing."""
+    """``part`` as percent ``of`` a whole: 0 and 100 only if exact; None if the whole is 0."""
     if not of:
         return None
     return min(max(round(100 * part / of), 1), 99) if 0 < part < of else 100 * part // of
@@ -96,7 +96,10 @@ def _failed(failed: Failed) -> dict[str, Any]:
 
 
 def _hour(hour: Hour, now: float) -> dict[str, Any]:
-    """``first_token_ms`` is that of streams or, where there was none in the hour, the time to the whole answer."""
+    """The last hour of a step. ``ms`` and ``minutes`` are mean times in milliseconds.
+
+    They are the times to the first token of streams or, if the hour had no stream, to the end of the answer.
+    """
     if hour.latest <= now // 60 - MINUTES:
         return _QUIET
     minutes = list(hour.until(now))
