@@ -1,6 +1,6 @@
 """Reading a short body as a whole, up to a limit: a refusal, a list of models, the answer to a check.
 
-And dropping the rest of a body whose answer is over.
+This file also drops the rest of a body when the answer is complete.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from twisted.web.http import PotentialDataLoss
 
 from aigw.upstream.connection import Response
 
-Body = tuple[bytes, bool]
+Body = tuple[bytes, bool]  # the bytes, and whether they are the whole body
 
 
 def read(response: Response, most: int, seconds: float, clock: IReactorTime) -> Deferred[Body]:
-    """The body, up to ``most`` bytes and as far as it arrives in ``seconds``, and whether it is complete.
+    """The body, up to ``most`` bytes and as far as it arrives in ``seconds``; and whether it is complete.
 
-    Never fails; cancelling aborts the connection.
+    The Deferred never fails. Cancelling it aborts the connection.
     """
     reader = _Reader(most)
     response.deliverBody(reader)
@@ -30,7 +30,7 @@ def read(response: Response, most: int, seconds: float, clock: IReactorTime) -> 
 
 
 def let_end(response: Response, seconds: float, clock: IReactorTime) -> None:
-    """Drop the rest of the body. If it ends in so many seconds its connection is kept, else it is aborted."""
+    """Drop the rest of the body. If the body ends in ``seconds``, the connection is kept; else it is aborted."""
     rest = _Rest()
     response.deliverBody(rest)
     if not rest.over:

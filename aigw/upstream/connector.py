@@ -2,7 +2,7 @@
 
 Twisted resolves names in the reactor's ten threads, without a cache or a time limit: a few names without an answer
 delay all others. Here each name has at most one running look-up, in its own thread, so no name waits for another.
-Addresses are tried as in RFC 8305, but the next one at once when the one before has failed.
+Addresses are tried as in RFC 8305, but after a failure the next address is tried at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 CACHE_SECONDS = 30.0
 NEXT_ADDRESS_SECONDS = 0.25  # RFC 8305, section 5
-NO_LIMIT = 86400  # the pool limits the whole of connecting
+NO_LIMIT = 86400  # seconds; the time limit for connecting is the pool's
 
 LookUp = Callable[[str], Sequence[str]]
 
@@ -34,10 +34,10 @@ def look_up(host: str) -> list[str]:
 
 
 class Resolver:
-    """Addresses of host names, kept for a while."""
+    """Addresses of host names, kept for CACHE_SECONDS."""
 
     def __init__(self, reactor: Any, look_up: LookUp = look_up) -> None:
-        """``look_up`` runs in a thread."""
+        """``look_up`` is called in a thread."""
         self._reactor = reactor
         self._look_up = look_up
         self._known: dict[str, tuple[float, Sequence[str]]] = {}
@@ -52,7 +52,7 @@ class Resolver:
             # A daemon thread: a resolver that hangs must not prevent the end of the process.
             threading.Thread(target=self._run, args=[host], name=f"dns {host}", daemon=True).start()
             self._waiting[host] = set()
-        result: Deferred[Sequence[str]] = Deferred(lambda gone: self._waiting.get(host, set()).discard(gone))
+        result: Deferred[Sequence[str]] = Deferred(lambda cancelled: self._waiting.get(host, set()).discard(cancelled))
         self._waiting[host].add(result)
         return result
 
@@ -139,7 +139,7 @@ class _AddressRace:
             self.winner.errback(failure)
 
     def _stop(self) -> None:
-        """End the race."""
+        """End the race: cancel all other attempts."""
         self._over = True
         self._left.clear()
         self._stop_timer()

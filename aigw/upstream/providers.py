@@ -1,4 +1,4 @@
-"""One attempt: send it over the client of its provider, and turn every failure into an UpstreamFailure."""
+"""Sends an attempt over the client of its provider, and turns every failure into an UpstreamFailure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Upstream:
     """The providers, each with its own connections. ``connect`` makes an endpoint from host and port."""
 
     def __init__(self, reactor: Any, providers: Iterable[Provider], connect: Connect) -> None:
-        """Opens nothing, but reads each ``ca_file``. Raises ConfigError."""
+        """Reads each ``ca_file``, but opens no connection. Raises ConfigError."""
         self._reactor = reactor
         self._pools: dict[str, Pool] = {}
         self._clients: dict[str, ProviderClient] = {}
@@ -71,7 +71,10 @@ class Upstream:
                 pool.retire()
 
     def send(self, attempt: Attempt) -> Deferred[Response]:
-        """The head of a 2xx answer, its body unread. Fails with UpstreamFailure, or CancelledError if cancelled."""
+        """Send an attempt. Gives the head of a 2xx answer; its body is unread.
+
+        Fails with UpstreamFailure, or CancelledError if cancelled.
+        """
         step = attempt.step
         sent: Deferred[Any] = maybeDeferred(
             self._clients[step.provider.name].request,
@@ -84,13 +87,15 @@ class Upstream:
         return sent.addCallbacks(_refuse_unless_2xx, _as_upstream_failure, callbackArgs=(step.provider, self._reactor))
 
     def get(self, provider: Provider, url: str, sent: headers.Lines, seconds: float) -> Deferred[Response]:
-        """The head of any answer to a GET with these headers, its body waiting; ``seconds`` are for connecting.
+        """Send a GET with the headers ``sent``. Gives the head of any answer; its body is unread.
+
+        ``seconds`` is the time limit for connecting.
 
         Fails with UpstreamFailure, or CancelledError if cancelled.
         """
-        ask = self._clients[provider.name].request
+        request = self._clients[provider.name].request
         answered: Deferred[Any] = maybeDeferred(
-            ask, "GET", url, headers=b"".join(sent.values()), connect_timeout=seconds
+            request, "GET", url, headers=b"".join(sent.values()), connect_timeout=seconds
         )
         return answered.addErrback(_as_upstream_failure)
 
@@ -108,7 +113,7 @@ def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple
         endpoint = connect(url.host, url.port or 0)
         if secure:
             endpoint = wrapClientTLS(ProviderTls(url.host, authorities, provider.legacy_tls), endpoint)
-    except ValueError:  # its text may quote a key
+    except ValueError:  # the error's text is not used: it may have a key in it
         raise ConfigError(["base_url: the host is not a valid host name; check its spelling"]) from None
     return endpoint, secure
 
