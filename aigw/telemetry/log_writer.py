@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 ROOM = 4 * 1024 * 1024  # bytes in the queue; the thread may hold as many again that it is writing
 GATHER_SECONDS = 0.02  # the thread waits so long for more lines: waking it for each line would cost more than the line
@@ -22,6 +23,16 @@ BEHIND = 64 * 1024
 FINISH_SECONDS = 2.0  # the end of the process waits so long for a reader
 
 Write = Callable[[bytes], int]  # writes the beginning of the bytes, and returns how many were written
+
+
+class LineFile(Protocol):
+    """The methods of a text file that a log needs."""
+
+    def write(self, line: str, /) -> object:
+        """Write a line, which ends with a line feed."""
+
+    def flush(self) -> object:
+        """See TextIO."""
 
 
 class LogWriter:

@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import msgspec
-from twisted.logger import ILogObserver, Logger, LogLevel, formatEvent
+from twisted.internet.interfaces import IReactorCore
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
-from aigw.telemetry.log_writer import LogWriter, Write, to_descriptor
+from aigw.telemetry.log_writer import LineFile, LogWriter, Write, to_descriptor
 from aigw.telemetry.record import AttemptRecord, Record, names_for
 from aigw.telemetry.redaction import Redaction
 
@@ -64,7 +65,7 @@ class JsonLines:
     Nothing is hidden until ``use_redaction`` is called: the configuration, which has the keys, is not read until then.
     """
 
-    def __init__(self, file: TextIO | Any, priorities: bool = False) -> None:
+    def __init__(self, file: LineFile, priorities: bool = False) -> None:
         """``priorities`` are written before each line where the journal reads them (sd-daemon(3))."""
         self.redaction = Redaction()
         self._file = file
@@ -72,7 +73,7 @@ class JsonLines:
         self._priorities = _PRIORITIES if priorities else dict.fromkeys(_PRIORITIES, "")
         self._duplicates = DuplicateFilter(time.monotonic)
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: LogEvent) -> None:
         """See ILogObserver."""
         level = event.get("log_level", LogLevel.info)
         if level is _DEBUG:  # the only level below info; Twisted's comparison of levels is slow
@@ -90,7 +91,7 @@ class JsonLines:
         except (OSError, ValueError):
             pass  # a full disk or a closed terminal must not stop the gateway
 
-    def _whole(self, event: dict[str, Any], level: Any) -> str:
+    def _whole(self, event: LogEvent, level: object) -> str:
         line = _line(event, level, self.redaction.hide)
         if self._only_ascii and not line.isascii():
             line = _BEYOND_ASCII.sub(_escaped, line)
@@ -107,7 +108,7 @@ class QueuedLines(JsonLines):
     """JSON lines that a thread (``writer``) writes, so that a full pipe or a full disk does not block the gateway."""
 
     def __init__(
-        self, write: Write, priorities: bool = False, form: Callable[[LogWriter], Any] = lambda writer: writer
+        self, write: Write, priorities: bool = False, form: Callable[[LogWriter], LineFile] = lambda writer: writer
     ) -> None:
         """``write`` is called in the thread. The thread starts when the reactor runs, because twistd forks before that.
 
@@ -115,7 +116,7 @@ class QueuedLines(JsonLines):
         """
         from twisted.internet import reactor as installed
 
-        reactor: Any = installed
+        reactor = cast(IReactorCore, installed)
         self.writer = LogWriter(write)
         self.writer.notice = self.notice
         super().__init__(form(self.writer), priorities)
@@ -124,7 +125,7 @@ class QueuedLines(JsonLines):
         atexit.register(self.writer.finish)  # for a process whose reactor never ran
 
 
-def _takes_unicode(file: TextIO | Any) -> bool:
+def _takes_unicode(file: LineFile) -> bool:
     """Whether the file can write all characters. A file in ASCII writes escapes that are not valid in JSON."""
     encoding = getattr(file, "encoding", None)
     return not isinstance(encoding, str) or codecs.lookup(encoding).name.startswith("utf")
@@ -150,28 +151,28 @@ def json_lines() -> QueuedLines:
 
 
 def to_stream(
-    stream: TextIO | None, priorities: bool = False, form: Callable[[LogWriter], Any] = lambda writer: writer
+    stream: TextIO | None, priorities: bool = False, form: Callable[[LogWriter], LineFile] = lambda writer: writer
 ) -> QueuedLines:
     """JSON lines to standard output or error. Python has None for a stream that was closed at its start."""
     return QueuedLines(to_descriptor(stream.fileno() if stream else -1), priorities, form)
 
 
-def info(message: str, request_id: str | None = None, **fields: Any) -> None:
+def info(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields."""
     _emit(LogLevel.info, message, request_id, fields)
 
 
-def warn(message: str, request_id: str | None = None, **fields: Any) -> None:
+def warn(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields, as a warning."""
     _emit(LogLevel.warn, message, request_id, fields)
 
 
-def error(message: str, request_id: str | None = None, **fields: Any) -> None:
+def error(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields, as an error."""
     _emit(LogLevel.error, message, request_id, fields)
 
 
-def _emit(level: Any, message: str, request_id: str | None, fields: dict[str, Any]) -> None:
+def _emit(level: object, message: str, request_id: str | None, fields: dict[str, object]) -> None:
     """Do what ``Logger.emit`` does, but faster: ``emit`` searches all levels, and each request writes a line."""
     log.observer(
         {
@@ -188,7 +189,7 @@ def _emit(level: Any, message: str, request_id: str | None, fields: dict[str, An
     )
 
 
-def _kind(event: dict[str, Any]) -> object:
+def _kind(event: LogEvent) -> object:
     """The kind of an event, for the DuplicateFilter; None for an event that is always logged.
 
     Two failures are of one kind if they have the same type and the same places in the code. Another kind is Twisted's
@@ -201,7 +202,7 @@ def _kind(event: dict[str, Any]) -> object:
     return hash((failure.type, places or failure.getErrorMessage()))
 
 
-def _line(event: dict[str, Any], level: Any, hide: Hide) -> str:
+def _line(event: LogEvent, level: object, hide: Hide) -> str:
     seconds = event.get("log_time", 0.0)
     fields = event.get("aigw_fields")
     if fields is None:  # an event of another library: its text is logged, not its other values
@@ -234,7 +235,7 @@ def _to_the_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-def _encoded(shape: dict[str, Any], hide: Hide) -> str:
+def _encoded(shape: dict[str, object], hide: Hide) -> str:
     """``shape`` as JSON, without keys, and bounded. Only a line with a key, or a long or unusual line, is slow."""
     try:
         line = _encode(shape).decode()
@@ -255,7 +256,7 @@ def _bounded(shape: dict[str, Any]) -> dict[str, Any]:
     return {**shape, "request_id": str(shape.get("request_id"))[:200], "fields": short}
 
 
-def _plain(value: Any, hide: Hide) -> Any:
+def _plain(value: object, hide: Hide) -> Any:
     """``value`` with every key hidden, in types that JSON can hold."""
     if isinstance(value, list | tuple):
         return [_plain(member, hide) for member in value]

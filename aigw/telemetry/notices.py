@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -14,7 +13,7 @@ LOG_SECONDS = 10.0
 MAX_ADDRESSES = 10  # named in one line of the log
 
 # From how often it happened, in all and by address, to the fields of its line. No address means: other addresses.
-Fields = Callable[[int, dict[str, int]], dict[str, Any]]
+Fields = Callable[[int, dict[str, int]], Mapping[str, object]]
 
 
 class Notice:
@@ -71,7 +70,7 @@ class Notice:
             self._timer = self._clock.callLater(LOG_SECONDS, self._write_more)
 
     def _write(self, count: int, by_address: dict[str, int]) -> None:
-        logs.warn(self._message, **self._fields(count, by_address))
+        logs.warn(self._message, None, **self._fields(count, by_address))
 
     def close(self) -> None:
         """Write the events that are not logged yet; for the time after the listeners are closed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -23,6 +23,11 @@ from opentelemetry.trace import (
 from aigw import __version__
 from aigw.telemetry.spans import SpanData
 from aigw.telemetry.trace_context import Trace
+
+if TYPE_CHECKING:
+    from aigw.telemetry.tracing import Finished, RequestProcessor  # that file imports this one
+
+SendSpans = Callable[[Sequence[SpanData], Resource, str], bool]  # the last is the schema's URL
 
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
@@ -48,25 +53,26 @@ def sampler() -> Callable[[Trace], bool]:
     return is_sampled
 
 
-def processor(exporter: SpanExporter, most: int) -> BatchSpanProcessor:
+def processor(exporter: SpanExporter, most: int) -> RequestProcessor:
     """A queue of at most ``most`` requests, and a thread that passes them to ``exporter``."""
-    return BatchSpanProcessor(exporter, max_queue_size=most, max_export_batch_size=min(512, most))
+    batches = BatchSpanProcessor(exporter, max_queue_size=most, max_export_batch_size=min(512, most))
+    return cast("RequestProcessor", batches)  # it passes on what it gets, a span or not
 
 
-def exporter(export: Callable[[Sequence[Any], Callable[..., bool]], None]) -> SpanExporter:
+def exporter(export: Callable[[Sequence[Finished], SendSpans], None]) -> SpanExporter:
     """Calls ``export`` with the queued requests and with a function that sends spans.
 
     That function returns whether the collector accepted the spans.
     """
-    otlp: Any = OTLPSpanExporter()
+    otlp: Any = OTLPSpanExporter()  # its shutdown has no types
 
     def send(spans: Sequence[SpanData], resource: Resource, schema: str) -> bool:
         scope = InstrumentationScope("aigw", __version__, schema)
         return otlp.export([_readable(span, resource, scope) for span in spans]) is SpanExportResult.SUCCESS
 
     class Exporter(SpanExporter):
-        def export(self, spans: Sequence[Any]) -> SpanExportResult:
-            export(spans, send)
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            export(cast("Sequence[Finished]", spans), send)
             return SpanExportResult.SUCCESS
 
         def shutdown(self) -> None:

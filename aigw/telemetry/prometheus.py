@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -21,7 +20,7 @@ from aigw.telemetry.counters import Counters
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import Snapshot, TakeSnapshot
 
-Families = Iterator[Any]
+Families = Iterator[Metric]
 
 
 class Exposition:
@@ -63,11 +62,11 @@ class Exposition:
 
 
 class _Families(Collector):
-    def __init__(self, families: list[Any], process: ProcessCollector) -> None:
+    def __init__(self, families: list[Metric], process: ProcessCollector) -> None:
         self._families = families
         self._process = process
 
-    def collect(self) -> list[Any]:
+    def collect(self) -> list[Metric]:
         return [*self._families, *self._process.collect()]
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, TypeVar, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -169,19 +169,19 @@ _ATTEMPT_OF_CLIENTS = names_for(AttemptRecord, "client")
 _values_of, _attempt_values, _skipped_values = (attrgetter(*names) for names in (_RECORD, _ATTEMPT, _SKIPPED))
 
 
-def attempt_for_client(attempt: AttemptRecord) -> dict[str, Any]:
+def attempt_for_client(attempt: AttemptRecord) -> dict[str, object]:
     """The fields of an attempt that a client may see."""
     return {name: getattr(attempt, name) for name in _ATTEMPT_OF_CLIENTS}
 
 
-def attempt_for_log(attempt: AttemptRecord) -> dict[str, Any]:
+def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
     """The fields of the log line of a failed attempt."""
     return dict(zip(_ATTEMPT, _attempt_values(attempt), strict=True))
 
 
-def for_log(record: Record) -> dict[str, Any]:
+def for_log(record: Record) -> dict[str, object]:
     """The fields of the log line of a request."""
-    fields = dict(zip(_RECORD, _values_of(record), strict=True))
+    fields: dict[str, object] = dict(zip(_RECORD, _values_of(record), strict=True))
     fields["attempts"] = [dict(zip(_ATTEMPT, _attempt_values(each), strict=True)) for each in record.attempts]
     if record.skipped:  # without any it is an empty tuple already
         fields["skipped"] = [dict(zip(_SKIPPED, _skipped_values(each), strict=True)) for each in record.skipped]

@@ -6,8 +6,6 @@ attributes begin with ``aigw.``. https://opentelemetry.io/docs/specs/semconv/gen
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from aigw.protocols.usage import by_kind
@@ -29,6 +27,8 @@ _TOKENS = {
     "reasoning": "gen_ai.usage.reasoning.output_tokens",
 }
 
+Attributes = dict[str, str | bool | int | float]
+
 
 class SpanData(msgspec.Struct, frozen=True):
     """A finished span. Ids are in hexadecimal, ``start`` and ``end`` in nanoseconds of Unix time.
@@ -44,7 +44,7 @@ class SpanData(msgspec.Struct, frozen=True):
     remote: bool
     start: int
     end: int
-    attributes: dict[str, Any]
+    attributes: Attributes
     failed: str | None
 
 
@@ -59,7 +59,7 @@ def spans_of(record: Record, offset: float) -> list[SpanData]:
 def _server(record: Record, trace: Trace, offset: float) -> SpanData:
     method = record.method if record.method in _METHODS else "_OTHER"
     failed = record.error or record.outcome if record.status >= 500 or record.outcome not in _FINE else None
-    attributes: dict[str, Any] = {
+    attributes: Attributes = {
         "http.request.method": method,
         "http.route": record.path,
         "url.path": record.path,
@@ -89,7 +89,7 @@ _NO_FAULT_OF_THE_STEP = ("ok", "client_gone", "draining")
 def _client(record: Record, trace: Trace, span: Span, offset: float) -> SpanData:
     operation, attempt = _OPERATIONS.get(record.path, "chat"), span.record
     ended = record.ended if span.ended is None else span.ended
-    attributes: dict[str, Any] = {"gen_ai.operation.name": operation, "http.request.method": "POST"}
+    attributes: Attributes = {"gen_ai.operation.name": operation, "http.request.method": "POST"}
     attributes["gen_ai.request.stream"] = record.stream
     failed, name = "failed", operation
     if attempt is not None:

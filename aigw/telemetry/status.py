@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from typing import Any
+from typing import TypedDict
 
 from aigw import __version__
 from aigw.config.model import Route, Step
@@ -13,8 +13,37 @@ from aigw.telemetry.counters import Counters, RouteCounters, StepCounters
 from aigw.telemetry.last_hour import MINUTES, Failed, Hour
 from aigw.telemetry.snapshot import Snapshot
 
-_QUIET: dict[str, Any] = {
-    **dict.fromkeys(("ok", "failed", "prompt", "completion"), 0),
+
+class HourStatus(TypedDict):
+    """The last hour of a step: attempts, tokens and times; see ``_hour``."""
+
+    ok: int
+    failed: int
+    prompt: int
+    completion: int
+    streams: bool
+    ms: int | None
+    minutes: list[int | None]
+
+
+class StepStatus(TypedDict):
+    """One step of a route. ``until`` and ``why`` are of its cooldown, None without one."""
+
+    number: int
+    provider: str
+    model: str
+    state: str
+    until: int | None
+    why: str | None
+    tokens: dict[str, int]
+    hour: HourStatus
+
+
+_QUIET: HourStatus = {
+    "ok": 0,
+    "failed": 0,
+    "prompt": 0,
+    "completion": 0,
     "streams": False,
     "ms": None,
     "minutes": [None] * MINUTES,
@@ -22,7 +51,7 @@ _QUIET: dict[str, Any] = {
 _STATES = {True: "answering", False: "failed", None: "unused"}
 
 
-def status(live: Snapshot, counters: Counters) -> dict[str, Any]:
+def status(live: Snapshot, counters: Counters) -> dict[str, object]:
     """All of it, ready for JSON. Times are in Unix seconds. ``minutes`` has 60 values, the oldest first."""
     reloads, expires = live.reloads, live.certificate_expires
     return {
@@ -46,7 +75,7 @@ def status(live: Snapshot, counters: Counters) -> dict[str, Any]:
     }
 
 
-def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, Any]:
+def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, object]:
     steps = [_step(step, live, counters.steps[step.number, step.provider.name, step.model]) for step in route.steps]
     return {
         "name": route.name,
@@ -65,9 +94,9 @@ def _percent(part: int, of: int) -> int | None:
     return min(max(round(100 * part / of), 1), 99) if 0 < part < of else 100 * part // of
 
 
-def _step(step: Step, live: Snapshot, counters: StepCounters) -> dict[str, Any]:
+def _step(step: Step, live: Snapshot, counters: StepCounters) -> StepStatus:
     left = live.rests_for(step)
-    shown = {
+    return {
         "number": step.number,
         "provider": step.provider.name,
         "model": step.model,
@@ -75,11 +104,11 @@ def _step(step: Step, live: Snapshot, counters: StepCounters) -> dict[str, Any]:
         "until": None if left is None else math.ceil(time.time() + left),
         "why": None if left is None else counters.why or "it failed on another route",
         "tokens": counters.tokens,
+        "hour": _hour(counters.hour, live.now),
     }
-    return {**shown, "hour": _hour(counters.hour, live.now)}
 
 
-def _failed(failed: Failed) -> dict[str, Any]:
+def _failed(failed: Failed) -> dict[str, object]:
     attempt = failed.attempt
     return {
         "time": failed.time,
@@ -95,7 +124,7 @@ def _failed(failed: Failed) -> dict[str, Any]:
     }
 
 
-def _hour(hour: Hour, now: float) -> dict[str, Any]:
+def _hour(hour: Hour, now: float) -> HourStatus:
     """The last hour of a step. ``ms`` and ``minutes`` are mean times in milliseconds.
 
     They are the times to the first token of streams or, if the hour had no stream, to the end of the answer.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -19,7 +18,7 @@ from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import TakeSnapshot
 from aigw.telemetry.status import status
 from aigw.telemetry.trace_context import Trace
-from aigw.telemetry.tracing import Tracing, is_enabled
+from aigw.telemetry.tracing import TelemetryReactor, Tracing, is_enabled
 
 # Outcomes with a complete answer, or without a failure of a provider; their log line is no warning.
 _NOT_BROKEN = frozenset(["ok", "error", "client_gone", "draining"])
@@ -29,7 +28,11 @@ class Telemetry:
     """Gets the record of each request once. It stays the same over every reload."""
 
     def __init__(
-        self, take_snapshot: TakeSnapshot, reactor: Any, redaction: Redaction, environ: Mapping[str, str] | None = None
+        self,
+        take_snapshot: TakeSnapshot,
+        reactor: TelemetryReactor,
+        redaction: Redaction,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         """``take_snapshot`` gives the state of the daemon. ``environ`` may enable traces by ``OTEL_*`` variables."""
         self.tracing = Tracing(reactor, environ, redaction) if environ and is_enabled(environ) else None
@@ -66,8 +69,7 @@ class Telemetry:
         def make() -> tuple[bytes, bytes]:
             return b"".join(pieces), kind
 
-        made: Deferred[tuple[bytes, bytes]] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), make)
-        return made
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), make)
 
     def status(self) -> bytes:
         """The status as JSON."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, TextIO
 
+from aigw.telemetry.log_writer import LineFile
+
 _RESET, _DIM, _RED, _GREEN, _YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
 _BELOW = ("mistakes", "traceback")  # fields that are shown below the line, in lines of their own
 # Twisted's lines about the listeners. No setting turns them off; the line "Listening" has the addresses.
@@ -22,7 +24,7 @@ _LEVELS = {"WARN": ("warning", _YELLOW), "ERROR": ("error", _RED), "CRITICAL": (
 class TerminalFile:
     """A file for lines of JSON that writes a readable form of them to ``file``."""
 
-    def __init__(self, file: TextIO | Any, colour: bool) -> None:
+    def __init__(self, file: LineFile, colour: bool) -> None:
         self._file = file
         self._colour = colour
 
@@ -106,7 +108,7 @@ def _request(request_id: str, fields: dict[str, Any]) -> list[tuple[str, str]]:
     return words
 
 
-def _named(request_id: str | None, fields: dict[str, Any]) -> str:
+def _named(request_id: str | None, fields: dict[str, object]) -> str:
     """The fields on the line itself, as ``name=value``."""
     shown = [f"{name}={_value(each)}" for name, each in fields.items() if name not in _BELOW and each is not None]
     return " ".join([*shown, *([f"id={request_id}"] if request_id else [])])
@@ -118,7 +120,7 @@ def _below(fields: dict[str, Any]) -> Iterator[str]:
     yield from str(fields.get("traceback", "")).splitlines()
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, str) and value and " " not in value:
         return value
     if isinstance(value, list) and all(isinstance(each, str) for each in value):

@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, Metric
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorThreads, IReactorTime
 
 from aigw import __version__
 from aigw.telemetry import logs
@@ -25,6 +26,9 @@ from aigw.telemetry.record import Record
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.spans import SEMCONV, SpanData, spans_of
 from aigw.telemetry.trace_context import Trace
+
+if TYPE_CHECKING:
+    from aigw.telemetry.otlp import SendSpans  # OpenTelemetry may not be installed
 
 STOP_SECONDS = 2.0
 WARN_SECONDS = 60.0
@@ -39,18 +43,31 @@ def is_enabled(environ: Mapping[str, str]) -> bool:
     return not off and not other and any(environ.get(name, "").strip() for name in _ENDPOINTS)
 
 
+class TelemetryReactor(IReactorThreads, IReactorTime):
+    """The parts of the reactor that telemetry needs."""
+
+
+class RequestProcessor(Protocol):
+    """The methods of BatchSpanProcessor that are called. It queues Finished requests instead of spans."""
+
+    def on_end(self, span: Finished, /) -> object:
+        """Queue a request."""
+
+    def shutdown(self) -> object:
+        """Export what is queued. Blocks."""
+
+
 class Tracing:
     """The traces of all requests. ``queued`` counts requests; the other counts are of spans."""
 
-    def __init__(self, reactor: Any, environ: Mapping[str, str], redaction: Redaction) -> None:
+    def __init__(self, reactor: TelemetryReactor, environ: Mapping[str, str], redaction: Redaction) -> None:
         """Starts nothing; see ``start``."""
         self._reactor = reactor
         self._redaction = redaction
         self._most = _positive(environ.get("OTEL_BSP_MAX_QUEUE_SIZE"), QUEUE)
         self._named = "OTEL_SERVICE_NAME" in environ or "service.name" in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-        self._processor: Any = None
-        self._exporter: Any = None
-        self._sampler: Any = None
+        self._processor: RequestProcessor | None = None
+        self._sampler: Callable[[Trace], bool] | None = None
         self.queued = self.exported = self.dropped_queue = self.dropped_export = 0
         self._warned = -WARN_SECONDS
 
@@ -67,8 +84,7 @@ class Tracing:
         try:
             self._resource = resource({} if self._named else {"service.name": "aigw"}, __version__)
             choose = sampler()
-            self._exporter = exporter(self._export)
-            self._processor = processor(self._exporter, self._most)
+            self._processor = processor(exporter(self._export), self._most)
         except Exception as error:  # the SDK reads many variables, and some wrong values raise other errors
             logs.warn(f"No traces are exported: OpenTelemetry refuses the OTEL_* variables: {error}"[:500])
             return
@@ -103,6 +119,10 @@ class Tracing:
             if not done.called:
                 done.callback(None)
 
+        def cancel_timer(_: None) -> None:
+            if timer.active():
+                timer.cancel()
+
         def run() -> None:
             processor.shutdown()
             self._reactor.callFromThread(stopped)
@@ -110,9 +130,9 @@ class Tracing:
         # A daemon thread: for a collector that hangs the SDK waits longer than STOP_SECONDS.
         threading.Thread(target=run, name="otel shutdown", daemon=True).start()
         timer = self._reactor.callLater(STOP_SECONDS, stopped)
-        return done.addCallback(lambda _: timer.active() and timer.cancel())
+        return done.addCallback(cancel_timer)
 
-    def families(self) -> Iterator[Any]:
+    def families(self) -> Iterator[Metric]:
         """The metric families of tracing, for ``/metrics``."""
         yield CounterMetricFamily("aigw_spans_exported", "Spans that the collector accepted.", self.exported)
         dropped = CounterMetricFamily("aigw_spans_dropped", "Spans that were dropped, by reason.", labels=["reason"])
@@ -122,7 +142,7 @@ class Tracing:
 
     # In the processor's thread
 
-    def _export(self, finished: Sequence[Finished], send: Any) -> None:
+    def _export(self, finished: Sequence[Finished], send: SendSpans) -> None:
         """``send`` sends spans, and returns whether the collector accepted them."""
         spans: list[SpanData] = []
         try:

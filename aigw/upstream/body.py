@@ -5,8 +5,6 @@ This file also drops the rest of a body when the answer is complete.
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
@@ -24,7 +22,7 @@ def read(response: Response, most: int, seconds: float, clock: IReactorTime) -> 
 
     The Deferred never fails. Cancelling it aborts the connection.
     """
-    reader = _Reader(most)
+    reader = _Reader(response, most)
     response.deliverBody(reader)
     return reader.done.addTimeout(seconds, clock, lambda *_: reader.so_far(False))
 
@@ -51,12 +49,11 @@ class _Rest(Protocol):
 
 
 class _Reader(Protocol):
-    transport: Any
-
-    def __init__(self, most: int) -> None:
+    def __init__(self, response: Response, most: int) -> None:
+        self._response = response
         self._most = most
         self._data = bytearray()
-        self.done: Deferred[Body] = Deferred(lambda _: self.transport.stopProducing())
+        self.done: Deferred[Body] = Deferred(lambda _: response.stopProducing())
 
     def so_far(self, whole: bool) -> Body:
         return bytes(self._data[: self._most]), whole
@@ -64,7 +61,7 @@ class _Reader(Protocol):
     def dataReceived(self, data: bytes) -> None:
         self._data += data
         if len(self._data) > self._most:
-            self.transport.stopProducing()
+            self._response.stopProducing()
             self.connectionLost()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

@@ -7,8 +7,6 @@ of relaying a small request.
 
 from __future__ import annotations
 
-from typing import Any
-
 from hyperlink import URL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
@@ -28,7 +26,7 @@ class ProviderClient(HTTPClient):
         self._starts: dict[tuple[str, str], bytes] = {}  # the first lines of a request's head, by method and URL
 
     def request(  # type: ignore[override]
-        self, method: str, url: str, *, headers: bytes, data: bytes | Pieces = b"", connect_timeout: float, **_: Any
+        self, method: str, url: str, *, headers: bytes, data: bytes | Pieces = b"", connect_timeout: float, **_: object
     ) -> Deferred[Response]:
         """The head of the answer. Its body is unread: it is not buffered and not decoded.
 

@@ -8,11 +8,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import cast
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener, IProtocol, IPushProducer, ITransport
+from twisted.internet.interfaces import (
+    IConsumer,
+    IHandshakeListener,
+    IProtocol,
+    IPushProducer,
+    ITCPTransport,
+    ITransport,
+)
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
@@ -27,6 +34,10 @@ from aigw.upstream.response_parser import ResponseParser
 MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head: two writes are cheaper
 _COMPLETE = Failure(ResponseDone())
 _UNFRAMED = Failure(PotentialDataLoss())
+
+
+class ProviderTransport(ITCPTransport, IPushProducer, IConsumer):
+    """The methods of Twisted's TCP and TLS transports that a Connection calls."""
 
 
 class Stale(Exception):
@@ -78,7 +89,7 @@ class Response:
 class Connection(Protocol):
     """One connection to a provider: it has one request at a time, and between requests it is idle in its pool."""
 
-    transport: Any
+    transport: ProviderTransport
 
     def __init__(self, secure: bool, free: Callable[[Connection], None], lost: Callable[[Connection], None]) -> None:
         """``free`` is called when another request can be sent, ``lost`` when the connection is lost."""

@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
@@ -129,8 +129,9 @@ class Pool:
             cancel()
             result.errback(Failure(reasons.too_slow(seconds, handshake)))
 
-        def ready(connection: Connection) -> Any:
+        def ready(protocol: IProtocol) -> Connection | Deferred[Connection]:
             nonlocal handshake
+            connection = cast(Connection, protocol)  # made by _ConnectionFactory
             handshake = reasons.in_handshake(self._answered) if self._secure else ""
             return connection.ready or connection
 
@@ -148,9 +149,8 @@ class Pool:
 
         result: Deferred[Connection] = Deferred(cancel)
         limit = Limit(self._clock, seconds, too_late)
-        connecting: Deferred[Any] = maybeDeferred(self._endpoint.connect, self._factory)
-        connecting.addCallback(ready)
-        connecting.addCallbacks(connected, failed)
+        connecting = maybeDeferred(self._endpoint.connect, self._factory)
+        connecting.addCallback(ready).addCallbacks(connected, failed)
         return result
 
 
@@ -161,7 +161,7 @@ class _ConnectionFactory(Factory):
         self._pool = pool
         self._secure = secure
 
-    def buildProtocol(self, addr: IAddress | None) -> Any:
+    def buildProtocol(self, addr: IAddress | None) -> Connection:
         connection = Connection(self._secure, self._pool.put, self._pool.forget)
         self._pool.opened(connection)
         return connection

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from hyperlink import URL
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -36,9 +35,9 @@ log = Logger()
 class Upstream:
     """The providers, each with its own connections. ``connect`` makes an endpoint from host and port."""
 
-    def __init__(self, reactor: Any, providers: Iterable[Provider], connect: Connect) -> None:
+    def __init__(self, clock: IReactorTime, providers: Iterable[Provider], connect: Connect) -> None:
         """Reads each ``ca_file``, but opens no connection. Raises ConfigError."""
-        self._reactor = reactor
+        self._clock = clock
         self._pools: dict[str, Pool] = {}
         self._clients: dict[str, ProviderClient] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
@@ -52,7 +51,7 @@ class Upstream:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
             self._endpoints[provider.name] = endpoint
-            self._pools[provider.name] = pool = Pool(reactor, endpoint, secure)
+            self._pools[provider.name] = pool = Pool(clock, endpoint, secure)
             self._clients[provider.name] = ProviderClient(pool, provider.base_url)
             self._origins[provider.name] = provider.base_url, authorities, provider.legacy_tls
         if mistakes:
@@ -76,7 +75,7 @@ class Upstream:
         Fails with UpstreamFailure, or CancelledError if cancelled.
         """
         step = attempt.step
-        sent: Deferred[Any] = maybeDeferred(
+        sent = maybeDeferred(
             self._clients[step.provider.name].request,
             "POST",
             attempt.url,
@@ -84,7 +83,7 @@ class Upstream:
             data=attempt.body,
             connect_timeout=step.connect_timeout,
         )
-        return sent.addCallbacks(_refuse_unless_2xx, _as_upstream_failure, callbackArgs=(step.provider, self._reactor))
+        return sent.addCallbacks(_refuse_unless_2xx, _as_upstream_failure, callbackArgs=(step.provider, self._clock))
 
     def get(self, provider: Provider, url: str, sent: headers.Lines, seconds: float) -> Deferred[Response]:
         """Send a GET with the headers ``sent``. Gives the head of any answer; its body is unread.
@@ -94,9 +93,7 @@ class Upstream:
         Fails with UpstreamFailure, or CancelledError if cancelled.
         """
         request = self._clients[provider.name].request
-        answered: Deferred[Any] = maybeDeferred(
-            request, "GET", url, headers=b"".join(sent.values()), connect_timeout=seconds
-        )
+        answered = maybeDeferred(request, "GET", url, headers=b"".join(sent.values()), connect_timeout=seconds)
         return answered.addErrback(_as_upstream_failure)
 
     def close(self) -> None:
@@ -118,7 +115,7 @@ def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple
     return endpoint, secure
 
 
-def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTime) -> Any:
+def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTime) -> Response | Deferred[Response]:
     if 200 <= response.code < 300:
         return response
 
