@@ -47,7 +47,7 @@ class AttemptRecord(msgspec.Struct, frozen=True):
 
 
 class Skipped(msgspec.Struct, frozen=True):
-    """A step that was passed over. ``reason`` is ``cooling_down`` or ``key_refused``.
+    """A step that was skipped. ``reason`` is ``cooling_down`` or ``key_refused``.
 
     ``cooling_down``: ``until`` is the end of the cooldown in Unix seconds. ``key_refused``: the provider has refused
     the same key in an attempt of another step.
@@ -133,7 +133,7 @@ class RecordBuilder(Facts, kw_only=True):
         self.dropped = dropped
 
     def skip(self, step: Step, reason: str, until: float | None = None) -> None:
-        """Note that this step was passed over; only the first reason counts."""
+        """Note that this step was skipped; only the first reason counts."""
         if all(each.step != step.number for each in self.skipped):
             self.skipped += (Skipped(step.number, reason, None if until is None else round(until)),)
 
