@@ -16,7 +16,7 @@ T = TypeVar("T")
 Steps = Generator[None, None, T]
 
 
-class Decoder(Protocol):
+class ValueDecoder(Protocol):
     """Any msgspec.json.Decoder."""
 
     def decode(self, data: bytes | memoryview, /) -> object:
@@ -55,7 +55,7 @@ def without_surrogates(data: bytes) -> bytes:
     return data.replace(rb"\ud", rb"\u0").replace(rb"\uD", rb"\u0")
 
 
-def end_of_value(data: bytes | memoryview, decoder: Decoder = _raw, beyond: bool = False) -> int:
+def end_of_value(data: bytes | memoryview, decoder: ValueDecoder = _raw, beyond: bool = False) -> int:
     """The offset of the first byte after the value at the start of ``data`` that is not white space.
 
     If nothing follows it is the length of ``data``; with ``beyond`` set that is an error. Raises ValueError.
@@ -76,7 +76,7 @@ def end_of_value(data: bytes | memoryview, decoder: Decoder = _raw, beyond: bool
         raise ValueError("it is nested too deeply") from None
 
 
-def _end_of_value(data: bytes | memoryview, decoder: Decoder, beyond: bool = False) -> int:
+def _end_of_value(data: bytes | memoryview, decoder: ValueDecoder, beyond: bool = False) -> int:
     try:
         decoder.decode(data)
     except msgspec.DecodeError as error:

@@ -1,4 +1,4 @@
-"""What follows from a failure: whether the step cools down, is repeated, or the client gets the refusal as it is."""
+"""What follows from a failure: whether the step cools down, and whether it may be repeated."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from aigw.config.model import Step
 from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.proxy.cooldown import Cooldowns
 
-REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # of the 4xx, those that the same request may not get again
+REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # statuses 4xx that the same request may not get again
 
-FAILED = frozenset([408, 424, 499])  # of the 4xx, those by which the provider, or one behind it, says that it failed
+FAILED = frozenset([408, 424, 499])  # statuses 4xx for a failure of the provider, or of a server behind it
 
-FOR_THIS_REQUEST = frozenset([402, 403])  # a flagged prompt, too large a ``max_tokens``, a closed model; or the account
-KEY_REST = 60.0
+FOR_THIS_REQUEST = frozenset([402, 403])  # about the prompt, ``max_tokens`` or model; or about the account
+KEY_REST = 60.0  # seconds
 RATE_LIMIT_REST = 10.0
 RETRY_FIRST = 0.5
 RETRY_MOST = 8.0
@@ -25,9 +25,9 @@ RETRY_MOST = 8.0
 class Verdict(msgspec.Struct, frozen=True):
     """What follows from a failure.
 
-    ``strike`` counts against the step: ``failure``, ``timeout``, ``refusal``, or nothing; ``alive`` counts for it.
-    ``rest`` is for how many seconds the step rests at once, in place of a strike. ``repeatable``: the same step may be
-    tried again. ``key_refused``: no other step of the provider can work.
+    ``strike`` is what is counted in the cooldown of the step: ``failure``, ``timeout``, ``refusal``, nothing, or
+    ``alive``, which resets the count. ``rest``, if it is not 0, is a cooldown in seconds that starts at once instead.
+    ``repeatable``: the same step may be tried again. ``key_refused``: no other step of the provider can work.
     """
 
     strike: Literal["", "failure", "timeout", "refusal", "alive"] = ""
@@ -37,7 +37,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
-    """The policy on failures, all of it. ``final``: the client gets the refusal, so it is no fault of the step."""
+    """The whole policy on failures. ``final``: the client gets the refusal, so the step does not cool down for it."""
     match failure:
         case UpstreamRefused(status=int(status)):
             is_own_failure = status >= 500 or status in FAILED
@@ -62,7 +62,7 @@ def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
 
 
 def apply(health: Cooldowns, step: Step, verdict: Verdict, probe: bool) -> float | None:
-    """What the verdict means for the step: for how many seconds it rests from now on, if it does."""
+    """Apply the verdict to the step. Gives the seconds for which it cools down from now on, None if it does not."""
     if verdict.rest:
         health.rest(step, verdict.rest, probe)
     elif verdict.strike == "failure":
@@ -79,9 +79,9 @@ def apply(health: Cooldowns, step: Step, verdict: Verdict, probe: bool) -> float
 
 
 def retry_delay(failure: UpstreamFailure, tries: int, random: Callable[[], float]) -> float:
-    """Seconds to wait before a step is repeated that was tried so often: longer each time, and no less than asked for.
+    """The seconds before a step is repeated after ``tries``. They double, and are at least those of ``Retry-After``.
 
-    Half of it is jitter, so that clients which failed together do not come back together.
+    Up to half of the delay is random, so that clients which failed together do not return together.
     """
     asked = failure.retry_after if isinstance(failure, UpstreamRefused) else None
     return max(asked or 0.0, min(RETRY_MOST, RETRY_FIRST * 2.0 ** (tries - 1)) * (0.5 + random() / 2))
