@@ -16,7 +16,7 @@ from aigw.proxy.finishing import Finishing
 Kind = Literal["failure", "timeout", "refusal"]
 
 IN_A_ROW: dict[Kind, int] = {"failure": 3, "timeout": 2, "refusal": 3}  # of one kind, until the step cools down
-MAX_REST = 600.0  # seconds
+MAX_COOLDOWN = 600.0  # seconds
 
 Key = tuple[str, str]
 Skip = Callable[[Step, str, "float | None"], None]  # a step, why it is skipped, and until when in Unix seconds
@@ -51,7 +51,7 @@ class Cooldowns:
         chosen = next(iter(self.order(steps)), None)
         if chosen is not None and chosen is not steps[0]:
             for step in steps[: steps.index(chosen)]:
-                left = self.rests_for(step)
+                left = self.cooldown_left(step)
                 skip(step, "cooling_down", None if left is None else time.time() + left)
         return chosen
 
@@ -59,11 +59,11 @@ class Cooldowns:
         """``steps``, with those that cool down at the end: the shortest cooldown first."""
         if not self._states:
             return steps
-        resting = {step.number: left for step in steps if (left := self.rests_for(step)) is not None}
-        awake = [step for step in steps if step.number not in resting]
-        return awake + sorted((s for s in steps if s.number in resting), key=lambda step: resting[step.number])
+        cooling = {step.number: left for step in steps if (left := self.cooldown_left(step)) is not None}
+        ready = [step for step in steps if step.number not in cooling]
+        return ready + sorted((s for s in steps if s.number in cooling), key=lambda step: cooling[step.number])
 
-    def rests_for(self, step: Step) -> float | None:
+    def cooldown_left(self, step: Step) -> float | None:
         """The seconds until the end of the step's cooldown, None if it does not cool down.
 
         After that time one request probes the step. Until it is answered the step cools down for all other requests.
@@ -122,12 +122,12 @@ class Cooldowns:
             probe = False
         self._strike(step, "refusal", probe)
 
-    def rest(self, step: Step, seconds: float, probe: bool) -> None:
-        """Start the step's cooldown now, for at most MAX_REST seconds."""
+    def cool_down(self, step: Step, seconds: float, probe: bool) -> None:
+        """Start the step's cooldown now, for at most MAX_COOLDOWN seconds."""
         self.abandoned(step, probe)
         if step.cooldown > 0:
             state = self._state(step)
-            state.until = max(state.until, self._seconds() + min(seconds, MAX_REST))
+            state.until = max(state.until, self._seconds() + min(seconds, MAX_COOLDOWN))
 
     def _strike(self, step: Step, kind: Kind, probe: bool) -> None:
         state = self._state(step)
@@ -136,7 +136,7 @@ class Cooldowns:
         # The step cools down again at once after a failed probe. A step that already cools down, and was tried because
         # all others failed, does not cool down longer.
         if (probe or state.count >= IN_A_ROW[kind]) and state.until <= self._seconds():
-            self.rest(step, step.cooldown, probe)
+            self.cool_down(step, step.cooldown, probe)
         else:
             self.abandoned(step, probe)
 
@@ -165,10 +165,10 @@ class CooldownsByEndpoint:
         for each in self._by_path.values():
             each.forget_all_but(kept)
 
-    def rests_for(self, step: Step) -> float | None:
+    def cooldown_left(self, step: Step) -> float | None:
         """The seconds until the step cools down at no endpoint, None if it cools down at none now."""
         return max(
-            (left for each in self._by_path.values() if (left := each.rests_for(step)) is not None), default=None
+            (left for each in self._by_path.values() if (left := each.cooldown_left(step)) is not None), default=None
         )
 
     def cools_down(self, step: Step) -> bool:

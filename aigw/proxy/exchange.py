@@ -193,8 +193,8 @@ class Exchange:
         step = attempt.step
         final = passed_refusals.stops(failure, self._route.stop_on, self._gateway.keys)
         verdict = retry_policy.decide(failure, final)
-        rests = retry_policy.apply(self._health, step, verdict, probe)
-        attempted = self._note(step, started, failure.outcome, failure.status, failure.message, rests, failure.words)
+        cooldown = retry_policy.apply(self._health, step, verdict, probe)
+        attempted = self._note(step, started, failure.outcome, failure.status, failure.message, cooldown, failure.words)
         failure.__traceback__ = failure.__context__ = None  # their frames would keep the body in memory
         self._failures.append((attempted, failure))
         self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
@@ -236,8 +236,8 @@ class Exchange:
                 return self._pass_on(*passed)
         if is_late:
             return fail(failure_report.too_late(self._route.deadline or 0, self._failures, keys))
-        wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
-        return fail(failure_report.all_failed(self._failures, keys, min(wakes, default=None)))
+        cooldowns = [left for step in self._route.steps if (left := self._health.cooldown_left(step)) is not None]
+        return fail(failure_report.all_failed(self._failures, keys, min(cooldowns, default=None)))
 
     def _flowed(
         self, result: Failure | None, step: Step, started: float, status: int, held: Relay, probe: bool
@@ -264,7 +264,7 @@ class Exchange:
         # If the gateway itself ended the stream the code is for the client only; the step did not fail.
         self._record.outcome = outcome = "draining" if self._interrupted else broken.code
         (self._health.abandoned if self._interrupted else self._health.failed)(step, probe)
-        self._note(step, started, outcome, status, broken.message, self._health.rests_for(step))
+        self._note(step, started, outcome, status, broken.message, self._health.cooldown_left(step))
         if broken.reported:
             self._client.end()
         else:
@@ -283,13 +283,13 @@ class Exchange:
         outcome: str,
         status: int | None,
         message: str,
-        rests: float | None = None,
+        cooldown: float | None = None,
         words: Sequence[str] = (),
     ) -> AttemptRecord:
         now = self._clock.seconds()
         took = milliseconds(now - started)
         self._record.waited += now - self._waiting_since
-        rests_s = None if rests is None else math.ceil(rests)
+        rests_s = None if cooldown is None else math.ceil(cooldown)
         where = host_and_path(step.provider.base_url, self._call.endpoint.path)
         what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
         attempted = AttemptRecord(step.number, step.provider.name, step.model, *what)

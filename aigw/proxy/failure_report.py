@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from aigw.errors import AllStepsFailed, DeadlineExceeded, UpstreamFailure, UpstreamRefused
 from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST
@@ -20,15 +19,15 @@ MOST_OF_A_MESSAGE = 1000
 _LEAST_OF_A_REASON = 20
 
 
-def all_failed(failures: Failures, keys: KeySearch, wakes_in: float | None = None) -> AllStepsFailed:
+def all_failed(failures: Failures, keys: KeySearch, shortest_cooldown: float | None = None) -> AllStepsFailed:
     """The 502 with the result of each step, in a bounded text without keys.
 
-    ``wakes_in`` is the shortest cooldown of a step of the route, in seconds; None if no step cools down.
+    ``shortest_cooldown`` is the shortest cooldown of a step of the route, in seconds; None if no step cools down.
     """
     hopeless = all(_is_hopeless(failure) for _, failure in failures)
     headers = {"x-should-retry": "false"} if hopeless else {}
-    if wakes_in is not None and not hopeless:
-        headers["Retry-After"] = str(max(1, math.ceil(wakes_in)))
+    if shortest_cooldown is not None and not hopeless:
+        headers["Retry-After"] = str(max(1, math.ceil(shortest_cooldown)))
     shown = attempts_shown(failures, keys)
     return AllStepsFailed(
         _with_reasons("No step of the route gave an answer", failures, shown),
@@ -44,7 +43,7 @@ def too_late(deadline: float, failures: Failures, keys: KeySearch) -> DeadlineEx
     return DeadlineExceeded(_with_reasons(beginning, failures, shown), details={"attempts": shown})
 
 
-def attempts_shown(failures: Failures, keys: KeySearch) -> list[dict[str, Any]]:
+def attempts_shown(failures: Failures, keys: KeySearch) -> list[dict[str, object]]:
     """One entry for each attempt, for the client. Only here the provider's own text is added."""
     shown = []
     for record, failure in failures:
@@ -64,13 +63,15 @@ def _is_hopeless(failure: UpstreamFailure) -> bool:
     return 400 <= (failure.status or 0) < 500 and failure.status not in REPEATABLE
 
 
-def _with_reasons(beginning: str, failures: Failures, shown: list[dict[str, Any]]) -> str:
+def _with_reasons(beginning: str, failures: Failures, shown: list[dict[str, object]]) -> str:
     """``beginning``, then each provider with its reason, once each: the most useful reason first.
 
     The first reason may take MOST_OF_A_REASON characters; the others share the rest of MOST_OF_A_MESSAGE.
     """
     ranked = sorted(zip(failures, shown, strict=True), key=lambda each: _rank(each[0][1]))
-    reasons = list(dict.fromkeys((entry["provider"], " ".join(entry["message"].split())) for _, entry in ranked))
+    reasons = list(
+        dict.fromkeys((record.provider, " ".join(str(entry["message"]).split())) for (record, _), entry in ranked)
+    )
     if not reasons:
         return f"{beginning}."
     first = _named(*reasons[0], MOST_OF_A_REASON)

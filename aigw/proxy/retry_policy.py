@@ -16,8 +16,8 @@ REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # statuses 4xx that the 
 FAILED = frozenset([408, 424, 499])  # statuses 4xx for a failure of the provider, or of a server behind it
 
 FOR_THIS_REQUEST = frozenset([402, 403])  # about the prompt, ``max_tokens`` or model; or about the account
-KEY_REST = 60.0  # seconds
-RATE_LIMIT_REST = 10.0
+KEY_COOLDOWN = 60.0  # seconds
+RATE_LIMIT_COOLDOWN = 10.0
 RETRY_FIRST = 0.5
 RETRY_MOST = 8.0
 
@@ -26,12 +26,12 @@ class Verdict(msgspec.Struct, frozen=True):
     """What follows from a failure.
 
     ``strike`` is what is counted in the cooldown of the step: ``failure``, ``timeout``, ``refusal``, nothing, or
-    ``alive``, which resets the count. ``rest``, if it is not 0, is a cooldown in seconds that starts at once instead.
+    ``alive``, which resets the count. ``cooldown``, if it is not 0, is in seconds and starts at once instead.
     ``repeatable``: the same step may be tried again. ``key_refused``: no other step of the provider can work.
     """
 
     strike: Literal["", "failure", "timeout", "refusal", "alive"] = ""
-    rest: float = 0
+    cooldown: float = 0
     repeatable: bool = False
     key_refused: bool = False
 
@@ -44,14 +44,14 @@ def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
             if final:
                 return Verdict(strike="" if is_own_failure or status == 429 else "alive")
             if status == 429:
-                rest = RATE_LIMIT_REST if failure.retry_after is None else failure.retry_after
-                return Verdict(rest=rest, repeatable=True)
+                seconds = RATE_LIMIT_COOLDOWN if failure.retry_after is None else failure.retry_after
+                return Verdict(cooldown=seconds, repeatable=True)
             if status in KEY_REFUSED:
-                return Verdict(rest=KEY_REST, key_refused=True)
+                return Verdict(cooldown=KEY_COOLDOWN, key_refused=True)
             if status in FOR_THIS_REQUEST:
-                return Verdict(strike="refusal", rest=failure.retry_after or 0)
+                return Verdict(strike="refusal", cooldown=failure.retry_after or 0)
             if is_own_failure:
-                return Verdict(strike="failure", rest=failure.retry_after or 0, repeatable=True)
+                return Verdict(strike="failure", cooldown=failure.retry_after or 0, repeatable=True)
             return Verdict(strike="alive", repeatable=status in REPEATABLE)
         case UpstreamTimeout(limit="deadline"):
             return Verdict()
@@ -61,21 +61,21 @@ def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
             return Verdict(strike="failure", repeatable=True)
 
 
-def apply(health: Cooldowns, step: Step, verdict: Verdict, probe: bool) -> float | None:
+def apply(cooldowns: Cooldowns, step: Step, verdict: Verdict, probe: bool) -> float | None:
     """Apply the verdict to the step. Gives the seconds for which it cools down from now on, None if it does not."""
-    if verdict.rest:
-        health.rest(step, verdict.rest, probe)
+    if verdict.cooldown:
+        cooldowns.cool_down(step, verdict.cooldown, probe)
     elif verdict.strike == "failure":
-        health.failed(step, probe)
+        cooldowns.failed(step, probe)
     elif verdict.strike == "timeout":
-        health.timed_out(step, probe)
+        cooldowns.timed_out(step, probe)
     elif verdict.strike == "refusal":
-        health.refused(step, probe)
+        cooldowns.refused(step, probe)
     elif verdict.strike == "alive":
-        health.answered(step, probe)
+        cooldowns.answered(step, probe)
     else:
-        health.abandoned(step, probe)
-    return health.rests_for(step)
+        cooldowns.abandoned(step, probe)
+    return cooldowns.cooldown_left(step)
 
 
 def retry_delay(failure: UpstreamFailure, tries: int, random: Callable[[], float]) -> float:
