@@ -65,7 +65,7 @@ class ChatScanner(StreamScanner):
         return OUTPUT
 
     def _note_choices(self, choices: list[object]) -> bool:
-        """Note which choices have begun and which have finished. Whether one finished or failed in this event."""
+        """Note which choices have begun and which have finished. Gives whether one of them finished or failed here."""
         ended = False
         for choice in choices:
             if not isinstance(choice, dict):

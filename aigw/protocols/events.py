@@ -20,7 +20,7 @@ def read(event: bytes) -> tuple[str, bytes | None, object, object]:
 
     Each of the last three is None where there is none. Data that is too long for an error is not read as JSON.
     """
-    plain = _PLAIN(event)  # as nearly always
+    plain = _PLAIN(event)  # the usual case
     name, data = ("", plain[1]) if plain else sse.fields(event)
     if data is None or not data.strip():
         error = error_field(event)

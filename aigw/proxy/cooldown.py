@@ -23,7 +23,7 @@ Skip = Callable[[Step, str, "float | None"], None]  # a step, why it is skipped,
 
 
 class _State:
-    """A step that failed: how often in a row, and by what kind. ``until`` is 0 if the step does not cool down."""
+    """The last kind of failure of a step, and how often in a row it occurred. ``until``: 0 if it does not cool down."""
 
     __slots__ = ("count", "kind", "probing", "until")
 

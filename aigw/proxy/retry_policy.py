@@ -11,7 +11,7 @@ from aigw.config.model import Step
 from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.proxy.cooldown import Cooldowns
 
-REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # statuses 4xx that the same request may not get again
+REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # statuses 4xx after which the same request may succeed
 
 FAILED = frozenset([408, 424, 499])  # statuses 4xx for a failure of the provider, or of a server behind it
 
@@ -79,7 +79,7 @@ def apply(cooldowns: Cooldowns, step: Step, verdict: Verdict, probe: bool) -> fl
 
 
 def retry_delay(failure: UpstreamFailure, tries: int, random: Callable[[], float]) -> float:
-    """The seconds before a step is repeated after ``tries``. They double, and are at least those of ``Retry-After``.
+    """The seconds before a step is repeated. They double with each try, and are at least those of ``Retry-After``.
 
     Up to half of the delay is random, so that clients which failed together do not return together.
     """
