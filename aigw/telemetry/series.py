@@ -136,7 +136,7 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
             (
                 f"aigw_step_rest_end_timestamp_seconds{{{labels}}} {time.time() + left!r}\n"
                 for labels, step in configured
-                if (left := live.rests_for(step)) is not None
+                if (left := live.cooldown_left(step)) is not None
             ),
         ),
         MetricFamily(

@@ -37,7 +37,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     """The state at one moment. ``now`` is on the gateway's clock, ``certificate_expires`` in Unix seconds.
 
     ``refused`` (connections) and ``refused_keys`` count since the start. ``lag`` is how late the last check of the
-    event loop ran, in seconds. ``rests_for`` gives the seconds until a step's cooldown ends, None without a cooldown.
+    event loop ran, in seconds. ``cooldown_left`` gives the seconds until a step's cooldown ends, or None.
     ``cools_down`` is true from the failure that began the cooldown until the step's next answer.
     """
 
@@ -51,7 +51,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     lag: float
     certificate_expires: float | None
     reloads: Reloads
-    rests_for: Callable[[Step], float | None]
+    cooldown_left: Callable[[Step], float | None]
     cools_down: Callable[[Step], bool]
     log_lines_dropped: int = 0
 

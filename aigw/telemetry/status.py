@@ -95,7 +95,7 @@ def _percent(part: int, of: int) -> int | None:
 
 
 def _step(step: Step, live: Snapshot, counters: StepCounters) -> StepStatus:
-    left = live.rests_for(step)
+    left = live.cooldown_left(step)
     return {
         "number": step.number,
         "provider": step.provider.name,
