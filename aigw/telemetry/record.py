@@ -23,7 +23,7 @@ _SHORT_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 T = TypeVar("T")
 Logged = Annotated[T, "log"]
-Public = Annotated[T, "log", "client"]  # the client sees it too, in an error of the gateway's own
+Public = Annotated[T, "log", "client"]  # a client sees it too, in an error that the gateway itself writes
 
 
 class AttemptRecord(msgspec.Struct, frozen=True):

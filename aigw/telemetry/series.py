@@ -81,7 +81,7 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
         MetricFamily(
             "aigw_overhead_seconds",
             "histogram",
-            "The duration of requests without the time of providers and of the request's body.",
+            "The duration of requests without the time to read their bodies and without the time of providers.",
             (_histogram("aigw_overhead_seconds", labels, route.overhead) for labels, _, route in named),
         ),
         MetricFamily(

@@ -55,7 +55,7 @@ class Trace:
         span = Span(started)
         self.spans.append(span)
         parent = f"00-{self.trace_id}-{span.span_id}-{int(self.sampled):02x}".encode()
-        headers: Lines = attempt.headers.copy()  # type: ignore[attr-defined]  # a room on the right has the type
+        headers: Lines = attempt.headers.copy()  # type: ignore[attr-defined]  # aigw.upstream has the type, and telemetry must not import it
         headers.pop(b"traceparent", None)
         headers[b"traceparent"] = b"Traceparent: %s\r\n" % parent
         return msgspec.structs.replace(attempt, headers=headers)
