@@ -1,4 +1,4 @@
-"""What an endpoint of the API is, and what a request to one is, as it came and once it was read."""
+"""An endpoint of the API, and a request to one: RawRequest before the body is read, Call after."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JSON, FORM = b"application/json", b"multipart/form-data"
 
 
 class RawRequest(msgspec.Struct, frozen=True, eq=False):
-    """A request as it came, its body not read yet. ``headers`` are the lines that may go on to a provider."""
+    """A request whose body has not been read. ``headers`` are the lines that may be sent to a provider."""
 
     endpoint: Endpoint
     body: bytes | bytearray
@@ -30,10 +30,10 @@ class RawRequest(msgspec.Struct, frozen=True, eq=False):
 
 
 class Call(msgspec.Struct, frozen=True, eq=False):
-    """One request, read once: the body's top-level members as raw bytes, and the headers that may go on.
+    """One request, read once: the body's top-level members as raw bytes, and the headers that may be sent on.
 
-    ``model`` is empty where the request leaves it to the gateway. ``large``: it goes on in pieces. ``form`` is the body
-    of a request that is no JSON. ``results`` is how many results a stream of them announces, each by an event.
+    ``model`` is empty if the request has none. A ``large`` one is sent on in pieces. ``form`` is the body of a request
+    that is not JSON. A stream has ``results`` results, each with an event at its end.
     """
 
     endpoint: Endpoint
@@ -58,14 +58,14 @@ class CheckAnswer(Protocol):
 class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """Everything that differs between endpoints; nothing else in the gateway asks which endpoint it is.
 
-    ``path`` is behind ``/v1/``; ``aliases`` are other paths that lead here, whole. ``read`` makes a Call, at once or in
-    short steps; both raise BadRequest. ``takes`` are the types of a body that go on under their name. ``rewrite``
-    makes the body for a step, and the names of what it dropped: of a Call, the step's model as JSON, and the step's
-    ``conflict_resolution``. ``may_lack_model``: a route can be the default.
-    ``check_answer`` gives the reason why a whole 2xx body is no answer, with the provider's own reason if there is one,
-    or None. ``flows``, where an answer is passed on as it comes: whether its first bytes, under this Content-Type, show
-    such an answer; None if more are needed. ``scanner`` makes what judges one streamed answer. ``error_body`` is how
-    the gateway's own errors look.
+    ``path`` is the part after ``/v1/``; ``aliases`` are other whole paths of it. ``read`` makes a Call, at once or in
+    short steps; both raise BadRequest. ``takes`` are the media types of a body that the provider gets under their name.
+    ``rewrite`` takes a Call, the step's model as JSON and the step's ``conflict_resolution``. It gives the body for the
+    step and the names of the members that it dropped. With ``may_lack_model`` a route can be the default.
+    ``check_answer`` gives None for a whole 2xx body that is an answer; else the reason, and the provider's own reason
+    if it gave one. ``flows`` is there if an answer is passed on as it arrives: it takes the Content-Type and the first
+    bytes, and gives whether they begin such an answer, or None if more bytes are needed. ``scanner`` makes the scanner
+    of one streamed answer. ``error_body`` formats the gateway's errors.
     """
 
     path: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from aigw.protocols.answers import is_error
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
@@ -36,7 +36,7 @@ class TypedScanner(StreamScanner):
         self._count = 0
         self._end_seen = False  # in the event that is being passed on in pieces
 
-    def meaning(self, value: dict[str, Any]) -> Meaning:
+    def meaning(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
         kind = value.get("type")
         if "type" not in value and "choices" not in value and is_error(value):
@@ -50,7 +50,7 @@ class TypedScanner(StreamScanner):
         """What a stream means that ends without any output."""
         return END
 
-    def note(self, value: dict[str, Any]) -> Meaning:
+    def note(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
         return self._note_end() if value.get("type") == self.end else OUTPUT
 
@@ -65,7 +65,7 @@ class TypedScanner(StreamScanner):
         self.complete = self.finished = True
         return END if self._count >= self.results else OUTPUT
 
-    def raises(self, value: dict[str, Any]) -> bool:
+    def raises(self, value: dict[str, object]) -> bool:
         """See StreamScanner: they look at ``error`` at the top, and at nothing else."""
         return bool(value.get("error"))
 

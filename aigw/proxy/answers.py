@@ -1,10 +1,9 @@
-"""Streams of events: what is held of one, when it is committed, when it is complete. And which kind an answer is."""
+"""Streams: how much of one is held, when it is committed, and when it is complete. And which kind an answer is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
@@ -28,7 +27,7 @@ MustFinish = Callable[[], bool]
 
 
 class Stream(Relay):
-    """Server-sent events: held until the first output, then passed on as far as the endpoint's scanner lets them."""
+    """Server-sent events. They are held until the first output; then the endpoint's scanner decides what is sent."""
 
     cut_short = "stream_truncated"
     default_type = b"text/event-stream"
@@ -36,18 +35,18 @@ class Stream(Relay):
     flushes = True
 
     def __init__(self, call: Call, clock: IReactorTime, label: bytes, must_finish: MustFinish) -> None:
-        """``label`` is the Content-Type, in lower case; ``must_finish``: does the model give a ``finish_reason``?"""
+        """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``."""
         super().__init__(call.endpoint, clock)
         self._scanner = call.endpoint.scanner()
         self._scanner.is_known_to_finish = must_finish
         self._scanner.results = call.results
         self.mislabelled = b"json" in label or b"html" in label or label.startswith(_NO_STREAMS)
-        self._first: bytes | None = b""  # what came, until it is known whether it is a stream
-        self._body: bytearray | None = None  # what came, where it is none
+        self._first: bytes | None = b""  # the first bytes, until it is known whether they are a stream
+        self._body: bytearray | None = None  # the bytes, if they are not a stream
         self._held_size = 0
         self._full = False
         self._last_meaning = SILENCE  # before the commit point, and at the end
-        self._ends_at = math.inf  # when the end is due, as the provider has reported a failure or the end
+        self._ends_at = math.inf  # the time limit for the end after the provider reported a failure or the end
 
     @property
     def usage(self) -> dict[str, int]:
@@ -65,7 +64,7 @@ class Stream(Relay):
         return self._scanner.failure
 
     def dataReceived(self, data: bytes) -> None:
-        """See Relay. This is the whole way of a chunk, and runs for each."""
+        """See Relay. This runs for each chunk of a stream."""
         client = self._client
         if client is None:
             self._hold(data)
@@ -105,7 +104,7 @@ class Stream(Relay):
         self._last_meaning = meaning
         if self._scanner.has_output:
             self._pieces.append(passed)
-            if not self.held.called:  # else flow() is called in this turn
+            if not self.held.called:  # else flow() follows in this turn of the reactor
                 self.held.callback(self)
         elif meaning is not SILENCE:
             self._fail(_no_output(meaning, self._scanner.error))
@@ -113,7 +112,7 @@ class Stream(Relay):
             self._hold_nothing(passed)
 
     def _hold_nothing(self, passed: bytes) -> None:
-        """Keep what is no output; of too much of it the comments, and what comes last, are dropped."""
+        """Keep events that are not output. Above HOLD_STREAM bytes, comments and later events are dropped."""
         if not self._full:
             self._pieces.append(passed)
             self._held_size += len(passed)
@@ -139,7 +138,7 @@ class Stream(Relay):
     # The end
 
     def _at_the_end(self, passed: bytes) -> None:
-        """The event that ends the stream has been passed on."""
+        """Called when the event that ends the stream has been passed on."""
         if passed.endswith(b"\r"):  # the LF of its empty line may be in the next read
             self._last_meaning = END
             self._expect_the_end()
@@ -147,13 +146,13 @@ class Stream(Relay):
             self._end_as_it_did(let_end=True)
 
     def _expect_the_end(self) -> None:
-        """The provider has reported a failure or the end, so nothing but the end follows."""
+        """Limit the time for the end, because the provider has reported a failure or the end."""
         if self._ends_at == math.inf and self._timer is not None:
             self._ends_at = self._clock.seconds() + END_SECONDS
             self._timer.reset(END_SECONDS)
 
     def _end_as_it_did(self, let_end: bool = False) -> None:
-        """End the client's answer; ahead of the end stands what the clients do not see by themselves."""
+        """End the client's answer, after an error event if the official clients would not detect the failure."""
         failure = self._scanner.failure
         if failure is not None and not failure.reported:
             self._report(failure)
@@ -197,7 +196,7 @@ class Stream(Relay):
             self._break("stream_idle_timeout", f"The provider sent nothing for {self._limit:g} s.")
 
     def resumeProducing(self) -> None:
-        """The client has caught up; whatever silence there was before it counts no more."""
+        """The client reads again. The silence of the provider is counted from now on."""
         super().resumeProducing()
         self._last_activity = self._clock.seconds()
 
@@ -214,7 +213,7 @@ class Stream(Relay):
 
 
 def hold(response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish) -> Deferred[Relay]:
-    """Read a 2xx answer up to the commit point. Fails with UpstreamBroken; cancelling hangs up on the provider."""
+    """Read a 2xx answer up to the commit point. Fails with UpstreamBroken. A cancel aborts the provider's answer."""
     relay: Relay
     endpoint = call.endpoint
     label = response.given.get(b"content-type", [b""])[-1].lower()
@@ -228,7 +227,7 @@ def hold(response: Response, call: Call, clock: IReactorTime, must_finish: MustF
     return relay.held
 
 
-def _no_output(meaning: Meaning, error: Any) -> UpstreamBroken:
+def _no_output(meaning: Meaning, error: object) -> UpstreamBroken:
     if meaning is ERROR:
         return UpstreamBroken("began its stream with an error", detail=reason_in(error))
     return UpstreamBroken("ended its stream without output")

@@ -20,15 +20,15 @@ Begins = Callable[[bytes, bytes], "bool | None"]
 
 
 class Plain(Relay):
-    """An answer in one piece: judged when it is whole, or let go when it is larger than what is held.
+    """An answer in one piece. It is checked when it is whole, or committed when it is larger than HOLD_PLAIN.
 
-    Its limit counts from the commit point, not from the last byte: the time is that of the whole answer.
+    Its time limit is for the whole answer. It counts from the commit point, not from the last byte.
     """
 
     cut_short = "answer_truncated"
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime, label: bytes) -> None:
-        """``label`` is the Content-Type, in lower case."""
+        """``label`` is the Content-Type in lower case."""
         super().__init__(endpoint, clock)
         self._label = label
         self._size = 0
@@ -56,7 +56,7 @@ class Plain(Relay):
             if whole:
                 self._finish(None)
             else:
-                self._break(self.cut_short, "The provider's answer was cut short.")
+                self._break(self.cut_short, "The provider's answer ended before it was complete.")
             return
         body = b"".join(self._pieces)
         mistake = self._mistake(body, whole, reason)
