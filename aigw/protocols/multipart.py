@@ -17,7 +17,7 @@ MOST_PARTS = 1000
 MOST_OF_A_HEAD = 8 * 1024
 MOST_OF_A_VALUE = 16 * 1024
 _STEP = 1024 * 1024  # bytes that are searched at once, in less than a millisecond
-_LOOK = 512  # what a look at something found costs, in bytes
+_MATCH_COST = 512  # of one match, in bytes
 
 _BOUNDARY = re.compile(rb';[ \t]*boundary[ \t]*=[ \t]*(?:"([^"\\]*)"|([^\s;"]*))[ \t]*(?=;|\Z)', re.IGNORECASE)
 _GOOD_BOUNDARY = re.compile(rb"[\x20-\x7e]{0,199}[\x21-\x7e]")  # RFC 2046 has 70 of fewer characters
@@ -93,7 +93,7 @@ def read_form(
 
 
 def _next_boundary(body: bytes | bytearray, delimiter: bytes, at: int) -> Steps[tuple[int, int, bool]]:
-    """Where what stands in front of the next boundary ends, where its own line ends, and whether it is the last one."""
+    """The offset of the end of the part before the next boundary, that of the end of its line, and if it is the last."""
     found = _BEHIND.match(body, len(delimiter)) if at == 0 and body.startswith(delimiter) else None
     if found and (found[1] or found[2]):
         return -2, found.end(), found[1] is not None
@@ -101,7 +101,7 @@ def _next_boundary(body: bytes | bytearray, delimiter: bytes, at: int) -> Steps[
     left = 0
     while True:
         end = body.find(delimiter, at, at + _STEP + len(delimiter))
-        left -= (end if end >= 0 else at + _STEP) - at + _LOOK
+        left -= (end if end >= 0 else at + _STEP) - at + _MATCH_COST
         if left <= 0:
             yield
             left = _STEP

@@ -66,7 +66,7 @@ class Relay(BodyProtocol, ABC):
     mislabelled = False  # whether the Content-Type of a stream is that of something else
     default_type = b"application/json"  # of an answer without Content-Type
     flows = False  # whether its time limit is that of a pause
-    flushes: bool | None = False  # see Responder.cut
+    flushes: bool | None = False  # see the Responder
     cut_short = ""  # the code of an answer that ends too early
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
