@@ -93,7 +93,7 @@ def read_form(
 
 
 def _next_boundary(body: bytes | bytearray, delimiter: bytes, at: int) -> Steps[tuple[int, int, bool]]:
-    """The offset of the end of the part before the next boundary, that of the end of its line, and if it is the last."""
+    """The offset of the end of the part before the next boundary, that of the end of its line, and if it is last."""
     found = _BEHIND.match(body, len(delimiter)) if at == 0 and body.startswith(delimiter) else None
     if found and (found[1] or found[2]):
         return -2, found.end(), found[1] is not None
