@@ -1,4 +1,4 @@
-"""R3, R10: the further endpoints: their other paths, requests without a model, and what the list of models shows."""
+"""R3a, R10: the further endpoints: their other paths, requests without a model, and what the list of models shows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def body_of(answer: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
-def test_r3_rerank_has_three_paths_and_one_at_the_provider(path):
+def test_r3a_rerank_has_three_paths_and_one_at_the_provider(path):
     world = MemoryGateway()
     asked = b'{"model":"route","query":"q","documents":["a","b"],"stream":true}'
     client = ask(world, path, asked)
@@ -178,7 +178,7 @@ def test_b4_a_route_for_embeddings_only_is_not_listed_and_is_there():
     assert sent_to(world)[1] == b'{"model":"model-of-p1","input":"x"}'
 
 
-def test_r3_a_form_goes_to_no_endpoint_of_json():
+def test_r3a_a_form_goes_to_no_endpoint_of_json():
     world = MemoryGateway()
     answer = ask(world, "/v1/audio/speech", form(MODEL), named()).take()
     assert answer.startswith(b"HTTP/1.1 400 ")

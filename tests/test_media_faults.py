@@ -6,6 +6,8 @@ Of speech as bytes there is no ``next`` once the first byte is there: what break
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -208,7 +210,7 @@ GOOD_STREAM = {
 
 @pytest.mark.parametrize(("kit", "fault", "streamed"), CASES)
 @ensureDeferred
-async def test_r9_fault(world, kit, fault, streamed):
+async def test_a6_a7_fault(world, kit, fault, streamed):
     """B7, A1, A2, A4, T1 on the other endpoints."""
     make = TABLE[fault][streamed]
     verdict, _, outcome = expected(kit, fault, streamed).partition(" ")
@@ -250,11 +252,42 @@ async def test_r9_fault(world, kit, fault, streamed):
     assert last.endswith(b'"type":"upstream_error","param":null,"code":"%s"}}' % outcome.encode())
 
 
+PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
+
+
+def page_rows() -> str:
+    """The table as the page shows it: one fault a row."""
+    words = {
+        "-": "cannot happen",
+        "whole": "the answer, byte for byte",
+        "reported": "the provider's error, byte for byte",
+    }
+    lines = ["", "| what the provider does | images or a transcript | speech | a stream |", "|---|---|---|---|"]
+    for fault, (_, _, *fates) in TABLE.items():
+        shown = []
+        for number, fate in enumerate(fates):
+            broken = "closed" if number < 2 else f"in-band `{fate.rpartition(' ')[2]}`"
+            shown.append(words.get(fate) or ("the next step's answer" if fate.startswith("next") else broken))
+        lines.append(f"| {' | '.join([fault, *shown])} |")
+    return "\n".join([*lines, ""])
+
+
+def test_the_page_shows_this_table():
+    """AIGW_WRITE_DOCS=1 writes it."""
+    begin, end = "<!-- media faults -->\n", "\n<!-- /media faults -->"
+    before, _, rest = PAGE.read_text().partition(begin)
+    shown, _, after = rest.partition(end)
+    if os.environ.get("AIGW_WRITE_DOCS"):
+        shown = page_rows()
+        PAGE.write_text(f"{before}{begin}{shown}{end}{after}")
+    assert shown == page_rows(), "write it by AIGW_WRITE_DOCS=1"
+
+
 # Speech
 
 
 @ensureDeferred
-async def test_r9_each_piece_of_speech_leaves_within_10_ms_of_its_arrival(world):
+async def test_a6_each_piece_of_speech_leaves_within_10_ms_of_its_arrival(world):
     provider = world.provider(begun(SPEECH, b"I"))
     gateway = world.gateway(provider, timeout=0.4)
     client = await gateway.send(b"")
@@ -272,7 +305,7 @@ async def test_r9_each_piece_of_speech_leaves_within_10_ms_of_its_arrival(world)
 
 
 @ensureDeferred
-async def test_r9_the_first_byte_of_speech_leaves_within_10_ms_of_its_arrival(world):
+async def test_a6_the_first_byte_of_speech_leaves_within_10_ms_of_its_arrival(world):
     took = []
     for _ in range(7):
         provider = world.provider(hang)
@@ -291,7 +324,7 @@ def _asking(kit: Kit) -> bytes:
 
 
 @ensureDeferred
-async def test_r9_t2_speech_that_goes_on_outlives_the_timeout(world):
+async def test_a6_t2_speech_that_goes_on_outlives_the_timeout(world):
     provider = world.provider(then(begun(SPEECH, AUDIO[:50]), drip(chunk(AUDIO[50:60]) * 10 + LAST_CHUNK, 15, 0.06)))
     gateway = world.gateway(provider, timeout=0.3, idle_timeout=0.3)
     got = await SPEECH.ask(gateway)
@@ -303,7 +336,7 @@ async def test_r9_t2_speech_that_goes_on_outlives_the_timeout(world):
 )
 @pytest.mark.parametrize("audio", [b"{\x00\x01", b"<\xff\xfe", b'{"a": \xc3\x28', b"\x78\x9c\x01\x02"], ids=repr)
 @ensureDeferred
-async def test_r9_audio_may_begin_with_any_bytes(world, label, audio):
+async def test_a6_audio_may_begin_with_any_bytes(world, label, audio):
     if audio[:2] == b"\x78\x9c" and not label.startswith("audio"):
         return  # compressed text, as far as anybody can see
     got = await SPEECH.ask(world.gateway(world.provider(answer(200, audio, label)), None))
@@ -312,14 +345,14 @@ async def test_r9_audio_may_begin_with_any_bytes(world, label, audio):
 
 @pytest.mark.parametrize("text", [b"{" * 70_000, b'{"data": "' + b"x" * 200_000 + b'"}'], ids=["braces", "JSON"])
 @ensureDeferred
-async def test_r9_much_text_is_no_audio(world, text):
+async def test_a6_much_text_is_no_audio(world, text):
     slow = drip(head(kind="audio/mpeg", Content_Length=str(len(text))) + text, 20_000)
     got = await SPEECH.ask(world.gateway(world.provider(slow), world.provider(whole(SPEECH))))
     assert (got.body, got.headers["x-aigw-provider"]) == (AUDIO, "p2")
 
 
 @ensureDeferred
-async def test_r9_to_a_client_of_http_1_0_a_broken_answer_does_not_look_whole(world):
+async def test_a6_to_a_client_of_http_1_0_a_broken_answer_does_not_look_whole(world):
     """Its close would be a proper end, so the connection is reset."""
     provider = world.provider(then(begun(SPEECH), later(fin)))
     client = await world.gateway(provider).send(_asking(SPEECH).replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\n", 1))
@@ -334,7 +367,7 @@ async def test_r9_to_a_client_of_http_1_0_a_broken_answer_does_not_look_whole(wo
 
 
 @ensureDeferred
-async def test_r9_a_stream_of_several_images_ends_with_the_last(world):
+async def test_a7_a_stream_of_several_images_ends_with_the_last(world):
     (first, _, last) = IMAGES.events
     provider = world.provider(then(begin_stream(first, last), later(raw(chunk(first), chunk(last)), 0.1)))
     got = await IMAGES.ask(world.gateway(provider), True, n=2)
@@ -344,7 +377,7 @@ async def test_r9_a_stream_of_several_images_ends_with_the_last(world):
 
 @pytest.mark.parametrize("size", [100_000, 3_000_000])
 @ensureDeferred
-async def test_r9_a_large_last_event_is_passed_on_to_its_end(world, size):
+async def test_a7_a_large_last_event_is_passed_on_to_its_end(world, size):
     """Its type stands at its beginning."""
     large = typed("image_generation.completed", b64_json="x" * size, usage={"total_tokens": 7})
     got = await IMAGES.ask(world.gateway(world.provider(begin_stream(*IMAGES.events[:1], large))), True)
@@ -370,7 +403,7 @@ async def test_r9_a_large_last_event_is_passed_on_to_its_end(world, size):
     ],
 )
 @ensureDeferred
-async def test_r9_a_transcript_is_passed_on_whatever_it_is_written_in(world, label, text):
+async def test_a6_a_transcript_is_passed_on_whatever_it_is_written_in(world, label, text):
     got = await TRANSCRIPTS.ask(world.gateway(world.provider(answer(200, text, label)), None))
     assert (got.status, got.body, got.headers["content-type"]) == (200, text, label)
 
@@ -391,21 +424,21 @@ async def test_r9_a_transcript_is_passed_on_whatever_it_is_written_in(world, lab
     ],
 )
 @ensureDeferred
-async def test_r9_what_is_no_transcript_falls_through(world, label, text):
+async def test_a6_what_is_no_transcript_falls_through(world, label, text):
     good = answer(200, b"WEBVTT\n", "text/vtt")
     got = await TRANSCRIPTS.ask(world.gateway(world.provider(answer(200, text, label)), world.provider(good)))
     assert (got.body, got.headers["x-aigw-provider"], got.headers["content-type"]) == (b"WEBVTT\n", "p2", "text/vtt")
 
 
 @ensureDeferred
-async def test_r9_a_transcript_that_is_cut_short_falls_through(world):
+async def test_a6_a_transcript_that_is_cut_short_falls_through(world):
     cut = then(raw(head(kind="text/plain", Content_Length="50"), b"hel"), fin)
     got = await TRANSCRIPTS.ask(world.gateway(world.provider(cut), world.provider(answer(200, b"hello", "text/plain"))))
     assert (got.body, got.headers["x-aigw-provider"]) == (b"hello", "p2")
 
 
 @ensureDeferred
-async def test_r9_silence_has_an_empty_transcript(world):
+async def test_a6_silence_has_an_empty_transcript(world):
     done = typed("transcript.text.done", text="")
     got = await TRANSCRIPTS.ask(world.gateway(world.provider(stream(done)), None), True)
     assert (got.status, got.body, got.whole) == (200, done, True)

@@ -1,4 +1,4 @@
-"""R3, R8, R9, R10: each of the further endpoints through the official clients of OpenAI, over TLS with verification on.
+"""R3a, R8, A6, A7, R10: each of the further endpoints through the official clients of OpenAI, over TLS with verification on.
 
 Whole, with the first provider down, with one that is overloaded inside a 200, and with one that breaks off: no client takes
 half an answer for a whole one.
@@ -130,7 +130,7 @@ def python(gateway, name: str):
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("name", USES)
 @ensureDeferred
-async def test_r9_the_python_client(world, name, scene):
+async def test_r3a_the_python_client(world, name, scene):
     await check(world, python, name, scene)
 
 
@@ -147,7 +147,7 @@ def node_endpoints(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("name", USES)
 @ensureDeferred
-async def test_r9_the_node_client(world, node_endpoints, name, scene):
+async def test_r3a_the_node_client(world, node_endpoints, name, scene):
     async def run(gateway, name):
         job = {"base_url": gateway.url, "api_key": KEY, "use": name}
         environ = {**os.environ, "NODE_EXTRA_CA_CERTS": str(gateway.world.ca_file)}
