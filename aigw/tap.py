@@ -20,6 +20,7 @@ from aigw import __version__
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.daemon import dumpable, memory
+from aigw.daemon.interfaces import ProcessReactor
 from aigw.daemon.output import escape_unwritable
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import handle_signal, handle_stops, ignore
@@ -142,7 +143,7 @@ def makeService(options: Options) -> IService:
     return service
 
 
-def _check_providers(loaded: Config, reactor: Any, options: Options) -> NoReturn:
+def _check_providers(loaded: Config, reactor: ProcessReactor, options: Options) -> NoReturn:
     from aigw.daemon.check_providers import check
 
     escape_unwritable(sys.stdout)
@@ -161,13 +162,13 @@ def _freeze() -> None:
     gc.set_threshold(5_000, 2, 2)
 
 
-def _for_people(server: Any, json_log: int) -> bool:
+def _for_people(server: usage.Options | None, json_log: int) -> bool:
     """Whether the log goes to a terminal, and not as JSON."""
     on_stderr = server is not None and server.get("nodaemon") and not (server.get("logfile") or server.get("syslog"))
     return bool(on_stderr and not json_log and terminal.is_terminal(sys.__stderr__))
 
 
-def _observer(server: Any, json_log: int = 0) -> logs.QueuedLines | None:
+def _observer(server: usage.Options | None, json_log: int = 0) -> logs.QueuedLines | None:
     """JSON lines to where twistd's options send the log; None where twistd's own logger is in use."""
     if server is None or server.get("logger"):
         return None

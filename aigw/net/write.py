@@ -7,15 +7,15 @@ much as the rest of relaying a chunk. Only what the kernel does not take now is 
 from __future__ import annotations
 
 from socket import SO_SNDBUF, SOL_SOCKET
-from typing import Any
 
+from twisted.internet.interfaces import ITransport
 from twisted.internet.tcp import Connection
 
 MOST = 64 * 1024
 SEND_BUFFER = 128 * 1024  # the kernel would let it grow to megabytes
 
 
-def prepare(transport: Any) -> None:
+def prepare(transport: ITransport) -> None:
     """Set an accepted connection to send without delay and with a small buffer in the kernel."""
     socket = getattr(transport, "socket", None)
     if socket is not None:
@@ -24,13 +24,13 @@ def prepare(transport: Any) -> None:
         transport.setTcpNoDelay(True)
 
 
-def unsent(transport: Any) -> int:
+def unsent(transport: ITransport) -> int:
     """The bytes that Twisted still holds for a connection, TLS or not."""
     plain = getattr(transport, "transport", transport)
     return len(getattr(plain, "dataBuffer", b"")) - getattr(plain, "offset", 0) + getattr(plain, "_tempDataLen", 0)
 
 
-def write(transport: Any, data: bytes) -> None:
+def write(transport: ITransport, data: bytes) -> None:
     """Send at once if nothing waits; much data, or data over TLS, goes through ``transport.write(data)``."""
     if (
         0 < len(data) <= MOST

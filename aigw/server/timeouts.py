@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from aigw.net import write
+from aigw.net.interfaces import ClientTransport
 from aigw.net.lateness import GRACE_SECONDS, lateness
 from aigw.server.request import Request
 
@@ -27,7 +27,7 @@ class ConnectionTimeouts:
     The timer checks only when it fires whether the limit has moved, so a new phase needs no new timer.
     """
 
-    def __init__(self, clock: IReactorTime, transport: Any, too_late: Callable[[], None]) -> None:
+    def __init__(self, clock: IReactorTime, transport: ClientTransport, too_late: Callable[[], None]) -> None:
         self._clock = clock
         self._transport = transport
         self._too_late = too_late

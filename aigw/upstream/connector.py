@@ -19,8 +19,8 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IProtocol,
     IProtocolFactory,
-    IReactorFromThreads,
     IReactorTCP,
+    IReactorThreads,
     IReactorTime,
     IStreamClientEndpoint,
 )
@@ -32,7 +32,7 @@ NEXT_ADDRESS_SECONDS = 0.25  # RFC 8305, section 5
 NO_LIMIT = 86400  # seconds; the time limit for connecting is the pool's
 
 
-class ConnectorReactor(IReactorFromThreads, IReactorTCP, IReactorTime):
+class ConnectorReactor(IReactorThreads, IReactorTCP, IReactorTime):
     """The parts of the reactor that connecting needs."""
 
 

@@ -1,0 +1,18 @@
+"""The application that twistd makes, as the parent of the service."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from twisted.application.service import IServiceCollection
+from twisted.logger import ILogObserver
+from twisted.python.components import Componentized
+
+Parent: TypeAlias = "IServiceCollection | Componentized"
+"""Of a service: another service, or the application, which is a Componentized."""
+
+
+def use_observer(parent: Parent, observer: ILogObserver | None) -> None:
+    """Set the log observer of the application, which twistd reads when it has set the service's parent."""
+    if observer is not None and isinstance(parent, Componentized):
+        parent.setComponent(ILogObserver, observer)
