@@ -31,7 +31,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from aigw.config import loader
-from aigw.daemon.application import Parent, use_observer
+from aigw.daemon.application import Parent, ProcessReactor, use_observer
 from aigw.daemon.own_requests import OwnRequests
 from aigw.daemon.service import GatewayService
 from aigw.net.interfaces import Reactor
@@ -135,7 +135,7 @@ class _QuietSite(Site):
 class DemoService(MultiService):
     """Makes providers, certificate, configuration and gateway when it starts."""
 
-    def __init__(self, reactor: Reactor, observer: logs.QueuedLines | None) -> None:
+    def __init__(self, reactor: ProcessReactor, observer: logs.QueuedLines | None) -> None:
         """Opens nothing."""
         super().__init__()
         self._reactor = reactor

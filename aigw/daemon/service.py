@@ -21,14 +21,13 @@ from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
 from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
-from aigw.daemon.application import Parent, use_observer
+from aigw.daemon.application import Parent, ProcessReactor, use_observer
 from aigw.daemon.drain import Drain
 from aigw.daemon.reload import Reload, clock_time
 from aigw.daemon.runtime import Runtime
 from aigw.daemon.systemd import Notify
 from aigw.daemon.watchdog import Watchdog
 from aigw.errors import CannotListen, Draining
-from aigw.net.interfaces import Reactor
 from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Exchange, Gateway
@@ -51,7 +50,7 @@ class GatewayService(Service):
     def __init__(
         self,
         load: Callable[[], Config],
-        reactor: Reactor,
+        reactor: ProcessReactor,
         observer: logs.QueuedLines | None,
         look_up: LookUp = look_up,
         notify: Notify | None = None,
@@ -77,7 +76,7 @@ class GatewayService(Service):
         self._reloads = Reloads()
         self._reload = Reload(reactor, self._read, self._swap, self._notify, self._reloads)
         self._redaction = Redaction()
-        logs.hand_down(self._redaction)
+        logs.use_redaction(self._redaction)
         if observer is not None:
             observer.redaction = self._redaction  # twistd adds it to the log only later
         self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ)
@@ -260,7 +259,7 @@ class GatewayService(Service):
             lag=self.watchdog.lag,
             certificate_expires=identity.validity.expires if identity else None,
             reloads=self._reloads,
-            rests_for=self._cooldowns.cooldown_left,
+            cooldown_left=self._cooldowns.cooldown_left,
             cools_down=self._cooldowns.cools_down,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )

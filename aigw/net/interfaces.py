@@ -13,7 +13,7 @@ from twisted.internet.interfaces import (
 )
 
 
-class Reactor(IReactorCore, IReactorTime, IReactorTCP, IReactorThreads):
+class Reactor(IReactorCore, IReactorTCP, IReactorThreads, IReactorTime):
     """The reactor of the process."""
 
 
