@@ -20,7 +20,7 @@ from aigw import __version__
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.daemon import dumpable, memory
-from aigw.daemon.interfaces import ProcessReactor
+from aigw.daemon.application import ProcessReactor
 from aigw.daemon.output import escape_unwritable
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import handle_signal, handle_stops, ignore

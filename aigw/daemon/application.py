@@ -1,4 +1,4 @@
-"""The application that twistd makes, as the parent of the service."""
+"""The application and the reactor that twistd gives to the service."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import TypeAlias
 from twisted.application.service import IServiceCollection
 from twisted.logger import ILogObserver
 from twisted.python.components import Componentized
+
+from aigw.net.interfaces import Reactor
+from aigw.telemetry.tracing import TelemetryReactor
+
+
+class ProcessReactor(Reactor, TelemetryReactor):
+    """The reactor, with all that the gateway uses of it."""
+
 
 Parent: TypeAlias = "IServiceCollection | Componentized"
 """Of a service: another service, or the application, which is a Componentized."""

@@ -31,10 +31,10 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from aigw.config import loader
-from aigw.daemon.application import Parent, use_observer
-from aigw.daemon.interfaces import ProcessReactor
+from aigw.daemon.application import Parent, ProcessReactor, use_observer
 from aigw.daemon.own_requests import OwnRequests
 from aigw.daemon.service import GatewayService
+from aigw.net.interfaces import Reactor
 from aigw.telemetry import logs
 
 KEY = "demo-key-on-this-machine"
@@ -78,7 +78,7 @@ class DemoProvider(Resource):
 
     isLeaf = True
 
-    def __init__(self, reactor: ProcessReactor) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         super().__init__()
         self._reactor = reactor
 

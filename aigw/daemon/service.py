@@ -21,9 +21,8 @@ from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
 from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
-from aigw.daemon.application import Parent, use_observer
+from aigw.daemon.application import Parent, ProcessReactor, use_observer
 from aigw.daemon.drain import Drain
-from aigw.daemon.interfaces import ProcessReactor
 from aigw.daemon.reload import Reload, clock_time
 from aigw.daemon.runtime import Runtime
 from aigw.daemon.systemd import Notify

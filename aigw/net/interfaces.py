@@ -13,7 +13,7 @@ from twisted.internet.interfaces import (
 )
 
 
-class Reactor(IReactorCore, IReactorThreads, IReactorTCP, IReactorTime):
+class Reactor(IReactorCore, IReactorTCP, IReactorThreads, IReactorTime):
     """The reactor of the process."""
 
 

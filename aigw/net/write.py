@@ -2,6 +2,9 @@
 
 Twisted keeps what is written until the reactor's next turn, which costs two calls of epoll_ctl and an event a write, as
 much as the rest of relaying a chunk. Only what the kernel does not take now is left to it.
+
+One private name of Twisted is needed for that, ``_tempDataBuffer``: nothing public shows what waits for the next turn
+(a producer is paused only above ``bufferSize``, the size of reads too). Without it a write takes 43 µs instead of 15.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ def prepare(transport: ITransport) -> None:
 
 
 def unsent(transport: ITransport) -> int:
-    """The bytes that Twisted still holds for a connection, TLS or not."""
+    """The bytes that Twisted sends next, TLS or not: a number that changes only when the kernel takes some of them."""
     plain = getattr(transport, "transport", transport)
-    return len(getattr(plain, "dataBuffer", b"")) - getattr(plain, "offset", 0) + getattr(plain, "_tempDataLen", 0)
+    return len(getattr(plain, "dataBuffer", b"")) - getattr(plain, "offset", 0)
 
 
 def write(transport: ITransport, data: bytes) -> None:
@@ -35,13 +38,12 @@ def write(transport: ITransport, data: bytes) -> None:
     if (
         0 < len(data) <= MOST
         and isinstance(transport, Connection)  # and nothing that wraps one
-        and not (transport.dataBuffer or transport._tempDataBuffer or transport.TLS or transport.disconnecting)
+        and not (transport._tempDataBuffer or transport.dataBuffer or transport.TLS or transport.disconnecting)
         and transport.connected
-        and not transport._writeDisconnected
     ):
         try:
             sent = transport.socket.send(data)
-        except OSError:  # the kernel takes nothing, or the connection is lost, which Twisted will report
+        except OSError:  # the kernel takes nothing, or the connection is lost or half closed, which Twisted knows
             sent = 0
         if sent == len(data):
             return

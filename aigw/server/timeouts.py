@@ -93,7 +93,7 @@ class ConnectionTimeouts:
             self._due = max(self._due, now + GRACE_SECONDS)
         if self._body is not None:  # BODY_SECONDS, and the time of the received bytes at the lowest rate
             self._due = self._body_began + BODY_SECONDS + self._body.bytes_in / BODY_RATE
-        if now >= self._due and self._stalled and (unsent := write.unsent(self._transport)) < self._unsent:
+        if now >= self._due and self._stalled and (unsent := write.unsent(self._transport)) != self._unsent:
             settled = self._due + READ_SECONDS * (1 - SETTLES)
             self._due = settled if self._unsent == math.inf else now + READ_SECONDS  # slow, but it reads
             self._unsent = unsent
