@@ -20,12 +20,12 @@ from aigw import __version__
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.daemon import dumpable, memory
-from aigw.daemon.application import ProcessReactor
 from aigw.daemon.output import escape_unwritable
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import handle_signal, handle_stops, ignore
 from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
 from aigw.errors import ConfigError
+from aigw.net.interfaces import Reactor
 from aigw.server.listeners import configured_listeners
 from aigw.telemetry import logs, terminal
 from aigw.telemetry.log_file import LogFile
@@ -143,7 +143,7 @@ def makeService(options: Options) -> IService:
     return service
 
 
-def _check_providers(loaded: Config, reactor: ProcessReactor, options: Options) -> NoReturn:
+def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoReturn:
     from aigw.daemon.check_providers import check
 
     escape_unwritable(sys.stdout)
