@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
 
@@ -67,9 +66,9 @@ class Telemetry:
         made: Deferred[tuple[bytes, bytes]] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), make)
         return made
 
-    def status(self) -> bytes:
-        """The status as JSON."""
-        return self._redaction.hide_in_values(msgspec.json.encode(status(self._look(), self.counters)))
+    def status(self) -> Generator[None, None, bytes]:
+        """The status as JSON, in short steps."""
+        return status(self._look(), self.counters, self._redaction.hide_in_values)
 
     def record(self, record: Record) -> None:
         """One request is over."""
