@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from aigw.errors import StreamBroken
+from aigw.protocols.answers import is_error
 from aigw.protocols.error_bodies import response_failed
-from aigw.protocols.meaning import END, OUTPUT, SILENCE, Meaning
+from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
 
 _ANNOUNCEMENTS = (
@@ -45,6 +46,9 @@ class ResponsesScanner(StreamScanner):
 
     def meaning(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
+        if "type" not in value and is_error(value):
+            self.error = value
+            return ERROR
         return SILENCE if not value or value.get("type") in _ANNOUNCEMENTS else OUTPUT
 
     def is_announcement(self, data: bytes) -> bool:
