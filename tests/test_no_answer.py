@@ -8,6 +8,8 @@ import pytest
 
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.meaning import ERROR, OUTPUT
+from tests.memory import MemoryGateway
+from tests.providers import LAST_CHUNK, STREAM, chunk, head
 
 FORMS = [
     {"detail": "no"},
@@ -80,3 +82,37 @@ def test_a4b_what_a_model_writes_is_no_error():
         }
         assert scanner.feed(b"data: %s\n\n" % json.dumps(event).encode())[1] is OUTPUT
     assert scanner.failure is None
+
+
+LABELS = {
+    b"application/json": b"text/event-stream",
+    b"application/x-ndjson": b"text/event-stream",
+    b"application/stream+json": b"text/event-stream",
+    b"text/plain; charset=utf-8": b"text/event-stream",
+    b"application/octet-stream": b"text/event-stream",
+    b"text/html": b"text/event-stream",
+    b"Text/Event-Stream; charset=utf-8": b"Text/Event-Stream; charset=utf-8",
+}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a2a_a_stream_under_any_other_label_goes_on_under_its_own(label):
+    world = MemoryGateway()
+    client = world.ask(stream=True)
+    sent = head(kind=label.decode(), Transfer_Encoding="chunked") + b"".join(map(chunk, STREAM)) + LAST_CHUNK
+    world.doors["p1"].wire.say(sent)
+    answer = client.take()
+    assert [line for line in answer.split(b"\r\n") if line.lower().startswith(b"content-type:")] == [
+        b"Content-Type: " + LABELS[label]
+    ]
+    assert world.records[0].outcome == "ok"
+
+
+@pytest.mark.parametrize("label", ["text/plain", "application/octet-stream", "application/x-ndjson"])
+def test_a2a_what_begins_with_no_field_is_no_stream_under_another_label(label):
+    world = MemoryGateway()
+    world.ask(stream=True)
+    body = b"upstream connect error or disconnect/reset before headers"
+    world.doors["p1"].wire.say(head(kind=label, Content_Length=str(len(body))) + body)
+    assert world.failed[0].outcome == "broken"
+    assert world.doors["p2"].wires
