@@ -88,6 +88,40 @@ def test_r7_what_is_cut_or_damaged_is_corrupt_and_never_anything_else(named):
             continue
 
 
+HEADER = 7  # of a frame; without it there is no data, which is no JSON
+
+
+def zstd_pieces(data: bytes) -> tuple[bytes, bytes]:
+    """A frame with a checksum: all of its data, and its end."""
+    encoder = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+    begun = encoder.compress(data) + encoder.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    return begun, encoder.flush()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b'{"model": "route"}' * 9, b"x" * 200_000, random.Random(2).randbytes(200_000)], ids=len
+)
+def test_r7_zstd_that_is_cut_behind_its_data_is_corrupt_too(data):
+    """The library gives all of the data and no error."""
+    begun, end = zstd_pieces(data)
+    assert decoded(begun + end, "zstd")[0] == data
+    assert decoded(begun + end + zstandard.compress(b"more"), "zstd")[0] == data + b"more"
+    for kept in range(not begun, len(end)):
+        with pytest.raises(BadRequest, match="not valid zstd: it is incomplete"):
+            decoded(begun + end[:kept], "zstd")
+    for kept in range(HEADER, len(begun), 1 + len(begun) // 200):
+        with pytest.raises(BadRequest, match="not valid zstd: it is incomplete"):
+            decoded(begun[:kept], "zstd")
+    for more in range(1, 4):
+        with pytest.raises(BadRequest, match="not valid zstd"):
+            decoded(begun + end + zstandard.compress(b"more")[:more], "zstd")
+    # A frame without an end may take in what follows it, as its data.
+    stored = zstandard.ZstdCompressor(level=-5).compress(random.Random(3).randbytes(500))
+    for kept in range(HEADER, len(stored)):
+        with pytest.raises(BadRequest, match="not valid zstd: it is incomplete"):
+            decoded(stored[:kept], "zstd")
+
+
 @pytest.mark.parametrize("header", [None, b"", b"identity", b"none", b"utf-8", b" Identity , "])
 def test_r7_no_coding(header):
     assert codings.coding_in(header) is None
