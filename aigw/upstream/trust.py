@@ -1,7 +1,7 @@
-"""Which certificates of a provider the gateway trusts. Keys and prompts go only over such a connection.
+"""Which certificates of a provider the gateway trusts. It sends keys and prompts only after this check.
 
-Twisted's own check of the name, since 26.4, accepts a certificate whenever the check itself fails with an exception.
-Here each exception is a refusal: it ends the handshake before a byte of the request is sent.
+Since 26.4 Twisted's own check of the name accepts a certificate if the check fails with an exception. Here each
+exception is a refusal: it ends the handshake before a byte of the request is sent.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from aigw.upstream.reasons import Trusted, refused_by_openssl, refused_by_us
 
 UNREADABLE = "the names in the certificate cannot be read"
 
-# For old servers: CBC and RSA key exchange too, but no anonymous suites, no RC4 and no 3DES.
+# For old servers this allows CBC and RSA key exchange too, but no anonymous suites, no RC4 and no 3DES.
 _LEGACY = f"{FORWARD_SECRET_AEAD}:ECDHE+AES:DHE+AES:kRSA+AES:!aNULL:!eNULL:!PSK:!SRP"
 
 
 class Trust:
     """What is trusted, as one OpenSSL context for all providers that trust the same.
 
-    A context with the CAs of the system takes a megabyte, and milliseconds to load and to free: one for each of 200
-    providers held the event loop for 0.4 s when the garbage collector freed those of before a reload.
+    A context with the CAs of the system takes a megabyte, and milliseconds to load and to free. With one for each of
+    200 providers the garbage collector held up the event loop for 0.4 s after a reload.
     """
 
     def __init__(self, authorities: bytes = b"", legacy: bool = False) -> None:
-        """Trusts ``authorities`` (PEM) or else the CAs of the system. A certificate in the file is trusted without
-        its issuer. ``legacy`` allows old cipher suites too.
+        """Trusts ``authorities`` (PEM) or, if they are empty, the CAs of the system.
+
+        A certificate in ``authorities`` is trusted without its issuer. ``legacy`` allows old cipher suites too.
         """
         self.authorities = Trusted.CA_FILE if authorities else Trusted.of_the_system()
         context = SSL.Context(SSL.TLS_METHOD)
@@ -54,7 +55,7 @@ class Trust:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class ProviderTls:
-    """Connects to one provider. No session is resumed, because OpenSSL then checks no certificate."""
+    """TLS to one provider. No TLS session is resumed, because OpenSSL checks no certificate in a resumed session."""
 
     def __init__(self, host: str, trust: Trust) -> None:
         """Raises ValueError for an impossible host."""
@@ -65,7 +66,7 @@ class ProviderTls:
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See IOpenSSLClientConnectionCreator."""
         connection = _Connection(self)
-        if self._server_name is not None:  # RFC 6066, section 3: an address is never sent
+        if self._server_name is not None:  # RFC 6066, section 3: a server name is never an IP address
             connection.set_tlsext_host_name(self._server_name)
         return connection
 
@@ -79,7 +80,7 @@ class _Connection(SSL.Connection):
 
 
 def _verify(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, good: int) -> bool:
-    """Checks OpenSSL's verdict on each certificate of the chain, and the names in the last one, the provider's own.
+    """Check OpenSSL's result for each certificate of the chain, and the names in the provider's, which is the last.
 
     pyOpenSSL treats an exception as a refusal, and raises it from the handshake.
     """
