@@ -99,7 +99,7 @@ else:
 
     class _Zstd:
         """The library reports no error for an incomplete frame. So a frame follows, which an incomplete one swallows:
-        its data, which nobody can guess, is then not at the end.
+        its data, which no client can guess, is then not at the end.
         """
 
         def __init__(self, body: bytes | bytearray) -> None:
