@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 from aigw.config.mistakes import Mistake
 from aigw.config.quoting import did_you_mean
@@ -18,7 +18,7 @@ NAMES = (
 )
 
 
-def _one_of(names: Sequence[str], what: str, value: Any) -> str:
+def _one_of(names: Sequence[str], what: str, value: object) -> str:
     if value in names:
         return str(value)
     raise ValueError(f"is not {what}; write one of {', '.join(names)}{did_you_mean(value, names)}")

@@ -17,7 +17,8 @@ class TypedScanner(StreamScanner):
     """
 
     sign = b'"type"'
-    other = b'.done"', b'.completed"'
+    # An end; an error in a form that has no ``error``.
+    other = b'.done"', b'.completed"', b'"base_resp"', b'"detail"', b'"message"'
     end: ClassVar[str]
     payloads: ClassVar[tuple[str, ...]]  # of the event that comes again and again
     delta: ClassVar[str]  # the type of that event
@@ -52,6 +53,8 @@ class TypedScanner(StreamScanner):
 
     def note(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
+        if "type" not in value and "choices" not in value and is_error(value):
+            return self.note_failure(value, False)
         return self._note_end() if value.get("type") == self.end else OUTPUT
 
     def note_in_pieces(self, data: bytes) -> Meaning:
