@@ -423,6 +423,7 @@ async def test_a6_a_transcript_is_passed_on_whatever_it_is_written_in(world, lab
         ("application/json", b"oops"),
         ("application/json", b'{"text": "", "error": {"message": "overloaded"}}'),
         ("application/json", b'{"text": null}'),
+        ("application/json", b'{"text": ["hello"]}'),
         ("application/json", b'{"text": "hel'),
     ],
 )

@@ -86,7 +86,7 @@ def check_string(member: str, body: bytes, label: bytes = b"") -> Mistake | None
         return check_answer(member, body)
     text = bytes(getattr(found, member))
     is_answer = text.startswith(b'"') and (text != b'""' or not envelope.carries(found.error))
-    return None if is_answer else check_answer(member, body)
+    return None if is_answer else check_answer(member, body) or (f"answered 2xx without a text `{member}`", None)
 
 
 def failed_choice(choice: object) -> bool:
