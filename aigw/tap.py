@@ -25,6 +25,7 @@ from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import handle_signal, handle_stops, ignore
 from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
 from aigw.errors import ConfigError
+from aigw.net.interfaces import Reactor
 from aigw.server.listeners import configured_listeners
 from aigw.telemetry import logs, terminal
 from aigw.telemetry.log_file import LogFile
@@ -145,7 +146,7 @@ def makeService(options: Options) -> IService:
     return service
 
 
-def _check_providers(loaded: Config, reactor: Any, options: Options) -> NoReturn:
+def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoReturn:
     from aigw.daemon.check_providers import check
 
     escape_unwritable(sys.stdout)
@@ -162,13 +163,13 @@ def _freeze() -> None:
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
-def _for_people(server: Any, json_log: int) -> bool:
+def _for_people(server: usage.Options | None, json_log: int) -> bool:
     """Whether the log goes to a terminal, and not as JSON."""
     on_stderr = server is not None and server.get("nodaemon") and not (server.get("logfile") or server.get("syslog"))
     return bool(on_stderr and not json_log and terminal.is_terminal(sys.__stderr__))
 
 
-def _observer(server: Any, json_log: int = 0) -> logs.QueuedLines | None:
+def _observer(server: usage.Options | None, json_log: int = 0) -> logs.QueuedLines | None:
     """JSON lines to where twistd's options send the log; None where twistd's own logger is in use."""
     if server is None or server.get("logger"):
         return None

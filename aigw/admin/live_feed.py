@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
@@ -13,6 +12,7 @@ from zope.interface import implementer
 
 from aigw.errors import Draining, Overloaded
 from aigw.net.slices import Slices
+from aigw.server.request import Request
 
 EVERY_SECONDS = 1.0
 QUIET_SECONDS = 15.0  # then a comment keeps the connection open
@@ -37,7 +37,7 @@ class LiveFeed:
         self._sent_at = 0.0
         self._stopping = False
 
-    def admit(self, request: Any) -> None:
+    def admit(self, request: Request) -> None:
         """Send events to a request until it ends or the gateway stops. Raises Overloaded, Draining."""
         if self._stopping:
             raise Draining("The gateway is stopping.")
@@ -119,7 +119,7 @@ def _event(data: bytes) -> bytes:
 class Subscriber:
     """One page. While it does not read it misses events, but each event has the whole status."""
 
-    def __init__(self, request: Any, viewers: LiveFeed) -> None:
+    def __init__(self, request: Request, viewers: LiveFeed) -> None:
         self._request = request
         self._viewers = viewers
         self._paused = self._missed = False

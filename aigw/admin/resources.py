@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
-from twisted.web.resource import Resource
+from twisted.internet.defer import Deferred
 from twisted.web.server import NOT_DONE_YET
 
 from aigw.access.keys import authenticate
@@ -52,7 +52,7 @@ class AdminResource(ApiResource):
         """Raises what the gate does."""
         self.check_access(request)
 
-    def getChild(self, path: bytes, request: Any) -> Resource:
+    def getChild(self, path: bytes, request: Request) -> AdminResource:
         """Anything below that is not a resource of its own is unknown."""
         return AdminNotFound(self.config, self.check_access)
 
@@ -84,7 +84,7 @@ class MetricsResource(AdminResource):
         super().__init__(config, check_access)
         self._telemetry = telemetry
 
-    def render(self, request: Any) -> Any:
+    def render(self, request: Request) -> Deferred[None]:
         """In the format that the scraper asks for."""
 
         def made(answer: tuple[bytes, bytes]) -> None:
@@ -103,7 +103,7 @@ class Ready(AdminResource):
         super().__init__(config, check_access)
         self._check = check
 
-    def render(self, request: Any) -> bytes:
+    def render(self, request: Request) -> bytes:
         """Whether it is ready; on this machine also the process id, because several may share a socket, and the reason.
 
         Raises what ``check`` raises; for other machines NotReady.
@@ -129,7 +129,7 @@ class Status(AdminResource):
         if b"text/html" not in (request.header(b"accept") or b""):
             self.check_access(request)
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Request) -> int:
         """The page, which loads its data separately."""
         try:
             self.check_access(request)
@@ -168,7 +168,7 @@ class Form(AdminResource):
 class SignIn(Form):
     """``POST /status/login``: gives the cookie for the key in the form."""
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Request) -> int:
         """Back to the page, or once more the form."""
         keys = parse_qs(request.body.decode("latin-1")).get("key", [""])
         try:
@@ -188,7 +188,7 @@ class SignOut(Form):
         super().__init__(config)
         self._state = state
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Request) -> int:
         """A redirect to the form. Open pages connect again, because this cookie may have opened some."""
         sent = (request.header(b"cookie") or b"").decode("latin-1")
         if self._state.cookies.sign_out(self.config.callers, sent, time.time(), request.isSecure()):
@@ -203,7 +203,7 @@ class StatusJson(AdminResource):
         super().__init__(config, check_access)
         self._telemetry = telemetry
 
-    def render(self, request: Any) -> Any:
+    def render(self, request: Request) -> Deferred[None]:
         """The present status."""
         return request.site.slices.run(self._telemetry.status()).addCallback(partial(request.answer, 200))
 
@@ -217,18 +217,18 @@ class Events(AdminResource):
         super().__init__(config, check_access)
         self._state = state
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Request) -> int:
         """Raises Overloaded."""
         self._state.viewers.admit(request)
         return NOT_DONE_YET
 
 
-def show_form(request: Any, wrong: str = "", *headers: Header) -> int:
+def show_form(request: Request, wrong: str = "", *headers: Header) -> int:
     """Answer with the form for signing in."""
     return send(request, HTML, _FORM.html("wrong", wrong), *_FORM.headers, *headers)
 
 
-def to_the_page(request: Any, set_cookie: str) -> int:
+def to_the_page(request: Request, set_cookie: str) -> int:
     """Redirect the browser to the page, with another cookie."""
     request.begin(303, [(b"location", b"../status"), (b"set-cookie", set_cookie.encode())], 0)
     request.write(b"")
@@ -236,7 +236,7 @@ def to_the_page(request: Any, set_cookie: str) -> int:
     return NOT_DONE_YET
 
 
-def send(request: Any, kind: bytes, body: bytes, *headers: Header) -> int:
+def send(request: Request, kind: bytes, body: bytes, *headers: Header) -> int:
     """Answer with a body that is not JSON."""
     own = [(b"content-type", kind), (b"x-content-type-options", b"nosniff"), *headers]
     request.begin(200, own, len(body))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from aigw.config.model import Config, Step
 from aigw.errors import ConfigError, NotReady
+from aigw.net.interfaces import Reactor
 from aigw.net.tls import Identity
 from aigw.proxy.router import Router
 from aigw.server.listeners import InheritedSocket, configured_listeners
@@ -18,7 +19,9 @@ T = TypeVar("T")
 class Runtime:
     """A configuration with its certificates, providers and listeners."""
 
-    def __init__(self, config: Config, reactor: Any, connect: Connect, inherited: Sequence[InheritedSocket]) -> None:
+    def __init__(
+        self, config: Config, reactor: Reactor, connect: Connect, inherited: Sequence[InheritedSocket]
+    ) -> None:
         """Reads certificates and CA files; may run in a thread. Raises ConfigError with every mistake."""
         mistakes: list[str] = []
         self.config = config

@@ -9,13 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
-from twisted.logger import ILogObserver
 
 from aigw import __version__
 from aigw.admin import resources
@@ -23,6 +21,7 @@ from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
 from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
+from aigw.daemon.application import Parent, ProcessReactor, use_observer
 from aigw.daemon.drain import Drain
 from aigw.daemon.reload import Reload, clock_time
 from aigw.daemon.runtime import Runtime
@@ -51,7 +50,7 @@ class GatewayService(Service):
     def __init__(
         self,
         load: Callable[[], Config],
-        reactor: Any,
+        reactor: ProcessReactor,
         observer: logs.QueuedLines | None,
         look_up: LookUp = look_up,
         notify: Notify | None = None,
@@ -102,10 +101,9 @@ class GatewayService(Service):
         """The open listeners, in the order of the configuration."""
         return self._listeners.ports
 
-    def setServiceParent(self, parent: Any) -> None:
+    def setServiceParent(self, parent: Parent) -> None:
         """Set the log observer of the application, which twistd reads after this."""
-        if self._observer is not None:
-            parent.setComponent(ILogObserver, self._observer)
+        use_observer(parent, self._observer)
         super().setServiceParent(parent)
 
     # Start
@@ -187,7 +185,7 @@ class GatewayService(Service):
 
     # Stop
 
-    def stopService(self) -> Deferred[Any]:
+    def stopService(self) -> Deferred[object]:
         """Close the listeners, wait for running requests, then close every connection."""
         seconds = self.config.drain
         if self._daily.running:
