@@ -40,6 +40,22 @@ def read(event: bytes) -> tuple[str, bytes | None, Any, Any]:
     return name, data, value, None
 
 
+def malformed(data: bytes) -> str | None:
+    """What is wrong with the data of a first event that seems to be JSON and is none: no client can read it.
+
+    Bytes that are not UTF-8 are no mistake here, and what is very long is not examined.
+    """
+    if data.lstrip()[:1] != b"{" or len(data) > 2 * MOST_OF_AN_ERROR:
+        return None
+    try:
+        json.loads(data.decode(errors="replace"))
+    except RecursionError:
+        return None
+    except ValueError:
+        return "the data of an event is malformed JSON"
+    return None
+
+
 def error_field(event: bytes) -> Any:
     """What stands in a field ``error``, which llama.cpp writes in the place of ``data``; None where there is none."""
     found = _ERROR_FIELD.search(event)
