@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -42,24 +42,25 @@ class HoldWhole:
         call: Call,
         record: RecordBuilder,
         held_bytes: HeldBytes,
-        clock: IReactorTime,
         kept_alive: KeptAlive | None,
     ) -> None:
         self._call = call
         self._record = record
         self._held_bytes = held_bytes
-        self._clock = clock
         self._kept_alive = kept_alive
 
-    def __call__(self, relay: Relay, step: Step) -> Relay | Deferred[Answer]:
+    def hold(self, at_first_output: Deferred[Relay], step: Step) -> Deferred[Answer]:
         """The answer when it is whole, or when there is no room for more of it. Fails with UpstreamFailure."""
+        return cast("Deferred[Answer]", at_first_output.addCallback(self._hold, step))
+
+    def _hold(self, relay: Relay, step: Step) -> Answer | Deferred[Answer]:
         if relay.length is not None:  # a plain answer is held whole up to 1 MiB in any case
             return relay
         if self._kept_alive is not None:
             self._kept_alive.allow()
         is_stream = self._call.stream
         check = None if is_stream else self._call.endpoint.check_answer
-        held = HeldWhole(relay, self._record, self._held_bytes, self._clock, check)
+        held = HeldWhole(relay, self._record, self._held_bytes, check)
         # The whole of a plain answer has a limit already, which passes first.
         return held.fill(step.idle_timeout if is_stream else step.timeout)
 
@@ -76,19 +77,17 @@ class HeldWhole:
         relay: Relay,
         record: RecordBuilder,
         held_bytes: HeldBytes,
-        clock: IReactorTime,
         check: CheckAnswer | None = None,
     ) -> None:
         """``check`` finds the mistake in a plain answer that is whole."""
         self._relay = relay
         self._record = record
         self._held_bytes = held_bytes
-        self._clock = clock
         self._check = check
         self.mislabelled = relay.mislabelled
         self.length: int | None = None
         self.bytes_out = 0
-        self._since = clock.seconds()
+        self._since = record.seconds()
         self._held: Deferred[Answer] = Deferred(lambda _: self.hang_up())
         self._inflow: Deferred[None] = Deferred()
         self._silence = 0.0  # seconds, the longest in a stream
@@ -140,7 +139,7 @@ class HeldWhole:
             if self._held_bytes.take(len(data), self._counted):
                 self._counted += len(data)
             else:
-                self._held_bytes.note_exhausted(self._clock.seconds())
+                self._held_bytes.note_exhausted(self._record.seconds())
                 self._hold_up()
                 self._commit()
 
@@ -185,7 +184,7 @@ class HeldWhole:
         return UpstreamBroken(found[0], detail=found[1]) if found else None
 
     def _commit(self) -> None:
-        self._record.held = self._clock.seconds() - self._since
+        self._record.held = self._record.seconds() - self._since
         self._held.callback(self)
 
     # To the client
