@@ -11,7 +11,7 @@ from twisted.internet.error import ConnectionLost
 
 from aigw.proxy import held as held_module
 from aigw.proxy.held_buffer import BLOCK, HeldBuffer
-from tests.harness import HELLO, bounded, request, until
+from tests.harness import AUTH, HELLO, bounded, request, until
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import (
     COMMENT,
@@ -529,3 +529,30 @@ async def test_d1_a_reload_keeps_what_is_held_and_takes_the_new_limit(world):
     assert got.whole
     assert got.body.endswith(STOP + DONE)
     assert gateway.service._running.held.now == 0
+
+
+@ensureDeferred
+async def test_h5_the_page_and_the_metrics_show_what_is_held_and_kept_alive(world):
+    provider = world.provider(begin_stream(ROLE, HEL))
+    gateway = world.gateway(provider, hold="whole", keepalive="50ms")
+    client = await gateway.send(request({**HELLO, "stream": True}))
+    await bounded(client.started)
+    shown = (await gateway.get("/status.json", AUTH)).json
+    assert shown["held"] == {"bytes": len(ROLE + HEL), "limit": 64 * MIB, "exhausted": 0}
+    assert (shown["routes"][0]["hold"], shown["routes"][0]["keepalive_s"]) == ("whole", 0.05)
+    provider.connections[0].send(chunks(LO, STOP, DONE) + LAST_CHUNK)
+    await bounded(client.done)
+    await until(lambda: world.records)
+    text = (await gateway.get("/metrics", AUTH)).body.decode()
+    assert "aigw_held_bytes 0.0\n" in text
+    assert "aigw_held_exhausted_total 0.0\n" in text
+    assert 'aigw_held_seconds_count{route="route"} 1.0\n' in text
+    count = world.records[0]["keepalives"]
+    assert count > 0
+    assert f'aigw_keepalives_total{{route="route"}} {count}.0\n' in text
+
+
+@ensureDeferred
+async def test_h5_no_route_that_holds_is_no_tile_on_the_page(world):
+    gateway = world.gateway(world.provider())
+    assert (await gateway.get("/status.json", AUTH)).json["held"] is None
