@@ -39,6 +39,22 @@ def read(event: bytes) -> tuple[str, bytes | None, object, object]:
     return name, data, value, None
 
 
+def malformed(data: bytes) -> str | None:
+    """What is wrong with the data of a first event that seems to be JSON and is none: no client can read it.
+
+    Bytes that are not UTF-8 are no mistake here, and what is very long is not examined.
+    """
+    if data.lstrip()[:1] != b"{" or len(data) > 2 * MOST_OF_AN_ERROR:
+        return None
+    try:
+        json.loads(data.decode(errors="replace"))
+    except RecursionError:
+        return None
+    except ValueError:
+        return "the data of an event is malformed JSON"
+    return None
+
+
 def error_field(event: bytes) -> object:
     """The value of the field ``error``, which llama.cpp sends instead of ``data``; None if there is no such field."""
     found = _ERROR_FIELD.search(event)

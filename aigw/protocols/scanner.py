@@ -188,7 +188,8 @@ class StreamScanner(ABC):
         if data.strip() == b"[DONE]":
             return END
         if not isinstance(value, dict):
-            return OUTPUT
+            self.error = events.malformed(data) if value is None else None
+            return OUTPUT if self.error is None else ERROR
         return SILENCE if events.is_ping(name, value) else self.meaning(value)
 
     # After the first output: whole events
