@@ -220,7 +220,7 @@ def damaged(chance: random.Random) -> tuple[str, bytes]:
     return chance.choice(FUZZED), bytes(body)
 
 
-@times(1_000, 100_000)
+@times(300, 100_000)
 def test_r7_s7_whatever_comes_compressed_is_an_answer_below_500_and_no_hold_up(times):
     """One turn of the event loop, in processor time, is never over 50 ms."""
     world, chance = MemoryGateway(steps=1), random.Random(times)
@@ -251,9 +251,9 @@ def test_r7_s7_whatever_comes_compressed_is_an_answer_below_500_and_no_hold_up(t
 def bombs() -> dict[str, bytes]:
     """Small, and 10 GB or as near as the coding comes to that."""
     return {
-        "gzip": gzip.compress(b"\0" * 64 * MIB),
+        "gzip": gzip.compress(b"\0" * 64 * MIB, 1),
         "zstd": zstandard.ZstdCompressor(level=3).compress(b"\0" * 64 * MIB) * 160,
-        "br": brotli.compress(b"\0" * 64 * MIB, quality=5),
+        "br": brotli.compress(b"\0" * 64 * MIB, quality=1),
     }
 
 
