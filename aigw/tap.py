@@ -35,6 +35,9 @@ from aigw.upstream.providers import Upstream
 
 EX_USAGE = 64
 EX_CONFIG = 78
+# A plain request leaves no cycle, so a collection after every 700 objects cost a tenth; a closed TLS connection leaves
+# a cycle of about 50 KiB, so older objects must be visited often too.
+GARBAGE_THRESHOLDS = (5_000, 2, 2)
 
 
 class Options(usage.Options):
@@ -157,9 +160,7 @@ def _freeze() -> None:
     memory.keep()
     gc.collect()
     gc.freeze()
-    # A plain request leaves no cycle, so a collection after every 700 objects cost a tenth; a closed TLS connection
-    # leaves a cycle of about 50 KiB, so older objects must be visited often too.
-    gc.set_threshold(5_000, 2, 2)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def _for_people(server: usage.Options | None, json_log: int) -> bool:

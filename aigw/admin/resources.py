@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
@@ -137,17 +138,13 @@ class Status(AdminResource):
                 b"set-cookie",
                 no_cookie(request.isSecure()).encode(),
             )  # else each reload of the page counts as a wrong key
-            request.channel.site.refused_keys.delay(request, error, lambda: self.ask(request, "", taken_back))
+            request.channel.site.refused_keys.delay(request, error, lambda: show_form(request, "", taken_back))
             return NOT_DONE_YET
         except Unauthorized:
-            return self.ask(request)
+            return show_form(request)
         signed_in = request.header(b"cookie") and request.caller
         page = _PAGE.html("sign-out", _SIGN_OUT) if signed_in else _PAGE.html()
         return send(request, HTML, page, *_PAGE.headers)
-
-    def ask(self, request: Request, wrong: str = "", *headers: Header) -> int:
-        """The form."""
-        return send(request, HTML, _FORM.html("wrong", wrong), *_FORM.headers, *headers)
 
 
 class Form(AdminResource):
@@ -171,20 +168,16 @@ class Form(AdminResource):
 class SignIn(Form):
     """``POST /status/login``: gives the cookie for the key in the form."""
 
-    def __init__(self, config: Config, status: Status) -> None:
-        super().__init__(config)
-        self._status = status
-
     def render(self, request: Request) -> int:
         """Back to the page, or once more the form."""
         keys = parse_qs(request.body.decode("latin-1")).get("key", [""])
         try:
             caller = authenticate(self.config.callers, keys[0].strip().encode("latin-1", "replace"), None)
         except WrongKey as error:
-            request.channel.site.refused_keys.delay(request, error, lambda: self._status.ask(request, _WRONG))
+            request.channel.site.refused_keys.delay(request, error, lambda: show_form(request, _WRONG))
             return NOT_DONE_YET
         except Unauthorized:
-            return self._status.ask(request, _WRONG)
+            return show_form(request, _WRONG)
         return to_the_page(request, cookie(caller, time.time(), request.isSecure()))
 
 
@@ -210,9 +203,9 @@ class StatusJson(AdminResource):
         super().__init__(config, check_access)
         self._telemetry = telemetry
 
-    def render(self, request: Request) -> bytes:
+    def render(self, request: Request) -> Deferred[None]:
         """The present status."""
-        return self._telemetry.status()
+        return request.site.slices.run(self._telemetry.status()).addCallback(partial(request.answer, 200))
 
 
 class Events(AdminResource):
@@ -228,6 +221,11 @@ class Events(AdminResource):
         """Raises Overloaded."""
         self._state.viewers.admit(request)
         return NOT_DONE_YET
+
+
+def show_form(request: Request, wrong: str = "", *headers: Header) -> int:
+    """Answer with the form for signing in."""
+    return send(request, HTML, _FORM.html("wrong", wrong), *_FORM.headers, *headers)
 
 
 def to_the_page(request: Request, set_cookie: str) -> int:
@@ -260,7 +258,7 @@ def add_resources(
     root.putChild(b"status", status)
     status.putChild(b"events", Events(config, ask, state))
     if check_access is None:
-        status.putChild(b"login", SignIn(config, status))
+        status.putChild(b"login", SignIn(config))
         status.putChild(b"logout", SignOut(config, state))
     root.putChild(b"status.json", StatusJson(config, ask, state.telemetry))
     root.putChild(b"ready", Ready(config, check_access or allow_all, check_ready))

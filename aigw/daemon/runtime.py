@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from aigw.config.model import Config
+from aigw.config.model import Config, Step
 from aigw.errors import ConfigError, NotReady
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import Identity
@@ -42,6 +42,12 @@ class Runtime:
             raise NotReady("A certificate of the gateway has expired.", code="certificate_expired")
         if self.identity.validity.days_to_wait() > 0:
             raise NotReady("A certificate of the gateway is not valid yet.", code="certificate_not_yet_valid")
+
+    def steps_unchanged_since(self, old: Runtime) -> list[Step]:
+        """The steps whose provider is as it was in ``old``."""
+        before, now = old.config.providers, self.config
+        unchanged = {name for name, each in now.providers.items() if before.get(name) == each}
+        return [step for route in now.routes.values() for step in route.steps if step.provider.name in unchanged]
 
     @property
     def warnings(self) -> list[str]:

@@ -152,10 +152,7 @@ class GatewayService(Service):
         old = self._runtime
         self._listeners.check(new.listeners)  # what can fail comes first; until then the old configuration is served
         trees = self._trees(new)
-        unchanged = {name for name, each in new.config.providers.items() if old.config.providers.get(name) == each}
-        steps = [
-            step for route in new.config.routes.values() for step in route.steps if step.provider.name in unchanged
-        ]
+        unchanged = new.steps_unchanged_since(old)
         identity, self._identity.identity = self._identity.identity, new.identity  # for clients that connect at once
         try:
             opened = self._listeners.open_new(new.listeners)
@@ -165,7 +162,7 @@ class GatewayService(Service):
         self._redaction.use(new.config.secrets)
         self._telemetry.use(new.config)
         new.upstream.take_over(old.upstream)
-        self._cooldowns.forget_all_but(steps)
+        self._cooldowns.forget_all_but(unchanged)
         self._runtime = new
         self._site.resource, self._admin_site.resource = trees
         closed = self._listeners.keep(new.listeners, opened)
@@ -196,7 +193,7 @@ class GatewayService(Service):
         logs.info("The gateway is stopping", in_flight=len(self._running), drain_s=seconds)
         self._notify.stopping(f"Stopping; {len(self._running)} requests may take {seconds:g} s to end")
         self._drain = Drain(self._site, self._running, self._reactor, seconds)
-        self._admin.viewers.end()
+        shown = self._admin.viewers.end()
         stopped = self._listeners.close(admin=False).addBoth(lambda _: self._drain and self._drain.begin())
         if self._is_urgent:
             self._drain.give_up()
@@ -207,6 +204,7 @@ class GatewayService(Service):
             logs.info("The gateway has stopped")
 
         # /ready answers until the end that the gateway is not ready.
+        stopped.addBoth(lambda _: shown)
         stopped.addBoth(lambda _: self._listeners.close(admin=True)).addBoth(lambda _: self._admin_site.abort())
         stopped.addBoth(lambda _: self._telemetry.stop())
         return stopped.addBoth(finish).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
