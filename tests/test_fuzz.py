@@ -27,7 +27,7 @@ from tests.memory import MemoryGateway, Wire
 from tests.properties import times
 from tests.providers import chunk, completion, head, whole_stream
 
-ANSWER = completion(data=[{}], output=[], input_tokens=1)  # to a request of any endpoint
+ANSWER = completion(data=[{"embedding": [0.5]}], output=[], input_tokens=1)  # to a request of any endpoint
 RESPONSE = [
     b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"x"}\n\n',
     b'event: response.completed\ndata: {"type":"response.completed","response":{"status":"completed"}}\n\n',
