@@ -446,3 +446,17 @@ async def test_a6_silence_has_an_empty_transcript(world):
     done = typed("transcript.text.done", text="")
     got = await TRANSCRIPTS.ask(world.gateway(world.provider(stream(done)), None), True)
     assert (got.status, got.body, got.whole) == (200, done, True)
+
+
+# Answers that are held whole
+
+
+@pytest.mark.parametrize("kit", KITS.values(), ids=KITS)
+@pytest.mark.parametrize("streamed", [False, True])
+@ensureDeferred
+async def test_a6_held_whole_an_answer_that_breaks_falls_through(world, kit, streamed):
+    broken = then(begin_stream(*kit.events[:2]), fin) if streamed else then(begun(kit), fin)
+    good = stream(*kit.events) if streamed else whole(kit)
+    got = await kit.ask(world.gateway(world.provider(broken), world.provider(good), hold="whole"), streamed)
+    assert (got.body, got.whole) == (b"".join(kit.events) if streamed else kit.body, True)
+    assert got.headers["x-aigw-provider"] == "p2"

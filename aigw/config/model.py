@@ -115,6 +115,16 @@ class Step(msgspec.Struct, frozen=True):
     conflict_resolution: Literal["tools", "format"] | None = None
 
 
+class KeepAlive(msgspec.Struct, frozen=True):
+    """Comments in a stream that would be silent for longer than ``every`` seconds.
+
+    ``before_output``: they begin the answer, with status 200, although no step has answered yet.
+    """
+
+    every: Duration = 15.0
+    before_output: Flag = False
+
+
 class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
@@ -122,6 +132,7 @@ class Route(msgspec.Struct, frozen=True):
     ``when_refused`` is the answer if all steps refused the request: a 502, or the refusal.
     ``default_for`` has the endpoints whose requests without a ``model`` come here. ``endpoints`` are those that it is
     for, any if empty: only a route for conversations is in the list of models.
+    ``hold`` is how much of an answer is held back before it is committed.
     """
 
     name: Name
@@ -131,12 +142,14 @@ class Route(msgspec.Struct, frozen=True):
     when_refused: Annotated[Literal["report", "pass_on"], Inherited("report")] = "report"
     default_for: frozenset[DefaultName] = frozenset()
     endpoints: frozenset[EndpointName] = frozenset()
+    hold: Literal["first_output", "whole"] = "first_output"
+    keepalive: KeepAlive | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
-    with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, in bytes.
-    Pages of ``cors_origins`` may call the gateway.
+    with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, ``max_held`` for
+    all answers that are held until they are whole, in bytes. Pages of ``cors_origins`` may call the gateway.
     ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
     for redaction; ``warnings`` are for the log, in which each request has its client's address if
     ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by path."""
@@ -154,6 +167,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: Annotated[Connections, At("limits.connections")] = 2000
     max_per_address: Annotated[PerAddress, At("limits.connections_per_address")] = None
     cors_origins: Annotated[frozenset[Origin], At("cors.origins")] = frozenset()
+    max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     log_client_address: Annotated[Flag, At("log.client_address")] = True
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()

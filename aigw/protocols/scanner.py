@@ -59,8 +59,7 @@ class StreamScanner(ABC):
         self._rest_is_silence: bool | None = None  # None: not examined yet
         self._every_event = False  # each event is examined
         self._in_pieces = False  # an event that is too large to wait for is being passed on
-        self._before = b""  # the last bytes of it that were passed on
-        self._ends = False  # it ends the stream
+        self._before, self._ends = b"", False  # the last bytes of it that were passed on; whether it ends the stream
 
     @abstractmethod
     def meaning(self, value: dict[str, object]) -> Meaning:
@@ -188,7 +187,8 @@ class StreamScanner(ABC):
         if data.strip() == b"[DONE]":
             return END
         if not isinstance(value, dict):
-            return OUTPUT
+            self.error = events.malformed(data) if value is None else None
+            return OUTPUT if self.error is None else ERROR
         return SILENCE if events.is_ping(name, value) else self.meaning(value)
 
     # After the first output: whole events

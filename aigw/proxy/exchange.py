@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from aigw.config.model import Config, Route, Step
-from aigw.errors import Draining, StreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.errors import Draining, GatewayError, StreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net import headers
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
@@ -26,8 +26,11 @@ from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import failure_report, passed_refusals, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import CooldownsByEndpoint
-from aigw.proxy.relay import Relay, Responder
+from aigw.proxy.held import Running
+from aigw.proxy.keepalive import KeptAlive
+from aigw.proxy.relay import Answer, Relay, Responder
 from aigw.proxy.router import Router, less_provider
+from aigw.proxy.whole import HoldWhole
 from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, host_and_path, milliseconds, short_word
 from aigw.upstream.attempt import Attempt
@@ -46,7 +49,7 @@ class Gateway:
         clock: IReactorTime,
         note_failure: AttemptSink,
         random: Callable[[], float] = random.random,
-        running: set[Exchange] | None = None,
+        running: Running | None = None,
         router: Router | None = None,
     ) -> None:
         """``running`` has each exchange that has not ended, of any configuration. ``router`` is that of ``config``."""
@@ -57,7 +60,7 @@ class Gateway:
         self.clock = clock
         self.note_failure = note_failure
         self.keys = KeySearch(config.secrets)
-        self.running = set() if running is None else running
+        self.running = Running(config.max_held) if running is None else running
         self.finishing = health.finishing
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
@@ -79,11 +82,15 @@ class Exchange:
         self._call = call
         self._client = client
         self._record = record
+        self._kept_alive: KeptAlive | None = None
+        if call.stream and route.keepalive is not None:
+            self._client = self._kept_alive = KeptAlive(client, route.keepalive, call, record, self._clock)
+        self._whole = HoldWhole(call, record, gateway.running.held, self._kept_alive) if route.hold == "whole" else None
         self._left = list(route.steps)
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
         self._refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}  # the last one of each step
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
-        self._flowing: Relay | None = None
+        self._flowing: Answer | None = None
         self._running: Deferred[None] | None = None
         self._interrupted = False
         self._waiting_since = 0.0
@@ -97,7 +104,8 @@ class Exchange:
         """See Gateway.serve."""
         self._gateway.running.add(self)
         self._running = self.next_step()
-        return self._running.addBoth(self._over)
+        self._running.addBoth(self._over)
+        return self._kept_alive.until(self._running) if self._kept_alive is not None else self._running
 
     def interrupt(self) -> None:
         """End the exchange because the gateway stops: with an error event in the stream, or with Draining."""
@@ -131,14 +139,16 @@ class Exchange:
         probe = self._health.begin(step)
         self._record.tried += 1
         seconds = min(step_ends, self._deadline) - started
-        limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
+        limit = "first output" if self._call.stream and self._whole is None else "answer"
+        limit = "deadline" if self._deadline < step_ends else limit
 
-        def hold_answer(response: Response) -> Deferred[Relay]:
+        def hold_answer(response: Response) -> Deferred[Relay] | Deferred[Answer]:
             answered.append(response)
             must_finish = partial(self._gateway.finishing.expected, step, self._call.endpoint.path)
-            return hold(response, self._call, self._clock, must_finish)
+            held = hold(response, self._call, self._clock, must_finish)
+            return held if self._whole is None else self._whole.hold(held, step)
 
-        def commit_or_hang_up(held: Relay) -> Deferred[None]:
+        def commit_or_hang_up(held: Answer) -> Deferred[None]:
             try:
                 return self._commit(held, attempt, started, seconds, answered[0], probe)
             except Exception:  # a fault of the gateway: the provider's answer ends too
@@ -160,7 +170,7 @@ class Exchange:
         return held.addCallbacks(commit_or_hang_up, fall_through)
 
     def _commit(
-        self, held: Relay, attempt: Attempt, started: float, seconds: float, response: Response, probe: bool
+        self, held: Answer, attempt: Attempt, started: float, seconds: float, response: Response, probe: bool
     ) -> Deferred[None]:
         """The answer works: send the head to the client, then let the body flow."""
         step = attempt.step
@@ -184,8 +194,7 @@ class Exchange:
             sent = self._gateway.keys.without(sent)
         self._client.begin(response.code, sent, length)
         self._flowing = held
-        flowing = held.flow(self._client, max(0.0, rest))
-        return flowing.addBoth(self._flowed, step, started, response.code, held, probe)
+        return held.flow(self._client, max(0.0, rest)).addBoth(self._flowed, step, started, response.code, held, probe)
 
     def _fell(
         self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int, probe: bool
@@ -208,8 +217,7 @@ class Exchange:
         if verdict.repeatable and tries <= step.retries:
             delay = retry_policy.retry_delay(failure, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
-                pause: Deferred[None] = deferLater(self._clock, delay)
-                pause.addBoth(self._paused, self._clock.seconds())
+                pause: Deferred[None] = deferLater(self._clock, delay).addBoth(self._paused, self._clock.seconds())
                 return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
         return self.next_step()
 
@@ -220,28 +228,20 @@ class Exchange:
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
-        body = refusal.body or b""
         self._record.answered_by(attempt.step, attempt.dropped)
-        self._record.bytes_out = len(body)
-        self._client.begin(refusal.status or 502, self._gateway.keys.without(refusal.headers), len(body))
-        self._client.write(body)
+        self._record.bytes_out = passed_refusals.pass_on(refusal, self._client, self._gateway.keys)
         self._client.end()
         return succeed(None)
 
     def _give_up(self, is_late: bool) -> Deferred[None]:
         """No step or no time is left: the client gets a refusal if the route passes it on, else the gateway's error."""
-        keys = self._gateway.keys
-        if self._route.when_refused == "pass_on":
-            failures = [failure for _, failure in self._failures]
-            if passed := passed_refusals.of_all_steps(failures, self._refusals.values(), keys):
-                return self._pass_on(*passed)
-        if is_late:
-            return fail(failure_report.too_late(self._route.deadline or 0, self._failures, keys))
         cooldowns = [left for step in self._route.steps if (left := self._health.cooldown_left(step)) is not None]
-        return fail(failure_report.all_failed(self._failures, keys, min(cooldowns, default=None)))
+        found = self._failures, self._refusals.values(), self._gateway.keys, is_late, min(cooldowns, default=None)
+        end = failure_report.in_the_end(self._route, *found)
+        return fail(end) if isinstance(end, GatewayError) else self._pass_on(*end)
 
     def _flowed(
-        self, result: Failure | None, step: Step, started: float, status: int, held: Relay, probe: bool
+        self, result: Failure | None, step: Step, started: float, status: int, held: Answer, probe: bool
     ) -> None:
         """The answer ended, whole or not: note it for the step, record it, and end or break the client's answer."""
         self._record.bytes_out = held.bytes_out

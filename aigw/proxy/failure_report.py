@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from aigw.errors import AllStepsFailed, DeadlineExceeded, UpstreamFailure, UpstreamRefused
-from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST
+from aigw.config.model import Route
+from aigw.errors import AllStepsFailed, DeadlineExceeded, GatewayError, UpstreamFailure, UpstreamRefused
+from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST, of_all_steps
 from aigw.proxy.retry_policy import REPEATABLE
 from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, attempt_for_client
+from aigw.upstream.attempt import Attempt
 
 Failures = Sequence[tuple[AttemptRecord, UpstreamFailure]]
 
@@ -17,6 +19,25 @@ _MOST_READ = 4096  # characters of a provider's error that are searched for keys
 MOST_OF_A_REASON = 300  # characters
 MOST_OF_A_MESSAGE = 1000
 _LEAST_OF_A_REASON = 20
+
+
+def in_the_end(
+    route: Route,
+    failures: Failures,
+    refusals: Iterable[tuple[Attempt, UpstreamRefused]],
+    keys: KeySearch,
+    is_late: bool,
+    shortest_cooldown: float | None,
+) -> tuple[Attempt, UpstreamRefused] | GatewayError:
+    """What the client gets in the end: a refusal if the route passes it on, else an error of the gateway.
+
+    ``refusals`` has the last one of each step. For ``shortest_cooldown`` see all_failed.
+    """
+    if route.when_refused == "pass_on":
+        passed = of_all_steps([failure for _, failure in failures], refusals, keys)
+        if passed is not None:
+            return passed
+    return too_late(route.deadline or 0, failures, keys) if is_late else all_failed(failures, keys, shortest_cooldown)
 
 
 def all_failed(failures: Failures, keys: KeySearch, shortest_cooldown: float | None = None) -> AllStepsFailed:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused
+from aigw.proxy.relay import Responder
 from aigw.secret import KeySearch
 from aigw.upstream.attempt import Attempt
 
@@ -31,6 +32,14 @@ def of_all_steps(
     if not statuses <= ABOUT_THE_REQUEST and statuses != {429}:
         return None
     return next((each for each in refusals if _can_be_passed_on(each[1], keys)), None)
+
+
+def pass_on(refusal: UpstreamRefused, client: Responder, keys: KeySearch) -> int:
+    """Send it to the client as the provider sent it; gives the size of its body."""
+    body = refusal.body or b""
+    client.begin(refusal.status or 502, keys.without(refusal.headers), len(body))
+    client.write(body)
+    return len(body)
 
 
 def _can_be_passed_on(refusal: UpstreamRefused, keys: KeySearch) -> bool:

@@ -66,7 +66,8 @@ class Facts(msgspec.Struct):
     the connection, and ``draining`` if the gateway stopped in the middle of an answer. ``error`` is the code of the
     gateway's own error, or its type, and the member of the request that the error names. ``usage`` is what the
     provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
-    get. ``started`` is on the gateway's clock, in seconds.
+    get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
+    written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
     """
 
     request_id: str
@@ -87,6 +88,8 @@ class Facts(msgspec.Struct):
     bytes_out: Logged[int] = 0
     usage: Logged[dict[str, int]] = {}
     dropped: Logged[tuple[str, ...]] = ()
+    keepalives: Logged[int] = 0
+    held: float | None = None
     trace: Trace | None = None
 
 
@@ -94,8 +97,9 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     """The result of one request.
 
     ``status`` is what the client got, or 499 if the client closed the connection. ``ttft_ms`` is the time to the first
-    byte of the answer; ``ttft`` is the same in seconds. ``ended`` is on the gateway's clock, in seconds. ``overhead``
-    is the duration without the time to read the request's body and without the time of providers, in seconds.
+    byte of the answer; ``ttft`` is the same in seconds, ``held_ms`` is ``held`` in milliseconds. ``ended`` is on the
+    gateway's clock, in seconds. ``overhead`` is the duration without the time to read the request's body and without
+    the time of providers, in seconds.
     """
 
     attempts: Logged[tuple[AttemptRecord, ...]]
@@ -103,6 +107,7 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     duration_ms: Logged[int]
     skipped: Logged[tuple[Skipped, ...]] = ()
     ttft_ms: Logged[int | None] = None
+    held_ms: Logged[int | None] = None
     ended: float = 0.0
     ttft: float | None = None
     overhead: float = 0.0
@@ -149,6 +154,7 @@ class RecordBuilder(Facts, kw_only=True):
             duration_ms=milliseconds(ended - self.started),
             skipped=self.skipped,
             ttft_ms=None if ttft is None else milliseconds(ttft),
+            held_ms=None if self.held is None else milliseconds(self.held),
             ended=ended,
             ttft=ttft,
             overhead=ended - self.received - self.waited,
