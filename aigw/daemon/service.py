@@ -114,7 +114,7 @@ class GatewayService(Service):
         """Open the listeners, while the process may still be root; a failure is one log line and exit status 1."""
         super().privilegedStartService()
         self._warn(self._ignored)
-        self._limit_connections()
+        self._site.limit(self.config)
         try:
             opened = self._listeners.open_new(self._runtime.listeners)
         except CannotListen as error:
@@ -176,7 +176,7 @@ class GatewayService(Service):
         if new.config.callers != old.config.callers:
             self._admin.viewers.ask_again()
         self._warn()
-        self._limit_connections()
+        self._site.limit(self.config)
         self._warn_of_expiry()
         self._log_opened(opened)
         for listener in closed:
@@ -265,10 +265,6 @@ class GatewayService(Service):
             cools_down=self._cooldowns.cools_down,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )
-
-    def _limit_connections(self) -> None:
-        self._site.limiter.limit(self.config.max_connections, self.config.max_per_address)
-        self._site.bodies.limit = self.config.max_bodies
 
     def _log_opened(self, opened: Mapping[Listener, IListeningPort]) -> None:
         for listener, port in opened.items():

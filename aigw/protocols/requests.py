@@ -17,6 +17,8 @@ from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages
 Rewritten = tuple[bytes | Pieces, tuple[str, ...]]
 
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # how compressed data begins, and no JSON
+_STATE = ("previous_response_id", "conversation", "store", "background")
+_OFF = (b"null", b"false")
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
 
@@ -130,6 +132,11 @@ def rewrite_response(call: Call, model: msgspec.Raw, conflict_resolution: str | 
             else:
                 dropped = tuple(name for name in TOOL_MEMBERS if members.pop(name, None) is not None)
     return (Pieces(members) if call.large else envelope.dumps(members)), dropped
+
+
+def uses_state(members: Members) -> bool:
+    """Whether a request begins or continues what its provider keeps, and another provider does not have."""
+    return any([name in members and bytes(members[name][:6]) not in _OFF for name in _STATE])
 
 
 def _has_tools(members: Members) -> bool:

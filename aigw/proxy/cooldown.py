@@ -12,6 +12,7 @@ from typing import Literal
 
 from aigw.config.model import Step
 from aigw.proxy.finishing import Finishing
+from aigw.proxy.hedge import Budgets
 
 Kind = Literal["failure", "timeout", "refusal"]
 
@@ -55,6 +56,10 @@ class Cooldowns:
                 skip(step, "cooling_down", None if left is None else time.time() + left)
         return chosen
 
+    def any_awake(self, steps: Sequence[Step]) -> bool:
+        """Whether one of them does not rest."""
+        return any([self.rests_for(step) is None for step in steps])
+
     def order(self, steps: Sequence[Step]) -> Sequence[Step]:
         """``steps`` with those that rest at the end, the one that wakes soonest first among them."""
         if not self._states:
@@ -81,7 +86,7 @@ class Cooldowns:
 
     def begin(self, step: Step) -> bool:
         """An attempt at the step starts. Whether it is the probe: the first one since its rest is over."""
-        state = self._states.get(_key(step))
+        state = self._states.get(_key(step)) if self._states else None
         if state is None or not state.until or step.cooldown == 0 or state.probing or state.until > self._seconds():
             return False
         state.probing = True
@@ -149,6 +154,7 @@ class CooldownsByEndpoint:
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self.finishing = Finishing()  # which lives as long
+        self.budgets = Budgets()  # and so do these
         self._seconds = seconds
         self._by_path: dict[str, Cooldowns] = {}
 

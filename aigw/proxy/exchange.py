@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from aigw.config.model import Config, Route, Step
+from aigw.config.model import Config, Route
 from aigw.errors import Draining, StreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net import headers
 from aigw.net.lateness import within
@@ -26,10 +26,14 @@ from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import failure_report, passed_refusals, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import CooldownsByEndpoint
+from aigw.proxy.hedge import may_be_sent_twice
+from aigw.proxy.race import Race
 from aigw.proxy.relay import Relay, Responder
+from aigw.proxy.retry_policy import Verdict
 from aigw.proxy.router import Router, less_provider
+from aigw.proxy.running import Running
 from aigw.secret import KeySearch
-from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, host_and_path, milliseconds, short_word
+from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 from aigw.upstream.providers import Upstream
@@ -59,6 +63,7 @@ class Gateway:
         self.keys = KeySearch(config.secrets)
         self.running = set() if running is None else running
         self.finishing = health.finishing
+        self.budgets = health.budgets
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
@@ -74,7 +79,8 @@ class Exchange:
     def __init__(self, gateway: Gateway, route: Route, call: Call, client: Responder, record: RecordBuilder) -> None:
         self._gateway = gateway
         self._clock = gateway.clock
-        self._health = gateway.cooldowns[call.endpoint.path]
+        self._path = call.endpoint.path
+        self._health = gateway.cooldowns[self._path]
         self._route = route
         self._call = call
         self._client = client
@@ -84,9 +90,11 @@ class Exchange:
         self._refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}  # the last one of each step
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
         self._flowing: Relay | None = None
-        self._running: Deferred[None] | None = None
+        self._serving: Deferred[None] | None = None
+        self._race: Race | None = None
+        if route.hedge is not None:
+            self._race = Race(self, route.hedge, gateway.budgets.of(route.name), record, self._clock)
         self._interrupted = False
-        self._waiting_since = 0.0
 
     @property
     def route(self) -> str:
@@ -96,19 +104,20 @@ class Exchange:
     def run(self) -> Deferred[None]:
         """See Gateway.serve."""
         self._gateway.running.add(self)
-        self._running = self.next_step()
-        return self._running.addBoth(self._over)
+        self._serving = self.next_step()
+        return self._serving.addBoth(self._over)
 
     def interrupt(self) -> None:
         """The gateway has no more time: end the client's stream with an error event, or fail with Draining."""
         self._interrupted = True
         if self._flowing is not None:
             self._flowing.interrupt()
-        elif self._running is not None:
-            self._running.cancel()
+        elif self._serving is not None:
+            self._serving.cancel()
 
     def _over(self, result: Any) -> Any:
         self._gateway.running.discard(self)
+        self._race = None  # which refers to this
         if self._interrupted and isinstance(result, Failure) and result.check(CancelledError):
             raise Draining("The gateway is stopping, and no provider has answered yet.", headers={"Retry-After": "1"})
         return result
@@ -124,94 +133,102 @@ class Exchange:
         return self._try(attempt, self._clock.seconds() + step.timeout, tries=1)
 
     def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
-        step, started = attempt.step, self._clock.seconds()
+        started, span = self._clock.seconds(), None
         if self._record.trace is not None:
             attempt = self._record.trace.sent(attempt, started)
-        answered: list[Response] = []
-        probe = self._health.begin(step)
-        self._record.tried += 1
+            span = self._record.trace.spans[-1]
         seconds = min(step_ends, self._deadline) - started
         limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
+        probe = self._health.begin(attempt.step)
+        running = Running(self._record, self._path, attempt, started, seconds, step_ends, tries, probe, span)
+        self._record.tried += 1
+        self._record.waiting_since = started
+        running.held = self._gateway.upstream.send(attempt).addCallback(self._hold, running)
+        self._record.waiting_since = self._clock.seconds()  # until now it was us
+        within(running.held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
+        if self._race is not None:
+            return self._race.enter(running)
+        served: Deferred[Any] = running.held
+        return served.addCallbacks(self.commit, self.fall_through, (running,), {}, (running,))
 
-        def judge(response: Response) -> Deferred[Relay]:
-            answered.append(response)
-            must_finish = partial(self._gateway.finishing.expected, step, self._call.endpoint.path)
-            return hold(response, self._call.endpoint, self._call.stream, self._clock, must_finish)
+    def _hold(self, response: Response, running: Running) -> Deferred[Relay]:
+        running.response = response
+        must_finish = partial(self._gateway.finishing.expected, running.attempt.step, self._path)
+        return hold(response, self._call.endpoint, self._call.stream, self._clock, must_finish)
 
-        def commit_or_hang_up(held: Relay) -> Deferred[None]:
-            try:
-                return self._commit(held, attempt, started, seconds, answered[0], probe)
-            except Exception:  # whatever went wrong here must not go on over there
-                held.hang_up()
-                raise
+    def may_start_beside(self, running: Running) -> bool:
+        """See Chain."""
+        is_early = self._clock.seconds() < self._deadline
+        return is_early and self._health.any_awake(self._left) and may_be_sent_twice(self._call, running.attempt)
 
-        def fall_through(failure: Failure) -> Deferred[None]:
-            if not failure.check(UpstreamFailure):
-                self._health.abandoned(step, probe)
-            if failure.check(CancelledError):
-                self._note_cancelled(step, started, None)
-            failure.trap(UpstreamFailure)
-            return self._fell(attempt, started, cast(UpstreamFailure, failure.value), step_ends, tries, probe)
+    def commit(self, held: Relay, running: Running) -> Deferred[None]:
+        """See Chain: send the head to the client, then let the body flow."""
+        attempt, response, step = running.attempt, running.response, running.attempt.step
+        try:
+            assert response is not None
+            self._record.first_byte = now = self._clock.seconds()
+            self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
+            if held.length is not None:
+                held.rewrite(self._gateway.router.without_keys[step.provider.name])
+            length = held.length
+            self._record.answered_by(step, attempt.dropped)
+            sent = headers.for_client(response.given.items())
+            if b"content-type" not in dict(sent):
+                sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))
+            rest = running.started + running.seconds - now
+            if self._call.stream:
+                sent = headers.of_a_stream(sent, held.mislabelled)
+                rest = step.idle_timeout
+            elif length is None and isinstance(response.length, int):
+                length = response.length
+            if self._gateway.keys.may_be_in(sent):
+                sent = self._gateway.keys.without(sent)
+            self._client.begin(response.code, sent, length)
+            self._flowing = held
+            flowing = held.flow(self._client, max(0.0, rest))
+        except Exception:  # whatever went wrong here must not go on over there
+            held.hang_up()
+            raise
+        return flowing.addBoth(self._flowed, running, held)
 
-        self._waiting_since = started
-        held = self._gateway.upstream.send(attempt).addCallback(judge)
-        self._waiting_since = self._clock.seconds()  # until now it was us
-        within(held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
-        served: Deferred[Any] = held
-        return served.addCallbacks(commit_or_hang_up, fall_through)
-
-    def _commit(
-        self, held: Relay, attempt: Attempt, started: float, seconds: float, response: Response, probe: bool
-    ) -> Deferred[None]:
-        """The answer works: send the head to the client, then let the body flow."""
-        step = attempt.step
-        self._record.first_byte = now = self._clock.seconds()
-        self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
-        if held.length is not None:
-            held.rewrite(self._gateway.router.without_keys[step.provider.name])
-        length = held.length
-        self._record.answered_by(step, attempt.dropped)
-        sent = headers.for_client(response.given.items())
-        if b"content-type" not in dict(sent):
-            sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))
-        rest = started + seconds - now
-        if self._call.stream:
-            sent = headers.of_a_stream(sent, held.mislabelled)
-            rest = step.idle_timeout
-        elif length is None and isinstance(response.length, int):
-            length = response.length
-        if self._gateway.keys.may_be_in(sent):
-            sent = self._gateway.keys.without(sent)
-        self._client.begin(response.code, sent, length)
-        self._flowing = held
-        flowing = held.flow(self._client, max(0.0, rest))
-        return flowing.addBoth(self._flowed, step, started, response.code, held, probe)
-
-    def _fell(
-        self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int, probe: bool
-    ) -> Deferred[None]:
-        """An attempt failed: book it, then stop, repeat the step, or go on to the next."""
-        step = attempt.step
-        final = passed_refusals.stops(failure, self._route.stop_on, self._gateway.keys)
-        verdict = retry_policy.decide(failure, final)
-        rests = retry_policy.apply(self._health, step, verdict, probe)
-        attempted = self._note(step, started, failure.outcome, failure.status, failure.message, rests, failure.words)
-        failure.__traceback__ = failure.__context__ = None  # whose frames would keep the body, and this too
-        self._failures.append((attempted, failure))
-        self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
-        if isinstance(failure, UpstreamRefused):
-            if final:
-                return self._pass_on(attempt, failure)
-            self._refusals[step.number] = attempt, failure
-        if verdict.key_refused:
-            self._left = less_provider(self._left, step.provider, self._record.skip)
-        if verdict.repeatable and tries <= step.retries:
-            delay = retry_policy.retry_delay(failure, tries, self._gateway.random)
+    def fall_through(self, failure: Failure, running: Running) -> Deferred[None]:
+        """See Chain: book it, then stop, repeat the step, or go on to the next."""
+        attempt, tries, step_ends = running.attempt, running.tries, running.step_ends
+        if failure.check(CancelledError):
+            self.note_cancelled(running)
+        elif not failure.check(UpstreamFailure):
+            self._health.abandoned(attempt.step, running.probe)
+        failure.trap(UpstreamFailure)
+        error = cast(UpstreamFailure, failure.value)
+        verdict = self.book(error, running)
+        if isinstance(error, UpstreamRefused) and self.is_final(error):
+            return self._pass_on(attempt, error)
+        if verdict.repeatable and tries <= attempt.step.retries:
+            delay = retry_policy.retry_delay(error, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
                 pause: Deferred[Any] = deferLater(self._clock, delay)
                 pause.addBoth(self._paused, self._clock.seconds())
                 return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
         return self.next_step()
+
+    def is_final(self, error: UpstreamFailure) -> bool:
+        """See Chain."""
+        return passed_refusals.stops(error, self._route.stop_on, self._gateway.keys)
+
+    def book(self, error: UpstreamFailure, running: Running) -> Verdict:
+        """See Chain."""
+        step = running.attempt.step
+        verdict = retry_policy.decide(error, self.is_final(error))
+        rests = retry_policy.apply(self._health, step, verdict, running.probe)
+        attempted = running.ended(error.outcome, error.status, error.message, rests, error.words)
+        error.__traceback__ = error.__context__ = None  # whose frames would keep the body, and this too
+        self._failures.append((attempted, error))
+        self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
+        if isinstance(error, UpstreamRefused):
+            self._refusals[step.number] = running.attempt, error
+        if verdict.key_refused:
+            self._left = less_provider(self._left, step.provider, self._record.skip)
+        return verdict
 
     def _paused(self, result: Any, since: float) -> Any:
         """Book the pause as it was: a client that left has ended it early."""
@@ -233,15 +250,16 @@ class Exchange:
         keys = self._gateway.keys
         if self._route.when_refused == "pass_on":
             failures = [failure for _, failure in self._failures]
-            if passed := passed_refusals.of_all_steps(failures, self._refusals.values(), keys):
+            if passed := passed_refusals.of_all_steps(failures, dict(sorted(self._refusals.items())).values(), keys):
                 return self._pass_on(*passed)
         if is_late:
             return fail(failure_report.too_late(self._route.deadline or 0, self._failures, keys))
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
         return fail(failure_report.all_failed(self._failures, keys, min(wakes, default=None)))
 
-    def _flowed(self, result: Any, step: Step, started: float, status: int, held: Relay, probe: bool) -> None:
+    def _flowed(self, result: Any, running: Running, held: Relay) -> None:
         """The answer ended, whole or not: book it, record it, and close or cut the client's."""
+        step = running.attempt.step
         self._record.bytes_out = held.bytes_out
         self._record.usage = held.usage
         if isinstance(result, Failure) and result.check(CancelledError) and held.failure is not None:
@@ -249,50 +267,32 @@ class Exchange:
         if not isinstance(result, Failure):
             self._health.succeeded(step)
             if held.finished:
-                self._gateway.finishing.note(step, self._call.endpoint.path)
-            self._note(step, started, "ok", status, "")
+                self._gateway.finishing.note(step, self._path)
+            running.ended("ok", running.status, "")
             self._client.end()
         elif result.check(StreamBroken):
-            self._broke(cast(StreamBroken, result.value), step, started, status, probe)
+            self._broke(cast(StreamBroken, result.value), running)
         else:
-            self._health.abandoned(step, probe)
-            self._note_cancelled(step, started, status)
+            self.note_cancelled(running)
             result.trap(StreamBroken)
 
-    def _broke(self, broken: StreamBroken, step: Step, started: float, status: int, probe: bool) -> None:
+    def _broke(self, broken: StreamBroken, running: Running) -> None:
         # The code of a stream that the gateway itself ended is for the client; the provider is not to blame.
+        step = running.attempt.step
         self._record.outcome = outcome = "draining" if self._interrupted else broken.code
-        (self._health.abandoned if self._interrupted else self._health.failed)(step, probe)
-        self._note(step, started, outcome, status, broken.message, self._health.rests_for(step))
+        (self._health.abandoned if self._interrupted else self._health.failed)(step, running.probe)
+        running.ended(outcome, running.status, broken.message, self._health.rests_for(step))
         if broken.reported:
             self._client.end()
         else:
             self._client.cut(flush=self._call.stream)
 
-    def _note_cancelled(self, step: Step, started: float, status: int | None) -> None:
-        if self._interrupted:
-            self._note(step, started, "draining", status, "the gateway is stopping")
+    def note_cancelled(self, running: Running) -> None:
+        """See Chain."""
+        self._health.abandoned(running.attempt.step, running.probe)
+        if running.lost:
+            running.ended("lost_race", running.status, "another step was faster")
+        elif self._interrupted:
+            running.ended("draining", running.status, "the gateway is stopping")
         else:
-            self._note(step, started, "client_gone", status, "the client left")
-
-    def _note(
-        self,
-        step: Step,
-        started: float,
-        outcome: str,
-        status: int | None,
-        message: str,
-        rests: float | None = None,
-        words: Sequence[str] = (),
-    ) -> AttemptRecord:
-        now = self._clock.seconds()
-        took = milliseconds(now - started)
-        self._record.waited += now - self._waiting_since
-        rests_s = None if rests is None else math.ceil(rests)
-        where = host_and_path(step.provider.base_url, self._call.endpoint.path)
-        what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
-        attempted = AttemptRecord(step.number, step.provider.name, step.model, *what)
-        self._record.attempts.append(attempted)
-        if self._record.trace is not None:
-            self._record.trace.attempted(attempted, now)
-        return attempted
+            running.ended("client_gone", running.status, "the client left")

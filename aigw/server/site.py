@@ -11,12 +11,14 @@ from twisted.web.resource import Resource as TwistedResource
 from twisted.web.server import Site
 
 from aigw.access.refused_keys import RefusedKeys
+from aigw.config.model import Config
 from aigw.net.slices import Slices
 from aigw.server.bodies import Bodies
 from aigw.server.channel import Channel
 from aigw.server.connection_limits import ConnectionLimiter
 from aigw.server.mismatch import Mismatches
 from aigw.server.request import Request
+from aigw.server.timeouts import KEEP_ALIVE_SECONDS
 
 
 class GatewaySite(Site):
@@ -32,6 +34,7 @@ class GatewaySite(Site):
         self.limiter = ConnectionLimiter(reactor, self._make_room)
         self.refused_keys = RefusedKeys(reactor)
         self.bodies = Bodies()
+        self.keep_alive = KEEP_ALIVE_SECONDS
         self.mismatches = Mismatches(reactor)
         self.slices = Slices(reactor)
         self.idle: OrderedDict[Channel, None] = (
@@ -39,6 +42,12 @@ class GatewaySite(Site):
         )  # without a request; the first one has been idle the longest
         self._open: set[Channel] = set()
         self._emptied: Deferred[None] | None = None
+
+    def limit(self, config: Config) -> None:
+        """Use the limits of ``config`` from now on."""
+        self.limiter.limit(config.max_connections, config.max_per_address)
+        self.bodies.limit = config.max_bodies
+        self.keep_alive = config.keep_alive
 
     def entered(self, channel: Channel) -> None:
         """A client has connected."""

@@ -19,7 +19,7 @@ from aigw.telemetry.record import AttemptRecord, Record
 OTHER = "other"  # the route of requests that name none
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-NO_WORD_ON_THE_STEP = frozenset(["client_gone", "draining"])
+NO_WORD_ON_THE_STEP = frozenset(["client_gone", "draining", "lost_race"])
 
 StepKey = tuple[int, str, str]
 # Series that are there from the start, so that the alert on them sees the first of them as an increase.

@@ -21,6 +21,8 @@ from aigw.telemetry.trace_context import Trace
 MAX_REQUESTED_MODEL = 64
 _SHORT_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
+HEDGES = ("won", "lost", "no_answer", "over_share")
+
 T = TypeVar("T")
 Logged = Annotated[T, "log"]
 Public = Annotated[T, "log", "client"]  # an error of the gateway's own shows it to the client, too
@@ -63,8 +65,9 @@ class Facts(msgspec.Struct):
     ``step``, ``provider`` and ``model`` are those that answered. ``outcome`` is ``client_gone`` where the client left,
     and ``draining`` where the gateway stopped in the middle of an answer. ``error`` is the code of the gateway's own
     error, or its type, and the member of the request that it names. ``usage`` is what the provider reported, never an
-    estimate. ``dropped`` names the members of the request that the answering step did not get. ``started`` is on the
-    gateway's clock, in seconds.
+    estimate. ``dropped`` names the members of the request that the answering step did not get. ``hedge`` is what became
+    of a second attempt beside a slow one: one of HEDGES, None where none was due. ``started`` is on the gateway's
+    clock, in seconds.
     """
 
     request_id: str
@@ -85,6 +88,7 @@ class Facts(msgspec.Struct):
     bytes_out: Logged[int] = 0
     usage: Logged[dict[str, int]] = {}
     dropped: Logged[tuple[str, ...]] = ()
+    hedge: Logged[str | None] = None
     trace: Trace | None = None
 
 
@@ -112,7 +116,7 @@ AttemptSink = Callable[[str, str, AttemptRecord], None]
 
 class RecordBuilder(Facts, kw_only=True):
     """What is known so far of a request; ``seconds`` is the clock, ``received`` when the request's body was complete,
-    ``waited`` how many seconds providers took."""
+    ``waited`` how many seconds providers took, but for those since ``waiting_since``."""
 
     seconds: Callable[[], float]
     attempts: list[AttemptRecord] = []
@@ -121,6 +125,12 @@ class RecordBuilder(Facts, kw_only=True):
     first_byte: float | None = None
     received: float = 0.0
     waited: float = 0.0
+    waiting_since: float = 0.0
+
+    def wait_until(self, now: float) -> None:
+        """All time up to now was that of a provider."""
+        self.waited += now - self.waiting_since
+        self.waiting_since = now
 
     def answered_by(self, step: Step, dropped: tuple[str, ...] = ()) -> None:
         """The client gets what this step's provider sends, who did not get what was ``dropped`` of the request."""

@@ -80,7 +80,7 @@ def _server(record: Record, trace: Trace, offset: float) -> Made:
 
 
 _FINE = ("ok", "error", "client_gone")  # of errors only those of ours, by their status
-_NO_FAULT_OF_THE_STEP = ("ok", "client_gone", "draining")
+_NO_FAULT_OF_THE_STEP = ("ok", "client_gone", "draining", "lost_race")
 
 
 def _client(record: Record, trace: Trace, span: Span, offset: float) -> Made:
@@ -102,13 +102,19 @@ def _client(record: Record, trace: Trace, span: Span, offset: float) -> Made:
         failed = attempt.outcome
     if failed not in _NO_FAULT_OF_THE_STEP:
         attributes["error.type"] = str(attempt.status) if attempt and failed == "refused" else failed
-    if span is trace.spans[-1]:
+    if span is _answering(record, trace.spans):
         attributes |= {_TOKENS[kind]: count for kind, count in by_kind(record.usage).items()}
         if record.stream and record.ttft is not None:
             attributes["gen_ai.response.time_to_first_chunk"] = record.started + record.ttft - span.started
     times = _nanoseconds(span.started + offset), _nanoseconds(ended + offset)
     words = None if failed in _NO_FAULT_OF_THE_STEP else attempt.message if attempt else "failed unexpectedly"
     return Made(name, False, trace.trace_id, span.span_id, trace.span_id, False, *times, attributes, words)
+
+
+def _answering(record: Record, spans: list[Span]) -> Span:
+    """That of the attempt that answered, which may have begun before another one."""
+    of_step = [span for span in spans if span.record is not None and span.record.step == record.step]
+    return (of_step or spans)[-1]
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -59,9 +59,10 @@ class Trace:
         headers[b"traceparent"] = b"Traceparent: %s\r\n" % parent
         return msgspec.structs.replace(attempt, headers=headers)
 
-    def attempted(self, record: AttemptRecord, ended: float) -> None:
-        """What became of it."""
-        self.spans[-1].record, self.spans[-1].ended = record, ended
+    def attempted(self, record: AttemptRecord, ended: float, span: Span | None = None) -> None:
+        """What became of an attempt: of the last one, or of that with this ``span``."""
+        span = span or self.spans[-1]
+        span.record, span.ended = record, ended
 
 
 def _new_id(size: int) -> str:
