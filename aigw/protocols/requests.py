@@ -19,6 +19,7 @@ Rewritten = tuple[bytes | Pieces, tuple[str, ...]]
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # how compressed data begins, and no JSON
 _STATE = ("previous_response_id", "conversation", "store", "background")
 _OFF = (b"null", b"false")
+_NULL = msgspec.Raw(b"null")
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
 
@@ -136,7 +137,7 @@ def rewrite_response(call: Call, model: msgspec.Raw, conflict_resolution: str | 
 
 def uses_state(members: Members) -> bool:
     """Whether a request begins or continues what its provider keeps, and another provider does not have."""
-    return any([name in members and bytes(members[name][:6]) not in _OFF for name in _STATE])
+    return any([bytes(memoryview(members.get(name, _NULL))[:6]) not in _OFF for name in _STATE])
 
 
 def _has_tools(members: Members) -> bool:
