@@ -146,7 +146,7 @@ def test_f8_the_loser_is_closed_at_once_and_neither_strikes_nor_counts(winner, s
         assert [attempt.duration_ms for attempt in record.attempts] == ([0, 1000] if winner == 1 else [1000, 0])
         assert abs(record.overhead) < 0.01, "the time of both together is a provider's, once"
     assert not world.failed
-    assert [world.health.rests_for(step) for step in world.config.routes["route"].steps] == [None, None]
+    assert [world.health.cooldown_left(step) for step in world.config.routes["route"].steps] == [None, None]
 
 
 def test_f8_a_strike_of_before_is_not_forgiven_by_a_lost_race():
@@ -158,7 +158,7 @@ def test_f8_a_strike_of_before_is_not_forgiven_by_a_lost_race():
         else:
             world.doors["p1"].wire.say(refused())
         world.doors["p2"].wire.say(plain("two"))
-    assert world.health.rests_for(world.config.routes["route"].steps[0]) == 60
+    assert world.health.cooldown_left(world.config.routes["route"].steps[0]) == 60
 
 
 def test_f8_a_failure_before_after_is_an_ordinary_fallback():
@@ -205,7 +205,7 @@ def test_f8_one_hedge_a_request_and_at_most_two_at_once():
 def test_f8_the_next_step_that_does_not_cool_down_is_the_second():
     world = MemoryGateway(steps=3, hedge=ALWAYS)
     second = world.config.routes["route"].steps[1]
-    world.gateway.cooldowns["chat/completions"].rest(second, 60, False)
+    world.gateway.cooldowns["chat/completions"].cool_down(second, 60, False)
     client = world.ask()
     world.clock.advance(1)
     assert "p2" not in asked(world)
@@ -218,7 +218,7 @@ def test_f8_the_next_step_that_does_not_cool_down_is_the_second():
 def test_f8_without_such_a_step_there_is_no_hedge():
     world = MemoryGateway(hedge=ALWAYS)
     second = world.config.routes["route"].steps[1]
-    world.gateway.cooldowns["chat/completions"].rest(second, 60, False)
+    world.gateway.cooldowns["chat/completions"].cool_down(second, 60, False)
     client = world.ask()
     world.clock.advance(2)
     assert "p2" not in asked(world)
@@ -233,7 +233,7 @@ def test_f8_a_hedge_that_probes_a_step_and_loses_leaves_it_to_the_next():
     world = MemoryGateway(hedge=ALWAYS)
     second = world.config.routes["route"].steps[1]
     cooldowns = world.gateway.cooldowns["chat/completions"]
-    cooldowns.rest(second, 5, False)
+    cooldowns.cool_down(second, 5, False)
     world.clock.advance(6)
     world.ask()
     world.clock.advance(1)

@@ -122,11 +122,22 @@ class Hedge(msgspec.Struct, frozen=True):
     share: Share = 0.05
 
 
+class KeepAlive(msgspec.Struct, frozen=True):
+    """Comments in a stream that would be silent for longer than ``every`` seconds.
+
+    ``before_output``: they begin the answer, with status 200, although no step has answered yet.
+    """
+
+    every: Duration
+    before_output: Flag = False
+
+
 class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
     ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
     ``when_refused`` is the answer if all steps refused the request: a 502, or the refusal.
+    ``hold`` is how much of an answer is held back before it is committed.
     """
 
     name: Name
@@ -134,16 +145,18 @@ class Route(msgspec.Struct, frozen=True):
     deadline: Duration | None = None
     stop_on: frozenset[Refusal] = frozenset()
     when_refused: Annotated[Literal["report", "pass_on"], Inherited("report")] = "report"
+    hold: Literal["first_output", "whole"] = "first_output"
+    keepalive: KeepAlive | None = None
     hedge: Hedge | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
-    with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, in bytes.
-    ``max_connections`` in all, ``max_per_address`` if that is limited; ``keep_alive``, between two requests, and
-    ``drain`` in seconds. ``secrets`` are all keys, for redaction; ``warnings`` are for the log, in which each request
-    has its client's address if ``log_client_address``; ``places`` has file and line of settings whose values are tried
-    out later, by path."""
+    with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, ``max_held`` for
+    all answers that are held until they are whole, in bytes. ``max_connections`` in all, ``max_per_address`` if that is
+    limited; ``keep_alive``, between two requests, and ``drain`` in seconds. ``secrets`` are all keys, for redaction;
+    ``warnings`` are for the log, in which each request has its client's address if ``log_client_address``; ``places``
+    has file and line of settings whose values are tried out later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
     providers: dict[str, Provider]
@@ -155,6 +168,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     drain: Drain = 30.0
     max_body: Annotated[Size, At("limits.body")] = 32 * MIB
     max_bodies: Annotated[TotalSize, At("limits.bodies"), Otherwise(_enough_for_one_body)]
+    max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     max_connections: Annotated[Connections, At("limits.connections")] = 2000
     max_per_address: Annotated[PerAddress, At("limits.connections_per_address")] = None
     keep_alive: Annotated[Duration, At("limits.keep_alive")] = 75.0

@@ -1,4 +1,4 @@
-"""What an endpoint of the API is, and what a request to one is, as it came and once it was read."""
+"""An endpoint of the API, and a request to one: RawRequest before the body is read, Call after."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aigw.protocols.walk import Members
 
 
 class RawRequest(msgspec.Struct, frozen=True, eq=False):
-    """A request as it came, its body not read yet. ``headers`` are the lines that may go on to a provider."""
+    """A request whose body has not been read. ``headers`` are the lines that may be sent to a provider."""
 
     endpoint: Endpoint
     body: bytes | bytearray
@@ -25,9 +25,9 @@ class RawRequest(msgspec.Struct, frozen=True, eq=False):
 
 
 class Call(msgspec.Struct, frozen=True, eq=False):
-    """One request, read once: the body's top-level members as raw bytes, and the headers that may go on.
+    """One request, read once: the body's top-level members as raw bytes, and the headers that may be sent on.
 
-    ``large``: it goes on in pieces.
+    A ``large`` one is sent on in pieces.
     """
 
     endpoint: Endpoint
@@ -43,11 +43,11 @@ class Call(msgspec.Struct, frozen=True, eq=False):
 class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """Everything that differs between endpoints; nothing else in the gateway asks which endpoint it is.
 
-    ``path`` is behind ``/v1/``. ``read`` makes a Call, at once or in short steps; both raise BadRequest. ``rewrite``
-    makes the body for a step, and the names of what it dropped: of a Call, the step's model as JSON, and the step's
-    ``conflict_resolution``.
-    ``check_answer`` gives the reason why a whole 2xx body is no answer, with the provider's own reason if there is one,
-    or None. ``scanner`` makes what judges one streamed answer. ``error_body`` is how the gateway's own errors look.
+    ``path`` is the part after ``/v1/``. ``read`` makes a Call, at once or in short steps; both raise BadRequest.
+    ``rewrite`` takes a Call, the step's model as JSON and the step's ``conflict_resolution``. It gives the body for the
+    step and the names of the members that it dropped.
+    ``check_answer`` gives None for a whole 2xx body that is an answer; else the reason, and the provider's own reason
+    if it gave one. ``scanner`` makes the scanner of one streamed answer. ``error_body`` formats the gateway's errors.
     """
 
     path: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from aigw.protocols.answers import check_answer, check_choices, check_count, check_response
 from aigw.protocols.chat import ChatScanner
@@ -29,6 +28,6 @@ ENDPOINTS: dict[str, Endpoint] = {
 }
 
 
-def model(name: str, created: int) -> Mapping[str, Any]:
+def model(name: str, created: int) -> Mapping[str, object]:
     """A route as ``GET /v1/models/{id}`` shows it; ``created`` in Unix seconds."""
     return {"id": name, "object": "model", "created": created, "owned_by": "ai-gateway"}

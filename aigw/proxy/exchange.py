@@ -1,7 +1,7 @@
-"""The chain: plan the attempts, try each until one answers, relay that answer, record what happened.
+"""The chain: choose a step, try it, try the next if it fails, relay the answer, record the result.
 
-One Deferred runs from the request to the end of its answer. A time limit is a cancellation, and so is a client that
-leaves: ``cancel()`` on that Deferred reaches whichever attempt is running, at any depth.
+One Deferred runs from the request to the end of its answer. A time limit cancels it, and so does a client that leaves.
+``cancel()`` on that Deferred cancels the attempt that is running, at any depth.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from aigw.config.model import Config, Route
-from aigw.errors import Draining, StreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.errors import Draining, GatewayError, StreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net import headers
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
@@ -27,11 +27,14 @@ from aigw.proxy import failure_report, passed_refusals, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.hedge import may_be_sent_twice
+from aigw.proxy.held import Running
+from aigw.proxy.keepalive import KeptAlive
 from aigw.proxy.race import Race
-from aigw.proxy.relay import Relay, Responder
+from aigw.proxy.relay import Answer, Relay, Responder
 from aigw.proxy.retry_policy import Verdict
 from aigw.proxy.router import Router, less_provider
-from aigw.proxy.running import Running
+from aigw.proxy.running_attempt import RunningAttempt
+from aigw.proxy.whole import HoldWhole
 from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder
 from aigw.upstream.attempt import Attempt
@@ -40,7 +43,7 @@ from aigw.upstream.providers import Upstream
 
 
 class Gateway:
-    """Serves calls by one configuration. ``note_failure`` is called with each failed attempt."""
+    """Serves calls with one configuration. ``note_failure`` is called with each failed attempt."""
 
     def __init__(
         self,
@@ -50,10 +53,10 @@ class Gateway:
         clock: IReactorTime,
         note_failure: AttemptSink,
         random: Callable[[], float] = random.random,
-        running: set[Exchange] | None = None,
+        running: Running | None = None,
         router: Router | None = None,
     ) -> None:
-        """``running`` has each exchange that has not ended, of any configuration; ``router`` is that of ``config``."""
+        """``running`` has each exchange that has not ended, of any configuration. ``router`` is that of ``config``."""
         self.router = router or Router(config)
         self.upstream = upstream
         self.cooldowns = {path: health.at(path) for path in ENDPOINTS}
@@ -61,7 +64,7 @@ class Gateway:
         self.clock = clock
         self.note_failure = note_failure
         self.keys = KeySearch(config.secrets)
-        self.running = set() if running is None else running
+        self.running = Running(config.max_held) if running is None else running
         self.finishing = health.finishing
         self.budgets = health.budgets
 
@@ -74,7 +77,7 @@ class Gateway:
 
 
 class Exchange:
-    """One call on its way along the steps of its route."""
+    """One call along the steps of its route."""
 
     def __init__(self, gateway: Gateway, route: Route, call: Call, client: Responder, record: RecordBuilder) -> None:
         self._gateway = gateway
@@ -85,45 +88,50 @@ class Exchange:
         self._call = call
         self._client = client
         self._record = record
+        self._kept_alive: KeptAlive | None = None
+        if call.stream and route.keepalive is not None:
+            self._client = self._kept_alive = KeptAlive(client, route.keepalive, call, record, self._clock)
+        self._whole = HoldWhole(call, record, gateway.running.held, self._kept_alive) if route.hold == "whole" else None
         self._left = list(route.steps)
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
         self._refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}  # the last one of each step
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
-        self._flowing: Relay | None = None
-        self._serving: Deferred[None] | None = None
+        self._flowing: Answer | None = None
+        self._running: Deferred[None] | None = None
+        self._interrupted = False
         self._race: Race | None = None
         if route.hedge is not None:
             self._race = Race(self, route.hedge, gateway.budgets.of(route.name), record, self._clock)
-        self._interrupted = False
 
     @property
     def route(self) -> str:
-        """The name of its route."""
+        """The name of the route."""
         return self._route.name
 
     def run(self) -> Deferred[None]:
         """See Gateway.serve."""
         self._gateway.running.add(self)
-        self._serving = self.next_step()
-        return self._serving.addBoth(self._over)
+        self._running = self.next_step()
+        self._running.addBoth(self._over)
+        return self._kept_alive.until(self._running) if self._kept_alive is not None else self._running
 
     def interrupt(self) -> None:
-        """The gateway has no more time: end the client's stream with an error event, or fail with Draining."""
+        """End the exchange because the gateway stops: with an error event in the stream, or with Draining."""
         self._interrupted = True
         if self._flowing is not None:
             self._flowing.interrupt()
-        elif self._serving is not None:
-            self._serving.cancel()
+        elif self._running is not None:
+            self._running.cancel()
 
-    def _over(self, result: Any) -> Any:
+    def _over(self, result: Failure | None) -> Failure | None:
         self._gateway.running.discard(self)
-        self._race = None  # which refers to this
+        self._race = None  # it refers to this
         if self._interrupted and isinstance(result, Failure) and result.check(CancelledError):
             raise Draining("The gateway is stopping, and no provider has answered yet.", headers={"Retry-After": "1"})
         return result
 
     def next_step(self) -> Deferred[None]:
-        """Try the next step; give up where there is none, or no time for it."""
+        """Try the next step; give up if no step or no time is left."""
         step = self._health.choose(self._left, self._record.skip)
         is_late = self._clock.seconds() >= self._deadline
         if step is None or is_late:
@@ -133,45 +141,47 @@ class Exchange:
         return self._try(attempt, self._clock.seconds() + step.timeout, tries=1)
 
     def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
-        started, span = self._clock.seconds(), None
-        if self._record.trace is not None:
-            attempt = self._record.trace.sent(attempt, started)
-            span = self._record.trace.spans[-1]
+        started, span, trace = self._clock.seconds(), None, self._record.trace
+        if trace is not None:
+            attempt = trace.sent(attempt, started)
+            span = trace.spans[-1]
         seconds = min(step_ends, self._deadline) - started
-        limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
+        limit = "first output" if self._call.stream and self._whole is None else "answer"
+        limit = "deadline" if self._deadline < step_ends else limit
         probe = self._health.begin(attempt.step)
-        running = Running(self._record, self._path, attempt, started, seconds, step_ends, tries, probe, span)
+        running = RunningAttempt(self._record, self._path, attempt, started, seconds, step_ends, tries, probe, span)
         self._record.tried += 1
         self._record.waiting_since = started
-        running.held = self._gateway.upstream.send(attempt).addCallback(self._hold, running)
-        self._record.waiting_since = self._clock.seconds()  # until now it was us
-        within(running.held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
+        held = self._gateway.upstream.send(attempt).addCallback(self._hold, running)
+        self._record.waiting_since = self._clock.seconds()  # the time until now is the gateway's
+        running.held = within(held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
         if self._race is not None:
             return self._race.enter(running)
-        served: Deferred[Any] = running.held
+        served: Deferred[Any] = held
         return served.addCallbacks(self.commit, self.fall_through, (running,), {}, (running,))
 
-    def _hold(self, response: Response, running: Running) -> Deferred[Relay]:
-        running.response = response
-        must_finish = partial(self._gateway.finishing.expected, running.attempt.step, self._path)
-        return hold(response, self._call.endpoint, self._call.stream, self._clock, must_finish)
+    def _hold(self, response: Response, running: RunningAttempt) -> Deferred[Relay] | Deferred[Answer]:
+        running.response, step = response, running.attempt.step
+        must_finish = partial(self._gateway.finishing.expected, step, self._path)
+        held = hold(response, self._call.endpoint, self._call.stream, self._clock, must_finish)
+        return held if self._whole is None else self._whole.hold(held.addCallback(running.note_output), step)
 
-    def may_start_beside(self, running: Running) -> bool:
+    def may_start_beside(self, running: RunningAttempt) -> bool:
         """See Chain."""
         is_early = self._clock.seconds() < self._deadline
         return is_early and self._health.any_awake(self._left) and may_be_sent_twice(self._call, running.attempt)
 
-    def commit(self, held: Relay, running: Running) -> Deferred[None]:
+    def commit(self, held: Answer, running: RunningAttempt) -> Deferred[None]:
         """See Chain: send the head to the client, then let the body flow."""
-        attempt, response, step = running.attempt, running.response, running.attempt.step
+        response, step = running.response, running.attempt.step
         try:
             assert response is not None
             self._record.first_byte = now = self._clock.seconds()
-            self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
+            self._call.members.clear()  # a stream may be long, and its prompt is not needed again
             if held.length is not None:
                 held.rewrite(self._gateway.router.without_keys[step.provider.name])
             length = held.length
-            self._record.answered_by(step, attempt.dropped)
+            self._record.answered_by(step, running.attempt.dropped)
             sent = headers.for_client(response.given.items())
             if b"content-type" not in dict(sent):
                 sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))
@@ -186,13 +196,13 @@ class Exchange:
             self._client.begin(response.code, sent, length)
             self._flowing = held
             flowing = held.flow(self._client, max(0.0, rest))
-        except Exception:  # whatever went wrong here must not go on over there
+        except Exception:  # a fault of the gateway: the provider's answer ends too
             held.hang_up()
             raise
         return flowing.addBoth(self._flowed, running, held)
 
-    def fall_through(self, failure: Failure, running: Running) -> Deferred[None]:
-        """See Chain: book it, then stop, repeat the step, or go on to the next."""
+    def fall_through(self, failure: Failure, running: RunningAttempt) -> Deferred[None]:
+        """See Chain: note it, then stop, repeat the step, or try the next one."""
         attempt, tries, step_ends = running.attempt, running.tries, running.step_ends
         if failure.check(CancelledError):
             self.note_cancelled(running)
@@ -200,14 +210,13 @@ class Exchange:
             self._health.abandoned(attempt.step, running.probe)
         failure.trap(UpstreamFailure)
         error = cast(UpstreamFailure, failure.value)
-        verdict = self.book(error, running)
+        verdict = self.note_failure(error, running)
         if isinstance(error, UpstreamRefused) and self.is_final(error):
             return self._pass_on(attempt, error)
         if verdict.repeatable and tries <= attempt.step.retries:
             delay = retry_policy.retry_delay(error, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
-                pause: Deferred[Any] = deferLater(self._clock, delay)
-                pause.addBoth(self._paused, self._clock.seconds())
+                pause: Deferred[None] = deferLater(self._clock, delay).addBoth(self._paused, self._clock.seconds())
                 return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
         return self.next_step()
 
@@ -215,13 +224,13 @@ class Exchange:
         """See Chain."""
         return passed_refusals.stops(error, self._route.stop_on, self._gateway.keys)
 
-    def book(self, error: UpstreamFailure, running: Running) -> Verdict:
+    def note_failure(self, error: UpstreamFailure, running: RunningAttempt) -> Verdict:
         """See Chain."""
         step = running.attempt.step
         verdict = retry_policy.decide(error, self.is_final(error))
-        rests = retry_policy.apply(self._health, step, verdict, running.probe)
-        attempted = running.ended(error.outcome, error.status, error.message, rests, error.words)
-        error.__traceback__ = error.__context__ = None  # whose frames would keep the body, and this too
+        cooldown = retry_policy.apply(self._health, step, verdict, running.probe)
+        attempted = running.ended(error.outcome, error.status, error.message, cooldown, error.words)
+        error.__traceback__ = error.__context__ = None  # their frames would keep the body in memory
         self._failures.append((attempted, error))
         self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
         if isinstance(error, UpstreamRefused):
@@ -230,40 +239,33 @@ class Exchange:
             self._left = less_provider(self._left, step.provider, self._record.skip)
         return verdict
 
-    def _paused(self, result: Any, since: float) -> Any:
-        """Book the pause as it was: a client that left has ended it early."""
+    def _paused(self, result: Failure | None, since: float) -> Failure | None:
+        """Add the real length of the pause, which is shorter if the client left."""
         self._record.waited += self._clock.seconds() - since
         return result
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
-        body = refusal.body or b""
         self._record.answered_by(attempt.step, attempt.dropped)
-        self._record.bytes_out = len(body)
-        self._client.begin(refusal.status or 502, self._gateway.keys.without(refusal.headers), len(body))
-        self._client.write(body)
+        self._record.bytes_out = passed_refusals.pass_on(refusal, self._client, self._gateway.keys)
         self._client.end()
         return succeed(None)
 
     def _give_up(self, is_late: bool) -> Deferred[None]:
-        """No step is left, or no time: the client gets a refusal where the route passes it on, else our own error."""
-        keys = self._gateway.keys
-        if self._route.when_refused == "pass_on":
-            failures = [failure for _, failure in self._failures]
-            if passed := passed_refusals.of_all_steps(failures, dict(sorted(self._refusals.items())).values(), keys):
-                return self._pass_on(*passed)
-        if is_late:
-            return fail(failure_report.too_late(self._route.deadline or 0, self._failures, keys))
-        wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
-        return fail(failure_report.all_failed(self._failures, keys, min(wakes, default=None)))
+        """No step or no time is left: the client gets a refusal if the route passes it on, else the gateway's error."""
+        cooldowns = [left for step in self._route.steps if (left := self._health.cooldown_left(step)) is not None]
+        refusals = [refusal for _, refusal in sorted(self._refusals.items())]
+        found = self._failures, refusals, self._gateway.keys, is_late, min(cooldowns, default=None)
+        end = failure_report.in_the_end(self._route, *found)
+        return fail(end) if isinstance(end, GatewayError) else self._pass_on(*end)
 
-    def _flowed(self, result: Any, running: Running, held: Relay) -> None:
-        """The answer ended, whole or not: book it, record it, and close or cut the client's."""
+    def _flowed(self, result: Failure | None, running: RunningAttempt, held: Answer) -> None:
+        """The answer ended, whole or not: note it for the step, record it, and end or break the client's answer."""
         step = running.attempt.step
         self._record.bytes_out = held.bytes_out
         self._record.usage = held.usage
         if isinstance(result, Failure) and result.check(CancelledError) and held.failure is not None:
-            result = Failure(held.failure)  # which is why the client left
+            result = Failure(held.failure)  # the client left because of it
         if not isinstance(result, Failure):
             self._health.succeeded(step)
             if held.finished:
@@ -276,18 +278,18 @@ class Exchange:
             self.note_cancelled(running)
             result.trap(StreamBroken)
 
-    def _broke(self, broken: StreamBroken, running: Running) -> None:
-        # The code of a stream that the gateway itself ended is for the client; the provider is not to blame.
+    def _broke(self, broken: StreamBroken, running: RunningAttempt) -> None:
+        # If the gateway itself ended the stream the code is for the client only; the step did not fail.
         step = running.attempt.step
         self._record.outcome = outcome = "draining" if self._interrupted else broken.code
         (self._health.abandoned if self._interrupted else self._health.failed)(step, running.probe)
-        running.ended(outcome, running.status, broken.message, self._health.rests_for(step))
+        running.ended(outcome, running.status, broken.message, self._health.cooldown_left(step))
         if broken.reported:
             self._client.end()
         else:
             self._client.cut(flush=self._call.stream)
 
-    def note_cancelled(self, running: Running) -> None:
+    def note_cancelled(self, running: RunningAttempt) -> None:
         """See Chain."""
         self._health.abandoned(running.attempt.step, running.probe)
         if running.lost:

@@ -15,9 +15,9 @@ from aigw.config.model import Hedge
 from aigw.errors import UpstreamFailure
 from aigw.net.lateness import Limit
 from aigw.proxy.hedge import Budget
-from aigw.proxy.relay import Relay
+from aigw.proxy.relay import Answer
 from aigw.proxy.retry_policy import Verdict
-from aigw.proxy.running import Running
+from aigw.proxy.running_attempt import RunningAttempt
 from aigw.telemetry.record import RecordBuilder
 
 
@@ -27,22 +27,22 @@ class Chain(Protocol):
     def next_step(self) -> Deferred[None]:
         """Try the next step; it comes back by ``Race.enter``."""
 
-    def may_start_beside(self, running: Running) -> bool:
+    def may_start_beside(self, running: RunningAttempt) -> bool:
         """Whether the request may have a second attempt, and a step for it."""
 
-    def commit(self, held: Relay, running: Running) -> Deferred[None]:
+    def commit(self, held: Answer, running: RunningAttempt) -> Deferred[None]:
         """The attempt's answer goes to the client."""
 
-    def fall_through(self, failure: Failure, running: Running) -> Deferred[None]:
+    def fall_through(self, failure: Failure, running: RunningAttempt) -> Deferred[None]:
         """The attempt failed before its commit point, and no other one runs."""
 
     def is_final(self, error: UpstreamFailure) -> bool:
         """Whether the client gets this failure, whatever another attempt does."""
 
-    def book(self, error: UpstreamFailure, running: Running) -> Verdict:
+    def note_failure(self, error: UpstreamFailure, running: RunningAttempt) -> Verdict:
         """The attempt failed: record it, and what it means for its step."""
 
-    def note_cancelled(self, running: Running) -> None:
+    def note_cancelled(self, running: RunningAttempt) -> None:
         """The attempt was cancelled: it lost, its client left, or the gateway stops."""
 
 
@@ -56,15 +56,15 @@ class Race:
         self._budget = budget
         self._record = record
         self._clock = clock
-        self._running: list[Running] = []
-        self._second: Running | None = None
+        self._running: list[RunningAttempt] = []
+        self._second: RunningAttempt | None = None
         self._over: Deferred[Any] = Deferred()  # of those that run now
         self._limit: Limit | None = None
         self._hedged = False
         self._cancelled = False
         budget.add(hedge.share)
 
-    def enter(self, running: Running) -> Deferred[None]:
+    def enter(self, running: RunningAttempt) -> Deferred[None]:
         """An attempt was sent. Fires when the request is over; cancelling cancels all attempts."""
         self._running.append(running)
         if len(self._running) == 1:
@@ -82,7 +82,8 @@ class Race:
     def _hedge(self) -> None:
         """The first attempt has had no output for ``after``."""
         self._limit = None
-        if not self._chain.may_start_beside(self._running[0]):
+        (first,) = self._running
+        if first.has_output or not self._chain.may_start_beside(first):
             return
         self._hedged = True
         if not self._budget.take():
@@ -92,13 +93,13 @@ class Race:
         self._record.wait_until(self._clock.seconds())
         self._chain.next_step()
 
-    def _ended(self, result: Any, running: Running) -> None:
+    def _ended(self, result: Any, running: RunningAttempt) -> None:
         """The attempt has reached its commit point, has failed, or is cancelled."""
         self._running.remove(running)
         if self._cancelled or running.lost:
             self._chain.note_cancelled(running)
         elif self._running and (error := self._not_final(result)):
-            self._chain.book(error, running)
+            self._chain.note_failure(error, running)
         else:
             self._stop()
             self._over.callback((result, running))
@@ -109,7 +110,7 @@ class Race:
             return None
         return None if self._chain.is_final(result.value) else result.value
 
-    def _decided(self, ended: tuple[Any, Running]) -> Deferred[None]:
+    def _decided(self, ended: tuple[Any, RunningAttempt]) -> Deferred[None]:
         result, running = ended
         second, self._second = self._second, None
         if isinstance(result, Failure):

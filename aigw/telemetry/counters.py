@@ -79,7 +79,9 @@ class RouteCounters:
         self.duration = {stream: Histogram(SECONDS) for stream in (False, True)}
         self.first_token = Histogram(SECONDS)
         self.overhead = Histogram(OVERHEAD_SECONDS)
+        self.held = Histogram(SECONDS)
         self.fallbacks = 0
+        self.keepalives = 0
         self.steps: dict[StepKey, StepCounters] = {}
 
 
@@ -131,6 +133,9 @@ class Counters:
         overhead.sum += record.overhead
         if record.stream and record.ttft is not None:
             route.first_token.observe(record.ttft)
+        if record.held is not None:
+            route.held.observe(record.held)
+        route.keepalives += record.keepalives
         minute = None
         for attempt in attempts:
             step_key = attempt.step, attempt.provider, attempt.model
@@ -153,7 +158,7 @@ class Counters:
                     minute.whole += seconds
                 elif record.ttft is not None:
                     # The step's own: what was lost on those before it is not its doing.
-                    first = max(0.0, seconds - (took - record.ttft))
+                    first = max(0.0, seconds - (took - record.ttft) - (record.held or 0.0))
                     minute.streams += 1
                     minute.first += first
                     step.model.first_token.observe(first)
@@ -172,7 +177,7 @@ class Counters:
                     minute.prompt += count
                 elif kind == "completion":
                     minute.completion += count
-        if record.status >= 500:
+        if record.status >= 500 or (record.error is not None and record.keepalives):  # which began it with 200
             self._gave_up(record)
 
     def _failed(self, step: StepCounters, record: Record, attempt: AttemptRecord) -> None:

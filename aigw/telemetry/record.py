@@ -65,9 +65,10 @@ class Facts(msgspec.Struct):
     ``step``, ``provider`` and ``model`` are those that answered. ``outcome`` is ``client_gone`` where the client left,
     and ``draining`` where the gateway stopped in the middle of an answer. ``error`` is the code of the gateway's own
     error, or its type, and the member of the request that it names. ``usage`` is what the provider reported, never an
-    estimate. ``dropped`` names the members of the request that the answering step did not get. ``hedge`` is what became
-    of a second attempt beside a slow one: one of HEDGES, None where none was due. ``started`` is on the gateway's
-    clock, in seconds.
+    estimate. ``dropped`` names the members of the request that the answering step did not get. ``started`` is on the
+    gateway's clock, in seconds. ``keepalives`` is how many were written; ``held`` for how many seconds the answer was
+    held after its first output, None where the commit point was the first output. ``hedge`` is what became of a second
+    attempt beside a slow one: one of HEDGES, None where none was due.
     """
 
     request_id: str
@@ -88,6 +89,8 @@ class Facts(msgspec.Struct):
     bytes_out: Logged[int] = 0
     usage: Logged[dict[str, int]] = {}
     dropped: Logged[tuple[str, ...]] = ()
+    keepalives: Logged[int] = 0
+    held: float | None = None
     hedge: Logged[str | None] = None
     trace: Trace | None = None
 
@@ -96,8 +99,8 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     """What became of one request.
 
     ``status`` is what the client got, 499 where it left. ``ttft_ms`` is the time to the first byte of the answer;
-    ``ttft`` is the same in seconds. ``ended`` is on the gateway's clock, and ``overhead`` what the request took that
-    was neither waiting for a provider nor for its own body, both in seconds.
+    ``ttft`` is the same in seconds, ``held_ms`` is ``held`` in milliseconds. ``ended`` is on the gateway's clock, and
+    ``overhead`` what the request took that was neither waiting for a provider nor for its own body, both in seconds.
     """
 
     attempts: Logged[tuple[AttemptRecord, ...]]
@@ -105,6 +108,7 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     duration_ms: Logged[int]
     skipped: Logged[tuple[Skipped, ...]] = ()
     ttft_ms: Logged[int | None] = None
+    held_ms: Logged[int | None] = None
     ended: float = 0.0
     ttft: float | None = None
     overhead: float = 0.0
@@ -154,6 +158,7 @@ class RecordBuilder(Facts, kw_only=True):
             duration_ms=milliseconds(ended - self.started),
             skipped=self.skipped,
             ttft_ms=None if ttft is None else milliseconds(ttft),
+            held_ms=None if self.held is None else milliseconds(self.held),
             ended=ended,
             ttft=ttft,
             overhead=ended - self.received - self.waited,

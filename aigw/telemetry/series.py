@@ -91,6 +91,18 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
             (f"aigw_fallbacks_total{{{labels}}} {route.fallbacks}.0\n" for labels, _, route in named if route.used),
         ),
         MetricFamily(
+            "aigw_held_seconds",
+            "histogram",
+            "How long answers were held after their first output, on routes that hold them until they are whole.",
+            (_histogram("aigw_held_seconds", labels, route.held) for labels, _, route in named),
+        ),
+        MetricFamily(
+            "aigw_keepalives",
+            "counter",
+            "Keep-alives that were written into streams.",
+            (f"aigw_keepalives_total{{{labels}}} {route.keepalives}.0\n" for labels, _, route in named if route.used),
+        ),
+        MetricFamily(
             "aigw_attempts",
             "counter",
             "Attempts at a step, by what came of them.",

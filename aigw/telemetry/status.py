@@ -33,6 +33,7 @@ def status(live: Snapshot, counters: Counters) -> dict[str, Any]:
         "in_flight": sum(live.in_flight.values()),
         "connections": live.connections,
         "lag_ms": round(live.lag * 100) * 10,
+        "held": _held(live),
         "certificate": None if expires is None else {"expires": round(expires)},
         "reload": {
             "taken": reloads.taken,
@@ -46,6 +47,13 @@ def status(live: Snapshot, counters: Counters) -> dict[str, Any]:
     }
 
 
+def _held(live: Snapshot) -> dict[str, int] | None:
+    """The answers that are held until they are whole; None if no route holds them so long."""
+    if live.held is None or all(route.hold != "whole" for route in live.config.routes.values()):
+        return None
+    return {"bytes": live.held.now, "limit": live.held.limit, "exhausted": live.held.exhausted}
+
+
 def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, Any]:
     steps = [_step(step, live, counters.steps[step.number, step.provider.name, step.model]) for step in route.steps]
     return {
@@ -53,6 +61,9 @@ def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, A
         "in_flight": live.in_flight.get(route.name, 0),
         "requests": sum(counters.requests.values()),
         "fallbacks": counters.fallbacks,
+        "hold": route.hold,
+        "keepalive_s": route.keepalive and route.keepalive.every,
+        "keepalives": counters.keepalives,
         "first_step_percent": _percent(steps[0]["hour"]["ok"], sum(step["hour"]["ok"] for step in steps)),
         "steps": steps,
     }

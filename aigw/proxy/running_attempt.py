@@ -9,18 +9,20 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred
 
+from aigw.proxy.relay import Relay
 from aigw.telemetry.record import AttemptRecord, RecordBuilder, host_and_path, short_word
 from aigw.telemetry.trace_context import Span
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 
 
-class Running(msgspec.Struct, eq=False):
+class RunningAttempt(msgspec.Struct, eq=False):
     """An attempt at the endpoint ``path``, sent at ``started``. It has so many ``seconds``; ``step_ends`` is the limit
     of its step, with all repetitions.
 
     ``tries`` counts those of the step; ``probe``: it finds out whether the step's cooldown is over. ``held`` fires with
-    a Relay at the commit point, or fails; ``response`` is there once its head is. ``lost``: another one has won.
+    an Answer at the commit point, or fails; ``response`` is there once its head is. ``has_output``: its first output is
+    held, where that is not the commit point; ``lost``: another one has won.
     """
 
     record: RecordBuilder
@@ -34,12 +36,18 @@ class Running(msgspec.Struct, eq=False):
     span: Span | None
     held: Deferred[Any] | None = None
     response: Response | None = None
+    has_output: bool = False
     lost: bool = False
 
     @property
     def status(self) -> int | None:
         """The status of its answer, if there is one."""
         return None if self.response is None else self.response.code
+
+    def note_output(self, relay: Relay) -> Relay:
+        """The first output is there, and it is held."""
+        self.has_output = True
+        return relay
 
     def cancel(self) -> None:
         """End it; its connection is closed at once."""
