@@ -64,6 +64,7 @@ def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, A
         "hold": route.hold,
         "keepalive_s": route.keepalive and route.keepalive.every,
         "keepalives": counters.keepalives,
+        "hedge": route.hedge and {"after_s": route.hedge.after, "share": route.hedge.share, **counters.hedges},
         "first_step_percent": _percent(steps[0]["hour"]["ok"], sum(step["hour"]["ok"] for step in steps)),
         "steps": steps,
     }
