@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from aigw.server import timeouts
 from tests.harness import AUTH, HELLO, bounded, request, until
 from tests.memory import MemoryGateway
-from tests.providers import ROLE, begin_stream, chunk, drip, event, hang, raw, then
+from tests.providers import ROLE, begin_stream, chunk, drip, event, hang, then
 
 PROBED = {
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
@@ -137,11 +137,24 @@ def namespace():
 
 
 PIECE = chunk(event({"content": "a few words"}))
+
+
+def endless(piece: bytes, seconds: float):
+    """Sends ``piece`` again and again."""
+
+    def run(connection) -> None:
+        if not connection.is_closed:
+            connection.send(piece)
+            reactor.callLater(seconds, run, connection)
+
+    return run
+
+
 STREAMS = {
     "an event a second": drip(PIECE * 1000, len(PIECE), 1.0),
     "an event every 15 s": drip(PIECE * 1000, len(PIECE), 15.0),
     "silence after the first output": hang,
-    "as much as the client takes": raw(chunk(event({"content": "x" * 60_000})) * 1000),
+    "20 MB a second": endless(chunk(event({"content": "x" * 60_000})), 0.003),
 }
 
 
