@@ -158,6 +158,7 @@ TABLE = {
     "200, a choice with an error":       (both(answer(200, CHOICE), stream(ROLE, FAILED_FIRST, DONE)),         "next broken",      "next broken"),
     "a field error first":               (stream(ERROR_FIELD),                                                 "next broken",      "next broken"),
     "finish_reason abort first":         (stream(ROLE, ABORT, DONE),                                           "-",                "next broken"),
+    "a first event of malformed JSON":   (stream(ROLE, b'data: {"choices": [{"del\n\n', DONE),                 "-",                "next broken"),
     "pings without end":                 (drip(STREAM_HEAD + chunk(b'data: {"type": "ping"}\n\n') * 200, 400, 0.05), "-",          "next timeout"),
     "200 keep-alives, then silence":     (begin_stream(*[COMMENT] * 200),                                      "-",                "next timeout"),
     "a stream as application/json, an error": (then(raw(JSON_STREAM, chunk(ERROR_EVENT), LAST_CHUNK)),         "-",                "next broken"),

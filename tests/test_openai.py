@@ -725,6 +725,7 @@ ANYWHERE = [
     (b'\xef\xbb\xbfdata: {"error":"no"}\n\n', ERROR, "no"),
     (b'data: {"type":"error","message":"no"}\n\n', ERROR, {"type": "error", "message": "no"}),
     (b'data: {"type":"error","error":{"message":"no"}}\n\n', ERROR, {"message": "no"}),
+    (b'data: {"choices": [{"del\n\n', ERROR, "the data of an event is malformed JSON"),
     # when in doubt, it is output
     (b"data: hello\n\n", OUTPUT, None),
     (b"data: [DONE\n\n", OUTPUT, None),

@@ -128,7 +128,7 @@ class KeepAlive(msgspec.Struct, frozen=True):
     ``before_output``: they begin the answer, with status 200, although no step has answered yet.
     """
 
-    every: Duration
+    every: Duration = 15.0
     before_output: Flag = False
 
 
@@ -168,10 +168,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     drain: Drain = 30.0
     max_body: Annotated[Size, At("limits.body")] = 32 * MIB
     max_bodies: Annotated[TotalSize, At("limits.bodies"), Otherwise(_enough_for_one_body)]
-    max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     max_connections: Annotated[Connections, At("limits.connections")] = 2000
     max_per_address: Annotated[PerAddress, At("limits.connections_per_address")] = None
     keep_alive: Annotated[Duration, At("limits.keep_alive")] = 75.0
+    max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     log_client_address: Annotated[Flag, At("log.client_address")] = True
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
