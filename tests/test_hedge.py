@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 
 import pytest
 from pytest_twisted import ensureDeferred
@@ -14,6 +15,11 @@ from twisted.internet.defer import ensureDeferred as ensured
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import deferLater
 
+from aigw.proxy.cooldown import CooldownsByEndpoint
+from aigw.server import api
+from aigw.telemetry.record import HEDGES
+from aigw.telemetry.spans import made_of
+from aigw.telemetry.trace_context import Trace
 from tests.harness import HELLO, bounded, contents, request, until
 from tests.memory import MemoryGateway, Wire, body_of
 from tests.providers import (
@@ -21,6 +27,7 @@ from tests.providers import (
     DONE,
     ROLE,
     STREAM_HEAD,
+    answer,
     begin_stream,
     chunk,
     completion,
@@ -31,6 +38,7 @@ from tests.providers import (
     stream,
     whole_stream,
 )
+from tests.test_metrics import value
 from tests.test_sixteen import SIXTEEN, score
 
 ALWAYS = {"after": "1s", "share": "100%"}
@@ -664,3 +672,89 @@ def test_f8_a_hedge_without_share_left_is_recorded():
         world.doors["p1"].wire.say(plain("one"))
         assert b"one" in client.take()
     assert [record.hedge for record in world.records] == ["lost", "over_share"]
+
+
+# What is seen of it
+
+
+@ensureDeferred
+async def test_f8_metrics_status_and_log_have_both_attempts(world):
+    slow = later(stream(), 0.5)
+    first = world.provider(slow, slow, hang)
+    second = world.provider(stream(), hang, answer(503))
+    gateway = world.gateway(first, second, hedge={"after": 0.1, "share": "100%"}, timeout=0.8)
+    assert await value(gateway, "aigw_hedges_total", route="route", result="won") == 0
+    assert (await gateway.ask(stream=True)).headers["x-aigw-provider"] == "p2"
+    assert (await gateway.ask(stream=True)).headers["x-aigw-provider"] == "p1"
+    assert (await gateway.ask(stream=True)).status == 502
+    await until(lambda: len(world.records) == 3)
+    found = {result: await value(gateway, "aigw_hedges_total", result=result) for result in HEDGES}
+    assert found == {"won": 1, "lost": 1, "no_answer": 1, "over_share": 0}
+    attempts = {
+        (step, outcome): await value(gateway, "aigw_attempts_total", step=step, outcome=outcome)
+        for step, outcome in (("1", "lost_race"), ("2", "lost_race"), ("1", "ok"), ("2", "ok"), ("2", "refused"))
+    }
+    assert attempts == {
+        ("1", "lost_race"): 1,
+        ("2", "lost_race"): 1,
+        ("1", "ok"): 1,
+        ("2", "ok"): 1,
+        ("2", "refused"): 1,
+    }
+    assert await value(gateway, "aigw_fallbacks_total", route="route") == 1, "a hedge is none"
+    status = (await gateway.get("/status.json")).json["routes"][0]
+    assert status["hedge"] == {"after_s": 0.1, "share": 1.0, **found}
+    assert [step["hour"]["ok"] for step in status["steps"]] == [1, 1]
+    assert [record["hedge"] for record in world.records] == ["won", "lost", "no_answer"]
+
+
+@ensureDeferred
+async def test_f8_a_route_without_hedge_has_no_series_of_it(world):
+    gateway = world.gateway(world.provider())
+    await gateway.ask()
+    assert b"aigw_hedges_total{" not in (await gateway.get("/metrics")).body
+    assert (await gateway.get("/status.json")).json["routes"][0]["hedge"] is None
+
+
+@pytest.mark.parametrize("winner", [1, 2])
+def test_f8_the_trace_has_a_span_for_each_and_the_winner_s_has_the_tokens(winner):
+    world = MemoryGateway(hedge=ALWAYS)
+    world.site.resource = api.tree(world.config, world.gateway, world.records.append, Trace)
+    world.ask()
+    world.clock.advance(1)
+    wires = [world.doors[name].wire for name in ("p1", "p2")]
+    parents = [re.search(rb"(?i)traceparent: 00-(\w+)-(\w+)", wire.take()).groups() for wire in wires]
+    assert parents[0][0] == parents[1][0]
+    world.clock.advance(1)
+    wires[winner - 1].say(plain("hello"))
+    server, *clients = made_of(world.records[0], 0.0)
+    assert [span.span_id.encode() for span in clients] == [parent[1] for parent in parents]
+    assert [span.attributes["aigw.outcome"] for span in clients] == (
+        ["ok", "lost_race"] if winner == 1 else ["lost_race", "ok"]
+    )
+    assert [span.failed for span in clients] == [None, None]
+    assert [span.end - span.start for span in clients] == [2_000_000_000, 1_000_000_000]
+    tokens = ["gen_ai.usage.output_tokens" in span.attributes for span in clients]
+    assert tokens == [winner == 1, winner == 2]
+    assert server.attributes["aigw.attempts"] == 2
+
+
+def test_f8_a_reload_keeps_the_budget():
+    health = CooldownsByEndpoint(lambda: 0.0)
+    budget = health.budgets.of("route")
+    assert budget.take()
+    assert not budget.take()
+    assert health.budgets.of("route") is budget
+    for number in range(10_001):
+        health.budgets.of(f"route {number}")
+    assert len(health.budgets._by_route) == 10_000
+
+
+@ensureDeferred
+async def test_f8_a_budget_outlives_a_reload_of_the_service(world):
+    gateway = world.gateway(world.provider(hang), world.provider(), hedge={"after": 0.05, "share": "1%"}, timeout=1)
+    assert (await gateway.ask()).headers["x-aigw-provider"] == "p2"
+    await gateway.reload()
+    await gateway.ask()
+    await until(lambda: len(world.records) == 2)
+    assert [record["hedge"] for record in world.records] == ["won", "over_share"]

@@ -118,7 +118,7 @@ class Step(msgspec.Struct, frozen=True):
 class Hedge(msgspec.Struct, frozen=True):
     """A second attempt starts beside one that has no output ``after`` so many seconds, at ``share`` of the requests."""
 
-    after: Duration
+    after: Duration = 3.0
     share: Share = 0.05
 
 
