@@ -90,7 +90,7 @@ class Race:
             self._record.hedge = "over_share"
             return
         self._record.hedge = "no_answer"
-        self._record.wait_until(self._clock.seconds())
+        self._record.waited += self._clock.seconds() - self._record.waiting_since  # the second attempt resets that
         self._chain.next_step()
 
     def _ended(self, result: Any, running: RunningAttempt) -> None:

@@ -131,11 +131,6 @@ class RecordBuilder(Facts, kw_only=True):
     waited: float = 0.0
     waiting_since: float = 0.0
 
-    def wait_until(self, now: float) -> None:
-        """All time up to now was that of a provider."""
-        self.waited += now - self.waiting_since
-        self.waiting_since = now
-
     def answered_by(self, step: Step, dropped: tuple[str, ...] = ()) -> None:
         """The client gets what this step's provider sends, who did not get what was ``dropped`` of the request."""
         self.step, self.provider, self.model = step.number, step.provider.name, step.model
