@@ -6,7 +6,6 @@ answer is complete. An answer that breaks before is a failure of its attempt, an
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -17,13 +16,13 @@ from zope.interface import implementer
 
 from aigw.config.model import Step
 from aigw.errors import StreamBroken, UpstreamBroken, UpstreamFailure, UpstreamTimeout
+from aigw.protocols import sse
 from aigw.protocols.endpoint import Call
 from aigw.proxy.held import HeldBytes
+from aigw.proxy.held_buffer import HeldBuffer
 from aigw.proxy.keepalive import KeptAlive
 from aigw.proxy.relay import Answer, BodySink, Relay
 from aigw.telemetry.record import RecordBuilder
-
-BLOCK = 60 * 1024  # bytes; small pieces are joined, because each object takes memory of its own
 
 CheckAnswer = Callable[[bytes], "tuple[str, str | None] | None"]
 
@@ -92,7 +91,8 @@ class HeldWhole:
         self._inflow: Deferred[None] = Deferred()
         self._silence = 0.0  # seconds, the longest in a stream
         self._outflow: Deferred[None] = Deferred(lambda _: self.hang_up())
-        self._blocks: deque[bytearray] = deque()
+        self._buffer = HeldBuffer()
+        self._rest = b""  # the beginning of the event at the beginning of the buffer
         self._counted = 0
         self._client: BodySink | None = None
         self._ended = False  # the relay has come to its end
@@ -128,13 +128,10 @@ class HeldWhole:
 
     def write(self, data: bytes) -> None:
         """See BodySink."""
-        if self._client is not None and not self._blocks and not self._paused:
+        if self._client is not None and not self._buffer.size and not self._paused:
             self._send(data)
             return
-        if self._blocks and len(self._blocks[-1]) < BLOCK:
-            self._blocks[-1] += data
-        else:
-            self._blocks.append(bytearray(data))
+        self._buffer.append(data)
         if not self._held.called:
             if self._held_bytes.take(len(data), self._counted):
                 self._counted += len(data)
@@ -178,10 +175,16 @@ class HeldWhole:
     def _mistake(self) -> UpstreamFailure | None:
         if self._check is None:
             return None
-        body = b"".join(self._blocks)
-        self.length = len(body)
+        body = self._buffer.take_all()
         found = self._check(body)
-        return UpstreamBroken(found[0], detail=found[1]) if found else None
+        if found:
+            return UpstreamBroken(found[0], detail=found[1])
+        self._keep_whole(body)
+        return None
+
+    def _keep_whole(self, body: bytes) -> None:
+        self._buffer.append(body)
+        self.length = len(body)
 
     def _commit(self) -> None:
         self._record.held = self._record.seconds() - self._since
@@ -193,11 +196,10 @@ class HeldWhole:
         """See Relay."""
         if self.length is None:
             return
-        body = b"".join(self._blocks)
+        body = self._buffer.take_all()
         for change in changes:
             body = change(body)
-        self.length = len(body)
-        self._blocks = deque(bytearray(body[at : at + BLOCK]) for at in range(0, len(body), BLOCK))
+        self._keep_whole(body)
 
     def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
         """See Relay."""
@@ -210,9 +212,13 @@ class HeldWhole:
 
     def _drain(self) -> None:
         """Write what is held, as fast as the client reads it; then the relay continues, or the answer ends."""
-        while self._blocks and not self._paused:
-            self._send(bytes(self._blocks.popleft()))
-        if self._blocks or self._over:
+        while self._buffer.size and not self._paused:
+            piece = self._rest + self._buffer.take()
+            end = sse.boundary(piece) if self._check is None and self._buffer.size else 0
+            end = end or len(piece)  # of a stream whole events are written, except of those that are larger
+            self._rest = piece[end:]
+            self._send(piece[:end])
+        if self._buffer.size or self._over:
             return
         if self._ended:
             result = self._result
@@ -267,7 +273,7 @@ class HeldWhole:
 
     def _release(self) -> None:
         self._over = True
-        self._blocks.clear()
+        self._buffer.clear()
         self._held_bytes.give_back(self._counted)
         self._counted = 0
         if self._client is not None:

@@ -7,8 +7,6 @@ of relaying a small request.
 
 from __future__ import annotations
 
-from typing import Any
-
 from hyperlink import URL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
@@ -25,14 +23,14 @@ class ProviderClient(HTTPClient):
         """``Host`` is the host of ``base_url``. HTTPClient's own __init__ would only make a store for cookies."""
         self._pool = pool
         self._host = URL.from_text(ascii_url(base_url)).authority()
-        self._starts: dict[tuple[str, str], bytes] = {}  # of request heads
+        self._starts: dict[tuple[str, str], bytes] = {}  # the first lines of a request's head, by method and URL
 
     def request(  # type: ignore[override]
-        self, method: str, url: str, *, headers: bytes, data: bytes | Pieces = b"", connect_timeout: float, **_: Any
+        self, method: str, url: str, *, headers: bytes, data: bytes | Pieces = b"", connect_timeout: float, **_: object
     ) -> Deferred[Response]:
         """The head of the answer. Its body is unread: it is not buffered and not decoded.
 
-        ``headers`` are lines, each ended. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken.
+        ``headers`` are lines with their ends. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken.
         """
         start = self._starts.get((method, url)) or self._start(method, url)
         head = b"%sContent-Length: %d\r\n%s\r\n" % (start, len(data), headers)
