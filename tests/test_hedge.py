@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.server import api
 from aigw.telemetry.record import HEDGES
-from aigw.telemetry.spans import made_of
+from aigw.telemetry.spans import spans_of
 from aigw.telemetry.trace_context import Trace
 from tests.harness import HELLO, bounded, contents, request, until
 from tests.memory import MemoryGateway, Wire, body_of
@@ -727,7 +727,7 @@ def test_f8_the_trace_has_a_span_for_each_and_the_winner_s_has_the_tokens(winner
     assert parents[0][0] == parents[1][0]
     world.clock.advance(1)
     wires[winner - 1].say(plain("hello"))
-    server, *clients = made_of(world.records[0], 0.0)
+    server, *clients = spans_of(world.records[0], 0.0)
     assert [span.span_id.encode() for span in clients] == [parent[1] for parent in parents]
     assert [span.attributes["aigw.outcome"] for span in clients] == (
         ["ok", "lost_race"] if winner == 1 else ["lost_race", "ok"]
