@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import random
@@ -16,6 +17,9 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import deferLater
 
 from aigw.proxy.cooldown import CooldownsByEndpoint
+from aigw.proxy.exchange import Exchange
+from aigw.proxy.race import Race
+from aigw.proxy.running_attempt import RunningAttempt
 from aigw.server import api
 from aigw.telemetry.record import HEDGES
 from aigw.telemetry.spans import spans_of
@@ -758,3 +762,34 @@ async def test_f8_a_budget_outlives_a_reload_of_the_service(world):
     await gateway.ask()
     await until(lambda: len(world.records) == 2)
     assert [record["hedge"] for record in world.records] == ["won", "over_share"]
+
+
+@pytest.mark.parametrize("end", ["first", "second", "both fail", "third", "no hedge", "the client leaves", "reset"])
+def test_f8_nothing_of_a_race_is_left_for_the_collector(end):
+    world = MemoryGateway(steps=3, hedge=ALWAYS, timeout=20)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            client = world.ask(stream=True)
+            if end == "no hedge":
+                world.doors["p1"].wire.say(refused())
+                world.doors["p2"].wire.say(stream_of("two"))
+            world.clock.advance(1)
+            for name in {"first": ["p1"], "second": ["p2"]}.get(end, []):
+                world.doors[name].wire.say(stream_of(name))
+            if end in ("both fail", "third"):
+                world.doors["p2"].wire.say(refused(400))
+                world.doors["p1"].wire.say(refused(400))
+                world.doors["p3"].wire.say(stream_of("three") if end == "third" else refused(400))
+            if end == "reset":
+                for name in ("p1", "p2", "p3"):
+                    world.doors[name].wire.lost(ConnectionLost())
+            client.abortConnection()
+        world.clock.advance(100)
+        del client
+        left = [type(each).__name__ for each in gc.get_objects() if isinstance(each, (Race, Exchange, RunningAttempt))]
+    finally:
+        gc.enable()
+    assert len(world.records) == 3
+    assert left == []

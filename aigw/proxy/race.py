@@ -96,6 +96,8 @@ class Race:
     def _ended(self, result: Any, running: RunningAttempt) -> None:
         """The attempt has reached its commit point, has failed, or is cancelled."""
         self._running.remove(running)
+        if isinstance(result, Failure) and isinstance(result.value, UpstreamFailure):
+            result.tb = None  # its frames refer to this, and would keep the request's body in memory
         if self._cancelled or running.lost:
             self._chain.note_cancelled(running)
         elif self._running and (error := self._not_final(result)):
