@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet import reactor
+from twisted.internet.error import ConnectionLost
 
 from aigw.proxy import held as held_module
+from aigw.proxy.held_buffer import BLOCK, HeldBuffer
+from tests.harness import AUTH, HELLO, bounded, request, until
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import (
     COMMENT,
@@ -16,11 +21,15 @@ from tests.providers import (
     ROLE,
     STREAM,
     STREAM_HEAD,
+    begin_stream,
     chunk,
     completion,
+    drip,
     event,
     head,
+    whole_stream,
 )
+from tests.test_record import gateway_of
 
 HEL, LO, STOP = STREAM[1:4]
 GOOD = b"".join(STREAM)
@@ -108,8 +117,6 @@ def test_h1_a_stream_that_breaks_after_its_first_output_falls_through(how):
 
 
 def test_h1_a_reset_falls_through():
-    from twisted.internet.error import ConnectionLost
-
     gateway = whole()
     client = gateway.ask(stream=True)
     gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(ROLE, HEL))
@@ -122,8 +129,6 @@ def test_h1_a_reset_falls_through():
 def test_h1_the_responses_api_is_held_too():
     gateway = whole()
     client = gateway.open()
-    from tests.harness import request
-
     client.say(request({"model": "route", "input": "hi", "stream": True}, "/v1/responses"))
     begun = b'data: {"type":"response.created","response":{"id":"r1"},"sequence_number":0}\n\n'
     delta = b'data: {"type":"response.output_text.delta","delta":"he","sequence_number":1}\n\n'
@@ -387,8 +392,6 @@ def test_h4_the_log_has_a_line_once_in_a_while(monkeypatch):
 
 
 def test_h5_the_first_token_of_a_model_is_the_provider_s_and_not_when_the_answer_was_whole():
-    from tests.test_record import gateway_of
-
     gateway = gateway_of(hold="whole")
     gateway.ask(stream=True)
     gateway.clock.advance(1)
@@ -407,3 +410,149 @@ def test_off_the_default_is_the_first_output():
     client = gateway.ask(stream=True)
     gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(ROLE, HEL))
     assert json.dumps("hel").encode() in client.take()
+
+
+def test_h2_the_deadline_bounds_the_whole_answer():
+    gateway = whole(deadline=10)
+    client = gateway.ask(stream=True)
+    gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(ROLE, HEL))
+    gateway.clock.advance(10.1)
+    assert client.take().startswith(b"HTTP/1.1 504 ")
+    assert not gateway.doors["p2"].wires
+
+
+def test_f2_f3_a_broken_answer_is_repeated_and_counts_like_another_failure():
+    gateway = MemoryGateway(
+        steps=1,
+        hold="whole",
+        top={"routes": [{"name": "route", "hold": "whole", "steps": [{"provider": "p1", "model": "m", "retries": 1}]}]},
+    )
+    client = gateway.ask(stream=True)
+    gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(ROLE, HEL) + LAST_CHUNK)
+    gateway.clock.advance(1)
+    gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(*STREAM) + LAST_CHUNK)
+    assert unchunked(client.take()) == GOOD
+
+
+def test_f3_three_broken_answers_in_a_row_cool_the_step_down():
+    gateway = whole()
+    for _ in range(3):
+        gateway.ask(stream=True)
+        gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(ROLE, HEL) + LAST_CHUNK)
+        gateway.doors["p2"].wire.say(STREAM_HEAD + chunks(*STREAM) + LAST_CHUNK)
+    client = gateway.ask(stream=True)
+    gateway.doors["p2"].wire.say(STREAM_HEAD + chunks(*STREAM) + LAST_CHUNK)
+    assert b"X-Aigw-Skipped: 1=cooling_down" in client.take()
+
+
+def test_a4a_a_done_without_a_finish_reason_falls_through_once_the_model_has_given_one():
+    gateway = whole()
+    gateway.ask(stream=True)
+    gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(*STREAM) + LAST_CHUNK)
+    client = gateway.ask(stream=True)
+    gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(ROLE, HEL, DONE) + LAST_CHUNK)
+    gateway.doors["p2"].wire.say(STREAM_HEAD + chunks(*STREAM) + LAST_CHUNK)
+    assert unchunked(client.take()) == GOOD
+
+
+def test_a3_a_key_in_a_large_plain_answer_is_hidden():
+    key = "sk-a1b2c3d4e5f6g7h8i9j0k1l2"
+    providers = [{"name": "p1", "base_url": "http://p1/v1", "api_key": key}]
+    gateway = whole(steps=1, top={"providers": providers})
+    client = gateway.ask()
+    body = completion("x" * 2 * MIB + key)
+    gateway.doors["p1"].wire.say(head(Content_Length=str(len(body))) + body)
+    got = client.take()
+    assert body_of(got) == completion("x" * 2 * MIB + "***")
+    assert b"\r\nContent-Length: %d\r\n" % len(body_of(got)) in got
+
+
+@pytest.mark.parametrize("size", [1, 1000, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
+def test_h4_what_goes_into_the_buffer_comes_out_of_it(size):
+    buffer, sent = HeldBuffer(), bytes(range(251)) * (40 if size == 1 else 4000)
+    for at in range(0, len(sent), size):
+        buffer.append(sent[at : at + size])
+    assert buffer.size == len(sent)
+    first = buffer.take()
+    buffer.append(b"more")
+    assert first + buffer.take_all() == sent + b"more"
+    assert (buffer.size, buffer.take()) == (0, b"")
+    buffer.append(b"again")
+    assert buffer.take_all() == b"again"
+
+
+# On real sockets
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+@ensureDeferred
+async def test_h1_a_large_stream_arrives_byte_for_byte(world, tls):
+    events = [ROLE, *[event({"content": str(number) * 500}) for number in range(2000)], STOP, DONE]
+    provider = world.provider(drip(whole_stream(events), 200_000, 0.001), tls=tls)
+    gateway = world.gateway(provider, tls=tls, hold="whole", timeout=30)
+    got = await gateway.ask(stream=True)
+    assert got.whole
+    assert got.body == b"".join(events)
+    assert world.records[-1]["held_ms"] is not None
+    assert gateway.service._running.held.now == 0
+
+
+@ensureDeferred
+async def test_h4_a_client_that_leaves_while_held_stops_the_provider_within_1_s(world):
+    provider = world.provider(begin_stream(ROLE, HEL))
+    gateway = world.gateway(provider, world.provider(), hold="whole")
+    client = await gateway.send(request({**HELLO, "stream": True}))
+    await until(lambda: gateway.service._running.held.now)
+    begun = reactor.seconds()
+    client.transport.abortConnection()
+    await bounded(provider.connections[0].closed, 1.0)
+    assert reactor.seconds() - begun < 1.0
+    await until(lambda: world.records)
+    assert world.records[0]["outcome"] == "client_gone"
+    assert gateway.service._running.held.now == 0
+
+
+@ensureDeferred
+async def test_d1_a_reload_keeps_what_is_held_and_takes_the_new_limit(world):
+    provider = world.provider(begin_stream(ROLE, HEL))
+    gateway = world.gateway(provider, hold="whole")
+    client = await gateway.send(request({**HELLO, "stream": True}))
+    await until(lambda: gateway.service._running.held.now)
+    gateway.tree["limits"] = {"held": "1KiB"}
+    await gateway.reload()
+    assert gateway.service._running.held.limit == 1024
+    assert gateway.service._running.held.now == len(ROLE + HEL)
+    provider.connections[0].send(chunk(event({"content": "x" * 2000})))
+    await bounded(client.started)  # it was committed, as there is no room
+    provider.connections[0].send(chunks(STOP, DONE) + LAST_CHUNK)
+    got = await bounded(client.done)
+    assert got.whole
+    assert got.body.endswith(STOP + DONE)
+    assert gateway.service._running.held.now == 0
+
+
+@ensureDeferred
+async def test_h5_the_page_and_the_metrics_show_what_is_held_and_kept_alive(world):
+    provider = world.provider(begin_stream(ROLE, HEL))
+    gateway = world.gateway(provider, hold="whole", keepalive="50ms")
+    client = await gateway.send(request({**HELLO, "stream": True}))
+    await bounded(client.started)
+    shown = (await gateway.get("/status.json", AUTH)).json
+    assert shown["held"] == {"bytes": len(ROLE + HEL), "limit": 64 * MIB, "exhausted": 0}
+    assert (shown["routes"][0]["hold"], shown["routes"][0]["keepalive_s"]) == ("whole", 0.05)
+    provider.connections[0].send(chunks(LO, STOP, DONE) + LAST_CHUNK)
+    await bounded(client.done)
+    await until(lambda: world.records)
+    text = (await gateway.get("/metrics", AUTH)).body.decode()
+    assert "aigw_held_bytes 0.0\n" in text
+    assert "aigw_held_exhausted_total 0.0\n" in text
+    assert 'aigw_held_seconds_count{route="route"} 1.0\n' in text
+    count = world.records[0]["keepalives"]
+    assert count > 0
+    assert f'aigw_keepalives_total{{route="route"}} {count}.0\n' in text
+
+
+@ensureDeferred
+async def test_h5_no_route_that_holds_is_no_tile_on_the_page(world):
+    gateway = world.gateway(world.provider())
+    assert (await gateway.get("/status.json", AUTH)).json["held"] is None

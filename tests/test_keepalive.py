@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import openai
 import pytest
+from pytest_twisted import ensureDeferred
 
+from aigw.config.model import KeepAlive
+from aigw.errors import ConfigError
 from tests.harness import request
 from tests.memory import MemoryGateway
-from tests.providers import COMMENT, DONE, ERROR_EVENT, LAST_CHUNK, ROLE, STREAM, STREAM_HEAD, chunk, event, head
-from tests.test_hold import unchunked
+from tests.providers import (
+    COMMENT,
+    DONE,
+    ERROR_EVENT,
+    LAST_CHUNK,
+    ROLE,
+    STREAM,
+    STREAM_HEAD,
+    answer,
+    chunk,
+    event,
+    head,
+    later,
+    stream,
+)
+from tests.test_clients import with_openai
+from tests.test_hold import so_far, unchunked
 
 OURS = b": keep-alive\n\n"
 EVERY = 15
@@ -32,11 +51,6 @@ def early(**more) -> MemoryGateway:
 
 def chunks(*events: bytes) -> bytes:
     return b"".join(map(chunk, events))
-
-
-def so_far(message: bytes) -> bytes:
-    """What came of a chunked body."""
-    return unchunked(message + LAST_CHUNK)
 
 
 def ask_for_a_response(gateway: MemoryGateway):
@@ -373,3 +387,45 @@ def test_h12_an_answer_that_is_whole_sooner_has_its_provider():
     got = client.take()
     assert b"X-Aigw-Provider: p1" in got
     assert unchunked(got) == GOOD
+
+
+# The setting, and real clients
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("15s", KeepAlive(15.0)),
+        (2, KeepAlive(2.0)),
+        ({"every": "500ms"}, KeepAlive(0.5)),
+        ({"before_output": True}, KeepAlive(15.0, True)),
+        (None, None),
+    ],
+)
+def test_b2_it_is_a_duration_or_a_mapping(written, meant):
+    assert MemoryGateway(keepalive=written).config.routes["route"].keepalive == meant
+
+
+@pytest.mark.parametrize("written", [0, "soon", True, {"every": 0}, {"each": "15s"}, {"before_output": 1}, ["15s"]])
+def test_b2_other_values_are_mistakes_with_their_path(written):
+    with pytest.raises(ConfigError, match=r"^routes\[0\]\.keepalive"):
+        MemoryGateway(keepalive=written)
+
+
+def texts(client) -> str:
+    with client.chat.completions.create(
+        model="route", messages=[{"role": "user", "content": "hi"}], stream=True
+    ) as chunks:
+        return "".join(each.choices[0].delta.content or "" for each in chunks if each.choices)
+
+
+@ensureDeferred
+async def test_h10_h11_the_openai_client_reads_past_the_comments_and_raises_the_error(world):
+    slow = world.provider(later(stream(*STREAM), 0.5), later(answer(400, b'{"error": {"message": "too long"}}'), 0.5))
+    gateway = world.gateway(slow, tls=True, keepalive={"every": "100ms", "before_output": True})
+    assert await with_openai(gateway, texts) == "hello"
+    with pytest.raises(openai.APIError, match="too long"):
+        await with_openai(gateway, texts)
+    first, second = world.records
+    assert first["keepalives"] >= 3
+    assert (first["outcome"], second["outcome"], second["status"]) == ("ok", "all_steps_failed", 200)

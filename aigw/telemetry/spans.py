@@ -108,7 +108,8 @@ def _client(record: Record, trace: Trace, span: Span, offset: float) -> SpanData
     if span is _answering(record, trace.spans):
         attributes |= {_TOKENS[kind]: count for kind, count in by_kind(record.usage).items()}
         if record.stream and record.ttft is not None:
-            attributes["gen_ai.response.time_to_first_chunk"] = record.started + record.ttft - span.started
+            first = record.started + record.ttft - (record.held or 0.0)
+            attributes["gen_ai.response.time_to_first_chunk"] = first - span.started
     times = _nanoseconds(span.started + offset), _nanoseconds(ended + offset)
     reason = None if failed in _NO_FAULT_OF_THE_STEP else attempt.message if attempt else "failed unexpectedly"
     return SpanData(name, False, trace.trace_id, span.span_id, trace.span_id, False, *times, attributes, reason)
