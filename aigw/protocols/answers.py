@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 from aigw.protocols import envelope
 from aigw.protocols.refusals import read_refusal, reason_in
 
 ERROR = "answered 2xx with an error"
+
+# A list of nothing but null and what is empty.
+_HOLLOW = re.compile(rb"\[\s*(?:null|\{\s*\}|\[\s*\])\s*(?:,\s*(?:null|\{\s*\}|\[\s*\])\s*)*\]").fullmatch
 
 
 def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[str, str | None] | None:
@@ -25,16 +29,17 @@ def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[
             body[: envelope.MOST_OF_AN_ERROR]
         ).reason
     items = getattr(found, member)
-    if envelope.is_list(items) and envelope.carries(items):
+    if envelope.is_list(items) and envelope.carries(items) and not _HOLLOW(items):
         return None
     error = _value(bytes(found.error))
     if error is None:  # a value that is too large or too deep to be read is an error too
         error = envelope.carries(found.error)
-    if may_be_empty and not error and envelope.is_list(items):
+    value = None if error else _value(body)
+    if may_be_empty and not error and envelope.is_list(items) and not (isinstance(value, dict) and is_error(value)):
         return None
     if error:
         return ERROR, reason_in(error)
-    if reason := reason_in(_value(body)):
+    if reason := reason_in(value):
         return ERROR, reason
     return f"answered 2xx without {'a list' if may_be_empty else 'anything in'} `{member}`", None
 
@@ -66,7 +71,9 @@ def check_count(body: bytes) -> tuple[str, str | None] | None:
         count = _value(bytes(envelope.outlined(body.removeprefix(b"\xef\xbb\xbf")).input_tokens))
     except ValueError:
         count = None
-    return None if isinstance(count, int) else check_answer("input_tokens", body)
+    if type(count) in (int, float):
+        return None
+    return check_answer("input_tokens", body) or ("answered 2xx without a number `input_tokens`", None)
 
 
 def failed_choice(choice: object) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from aigw.errors import StreamBroken
+from aigw.protocols.answers import is_error
 from aigw.protocols.error_bodies import response_failed
-from aigw.protocols.meaning import END, OUTPUT, SILENCE, Meaning
+from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
 
 _ANNOUNCEMENTS = (
@@ -31,7 +32,7 @@ class ResponsesScanner(StreamScanner):
 
     sign = b'"type"'
     usual = b'"type":"response.output_text.delta"', b'"type": "response.output_text.delta"'
-    other = b"response.failed", b"response.cancelled"
+    other = b"response.failed", b"response.cancelled", b"response.completed", b"response.incomplete", b"[DONE]"
     text = re.compile(rb'"delta"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
     must_finish = True
     error_event_ends_it = True
@@ -45,6 +46,9 @@ class ResponsesScanner(StreamScanner):
 
     def meaning(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
+        if "type" not in value and is_error(value):
+            self.error = value
+            return ERROR
         return SILENCE if not value or value.get("type") in _ANNOUNCEMENTS else OUTPUT
 
     def is_announcement(self, data: bytes) -> bool:

@@ -94,7 +94,7 @@ class Stream(Relay):
         super().__init__(endpoint, clock)
         self._scanner = endpoint.scanner()
         self._scanner.is_known_to_finish = must_finish
-        self.mislabelled = b"json" in label or b"html" in label
+        self.mislabelled = bool(label) and not label.startswith(b"text/event-stream")
         self._first: bytes | None = b""  # the first bytes, until it is known whether they are a stream
         self._body: bytearray | None = None  # the bytes, if they are not a stream
         self._held_size = 0

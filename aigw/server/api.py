@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import copy
-from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.web.resource import Resource
 
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
@@ -38,7 +36,7 @@ class ModelsResource(ApiResource):
         self._router = router
         self._created = int(time.time())
 
-    def render(self, request: Any) -> bytes:
+    def render(self, request: Request) -> bytes:
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
         if not name:
@@ -82,7 +80,7 @@ class EndpointResource(ApiResource):
         if coding := request.given.get(b"content-encoding"):
             request.coding = coding_in(coding)
 
-    def getChild(self, path: bytes, request: Any) -> Resource:
+    def getChild(self, path: bytes, request: Request) -> ApiResource:
         """What is below and no endpoint itself: refused, and recorded, as a request to this one."""
         request.postpath.insert(0, path)
         leaf = copy(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from twisted.web.resource import Resource as TwistedResource
 
@@ -20,7 +19,7 @@ class ApiResource(TwistedResource):
     """The common part of all resources: the checks of a request, and the headers of an answer."""
 
     isLeaf = True
-    known: Mapping[bytes, TwistedResource] = {}  # below this one, by whole paths; where to look first
+    known: Mapping[bytes, ApiResource] = {}  # below this one, by whole paths; where to look first
     methods: tuple[bytes, ...] = (b"GET", b"HEAD")  # none where there is nothing
     error_body: Callable[[GatewayError], bytes] = staticmethod(error_body)
     max_body = 0  # bytes; a body that is not read costs nothing, and ends the connection
@@ -30,7 +29,7 @@ class ApiResource(TwistedResource):
         super().__init__()
         self.config = config
 
-    def getChild(self, path: bytes, request: Any) -> TwistedResource:
+    def getChild(self, path: bytes, request: Request) -> ApiResource:
         """Every other path below this resource is unknown."""
         return NotFound(self.config)
 
@@ -93,6 +92,6 @@ class HealthResource(ApiResource):
     def identify(self, request: Request) -> None:
         """No key is needed."""
 
-    def render(self, request: Any) -> bytes:
+    def render(self, request: Request) -> bytes:
         """The same bytes as the original program."""
         return b'{"status": "healthy"}'
