@@ -26,6 +26,7 @@ from aigw.config.values import (
     Port,
     Refusal,
     Retries,
+    Share,
     Size,
     Timeout,
     TotalSize,
@@ -114,6 +115,13 @@ class Step(msgspec.Struct, frozen=True):
     conflict_resolution: Literal["tools", "format"] | None = None
 
 
+class Hedge(msgspec.Struct, frozen=True):
+    """A second attempt starts beside one that has no output ``after`` so many seconds, at ``share`` of the requests."""
+
+    after: Duration = 3.0
+    share: Share = 0.05
+
+
 class KeepAlive(msgspec.Struct, frozen=True):
     """Comments in a stream that would be silent for longer than ``every`` seconds.
 
@@ -139,15 +147,16 @@ class Route(msgspec.Struct, frozen=True):
     when_refused: Annotated[Literal["report", "pass_on"], Inherited("report")] = "report"
     hold: Literal["first_output", "whole"] = "first_output"
     keepalive: KeepAlive | None = None
+    hedge: Hedge | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
     with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, ``max_held`` for
-    all answers that are held until they are whole, in bytes.
-    ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
-    for redaction; ``warnings`` are for the log, in which each request has its client's address if
-    ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by path."""
+    all answers that are held until they are whole, in bytes. ``max_connections`` in all, ``max_per_address`` if that is
+    limited; ``keep_alive``, between two requests, and ``drain`` in seconds. ``secrets`` are all keys, for redaction;
+    ``warnings`` are for the log, in which each request has its client's address if ``log_client_address``; ``places``
+    has file and line of settings whose values are tried out later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
     providers: dict[str, Provider]
@@ -161,6 +170,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_bodies: Annotated[TotalSize, At("limits.bodies"), Otherwise(_enough_for_one_body)]
     max_connections: Annotated[Connections, At("limits.connections")] = 2000
     max_per_address: Annotated[PerAddress, At("limits.connections_per_address")] = None
+    keep_alive: Annotated[Duration, At("limits.keep_alive")] = 75.0
     max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     log_client_address: Annotated[Flag, At("log.client_address")] = True
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
