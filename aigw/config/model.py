@@ -27,6 +27,7 @@ from aigw.config.values import (
     Port,
     Refusal,
     Retries,
+    Share,
     Size,
     Timeout,
     TotalSize,
@@ -115,6 +116,13 @@ class Step(msgspec.Struct, frozen=True):
     conflict_resolution: Literal["tools", "format"] | None = None
 
 
+class Hedge(msgspec.Struct, frozen=True):
+    """A second attempt starts beside one that has no output ``after`` so many seconds, at ``share`` of the requests."""
+
+    after: Duration = 3.0
+    share: Share = 0.05
+
+
 class KeepAlive(msgspec.Struct, frozen=True):
     """Comments in a stream that would be silent for longer than ``every`` seconds.
 
@@ -144,15 +152,17 @@ class Route(msgspec.Struct, frozen=True):
     endpoints: frozenset[EndpointName] = frozenset()
     hold: Literal["first_output", "whole"] = "first_output"
     keepalive: KeepAlive | None = None
+    hedge: Hedge | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
     with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, ``max_held`` for
-    all answers that are held until they are whole, in bytes. Pages of ``cors_origins`` may call the gateway.
-    ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
-    for redaction; ``warnings`` are for the log, in which each request has its client's address if
-    ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by path."""
+    all answers that are held until they are whole, in bytes. ``max_connections`` in all, ``max_per_address`` if that is
+    limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of ``cors_origins`` may call.
+    ``secrets`` are all keys, for redaction; ``warnings`` are for the log, in which each request has its client's
+    address if ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by
+    path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
     providers: dict[str, Provider]
@@ -167,6 +177,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: Annotated[Connections, At("limits.connections")] = 2000
     max_per_address: Annotated[PerAddress, At("limits.connections_per_address")] = None
     cors_origins: Annotated[frozenset[Origin], At("cors.origins")] = frozenset()
+    keep_alive: Annotated[Duration, At("limits.keep_alive")] = 75.0
     max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     log_client_address: Annotated[Flag, At("log.client_address")] = True
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()

@@ -113,7 +113,7 @@ class GatewayService(Service):
         """Open the listeners, while the process may still be root; a failure is one log line and exit status 1."""
         super().privilegedStartService()
         self._warn(self._ignored)
-        self._limit_connections()
+        self._limit()
         try:
             opened = self._listeners.open_new(self._runtime.listeners)
         except CannotListen as error:
@@ -172,7 +172,7 @@ class GatewayService(Service):
         if new.config.callers != old.config.callers:
             self._admin.viewers.ask_again()
         self._warn()
-        self._limit_connections()
+        self._limit()
         self._warn_of_expiry()
         self._log_opened(opened)
         for listener in closed:
@@ -264,9 +264,8 @@ class GatewayService(Service):
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )
 
-    def _limit_connections(self) -> None:
-        self._site.limiter.limit(self.config.max_connections, self.config.max_per_address)
-        self._site.bodies.limit = self.config.max_bodies
+    def _limit(self) -> None:
+        self._site.limit(self.config)
         self._running.held.limit = self.config.max_held
 
     def _log_opened(self, opened: Mapping[Listener, IListeningPort]) -> None:

@@ -18,6 +18,9 @@ Rewritten = tuple[bytes | Parts, tuple[str, ...]]
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # compressed data begins so, and JSON does not
 _text = msgspec.json.Decoder(str)
 _flag: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
+_STATE = ("previous_response_id", "conversation", "store", "background")
+_OFF = (b"null", b"false")
+_NULL = msgspec.Raw(b"null")
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
 
@@ -166,6 +169,11 @@ def rewrite_response(call: Call, model: msgspec.Raw, conflict_resolution: str | 
             else:
                 dropped = tuple(name for name in TOOL_MEMBERS if members.pop(name, None) is not None)
     return (Pieces(members) if call.large else envelope.dumps(members)), dropped
+
+
+def uses_state(members: Members) -> bool:
+    """Whether a request begins or continues what its provider keeps, and another provider does not have."""
+    return any([bytes(memoryview(members.get(name, _NULL))[:6]) not in _OFF for name in _STATE])
 
 
 def _has_tools(members: Members) -> bool:

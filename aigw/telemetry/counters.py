@@ -15,12 +15,12 @@ from itertools import pairwise
 from aigw.config.model import Route
 from aigw.protocols.usage import KINDS, by_kind
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
-from aigw.telemetry.record import AttemptRecord, Record
+from aigw.telemetry.record import HEDGES, AttemptRecord, Record
 
 OTHER = "other"  # the route of requests that name no configured route
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-NOT_FAILURES = frozenset(["client_gone", "draining"])  # outcomes of attempts that are no success either
+NOT_FAILURES = frozenset(["client_gone", "draining", "lost_race"])  # outcomes of attempts that are no success either
 
 StepKey = tuple[int, str, str]
 # These series exist from the start: an alert then sees the first such request as an increase.
@@ -88,6 +88,7 @@ class RouteCounters:
         self.held = Histogram(SECONDS)
         self.fallbacks = 0
         self.keepalives = 0
+        self.hedges = dict.fromkeys(HEDGES, 0)
         self.steps: dict[StepKey, StepCounters] = {}
 
 
@@ -142,6 +143,8 @@ class Counters:
         if record.held is not None:
             route.held.observe(record.held)
         route.keepalives += record.keepalives
+        if record.hedge is not None:
+            route.hedges[record.hedge] += 1
         minute = None
         for attempt in attempts:
             step_key = attempt.step, attempt.provider, attempt.model
@@ -174,7 +177,8 @@ class Counters:
                 step.hour.at(record.ended).failed += 1
                 self._failed(step, record, attempt)
         if attempts[0] is not attempts[-1]:
-            route.fallbacks += sum(a.step != b.step for a, b in pairwise(attempts))
+            in_turn = [each for each in attempts if each.outcome != "lost_race"]
+            route.fallbacks += sum(a.step != b.step for a, b in pairwise(in_turn))
         if record.usage and step is not None:  # the last attempt's: those before it failed and reported none
             minute = minute or step.hour.at(record.ended)
             for kind, count in by_kind(record.usage).items():

@@ -21,6 +21,8 @@ from aigw.telemetry.trace_context import Trace
 MAX_REQUESTED_MODEL = 64
 _SHORT_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
+HEDGES = ("won", "lost", "no_answer", "over_share")
+
 T = TypeVar("T")
 Logged = Annotated[T, "log"]
 Public = Annotated[T, "log", "client"]  # a client sees it too, in an error that the gateway itself writes
@@ -68,6 +70,7 @@ class Facts(msgspec.Struct):
     provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
     get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
     written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
+    ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due.
     """
 
     request_id: str
@@ -90,6 +93,7 @@ class Facts(msgspec.Struct):
     dropped: Logged[tuple[str, ...]] = ()
     keepalives: Logged[int] = 0
     held: float | None = None
+    hedge: Logged[str | None] = None
     trace: Trace | None = None
 
 
@@ -121,7 +125,7 @@ class RecordBuilder(Facts, kw_only=True):
     """The record of a request that still runs.
 
     ``seconds`` is the clock, ``received`` the time when the request's body was complete, and ``waited`` how many
-    seconds the providers took.
+    seconds the providers took, without those since ``waiting_since``.
     """
 
     seconds: Callable[[], float]
@@ -131,6 +135,7 @@ class RecordBuilder(Facts, kw_only=True):
     first_byte: float | None = None
     received: float = 0.0
     waited: float = 0.0
+    waiting_since: float = 0.0
 
     def answered_by(self, step: Step, dropped: tuple[str, ...] = ()) -> None:
         """Note the step that answers. ``dropped`` names the members of the request that the step did not get."""

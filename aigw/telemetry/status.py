@@ -105,6 +105,7 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
             "hold": route.hold,
             "keepalive_s": route.keepalive and route.keepalive.every,
             "keepalives": counted.keepalives,
+            "hedge": route.hedge and {"after_s": route.hedge.after, "share": route.hedge.share, **counted.hedges},
             "first_step_percent": _percent(answered[0], sum(answered)),
         }
         routes.append(_with_list(hide(msgspec.json.encode(whole)), "steps", encoded))
