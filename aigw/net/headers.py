@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import quote
 
 Header = tuple[bytes, bytes]
 Lines = dict[bytes, bytes]  # headers as they go over the wire, each line ended, by their lower-case names
 
+_JSON = b"application/json"
 _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", b"x-title")
 _TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-should-retry|request-id|x-ratelimit-.*|openai-.*")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5, allows tabs and what is not ASCII
@@ -34,16 +35,14 @@ _FIRST = (
 )
 
 
-def for_provider(given: Mapping[bytes, bytes]) -> Lines:
+def for_provider(given: Mapping[bytes, bytes], takes: Container[bytes] = (_JSON,)) -> Lines:
     """What of a client's request is sent to a provider; ``given`` are its headers by lower-case name.
 
-    A value with a control character is left out.
+    A value with a control character is left out. ``takes`` are the types of a body that are named as the client did.
     """
     kind = given.get(b"content-type", b"")
-    if kind != b"application/json" and (
-        kind.partition(b";")[0].strip().lower() != b"application/json" or _CONTROL.search(kind)
-    ):
-        kind = b"application/json"
+    if kind != _JSON and (kind.partition(b";")[0].strip().lower() not in takes or _CONTROL.search(kind)):
+        kind = _JSON
     sent = {b"content-type": b"Content-Type: %s\r\n" % kind}
     for name in _TO_PROVIDER:
         if name in given and (value := given[name]) and not _CONTROL.search(value):

@@ -8,19 +8,21 @@ import re
 from aigw.protocols import envelope
 from aigw.protocols.refusals import read_refusal, reason_in
 
+Mistake = tuple[str, str | None]  # what is wrong, and the reason in the provider's words
 ERROR = "answered 2xx with an error"
+EMPTY = "answered 2xx with an empty body"
 
 # A list of nothing but null and what is empty.
 _HOLLOW = re.compile(rb"\[\s*(?:null|\{\s*\}|\[\s*\])\s*(?:,\s*(?:null|\{\s*\}|\[\s*\])\s*)*\]").fullmatch
 
 
-def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[str, str | None] | None:
+def check_answer(member: str, body: bytes, label: bytes = b"", may_be_empty: bool = False) -> Mistake | None:
     """None for an answer; else why the 2xx body is not one, and the provider's own reason if it gave one.
 
     An answer has a list with the name ``member``. With ``may_be_empty`` the list may be empty if there is no error.
     """
     if not body.strip():
-        return "answered 2xx with an empty body", None
+        return EMPTY, None
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
         found = envelope.outlined(body)
@@ -44,7 +46,7 @@ def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[
     return f"answered 2xx without {'a list' if may_be_empty else 'anything in'} `{member}`", None
 
 
-def check_choices(body: bytes) -> tuple[str, str | None] | None:
+def check_choices(body: bytes, label: bytes = b"") -> Mistake | None:
     """See check_answer, for chat and completions, where a choice may be a failure."""
     mistake = check_answer("choices", body)
     if mistake is not None or not (b'"error"' in body or b'"abort"' in body):
@@ -56,7 +58,7 @@ def check_choices(body: bytes) -> tuple[str, str | None] | None:
     return ERROR, reasons[0] if reasons else f"finish_reason: {choices[0].get('finish_reason')}"
 
 
-def check_response(body: bytes) -> tuple[str, str | None] | None:
+def check_response(body: bytes, label: bytes = b"") -> Mistake | None:
     """See check_answer, for a response, whose ``status`` may be ``failed``."""
     mistake = check_answer("output", body, may_be_empty=True)
     if mistake is not None or b'"failed"' not in body:
@@ -65,7 +67,7 @@ def check_response(body: bytes) -> tuple[str, str | None] | None:
     return (ERROR, reason_in(_value(bytes(found.error)))) if bytes(found.status) == b'"failed"' else None
 
 
-def check_count(body: bytes) -> tuple[str, str | None] | None:
+def check_count(body: bytes, label: bytes = b"") -> Mistake | None:
     """See check_answer, for a count of tokens, whose ``input_tokens`` is a number."""
     try:
         count = _value(bytes(envelope.outlined(body.removeprefix(b"\xef\xbb\xbf")).input_tokens))
@@ -74,6 +76,17 @@ def check_count(body: bytes) -> tuple[str, str | None] | None:
     if type(count) in (int, float):
         return None
     return check_answer("input_tokens", body) or ("answered 2xx without a number `input_tokens`", None)
+
+
+def check_string(member: str, body: bytes, label: bytes = b"") -> Mistake | None:
+    """See check_answer, for an answer whose ``member`` is a string; it may be empty if there is no error."""
+    try:
+        found = envelope.outlined(body.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        return check_answer(member, body)
+    text = bytes(getattr(found, member))
+    is_answer = text.startswith(b'"') and (text != b'""' or not envelope.carries(found.error))
+    return None if is_answer else check_answer(member, body) or (f"answered 2xx without a text `{member}`", None)
 
 
 def failed_choice(choice: object) -> bool:

@@ -71,7 +71,7 @@ class Gateway:
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         record.stream, record.requested_model = call.stream, call.model
-        route = self.router.routes[call.model]
+        route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
         record.route = route.name
         return Exchange(self, route, call, client, record).run()
 
@@ -163,7 +163,7 @@ class Exchange:
     def _hold(self, response: Response, running: RunningAttempt) -> Deferred[Relay] | Deferred[Answer]:
         running.response, step = response, running.attempt.step
         must_finish = partial(self._gateway.finishing.expected, step, self._path)
-        held = hold(response, self._call.endpoint, self._call.stream, self._clock, must_finish)
+        held = hold(response, self._call, self._clock, must_finish)
         return held if self._whole is None else self._whole.hold(held.addCallback(running.note_output), step)
 
     def may_start_beside(self, running: RunningAttempt) -> bool:
@@ -173,22 +173,22 @@ class Exchange:
 
     def commit(self, held: Answer, running: RunningAttempt) -> Deferred[None]:
         """See Chain: send the head to the client, then let the body flow."""
-        response, step = running.response, running.attempt.step
+        response, step = cast(Response, running.response), running.attempt.step
         try:
-            assert response is not None
             self._record.first_byte = now = self._clock.seconds()
             self._call.members.clear()  # a stream may be long, and its prompt is not needed again
+            if self._call.form is not None:
+                self._call.form.release()
             if held.length is not None:
                 held.rewrite(self._gateway.router.without_keys[step.provider.name])
             length = held.length
             self._record.answered_by(step, running.attempt.dropped)
             sent = headers.for_client(response.given.items())
             if b"content-type" not in dict(sent):
-                sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))
-            rest = running.started + running.seconds - now
+                sent.append((b"content-type", held.default_type))
+            rest = step.idle_timeout if held.flows else running.started + running.seconds - now
             if self._call.stream:
                 sent = headers.of_a_stream(sent, held.mislabelled)
-                rest = step.idle_timeout
             elif length is None and isinstance(response.length, int):
                 length = response.length
             if self._gateway.keys.may_be_in(sent):
@@ -287,7 +287,7 @@ class Exchange:
         if broken.reported:
             self._client.end()
         else:
-            self._client.cut(flush=self._call.stream)
+            self._client.cut(self._flowing.flushes if self._flowing else False)
 
     def note_cancelled(self, running: RunningAttempt) -> None:
         """See Chain."""

@@ -108,7 +108,7 @@ class KeptAlive:
             self._close()
             self._client.end()
 
-    def cut(self, flush: bool) -> None:
+    def cut(self, flush: bool | None) -> None:
         """See Responder."""
         self._close()
         self._client.cut(flush)

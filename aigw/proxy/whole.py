@@ -57,11 +57,10 @@ class HoldWhole:
             return relay
         if self._kept_alive is not None:
             self._kept_alive.allow()
-        is_stream = self._call.stream
-        check = None if is_stream else self._call.endpoint.check_answer
+        check = None if relay.flows else self._call.endpoint.check_answer
         held = HeldWhole(relay, self._record, self._held_bytes, check)
         # The whole of a plain answer has a limit already, which passes first.
-        return held.fill(step.idle_timeout if is_stream else step.timeout)
+        return held.fill(step.idle_timeout if relay.flows else step.timeout)
 
 
 @implementer(IPushProducer)
@@ -83,7 +82,8 @@ class HeldWhole:
         self._record = record
         self._held_bytes = held_bytes
         self._check = check
-        self.mislabelled = relay.mislabelled
+        self.mislabelled, self.default_type = relay.mislabelled, relay.default_type
+        self.flows, self.flushes = relay.flows, relay.flushes
         self.length: int | None = None
         self.bytes_out = 0
         self._since = record.seconds()

@@ -11,7 +11,7 @@ from hyperlink import URL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
 
-from aigw.protocols.envelope import Pieces
+from aigw.protocols.envelope import Parts
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
 
@@ -26,7 +26,7 @@ class ProviderClient(HTTPClient):
         self._starts: dict[tuple[str, str], bytes] = {}  # the first lines of a request's head, by method and URL
 
     def request(  # type: ignore[override]
-        self, method: str, url: str, *, headers: bytes, data: bytes | Pieces = b"", connect_timeout: float, **_: object
+        self, method: str, url: str, *, headers: bytes, data: bytes | Parts = b"", connect_timeout: float, **_: object
     ) -> Deferred[Response]:
         """The head of the answer. Its body is unread: it is not buffered and not decoded.
 
