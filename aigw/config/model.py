@@ -86,8 +86,8 @@ class Listener(msgspec.Struct, frozen=True):
 
 
 class Provider(msgspec.Struct, frozen=True):
-    """An OpenAI-compatible API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs,
-    ``legacy_tls`` allows cipher suites without forward secrecy or AEAD."""
+    """An API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs, ``legacy_tls`` allows
+    cipher suites without forward secrecy or AEAD. ``auth`` is the way in which ``api_key`` is sent."""
 
     name: Name
     base_url: Url
@@ -95,6 +95,7 @@ class Provider(msgspec.Struct, frozen=True):
     headers: dict[HeaderName, HeaderValue] = {}
     ca_file: FileName | None = None
     legacy_tls: Annotated[Flag, At("tls.legacy")] = False
+    auth: Literal["bearer", "x-api-key"] = "bearer"
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -118,14 +119,16 @@ class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
     ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
-    ``when_refused`` is the answer if all steps refused the request: a 502, or the refusal.
+    ``when_refused`` is the answer if all steps refused the request: a 502, or the refusal. ``on_context_overflow`` is
+    what follows if a step refused it as too long for the model. Where they are None the endpoint decides.
     """
 
     name: Name
     steps: tuple[Step, ...]
     deadline: Duration | None = None
     stop_on: frozenset[Refusal] = frozenset()
-    when_refused: Annotated[Literal["report", "pass_on"], Inherited("report")] = "report"
+    when_refused: Annotated[Literal["report", "pass_on"] | None, Inherited(None)] = None
+    on_context_overflow: Annotated[Literal["next", "return"] | None, Inherited(None)] = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,6 +61,11 @@ def check_response(body: bytes) -> tuple[str, str | None] | None:
     return (ERROR, reason_in(_value(bytes(found.error)))) if bytes(found.status) == b'"failed"' else None
 
 
+def check_message(body: bytes) -> tuple[str, str | None] | None:
+    """The same of a message, whose ``content`` may be empty."""
+    return check_answer("content", body, may_be_empty=True)
+
+
 def check_count(body: bytes) -> tuple[str, str | None] | None:
     """The same of a count of tokens, whose ``input_tokens`` is a number."""
     try:

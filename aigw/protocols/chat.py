@@ -93,7 +93,7 @@ class ChatScanner(StreamScanner):
                 self.note_failure(f"finish_reason: {reason.decode()}", False)
         return OUTPUT
 
-    def raises(self, value: dict[str, Any]) -> bool:
+    def raises(self, name: str, value: dict[str, Any]) -> bool:
         """See StreamScanner: they look at ``error`` at the top, and at nothing else."""
         return bool(value.get("error"))
 

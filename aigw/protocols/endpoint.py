@@ -22,12 +22,13 @@ class RawRequest(msgspec.Struct, frozen=True, eq=False):
     headers: dict[bytes, bytes] = {}
     request_id: str = ""
     caller: Caller | None = None
+    tail: bytes = b""
 
 
 class Call(msgspec.Struct, frozen=True, eq=False):
     """One request, read once: the body's top-level members as raw bytes, and the headers that may go on.
 
-    ``large``: it goes on in pieces.
+    ``large``: it goes on in pieces. ``tail`` follows the endpoint's URL: a query.
     """
 
     endpoint: Endpoint
@@ -38,6 +39,7 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     request_id: str = ""
     caller: Caller | None = None
     large: bool = False
+    tail: bytes = b""
 
 
 class Endpoint(msgspec.Struct, frozen=True, eq=False):
@@ -48,6 +50,10 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     ``conflict_resolution``.
     ``check_answer`` gives the reason why a whole 2xx body is no answer, with the provider's own reason if there is one,
     or None. ``scanner`` makes what judges one streamed answer. ``error_body`` is how the gateway's own errors look.
+    ``keepalive`` shows clients of a stream that the gateway is alive, and is no output for them. Client headers whose
+    names begin with ``client_headers`` go to the provider, and so does the query if ``passes_query``. A refusal with
+    one of the statuses in ``stop_on`` is the answer. Where ``acts_on_refusals`` clients shorten a request if they read
+    a provider's own words: a route then passes refusals on, and returns those of a long request, unless it is set.
     """
 
     path: str
@@ -55,4 +61,9 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     rewrite: Callable[[Call, msgspec.Raw, str | None], tuple[bytes | Pieces, tuple[str, ...]]]
     check_answer: Callable[[bytes], tuple[str, str | None] | None]
     scanner: Callable[[], StreamScanner]
-    error_body: Callable[[GatewayError], bytes]
+    error_body: Callable[[GatewayError, str], bytes]
+    keepalive: bytes = b": keep-alive\n\n"
+    client_headers: bytes | None = None
+    passes_query: bool = False
+    stop_on: frozenset[str] = frozenset()
+    acts_on_refusals: bool = False

@@ -1,4 +1,7 @@
-"""The endpoints of the API: one row for each. Reference: https://platform.openai.com/docs/api-reference"""
+"""The endpoints of the API: one row for each.
+
+References: https://platform.openai.com/docs/api-reference and, for messages, https://docs.anthropic.com/en/api/messages
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,31 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from aigw.protocols.answers import check_answer, check_choices, check_count, check_response
+from aigw.protocols.answers import check_answer, check_choices, check_count, check_message, check_response
 from aigw.protocols.chat import ChatScanner
 from aigw.protocols.endpoint import Endpoint
-from aigw.protocols.error_bodies import error_body
-from aigw.protocols.requests import read_chat, read_json, read_unstreamed, rewrite, rewrite_response
+from aigw.protocols.error_bodies import error_body, message_error_body
+from aigw.protocols.messages import MessagesScanner
+from aigw.protocols.requests import (
+    read_chat,
+    read_json,
+    read_messages_unstreamed,
+    read_unstreamed,
+    rewrite,
+    rewrite_response,
+)
 from aigw.protocols.responses import ResponsesScanner
 
 _embeddings = partial(check_answer, "data")
 _no_stream = (read_unstreamed, rewrite_response)
+_for_agents: dict[str, Any] = {"acts_on_refusals": True}
+_messages = (MessagesScanner, message_error_body)
+_of_messages: dict[str, Any] = {
+    "keepalive": b'event: ping\ndata: {"type": "ping"}\n\n',
+    "client_headers": b"anthropic-",
+    "passes_query": True,
+    **_for_agents,
+}
 
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
@@ -22,9 +41,19 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint("chat/completions", read_chat, rewrite, check_choices, ChatScanner, error_body),
         Endpoint("completions", read_json, rewrite, check_choices, ChatScanner, error_body),
         Endpoint("embeddings", read_unstreamed, rewrite, _embeddings, ChatScanner, error_body),
-        Endpoint("responses", read_json, rewrite_response, check_response, ResponsesScanner, error_body),
-        Endpoint("responses/compact", *_no_stream, check_response, ResponsesScanner, error_body),
-        Endpoint("responses/input_tokens", *_no_stream, check_count, ResponsesScanner, error_body),
+        Endpoint("responses", read_json, rewrite_response, check_response, ResponsesScanner, error_body, **_for_agents),
+        Endpoint("responses/compact", *_no_stream, check_response, ResponsesScanner, error_body, **_for_agents),
+        Endpoint("responses/input_tokens", *_no_stream, check_count, ResponsesScanner, error_body, **_for_agents),
+        Endpoint("messages", read_chat, rewrite, check_message, *_messages, **_of_messages),
+        Endpoint(
+            "messages/count_tokens",
+            read_messages_unstreamed,
+            rewrite,
+            check_count,
+            *_messages,
+            **_of_messages,
+            stop_on=frozenset(["404"]),  # the client then counts by itself; another model counts in another way
+        ),
     ]
 }
 

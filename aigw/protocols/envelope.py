@@ -116,6 +116,7 @@ class Outline(msgspec.Struct, gc=False):
     choices: msgspec.Raw = ABSENT
     data: msgspec.Raw = ABSENT
     output: msgspec.Raw = ABSENT
+    content: msgspec.Raw = ABSENT
     input_tokens: msgspec.Raw = ABSENT
 
 

@@ -35,6 +35,11 @@ def read_unstreamed(raw: RawRequest) -> Call | Steps[Call]:
     return _read(raw, with_messages=False, streams=False)
 
 
+def read_messages_unstreamed(raw: RawRequest) -> Call | Steps[Call]:
+    """The same with ``messages``, for an endpoint that counts their tokens."""
+    return _read(raw, with_messages=True, streams=False)
+
+
 def _read(raw: RawRequest, with_messages: bool, streams: bool = True) -> Call | Steps[Call]:
     try:
         members = envelope.split_small(raw.body)
@@ -76,7 +81,9 @@ def _call(
         if item is not None:
             right = "a non-empty array of objects, each with a non-empty string 'role'"
             raise BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item)
-    return Call(raw.endpoint, model, stream and streams, members, raw.headers, raw.request_id, raw.caller, large)
+    return Call(
+        raw.endpoint, model, stream and streams, members, raw.headers, raw.request_id, raw.caller, large, raw.tail
+    )
 
 
 def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:

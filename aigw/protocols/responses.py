@@ -69,7 +69,7 @@ class ResponsesScanner(StreamScanner):
         self.complete = self.finished = True
         return END
 
-    def raises(self, value: dict[str, Any]) -> bool:
+    def raises(self, name: str, value: dict[str, Any]) -> bool:
         """See StreamScanner: both ``error`` and ``response.failed`` are the protocol's own."""
         return True
 

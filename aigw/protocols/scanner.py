@@ -73,8 +73,8 @@ class StreamScanner(ABC):
         """The same of an event that is too large to be read, by a piece of it and what stood before that."""
 
     @abstractmethod
-    def raises(self, value: dict[str, Any]) -> bool:
-        """Whether a failure in this form makes the official clients raise."""
+    def raises(self, name: str, value: dict[str, Any]) -> bool:
+        """Whether a failure in an event of this name and value makes the official clients raise."""
 
     def is_announcement(self, data: bytes) -> bool:
         """Whether an event that begins so is known to be no output, however long it is."""
@@ -270,12 +270,12 @@ class StreamScanner(ABC):
     def _note_event(self, event: bytes) -> Meaning:
         if _DONE.match(event):
             return self._done()
-        _, data, value, error = events.read(event)
+        name, data, value, error = events.read(event)
         if data is not None and data.strip() == b"[DONE]":
             return self._done()
         meaning = self.note(value) if isinstance(value, dict) else OUTPUT
         if error is not None:
-            self.note_failure(error, isinstance(value, dict) and self.raises(value))
+            self.note_failure(error, isinstance(value, dict) and self.raises(name, value))
         return ERROR if error is not None and meaning is not END else meaning
 
     def _note_pieces(self, data: bytes) -> Meaning:

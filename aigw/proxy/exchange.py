@@ -192,7 +192,7 @@ class Exchange:
     ) -> Deferred[None]:
         """An attempt failed: book it, then stop, repeat the step, or go on to the next."""
         step = attempt.step
-        final = passed_refusals.stops(failure, self._route.stop_on, self._gateway.keys)
+        final = passed_refusals.stops(failure, self._route, self._call.endpoint, self._gateway.keys)
         verdict = retry_policy.decide(failure, final)
         rests = retry_policy.apply(self._health, step, verdict, probe)
         attempted = self._note(step, started, failure.outcome, failure.status, failure.message, rests, failure.words)
@@ -231,10 +231,10 @@ class Exchange:
     def _give_up(self, is_late: bool) -> Deferred[None]:
         """No step is left, or no time: the client gets a refusal where the route passes it on, else our own error."""
         keys = self._gateway.keys
-        if self._route.when_refused == "pass_on":
-            failures = [failure for _, failure in self._failures]
-            if passed := passed_refusals.of_all_steps(failures, self._refusals.values(), keys):
-                return self._pass_on(*passed)
+        failures = [failure for _, failure in self._failures]
+        about = (self._route, self._call.endpoint, keys)
+        if passed := passed_refusals.of_all_steps(failures, self._refusals.values(), *about):
+            return self._pass_on(*passed)
         if is_late:
             return fail(failure_report.too_late(self._route.deadline or 0, self._failures, keys))
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
 
+from aigw.config.model import Route
 from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused
+from aigw.protocols.context_overflow import is_context_overflow
+from aigw.protocols.endpoint import Endpoint
 from aigw.secret import KeySearch
 from aigw.upstream.attempt import Attempt
 
@@ -13,24 +15,43 @@ from aigw.upstream.attempt import Attempt
 ABOUT_THE_REQUEST = frozenset([400, 404, 409, 413, 415, 422])
 
 
-def stops(failure: UpstreamFailure, stop_on: AbstractSet[str], keys: KeySearch) -> bool:
-    """Whether the client gets this failure now, in place of the next step's answer (F5)."""
-    if not stop_on or not isinstance(failure, UpstreamRefused) or not 400 <= (failure.status or 0) <= 599:
+def stops(failure: UpstreamFailure, route: Route, endpoint: Endpoint, keys: KeySearch) -> bool:
+    """Whether the client gets this failure now, in place of the next step's answer (F5, F8)."""
+    if not isinstance(failure, UpstreamRefused) or not 400 <= (failure.status or 0) <= 599:
         return False
-    return not stop_on.isdisjoint([str(failure.status), *failure.words]) and _can_be_passed_on(failure, keys)
+    is_listed = not (route.stop_on | endpoint.stop_on).isdisjoint([str(failure.status), *failure.words])
+    returned = route.on_context_overflow or ("return" if endpoint.acts_on_refusals else "next")
+    return (is_listed or (returned == "return" and _is_overflow(failure))) and _can_be_passed_on(failure, keys)
 
 
 def of_all_steps(
-    failures: Iterable[UpstreamFailure], refusals: Iterable[tuple[Attempt, UpstreamRefused]], keys: KeySearch
+    failures: Iterable[UpstreamFailure],
+    refusals: Iterable[tuple[Attempt, UpstreamRefused]],
+    route: Route,
+    endpoint: Endpoint,
+    keys: KeySearch,
 ) -> tuple[Attempt, UpstreamRefused] | None:
-    """The refusal that says it for all steps, if every attempt ended in one about the request, or each in a 429 (F7).
+    """The refusal that the client gets for all steps, if it gets one.
 
-    ``refusals`` has the last one of each step, the first step's first.
+    F7: every attempt ended in a refusal about the request, or each in a 429. F8: clients that act on refusals get the
+    one of a request that is too long, whatever else failed. ``refusals`` has the last one of each step, the first
+    step's first.
     """
-    statuses = {failure.status if isinstance(failure, UpstreamRefused) else None for failure in failures}
-    if not statuses <= ABOUT_THE_REQUEST and statuses != {429}:
+    if (route.when_refused or ("pass_on" if endpoint.acts_on_refusals else "report")) != "pass_on":
         return None
-    return next((each for each in refusals if _can_be_passed_on(each[1], keys)), None)
+    passable = [each for each in refusals if _can_be_passed_on(each[1], keys)]
+    if endpoint.acts_on_refusals:
+        for each in passable:
+            if _is_overflow(each[1]):
+                return each
+    statuses = {failure.status if isinstance(failure, UpstreamRefused) else None for failure in failures}
+    if not passable or (not statuses <= ABOUT_THE_REQUEST and statuses != {429}):
+        return None
+    return passable[0]
+
+
+def _is_overflow(refusal: UpstreamRefused) -> bool:
+    return is_context_overflow(refusal.status, refusal.words, refusal.detail)
 
 
 def _can_be_passed_on(refusal: UpstreamRefused, keys: KeySearch) -> bool:

@@ -21,7 +21,7 @@ from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.router import Router
 from aigw.server.request import Request
-from aigw.server.resources import ApiResource, HealthResource, PathPrefix
+from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
 from aigw.telemetry.record import RecordBuilder, Sink
 from aigw.telemetry.trace_context import Trace
 
@@ -101,8 +101,9 @@ class EndpointResource(ApiResource):
         record = request.record
         record.received = self._seconds()
         if request.coding is None:
-            sent = headers.for_provider(request.given)
-            raw = RawRequest(self._endpoint, request.body, sent, request.request_id, request.caller)
+            sent = headers.for_provider(request.given, self._endpoint.client_headers)
+            tail = _query_of(request) if self._endpoint.passes_query else b""
+            raw = RawRequest(self._endpoint, request.body, sent, request.request_id, request.caller, tail)
             found = self._endpoint.read(raw)
         else:
             found = self._read_compressed(request, request.body, request.coding)
@@ -113,9 +114,11 @@ class EndpointResource(ApiResource):
     def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
         plain = yield from decode(body, coding, self.max_body, request.take)
         del body
-        sent = headers.for_provider(request.given)
-        found = self._endpoint.read(RawRequest(self._endpoint, plain, sent, request.request_id, request.caller))
-        del plain
+        sent = headers.for_provider(request.given, self._endpoint.client_headers)
+        tail = _query_of(request) if self._endpoint.passes_query else b""
+        raw = RawRequest(self._endpoint, plain, sent, request.request_id, request.caller, tail)
+        found = self._endpoint.read(raw)
+        del plain, raw
         return found if isinstance(found, Call) else (yield from found)
 
     def headers(self, request: Request) -> list[headers.Header]:
@@ -151,10 +154,16 @@ class EndpointResource(ApiResource):
         self._sink(record.record(status))
 
 
+def _query_of(request: Request) -> bytes:
+    """The query with its question mark; empty where there is none."""
+    return b"".join(request.uri.partition(b"?")[1:])
+
+
 def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
     root, v1 = PathPrefix(config), PathPrefix(config)
     at: dict[str, ApiResource] = {"": v1}
+    root.putChild(b"", RootResource(config))
     root.putChild(b"health", HealthResource(config))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", ModelsResource(config, gateway.router))

@@ -12,7 +12,7 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
     """One request to one provider, fully decided. ``headers`` hold the provider's key, so they show in no ``repr``.
 
     They are lines, by their lower-case names. ``dropped`` names what the body lacks of the client's, by the step's
-    ``conflict_resolution``.
+    ``conflict_resolution``. ``tail`` follows the URL, which is one of few: a client has chosen it.
     """
 
     step: Step
@@ -20,6 +20,7 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
     headers: dict[bytes, bytes]
     body: bytes | Pieces
     dropped: tuple[str, ...] = ()
+    tail: bytes = b""
 
     def __repr__(self) -> str:
         return f"Attempt(step={self.step.number}, provider={self.step.provider.name!r}, body={len(self.body)} bytes)"

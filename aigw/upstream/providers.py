@@ -77,6 +77,7 @@ class Upstream:
             self._clients[step.provider.name].request,
             "POST",
             attempt.url,
+            tail=attempt.tail,
             headers=b"".join(attempt.headers.values()),
             data=attempt.body,
             connect_timeout=step.connect_timeout,
