@@ -66,6 +66,15 @@ def check_message(body: bytes) -> tuple[str, str | None] | None:
     return check_answer("content", body, may_be_empty=True)
 
 
+def check_stored(body: bytes) -> tuple[str, str | None] | None:
+    """The same of what a provider keeps, or of a list of that; a response that failed is what was asked for."""
+    try:
+        found = envelope.outlined(body.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        return check_answer("data", body)
+    return None if envelope.carries(found.id) or envelope.is_list(found.data) else check_answer("data", body)
+
+
 def check_count(body: bytes) -> tuple[str, str | None] | None:
     """The same of a count of tokens, whose ``input_tokens`` is a number."""
     try:

@@ -28,7 +28,8 @@ class RawRequest(msgspec.Struct, frozen=True, eq=False):
 class Call(msgspec.Struct, frozen=True, eq=False):
     """One request, read once: the body's top-level members as raw bytes, and the headers that may go on.
 
-    ``large``: it goes on in pieces. ``tail`` follows the endpoint's URL: a query.
+    ``large``: it goes on in pieces. ``tail`` follows the endpoint's URL: what is below it, a query. ``response_id`` is
+    the response that the request is about; ``method`` is then its method.
     """
 
     endpoint: Endpoint
@@ -40,6 +41,8 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     caller: Caller | None = None
     large: bool = False
     tail: bytes = b""
+    method: str = "POST"
+    response_id: str = ""
 
 
 class Endpoint(msgspec.Struct, frozen=True, eq=False):
@@ -54,6 +57,9 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     names begin with ``client_headers`` go to the provider, and so does the query if ``passes_query``. A refusal with
     one of the statuses in ``stop_on`` is the answer. Where ``acts_on_refusals`` clients shorten a request if they read
     a provider's own words: a route then passes refusals on, and returns those of a long request, unless it is set.
+    ``state_in`` gives the id of a response at a provider on which a Call depends, empty if it depends on none; raises
+    BadRequest. ``id_in`` gives the id under which a provider keeps an answer, by what is held of it. ``stored`` is the
+    endpoint of such answers, which are below this one by their ids.
     """
 
     path: str
@@ -67,3 +73,6 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     passes_query: bool = False
     stop_on: frozenset[str] = frozenset()
     acts_on_refusals: bool = False
+    state_in: Callable[[Call], str] | None = None
+    id_in: Callable[[bytes], str] | None = None
+    stored: Endpoint | None = None

@@ -9,24 +9,33 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from aigw.protocols.answers import check_answer, check_choices, check_count, check_message, check_response
+from aigw.protocols.answers import check_answer, check_choices, check_count, check_message, check_response, check_stored
 from aigw.protocols.chat import ChatScanner
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.error_bodies import error_body, message_error_body
 from aigw.protocols.messages import MessagesScanner
 from aigw.protocols.requests import (
+    previous_response,
     read_chat,
     read_json,
     read_messages_unstreamed,
     read_unstreamed,
     rewrite,
+    rewrite_nothing,
     rewrite_response,
 )
-from aigw.protocols.responses import ResponsesScanner
+from aigw.protocols.responses import ResponsesScanner, id_in
 
 _embeddings = partial(check_answer, "data")
 _no_stream = (read_unstreamed, rewrite_response)
 _for_agents: dict[str, Any] = {"acts_on_refusals": True}
+_of_responses: dict[str, Any] = {"state_in": previous_response, **_for_agents}
+_stored = Endpoint(
+    "responses",
+    *(read_json, rewrite_nothing, check_stored, ResponsesScanner, error_body),
+    state_in=lambda call: call.response_id,
+    **_for_agents,
+)
 _messages = (MessagesScanner, message_error_body)
 _of_messages: dict[str, Any] = {
     "keepalive": b'event: ping\ndata: {"type": "ping"}\n\n',
@@ -41,9 +50,15 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint("chat/completions", read_chat, rewrite, check_choices, ChatScanner, error_body),
         Endpoint("completions", read_json, rewrite, check_choices, ChatScanner, error_body),
         Endpoint("embeddings", read_unstreamed, rewrite, _embeddings, ChatScanner, error_body),
-        Endpoint("responses", read_json, rewrite_response, check_response, ResponsesScanner, error_body, **_for_agents),
-        Endpoint("responses/compact", *_no_stream, check_response, ResponsesScanner, error_body, **_for_agents),
-        Endpoint("responses/input_tokens", *_no_stream, check_count, ResponsesScanner, error_body, **_for_agents),
+        Endpoint(
+            "responses",
+            *(read_json, rewrite_response, check_response, ResponsesScanner, error_body),
+            **_of_responses,
+            id_in=id_in,
+            stored=_stored,
+        ),
+        Endpoint("responses/compact", *_no_stream, check_response, ResponsesScanner, error_body, **_of_responses),
+        Endpoint("responses/input_tokens", *_no_stream, check_count, ResponsesScanner, error_body, **_of_responses),
         Endpoint("messages", read_chat, rewrite, check_message, *_messages, **_of_messages),
         Endpoint(
             "messages/count_tokens",

@@ -111,6 +111,7 @@ ABSENT = msgspec.Raw()
 class Outline(msgspec.Struct, gc=False):
     """What is looked at in a provider's answer. Its other members are passed over, not made."""
 
+    id: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
     status: msgspec.Raw = ABSENT
     choices: msgspec.Raw = ABSENT

@@ -16,6 +16,7 @@ import msgspec
 
 from aigw.protocols import sse
 
+KEY_REFUSED = frozenset([401])  # statuses by which a provider refuses the key; 402 and 403 may be about the request
 DEEPEST = 6  # objects within objects
 MOST_LISTED = 3  # of several mistakes in one list
 MOST_OF_TEXT = 300  # of a body that is no JSON

@@ -139,6 +139,18 @@ def rewrite_response(call: Call, model: msgspec.Raw, conflict_resolution: str | 
     return (Pieces(members) if call.large else envelope.dumps(members)), dropped
 
 
+def rewrite_nothing(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> Rewritten:
+    """The same of a request without a body."""
+    return b"", ()
+
+
+def previous_response(call: Call) -> str:
+    """The id of the response that the call continues; empty if it continues none. Raises BadRequest."""
+    if "previous_response_id" not in call.members:
+        return ""
+    return _member(call.members, "previous_response_id", str | None, "the id of a response, or null") or ""
+
+
 def _has_tools(members: Members) -> bool:
     return any(carries(members.get(name, envelope.ABSENT)) for name in ("tools", "functions"))
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from aigw.config.model import Step
 from aigw.proxy.finishing import Finishing
+from aigw.proxy.response_ids import ResponseIds
 
 Kind = Literal["failure", "timeout", "refusal"]
 
@@ -149,6 +150,7 @@ class CooldownsByEndpoint:
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self.finishing = Finishing()  # which lives as long
+        self.response_ids = ResponseIds()
         self._seconds = seconds
         self._by_path: dict[str, Cooldowns] = {}
 

@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from aigw.config.model import Config, Route, Step
-from aigw.errors import Draining, StreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.errors import Draining, GatewayError, StreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net import headers
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
@@ -28,6 +28,7 @@ from aigw.proxy.answers import hold
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.relay import Relay, Responder
 from aigw.proxy.router import Router, less_provider
+from aigw.proxy.stored_responses import StoredResponses
 from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder, host_and_path, milliseconds, short_word
 from aigw.upstream.attempt import Attempt
@@ -59,11 +60,18 @@ class Gateway:
         self.keys = KeySearch(config.secrets)
         self.running = set() if running is None else running
         self.finishing = health.finishing
+        self.stored = StoredResponses(config, upstream, self.router, self.cooldowns, health.response_ids, clock)
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         record.stream, record.requested_model = call.stream, call.model
+        if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
+            return self.stored.serve(call, response_id, record, partial(self._start, call, client, record))
         route = self.router.routes[call.model]
+        record.route = route.name
+        return Exchange(self, route, call, client, record).run()
+
+    def _start(self, call: Call, client: Responder, record: RecordBuilder, route: Route) -> Deferred[None]:
         record.route = route.name
         return Exchange(self, route, call, client, record).run()
 
@@ -171,6 +179,8 @@ class Exchange:
             held.rewrite(self._gateway.router.without_keys[step.provider.name])
         length = held.length
         self._record.answered_by(step, attempt.dropped)
+        if self._call.endpoint.id_in is not None:
+            self._gateway.stored.note(self._call, self._route, step, held)
         sent = headers.for_client(response.given.items())
         if b"content-type" not in dict(sent):
             sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))
@@ -220,25 +230,17 @@ class Exchange:
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
-        body = refusal.body or b""
         self._record.answered_by(attempt.step, attempt.dropped)
-        self._record.bytes_out = len(body)
-        self._client.begin(refusal.status or 502, self._gateway.keys.without(refusal.headers), len(body))
-        self._client.write(body)
+        self._record.bytes_out = passed_refusals.pass_on(refusal, self._client, self._gateway.keys)
         self._client.end()
         return succeed(None)
 
     def _give_up(self, is_late: bool) -> Deferred[None]:
         """No step is left, or no time: the client gets a refusal where the route passes it on, else our own error."""
-        keys = self._gateway.keys
-        failures = [failure for _, failure in self._failures]
-        about = (self._route, self._call.endpoint, keys)
-        if passed := passed_refusals.of_all_steps(failures, self._refusals.values(), *about):
-            return self._pass_on(*passed)
-        if is_late:
-            return fail(failure_report.too_late(self._route.deadline or 0, self._failures, keys))
         wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
-        return fail(failure_report.all_failed(self._failures, keys, min(wakes, default=None)))
+        found = self._failures, self._refusals.values(), self._gateway.keys
+        end = failure_report.in_the_end(self._route, self._call.endpoint, *found, is_late, min(wakes, default=None))
+        return fail(end) if isinstance(end, GatewayError) else self._pass_on(*end)
 
     def _flowed(self, result: Any, step: Step, started: float, status: int, held: Relay, probe: bool) -> None:
         """The answer ended, whole or not: book it, record it, and close or cut the client's."""

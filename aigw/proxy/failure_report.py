@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from aigw.errors import AllStepsFailed, DeadlineExceeded, UpstreamFailure, UpstreamRefused
-from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST
+from aigw.config.model import Route
+from aigw.errors import AllStepsFailed, DeadlineExceeded, GatewayError, UpstreamFailure, UpstreamRefused
+from aigw.protocols.endpoint import Endpoint
+from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST, of_all_steps
 from aigw.proxy.retry_policy import REPEATABLE
 from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, attempt_for_client
+from aigw.upstream.attempt import Attempt
 
 Failures = Sequence[tuple[AttemptRecord, UpstreamFailure]]
 
@@ -18,6 +21,25 @@ _MOST_READ = 4096  # of what a provider says of its failure
 MOST_OF_A_REASON = 300
 MOST_OF_A_MESSAGE = 1000
 _LEAST_OF_A_REASON = 20
+
+
+def in_the_end(
+    route: Route,
+    endpoint: Endpoint,
+    failures: Failures,
+    refusals: Iterable[tuple[Attempt, UpstreamRefused]],
+    keys: KeySearch,
+    is_late: bool,
+    wakes_in: float | None,
+) -> tuple[Attempt, UpstreamRefused] | GatewayError:
+    """What the client gets where no step is left, or no time: a refusal if the route passes it on, else our own error.
+
+    ``refusals`` has the last one of each step; for ``wakes_in`` see all_failed.
+    """
+    passed = of_all_steps([failure for _, failure in failures], refusals, route, endpoint, keys)
+    if passed is not None:
+        return passed
+    return too_late(route.deadline or 0, failures, keys) if is_late else all_failed(failures, keys, wakes_in)
 
 
 def all_failed(failures: Failures, keys: KeySearch, wakes_in: float | None = None) -> AllStepsFailed:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from aigw.config.model import Route
-from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused
+from aigw.errors import UpstreamFailure, UpstreamRefused
 from aigw.protocols.context_overflow import is_context_overflow
 from aigw.protocols.endpoint import Endpoint
+from aigw.protocols.refusals import KEY_REFUSED
+from aigw.proxy.relay import Responder
 from aigw.secret import KeySearch
 from aigw.upstream.attempt import Attempt
 
@@ -48,6 +50,14 @@ def of_all_steps(
     if not passable or (not statuses <= ABOUT_THE_REQUEST and statuses != {429}):
         return None
     return passable[0]
+
+
+def pass_on(refusal: UpstreamRefused, client: Responder, keys: KeySearch) -> int:
+    """Send it to the client as the provider sent it; gives the size of its body."""
+    body = refusal.body or b""
+    client.begin(refusal.status or 502, keys.without(refusal.headers), len(body))
+    client.write(body)
+    return len(body)
 
 
 def _is_overflow(refusal: UpstreamRefused) -> bool:

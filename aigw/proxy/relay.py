@@ -89,6 +89,11 @@ class Relay(BodyProtocol, ABC):
             self._pieces[0] = body
             self.length = len(body)
 
+    @property
+    def beginning(self) -> bytes:
+        """What is held at the commit point."""
+        return b"".join(self._pieces)
+
     def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
         """Write what was held, then the rest. Fails with StreamBroken; cancelling hangs up on the provider.
 

@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 
 from aigw.config.model import Step
-from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.errors import UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.protocols.refusals import KEY_REFUSED
 from aigw.proxy.cooldown import Cooldowns
 
 REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # of the 4xx, those that the same request may not get again

@@ -72,6 +72,7 @@ class Router:
             body=body,
             dropped=dropped,
             tail=call.tail,
+            method=call.method,
         )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -19,6 +20,7 @@ from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
+from aigw.proxy.response_ids import is_id
 from aigw.proxy.router import Router
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
@@ -50,7 +52,7 @@ class ModelsResource(ApiResource):
 class EndpointResource(ApiResource):
     """One endpoint of the API: reads a Call, lets the gateway serve it, and records the result."""
 
-    methods = (b"POST",)
+    methods: tuple[bytes, ...] = (b"POST",)
 
     def __init__(
         self,
@@ -63,6 +65,10 @@ class EndpointResource(ApiResource):
         super().__init__(config)
         self.max_body = config.max_body
         self._endpoint = endpoint
+        self._path = f"/v1/{endpoint.path}"  # as records show it
+        self._stored: StoredResource | None = None
+        if endpoint.stored is not None:
+            self._stored = StoredResource(config, endpoint.stored, gateway, sink, begin_trace)
         self.error_body = endpoint.error_body
         self._gateway = gateway
         self._sink = sink
@@ -71,9 +77,8 @@ class EndpointResource(ApiResource):
 
     def admit(self, request: Request) -> None:
         """Begin the record of the request, so that a refusal is recorded too."""
-        path = f"/v1/{self._endpoint.path}"
         now, method = self._seconds(), request.method[:20].decode("latin-1")
-        request.record = RecordBuilder(request.request_id, method, path, now, seconds=self._seconds, received=now)
+        request.record = RecordBuilder(request.request_id, method, self._path, now, seconds=self._seconds, received=now)
         if self.config.log_client_address:
             request.record.client_address = request.channel.client_address
         if self._begin_trace is not None:
@@ -83,9 +88,9 @@ class EndpointResource(ApiResource):
             request.coding = coding_in(coding)
 
     def getChild(self, path: bytes, request: Any) -> Resource:
-        """What is below and no endpoint itself: refused, and recorded, as a request to this one."""
+        """What is below and no endpoint itself: stored there, or refused, and recorded, as a request to this one."""
         request.postpath.insert(0, path)
-        leaf = copy(self)
+        leaf = copy((self._stored if any(request.postpath) else None) or self)
         leaf.isLeaf = True
         return leaf
 
@@ -152,6 +157,49 @@ class EndpointResource(ApiResource):
             named = f" ({request.error.param})" if request.error.param else ""
             record.error = f"{request.error.code or request.error.type}{named}"
         self._sink(record.record(status))
+
+
+class StoredResource(EndpointResource):
+    """What a provider keeps, below an endpoint by its id. There is one for each request, see ``getChild``."""
+
+    leads_on = True
+
+    def __init__(self, config: Config, *more: Any) -> None:
+        super().__init__(config, *more)
+        self._path += "/{id}"
+
+    def admit(self, request: Request) -> None:
+        """See EndpointResource."""
+        name, *below = request.postpath or [b""]
+        self.methods = _STORED.get(b"/".join(below).rstrip(b"/"), ()) if is_id(name.decode("latin-1")) else ()
+        super().admit(request)
+
+    def render(self, request: Request) -> Deferred[None]:
+        """See EndpointResource; a body has no meaning here."""
+        record = request.record
+        record.received = self._seconds()
+        response_id, *below = [each.decode("latin-1") for each in request.postpath or () if each]
+        query = _query_of(request)
+        call = Call(
+            self._endpoint,
+            model="",
+            stream=parse_qs(query[1:]).get(b"stream") == [b"true"],
+            members={},
+            headers=headers.for_provider(request.given, self._endpoint.client_headers),
+            request_id=request.request_id,
+            caller=request.caller,
+            tail="/".join(["", response_id, *below]).encode() + query,
+            method=request.method.decode("latin-1"),
+            response_id=response_id,
+        )
+        return self._gateway.serve(call, request, record)
+
+
+_STORED: dict[bytes, tuple[bytes, ...]] = {
+    b"": (b"GET", b"DELETE"),
+    b"cancel": (b"POST",),
+    b"input_items": (b"GET",),
+}  # by the path behind the id
 
 
 def _query_of(request: Request) -> bytes:

@@ -20,13 +20,17 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
 from aigw.config.model import Config, Listener
-from aigw.errors import CannotListen, ConfigError
+from aigw.errors import ConfigError
 from aigw.net.tls import CurrentIdentity
 from aigw.server.connection_limits import ConnectionLimiter, LimitedEndpoint
 from aigw.server.overlap import NamedEndpoint, overlapping
 
 BACKLOG = 1024  # Twisted's 50 overflows when many clients come at once
 ADMIN_MODE = 0o660  # Twisted's 666 would allow every user of the machine, and this listener needs no key
+
+
+class CannotListen(Exception):
+    """A listener cannot be bound: its address is in use, or not one of this machine. The daemon ends with 1."""
 
 
 class InheritedSocket(NamedTuple):

@@ -21,6 +21,7 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
     body: bytes | Pieces
     dropped: tuple[str, ...] = ()
     tail: bytes = b""
+    method: str = "POST"
 
     def __repr__(self) -> str:
         return f"Attempt(step={self.step.number}, provider={self.step.provider.name!r}, body={len(self.body)} bytes)"

@@ -75,7 +75,7 @@ class Upstream:
         step = attempt.step
         sent: Deferred[Any] = maybeDeferred(
             self._clients[step.provider.name].request,
-            "POST",
+            attempt.method,
             attempt.url,
             tail=attempt.tail,
             headers=b"".join(attempt.headers.values()),
@@ -84,14 +84,16 @@ class Upstream:
         )
         return sent.addCallbacks(_refuse_unless_2xx, _as_upstream_failure, callbackArgs=(step.provider, self._reactor))
 
-    def get(self, provider: Provider, url: str, sent: headers.Lines, seconds: float) -> Deferred[Response]:
+    def get(
+        self, provider: Provider, url: str, sent: headers.Lines, seconds: float, tail: bytes = b""
+    ) -> Deferred[Response]:
         """The head of any answer to a GET with these headers, its body waiting; ``seconds`` are for connecting.
 
-        Fails with UpstreamFailure, or CancelledError if cancelled.
+        ``tail`` follows the URL, which is one of few. Fails with UpstreamFailure, or CancelledError if cancelled.
         """
         ask = self._clients[provider.name].request
         answered: Deferred[Any] = maybeDeferred(
-            ask, "GET", url, headers=b"".join(sent.values()), connect_timeout=seconds
+            ask, "GET", url, tail=tail, headers=b"".join(sent.values()), connect_timeout=seconds
         )
         return answered.addErrback(_as_upstream_failure)
 
