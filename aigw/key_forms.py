@@ -1,7 +1,7 @@
-"""The forms in which a provider may repeat a key: in JSON's or URL's escapes, in hexadecimal, in base64.
+"""The forms in which a provider may repeat a key: with escapes of JSON or URLs, in hexadecimal, in base64.
 
-A text is read once, whatever the number of keys; each key is then looked for as plain strings. So a hostile text costs
-no more than a friendly one of its size.
+A text is decoded once, whatever the number of keys. Each key is then searched for as plain strings. So a hostile text
+takes no more time than any other text of its size.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 
-SHORTEST = 8  # what encodes a shorter key may stand anywhere by chance
+SHORTEST = 8  # characters; the encoded form of a shorter key may appear by chance
 
-# A run of backslashes, however JSON writes them, with what it escapes; or a percent sign, however often it is escaped.
+# A run of backslashes, plain or escaped, with the character that it escapes; or a percent sign, escaped any number
+# of times, with its two digits.
 _ESCAPE = re.compile(r"\\(?:\\|(?<=\\)u(?i:005c))*(?:(?:u00|x)([2-7][0-9a-fA-F])|[nrt])?|%(?:25)*([2-7][0-9a-fA-F])")
 _TOKEN = re.compile(rf"{_ESCAPE.pattern}|(.)", re.DOTALL)
 _CASES = ("02x", "02X")
 _MEANT = {f"{code:{form}}": chr(code).replace("\\", "") for code in range(0x20, 0x80) for form in _CASES}
 _SPACES = dict.fromkeys(map(ord, " \t\r\n"))
-_STANDARD = str.maketrans("-_", "+/")  # base64's two alphabets
-_LOWER = str.maketrans("ABCDEF", "abcdef")  # str.lower may make two characters of one
+_STANDARD = str.maketrans("-_", "+/")  # from base64's URL-safe alphabet to its standard one
+_LOWER = str.maketrans("ABCDEF", "abcdef")  # not str.lower, which turns some characters into two
 _BESIDE = re.compile(r"[A-Za-z0-9+/_-]")
 _BEHIND = re.compile(rf"{_BESIDE.pattern}?={{0,2}}")
 
 
 class Text:
-    """A text without its escapes and white space (base64 and hexadecimal may be wrapped), in each of three forms."""
+    """A text without escapes and white space (base64 and hexadecimal may be wrapped), prepared for three searches."""
 
     def __init__(self, text: str) -> None:
-        """Takes a time that grows with the text's size, and no faster."""
+        """Decode ``text`` in a time that is proportional to its size."""
         plain = _ESCAPE.sub(_unescaped, text) if "\\" in text or "%" in text else text
         self.plain = plain.translate(_SPACES)
         self.base64 = self.plain.translate(_STANDARD)
@@ -36,9 +37,9 @@ class Text:
 
 
 class KeyForms:
-    """One key as strings that a Text is searched for; of a key that is too short there are none.
+    """The strings by which one key is found in a Text. A key shorter than SHORTEST has none.
 
-    A key with percent signs or backslashes, which look like escapes, is not always found among those of a URL.
+    A key with percent signs or backslashes is not always found in a URL, because these characters are read as escapes.
     """
 
     __slots__ = ("base64", "hex", "plain")
@@ -46,13 +47,16 @@ class KeyForms:
     def __init__(self, key: str) -> None:
         data = key.encode()
         long = len(data) >= SHORTEST
-        as_it_is = key.translate(_SPACES).replace("\\", "")  # what looks like an escape may be part of the key
+        as_it_is = key.translate(_SPACES).replace("\\", "")  # an apparent escape may be part of the key
         self.plain = [plain for plain in {as_it_is, Text(key).plain} if len(plain) >= SHORTEST]
         self.hex = [data.hex()] if long else []
         self.base64 = [_core(data, offset) for offset in range(3)] if long else []
 
     def spans(self, text: Text) -> Iterator[tuple[int, int]]:
-        """Where in ``text.plain`` they stand. A character beside base64 holds some bits of the key: it is of it."""
+        """The start and end of each form in ``text.plain``.
+
+        A base64 span includes the neighbouring characters, because these hold some bits of the key.
+        """
         for form in self.plain:
             yield from _found(form, text.plain)
         for form in self.hex:
@@ -65,7 +69,7 @@ class KeyForms:
 
 
 def without(forms: Iterable[KeyForms], text: str) -> str:
-    """``text`` with ``***`` wherever a key stands in one of its forms; the very same object where there is none."""
+    """``text`` with ``***`` for each form of a key. A text without keys is returned as the same object."""
     read = Text(text)
     spans = sorted(span for each in forms for span in each.spans(read))
     if not spans:
@@ -80,12 +84,12 @@ def without(forms: Iterable[KeyForms], text: str) -> str:
 
 
 def _unescaped(escape: re.Match[str]) -> str:
-    """The character that is meant. A backslash escapes, or a key has it and is looked for without it."""
+    """The character that an escape stands for; a lone backslash is removed, as it is from the keys."""
     return _MEANT[escape[escape.lastindex]] if escape.lastindex else ""
 
 
 def _offsets(text: str) -> tuple[list[int], list[int]]:
-    """Where in ``text`` each character of ``Text(text).plain`` begins and ends."""
+    """The start and end in ``text`` of each character of ``Text(text).plain``."""
     starts, ends = [], []
     for token in _TOKEN.finditer(text):
         if (token[3] or _unescaped(token)).translate(_SPACES):
@@ -102,7 +106,7 @@ def _found(form: str, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _core(data: bytes, offset: int) -> str:
-    """``data`` in base64 behind ``offset`` other bytes, less the characters that depend on its neighbours."""
+    """``data`` in base64 after ``offset`` other bytes, without the characters that depend on neighbouring bytes."""
     encoded = b64encode(bytes(offset) + data).decode().rstrip("=")
     whole = (offset + len(data)) * 8 // 6
     return encoded[-(-offset * 8 // 6) : whole]

@@ -1,4 +1,4 @@
-"""A key that cannot be shown by accident."""
+"""Keys: a Secret is printed as ``***``, and a KeySearch finds and hides keys in texts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from aigw.key_forms import SHORTEST, KeyForms, Text, without
 from aigw.string_search import StringSearch
 
 _SCHEME = re.compile(r"(?:bearer|basic|token|key|api-?key) +(\S{8,})", re.IGNORECASE)
-# None of these stands in an answer by chance, as a number or as a member's name.
+# A key of this form is long and mixed: an answer does not contain it by chance, as a number or as a member's name.
 _UNMISTAKABLE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=:-]{20,}")
 _SIGNING = b"aigw cookie signing key 2"
-_BACKSLASHES = r"\\(?:\\|(?<=\\)u(?i:005c))*"  # a run of them, each in any form
-_FIRST = r"(?<!\\)(?<!\\u(?i:005c))"  # of such a run
+_BACKSLASHES = r"\\(?:\\|(?<=\\)u(?i:005c))*"  # a run of backslashes, each plain or escaped
+_FIRST = r"(?<!\\)(?<!\\u(?i:005c))"  # the start of such a run
 
 
 def _forms(value: str) -> re.Pattern[str]:
-    """``value`` however a JSON encoder escapes it, however often it is quoted.
+    """A pattern that finds ``value`` in JSON, whatever characters are escaped and however often.
 
-    Only the first of a run of backslashes begins a match: from each of them it would take seconds for 30,000.
+    A match begins only at the first of a run of backslashes. A search from each of 30,000 would take seconds.
     """
     parts: list[str] = []
     before = ""
@@ -36,7 +36,7 @@ def _forms(value: str) -> re.Pattern[str]:
 
 
 def _escape(character: str) -> str:
-    """JSON's escape of it, less the first backslash; two of them where it takes a pair of surrogates."""
+    """A pattern of the character's JSON escape, or of its pair of surrogates, without the first backslash."""
     units = character.encode("utf-16-be").hex()
     return r"\\+".join(f"u(?i:{units[at : at + 4]})" for at in range(0, len(units), 4))
 
@@ -49,7 +49,7 @@ class Secret:
     def __init__(self, value: str) -> None:
         self._value = value
         self._bytes = value.encode()
-        self._forms: re.Pattern[str] | None = None  # compiled when it is needed, for that takes a millisecond
+        self._forms: re.Pattern[str] | None = None  # compiled at the first use, because that takes a millisecond
         self._encoded = KeyForms(value)
 
     def reveal(self) -> str:
@@ -61,20 +61,20 @@ class Secret:
         return hmac.compare_digest(self._bytes, candidate)
 
     def signature(self, data: bytes) -> str:
-        """What only who knows the key can say about ``data``: HMAC-SHA256, in hexadecimal, with a key made of this one.
+        """The HMAC-SHA256 of ``data``, in hexadecimal. Only an owner of the key can compute it.
 
-        Made for signatures alone, so that they are none of anything else's.
+        The HMAC's key is derived from this one and used for signatures only.
         """
         return hmac.digest(hmac.digest(self._bytes, _SIGNING, "sha256"), data, "sha256").hex()
 
     def signs(self, data: bytes, signature: str) -> bool:
-        """Whether ``signature`` is that, in a time that does not depend on where they differ."""
+        """Whether ``signature`` is the signature of ``data``, in a time that does not depend on where they differ."""
         return hmac.compare_digest(self.signature(data).encode(), signature.encode())
 
     def hide_in(self, text: str) -> str:
-        """``text`` with every occurrence of the key, plain or as JSON may write it, replaced by ``***``.
+        """``text`` with ``***`` for each occurrence of the key, plain or escaped as in JSON.
 
-        Where there is none it is the very same object.
+        A text without the key is returned as the same object.
         """
         if "\\" in text:
             self._forms = forms = self._forms or _forms(self._value)
@@ -83,18 +83,18 @@ class Secret:
         return text.replace(self._value, "***") if self._value in text else text
 
     def out_of(self, data: bytes) -> bytes:
-        """The content of an answer with ``***`` where the key stands just as it is, if nothing else can be meant."""
+        """``data`` with ``***`` for the plain key. Nothing is replaced where the key may be an ordinary word."""
         if self._bytes in data and _UNMISTAKABLE.fullmatch(self._value):
             return data.replace(self._bytes, b"***")
         return data
 
     def token(self) -> Secret | None:
-        """Of a header's value, ``Bearer KEY``, what stands behind the scheme; None where there is no scheme."""
+        """KEY, if this is a header's value of the form ``Bearer KEY``; else None."""
         written = _SCHEME.fullmatch(self._value)
         return Secret(written[1]) if written else None
 
     def _is_ordinary(self) -> bool:
-        """Whether each escaped form of it is the key once the escapes are read."""
+        """Whether each escaped form of the key becomes the key again when the escapes are removed."""
         value = self._value
         return len(value) >= SHORTEST and value.isascii() and value.isprintable() and not set(value) & set(" %\\")
 
@@ -114,11 +114,11 @@ class Secret:
         return format("***", spec)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Secret is not to be copied out of the process")
+        raise TypeError("a Secret cannot be pickled or copied")
 
 
 class KeySearch:
-    """Keys that texts are searched for, all of them in one search."""
+    """Finds and hides a set of keys in texts, with one search for all keys."""
 
     __slots__ = ("_base64", "_by_form", "_escaped", "_hex", "_plain", "_raw", "_secrets", "_values")
 
@@ -134,20 +134,20 @@ class KeySearch:
         self._plain = StringSearch(form for secret in self._secrets for form in secret._encoded.plain)
         self._hex = StringSearch(form for secret in self._secrets for form in secret._encoded.hex)
         self._base64 = StringSearch(form for secret in self._secrets for form in secret._encoded.base64)
-        # Those of which an escaped form may not be found by reading the escapes: each is looked for by its pattern.
+        # The keys that cannot always be found by removing the escapes. Each is searched for by its pattern.
         self._escaped = tuple(secret for secret in self._secrets if not secret._is_ordinary())
 
     def may_be_in(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a header's value holds a key just as it is, or may hold one behind escapes."""
+        """Whether a header's value contains a plain key, or a backslash, which may be the start of an escaped one."""
         values = b"\n".join([value for _, value in headers]).decode("latin-1")
         return "\\" in values or bool(self._raw.found_in(values))
 
     def without(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        """The headers whose values hold no key in any form."""
+        """The headers whose values do not contain a key in any form."""
         return [header for header in headers if not self.are_in_any_form(header[1])]
 
     def hide(self, text: str) -> str:
-        """``text`` with ``***`` for each key, plain or as JSON may write it; the same object where there is none."""
+        """``text`` with ``***`` for each key, plain or escaped as in JSON. A text without keys is the same object."""
         found = self._values.found_in(text)
         more: tuple[Secret, ...] = ()
         if "\\" in text:
@@ -159,11 +159,11 @@ class KeySearch:
         return text
 
     def are_in_any_form(self, data: bytes) -> bool:
-        """Whether one of the keys stands in ``data``, plain or in one of its forms."""
+        """Whether ``data`` contains one of the keys, plain or in one of its forms."""
         return bool(self._suspects(data.decode(errors="replace")))
 
     def hide_any_form(self, text: str) -> str:
-        """``text`` with ``***`` for each key, plain or in one of its forms; the same object where there is none."""
+        """``text`` with ``***`` for each key, plain or in one of its forms. A text without keys is the same object."""
         found = self._suspects(text)
         for secret in found:
             text = secret.hide_in(text)

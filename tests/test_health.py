@@ -44,15 +44,15 @@ class Steps:
 
 def test_f3_a_resting_step_is_tried_last_and_the_soonest_to_wake_first_among_them():
     s = Steps()
-    s.health.rest(s.steps[0], 30, False)
+    s.health.cool_down(s.steps[0], 30, False)
     assert s.order == [2, 3, 1]
-    s.health.rest(s.steps[1], 20, False)
+    s.health.cool_down(s.steps[1], 20, False)
     assert s.order == [3, 2, 1]
-    s.health.rest(s.steps[2], 40, False)
+    s.health.cool_down(s.steps[2], 40, False)
     assert s.order == [2, 1, 3]
     s.now = 20
     assert s.order == [2, 1, 3]
-    assert [s.health.rests_for(each) for each in s.steps] == [10, None, 20]
+    assert [s.health.cooldown_left(each) for each in s.steps] == [10, None, 20]
     s.now = 40
     assert s.order == [1, 2, 3]
 
@@ -62,36 +62,36 @@ def test_f3_three_failures_in_a_row_or_two_timeouts_in_a_row():
     first, second, third = s.steps
     for what in ("failed", "failed", "timed_out", "failed", "failed"):
         getattr(s.health, what)(first, False)
-    assert s.health.rests_for(first) is None
+    assert s.health.cooldown_left(first) is None
     s.health.succeeded(first)
     for _ in range(3):
-        assert s.health.rests_for(first) is None
+        assert s.health.cooldown_left(first) is None
         s.health.failed(first, False)
-    assert s.health.rests_for(first) == 60
+    assert s.health.cooldown_left(first) == 60
     for _ in range(2):
-        assert s.health.rests_for(second) is None
+        assert s.health.cooldown_left(second) is None
         s.health.timed_out(second, False)
-    assert s.health.rests_for(second) == 60
+    assert s.health.cooldown_left(second) == 60
     for what in ("failed", "failed", "answered", "failed", "failed", "abandoned"):
         getattr(s.health, what)(third, False)
-    assert s.health.rests_for(third) is None, "a 400 between them is an answer"
+    assert s.health.cooldown_left(third) is None, "a 400 between them is an answer"
     s.health.failed(third, False)
-    assert s.health.rests_for(third) == 60, "a client that left is no word on it"
+    assert s.health.cooldown_left(third) == 60, "a client that left is no word on it"
 
 
 def test_f3_success_ends_a_rest():
     s = Steps()
-    s.health.rest(s.steps[0], 30, False)
+    s.health.cool_down(s.steps[0], 30, False)
     s.health.succeeded(s.steps[0])
     assert s.order == [1, 2, 3]
 
 
 def test_f3_a_rest_is_at_most_ten_minutes_and_a_shorter_one_does_not_end_it():
     s = Steps()
-    s.health.rest(s.steps[0], 100_000, False)
-    assert s.health.rests_for(s.steps[0]) == 600
-    s.health.rest(s.steps[0], 1, False)
-    assert s.health.rests_for(s.steps[0]) == 600
+    s.health.cool_down(s.steps[0], 100_000, False)
+    assert s.health.cooldown_left(s.steps[0]) == 600
+    s.health.cool_down(s.steps[0], 1, False)
+    assert s.health.cooldown_left(s.steps[0]) == 600
 
 
 def test_f3_a_step_that_rests_already_wakes_no_later_because_it_was_tried_all_the_same():
@@ -101,7 +101,7 @@ def test_f3_a_step_that_rests_already_wakes_no_later_because_it_was_tried_all_th
         s.health.failed(first, False)
     s.now = 40
     s.health.failed(first, s.health.begin(first))
-    assert s.health.rests_for(first) == 20
+    assert s.health.cooldown_left(first) == 20
 
 
 def test_f3_cooldown_0_turns_it_off_and_does_not_touch_the_rest_of_others():
@@ -111,11 +111,11 @@ def test_f3_cooldown_0_turns_it_off_and_does_not_touch_the_rest_of_others():
     for _ in range(5):
         s.health.failed(tireless, s.health.begin(tireless))
         s.health.timed_out(tireless, s.health.begin(tireless))
-        s.health.rest(tireless, 30, s.health.begin(tireless))
-    assert s.health.rests_for(tireless) is None
-    s.health.rest(s.steps[0], 30, False)
+        s.health.cool_down(tireless, 30, s.health.begin(tireless))
+    assert s.health.cooldown_left(tireless) is None
+    s.health.cool_down(s.steps[0], 30, False)
     s.now = 30
-    s.health.rest(tireless, 30, s.health.begin(tireless))
+    s.health.cool_down(tireless, 30, s.health.begin(tireless))
     assert s.order == [1, 2, 3]
     assert s.health.begin(s.steps[0])
 
@@ -123,7 +123,7 @@ def test_f3_cooldown_0_turns_it_off_and_does_not_touch_the_rest_of_others():
 def test_f3_one_probe_at_a_time_when_a_rest_ends():
     s = Steps()
     first = s.steps[0]
-    s.health.rest(first, 30, False)
+    s.health.cool_down(first, 30, False)
     s.now = 30
     assert s.order == [1, 2, 3]
     probe = s.health.begin(first)
@@ -137,7 +137,7 @@ def test_f3_one_probe_at_a_time_when_a_rest_ends():
     s.health.abandoned(first, probe)
     assert s.order == [1, 2, 3], "the probe's client left: somebody else may probe"
     s.health.failed(first, s.health.begin(first))
-    assert s.health.rests_for(first) == 60, "a probe that fails is enough"
+    assert s.health.cooldown_left(first) == 60, "a probe that fails is enough"
     s.now = 90
     s.health.answered(first, s.health.begin(first))
     assert s.order == [1, 2, 3]
@@ -146,13 +146,13 @@ def test_f3_one_probe_at_a_time_when_a_rest_ends():
 
 #   what happened                                    what follows
 JUDGED = {
-    "429":              (UpstreamRefused(429),                   Verdict(rest=10, repeatable=True)),
-    "429, wait 3 s":    (UpstreamRefused(429, retry_after=3),    Verdict(rest=3, repeatable=True)),
-    "429, wait 0":      (UpstreamRefused(429, retry_after=0),    Verdict(rest=0, repeatable=True)),
-    "401":              (UpstreamRefused(401),                   Verdict(rest=60, key_refused=True)),
+    "429":              (UpstreamRefused(429),                   Verdict(cooldown=10, repeatable=True)),
+    "429, wait 3 s":    (UpstreamRefused(429, retry_after=3),    Verdict(cooldown=3, repeatable=True)),
+    "429, wait 0":      (UpstreamRefused(429, retry_after=0),    Verdict(cooldown=0, repeatable=True)),
+    "401":              (UpstreamRefused(401),                   Verdict(cooldown=60, key_refused=True)),
     "402":              (UpstreamRefused(402),                   Verdict(strike="refusal")),
     "403":              (UpstreamRefused(403),                   Verdict(strike="refusal")),
-    "403, wait 9 s":    (UpstreamRefused(403, retry_after=9),    Verdict(strike="refusal", rest=9)),
+    "403, wait 9 s":    (UpstreamRefused(403, retry_after=9),    Verdict(strike="refusal", cooldown=9)),
     "400":              (UpstreamRefused(400),                   Verdict(strike="alive")),
     "404":              (UpstreamRefused(404),                   Verdict(strike="alive")),
     "413":              (UpstreamRefused(413),                   Verdict(strike="alive")),
@@ -164,7 +164,7 @@ JUDGED = {
     "409":              (UpstreamRefused(409),                   Verdict(strike="alive", repeatable=True)),
     "425":              (UpstreamRefused(425),                   Verdict(strike="alive", repeatable=True)),
     "500":              (UpstreamRefused(500),                   Verdict(strike="failure", repeatable=True)),
-    "503, wait 7 s":    (UpstreamRefused(503, retry_after=7),    Verdict(strike="failure", rest=7, repeatable=True)),
+    "503, wait 7 s":    (UpstreamRefused(503, retry_after=7),    Verdict(strike="failure", cooldown=7, repeatable=True)),
     "529":              (UpstreamRefused(529),                   Verdict(strike="failure", repeatable=True)),
     "unreachable":      (UpstreamUnreachable("x"),               Verdict(strike="failure", repeatable=True)),
     "broken":           (UpstreamBroken("x"),                    Verdict(strike="failure", repeatable=True)),

@@ -452,6 +452,8 @@ ANSWERS = {
     "responses": "output",
     "responses/compact": "output",
     "responses/input_tokens": "input_tokens",
+    "messages": "content",
+    "messages/count_tokens": "input_tokens",
 }
 
 

@@ -81,7 +81,7 @@ def test_d2_a_drain_in_the_middle_of_an_answer_is_not_the_provider_s_fault(given
     assert {name: n for name, n in step.attempts.items() if n} == {"draining": 1}
     assert step.answers is None
     assert not counters.failures
-    assert gateway.health.rests_for(gateway.config.routes["route"].steps[0]) is None
+    assert gateway.health.cooldown_left(gateway.config.routes["route"].steps[0]) is None
 
 
 def test_d2_a_stream_that_breaks_during_a_drain_is_still_the_provider_s_fault():

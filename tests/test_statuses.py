@@ -35,7 +35,7 @@ def ask(world: MemoryGateway, **answers: bytes) -> bytes:
 
 def rests(world: MemoryGateway, number: int = 1) -> float | None:
     step = world.config.routes["route"].steps[number - 1]
-    return world.health.rests_for(step)
+    return world.health.cooldown_left(step)
 
 
 # Part of F3: a cooldown is one of provider, model and endpoint
@@ -66,10 +66,10 @@ def test_f3_a_reload_forgets_the_cooldowns_of_each_endpoint():
         Step(n, Provider(f"p{n}", "http://p/v1", None, {}, None), "m", 300, 10, 120, 60, 0, None) for n in (1, 2)
     ]
     for step in (kept, gone):
-        health.at("a").rest(step, 5, False)
-        health.at("b").rest(step, 9, False)
+        health.at("a").cool_down(step, 5, False)
+        health.at("b").cool_down(step, 9, False)
     health.forget_all_but(iter([kept]))
-    assert (health.rests_for(kept), health.rests_for(gone)) == (9, None)
+    assert (health.cooldown_left(kept), health.cooldown_left(gone)) == (9, None)
 
 
 # 402 and 403
@@ -147,13 +147,13 @@ def test_f3_a_probe_that_a_403_answers_ends_a_rest_after_failures_and_not_one_af
         health.failed(step, False)
     now = 60.0
     health.refused(step, health.begin(step))
-    assert health.rests_for(step) is None, "the provider is there"
+    assert health.cooldown_left(step) is None, "the provider is there"
     for _ in range(2):
         health.refused(step, False)
-    assert health.rests_for(step) == 60, "and that one was the first of three"
+    assert health.cooldown_left(step) == 60, "and that one was the first of three"
     now = 120.0
     health.refused(step, health.begin(step))
-    assert health.rests_for(step) == 60
+    assert health.cooldown_left(step) == 60
 
 
 # F5: a refusal that is passed on

@@ -167,7 +167,7 @@ def test_i2_a_deleted_id_is_forgotten():
 def test_i3_a_step_that_cools_down_is_409_and_no_other_is_asked(target):
     world = created_at("p1")
     step = world.config.routes["route"].steps[0]
-    world.health.at("responses").rest(step, 30, False)
+    world.health.at("responses").cool_down(step, 30, False)
     body, method = ({**ASKED, "previous_response_id": "resp_1"}, "POST") if target == PATH else (None, "GET")
     client = ask(world, body, target, method)
     got = client.take()

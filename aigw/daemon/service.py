@@ -261,7 +261,7 @@ class GatewayService(Service):
             lag=self.watchdog.lag,
             certificate_expires=identity.validity.expires if identity else None,
             reloads=self._reloads,
-            rests_for=self._cooldowns.rests_for,
+            rests_for=self._cooldowns.cooldown_left,
             cools_down=self._cooldowns.cools_down,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )

@@ -1,9 +1,8 @@
-"""What a provider's whole answer is worth, and the error in one that is none: success must be shown."""
+"""Whether a whole 2xx body is an answer, and the error in a body that is not. An answer must show that it is one."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from aigw.protocols import envelope
 from aigw.protocols.refusals import read_refusal, reason_in
@@ -12,9 +11,9 @@ ERROR = "answered 2xx with an error"
 
 
 def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[str, str | None] | None:
-    """Why a whole 2xx body is no answer, with the reason in the provider's words if there is one; None for an answer.
+    """None for an answer; else why the 2xx body is not one, and the provider's own reason if it gave one.
 
-    An answer carries a list ``member``. It ``may_be_empty`` where no error stands beside it.
+    An answer has a list with the name ``member``. With ``may_be_empty`` the list may be empty if there is no error.
     """
     if not body.strip():
         return "answered 2xx with an empty body", None
@@ -29,7 +28,7 @@ def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[
     if envelope.is_list(items) and envelope.carries(items):
         return None
     error = _value(bytes(found.error))
-    if error is None:  # what is too large or too deep to be read is an error too
+    if error is None:  # a value that is too large or too deep to be read is an error too
         error = envelope.carries(found.error)
     if may_be_empty and not error and envelope.is_list(items):
         return None
@@ -41,7 +40,7 @@ def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[
 
 
 def check_choices(body: bytes) -> tuple[str, str | None] | None:
-    """The same of chat and completions, where a choice may be a failure."""
+    """See check_answer, for chat and completions, where a choice may be a failure."""
     mistake = check_answer("choices", body)
     if mistake is not None or not (b'"error"' in body or b'"abort"' in body):
         return mistake
@@ -53,7 +52,7 @@ def check_choices(body: bytes) -> tuple[str, str | None] | None:
 
 
 def check_response(body: bytes) -> tuple[str, str | None] | None:
-    """The same of a response, which says itself that it failed."""
+    """See check_answer, for a response, whose ``status`` may be ``failed``."""
     mistake = check_answer("output", body, may_be_empty=True)
     if mistake is not None or b'"failed"' not in body:
         return mistake
@@ -76,7 +75,7 @@ def check_stored(body: bytes) -> tuple[str, str | None] | None:
 
 
 def check_count(body: bytes) -> tuple[str, str | None] | None:
-    """The same of a count of tokens, whose ``input_tokens`` is a number."""
+    """See check_answer, for a count of tokens, whose ``input_tokens`` is a number."""
     try:
         count = _value(bytes(envelope.outlined(body.removeprefix(b"\xef\xbb\xbf")).input_tokens))
     except ValueError:
@@ -84,13 +83,13 @@ def check_count(body: bytes) -> tuple[str, str | None] | None:
     return None if isinstance(count, int) else check_answer("input_tokens", body)
 
 
-def failed_choice(choice: Any) -> bool:
-    """Whether a choice, whole or of a stream, reports that it failed."""
+def failed_choice(choice: object) -> bool:
+    """Whether a choice, of a whole answer or of a stream, reports a failure."""
     return isinstance(choice, dict) and (bool(choice.get("error")) or choice.get("finish_reason") in ("error", "abort"))
 
 
-def is_error(value: dict[str, Any]) -> bool:
-    """Whether an object that carries no answer is an error in one of the forms that have no ``error``."""
+def is_error(value: dict[str, object]) -> bool:
+    """Whether an object without an answer is an error in one of the forms that have no member ``error``."""
     status = value.get("base_resp")
     return bool(
         (isinstance(status, dict) and _given(status.get("status_code")))
@@ -100,18 +99,18 @@ def is_error(value: dict[str, Any]) -> bool:
     )
 
 
-def _given(code: Any) -> bool:
+def _given(code: object) -> bool:
     return bool(code) and code != "0"
 
 
-def _has_content(choice: dict[str, Any]) -> bool:
+def _has_content(choice: dict[str, object]) -> bool:
     message = choice.get("message")
     inside = message.items() if isinstance(message, dict) else ()
     return bool(choice.get("text")) or any(given and name not in ("role", "name") for name, given in inside)
 
 
-def _value(data: bytes) -> Any:
-    """The value of some JSON; None where it is none, or too long for an error."""
+def _value(data: bytes) -> object:
+    """The value of JSON; None if ``data`` is not JSON or is too long for an error."""
     try:
         return json.loads(data) if len(data) <= 2 * envelope.MOST_OF_AN_ERROR else None
     except (ValueError, RecursionError):

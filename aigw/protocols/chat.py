@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from aigw.protocols.answers import failed_choice, is_error
 from aigw.protocols.meaning import ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
 
-MOST_CHOICES = 1024  # of which it is remembered whether they have finished
+MOST_CHOICES = 1024  # choices of one answer whose ends are remembered
 
 _ABOUT_A_CHOICE = frozenset(
     "index delta error logprobs finish_reason native_finish_reason "
@@ -24,7 +23,7 @@ _NOT_GIVEN = ("", "null")
 
 
 class ChatScanner(StreamScanner):
-    """Output is a delta with content of any kind, or a ``finish_reason``, which also completes the stream."""
+    """A delta with content of any kind is output. So is a ``finish_reason``, which also completes the stream."""
 
     sign = b'"finish_reason"'
     usual = b'"finish_reason":null', b'"finish_reason": null'
@@ -34,7 +33,7 @@ class ChatScanner(StreamScanner):
     _begun: frozenset[int] = frozenset()  # choices, by their index
     _finished: frozenset[int] = frozenset()
 
-    def meaning(self, value: dict[str, Any]) -> Meaning:
+    def meaning(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
         choices = value.get("choices")
         if not choices:
@@ -55,8 +54,8 @@ class ChatScanner(StreamScanner):
                 return ERROR
         return meaning
 
-    def note(self, value: dict[str, Any]) -> Meaning:
-        """See StreamScanner: where a choice fails the stream may go on, and end as others do."""
+    def note(self, value: dict[str, object]) -> Meaning:
+        """See StreamScanner. A stream in which a choice failed may continue, and may end like any other."""
         choices = value.get("choices")
         if not isinstance(choices, list) or not self._note_choices(choices):
             return OUTPUT
@@ -65,8 +64,8 @@ class ChatScanner(StreamScanner):
                 self.note_failure(choice.get("error") or f"finish_reason: {choice['finish_reason']}", False)
         return OUTPUT
 
-    def _note_choices(self, choices: list[Any]) -> bool:
-        """Note which choices have begun, and which have finished; whether any has finished or failed here."""
+    def _note_choices(self, choices: list[object]) -> bool:
+        """Note which choices have begun and which have finished. Gives whether one of them finished or failed here."""
         ended = False
         for choice in choices:
             if not isinstance(choice, dict):
@@ -79,7 +78,7 @@ class ChatScanner(StreamScanner):
                 self._finished |= {index}
                 ended = True
             if index or self._finished:
-                self._every_event = self._closely = True  # another choice may begin, or go on
+                self._every_event = self._closely = True  # another choice may begin or continue
             ended = ended or bool(choice.get("error"))
         self.finished = bool(self._finished)
         self.complete = self.finished and self._begun <= self._finished
@@ -93,13 +92,13 @@ class ChatScanner(StreamScanner):
                 self.note_failure(f"finish_reason: {reason.decode()}", False)
         return OUTPUT
 
-    def raises(self, name: str, value: dict[str, Any]) -> bool:
-        """See StreamScanner: they look at ``error`` at the top, and at nothing else."""
+    def raises(self, name: str, value: dict[str, object]) -> bool:
+        """See StreamScanner. The clients read only the member ``error`` at the top level."""
         return bool(value.get("error"))
 
 
-def holds_output(choice: Any) -> bool:
-    """Whether a choice holds content of any kind, or something that is not understood."""
+def holds_output(choice: object) -> bool:
+    """Whether a choice has content of any kind, or a member that is not known."""
     if not isinstance(choice, dict):
         return True
     delta = choice.get("delta")

@@ -1,4 +1,4 @@
-"""What an endpoint of the API is, and what a request to one is, as it came and once it was read."""
+"""An endpoint of the API, and a request to one: RawRequest before the body is read, Call after."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aigw.protocols.walk import Members
 
 
 class RawRequest(msgspec.Struct, frozen=True, eq=False):
-    """A request as it came, its body not read yet. ``headers`` are the lines that may go on to a provider."""
+    """A request whose body has not been read. ``headers`` are the lines that may be sent to a provider."""
 
     endpoint: Endpoint
     body: bytes | bytearray
@@ -26,10 +26,10 @@ class RawRequest(msgspec.Struct, frozen=True, eq=False):
 
 
 class Call(msgspec.Struct, frozen=True, eq=False):
-    """One request, read once: the body's top-level members as raw bytes, and the headers that may go on.
+    """One request, read once: the body's top-level members as raw bytes, and the headers that may be sent on.
 
-    ``large``: it goes on in pieces. ``tail`` follows the endpoint's URL: what is below it, a query. ``response_id`` is
-    the response that the request is about; ``method`` is then its method.
+    A ``large`` one is sent on in pieces. ``tail`` follows the URL of the endpoint: a path below it, a query.
+    ``response_id`` is the response that the request is about; ``method`` is then its method.
     """
 
     endpoint: Endpoint
@@ -48,18 +48,20 @@ class Call(msgspec.Struct, frozen=True, eq=False):
 class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """Everything that differs between endpoints; nothing else in the gateway asks which endpoint it is.
 
-    ``path`` is behind ``/v1/``. ``read`` makes a Call, at once or in short steps; both raise BadRequest. ``rewrite``
-    makes the body for a step, and the names of what it dropped: of a Call, the step's model as JSON, and the step's
-    ``conflict_resolution``.
-    ``check_answer`` gives the reason why a whole 2xx body is no answer, with the provider's own reason if there is one,
-    or None. ``scanner`` makes what judges one streamed answer. ``error_body`` is how the gateway's own errors look.
-    ``keepalive`` shows clients of a stream that the gateway is alive, and is no output for them. Client headers whose
-    names begin with ``client_headers`` go to the provider, and so does the query if ``passes_query``. A refusal with
-    one of the statuses in ``stop_on`` is the answer. Where ``acts_on_refusals`` clients shorten a request if they read
-    a provider's own words: a route then passes refusals on, and returns those of a long request, unless it is set.
-    ``state_in`` gives the id of a response at a provider on which a Call depends, empty if it depends on none; raises
-    BadRequest. ``id_in`` gives the id under which a provider keeps an answer, by what is held of it. ``stored`` is the
-    endpoint of such answers, which are below this one by their ids.
+    ``path`` is the part after ``/v1/``. ``read`` makes a Call, at once or in short steps; both raise BadRequest.
+    ``rewrite`` takes a Call, the step's model as JSON and the step's ``conflict_resolution``. It gives the body for the
+    step and the names of the members that it dropped.
+    ``check_answer`` gives None for a whole 2xx body that is an answer; else the reason, and the provider's own reason
+    if it gave one. ``scanner`` makes the scanner of one streamed answer. ``error_body`` formats the gateway's errors;
+    it takes the error and the id of the request.
+    ``keepalive`` shows the client of a stream that the gateway runs, and is not output. Client headers whose names
+    begin with ``client_headers`` are sent to the provider, and so is the query if ``passes_query``. A refusal with one
+    of the statuses in ``stop_on`` is the answer. ``acts_on_refusals``: clients read a provider's own words and shorten
+    the request. A route that has no other setting then passes refusals on, and returns the refusal of a request that
+    is too long.
+    ``state_in`` gives the id of the stored response that a Call needs, or an empty text; it raises BadRequest.
+    ``id_in`` gives the id of an answer by its beginning. ``stored`` is the endpoint of the answers that a provider
+    stores; their paths are below this one.
     """
 
     path: str

@@ -73,6 +73,6 @@ ENDPOINTS: dict[str, Endpoint] = {
 }
 
 
-def model(name: str, created: int) -> Mapping[str, Any]:
+def model(name: str, created: int) -> Mapping[str, object]:
     """A route as ``GET /v1/models/{id}`` shows it; ``created`` in Unix seconds."""
     return {"id": name, "object": "model", "created": created, "owned_by": "ai-gateway"}

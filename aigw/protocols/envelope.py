@@ -1,4 +1,4 @@
-"""A JSON object split at its top level only: every value keeps the bytes that it came with."""
+"""A JSON object split at its top level only. Every value keeps its bytes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import msgspec
 from aigw.protocols.skip import without_surrogates
 from aigw.protocols.walk import MOST_MEMBERS, Members, TooMuch, Walk, whole
 
-SMALL = 256 * 1024  # is read at once, in milliseconds whatever stands in it
-PIECE = 256 * 1024
-MOST_LOOKED_AT = 16 * 1024
-MOST_OF_AN_ERROR = 64 * 1024
+SMALL = 256 * 1024  # bytes that are read at once, in milliseconds whatever they are
+PIECE = 256 * 1024  # bytes
+MOST_READ = 16 * 1024  # bytes of a member whose value is read
+MOST_OF_AN_ERROR = 64 * 1024  # bytes
 
-# ``model`` and ``stream`` in letters of other cases, ſ being an s. A provider that matches names without case, as Go's
-# encoding/json does, would take the value of such a member for theirs.
+# ``model`` and ``stream`` with upper-case letters or ſ, the long s. A provider that ignores case in names, as Go's
+# encoding/json does, would use the value of such a member.
 OTHER_CASES = frozenset(
     "".join(letters)
     for name in ("model", "stream")
@@ -31,10 +31,10 @@ _NO_NUMBER = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[,\]}\s])")
 
 
 def split_small(body: bytes | bytearray) -> Members | None:
-    """The members of the object that ``body`` holds; None where it takes a Walk. Raises ValueError, or TooMuch.
+    """The members of the object in ``body``; None if a Walk is needed. Raises ValueError, or TooMuch.
 
-    Of a name that stands twice the last value counts. msgspec refuses lone surrogate escapes, which RFC 8259 allows and
-    JavaScript clients send.
+    If a name is repeated the last value is used. msgspec refuses lone surrogate escapes, which RFC 8259 allows and
+    JavaScript clients send: such a body needs a Walk.
     """
     if len(body) > SMALL:
         return None
@@ -43,7 +43,7 @@ def split_small(body: bytes | bytearray) -> Members | None:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except msgspec.ValidationError:
-        raise ValueError("something else stands at its top level") from None
+        raise ValueError("its top level is another value") from None
     except msgspec.DecodeError as error:
         if b"\\u" in body:
             return None
@@ -54,13 +54,13 @@ def split_small(body: bytes | bytearray) -> Members | None:
 
 
 def split_members(body: bytes | bytearray) -> Members:
-    """The same, however long it takes."""
+    """The members of the object in ``body``, small or large, read at once. Raises ValueError, or TooMuch."""
     members = split_small(body)
     return whole(Walk(body).members()) if members is None else members
 
 
 class Pieces:
-    """A large object to be sent piece by piece, so that it is never copied as a whole."""
+    """A large object that is sent in pieces, so that it is never copied as a whole."""
 
     def __init__(self, members: Members) -> None:
         self._members = {name: memoryview(raw) for name, raw in members.items()}
@@ -86,7 +86,7 @@ class Pieces:
 
 
 def dumps(members: Members) -> bytes:
-    """The object that has these members, of which there is at least one."""
+    """The JSON object with these members. There must be at least one."""
     try:
         return msgspec.json.encode(members)
     except UnicodeEncodeError:  # a lone surrogate in a name
@@ -101,15 +101,15 @@ def _encoded(name: str) -> bytes:
 
 
 def carries(raw: msgspec.Raw) -> bool:
-    """Whether a member is there and neither null nor an empty list."""
-    return raw is not ABSENT and (len(raw) > MOST_LOOKED_AT or _NOTHING.fullmatch(raw) is None)
+    """Whether a member is present and is neither null nor an empty list."""
+    return raw is not ABSENT and (len(raw) > MOST_READ or _NOTHING.fullmatch(raw) is None)
 
 
 ABSENT = msgspec.Raw()
 
 
 class Outline(msgspec.Struct, gc=False):
-    """What is looked at in a provider's answer. Its other members are passed over, not made."""
+    """The members of a provider's answer that are read. The others are skipped."""
 
     id: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
@@ -130,9 +130,9 @@ def is_list(raw: msgspec.Raw) -> bool:
 
 
 def outlined(body: bytes) -> Outline:
-    """What is looked at of the object that ``body`` holds. Raises ValueError.
+    """The Outline of the object in ``body``. Raises ValueError.
 
-    NaN and Infinity are no JSON; Python writes and reads them.
+    NaN and Infinity are not JSON, but Python writes them: they are read as null.
     """
     try:
         try:
@@ -156,6 +156,6 @@ def _outlined(body: bytes) -> Outline:
         if b"\\u" not in body:
             raise
     found = _outline.decode(without_surrogates(body))
-    if len(body) <= MOST_OF_AN_ERROR:  # then as it came
+    if len(body) <= MOST_OF_AN_ERROR:  # then with its surrogates
         found.error = whole(Walk(body).members()).get("error", ABSENT)
     return found

@@ -1,4 +1,4 @@
-"""How the gateway's own errors look, whole and inside a stream."""
+"""The formats of the gateway's own errors: as a body, and as an event in a stream."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TYPES = {
 
 
 def error_body(error: GatewayError, request_id: str = "") -> bytes:
-    """The OpenAI error shape, which has no place for the id of the request."""
+    """The body of an error in the format of OpenAI, which has no member for the id of the request."""
     shape = {"message": error.message, "type": error.type, "param": error.param, "code": error.code, **error.details}
     return msgspec.json.encode({"error": shape})
 
 
 def error_event(broken: StreamBroken) -> bytes:
-    """The one event that ends a stream which broke behind the commit point; it makes the OpenAI clients raise."""
+    """The event that ends a stream which broke after the commit point. It makes the OpenAI clients raise."""
     shape = {"message": _with_detail(broken), "type": "upstream_error", "param": None, "code": broken.code}
     return b"data: %s\n\n" % msgspec.json.encode({"error": shape})
 
@@ -46,9 +46,9 @@ def message_error_event(broken: StreamBroken) -> bytes:
 
 
 def response_failed(broken: StreamBroken, response_id: str, sequence_number: int) -> bytes:
-    """The same for a stream of the responses API: the event that ends one which failed.
+    """The event ``response.failed``, which ends a broken stream of the responses API.
 
-    Codex reads the error in ``response``; the OpenAI clients raise by the one beside it.
+    Codex reads the error in ``response``. The OpenAI clients raise because of ``error`` at the top level.
     """
     error = {"code": broken.code, "message": broken.message}
     event = {

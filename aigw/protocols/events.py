@@ -1,27 +1,26 @@
-"""One event of a stream: its data, the JSON in it, and whether it is a sign of life or reports a failure."""
+"""One event of a stream: its data, the JSON in it, and whether it is a ping or reports a failure."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from aigw.protocols import sse
 from aigw.protocols.envelope import MOST_OF_AN_ERROR
 
 _PLAIN = re.compile(rb"data: ?([^\r\n]*)\n\n").fullmatch
 _ERROR_FIELD = re.compile(rb"(?:^|[\r\n])error:([^\r\n]*)")
-# Tuples: what stands in an event's ``type`` may be unhashable.
+# Tuples, not sets: the ``type`` of an event may be unhashable.
 _PINGS = ("ping", "keepalive")
 _FAILURES = ("error", "response.failed")
 
 
-def read(event: bytes) -> tuple[str, bytes | None, Any, Any]:
-    """An event's name, its data, the JSON value of that, and the error in it; each None where there is none.
+def read(event: bytes) -> tuple[str, bytes | None, object, object]:
+    """An event's name (empty if it has none), its data, the JSON value of the data, and the error in it.
 
-    What is too long to be an error is not looked at.
+    Each of the last three is None where there is none. Data that is too long for an error is not read as JSON.
     """
-    plain = _PLAIN(event)  # as nearly always
+    plain = _PLAIN(event)  # the usual case
     name, data = ("", plain[1]) if plain else sse.fields(event)
     if data is None or not data.strip():
         error = error_field(event)
@@ -40,8 +39,8 @@ def read(event: bytes) -> tuple[str, bytes | None, Any, Any]:
     return name, data, value, None
 
 
-def error_field(event: bytes) -> Any:
-    """What stands in a field ``error``, which llama.cpp writes in the place of ``data``; None where there is none."""
+def error_field(event: bytes) -> object:
+    """The value of the field ``error``, which llama.cpp sends instead of ``data``; None if there is no such field."""
     found = _ERROR_FIELD.search(event)
     if found is None:
         return None
@@ -51,6 +50,6 @@ def error_field(event: bytes) -> Any:
         return found[1].decode(errors="replace").strip() or "error"
 
 
-def is_ping(name: str, value: dict[str, Any]) -> bool:
+def is_ping(name: str, value: dict[str, object]) -> bool:
     """Whether an event only shows that the provider is alive."""
     return name in _PINGS or value.get("type") in _PINGS

@@ -1,4 +1,4 @@
-"""What some of a stream means, in one of four words."""
+"""What a part of a stream means: one of four values."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import enum
 
 
 class Meaning(enum.Enum):
-    """What some of a stream means."""
+    """What a part of a stream means."""
 
     SILENCE = "comments, and before the first output also pings, roles, empty deltas"
-    OUTPUT = "part of the answer, or something that is not understood"
+    OUTPUT = "a part of the answer, or something unknown"
     END = "the end of the stream"
     ERROR = "a failure; after the first output the end may follow"
 

@@ -51,7 +51,7 @@ class MessagesScanner(StreamScanner):
         super().__init__()
         self.usage = CumulativeUsage()
 
-    def meaning(self, value: dict[str, Any]) -> Meaning:
+    def meaning(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
         kind = value.get("type")
         if kind is None:
@@ -73,7 +73,7 @@ class MessagesScanner(StreamScanner):
             return OUTPUT if any([given and name not in _ABOUT_A_DELTA for name, given in value.items()]) else SILENCE
         return OUTPUT
 
-    def note(self, value: dict[str, Any]) -> Meaning:
+    def note(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
         if value.get("type") == "message_stop":
             self.complete = self.finished = True
@@ -88,7 +88,7 @@ class MessagesScanner(StreamScanner):
             self.complete = self.finished = True
         return OUTPUT
 
-    def raises(self, name: str, value: dict[str, Any]) -> bool:
+    def raises(self, name: str, value: dict[str, object]) -> bool:
         """See StreamScanner: Anthropic's clients look at the event's name alone."""
         return name == "error"
 

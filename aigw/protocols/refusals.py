@@ -1,7 +1,7 @@
-"""What a provider's refusal says: its reason, its short words, and the pause that it asks for.
+"""A provider's refusal: its reason, its codes and types, and the pause that it asks for.
 
-Providers agree on no shape for an error. The shapes here are those of their documentation and of what their servers
-send; tests/test_refusals.py has an example of each.
+Each provider has its own shape of an error. The shapes here are those of their documentation and of their servers'
+answers; tests/test_refusals.py has an example of each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import msgspec
 
@@ -18,8 +17,8 @@ from aigw.protocols import sse
 
 KEY_REFUSED = frozenset([401])  # statuses by which a provider refuses the key; 402 and 403 may be about the request
 DEEPEST = 6  # objects within objects
-MOST_LISTED = 3  # of several mistakes in one list
-MOST_OF_TEXT = 300  # of a body that is no JSON
+MOST_LISTED = 3  # mistakes of one list that are shown
+MOST_OF_TEXT = 300  # characters of a body that is not JSON
 
 _TEXTS = tuple("message msg error_msg error_message errorMessage status_msg error_description title reason".split())
 _INNER = ("error", "errors", "detail", "base_resp")
@@ -36,7 +35,7 @@ _PLAIN_HTTP = re.compile(
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """``reason`` in the provider's words, ``words`` its codes and types, ``pause`` in seconds; each where given."""
+    """``reason`` is the provider's text, ``words`` are its codes and types, ``pause`` is in seconds; each if given."""
 
     reason: str | None = None
     words: tuple[str, ...] = ()
@@ -44,25 +43,25 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 def read_refusal(body: bytes) -> Refusal:
-    """What the body of a refusal says, in whatever shape it comes. Never fails."""
-    for said in _values(body):
-        objects = list(_objects(said, DEEPEST))
-        reason = _reason(said, DEEPEST)
+    """The Refusal in a body of any shape. Never raises."""
+    for value in _values(body):
+        objects = list(_objects(value, DEEPEST))
+        reason = _reason(value, DEEPEST)
         if reason or objects:
             return Refusal(_encodable(reason), _words(objects), _pause_in(objects, reason or ""))
     return Refusal(_encodable(_text(body)))
 
 
-def reason_in(said: Any) -> str | None:
-    """The reason in an error that is read already: an object, a list of them, or a mere string."""
-    return _encodable(_reason(said, DEEPEST))
+def reason_in(value: object) -> str | None:
+    """The reason in an error that has been decoded: an object, a list of objects, or a string."""
+    return _encodable(_reason(value, DEEPEST))
 
 
 def pause(get: Callable[[bytes], bytes | None], refusal: Refusal, now: float) -> float | None:
-    """The seconds that a refusal asks to wait: ``retry-after-ms``, then ``Retry-After``, then what its body names.
+    """The seconds that a refusal asks to wait: by ``retry-after-ms``, else by ``Retry-After``, else by its body.
 
-    RFC 9110, section 10.2.3. ``get`` gives a header by its lower-case name; ``now`` is in Unix seconds. What makes no
-    sense counts as not given; None where nothing is given.
+    RFC 9110, section 10.2.3. ``get`` gives a header by its lower-case name; ``now`` is in Unix seconds. A value that
+    cannot be read is ignored. None if there is no value.
     """
     millis, written = get(b"retry-after-ms"), get(b"retry-after")
     for given in (_number(millis, 0.001), _number(written, 1.0), _date(written, now), refusal.pause):
@@ -72,15 +71,15 @@ def pause(get: Callable[[bytes], bytes | None], refusal: Refusal, now: float) ->
 
 
 def asks_for_tls(body: bytes) -> bool:
-    """Whether a server says that its TLS port was sent plain HTTP, as nginx, Apache, Go, Jetty and the gateway do."""
+    """Whether a server reports plain HTTP on its TLS port, as nginx, Apache, Go, Jetty and the gateway do."""
     return _PLAIN_HTTP.search(body[:4096]) is not None
 
 
-# Where the error stands
+# The error in a body
 
 
-def _values(body: bytes) -> Iterator[Any]:
-    """The JSON values in a body: it is one, or an event stream, or one a line."""
+def _values(body: bytes) -> Iterator[object]:
+    """The JSON values in a body, which is one value, an event stream, or one value in each line."""
     body = body.removeprefix(b"\xef\xbb\xbf").strip()
     parts = [body]
     if _SERVER_SENT.match(body):
@@ -88,65 +87,65 @@ def _values(body: bytes) -> Iterator[Any]:
     elif b"\n" in body:
         parts.append(body.partition(b"\n")[0])
     for part in parts:
-        if (said := _json(part)) is not None:
-            yield said
+        if (value := _json(part)) is not None:
+            yield value
 
 
 def _data_of(event: bytes) -> list[bytes]:
-    """The data of one event; llama.cpp writes ``error: {...}`` in the place of ``data: {...}``."""
+    """The data of one event; llama.cpp sends ``error: {...}`` instead of ``data: {...}``."""
     _, data = sse.fields(event)
     if data is not None:
         return [data]
     return [line.partition(b":")[2] for line in event.splitlines() if line.startswith(b"error:")]
 
 
-def _json(text: bytes | str) -> Any:
+def _json(text: bytes | str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-def _objects(said: Any, deepest: int) -> Iterator[dict[str, Any]]:
+def _objects(value: object, deepest: int) -> Iterator[dict[str, object]]:
     """The objects of an error, the innermost first."""
-    if isinstance(said, list) and said and deepest:
-        yield from _objects(said[0], deepest - 1)
-    elif isinstance(said, dict) and deepest:
+    if isinstance(value, list) and value and deepest:
+        yield from _objects(value[0], deepest - 1)
+    elif isinstance(value, dict) and deepest:
         for name in (*_INNER, "message"):
-            yield from _objects(said.get(name), deepest - 1)
-        yield said
+            yield from _objects(value.get(name), deepest - 1)
+        yield value
 
 
-def _reason(said: Any, deepest: int) -> str | None:
-    if isinstance(said, str):
-        inner = _json(said) if deepest and said.lstrip()[:1] in ("{", "[") and said.strip() else None
-        return (_reason(inner, deepest - 1) if inner else None) or said.strip() or None
-    if isinstance(said, list) and deepest:
-        found = [reason for each in said[:MOST_LISTED] if (reason := _reason(each, deepest - 1))]
+def _reason(value: object, deepest: int) -> str | None:
+    if isinstance(value, str):
+        inner = _json(value) if deepest and value.lstrip()[:1] in ("{", "[") and value.strip() else None
+        return (_reason(inner, deepest - 1) if inner else None) or value.strip() or None
+    if isinstance(value, list) and deepest:
+        found = [reason for each in value[:MOST_LISTED] if (reason := _reason(each, deepest - 1))]
         return "; ".join(dict.fromkeys(found)) or None
-    if not isinstance(said, dict) or not deepest:
+    if not isinstance(value, dict) or not deepest:
         return None
-    # A string under ``error`` may be a status in words ("Not Found"), and another member says more.
-    is_last = isinstance(said.get("error"), str)
+    # A string under ``error`` may be only the name of a status ("Not Found"): other members are read first.
+    is_last = isinstance(value.get("error"), str)
     for name in (*_INNER[is_last:], *_TEXTS, *_INNER[:is_last]):
-        if reason := _reason(said.get(name), deepest - 1):
-            return _with_place(said, reason, deepest) if name in _TEXTS else reason
+        if reason := _reason(value.get(name), deepest - 1):
+            return _with_place(value, reason, deepest) if name in _TEXTS else reason
     return None
 
 
-def _with_place(said: dict[str, Any], reason: str, deepest: int) -> str:
-    """The reason, with the field that it is about (FastAPI's ``loc``) or with what a router's own provider said."""
-    place = said.get("loc")
+def _with_place(value: dict[str, object], reason: str, deepest: int) -> str:
+    """The reason with the field that it is about (FastAPI's ``loc``), or with the reason of a router's own provider."""
+    place = value.get("loc")
     if isinstance(place, list) and place:
         return f"{'.'.join(str(part) for part in place[:8])}: {reason}"
-    metadata = said.get("metadata")
+    metadata = value.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
     more = _reason(raw, deepest - 1) if raw else None
     return f"{reason}: {more}" if more and more != reason else reason
 
 
 def _text(body: bytes) -> str | None:
-    """The reason in a body that is no JSON: the title of a page, or all of a short text."""
+    """The reason in a body that is not JSON: the title of a page, or the beginning of a text."""
     text = body.decode(errors="replace").strip()
     if "<" in text:
         title = _TITLE.search(text)
@@ -158,11 +157,11 @@ def _text(body: bytes) -> str | None:
 
 
 def _encodable(reason: str | None) -> str | None:
-    """The same without lone surrogates, which JSON can hold and UTF-8 cannot."""
+    """The reason without lone surrogates, which JSON can hold and UTF-8 cannot."""
     return None if reason is None else reason.encode(errors="replace").decode()
 
 
-def _words(objects: list[dict[str, Any]]) -> tuple[str, ...]:
+def _words(objects: list[dict[str, object]]) -> tuple[str, ...]:
     found = [word for each in objects for name in ("code", "type", "status") if isinstance(word := each.get(name), str)]
     return tuple(word for word in dict.fromkeys(found) if word and word != "error")
 
@@ -170,7 +169,7 @@ def _words(objects: list[dict[str, Any]]) -> tuple[str, ...]:
 # The pause
 
 
-def _pause_in(objects: list[dict[str, Any]], reason: str) -> float | None:
+def _pause_in(objects: list[dict[str, object]], reason: str) -> float | None:
     for each in objects:
         details = each.get("details")
         for detail in [each, *(details if isinstance(details, list) else [])]:
@@ -183,8 +182,8 @@ def _pause_in(objects: list[dict[str, Any]], reason: str) -> float | None:
     return _duration(in_words[1], 1.0) if in_words else None
 
 
-def _duration(written: Any, unit: float) -> float | None:
-    """Seconds of a number, or of a text such as ``17s``, ``1m30.5s`` or ``20 seconds``."""
+def _duration(written: object, unit: float) -> float | None:
+    """The seconds of a number of ``unit`` (in seconds), or of a text such as ``17s``, ``1m30.5s`` or ``20 seconds``."""
     if isinstance(written, str):
         amounts = _AMOUNT.findall(written.lower())
         if amounts and not _AMOUNT.sub("", written.lower()).strip():

@@ -1,9 +1,8 @@
-"""A request's body to a Call, and a Call to the body for a step."""
+"""Makes a Call from a request's body, and the body for a step from a Call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -11,27 +10,30 @@ from aigw.errors import BadRequest
 from aigw.protocols import envelope
 from aigw.protocols.endpoint import Call, RawRequest
 from aigw.protocols.envelope import Pieces, carries
-from aigw.protocols.skip import Steps
+from aigw.protocols.skip import Steps, T
 from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages
 
 Rewritten = tuple[bytes | Pieces, tuple[str, ...]]
 
-_MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # how compressed data begins, and no JSON
+_MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # compressed data begins so, and JSON does not
+_text = msgspec.json.Decoder(str)
+_text_or_null: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
+_flag: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
 
 def read_json(raw: RawRequest) -> Call | Steps[Call]:
-    """A JSON object with a ``model``. Raises BadRequest, naming the member that is wrong."""
+    """Read a JSON object with a ``model``. Raises BadRequest with the name of the wrong member."""
     return _read(raw, with_messages=False)
 
 
 def read_chat(raw: RawRequest) -> Call | Steps[Call]:
-    """The same with ``messages``."""
+    """Read a JSON object with ``model`` and ``messages``. Raises BadRequest."""
     return _read(raw, with_messages=True)
 
 
 def read_unstreamed(raw: RawRequest) -> Call | Steps[Call]:
-    """The same for an endpoint that has no streams: what a client writes in ``stream`` changes nothing here."""
+    """See read_json, for an endpoint without streams: ``stream: true`` of a client has no effect in the gateway."""
     return _read(raw, with_messages=False, streams=False)
 
 
@@ -67,13 +69,13 @@ def _call(
     streams: bool,
     large: bool,
 ) -> Call:
-    model = _member(members, "model", str, "a non-empty string")
+    model = _member(members, "model", _text, "a non-empty string")
     if not model:
         raise BadRequest("'model' must be a non-empty string.", param="model")
     if not envelope.OTHER_CASES.isdisjoint(members):
         name = next(each for each in members if each in envelope.OTHER_CASES)
         raise BadRequest(f"{name!r} must be written {name.casefold()!r}, in lower case.", param=name)
-    stream = "stream" in members and _member(members, "stream", bool | None, "true or false") is True
+    stream = "stream" in members and _member(members, "stream", _flag, "true or false") is True
     if mistake_in_messages is not None:
         if "messages" not in members:
             raise BadRequest("'messages' is missing; it must be a non-empty array of objects.", param="messages")
@@ -94,26 +96,26 @@ def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:
     for magic, coding in _MAGIC.items():
         if body.startswith(magic):
             right = f"send it with 'Content-Encoding: {coding}', or uncompressed"
-            return BadRequest(f"The body begins as {coding} data does, and no Content-Encoding says so; {right}.")
+            return BadRequest(f"The body is {coding} data, but the request has no Content-Encoding; {right}.")
     return BadRequest(f"The body is not a JSON object: {error}.")
 
 
-def _member(members: Members, name: str, expected: Any, right: str) -> Any:
+def _member(members: Members, name: str, decoder: msgspec.json.Decoder[T], right: str) -> T:
     if name not in members:
         raise BadRequest(f"'{name}' is missing; it must be {right}.", param=name)
     raw = members[name]
-    if len(raw) > envelope.MOST_LOOKED_AT:
-        raise BadRequest(f"'{name}' takes over {envelope.MOST_LOOKED_AT} bytes; it must be {right}.", param=name)
+    if len(raw) > envelope.MOST_READ:
+        raise BadRequest(f"'{name}' takes over {envelope.MOST_READ} bytes; it must be {right}.", param=name)
     try:
-        return msgspec.json.decode(raw, type=expected)
+        return decoder.decode(raw)
     except (ValueError, RecursionError):
         raise BadRequest(f"'{name}' must be {right}.", param=name) from None
 
 
 def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> Rewritten:
-    """The call's body for a step: the step's model, and of tools and ``response_format`` only what it can take.
+    """The call's body for a step, and the names of the members that were dropped.
 
-    With it come the names of what was dropped.
+    The body has the step's model. Where the step cannot take both tools and ``response_format``, one is dropped.
     """
     members = {**call.members, "model": model}
     dropped: tuple[str, ...] = ()
@@ -124,7 +126,7 @@ def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> 
 
 
 def rewrite_response(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> Rewritten:
-    """The same for the Responses API, where the format is ``text.format``; the rest of ``text`` stays as it came."""
+    """See rewrite, for the Responses API, where the format is ``text.format``. The rest of ``text`` is not changed."""
     members = {**call.members, "model": model}
     dropped: tuple[str, ...] = ()
     if conflict_resolution and _has_tools(members) and "text" in members:
@@ -148,7 +150,7 @@ def previous_response(call: Call) -> str:
     """The id of the response that the call continues; empty if it continues none. Raises BadRequest."""
     if "previous_response_id" not in call.members:
         return ""
-    return _member(call.members, "previous_response_id", str | None, "the id of a response, or null") or ""
+    return _member(call.members, "previous_response_id", _text_or_null, "the id of a response, or null") or ""
 
 
 def _has_tools(members: Members) -> bool:
@@ -163,10 +165,10 @@ _format = msgspec.json.Decoder(_Format)
 
 
 def _is_format(raw: msgspec.Raw | None) -> bool:
-    """Whether a format is asked for that tools can conflict with; ``{"type": "text"}`` is what there is without one."""
+    """Whether the format can conflict with tools. ``{"type": "text"}`` is the default format and cannot."""
     if raw is None or not carries(raw):
         return False
-    if len(raw) > envelope.MOST_LOOKED_AT:
+    if len(raw) > envelope.MOST_READ:
         return True
     try:
         return _format.decode(raw).type != "text"
@@ -175,7 +177,7 @@ def _is_format(raw: msgspec.Raw | None) -> bool:
 
 
 def _members_of(raw: msgspec.Raw) -> Members:
-    """The members of a small object; none of anything else, which goes on as it is."""
+    """The members of a small object; empty for any other value, which is sent on unchanged."""
     try:
         return envelope.split_members(bytes(raw)) if len(raw) <= envelope.SMALL else {}
     except ValueError:

@@ -1,10 +1,9 @@
-"""The responses API: what an event means, when a stream is complete, and how it is reported that one broke."""
+"""The responses API: what an event means, when a stream is complete, and the event that reports a broken stream."""
 
 from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import Any
 
 from aigw.errors import StreamBroken
 from aigw.protocols.envelope import outlined
@@ -22,9 +21,9 @@ _ANNOUNCEMENTS = (
 _ENDS = ("response.completed", "response.incomplete", "response.cancelled", "response.failed")
 _END = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|cancelled|failed)"')
 _BEGINNING = re.compile(rb'"type"\s*:\s*"(?:%s)"' % b"|".join(re.escape(name.encode()) for name in _ANNOUNCEMENTS))
-KEPT = 4096  # bytes: with every last read kept, 100 stalled clients would cost 6 MiB
-_NEAR = 256  # bytes in which the type of a large event is looked for
-# A quote inside a JSON string is escaped: neither is met by what a model writes.
+KEPT = 4096  # bytes; if every last read were kept, 100 stalled clients would take 6 MiB
+_NEAR = 256  # bytes that are searched for the type of a large event
+# A quote inside a JSON string is escaped: a model's text cannot match these patterns.
 _ID = re.compile(rb'"response"\s*:\s*\{.*?"id"\s*:\s*"([^"\\]{1,512})"', re.DOTALL)
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})')
 
@@ -44,7 +43,7 @@ def id_in(data: bytes) -> str:
 
 
 class ResponsesScanner(StreamScanner):
-    """Everything is output but the announcements in front of it; an event of its own ends the stream."""
+    """Every event but an announcement is output. An event of one of the types in ``_ENDS`` ends the stream."""
 
     sign = b'"type"'
     usual = b'"type":"response.output_text.delta"', b'"type": "response.output_text.delta"'
@@ -57,18 +56,18 @@ class ResponsesScanner(StreamScanner):
     def __init__(self) -> None:
         super().__init__()
         self._id = ""
-        self._next = 0  # after the largest number that was noted
-        self._passed_last = b""  # not looked at yet
+        self._next = 0  # one more than the largest number so far
+        self._passed_last = b""  # the last read, not searched yet
 
-    def meaning(self, value: dict[str, Any]) -> Meaning:
+    def meaning(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
         return SILENCE if not value or value.get("type") in _ANNOUNCEMENTS else OUTPUT
 
     def is_announcement(self, data: bytes) -> bool:
-        """See StreamScanner: it repeats the instructions and tools of the request."""
+        """See StreamScanner. An announcement repeats the instructions and tools of the request."""
         return _BEGINNING.search(data, 0, _NEAR) is not None
 
-    def note(self, value: dict[str, Any]) -> Meaning:
+    def note(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
         if value.get("type") in _ENDS:
             self.complete = self.finished = True
@@ -85,8 +84,8 @@ class ResponsesScanner(StreamScanner):
         self.complete = self.finished = True
         return END
 
-    def raises(self, name: str, value: dict[str, Any]) -> bool:
-        """See StreamScanner: both ``error`` and ``response.failed`` are the protocol's own."""
+    def raises(self, name: str, value: dict[str, object]) -> bool:
+        """See StreamScanner. Both ``error`` and ``response.failed`` are part of the protocol."""
         return True
 
     def _meaning_of(self, event: bytes) -> Meaning:
@@ -94,19 +93,19 @@ class ResponsesScanner(StreamScanner):
         return super()._meaning_of(event)
 
     def remember(self, data: bytes) -> None:
-        """See StreamScanner: a small read is only looked at where the stream breaks behind it, a large one not kept."""
+        """See StreamScanner. A small read is kept and searched only if the stream breaks after it."""
         if self._id and len(data) <= KEPT:
             self._passed_last = data
         else:
             self._note_number(data)
 
     def _note_number(self, data: bytes) -> None:
-        """Which response it is, and how far its numbers went."""
+        """Note the response's ID and the largest ``sequence_number``."""
         if not self._id and (found := _ID.search(data)):
             self._id = found[1].decode(errors="replace")
         self._next = max([self._next, *(int(number) + 1 for number in _NUMBER.findall(data))])
 
     def error_event(self, broken: StreamBroken) -> bytes:
-        """``response.failed``, as the provider would send it. Codex reads nothing that has no ``type``."""
+        """``response.failed``, as the provider would send it. Codex ignores an event without a ``type``."""
         self._note_number(self._passed_last)
         return self.give_up_event() + response_failed(broken, self._id, self._next)

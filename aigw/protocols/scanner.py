@@ -1,11 +1,11 @@
-"""What the bytes of a streamed answer mean, and what may be passed on: no connection, no client and no clock here."""
+"""What the bytes of a streamed answer mean, and which may be passed on. Pure: no connection, client or clock."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from aigw.errors import StreamBroken
 from aigw.protocols import events, sse
@@ -15,11 +15,11 @@ from aigw.protocols.refusals import reason_in
 from aigw.protocols.usage import MOST, ReportedUsage, find_usage
 
 HOLD_STREAM = 64 * 1024  # bytes of an event that waits for its end
-HOLD_NOTHING = 1024 * 1024  # the same of one that is known to be no output
-OVERLAP = MOST + 64  # of an event in pieces: what is looked for stands whole in a piece and so much before it
+HOLD_NOTHING = 1024 * 1024  # bytes of an announcement that waits for its end
+OVERLAP = MOST + 64  # bytes of an event in pieces that are searched again with the next piece
 
-# A quote or a line end inside a JSON string is escaped: no model writes what this or a protocol's pattern finds. Each
-# begins with what is found fast: as alternatives of one they cost 25 times as much.
+# A quote or a line end inside a JSON string is escaped: a model's text cannot match this or a protocol's pattern. Each
+# pattern begins with text that is found fast: one pattern with alternatives would cost 25 times as much.
 _DONE = re.compile(rb"data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
 
 
@@ -27,11 +27,11 @@ class StreamScanner(ABC):
     """One streamed answer.
 
     ``has_output``: the first output was seen. ``complete``: an event was seen that completes the stream. ``finished``:
-    the answer itself said that it is; ``must_finish``: it always does, so ``[DONE]`` alone is no end. ``error`` is what
-    was reported before the first output, ``failure`` why the stream is no whole answer, although it may end as one.
-    ``last`` is the ``[DONE]`` that goes on behind our event. ``usage`` has the tokens that were reported.
-    A subclass holds what a protocol has of its own. ``sign`` stands in whatever may complete a stream. Most events hold
-    it in one of the ``usual`` forms, which complete nothing; where one of the ``other`` stands too, it is looked at.
+    the model reported its end; ``must_finish``: it always does, so ``[DONE]`` alone is not enough. ``error`` is what
+    was reported before the first output. ``failure`` is why the stream is not a whole answer, even if it ends like one.
+    ``last`` is the ``[DONE]`` that is sent after the gateway's error event. ``usage`` has the reported tokens.
+    A subclass has the facts of one protocol. Each event that may complete a stream contains ``sign``. Most events have
+    it in one of the ``usual`` forms, which complete nothing. An event with one of the ``other`` texts is examined too.
     """
 
     sign: ClassVar[bytes]
@@ -39,55 +39,55 @@ class StreamScanner(ABC):
     other: ClassVar[tuple[bytes, bytes]]
     text: ClassVar[re.Pattern[bytes]]  # finds the text in an event of output
     must_finish = False
-    is_known_to_finish: Callable[[], bool] = staticmethod(lambda: False)  # whether this model always does
-    error_event_ends_it: ClassVar[bool] = False  # clients take it for an end that is one only if the body ends rightly
-    repeats: ClassVar[bool] = False  # an ``error_event`` repeats some of what was passed on
+    is_known_to_finish: Callable[[], bool] = staticmethod(lambda: False)  # whether this model always reports its end
+    error_event_ends_it: ClassVar[bool] = False  # for clients, if the body ends without an error
+    repeats: ClassVar[bool] = False  # whether an ``error_event`` repeats data of earlier events
 
     def __init__(self) -> None:
         self.has_output = False
         self.complete = False
         self.finished = False
         self.failure: StreamBroken | None = None
-        self.error: Any = None
+        self.error: object = None
         self.last = b""
         self.usage = ReportedUsage()
-        self._head, self._tail, self._text = b"?", b"", slice(0)  # what stands around the text of most events
-        self._learns = 64  # times, as a time may stand there
-        self._closely = True  # not every read is whole events of which most matter little
-        self._rest = bytearray()  # of an event whose end is to come
-        self._rest_is_silence: bool | None = None  # None: not looked at yet
-        self._every_event = False  # is to be looked at
-        self._in_pieces = False  # an event is being passed on that was too large to wait for
-        self._before = b""  # what was passed on of it last
+        self._head, self._tail, self._text = b"?", b"", slice(0)  # the bytes around the text of most events
+        self._learns = 64  # how often these bytes may still change, as they may contain a time
+        self._closely = True  # each read is examined, because it may hold parts of events, or events that matter
+        self._rest = bytearray()  # the incomplete event
+        self._rest_is_silence: bool | None = None  # None: not examined yet
+        self._every_event = False  # each event is examined
+        self._in_pieces = False  # an event that is too large to wait for is being passed on
+        self._before = b""  # the last bytes of it that were passed on
 
     @abstractmethod
-    def meaning(self, value: dict[str, Any]) -> Meaning:
-        """What one JSON object means before the first output: when in doubt it is output."""
+    def meaning(self, value: dict[str, object]) -> Meaning:
+        """What one JSON object means before the first output. An unknown object is output."""
 
     @abstractmethod
-    def note(self, value: dict[str, Any]) -> Meaning:
+    def note(self, value: dict[str, object]) -> Meaning:
         """Note what one JSON object means for the end of the stream: OUTPUT, ERROR or END."""
 
     @abstractmethod
     def note_in_pieces(self, data: bytes) -> Meaning:
-        """The same of an event that is too large to be read, by a piece of it and what stood before that."""
+        """See ``note``, for an event that is too large to be decoded. ``data`` is a piece and some bytes before it."""
 
     @abstractmethod
-    def raises(self, name: str, value: dict[str, Any]) -> bool:
-        """Whether a failure in an event of this name and value makes the official clients raise."""
+    def raises(self, name: str, value: dict[str, object]) -> bool:
+        """Whether the official clients raise when they receive this event."""
 
     def is_announcement(self, data: bytes) -> bool:
-        """Whether an event that begins so is known to be no output, however long it is."""
+        """Whether an event with this beginning is certainly not output, whatever its size."""
         return False
 
     def remember(self, data: bytes) -> None:  # noqa: B027
-        """Remember of what is passed on what an ``error_event`` repeats."""
+        """Keep what an ``error_event`` repeats of the data that is passed on."""
 
     def feed(self, data: bytes) -> tuple[bytes, Meaning]:
-        """What may be passed on of the answer after these bytes of it, and what they mean.
+        """The bytes that may be passed on after one more read of the answer, and what they mean.
 
-        Whole events are passed on, the beginning of one waits for its end. Up to the first output they are to be held
-        back. An ERROR or an END before it means that there is no output. Nothing is passed on behind an END.
+        Whole events are passed on; an incomplete event waits for its end. The caller holds the bytes back until the
+        first output. An ERROR or an END before it means that there is no output. Nothing is passed on after an END.
         """
         if self._closely:
             return self._feed_closely(data)
@@ -95,11 +95,11 @@ class StreamScanner(ABC):
             return self._feed_closely(data)
         if self.repeats:
             self.remember(data)
-        if data.startswith(self._head) and data.endswith(self._tail):  # as nearly always: the last event, another text
+        if data.startswith(self._head) and data.endswith(self._tail):  # mostly: an event like the last, with other text
             text = data[self._text]
             if b'"' not in text and b"\\" not in text and b"\n" not in text and b"\r" not in text:
                 return data, OUTPUT
-        # Whole events. Only what may matter is looked at: here no function is called, so this repeats ``_matters``.
+        # Whole events; only those that may matter are examined. This repeats ``_matters`` to save a call.
         signs = data.count(self.sign)
         if (
             (signs != data.count(self.usual[0]) and signs != data.count(self.usual[1]))
@@ -109,7 +109,7 @@ class StreamScanner(ABC):
             or self.other[1] in data
             or (b'"usage"' in data and find_usage(data))
         ):
-            return self._look_at(data)
+            return self._examine(data)
         if self._learns and (found := self.text.search(data)) and data.find(b"\n\n") == len(data) - 2:
             self._learns -= 1
             self._head, self._tail = data[: found.start(1)], data[found.end(1) :]
@@ -117,23 +117,23 @@ class StreamScanner(ABC):
         return data, OUTPUT
 
     def finish(self) -> bytes:
-        """What may still be passed on at the end of the body, whose framing was right.
+        """The bytes that may be passed on at the end of a body whose framing is right.
 
-        The event at the end may lack its empty line.
+        The last event may lack its empty line.
         """
         rest, self._rest = bytes(self._rest), bytearray()
         if self._in_pieces:
             self._note_pieces(self._before + rest)
         elif sse.is_whole(rest):
-            rest, _ = self._look_at(rest, whole=True)
+            rest, _ = self._examine(rest, whole=True)
         return rest
 
     def error_event(self, broken: StreamBroken) -> bytes:
-        """The event that reports to the client that the stream broke here."""
+        """The event that reports a broken stream to the client."""
         return self.give_up_event() + error_event(broken)
 
     def give_up_event(self) -> bytes:
-        """What ends an event that was passed on in part."""
+        """The bytes that end an event of which only a part was passed on."""
         return b"\n\n" if self._in_pieces else b""
 
     def _feed_closely(self, data: bytes) -> tuple[bytes, Meaning]:
@@ -145,7 +145,7 @@ class StreamScanner(ABC):
     # Before the first output: event by event
 
     def _feed_first(self, data: bytes) -> tuple[bytes, Meaning]:
-        """The same; what holds the first output is looked at as what follows it."""
+        """See ``feed``. The events of the read that has the first output are also examined for an end."""
         if self._rest:
             if len(self._rest) + len(data) < HOLD_STREAM and self._continues_the_rest(data):
                 self._rest += data
@@ -163,7 +163,7 @@ class StreamScanner(ABC):
                     return self._feed_any(data)
                 if self.repeats:
                     self.remember(data)
-                return self._look_at(data)
+                return self._examine(data)
         rest = data[seen:]
         if len(rest) >= HOLD_STREAM:
             if sse.is_silence(rest):
@@ -188,7 +188,7 @@ class StreamScanner(ABC):
             return OUTPUT
         return SILENCE if events.is_ping(name, value) else self.meaning(value)
 
-    # After it: as far as whole events go
+    # After the first output: whole events
 
     def _feed_any(self, data: bytes) -> tuple[bytes, Meaning]:
         if self._rest:
@@ -199,7 +199,7 @@ class StreamScanner(ABC):
         end = sse.end_of_events(self._before, data, self._in_pieces)
         if end != len(data):
             if (self._in_pieces and end == 0) or len(data) - end > HOLD_STREAM:
-                end = 0  # too large to wait for: it goes out in pieces
+                end = 0  # too large to wait for: it is passed on in pieces
             else:
                 data, self._rest = data[:end], bytearray(data[end:])
         if not data:
@@ -213,19 +213,19 @@ class StreamScanner(ABC):
             found = self._note_pieces(seen)
         elif meaning is not SILENCE:
             self.remember(data)
-            data, found = self._look_at(data)
+            data, found = self._examine(data)
         return data, meaning if found is OUTPUT else found
 
     def _continues_the_rest(self, data: bytes) -> bool:
-        """Whether ``data`` only continues the event that is incomplete, which is then not searched once more.
+        """Whether ``data`` does not end the incomplete event, so that the whole event need not be searched again.
 
-        A provider that sends byte after byte would have 64 KiB of it searched at each. An end of four bytes at most can
-        begin in what is there already.
+        If each byte arrived alone, up to 64 KiB would be searched for each byte. The end of an event has at most four
+        bytes, so only the last three bytes before ``data`` matter.
         """
         return not sse.boundary(self._rest[-3:] + data)
 
     def _keep(self, data: bytes) -> Meaning:
-        """Keep more of an incomplete event; only a comment is silence."""
+        """Add to the incomplete event. Only a comment is silence."""
         if self._rest_is_silence is None:
             self._rest_is_silence = sse.is_silence(bytes(self._rest))
         if self._rest_is_silence:
@@ -234,12 +234,12 @@ class StreamScanner(ABC):
         self._rest += data
         return SILENCE if self._rest_is_silence else OUTPUT
 
-    # What the end of the stream, and a failure, look like
+    # The end of the stream, and failures
 
-    def _look_at(self, data: bytes, whole: bool = False) -> tuple[bytes, Meaning]:
+    def _examine(self, data: bytes, whole: bool = False) -> tuple[bytes, Meaning]:
         """Note the usage in whole events, and whether they complete the stream, end it or report a failure.
 
-        ``whole``: it is one event, which may lack its empty line. Of the data what may be passed on, and what it means.
+        With ``whole`` set, ``data`` is one event, which may lack its empty line. Gives what ``feed`` gives.
         """
         meaning, one = OUTPUT, whole or (data.find(b"\n\n") == len(data) - 2 and b"\r" not in data)
         for start, end in [(0, len(data))] if one else sse.that_matter(data, self._matters):
@@ -256,7 +256,7 @@ class StreamScanner(ABC):
         return data, meaning
 
     def _matters(self, events: bytes) -> bool:
-        """Whether one of them may have to be looked at: a few searches, as most have not."""
+        """Whether one of the events may complete or end the stream or report a failure. Cheap: a few searches."""
         signs = events.count(self.sign)
         return (
             self._every_event
@@ -291,8 +291,8 @@ class StreamScanner(ABC):
             self.failure = StreamBroken("stream_truncated", "The provider's stream ended before it was complete.")
         return END
 
-    def note_failure(self, error: Any, reported: bool) -> Meaning:
-        """Note a failure; ``reported``: in a form that makes the official clients raise."""
+    def note_failure(self, error: object, reported: bool) -> Meaning:
+        """Note a failure. ``reported``: its event makes the official clients raise."""
         if self.failure is None or (reported and not self.failure.reported):
             message = "The provider reported an error in its stream."
             self.failure = StreamBroken("provider_error", message, detail=reason_in(error), reported=reported)

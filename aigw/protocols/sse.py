@@ -1,4 +1,4 @@
-"""Server-sent events as bytes: where one ends, and what its fields are.
+"""Server-sent events as bytes: where an event ends, and its fields.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation: a line ends in LF, CRLF or
 CR, and an empty line ends an event.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-BLOCK = 16
+BLOCK = 16  # events that are searched at once
 
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 find_end = _END.search
@@ -22,7 +22,7 @@ _BEGINNINGS = _BOM, b"data:", b"event:", b"id:", b"retry:", b":", b"error:"
 
 
 def boundary(data: bytes | bytearray) -> int:
-    """The offset behind the last event that is whole in ``data``; 0 if none is."""
+    """The offset after the last whole event in ``data``; 0 if there is none."""
     if b"\r" not in data:
         at = data.rfind(b"\n\n")
         return at + 2 if at >= 0 else 0
@@ -41,7 +41,7 @@ def events(data: bytes) -> Iterator[bytes]:
 
 
 def that_matter(data: bytes, matters: Callable[[bytes], bool]) -> Iterator[tuple[int, int]]:
-    """Where in ``data`` the whole events are that matter, mostly one of many: BLOCK of them are asked about at once."""
+    """The start and end of each whole event in ``data`` that matters. Few do, so BLOCK events are searched at once."""
     ends = [0, *[match.end() for match in _END.finditer(data)]]
     for first in range(0, len(ends) - 1, BLOCK):
         block = ends[first : first + BLOCK + 1]
@@ -52,7 +52,7 @@ def that_matter(data: bytes, matters: Callable[[bytes], bool]) -> Iterator[tuple
 
 
 def fields(event: bytes) -> tuple[str, bytes | None]:
-    """An event's name (empty if it has none) and its data, ``None`` where it has no ``data`` line at all."""
+    """An event's name (empty if it has none) and its data (None if it has no ``data`` line)."""
     name, data = "", []
     for line in _LINE.split(event.removeprefix(_BOM)):
         field, _, value = line.partition(b":")
@@ -65,20 +65,20 @@ def fields(event: bytes) -> tuple[str, bytes | None]:
 
 
 def end_of_events(before: bytes, data: bytes, inside: bool) -> int:
-    """The offset behind the last event that ends in ``data``, 0 if none does; its end may have begun in ``before``.
+    """The offset after the last event that ends in ``data``; 0 if none does. Its empty line may begin in ``before``.
 
-    ``inside``: ``data`` begins within an event.
+    With ``inside`` set, ``data`` begins within an event.
     """
     before = before[-3:]
     end = max(0, boundary(before + data) - len(before))
     if end or not inside:
-        while data[end : end + 1] in (b"\r", b"\n"):  # the LF of a CRLF that was cut in two waits for nothing
+        while data[end : end + 1] in (b"\r", b"\n"):  # the LF of a CRLF that is divided between two reads
             end += 1
     return end
 
 
 def is_whole(rest: bytes) -> bool:
-    """Whether what stands behind the last event is one itself but for its empty line, and not the half of one."""
+    """Whether the bytes after the last event are a whole event without its empty line."""
     _, data = fields(rest)
     if data is None or data.strip() == b"[DONE]":
         return True
@@ -90,14 +90,14 @@ def is_whole(rest: bytes) -> bool:
 
 
 def is_silence(data: bytes) -> bool:
-    """Whether ``data``, which begins at the start of a line, is only comments and blank lines."""
+    """Whether ``data``, which begins at the start of a line, has only comments and empty lines."""
     return data[:1] in b":\r\n" and _SILENCE.fullmatch(data) is not None
 
 
 def begins_a_stream(data: bytes, doubtful: bool) -> bool | None:
-    """Whether ``data`` begins a stream and not a body; None where more has to come.
+    """Whether ``data`` is the beginning of an event stream; None if more bytes are needed.
 
-    ``doubtful``: it was announced as something else, and has to begin as a stream does.
+    With ``doubtful`` set, the Content-Type is that of something else, so ``data`` must begin with a field or a comment.
     """
     first = data.removeprefix(_BOM).lstrip()
     if not first:

@@ -1,5 +1,6 @@
-"""A request's JSON object read in short steps, without making what stands in it: its members, and whether its messages
-have roles. What is counted is counted before it is made.
+"""Reads a request's JSON object in short steps: its members, and whether its messages have roles.
+
+The values are not decoded. A limit on a number of things is checked before the things are made.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ Members = dict[str, msgspec.Raw]
 
 
 class Message(msgspec.Struct, gc=False):
-    """All that is looked at in a message."""
+    """The only member of a message that is read."""
 
     role: Annotated[str, msgspec.Meta(min_length=1)]
 
 
 MOST_MEMBERS = 10_000
 MOST_MESSAGES = 100_000
-MOST_NAME = 64 * 1024
-_WINDOWS = (4 * 1024, 32 * 1024, 256 * 1024)  # what is looked at to find the end of a value; the last is over PIECE
+MOST_NAME = 64 * 1024  # bytes
+_WINDOWS = (4 * 1024, 32 * 1024, 256 * 1024)  # bytes that are searched for the end of a value; the last is over PIECE
 _STEP = 256 * 1024  # bytes, at a few nanoseconds each
-_LOOK = 512  # what a look costs, in bytes
+_SEARCH = 512  # the cost of a search, in bytes
 _SPACE_WINDOW = 64 * 1024
 
 _space = re.compile(rb"[ \t\n\r]*").match
@@ -38,7 +39,7 @@ _messages = msgspec.json.Decoder(Annotated[list[Message], msgspec.Meta(min_lengt
 
 
 def whole(steps: Steps[T]) -> T:
-    """What comes of them, at once."""
+    """The result of ``steps``, all done at once."""
     while True:
         try:
             next(steps)
@@ -48,7 +49,7 @@ def whole(steps: Steps[T]) -> T:
 
 
 def mistake_in_messages(members: Members) -> str | None:
-    """The same as ``Walk.mistake``, of few messages."""
+    """See ``Walk.mistake``, for a small body."""
     try:
         _messages.decode(members["messages"])
     except (ValueError, RecursionError) as error:
@@ -58,11 +59,11 @@ def mistake_in_messages(members: Members) -> str | None:
 
 
 class TooMuch(ValueError):
-    """It may be JSON, but holds more than is read. The message begins with a verb: the body is its subject."""
+    """The body exceeds a limit. The message begins with a verb whose subject is "The body"."""
 
 
 class Walk:
-    """One body. ``mistake`` is the first of its ``messages`` that is wrong, or all of them, once they were read."""
+    """Reads one body. ``mistake`` is set with the members: the first wrong message, ``messages``, or None."""
 
     def __init__(self, body: bytes | bytearray) -> None:
         self._body = body
@@ -71,9 +72,10 @@ class Walk:
         self.mistake: str | None = None
 
     def members(self, with_messages: bool = False) -> Steps[Members]:
-        """The members of the object; of a name that stands twice the last counts. Raises ValueError, or TooMuch.
+        """The members of the object; the last one of a repeated name. Raises ValueError, or TooMuch.
 
-        ``with_messages``: ``messages`` must be a non-empty array of objects, each with a non-empty string ``role``.
+        With ``with_messages`` set, ``messages`` is checked for ``mistake``: it must be a non-empty array of objects,
+        each with a ``role`` that is a non-empty string.
         """
         members: Members = {}
         count = 0
@@ -93,7 +95,7 @@ class Walk:
             members[name] = msgspec.Raw(self._view[start : self._trimmed(start, end)])
             at, over = yield from self._next(end, _CLOSING)
         if (yield from self._first(at + 1)) != len(self._body):
-            raise ValueError("something stands behind it")
+            raise ValueError("something follows it")
         return members
 
     def _messages(self, at: int) -> Steps[tuple[int, str | None]]:
@@ -114,12 +116,12 @@ class Walk:
         return (yield from self._first(at + 1)), mistake
 
     def _message(self, at: int) -> Steps[tuple[int, bool]]:
-        """The offset of what comes behind a message, and whether it has a role."""
+        """The offset of what follows a message, and whether the message has a role."""
         if self._byte(at) != _OPENING:
             return (yield from self._value(at)), False
-        if self._pay(_LOOK):
+        if self._pay(_SEARCH):
             yield
-        try:  # as nearly always: it has a role, it is small, and another comes behind it
+        try:  # the usual case: it has a role, it is small, and another follows
             return at + end_of_value(self._view[at : at + _WINDOWS[0]], _message, beyond=True), True
         except ValueError:
             end = yield from self._near_end(at)
@@ -147,7 +149,7 @@ class Walk:
         return (yield from self._first(at + 1)), good and not bad
 
     def _member(self, at: int) -> Steps[tuple[str, int]]:
-        """The name that begins there, and the offset of its value."""
+        """The name that begins at ``at``, and the offset of its value."""
         self._expect(_QUOTE, at)
         found = _name(self._body, at, at + MOST_NAME)
         if found is None:
@@ -155,27 +157,27 @@ class Walk:
                 raise TooMuch(f"has a name of over {MOST_NAME} bytes, or one that is wrong at byte {at}")
             raise ValueError(f"a name is wrong at byte {at}")
         name: str = json.loads(found[0])
-        if self._pay(_LOOK + 10 * len(found[0])):
+        if self._pay(_SEARCH + 10 * len(found[0])):
             yield
         at = yield from self._first(found.end())
         self._expect(_COLON, at)
         return name, (yield from self._first(at + 1))
 
     def _value(self, at: int) -> Steps[int]:
-        """The offset of what comes behind the value that begins there."""
+        """The offset of what follows the value that begins at ``at``."""
         end = yield from self._near_end(at)
         return (yield from skip(self._body, at)) if end is None else end
 
     def _near_end(self, at: int) -> Steps[int | None]:
-        """The same, unless the value is large."""
+        """The offset of what follows a value that begins at ``at``; None if the value is large."""
         for window in _WINDOWS:
             data = self._view[at : at + window]
-            if self._pay(_LOOK + len(data)):
+            if self._pay(_SEARCH + len(data)):
                 yield
             is_rest = at + len(data) == len(self._view)
             try:
                 end = end_of_value(data)
-            except ValueError:  # its end is further away, if it is not wrong
+            except ValueError:  # the value is longer than the window, or wrong
                 if is_rest:
                     raise
                 continue
@@ -184,7 +186,7 @@ class Walk:
         return None
 
     def _next(self, at: int, closing: int) -> Steps[tuple[int, bool]]:
-        """Behind a value: the offset of what comes behind a comma, or of the bracket that closes, and if it is that."""
+        """After a value: the offset of the next item, or of the closing bracket, and whether it is the bracket."""
         at = yield from self._first(at)
         if self._byte(at) == closing:
             return at, True
@@ -192,7 +194,7 @@ class Walk:
         return (yield from self._first(at + 1)), False
 
     def _first(self, at: int) -> Steps[int]:
-        """The offset of the first byte from there on that is no white space."""
+        """The offset of the first byte from ``at`` on that is not white space."""
         while (end := _space(self._body, at, at + _SPACE_WINDOW).end()) == at + _SPACE_WINDOW:  # type: ignore[union-attr]
             if self._pay(end - at):
                 yield
@@ -200,7 +202,7 @@ class Walk:
         return end
 
     def _trimmed(self, start: int, end: int) -> int:
-        """Where the value ends that stands there with white space behind it."""
+        """The end of a value without the white space after it."""
         while True:
             piece = bytes(self._view[max(start, end - 64) : end])
             rest = len(piece.rstrip(b" \t\n\r"))
@@ -218,7 +220,7 @@ class Walk:
         return self._body[at]
 
     def _pay(self, cost: int) -> bool:
-        """Whether this step has now cost enough."""
+        """Add the cost of some work, in bytes. Whether this step must end now."""
         self._left -= cost
         if self._left > 0:
             return False

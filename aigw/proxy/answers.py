@@ -1,10 +1,9 @@
-"""The kinds of answers: what is held of each, when it is committed, and when it is complete."""
+"""The two kinds of answers: how much of each is held, when it is committed, and when it is complete."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
@@ -21,16 +20,16 @@ from aigw.protocols.usage import ReportedUsage
 from aigw.proxy.relay import END_SECONDS, BodySink, Relay
 from aigw.upstream.connection import Response
 
-HOLD_PLAIN = 1024 * 1024
+HOLD_PLAIN = 1024 * 1024  # bytes
 NO_STREAM = "answered a streaming request without a stream"
 
 MustFinish = Callable[[], bool]
 
 
 class Plain(Relay):
-    """An answer in one piece: judged when it is whole, or let go when it is larger than what is held.
+    """An answer in one piece. It is checked when it is whole, or committed when it is larger than HOLD_PLAIN.
 
-    Its limit counts from the commit point, not from the last byte: the time is that of the whole answer.
+    Its time limit is for the whole answer. It counts from the commit point, not from the last byte.
     """
 
     cut_short = "answer_truncated"
@@ -62,7 +61,7 @@ class Plain(Relay):
             if whole:
                 self._finish(None)
             else:
-                self._break(self.cut_short, "The provider's answer was cut short.")
+                self._break(self.cut_short, "The provider's answer ended before it was complete.")
             return
         body = b"".join(self._pieces)
         mistake = self._mistake(body, whole, reason)
@@ -86,22 +85,22 @@ class Plain(Relay):
 
 
 class Stream(Relay):
-    """Server-sent events: held until the first output, then passed on as far as the endpoint's scanner lets them."""
+    """Server-sent events. They are held until the first output; then the endpoint's scanner decides what is sent."""
 
     cut_short = "stream_truncated"
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime, label: bytes, must_finish: MustFinish) -> None:
-        """``label`` is the Content-Type, in lower case; ``must_finish``: does the model give a ``finish_reason``?"""
+        """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``."""
         super().__init__(endpoint, clock)
         self._scanner = endpoint.scanner()
         self._scanner.is_known_to_finish = must_finish
         self.mislabelled = b"json" in label or b"html" in label
-        self._first: bytes | None = b""  # what came, until it is known whether it is a stream
-        self._body: bytearray | None = None  # what came, where it is none
+        self._first: bytes | None = b""  # the first bytes, until it is known whether they are a stream
+        self._body: bytearray | None = None  # the bytes, if they are not a stream
         self._held_size = 0
         self._full = False
         self._last_meaning = SILENCE  # before the commit point, and at the end
-        self._ends_at = math.inf  # when the end is due, as the provider has reported a failure or the end
+        self._ends_at = math.inf  # the time limit for the end after the provider reported a failure or the end
 
     @property
     def usage(self) -> dict[str, int]:
@@ -119,7 +118,7 @@ class Stream(Relay):
         return self._scanner.failure
 
     def dataReceived(self, data: bytes) -> None:
-        """See Relay. This is the whole way of a chunk, and runs for each."""
+        """See Relay. This runs for each chunk of a stream."""
         client = self._client
         if client is None:
             self._hold(data)
@@ -159,7 +158,7 @@ class Stream(Relay):
         self._last_meaning = meaning
         if self._scanner.has_output:
             self._pieces.append(passed)
-            if not self.held.called:  # else flow() is called in this turn
+            if not self.held.called:  # else flow() follows in this turn of the reactor
                 self.held.callback(self)
         elif meaning is not SILENCE:
             self._fail(_no_output(meaning, self._scanner.error))
@@ -167,7 +166,7 @@ class Stream(Relay):
             self._hold_nothing(passed)
 
     def _hold_nothing(self, passed: bytes) -> None:
-        """Keep what is no output; of too much of it the comments, and what comes last, are dropped."""
+        """Keep events that are not output. Above HOLD_STREAM bytes, comments and later events are dropped."""
         if not self._full:
             self._pieces.append(passed)
             self._held_size += len(passed)
@@ -193,7 +192,7 @@ class Stream(Relay):
     # The end
 
     def _at_the_end(self, passed: bytes) -> None:
-        """The event that ends the stream has been passed on."""
+        """Called when the event that ends the stream has been passed on."""
         if passed.endswith(b"\r"):  # the LF of its empty line may be in the next read
             self._last_meaning = END
             self._expect_the_end()
@@ -201,13 +200,13 @@ class Stream(Relay):
             self._end_as_it_did(let_end=True)
 
     def _expect_the_end(self) -> None:
-        """The provider has reported a failure or the end, so nothing but the end follows."""
+        """Limit the time for the end, because the provider has reported a failure or the end."""
         if self._ends_at == math.inf and self._timer is not None:
             self._ends_at = self._clock.seconds() + END_SECONDS
             self._timer.reset(END_SECONDS)
 
     def _end_as_it_did(self, let_end: bool = False) -> None:
-        """End the client's answer; ahead of the end stands what the clients do not see by themselves."""
+        """End the client's answer, after an error event if the official clients would not detect the failure."""
         failure = self._scanner.failure
         if failure is not None and not failure.reported:
             self._report(failure)
@@ -251,7 +250,7 @@ class Stream(Relay):
             self._break("stream_idle_timeout", f"The provider sent nothing for {self._limit:g} s.")
 
     def resumeProducing(self) -> None:
-        """The client has caught up; whatever silence there was before it counts no more."""
+        """The client reads again. The silence of the provider is counted from now on."""
         super().resumeProducing()
         self._last_activity = self._clock.seconds()
 
@@ -270,7 +269,7 @@ class Stream(Relay):
 def hold(
     response: Response, endpoint: Endpoint, stream: bool, clock: IReactorTime, must_finish: MustFinish
 ) -> Deferred[Relay]:
-    """Read a 2xx answer up to the commit point. Fails with UpstreamBroken; cancelling hangs up on the provider."""
+    """Read a 2xx answer up to the commit point. Fails with UpstreamBroken. A cancel aborts the provider's answer."""
     relay: Relay
     if stream:
         relay = Stream(endpoint, clock, response.given.get(b"content-type", [b""])[-1].lower(), must_finish)
@@ -280,7 +279,7 @@ def hold(
     return relay.held
 
 
-def _no_output(meaning: Meaning, error: Any) -> UpstreamBroken:
+def _no_output(meaning: Meaning, error: object) -> UpstreamBroken:
     if meaning is ERROR:
         return UpstreamBroken("began its stream with an error", detail=reason_in(error))
     return UpstreamBroken("ended its stream without output")

@@ -1,7 +1,7 @@
-"""The chain: plan the attempts, try each until one answers, relay that answer, record what happened.
+"""The chain: choose a step, try it, try the next if it fails, relay the answer, record the result.
 
-One Deferred runs from the request to the end of its answer. A time limit is a cancellation, and so is a client that
-leaves: ``cancel()`` on that Deferred reaches whichever attempt is running, at any depth.
+One Deferred runs from the request to the end of its answer. A time limit cancels it, and so does a client that leaves.
+``cancel()`` on that Deferred cancels the attempt that is running, at any depth.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -37,7 +37,7 @@ from aigw.upstream.providers import Upstream
 
 
 class Gateway:
-    """Serves calls by one configuration. ``note_failure`` is called with each failed attempt."""
+    """Serves calls with one configuration. ``note_failure`` is called with each failed attempt."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Gateway:
         running: set[Exchange] | None = None,
         router: Router | None = None,
     ) -> None:
-        """``running`` has each exchange that has not ended, of any configuration; ``router`` is that of ``config``."""
+        """``running`` has each exchange that has not ended, of any configuration. ``router`` is that of ``config``."""
         self.router = router or Router(config)
         self.upstream = upstream
         self.cooldowns = {path: health.at(path) for path in ENDPOINTS}
@@ -77,7 +77,7 @@ class Gateway:
 
 
 class Exchange:
-    """One call on its way along the steps of its route."""
+    """One call along the steps of its route."""
 
     def __init__(self, gateway: Gateway, route: Route, call: Call, client: Responder, record: RecordBuilder) -> None:
         self._gateway = gateway
@@ -98,7 +98,7 @@ class Exchange:
 
     @property
     def route(self) -> str:
-        """The name of its route."""
+        """The name of the route."""
         return self._route.name
 
     def run(self) -> Deferred[None]:
@@ -108,21 +108,21 @@ class Exchange:
         return self._running.addBoth(self._over)
 
     def interrupt(self) -> None:
-        """The gateway has no more time: end the client's stream with an error event, or fail with Draining."""
+        """End the exchange because the gateway stops: with an error event in the stream, or with Draining."""
         self._interrupted = True
         if self._flowing is not None:
             self._flowing.interrupt()
         elif self._running is not None:
             self._running.cancel()
 
-    def _over(self, result: Any) -> Any:
+    def _over(self, result: Failure | None) -> Failure | None:
         self._gateway.running.discard(self)
         if self._interrupted and isinstance(result, Failure) and result.check(CancelledError):
             raise Draining("The gateway is stopping, and no provider has answered yet.", headers={"Retry-After": "1"})
         return result
 
     def next_step(self) -> Deferred[None]:
-        """Try the next step; give up where there is none, or no time for it."""
+        """Try the next step; give up if no step or no time is left."""
         step = self._health.choose(self._left, self._record.skip)
         is_late = self._clock.seconds() >= self._deadline
         if step is None or is_late:
@@ -141,7 +141,7 @@ class Exchange:
         seconds = min(step_ends, self._deadline) - started
         limit = "deadline" if self._deadline < step_ends else "first output" if self._call.stream else "answer"
 
-        def judge(response: Response) -> Deferred[Relay]:
+        def hold_answer(response: Response) -> Deferred[Relay]:
             answered.append(response)
             must_finish = partial(self._gateway.finishing.expected, step, self._call.endpoint.path)
             return hold(response, self._call.endpoint, self._call.stream, self._clock, must_finish)
@@ -149,7 +149,7 @@ class Exchange:
         def commit_or_hang_up(held: Relay) -> Deferred[None]:
             try:
                 return self._commit(held, attempt, started, seconds, answered[0], probe)
-            except Exception:  # whatever went wrong here must not go on over there
+            except Exception:  # a fault of the gateway: the provider's answer ends too
                 held.hang_up()
                 raise
 
@@ -162,11 +162,10 @@ class Exchange:
             return self._fell(attempt, started, cast(UpstreamFailure, failure.value), step_ends, tries, probe)
 
         self._waiting_since = started
-        held = self._gateway.upstream.send(attempt).addCallback(judge)
-        self._waiting_since = self._clock.seconds()  # until now it was us
+        held = self._gateway.upstream.send(attempt).addCallback(hold_answer)
+        self._waiting_since = self._clock.seconds()  # the time until now is the gateway's
         within(held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
-        served: Deferred[Any] = held
-        return served.addCallbacks(commit_or_hang_up, fall_through)
+        return held.addCallbacks(commit_or_hang_up, fall_through)
 
     def _commit(
         self, held: Relay, attempt: Attempt, started: float, seconds: float, response: Response, probe: bool
@@ -174,7 +173,7 @@ class Exchange:
         """The answer works: send the head to the client, then let the body flow."""
         step = attempt.step
         self._record.first_byte = now = self._clock.seconds()
-        self._call.members.clear()  # a stream may be long, and nobody needs its prompt any more
+        self._call.members.clear()  # a stream may be long, and its prompt is not needed again
         if held.length is not None:
             held.rewrite(self._gateway.router.without_keys[step.provider.name])
         length = held.length
@@ -200,13 +199,13 @@ class Exchange:
     def _fell(
         self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int, probe: bool
     ) -> Deferred[None]:
-        """An attempt failed: book it, then stop, repeat the step, or go on to the next."""
+        """An attempt failed: note it, then stop, repeat the step, or try the next one."""
         step = attempt.step
-        final = passed_refusals.stops(failure, self._route, self._call.endpoint, self._gateway.keys)
+        final = passed_refusals.is_final(failure, self._route, self._call.endpoint, self._gateway.keys)
         verdict = retry_policy.decide(failure, final)
-        rests = retry_policy.apply(self._health, step, verdict, probe)
-        attempted = self._note(step, started, failure.outcome, failure.status, failure.message, rests, failure.words)
-        failure.__traceback__ = failure.__context__ = None  # whose frames would keep the body, and this too
+        cooldown = retry_policy.apply(self._health, step, verdict, probe)
+        attempted = self._note(step, started, failure.outcome, failure.status, failure.message, cooldown, failure.words)
+        failure.__traceback__ = failure.__context__ = None  # their frames would keep the body in memory
         self._failures.append((attempted, failure))
         self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
         if isinstance(failure, UpstreamRefused):
@@ -218,13 +217,12 @@ class Exchange:
         if verdict.repeatable and tries <= step.retries:
             delay = retry_policy.retry_delay(failure, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
-                pause: Deferred[Any] = deferLater(self._clock, delay)
-                pause.addBoth(self._paused, self._clock.seconds())
+                pause: Deferred[None] = deferLater(self._clock, delay).addBoth(self._paused, self._clock.seconds())
                 return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
         return self.next_step()
 
-    def _paused(self, result: Any, since: float) -> Any:
-        """Book the pause as it was: a client that left has ended it early."""
+    def _paused(self, result: Failure | None, since: float) -> Failure | None:
+        """Add the real length of the pause, which is shorter if the client left."""
         self._record.waited += self._clock.seconds() - since
         return result
 
@@ -236,18 +234,20 @@ class Exchange:
         return succeed(None)
 
     def _give_up(self, is_late: bool) -> Deferred[None]:
-        """No step is left, or no time: the client gets a refusal where the route passes it on, else our own error."""
-        wakes = [left for step in self._route.steps if (left := self._health.rests_for(step)) is not None]
+        """No step or no time is left: the client gets a refusal if the route passes it on, else the gateway's error."""
+        cooldowns = [left for step in self._route.steps if (left := self._health.cooldown_left(step)) is not None]
         found = self._failures, self._refusals.values(), self._gateway.keys
-        end = failure_report.in_the_end(self._route, self._call.endpoint, *found, is_late, min(wakes, default=None))
+        end = failure_report.in_the_end(self._route, self._call.endpoint, *found, is_late, min(cooldowns, default=None))
         return fail(end) if isinstance(end, GatewayError) else self._pass_on(*end)
 
-    def _flowed(self, result: Any, step: Step, started: float, status: int, held: Relay, probe: bool) -> None:
-        """The answer ended, whole or not: book it, record it, and close or cut the client's."""
+    def _flowed(
+        self, result: Failure | None, step: Step, started: float, status: int, held: Relay, probe: bool
+    ) -> None:
+        """The answer ended, whole or not: note it for the step, record it, and end or break the client's answer."""
         self._record.bytes_out = held.bytes_out
         self._record.usage = held.usage
         if isinstance(result, Failure) and result.check(CancelledError) and held.failure is not None:
-            result = Failure(held.failure)  # which is why the client left
+            result = Failure(held.failure)  # the client left because of it
         if not isinstance(result, Failure):
             self._health.succeeded(step)
             if held.finished:
@@ -262,10 +262,10 @@ class Exchange:
             result.trap(StreamBroken)
 
     def _broke(self, broken: StreamBroken, step: Step, started: float, status: int, probe: bool) -> None:
-        # The code of a stream that the gateway itself ended is for the client; the provider is not to blame.
+        # If the gateway itself ended the stream the code is for the client only; the step did not fail.
         self._record.outcome = outcome = "draining" if self._interrupted else broken.code
         (self._health.abandoned if self._interrupted else self._health.failed)(step, probe)
-        self._note(step, started, outcome, status, broken.message, self._health.rests_for(step))
+        self._note(step, started, outcome, status, broken.message, self._health.cooldown_left(step))
         if broken.reported:
             self._client.end()
         else:
@@ -284,13 +284,13 @@ class Exchange:
         outcome: str,
         status: int | None,
         message: str,
-        rests: float | None = None,
+        cooldown: float | None = None,
         words: Sequence[str] = (),
     ) -> AttemptRecord:
         now = self._clock.seconds()
         took = milliseconds(now - started)
         self._record.waited += now - self._waiting_since
-        rests_s = None if rests is None else math.ceil(rests)
+        rests_s = None if cooldown is None else math.ceil(cooldown)
         where = host_and_path(step.provider.base_url, self._call.endpoint.path)
         what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
         attempted = AttemptRecord(step.number, step.provider.name, step.model, *what)

@@ -1,10 +1,9 @@
-"""What the client is told when no step gave an answer. Many clients show only the message, so it holds the reasons."""
+"""The error for the client if no step gave an answer. Many clients show only the message, so it has the reasons."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from aigw.config.model import Route
 from aigw.errors import AllStepsFailed, DeadlineExceeded, GatewayError, UpstreamFailure, UpstreamRefused
@@ -17,8 +16,8 @@ from aigw.upstream.attempt import Attempt
 
 Failures = Sequence[tuple[AttemptRecord, UpstreamFailure]]
 
-_MOST_READ = 4096  # of what a provider says of its failure
-MOST_OF_A_REASON = 300
+_MOST_READ = 4096  # characters of a provider's error that are searched for keys
+MOST_OF_A_REASON = 300  # characters
 MOST_OF_A_MESSAGE = 1000
 _LEAST_OF_A_REASON = 20
 
@@ -30,27 +29,29 @@ def in_the_end(
     refusals: Iterable[tuple[Attempt, UpstreamRefused]],
     keys: KeySearch,
     is_late: bool,
-    wakes_in: float | None,
+    shortest_cooldown: float | None,
 ) -> tuple[Attempt, UpstreamRefused] | GatewayError:
-    """What the client gets where no step is left, or no time: a refusal if the route passes it on, else our own error.
+    """What the client gets if no step or no time is left: a refusal if the route passes it on, else an error.
 
-    ``refusals`` has the last one of each step; for ``wakes_in`` see all_failed.
+    ``refusals`` has the last refusal of each step. For ``shortest_cooldown`` see all_failed.
     """
     passed = of_all_steps([failure for _, failure in failures], refusals, route, endpoint, keys)
     if passed is not None:
         return passed
-    return too_late(route.deadline or 0, failures, keys) if is_late else all_failed(failures, keys, wakes_in)
+    if is_late:
+        return too_late(route.deadline or 0, failures, keys)
+    return all_failed(failures, keys, shortest_cooldown)
 
 
-def all_failed(failures: Failures, keys: KeySearch, wakes_in: float | None = None) -> AllStepsFailed:
-    """The 502 that says what happened at each step, in bounded and redacted words.
+def all_failed(failures: Failures, keys: KeySearch, shortest_cooldown: float | None = None) -> AllStepsFailed:
+    """The 502 with the result of each step, in a bounded text without keys.
 
-    ``wakes_in`` is when the first of the resting steps wakes, in seconds, if any rests.
+    ``shortest_cooldown`` is the shortest cooldown of a step of the route, in seconds; None if no step cools down.
     """
     hopeless = all(_is_hopeless(failure) for _, failure in failures)
     headers = {"x-should-retry": "false"} if hopeless else {}
-    if wakes_in is not None and not hopeless:
-        headers["Retry-After"] = str(max(1, math.ceil(wakes_in)))
+    if shortest_cooldown is not None and not hopeless:
+        headers["Retry-After"] = str(max(1, math.ceil(shortest_cooldown)))
     shown = attempts_shown(failures, keys)
     return AllStepsFailed(
         _with_reasons("No step of the route gave an answer", failures, shown),
@@ -60,44 +61,46 @@ def all_failed(failures: Failures, keys: KeySearch, wakes_in: float | None = Non
 
 
 def too_late(deadline: float, failures: Failures, keys: KeySearch) -> DeadlineExceeded:
-    """The 504 that says the same after a route's ``deadline`` of so many seconds."""
+    """The 504 with the result of each step, after a route's ``deadline`` in seconds."""
     shown = attempts_shown(failures, keys)
     beginning = f"The route's deadline of {deadline:g} s passed before a step gave an answer"
     return DeadlineExceeded(_with_reasons(beginning, failures, shown), details={"attempts": shown})
 
 
-def attempts_shown(failures: Failures, keys: KeySearch) -> list[dict[str, Any]]:
-    """One entry for each attempt, as the client is shown it; the provider's own words are added here and only here."""
-    told = []
+def attempts_shown(failures: Failures, keys: KeySearch) -> list[dict[str, object]]:
+    """One entry for each attempt, for the client. Only here the provider's own text is added."""
+    shown = []
     for record, failure in failures:
-        said = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
-        beginning = said[:_MOST_READ]
+        text = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
+        beginning = text[:_MOST_READ]
         message = keys.hide_any_form(beginning)
-        if message is not beginning and len(said) > _MOST_READ:  # half a key may stand at the end
+        if message is not beginning and len(text) > _MOST_READ:  # it may end with a part of a key
             message = message.rpartition("***")[0] + "***"
-        told.append({**attempt_for_client(record), "message": message[:MOST_OF_A_REASON]})
-    return told
+        shown.append({**attempt_for_client(record), "message": message[:MOST_OF_A_REASON]})
+    return shown
 
 
 def _is_hopeless(failure: UpstreamFailure) -> bool:
-    """Whether the same request would fail in the same way: a refusal, and not one that time changes."""
+    """Whether the same request would fail again: it was refused for a reason that does not change with time."""
     if not isinstance(failure, UpstreamRefused) or failure.retry_after is not None:
         return False
     return 400 <= (failure.status or 0) < 500 and failure.status not in REPEATABLE
 
 
-def _with_reasons(beginning: str, failures: Failures, shown: list[dict[str, Any]]) -> str:
-    """``beginning``, and each provider with its reason, the most telling first and each only once.
+def _with_reasons(beginning: str, failures: Failures, shown: list[dict[str, object]]) -> str:
+    """``beginning``, then each provider with its reason, once each: the most useful reason first.
 
-    The first one has all of its reason; what is left of the bound is shared by the others.
+    The first reason may take MOST_OF_A_REASON characters; the others share the rest of MOST_OF_A_MESSAGE.
     """
-    telling = sorted(zip(failures, shown, strict=True), key=lambda each: _rank(each[0][1]))
-    said = list(dict.fromkeys((entry["provider"], " ".join(entry["message"].split())) for _, entry in telling))
-    if not said:
+    ranked = sorted(zip(failures, shown, strict=True), key=lambda each: _rank(each[0][1]))
+    reasons = list(
+        dict.fromkeys((record.provider, " ".join(str(entry["message"]).split())) for (record, _), entry in ranked)
+    )
+    if not reasons:
         return f"{beginning}."
-    first = _named(*said[0], MOST_OF_A_REASON)
-    share = (MOST_OF_A_MESSAGE - len(beginning) - len(first)) // max(1, len(said) - 1) - len(",  ()")
-    others = [_named(name, reason, max(_LEAST_OF_A_REASON, share - len(name))) for name, reason in said[1:]]
+    first = _named(*reasons[0], MOST_OF_A_REASON)
+    share = (MOST_OF_A_MESSAGE - len(beginning) - len(first)) // max(1, len(reasons) - 1) - len(",  ()")
+    others = [_named(name, reason, max(_LEAST_OF_A_REASON, share - len(name))) for name, reason in reasons[1:]]
     return f"{beginning}: {', '.join([first, *others])}"[:MOST_OF_A_MESSAGE]
 
 
@@ -106,7 +109,7 @@ def _named(provider: str, reason: str, most: int) -> str:
 
 
 def _rank(failure: UpstreamFailure) -> int:
-    """How little a failure says to a request's sender: first what is wrong with it, last a status without words."""
+    """The place of a failure in the message: 0 if it is about the request, 4 if it is a status without a text."""
     if not isinstance(failure, UpstreamRefused):
         return 3
     if not failure.detail:

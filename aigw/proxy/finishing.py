@@ -1,13 +1,13 @@
-"""Which models give a ``finish_reason``: a stream of such a model that ends without one was cut.
+"""Which models give a ``finish_reason``: a stream of such a model that ends without one is truncated.
 
-The state is small and outlives a reload; nothing here touches the network.
+The state is small and is kept at a reload. Nothing here uses the network.
 """
 
 from __future__ import annotations
 
 from aigw.config.model import Step
 
-MOST = 10_000
+MOST = 10_000  # models
 
 
 class Finishing:
@@ -17,7 +17,7 @@ class Finishing:
         self._known: dict[tuple[str, str, str], None] = {}
 
     def note(self, step: Step, path: str) -> None:
-        """The model has given one. Of too many the one that was noted first is forgotten."""
+        """Note that the model gave one. Above MOST models, the one that was noted first is removed."""
         key = step.provider.name, step.model, path
         if key not in self._known:
             self._known[key] = None
@@ -25,5 +25,5 @@ class Finishing:
                 del self._known[next(iter(self._known))]
 
     def expected(self, step: Step, path: str) -> bool:
-        """Whether the model gives one."""
+        """Whether the model has given one before."""
         return (step.provider.name, step.model, path) in self._known

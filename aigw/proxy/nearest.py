@@ -1,4 +1,4 @@
-"""The names that an unknown name may have meant. However many there are, few of them are looked at closely."""
+"""Finds the names that are most similar to an unknown name. Only a few of many names are compared in detail."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from bisect import bisect
 from collections.abc import Iterable
 from functools import cached_property
 
-MOST = 64  # of a name that is looked at and shown
-NAMED = 3
-_ALIKE = 0.4  # 1 for names that are the same
-_INSIDE = 0.7  # for a name that is a part of the other
-_NEIGHBOURS = 12  # on each side in each order
+MOST = 64  # characters of a name that are compared and shown
+NAMED = 3  # names that are suggested
+_ALIKE = 0.4  # the least similarity of a suggested name; 1 is that of equal names
+_INSIDE = 0.7  # the similarity of a name that is a part of the other
+_NEIGHBOURS = 12  # names on each side in each order
 
 
 class Names:
-    """Names in two orders, by their beginning and by their end: a name with one mistake is near it in one of them."""
+    """Names in two orders, from their start and from their end. With one mistake, a name is near in one of them."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = list(names)
 
     def advice(self, asked: str) -> str:
-        """A clause with the nearest names, or with all if there are few; empty where there is nothing to say."""
+        """A clause with the nearest names, or with all names if there are at most NAMED; else an empty string."""
         if near := self.nearest(asked):
             return f"did you mean {_listed(near, 'or')}?"
         if self._names and len(self._names) <= NAMED:
@@ -28,7 +28,7 @@ class Names:
         return ""
 
     def nearest(self, asked: str) -> list[str]:
-        """At most NAMED names that are like it, the most alike first."""
+        """At most NAMED similar names, the most similar first."""
         plain = _plain(asked)
         pairs = _pairs(plain)
         alike = {name: _likeness(pairs, _pairs(_plain(name))) for name in self._around(plain)}
@@ -50,7 +50,7 @@ class Names:
 
 
 def shown(name: str) -> str:
-    """A name as it is quoted: bounded."""
+    """A name in quotes, of at most MOST characters."""
     return repr(name if len(name) <= MOST else name[: MOST - 3] + "...")
 
 
@@ -69,6 +69,6 @@ def _pairs(plain: str) -> set[str]:
 
 
 def _likeness(one: set[str], other: set[str]) -> float:
-    """The share of what both have; less counts that all of the shorter one is in the longer one."""
+    """The share of the pairs that both names have, or, if it is larger, _INSIDE times that of the shorter name."""
     both = len(one & other)
     return max(2 * both / (len(one) + len(other)), _INSIDE * both / min(len(one), len(other)))

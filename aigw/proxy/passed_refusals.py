@@ -1,8 +1,9 @@
-"""Which refusal the client gets as the provider sent it: at once by ``stop_on``, in the end by ``when_refused``."""
+"""Which refusal the client gets unchanged: at once because of ``stop_on``, or after all steps by ``when_refused``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from aigw.config.model import Route
 from aigw.errors import UpstreamFailure, UpstreamRefused
@@ -13,17 +14,22 @@ from aigw.proxy.relay import Responder
 from aigw.secret import KeySearch
 from aigw.upstream.attempt import Attempt
 
-# Statuses of refusals that are about the request: the same one would be refused again, and its sender can mend it.
+# Statuses of refusals that are about the request: it would be refused again, and its sender can correct it.
 ABOUT_THE_REQUEST = frozenset([400, 404, 409, 413, 415, 422])
 
 
-def stops(failure: UpstreamFailure, route: Route, endpoint: Endpoint, keys: KeySearch) -> bool:
-    """Whether the client gets this failure now, in place of the next step's answer (F5, F8)."""
+def is_final(failure: UpstreamFailure, route: Route, endpoint: Endpoint, keys: KeySearch) -> bool:
+    """Whether the client gets this failure now and no other step is tried (F5, F8)."""
+    returned = route.on_context_overflow or ("return" if endpoint.acts_on_refusals else "next")
+    return stops(failure, route.stop_on | endpoint.stop_on, keys, returned == "return")
+
+
+def stops(failure: UpstreamFailure, stop_on: AbstractSet[str], keys: KeySearch, at_overflow: bool = False) -> bool:
+    """Whether it is a refusal that is in ``stop_on``, or that of a request that is too long if ``at_overflow``."""
     if not isinstance(failure, UpstreamRefused) or not 400 <= (failure.status or 0) <= 599:
         return False
-    is_listed = not (route.stop_on | endpoint.stop_on).isdisjoint([str(failure.status), *failure.words])
-    returned = route.on_context_overflow or ("return" if endpoint.acts_on_refusals else "next")
-    return (is_listed or (returned == "return" and _is_overflow(failure))) and _can_be_passed_on(failure, keys)
+    is_listed = not stop_on.isdisjoint([str(failure.status), *failure.words])
+    return (is_listed or (at_overflow and _is_overflow(failure))) and _can_be_passed_on(failure, keys)
 
 
 def of_all_steps(
@@ -33,11 +39,11 @@ def of_all_steps(
     endpoint: Endpoint,
     keys: KeySearch,
 ) -> tuple[Attempt, UpstreamRefused] | None:
-    """The refusal that the client gets for all steps, if it gets one.
+    """The refusal that the client gets for all steps, or None.
 
-    F7: every attempt ended in a refusal about the request, or each in a 429. F8: clients that act on refusals get the
-    one of a request that is too long, whatever else failed. ``refusals`` has the last one of each step, the first
-    step's first.
+    F7: each attempt was refused because of the request, or each with a 429. F8: where clients act on refusals they get
+    the refusal of a request that is too long, whatever the other failures are. ``refusals`` has the last refusal of
+    each step, in the order of the attempts.
     """
     if (route.when_refused or ("pass_on" if endpoint.acts_on_refusals else "report")) != "pass_on":
         return None
@@ -65,7 +71,7 @@ def _is_overflow(refusal: UpstreamRefused) -> bool:
 
 
 def _can_be_passed_on(refusal: UpstreamRefused, keys: KeySearch) -> bool:
-    """A provider's 401 is about our key, never about the client's (F6); a body must be there, and hold no key."""
+    """Whether the refusal is not about the gateway's key (F6), has a body, and contains no key."""
     if refusal.status in KEY_REFUSED or refusal.body is None:
         return False
     return not keys.are_in_any_form(refusal.body)

@@ -1,8 +1,8 @@
-"""A provider's body to the client: the commit point, back-pressure, and the limit on silence.
+"""Sends a provider's body to the client: the commit point, back-pressure, and the limit on silence.
 
-The commit point is the moment in which the first byte of the answer is written to the client. Before it a bad answer is
-an UpstreamFailure, and the next step may be tried. After it the bytes are the provider's: a stream that breaks gets an
-error event inside the stream, and nothing is switched, repaired or hidden. What the bytes mean is not decided here.
+The commit point is the moment when the first byte of the answer is written to the client. Before it a bad answer is an
+UpstreamFailure, and the next step may be tried. After it no step is tried and nothing is hidden: a broken stream gets
+an error event. What the bytes mean is decided in answers and in the protocols.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from aigw.net.lateness import GRACE_SECONDS, lateness
 from aigw.protocols.endpoint import Endpoint
 from aigw.upstream import body
 
-END_SECONDS = 1.0  # that a body may take to end when the answer in it is over
+END_SECONDS = 1.0  # for the end of a body after the end of the answer in it
 _WHOLE = Failure(ResponseDone())
 
 
 class BodySink(Protocol):
-    """Where the bytes go."""
+    """Takes the bytes of an answer's body."""
 
     def write(self, data: bytes) -> None:
-        """Send some of the body."""
+        """Send a part of the body."""
 
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """See IConsumer; the producer is paused while the client does not read."""
@@ -43,24 +43,24 @@ class BodySink(Protocol):
 
 
 class Responder(BodySink, Protocol):
-    """Who asked."""
+    """Takes an answer for the client that sent the request."""
 
     def begin(self, status: int, headers: list[Header], length: int | None) -> None:
-        """Commit: send the head of the answer; ``length`` is that of the body where it is known."""
+        """Commit: send the head of the answer. ``length`` is the size of the body in bytes, None if it is not known."""
 
     def end(self) -> None:
         """The answer is whole."""
 
     def cut(self, flush: bool) -> None:
-        """The answer broke: close without a proper end, after what was written is sent if ``flush``."""
+        """The answer broke: close the connection without a proper end; with ``flush``, after the written bytes."""
 
 
 @implementer(IPushProducer)
 class Relay(BodyProtocol, ABC):
-    """One answer on its way. ``held`` fires with this Relay at the commit point; then ``flow`` lets it go on."""
+    """One answer. ``held`` fires with this Relay at the commit point; then ``flow`` sends it to the client."""
 
     transport: Any
-    mislabelled = False  # a stream whose Content-Type is that of something else
+    mislabelled = False  # whether the Content-Type of a stream is that of something else
     cut_short = ""  # the code of an answer that ends too early
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
@@ -71,7 +71,7 @@ class Relay(BodyProtocol, ABC):
         self.bytes_out = 0
         self._flowing: Deferred[None] = Deferred(self.hang_up)
         self._client: BodySink | None = None
-        self._pieces: list[bytes] = []  # that wait for the commit point
+        self._pieces: list[bytes] = []  # held until the commit point
         self._end: Failure | None = None
         self._timer: IDelayedCall | None = None
         self._limit = 0.0
@@ -81,7 +81,7 @@ class Relay(BodyProtocol, ABC):
         self._over = False
 
     def rewrite(self, changes: Iterable[Callable[[bytes], bytes]]) -> None:
-        """Change an answer that is held whole, before it flows; any other stays as it is."""
+        """Apply ``changes`` to an answer that is held whole, before ``flow``. Another answer is not changed."""
         if self.length is not None:
             (body,) = self._pieces
             for change in changes:
@@ -95,9 +95,9 @@ class Relay(BodyProtocol, ABC):
         return b"".join(self._pieces)
 
     def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
-        """Write what was held, then the rest. Fails with StreamBroken; cancelling hangs up on the provider.
+        """Write what was held, then the rest. Fails with StreamBroken. A cancel aborts the provider's answer.
 
-        ``seconds`` is the limit that ends a silence, or, for an answer that is no stream, all that is left of its time.
+        ``seconds`` is the limit on silence in a stream; for any other answer it is the time that is left for all of it.
         """
         self._client = client
         self._last_activity = self._clock.seconds()
@@ -106,14 +106,14 @@ class Relay(BodyProtocol, ABC):
         self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if not self._over:
             client.registerProducer(self, True)
-            self._timer = self._clock.callLater(seconds, self._look_at_the_clock)
+            self._timer = self._clock.callLater(seconds, self._check_time)
         if self._over:
             self._finish(None)
         elif self._end is not None:
             self.connectionLost(self._end)
         return self._flowing
 
-    # What the kinds of answers do differently
+    # What a kind of answers defines
 
     @property
     @abstractmethod
@@ -127,16 +127,16 @@ class Relay(BodyProtocol, ABC):
 
     @property
     def failure(self) -> StreamBroken | None:
-        """What the provider itself reported after the commit point."""
+        """The failure that the provider itself reported after the commit point, if any."""
         return None
 
     @abstractmethod
     def dataReceived(self, data: bytes) -> None:
-        """One network read's worth of the body."""
+        """The bytes of the body from one network read."""
 
     @abstractmethod
     def _ended(self, whole: bool, reason: Failure) -> None:
-        """The body is over; ``whole``: HTTP's framing shows that nothing is missing."""
+        """The body ended. ``whole``: the framing of HTTP shows that nothing is missing."""
 
     @abstractmethod
     def _too_late(self) -> None:
@@ -148,14 +148,14 @@ class Relay(BodyProtocol, ABC):
     # The body's end, from the agent
 
     def connectionLost(self, reason: Failure = _WHOLE) -> None:
-        """The body ended, one way or another."""
+        """The body ended, whole or not."""
         if self._client is None and self.held.called:
             self._end = reason
         elif not self._over:
             self._ended(reason.check(ResponseDone, PotentialDataLoss) is not None, reason)
 
     def _fail(self, failure: UpstreamFailure) -> None:
-        """Before the commit point."""
+        """End the answer before the commit point."""
         self._over = True
         self.transport.stopProducing()
         self.held.errback(failure)
@@ -166,8 +166,8 @@ class Relay(BodyProtocol, ABC):
             self._client.write(data)
 
     def _finish(self, broken: StreamBroken | None, let_end: bool = False) -> None:
-        """After the commit point; once. ``let_end``: the provider has said all, and its body may end by itself."""
-        self._let_go()
+        """End the answer after the commit point. Called once. ``let_end``: the body may take END_SECONDS to end."""
+        self._release()
         if let_end:
             body.let_end(self.transport, END_SECONDS, self._clock)
         elif broken is not None:
@@ -178,16 +178,16 @@ class Relay(BodyProtocol, ABC):
             self._flowing.errback(broken)
 
     def interrupt(self) -> None:
-        """The gateway is stopping: the answer breaks."""
+        """Break the answer because the gateway is stopping."""
         if not self._over:
             self._break(self.cut_short, "The gateway is stopping.")
 
-    def hang_up(self, _: Deferred[Any] | None = None) -> None:
-        """Stop the provider; the client gets nothing more."""
-        self._let_go()
+    def hang_up(self, _: object = None) -> None:
+        """Abort the provider's answer. Nothing more is sent to the client."""
+        self._release()
         self.transport.stopProducing()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._over = True
         timer, self._timer = self._timer, None
         if timer is not None and self._client is not None:
@@ -197,13 +197,13 @@ class Relay(BodyProtocol, ABC):
 
     # Time and back-pressure, from the client
 
-    def _look_at_the_clock(self) -> None:
-        """The limit may have passed; re-armed only here, so that a chunk costs no timer."""
+    def _check_time(self) -> None:
+        """Check the limit. Only this sets the timer again, so that a chunk need not do it."""
         left = self._time_left()
         if self._timer is not None and lateness(self._timer, self._clock):
             left = max(left, GRACE_SECONDS)
         if left > 0:
-            self._timer = self._clock.callLater(left, self._look_at_the_clock)
+            self._timer = self._clock.callLater(left, self._check_time)
         else:
             self._too_late()
 
@@ -211,20 +211,20 @@ class Relay(BodyProtocol, ABC):
         self._finish(StreamBroken(code, message))
 
     def pauseProducing(self) -> None:
-        """The client does not read as fast as the provider writes; its time is not the provider's."""
+        """The client reads slowly: pause the provider. This time is not counted as the provider's silence."""
         self._paused = True
         self._paused_at = self._clock.seconds()
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """The client has caught up."""
+        """The client reads again: resume the provider."""
         if self._paused:
             self._last_activity += self._clock.seconds() - self._paused_at
             due = self._last_activity + self._limit
-            if self._timer is not None and self._timer.active() and self._timer.getTime() > due:  # set while it waited
+            if self._timer is not None and self._timer.active() and self._timer.getTime() > due:  # set while paused
                 self._timer.reset(max(0.0, due - self._clock.seconds()))
         self._paused = False
         self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        """The client is gone: its request is cancelled, and that ends this."""
+        """See IPushProducer. Nothing to do: the client left, so its request is cancelled, which ends the relay."""

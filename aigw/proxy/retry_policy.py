@@ -1,4 +1,4 @@
-"""What follows from a failure: whether the step cools down, is repeated, or the client gets the refusal as it is."""
+"""What follows from a failure: whether the step cools down, and whether it may be repeated."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from aigw.errors import UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.protocols.refusals import KEY_REFUSED
 from aigw.proxy.cooldown import Cooldowns
 
-REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # of the 4xx, those that the same request may not get again
+REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # statuses 4xx after which the same request may succeed
 
-FAILED = frozenset([408, 424, 499])  # of the 4xx, those by which the provider, or one behind it, says that it failed
+FAILED = frozenset([408, 424, 499])  # statuses 4xx for a failure of the provider, or of a server behind it
 
-FOR_THIS_REQUEST = frozenset([402, 403])  # a flagged prompt, too large a ``max_tokens``, a closed model; or the account
-KEY_REST = 60.0
-RATE_LIMIT_REST = 10.0
+FOR_THIS_REQUEST = frozenset([402, 403])  # about the prompt, ``max_tokens`` or model; or about the account
+KEY_COOLDOWN = 60.0  # seconds
+RATE_LIMIT_COOLDOWN = 10.0
 RETRY_FIRST = 0.5
 RETRY_MOST = 8.0
 
@@ -26,33 +26,33 @@ RETRY_MOST = 8.0
 class Verdict(msgspec.Struct, frozen=True):
     """What follows from a failure.
 
-    ``strike`` counts against the step: ``failure``, ``timeout``, ``refusal``, or nothing; ``alive`` counts for it.
-    ``rest`` is for how many seconds the step rests at once, in place of a strike. ``repeatable``: the same step may be
-    tried again. ``key_refused``: no other step of the provider can work.
+    ``strike`` is what is counted in the cooldown of the step: ``failure``, ``timeout``, ``refusal``, nothing, or
+    ``alive``, which resets the count. ``cooldown``, if it is not 0, is in seconds and starts at once instead.
+    ``repeatable``: the same step may be tried again. ``key_refused``: no other step of the provider can work.
     """
 
     strike: Literal["", "failure", "timeout", "refusal", "alive"] = ""
-    rest: float = 0
+    cooldown: float = 0
     repeatable: bool = False
     key_refused: bool = False
 
 
 def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
-    """The policy on failures, all of it. ``final``: the client gets the refusal, so it is no fault of the step."""
+    """The whole policy on failures. ``final``: the client gets the refusal, so the step does not cool down for it."""
     match failure:
         case UpstreamRefused(status=int(status)):
             is_own_failure = status >= 500 or status in FAILED
             if final:
                 return Verdict(strike="" if is_own_failure or status == 429 else "alive")
             if status == 429:
-                rest = RATE_LIMIT_REST if failure.retry_after is None else failure.retry_after
-                return Verdict(rest=rest, repeatable=True)
+                seconds = RATE_LIMIT_COOLDOWN if failure.retry_after is None else failure.retry_after
+                return Verdict(cooldown=seconds, repeatable=True)
             if status in KEY_REFUSED:
-                return Verdict(rest=KEY_REST, key_refused=True)
+                return Verdict(cooldown=KEY_COOLDOWN, key_refused=True)
             if status in FOR_THIS_REQUEST:
-                return Verdict(strike="refusal", rest=failure.retry_after or 0)
+                return Verdict(strike="refusal", cooldown=failure.retry_after or 0)
             if is_own_failure:
-                return Verdict(strike="failure", rest=failure.retry_after or 0, repeatable=True)
+                return Verdict(strike="failure", cooldown=failure.retry_after or 0, repeatable=True)
             return Verdict(strike="alive", repeatable=status in REPEATABLE)
         case UpstreamTimeout(limit="deadline"):
             return Verdict()
@@ -62,27 +62,27 @@ def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
             return Verdict(strike="failure", repeatable=True)
 
 
-def apply(health: Cooldowns, step: Step, verdict: Verdict, probe: bool) -> float | None:
-    """What the verdict means for the step: for how many seconds it rests from now on, if it does."""
-    if verdict.rest:
-        health.rest(step, verdict.rest, probe)
+def apply(cooldowns: Cooldowns, step: Step, verdict: Verdict, probe: bool) -> float | None:
+    """Apply the verdict to the step. Gives the seconds for which it cools down from now on, None if it does not."""
+    if verdict.cooldown:
+        cooldowns.cool_down(step, verdict.cooldown, probe)
     elif verdict.strike == "failure":
-        health.failed(step, probe)
+        cooldowns.failed(step, probe)
     elif verdict.strike == "timeout":
-        health.timed_out(step, probe)
+        cooldowns.timed_out(step, probe)
     elif verdict.strike == "refusal":
-        health.refused(step, probe)
+        cooldowns.refused(step, probe)
     elif verdict.strike == "alive":
-        health.answered(step, probe)
+        cooldowns.answered(step, probe)
     else:
-        health.abandoned(step, probe)
-    return health.rests_for(step)
+        cooldowns.abandoned(step, probe)
+    return cooldowns.cooldown_left(step)
 
 
 def retry_delay(failure: UpstreamFailure, tries: int, random: Callable[[], float]) -> float:
-    """Seconds to wait before a step is repeated that was tried so often: longer each time, and no less than asked for.
+    """The seconds before a step is repeated. They double with each try, and are at least those of ``Retry-After``.
 
-    Half of it is jitter, so that clients which failed together do not come back together.
+    Up to half of the delay is random, so that clients which failed together do not return together.
     """
     asked = failure.retry_after if isinstance(failure, UpstreamRefused) else None
     return max(asked or 0.0, min(RETRY_MOST, RETRY_FIRST * 2.0 ** (tries - 1)) * (0.5 + random() / 2))

@@ -1,4 +1,4 @@
-"""Policy: which attempts a call gets."""
+"""Makes the attempts of a call from the routes of a configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _USER_AGENT = f"aigw/{__version__}".encode()
 
 
 class _Routes(dict[str, Route]):
-    """By exactly their names. Raises RouteNotFound for any other."""
+    """The routes by their exact names. Raises RouteNotFound for another name."""
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         super().__init__(routes)
@@ -29,14 +29,14 @@ class _Routes(dict[str, Route]):
 
     def __missing__(self, model: str) -> Route:
         advice = self._names.advice(model)
-        said = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
-        raise RouteNotFound(f"{said} GET /v1/models lists them.", param="model")
+        message = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
+        raise RouteNotFound(f"{message} GET /v1/models lists them.", param="model")
 
 
 class Router:
-    """The routes of a configuration, with all that does not depend on the call made ready.
+    """The routes of a configuration, and the parts of requests that do not depend on the call.
 
-    ``without_keys`` are, by provider, what takes the keys that it is sent out of its answers.
+    ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers.
     """
 
     def __init__(self, config: Config) -> None:
@@ -57,13 +57,13 @@ class Router:
         }
 
     def own_headers(self, provider: Provider) -> Lines:
-        """What every request to the provider carries, its key included."""
+        """The headers of every request to the provider, with its key."""
         return self._headers[provider.name]
 
     def attempt(self, step: Step, call: Call) -> Attempt:
         """The request to a step."""
         name = step.provider.name
-        own = self._headers[name]  # which those of the client do not replace
+        own = self._headers[name]  # a header of the client does not replace these
         body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
         return Attempt(
             step=step,
@@ -77,7 +77,7 @@ class Router:
 
 
 def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
-    """The steps that are left where a provider refuses the key; ``skip`` gets each of its others."""
+    """``steps`` without those of a provider that refused the key. ``skip`` is called with each of those."""
     for step in steps:
         if step.provider.name == provider.name:
             skip(step, "key_refused", None)
@@ -85,7 +85,7 @@ def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list
 
 
 def _headers(provider: Provider) -> Lines:
-    """What every request to the provider carries."""
+    """The headers of every request to the provider, with its key."""
     headers = {b"user-agent": _USER_AGENT}
     if provider.api_key:
         key = _revealed(provider.api_key)
@@ -95,7 +95,7 @@ def _headers(provider: Provider) -> Lines:
 
 
 def _keys(provider: Provider, secrets: Sequence[Secret]) -> tuple[Secret, ...]:
-    """Which of the keys the provider is sent."""
+    """Those of ``secrets`` that are sent to the provider."""
     sent = {*provider.headers.values(), *([provider.api_key] if provider.api_key else [])}
     sent |= {token for each in sent if (token := each.token())}
     return tuple(secret for secret in secrets if secret in sent)

@@ -96,7 +96,7 @@ class StoredResponses:
             where = f"the route {call.model!r}" if call.model else "the configuration"
             return fail(_elsewhere(f"{where} has no step of the provider {place.provider!r}, which has the response"))
         route, step = found
-        rests = self._cooldowns[call.endpoint.path].rests_for(step)
+        rests = self._cooldowns[call.endpoint.path].cooldown_left(step)
         if rests is not None:
             text = f"step {step.number} of the route {route.name!r} cools down, and only its provider has the response"
             return fail(_elsewhere(text, rests))

@@ -70,7 +70,7 @@ def test_the_journal_knows_the_levels(served):
     served.configure(BROKEN)
     served.machine.run("systemctl", "reload", SERVICE, check=False)
     errors = served.machine.run("journalctl", "-q", "-o", "cat", "-p", "err", invocation).stdout
-    assert "Not reloaded" in errors
+    assert "The gateway did not reload" in errors
 
 
 def test_reload_with_a_new_certificate_under_load(served):
