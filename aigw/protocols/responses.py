@@ -6,9 +6,10 @@ import re
 from contextlib import suppress
 
 from aigw.errors import StreamBroken
+from aigw.protocols.answers import is_error
 from aigw.protocols.envelope import outlined
 from aigw.protocols.error_bodies import response_failed
-from aigw.protocols.meaning import END, OUTPUT, SILENCE, Meaning
+from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
 
 _ANNOUNCEMENTS = (
@@ -61,6 +62,9 @@ class ResponsesScanner(StreamScanner):
 
     def meaning(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
+        if "type" not in value and is_error(value):
+            self.error = value
+            return ERROR
         return SILENCE if not value or value.get("type") in _ANNOUNCEMENTS else OUTPUT
 
     def is_announcement(self, data: bytes) -> bool:
