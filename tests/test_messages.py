@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
 
 from aigw.errors import GatewayError, StreamBroken
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE
 from tests.harness import KEY, request
 from tests.memory import MemoryGateway, body_of
+from tests.properties import given
 from tests.providers import chunk, head
+from tests.test_bytes import SPACES, members
+from tests.test_bytes import value as any_value
 
 PATH = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
@@ -461,3 +467,84 @@ def test_m4_head_of_the_root_needs_no_key(target):
     assert client.take().startswith(b"HTTP/1.1 401 ")
     client.say(request(None, "/", "GET"))
     assert client.take().startswith(b"HTTP/1.1 404 ")
+
+
+# R1, M4: everything arrives
+
+
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", min_size=1, max_size=30)
+# RFC 9110, section 5.5: a value has visible characters, what is not ASCII, and spaces and tabs within it.
+VALUES = st.text(
+    st.characters(codec="latin-1", exclude_categories=["Cc"]) | st.just("\t"), min_size=1, max_size=60
+).filter(lambda value: value == value.strip(" \t"))
+
+
+@given(r=st.randoms(use_true_random=True), examples=(200, 3000), suppress_health_check=list(HealthCheck))
+def test_r1_every_byte_of_a_body_arrives_but_for_the_model(r):
+    content = (
+        f'[ {{"role" : "user", "content":[{any_value(r)}, {any_value(r)}]}}, {{"role":"system","x":{any_value(r)}}} ]'
+    )
+    body = list({"model": '"route"', "messages": content, "max_tokens": "1.0e2", **members(r)}.items())
+    r.shuffle(body)
+    space = r.choice(SPACES)
+    text = ",".join(f'{space}"{key}"{space}:{space}{each}{space}' for key, each in body)
+    world, client = PROPERTY_WORLD, PROPERTY_CLIENT
+    client.say(request(f"{space}{{{text}}}{space}".encode(), PATH))
+    got = body_of(world.doors["p1"].wire.take())
+    expected = [("model", '"model-of-p1"') if key == "model" else (key, each.strip()) for key, each in body]
+    assert got == ("{" + ",".join(f'"{key}":{each}' for key, each in expected) + "}").encode()
+    world.doors["p1"].wire.say(head(Content_Length=str(len(PLAIN))) + PLAIN)
+    assert client.take().startswith(b"HTTP/1.1 200 ")
+
+
+@given(sent=st.dictionaries(NAMES, VALUES, max_size=20), examples=(100, 2000))
+def test_m4_every_anthropic_header_arrives_as_it_is(sent):
+    world, client = PROPERTY_WORLD, PROPERTY_CLIENT
+    lines = b"".join(f"anthropic-{name}: {value}\r\n".encode("latin-1") for name, value in sent.items())
+    client.say(request(ASKED, PATH).replace(b"\r\n\r\n", b"\r\n" + lines + b"\r\n", 1))
+    got = world.doors["p1"].wire.take().partition(b"\r\n\r\n")[0].split(b"\r\n")
+    found = dict(line.split(b": ", 1) for line in got[1:] if line.lower().startswith(b"anthropic-"))
+    assert {name.lower(): value for name, value in found.items()} == {
+        f"anthropic-{name}".encode(): value.encode("latin-1") for name, value in sent.items()
+    }
+    world.doors["p1"].wire.say(head(Content_Length=str(len(PLAIN))) + PLAIN)
+    assert client.take().startswith(b"HTTP/1.1 200 ")
+
+
+QUERIES = st.text("".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("#", ""), max_size=60)
+
+
+@given(query=QUERIES, examples=(100, 2000))
+def test_m4_a_query_arrives_as_it_is(query):
+    world, client = PROPERTY_WORLD, PROPERTY_CLIENT
+    client.say(request(ASKED, f"{PATH}?{query}"))
+    assert world.doors["p1"].wire.take().startswith(f"POST {PATH}?{query} HTTP/1.1\r\n".encode())
+    world.doors["p1"].wire.say(head(Content_Length=str(len(PLAIN))) + PLAIN)
+    assert client.take().startswith(b"HTTP/1.1 200 ")
+
+
+PROPERTY_WORLD = MemoryGateway()
+PROPERTY_CLIENT = PROPERTY_WORLD.open()
+
+
+@given(
+    r=st.randoms(use_true_random=True),
+    events=st.lists(st.sampled_from([*STREAM, OVERLOADED, b": x\n\n", b"data: x\n\n"]), max_size=8),
+    examples=(200, 3000),
+    suppress_health_check=list(HealthCheck),
+)
+def test_a3_however_a_stream_is_cut_into_reads_it_means_the_same(r, events):
+    data = b"".join([START, delta("x"), *events])
+
+    def read(pieces: list[bytes]):
+        scanner = ENDPOINTS["messages"].scanner()
+        passed, ended = b"", False
+        for piece in pieces:
+            if not ended:
+                found, meaning = scanner.feed(piece)
+                passed, ended = passed + found, meaning is END
+        return passed, ended, scanner.complete, scanner.failure is None, scanner.usage.counts()
+
+    cuts = sorted(r.randrange(len(data) + 1) for _ in range(r.randrange(6)))
+    pieces = [data[start:end] for start, end in itertools.pairwise([0, *cuts, len(data)])]
+    assert read([piece for piece in pieces if piece]) == read([data])
