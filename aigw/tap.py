@@ -177,7 +177,7 @@ def _observer(server: Any, json_log: int = 0) -> logs.QueuedLines | None:
     if path == "-":
         return logs.to_stream(sys.__stdout__) if in_foreground else None  # twistd reports the error
     if _for_people(server, json_log):
-        colour = terminal.wants_colour(os.environ)
+        colour = terminal.allows_colour(os.environ)
         return logs.to_stream(sys.__stderr__, form=lambda file: terminal.TerminalFile(file, colour))
     if in_foreground and not path:
         return logs.json_lines()

@@ -43,7 +43,7 @@ class Served(MemoryGateway):
         health = self.health
         return Snapshot(
             config=self.config, now=self.clock.seconds(), stopping=False, in_flight={}, connections=1, refused=0, refused_keys=0,
-            lag=0.0, certificate_expires=None, reloads=self.reloads, rests_for=health.cooldown_left, cools_down=health.cools_down,
+            lag=0.0, certificate_expires=None, reloads=self.reloads, cooldown_left=health.cooldown_left, cools_down=health.cools_down,
         )  # fmt: skip
 
     def serve_one(self) -> None:

@@ -326,7 +326,7 @@ class Text(str):
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("key", KEYS)
 def test_b9_a_key_is_hidden_wherever_it_stands(lines, key, place):
-    logs.hand_down(Redaction([Secret(KEYS[key])]))
+    logs.use_redaction(Redaction([Secret(KEYS[key])]))
     PLACES[place](KEYS[key])
     line = one(lines)
     assert set(line) - {"request_id"} == {"time", "level", "message", "fields"}
@@ -362,7 +362,7 @@ def test_b9_a_key_that_is_part_of_another_leaves_nothing_of_it(lines, keys):
         "providers": [{**provider, "name": "one", "api_key": one_}, {**provider, "name": "two", "api_key": two}],
         "routes": [{"name": "r", "steps": [{"provider": "one", "model": "m"}]}],
     }
-    logs.hand_down(Redaction(loader.build(tree, {}, Path("/")).secrets))  # as the service does
+    logs.use_redaction(Redaction(loader.build(tree, {}, Path("/")).secrets))  # as the service does
     logs.warn("told sk-1234, sk-1234-abcdef and abcdef", mistakes=["sk-1234-abcdef"])
     line = one(lines)
     assert (line["message"], line["fields"]["mistakes"]) == ("told ***, *** and ***", ["***"])
@@ -370,13 +370,13 @@ def test_b9_a_key_that_is_part_of_another_leaves_nothing_of_it(lines, keys):
 
 @pytest.mark.parametrize("shown", [1, 8, len(KEY) - 1, len(KEY)])
 def test_b9_no_part_of_a_key_is_left_where_a_message_is_cut(lines, shown):
-    logs.hand_down(Redaction([Secret(KEY)]))
+    logs.use_redaction(Redaction([Secret(KEY)]))
     Logger("other").info("{text}", text="." * (logs.MAX_MESSAGE - shown) + KEY)
     assert set(one(lines)["message"]) <= {".", "*"}
 
 
 def test_b9_no_part_of_a_key_is_left_where_a_traceback_is_cut(lines):
-    logs.hand_down(Redaction([Secret(KEY)]))
+    logs.use_redaction(Redaction([Secret(KEY)]))
     for shown in range(len(KEY)):
         Logger("other").failure("broken", Failure(ValueError(KEY + "." * (logs.MAX_TRACEBACK - shown))))
     assert len(lines()) == len(KEY)
@@ -384,7 +384,7 @@ def test_b9_no_part_of_a_key_is_left_where_a_traceback_is_cut(lines):
 
 
 def test_b9_no_part_of_a_key_is_left_where_words_for_a_value_are_cut(lines):
-    logs.hand_down(Redaction([Secret(KEY)]))
+    logs.use_redaction(Redaction([Secret(KEY)]))
     for before in range(100, 300):
         logs.info("m", route={Text("." * before + KEY)})
     assert len(lines()) == 200
@@ -394,11 +394,11 @@ def test_b9_no_part_of_a_key_is_left_where_words_for_a_value_are_cut(lines):
 def test_b9_keys_of_before_a_reload_stay_hidden_and_those_of_another_service_are_its_own(lines):
     redaction = Redaction([Secret("first")])
     logs.info("first second third")
-    logs.hand_down(redaction)
+    logs.use_redaction(redaction)
     logs.info("first second third")
     redaction.use([Secret("second"), Secret("third")])
     logs.info("first second third")
-    logs.hand_down(Redaction())
+    logs.use_redaction(Redaction())
     logs.info("first second third")
     shown = ["first second third", "*** second third", "*** *** ***", "first second third"]
     assert [line["message"] for line in lines()] == shown

@@ -156,7 +156,7 @@ def many(routes: int) -> Telemetry:
     def look() -> Snapshot:
         return Snapshot(
             config=config, now=0.0, stopping=False, in_flight={}, connections=1, refused=0, refused_keys=0, lag=0.0,
-            certificate_expires=None, reloads=Reloads(), rests_for=health.cooldown_left, cools_down=health.cools_down,
+            certificate_expires=None, reloads=Reloads(), cooldown_left=health.cooldown_left, cools_down=health.cools_down,
         )  # fmt: skip
 
     telemetry = Telemetry(look, reactor, Redaction(config.secrets))

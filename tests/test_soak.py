@@ -27,9 +27,9 @@ from tests.test_daemon import ROOT, twistd
 from tests.test_memory import rss
 
 REQUESTS = int(os.environ.get("AIGW_SOAK_REQUESTS", "1000000"))
-WARM_UP = (
-    150_000  # the memory of a process that leaks nothing still rises for so long: 69 MiB, 76 at 65,000, 77 at 200,000
-)
+# The memory of a process that leaks nothing still rises for so long: 69 MiB at the start, 76 after 65,000 requests, 77
+# after 200,000.
+WARM_UP = 150_000
 HOURS = 2.0
 RELOAD_SECONDS = 3.0
 SLOPE_KIB = 1024  # for each 100,000 requests

@@ -20,7 +20,7 @@ import pytest
 from aigw.secret import Secret
 from aigw.telemetry.logs import JsonLines
 from aigw.telemetry.redaction import Redaction
-from aigw.telemetry.terminal import TerminalFile, is_terminal, printable, readable, wants_colour
+from aigw.telemetry.terminal import TerminalFile, allows_colour, is_terminal, printable, readable
 from tests.test_daemon import CONFIG, KEYS, ROOT
 
 ATTEMPT = {"step": 1, "provider": "down", "model": "a", "outcome": "unreachable", "status": None, "duration_ms": 2, "message": "x", "rests_s": None}  # fmt: skip
@@ -155,7 +155,7 @@ def test_b9_keys_are_hidden_before_it_is_put_in_words():
     ],
 )
 def test_no_color_is_respected(environ, coloured):
-    assert wants_colour(environ) is coloured
+    assert allows_colour(environ) is coloured
 
 
 def test_a_closed_or_missing_file_is_no_terminal(tmp_path):

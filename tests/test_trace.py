@@ -13,9 +13,9 @@ from opentelemetry.semconv.schemas import Schemas
 from pytest_twisted import ensureDeferred
 
 from aigw.telemetry.redaction import Redaction
-from aigw.telemetry.spans import SEMCONV, made_of
+from aigw.telemetry.spans import SEMCONV, spans_of
 from aigw.telemetry.trace_context import Trace
-from aigw.telemetry.tracing import Tracing, wanted
+from aigw.telemetry.tracing import Tracing, is_enabled
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until
 from tests.providers import answer, begin_stream, completion, event, stream
 from tests.test_metrics import value
@@ -137,7 +137,7 @@ def test_a_parent_is_believed(header, sampled):
     ],
 )
 def test_they_are_off_unless_an_endpoint_is_set(environ, on):
-    assert wanted(environ) is on
+    assert is_enabled(environ) is on
 
 
 # The spans
@@ -289,7 +289,7 @@ def test_names_are_those_of_the_pinned_version():
     trace.sent(attempt_like(), 1000.0)
     trace.attempted(attempt(1), 1000.1)
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": 3, "reasoning_tokens": 4}
-    spans = made_of(record(trace=trace, usage=usage, stream=True, ttft=0.1), 0.0)
+    spans = spans_of(record(trace=trace, usage=usage, stream=True, ttft=0.1), 0.0)
     used = {name for span in spans for name in span.attributes if name.startswith("gen_ai")}
     assert len(used) == 9
     assert used <= known
@@ -363,7 +363,7 @@ def test_what_the_sdk_refuses_in_its_variables_is_said_and_costs_only_the_traces
     monkeypatch.setenv(name, value)
     tracing = Tracing(Clock(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, Redaction())
     tracing.start()
-    assert said[0].startswith("No traces: OpenTelemetry refuses what the OTEL_* variables say: ")
+    assert said[0].startswith("No traces are exported: OpenTelemetry refuses the OTEL_* variables: ")
     tracing.end(record(trace=tracing.begin(None)))
     assert tracing.stop().called
 

@@ -158,10 +158,10 @@ async def test_b11_a_machine_without_ca_certificates_says_so(world, server, monk
     ("file", "folder", "found"),
     [
         ("full", None, Trusted.SYSTEM),
-        ("empty", None, Trusted.NOBODY),
-        ("missing", None, Trusted.NOBODY),
+        ("empty", None, Trusted.NOTHING),
+        ("missing", None, Trusted.NOTHING),
         (None, "certs", Trusted.SYSTEM),
-        (None, "missing", Trusted.NOBODY),
+        (None, "missing", Trusted.NOTHING),
         ("missing", "certs", Trusted.SYSTEM),
     ],
 )

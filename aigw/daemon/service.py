@@ -77,7 +77,7 @@ class GatewayService(Service):
         self._reloads = Reloads()
         self._reload = Reload(reactor, self._read, self._swap, self._notify, self._reloads)
         self._redaction = Redaction()
-        logs.hand_down(self._redaction)
+        logs.use_redaction(self._redaction)
         if observer is not None:
             observer.redaction = self._redaction  # twistd adds it to the log only later
         self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ)
@@ -261,7 +261,7 @@ class GatewayService(Service):
             lag=self.watchdog.lag,
             certificate_expires=identity.validity.expires if identity else None,
             reloads=self._reloads,
-            rests_for=self._cooldowns.cooldown_left,
+            cooldown_left=self._cooldowns.cooldown_left,
             cools_down=self._cooldowns.cools_down,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )

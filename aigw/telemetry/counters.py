@@ -1,5 +1,6 @@
-"""What was counted since the start, made of each Record once. Counting is a few additions to plain numbers: the names
-that metrics and pages give them are looked at only by whoever reads.
+"""The counts since the start. Each Record is counted once, by a few additions to plain numbers.
+
+Names and labels are made only when metrics or pages are read.
 
 A reload keeps the counts of the routes and steps that stay, and drops those of the others.
 """
@@ -16,16 +17,16 @@ from aigw.protocols.usage import KINDS, by_kind
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
 from aigw.telemetry.record import AttemptRecord, Record
 
-OTHER = "other"  # the route of requests that name none
+OTHER = "other"  # the route of requests that name no configured route
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-NO_WORD_ON_THE_STEP = frozenset(["client_gone", "draining"])
+NOT_FAILURES = frozenset(["client_gone", "draining"])  # outcomes of attempts that are no success either
 
 StepKey = tuple[int, str, str]
-# Series that are there from the start, so that the alert on them sees the first of them as an increase.
+# These series exist from the start: an alert then sees the first such request as an increase.
 _REQUESTS = ((200, "ok"), (502, "error"))
 _REQUESTS_WITHOUT_ROUTE = ((400, "error"), (401, "error"), (404, "error"))
-# And these from a step's first attempt on.
+# These series of a step exist from its first attempt.
 OUTCOMES = (
     *("ok", "unreachable", "timeout", "refused", "broken"),
     *("stream_truncated", "stream_reset", "stream_idle_timeout", "answer_truncated", "answer_timeout"),
@@ -33,7 +34,10 @@ OUTCOMES = (
 
 
 class Histogram:
-    """How often a value was at most each of ``bounds``; the last count is of those above all."""
+    """Counts of values. Each of ``bounds`` counts the values up to it and above the one before it.
+
+    The last count is of the values above all bounds.
+    """
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -43,13 +47,13 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count ``value``; what is counted of every request does this without the call."""
+        """Count ``value``. ``Counters.count`` does the same without a call where it runs for every request."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
 
 class ModelCounters:
-    """One model of one provider, whichever steps name it: how long its answers took, and their first tokens."""
+    """One model of one provider, over all its steps: the seconds to the end of its answers and to the first token."""
 
     def __init__(self) -> None:
         self.duration = Histogram(SECONDS)
@@ -57,8 +61,10 @@ class ModelCounters:
 
 
 class StepCounters:
-    """One step of one route. ``why`` is the failure because of which it rests, or last rested; ``answers`` whether it
-    did the last time, None before the first attempt.
+    """One step of one route.
+
+    ``why`` is the message of the failure that began its last cooldown. ``answers`` is whether the last attempt
+    succeeded, None before the first attempt.
     """
 
     def __init__(self, model: ModelCounters) -> None:
@@ -71,7 +77,7 @@ class StepCounters:
 
 
 class RouteCounters:
-    """One route, or all requests that name none."""
+    """One route, or all requests that name no configured route."""
 
     def __init__(self, requests: Iterable[tuple[int, str]] = _REQUESTS) -> None:
         self.used = False
@@ -84,7 +90,7 @@ class RouteCounters:
 
 
 class Counters:
-    """All routes, all models by their providers, and the failures of late."""
+    """All routes by name, all models by provider and name, and the latest failures."""
 
     def __init__(self) -> None:
         self.routes: dict[str, RouteCounters] = {}
@@ -93,8 +99,8 @@ class Counters:
         self.failures: Failures = failures()
 
     def keep(self, routes: Iterable[Route]) -> None:
-        """Count for just these routes from now on."""
-        kept: dict[str, RouteCounters] = {}  # a thread may be reading those of before
+        """Count for these routes from now on, and drop the counts of all other routes."""
+        kept: dict[str, RouteCounters] = {}  # new dicts, because a thread may be reading the old ones
         models: dict[tuple[str, str], ModelCounters] = {}
         for route in routes:
             counters = kept[route.name] = self.routes.get(route.name) or RouteCounters()
@@ -107,11 +113,11 @@ class Counters:
                 steps[key] = counters.steps.get(key) or StepCounters(models[model_key])
             counters.steps = steps
         self.routes, self.models = kept, models
-        self.other = self.routes.get(OTHER) or self.other  # a route may have that name: there is one series for both
+        self.other = self.routes.get(OTHER) or self.other  # a route may be named OTHER: both have one series
 
     def count(self, record: Record) -> None:
-        """One request. One that began before a reload which dropped its route counts as one that names none."""
-        # No function is called that need not be: this is the price of being watched.
+        """Count one request. If a reload has dropped its route meanwhile, it is counted under OTHER."""
+        # This runs for every request, so the additions are written out instead of called.
         route = self.routes.get(record.route or "", self.other)
         route.used = True
         key = record.status, record.stream, record.outcome
@@ -152,19 +158,19 @@ class Counters:
                     minute.answers += 1
                     minute.whole += seconds
                 elif record.ttft is not None:
-                    # The step's own: what was lost on those before it is not its doing.
+                    # Without the time that the earlier attempts of this request took.
                     first = max(0.0, seconds - (took - record.ttft))
                     minute.streams += 1
                     minute.first += first
                     step.model.first_token.observe(first)
                 continue
             step.attempts[outcome] = step.attempts.get(outcome, 0) + 1
-            if outcome not in NO_WORD_ON_THE_STEP:
+            if outcome not in NOT_FAILURES:
                 step.hour.at(record.ended).failed += 1
                 self._failed(step, record, attempt)
         if attempts[0] is not attempts[-1]:
             route.fallbacks += sum(a.step != b.step for a, b in pairwise(attempts))
-        if record.usage and step is not None:  # the last one's: who failed before it reported none
+        if record.usage and step is not None:  # the last attempt's: those before it failed and reported none
             minute = minute or step.hour.at(record.ended)
             for kind, count in by_kind(record.usage).items():
                 step.tokens[kind] += count

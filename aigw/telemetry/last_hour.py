@@ -1,4 +1,4 @@
-"""The last hour of each step, minute by minute, and the failures of late; all of it in rings of a fixed size."""
+"""The last hour of each step, minute by minute, and the latest failures; both in rings of a fixed size."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ FAILURES = 50
 
 
 class Minute:
-    """What a step did in one minute. ``first`` are the seconds to the first token of the ``streams``; ``whole`` those
-    of the ``answers`` in one piece.
+    """What a step did in one minute. ``number`` counts minutes on the gateway's clock.
+
+    ``first`` is the sum of the seconds to the first token, over all ``streams``. ``whole`` is the sum of the seconds to
+    the end, over all plain ``answers``.
     """
 
     __slots__ = ("answers", "completion", "failed", "first", "number", "ok", "prompt", "streams", "whole")
@@ -27,7 +29,7 @@ class Minute:
 
 
 class Hour:
-    """Sixty minutes, each in the slot of the one that was an hour before it."""
+    """The last sixty minutes. A new minute replaces the one an hour before it."""
 
     __slots__ = ("_slots", "latest")
 
@@ -36,7 +38,7 @@ class Hour:
         self.latest = -MINUTES  # the number of the last minute in which anything happened
 
     def at(self, seconds: float) -> Minute:
-        """The minute of a moment on the gateway's clock."""
+        """The minute to count in, for a time on the gateway's clock."""
         number = int(seconds // 60)
         if number > self.latest:
             self.latest = number
@@ -47,7 +49,7 @@ class Hour:
         return slot
 
     def until(self, seconds: float) -> Iterator[Minute | None]:
-        """The sixty minutes up to a moment, the oldest first; None for one in which nothing happened."""
+        """The sixty minutes up to a time, the oldest first; None for a minute in which nothing happened."""
         last = int(seconds // 60)
         for number in range(last - MINUTES + 1, last + 1):
             slot = self._slots[number % MINUTES] if self._slots else None
@@ -55,9 +57,9 @@ class Hour:
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """An attempt that failed, or a request that did, which has no ``attempt``; ``time`` in Unix seconds.
+    """A failed attempt, or a failed request: then ``attempt`` is None. ``time`` is in Unix seconds.
 
-    ``status`` is the provider's for an attempt and the client's for a request.
+    ``status`` is what the provider answered to the attempt, or what the client got for the request.
     """
 
     time: float
@@ -73,5 +75,5 @@ Failures = deque[Failed]
 
 
 def failures() -> Failures:
-    """A ring of the latest."""
+    """An empty ring for the latest FAILURES."""
     return deque(maxlen=FAILURES)

@@ -1,4 +1,4 @@
-"""The log in a file: appended to, rotated by size or on demand, and opened anew where somebody else has moved it."""
+"""The log in a file. The file is rotated by size or on demand, and opened again if another program has moved it."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from aigw.telemetry.log_writer import wait_until_writable
 MAX_BYTES = 100_000_000
 KEPT = 10
 MODE = 0o640
-# Appending, each write goes to the end of the file, wherever a `copytruncate` has put that.
+# O_APPEND: each write goes to the end of the file, also after logrotate's `copytruncate` has shortened it.
 FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK
 
 
 class LogFile:
-    """``path``, and the files before it as ``path.1`` (the newest) to ``path.10``."""
+    """The log at ``path``; the older files are ``path.1`` (the newest of them) to ``path.10``."""
 
     def __init__(self, path: str, max_bytes: int = MAX_BYTES, kept: int = KEPT) -> None:
-        """Raises OSError if it cannot be opened."""
+        """Rotates at ``max_bytes`` and keeps ``kept`` older files. Raises OSError if the file cannot be opened."""
         self.path = os.path.abspath(path)  # twistd may change the directory
         self._max_bytes = max_bytes
         self._kept = kept
         self._fd = os.open(self.path, FLAGS, MODE)
 
     def write(self, data: bytes) -> int:
-        """Write the beginning of ``data``; gives how many bytes that was. Raises OSError."""
+        """Write the beginning of ``data``. Returns how many bytes were written. Raises OSError."""
         now = os.fstat(self._fd)
         if stat.S_ISREG(now.st_mode) and now.st_size >= self._max_bytes:
             self.rotate()
         while True:
             try:
                 return os.write(self._fd, data)
-            except BlockingIOError:  # a named pipe that nobody reads just now
+            except BlockingIOError:  # a named pipe that is full
                 wait_until_writable(self._fd)
 
     def rotate(self) -> None:
-        """Go on with a new file at ``path``. If it still leads to ours, ours is renamed first.
+        """Continue in a new file at ``path``. If the open file is still at ``path``, it is renamed first.
 
-        If no file can be opened there the old one is written to as before.
+        If no new file can be opened, the log continues in the old one.
         """
         ours = os.fstat(self._fd)
         with suppress(OSError):
@@ -55,7 +55,7 @@ class LogFile:
             os.close(fd)
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file; nothing can be written after that."""
         os.close(self._fd)
 
     def _is_at_path(self, ours: os.stat_result) -> bool:

@@ -1,7 +1,7 @@
-"""A log that blocks nobody: lines are queued, and a thread of their own writes them.
+"""A log that never blocks the event loop: lines are queued, and a thread writes them.
 
-Whoever reads the log may stop reading (a full pipe), the disk may hang or be full. Then lines wait in a bounded queue;
-what does not fit is dropped and counted, and one line says how many as soon as lines can be written again.
+A pipe may be full because its reader has stopped; a disk may hang or be full. Then lines wait in a bounded queue. Lines
+that do not fit are dropped and counted. When lines can be written again, one line reports how many were dropped.
 """
 
 from __future__ import annotations
@@ -14,21 +14,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
-ROOM = 4 * 1024 * 1024  # bytes that wait; as many again may be in the middle of being written
-GATHER_SECONDS = 0.02  # for which the thread waits for more lines: waking it for each would cost more than the line
-BEHIND = (
-    64 * 1024
-)  # so much waits: larger pieces, as each costs a turn of the interpreter's lock, up to 5 ms under load
-FINISH_SECONDS = 2.0  # for which the end of the process waits for a reader
+ROOM = 4 * 1024 * 1024  # bytes in the queue; the thread may hold as many again that it is writing
+GATHER_SECONDS = 0.02  # the thread waits so long for more lines: waking it for each line would cost more than the line
+# If so many bytes wait, the pieces are larger: each piece waits for the interpreter's lock, up to 5 ms under load.
+BEHIND = 64 * 1024
+FINISH_SECONDS = 2.0  # the end of the process waits so long for a reader
 
-Write = Callable[[bytes], int]  # writes the beginning of what it is given, and says how many bytes that was
+Write = Callable[[bytes], int]  # writes the beginning of the bytes, and returns how many were written
+
+
+class LineFile(Protocol):
+    """The methods of a text file that a log needs."""
+
+    def write(self, line: str, /) -> object:
+        """Write a line, which ends with a line feed."""
+
+    def flush(self) -> object:
+        """See TextIO."""
 
 
 class LogWriter:
-    """A file for lines. ``dropped`` is how many were dropped since the start.
+    """A file for lines. ``dropped`` counts the lines that were dropped since the start.
 
     ``write`` may be called from every thread, from signal handlers and destructors: Twisted logs in all of them.
+    ``notice`` makes the line that reports so many dropped lines.
     """
 
     def __init__(self, write: Write, room: int = ROOM) -> None:
@@ -40,52 +51,53 @@ class LogWriter:
         self._lock = threading.RLock()
         self._lines: list[bytes] = []
         self._bytes = 0
-        self._missing = 0  # lines that found no room behind those in ``_lines``
-        self._unreported = 0  # lines that are lost, with no notice of them written yet
-        self._asleep = True
+        self._missing = 0  # lines dropped since ``_lines`` was full
+        self._unreported = 0  # lines that were dropped and not reported yet
+        self._idle = True
         self._wake: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._end: float | None = None
         self._inside_a_line = False
 
     def write(self, line: str) -> None:
-        """Queue a line, which ends with a line feed, or drop it. Blocks only once ``finish`` was called."""
+        """Queue a line, which ends with a line feed, or drop it. Blocks only after ``finish`` was called."""
         data = line.encode(errors="replace")
         size = len(data)
         with self._lock:
-            if self._missing or self._bytes + size > self._room:  # once one is missing the next would be out of order
+            # After a dropped line the next ones are dropped too, so that the order is kept.
+            if self._missing or self._bytes + size > self._room:
                 self._missing += 1
                 self.dropped += 1
             else:
                 self._lines.append(data)
                 self._bytes += size
-            asleep, self._asleep = self._asleep, False
-        if asleep:
+            idle, self._idle = self._idle, False
+        if idle:
             self._wake.put(None)
         if self._end is not None and threading.current_thread() is not self._thread:
             self._wait()
 
     def flush(self) -> None:
-        """The thread does that."""
+        """Do nothing. The thread writes the lines."""
 
     def start(self) -> None:
-        """Begin to write. A process that forks does so before, for a thread stays behind in the parent."""
+        """Start the thread. A process that forks must fork before, because threads are not copied to the child."""
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="log", daemon=True)
             thread.start()
             self._thread = thread
 
     def call(self, act: Callable[[], object]) -> None:
-        """Call ``act`` in the thread, when what is queued is written; a signal handler may ask for it."""
+        """Call ``act`` in the thread after the queued lines are written. A signal handler may call this."""
         self._wake.put(act)
 
     def finish(self) -> None:
-        """The end of the process: from now on ``write`` waits until its line is written, FINISH_SECONDS in all."""
+        """Prepare for the end of the process: from now on ``write`` waits for its line, FINISH_SECONDS in all."""
         if self._end is None:
             self._end = time.monotonic() + FINISH_SECONDS
         try:
             self.start()
-        except RuntimeError:  # the interpreter is shutting down, and lets no thread begin
+        except RuntimeError:  # the interpreter is shutting down and starts no thread
             self._write_all()
             return
         self._wait()
@@ -113,7 +125,7 @@ class LogWriter:
                 lines, size, missing = self._lines, self._bytes, self._missing
                 self._lines, self._bytes, self._missing = [], 0, 0
                 if not lines and not missing:
-                    self._asleep = True
+                    self._idle = True
                     return
             most = select.PIPE_BUF if size < BEHIND else BEHIND
             chunks = _chunks(lines, most)
@@ -124,19 +136,19 @@ class LogWriter:
             self._reported()
 
     def _reported(self) -> bool:
-        """Write how many lines are lost, if any are; whether that could be written."""
+        """Report dropped lines, if there are any. Returns whether none is left to report."""
         if self._unreported and not self._failed(self.notice(self._unreported).encode()):
             self._unreported = 0
         return not self._unreported
 
     def _failed(self, chunk: bytes) -> int:
-        """Write whole lines; gives how many of them could not be written."""
+        """Write whole lines. Returns how many of them could not be written."""
         begin = b"\n" if self._inside_a_line else b""
         chunk, done = begin + chunk, 0
         while done < len(chunk):
             try:
                 done += self._write(chunk[done:])
-            except OSError:  # a full disk, a reader that is gone, a terminal that is closed
+            except OSError:  # a full disk, a closed pipe, a closed terminal
                 break
         if done:
             self._inside_a_line = not chunk.endswith(b"\n", 0, done)
@@ -144,7 +156,10 @@ class LogWriter:
 
 
 def _chunks(lines: list[bytes], most: int) -> Iterator[bytes]:
-    """Lines together, at most so many bytes. PIPE_BUF a pipe takes in one piece, whoever else writes to it."""
+    """Join lines to chunks of at most ``most`` bytes; a longer line is a chunk of its own.
+
+    A pipe takes PIPE_BUF bytes in one piece, also while other processes write to it.
+    """
     chunk: list[bytes] = []
     size = 0
     for line in lines:
@@ -158,7 +173,7 @@ def _chunks(lines: list[bytes], most: int) -> Iterator[bytes]:
 
 
 def to_descriptor(fd: int) -> Write:
-    """Write to an open file. It may be one that does not block, for whoever shares it may have made it so."""
+    """Write to an open file, also to one that another process has made non-blocking."""
 
     def write(data: bytes) -> int:
         while True:
@@ -171,14 +186,14 @@ def to_descriptor(fd: int) -> Write:
 
 
 def wait_until_writable(fd: int) -> None:
-    """Return when the file takes more."""
+    """Block until the file takes more bytes."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     poll.poll()
 
 
 def to_syslog(name: str) -> Write:
-    """Write to the system's log, under that name."""
+    """Write to the system's log (syslog), under the name ``name``."""
     syslog.openlog(name, syslog.LOG_PID, syslog.LOG_DAEMON)
 
     def write(data: bytes) -> int:

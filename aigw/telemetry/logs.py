@@ -1,8 +1,8 @@
 """Logs as one JSON object a line: ``time``, ``level``, ``message``, ``request_id`` and ``fields``.
 
-What may stand in ``fields`` is listed here, and in ``record``; anything else is dropped. Keys are hidden by
-construction (``Secret``); the ``Redaction`` that the service hands down is the second wall, for every line. Lines are
-bounded.
+``fields`` holds only the names in FIELDS, some of which come from ``record``; others are dropped. A key is a
+``Secret``, which prints as ``***``; in addition the service's ``Redaction`` hides keys in every line. The length of a
+line is bounded.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import msgspec
-from twisted.logger import ILogObserver, Logger, LogLevel, formatEvent
+from twisted.internet.interfaces import IReactorCore
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
-from aigw.telemetry.log_writer import LogWriter, Write, to_descriptor
+from aigw.telemetry.log_writer import LineFile, LogWriter, Write, to_descriptor
 from aigw.telemetry.record import AttemptRecord, Record, names_for
 from aigw.telemetry.redaction import Redaction
 
@@ -38,20 +39,22 @@ _OURS = FIELDS | {"time", "level", "message", "request_id", "fields", "reason", 
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}
 _DEBUG = LogLevel.debug
-_FORMAT = "{aigw_message} {aigw_fields}"  # for the observers of others
+_FORMAT = "{aigw_message} {aigw_fields}"  # for other observers of Twisted's log
 _ACCEPTING = "twisted.internet.tcp.Port"
 _encode = msgspec.json.encode
 
-Hide = Callable[[str], str]  # from a text to the text without keys; the very same object where it has none
+Hide = Callable[[str], str]  # from a text to the text without keys; the same object if it has none
 
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 log = Logger("aigw")
 
 
-def hand_down(redaction: Redaction) -> None:
-    """Have every line of the log pass through ``redaction``, whoever made the observers that write them: twistd makes
-    that of ``--logger``."""
+def use_redaction(redaction: Redaction) -> None:
+    """Hide keys by ``redaction`` in every line from now on.
+
+    The event reaches every JsonLines, also one that twistd made for ``--logger``.
+    """
     log.emit(LogLevel.debug, None, aigw_redaction=redaction)
 
 
@@ -59,10 +62,10 @@ def hand_down(redaction: Redaction) -> None:
 class JsonLines:
     """Writes each event of level ``info`` and up as a line to ``file``.
 
-    Until a ``redaction`` is handed down nothing is hidden: the configuration, which names the keys, is not read yet.
+    Nothing is hidden until ``use_redaction`` is called: the configuration, which has the keys, is not read until then.
     """
 
-    def __init__(self, file: TextIO | Any, priorities: bool = False) -> None:
+    def __init__(self, file: LineFile, priorities: bool = False) -> None:
         """``priorities`` are written before each line where the journal reads them (sd-daemon(3))."""
         self.redaction = Redaction()
         self._file = file
@@ -70,10 +73,10 @@ class JsonLines:
         self._priorities = _PRIORITIES if priorities else dict.fromkeys(_PRIORITIES, "")
         self._duplicates = DuplicateFilter(time.monotonic)
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: LogEvent) -> None:
         """See ILogObserver."""
         level = event.get("log_level", LogLevel.info)
-        if level is _DEBUG:  # the only one below info; Twisted's comparison looks through all levels
+        if level is _DEBUG:  # the only level below info; Twisted's comparison of levels is slow
             self.redaction = event.get("aigw_redaction") or self.redaction
             return
         kind = _kind(event)
@@ -88,42 +91,42 @@ class JsonLines:
         except (OSError, ValueError):
             pass  # a full disk or a closed terminal must not stop the gateway
 
-    def _whole(self, event: dict[str, Any], level: Any) -> str:
+    def _whole(self, event: LogEvent, level: object) -> str:
         line = _line(event, level, self.redaction.hide)
         if self._only_ascii and not line.isascii():
             line = _BEYOND_ASCII.sub(_escaped, line)
         return f"{self._priorities[level]}{line}\n"
 
     def notice(self, dropped: int) -> str:
-        """The line that says how many are missing where it stands."""
-        message = "Log lines were dropped: they could not be written, or nobody read them"
+        """The line that reports how many lines were dropped at this place."""
+        message = "Log lines were dropped: the log could not be written, or its reader was too slow"
         event = {"log_time": time.time(), "aigw_message": message, "aigw_fields": {"dropped": dropped}}
         return self._whole(event, LogLevel.warn)
 
 
 class QueuedLines(JsonLines):
-    """JSON lines that a thread writes, so that the gateway goes on where they cannot be written; ``writer`` has it."""
+    """JSON lines that a thread (``writer``) writes, so that a full pipe or a full disk does not block the gateway."""
 
     def __init__(
-        self, write: Write, priorities: bool = False, form: Callable[[LogWriter], Any] = lambda writer: writer
+        self, write: Write, priorities: bool = False, form: Callable[[LogWriter], LineFile] = lambda writer: writer
     ) -> None:
-        """``write`` is called in the thread; that begins when the reactor runs, for twistd forks before.
+        """``write`` is called in the thread. The thread starts when the reactor runs, because twistd forks before that.
 
-        ``form`` gives the file that the lines go to on their way to the thread, for another form of them.
+        ``form`` wraps the writer in a file that changes the form of each line.
         """
         from twisted.internet import reactor as installed
 
-        reactor: Any = installed
+        reactor = cast(IReactorCore, installed)
         self.writer = LogWriter(write)
         self.writer.notice = self.notice
         super().__init__(form(self.writer), priorities)
         reactor.callWhenRunning(self.writer.start)
         reactor.addSystemEventTrigger("after", "shutdown", self.writer.finish)
-        atexit.register(self.writer.finish)  # where the reactor never ran
+        atexit.register(self.writer.finish)  # for a process whose reactor never ran
 
 
-def _takes_unicode(file: TextIO | Any) -> bool:
-    """Whether the file writes each character as it is. One that encodes in ASCII writes escapes that JSON has not."""
+def _takes_unicode(file: LineFile) -> bool:
+    """Whether the file can write all characters. A file in ASCII writes escapes that are not valid in JSON."""
     encoding = getattr(file, "encoding", None)
     return not isinstance(encoding, str) or codecs.lookup(encoding).name.startswith("utf")
 
@@ -134,7 +137,7 @@ def _escaped(text: re.Match[str]) -> str:
 
 
 def is_journal(environ: Mapping[str, str], fd: int) -> bool:
-    """Whether what is written to the file descriptor goes to the journal, which reads ``<3>`` as a priority."""
+    """Whether the file descriptor leads to the journal, which reads ``<3>`` at the start of a line as a priority."""
     try:
         stat = os.fstat(fd)
     except OSError:
@@ -143,34 +146,34 @@ def is_journal(environ: Mapping[str, str], fd: int) -> bool:
 
 
 def json_lines() -> QueuedLines:
-    """The factory for ``--logger aigw.telemetry.logs.json_lines``: to standard error, which twistd leaves to us."""
+    """The factory for ``--logger aigw.telemetry.logs.json_lines``: writes to standard error."""
     return to_stream(sys.__stderr__, priorities=is_journal(os.environ, 2))
 
 
 def to_stream(
-    stream: TextIO | None, priorities: bool = False, form: Callable[[LogWriter], Any] = lambda writer: writer
+    stream: TextIO | None, priorities: bool = False, form: Callable[[LogWriter], LineFile] = lambda writer: writer
 ) -> QueuedLines:
-    """To standard output or error; Python has None for one that was closed when it started."""
+    """JSON lines to standard output or error. Python has None for a stream that was closed at its start."""
     return QueuedLines(to_descriptor(stream.fileno() if stream else -1), priorities, form)
 
 
-def info(message: str, request_id: str | None = None, **fields: Any) -> None:
+def info(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields."""
     _emit(LogLevel.info, message, request_id, fields)
 
 
-def warn(message: str, request_id: str | None = None, **fields: Any) -> None:
+def warn(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields, as a warning."""
     _emit(LogLevel.warn, message, request_id, fields)
 
 
-def error(message: str, request_id: str | None = None, **fields: Any) -> None:
+def error(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields, as an error."""
     _emit(LogLevel.error, message, request_id, fields)
 
 
-def _emit(level: Any, message: str, request_id: str | None, fields: dict[str, Any]) -> None:
-    """What ``Logger.emit`` does, without its look through all levels; one line is written for each request."""
+def _emit(level: object, message: str, request_id: str | None, fields: dict[str, object]) -> None:
+    """Do what ``Logger.emit`` does, but faster: ``emit`` searches all levels, and each request writes a line."""
     log.observer(
         {
             "log_logger": log,
@@ -186,11 +189,11 @@ def _emit(level: Any, message: str, request_id: str | None, fields: dict[str, An
     )
 
 
-def _kind(event: dict[str, Any]) -> object:
-    """What two events share of which one is enough, None for all others.
+def _kind(event: LogEvent) -> object:
+    """The kind of an event, for the DuplicateFilter; None for an event that is always logged.
 
-    Failures that are the same mistake: type, and the places that they passed. What Twisted says of each client
-    that it cannot accept while files have run out.
+    Two failures are of one kind if they have the same type and the same places in the code. Another kind is Twisted's
+    line for each client that it cannot accept because the process has too many open files.
     """
     failure = event.get("log_failure") or event.get("failure")
     if failure is None:
@@ -199,10 +202,10 @@ def _kind(event: dict[str, Any]) -> object:
     return hash((failure.type, places or failure.getErrorMessage()))
 
 
-def _line(event: dict[str, Any], level: Any, hide: Hide) -> str:
+def _line(event: LogEvent, level: object, hide: Hide) -> str:
     seconds = event.get("log_time", 0.0)
     fields = event.get("aigw_fields")
-    if fields is None:  # somebody else's event: its text, and nothing that it holds
+    if fields is None:  # an event of another library: its text is logged, not its other values
         message = formatEvent(event) or event.get("log_namespace", "")
         failure = event.get("log_failure") or event.get("failure")
         fields = {}
@@ -215,7 +218,7 @@ def _line(event: dict[str, Any], level: Any, hide: Hide) -> str:
         message = event["aigw_message"]
         if not fields.keys() <= FIELDS:
             fields = {name: value for name, value in fields.items() if name in FIELDS}
-    if len(message) > MAX_MESSAGE:  # hidden first, or half a key may be left
+    if len(message) > MAX_MESSAGE:  # keys are hidden first: a part of a key would not be found
         message = hide(message)[:MAX_MESSAGE]
     shape = {
         "time": f"{_to_the_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z",
@@ -232,11 +235,11 @@ def _to_the_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-def _encoded(shape: dict[str, Any], hide: Hide) -> str:
-    """``shape`` as JSON, without a key in it, and bounded; its slow ways are for lines that need them."""
+def _encoded(shape: dict[str, object], hide: Hide) -> str:
+    """``shape`` as JSON, without keys, and bounded. Only a line with a key, or a long or unusual line, is slow."""
     try:
         line = _encode(shape).decode()
-    except (TypeError, ValueError):  # a value that JSON has no form for: better written badly than lost
+    except (TypeError, ValueError):  # a value that JSON cannot hold is written as its repr
         return _encode(_bounded(_plain(shape, hide))).decode()
     if len(line) > MAX_LINE or hide(line) is not line:
         return _encode(_bounded(_plain(msgspec.json.decode(line), hide))).decode()
@@ -253,8 +256,8 @@ def _bounded(shape: dict[str, Any]) -> dict[str, Any]:
     return {**shape, "request_id": str(shape.get("request_id"))[:200], "fields": short}
 
 
-def _plain(value: Any, hide: Hide) -> Any:
-    """``value`` with every key hidden, and as something that JSON has a form for."""
+def _plain(value: object, hide: Hide) -> Any:
+    """``value`` with every key hidden, in types that JSON can hold."""
     if isinstance(value, list | tuple):
         return [_plain(member, hide) for member in value]
     if isinstance(value, dict):
@@ -271,14 +274,14 @@ MAX_KINDS = 200
 
 
 class DuplicateFilter:
-    """Counts what comes again within WINDOW_SECONDS instead of letting it through; ``seconds`` is a monotonic clock."""
+    """Admits one event of a kind in WINDOW_SECONDS and counts the others. ``seconds`` is a monotonic clock."""
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._seconds = seconds
-        self._kinds: dict[object, list[float]] = {}  # when it was let through, and how often it came since
+        self._kinds: dict[object, list[float]] = {}  # when one was admitted, and how many were held back since
 
     def admit(self, kind: object) -> int | None:
-        """None for what is only counted, else how often the like of it was held back since it last was let through."""
+        """None if the event must not be logged; else how many of its kind were held back since the last one."""
         now = self._seconds()
         known = self._kinds.get(kind)
         if known is None:

@@ -1,10 +1,9 @@
-"""Log lines on what clients do: at most a few in a while for each kind, which say how often it came, and from where."""
+"""Log lines about what clients do, at most a few in LOG_SECONDS for each kind: how often, and from which addresses."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -13,15 +12,15 @@ from aigw.telemetry import logs
 LOG_SECONDS = 10.0
 MAX_ADDRESSES = 10  # named in one line of the log
 
-# From how often it came, in all and from each address, to the fields of its line; without an address it is from others.
-Fields = Callable[[int, dict[str, int]], dict[str, Any]]
+# From how often it happened, in all and by address, to the fields of its line. No address means: other addresses.
+Fields = Callable[[int, dict[str, int]], Mapping[str, object]]
 
 
 class Notice:
-    """One thing that clients do. What is first is written at once, and what comes after it together, LOG_SECONDS later.
+    """One kind of event that clients cause. The first is logged at once; later ones are summed up for LOG_SECONDS.
 
-    ``lines`` says into how many lines: one for all addresses, or one for each of those from which most came and one for
-    all others. No more than ``addresses`` are kept apart.
+    ``lines`` is the limit of lines in that time: 1 is one line for all addresses, more is one line for each of the
+    addresses with the most events and one line for all others. At most ``addresses`` are counted separately.
     """
 
     def __init__(
@@ -32,13 +31,14 @@ class Notice:
         self._fields = fields
         self._lines = lines
         self._addresses = addresses
-        self._written: set[str | None] = set()  # from where it came when a line was written; less than LOG_SECONDS ago
+        # The addresses with a line in the last LOG_SECONDS; None stands for a line about all addresses.
+        self._written: set[str | None] = set()
         self._unwritten: Counter[str] = Counter()
         self._unwritten_of_others = 0
         self._timer: IDelayedCall | None = None
 
     def note(self, address: str | None = None, count: int = 1, shown: str | None = None) -> None:
-        """It came ``count`` times more; a line for this alone may name the address as it is ``shown``."""
+        """Count ``count`` events from ``address``. A line with this address alone names it as ``shown``."""
         if len(self._written) < self._lines and address not in self._written:
             self._written.add(address)
             name = shown or address
@@ -70,10 +70,10 @@ class Notice:
             self._timer = self._clock.callLater(LOG_SECONDS, self._write_more)
 
     def _write(self, count: int, by_address: dict[str, int]) -> None:
-        logs.warn(self._message, **self._fields(count, by_address))
+        logs.warn(self._message, None, **self._fields(count, by_address))
 
     def close(self) -> None:
-        """Nothing listens any more: write what is not written."""
+        """Write the events that are not logged yet; for the time after the listeners are closed."""
         if self._timer is not None:
             self._timer.cancel()
             self._write_more()

@@ -1,15 +1,15 @@
-"""``/metrics``: the counters and the state of the daemon in Prometheus' words.
+"""``/metrics``: the counters and the state of the daemon for Prometheus.
 
-https://prometheus.io/docs/practices/naming/; labels hold nothing but what the configuration names, and codes of ours.
+The values of labels are names from the configuration and the gateway's own codes, nothing that clients send.
+Names follow https://prometheus.io/docs/practices/naming/.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -20,35 +20,35 @@ from aigw.telemetry.counters import Counters
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import Snapshot, TakeSnapshot
 
-Families = Iterator[Any]
+Families = Iterator[Metric]
 
 
 class Exposition:
-    """Answers scrapes. ``more`` adds families of others."""
+    """Answers scrapes. ``more`` gives further metric families."""
 
     def __init__(
         self,
         counters: Counters,
-        look: TakeSnapshot,
+        take_snapshot: TakeSnapshot,
         redaction: Redaction,
         more: Callable[[], Families] | None = None,
     ) -> None:
         self._counters = counters
-        self._look = look
+        self._take_snapshot = take_snapshot
         self._redaction = redaction
         self._more = more
         self._process = ProcessCollector(registry=None)
 
     def scrape(self, accept: str) -> tuple[Iterator[bytes], bytes]:
-        """The pieces of the body, in the format that ``accept`` asks for, each of whole lines; and its content type.
+        """The pieces of the body, each of whole lines, and its content type; in the format that ``accept`` asks for.
 
-        The pieces are made as they are asked for. Where there are many routes that takes a while: ask in a thread.
+        A piece is made when the iterator reaches it. With many routes that takes long: iterate in a thread.
         """
         try:
             encode, kind = choose_encoder(accept)
-        except Exception:  # it takes a version to be a number
+        except Exception:  # choose_encoder expects each version in Accept to be a number
             encode, kind = choose_encoder("")
-        live = self._look()
+        live = self._take_snapshot()
         families = [*_of_the_daemon(live), *(self._more() if self._more is not None else ())]
         rest = CollectorRegistry(auto_describe=False)
         rest.register(_Families(families, self._process))
@@ -56,29 +56,33 @@ class Exposition:
         def pieces() -> Iterator[bytes]:
             for piece in series.pieces(self._counters, live, self._redaction.hide, "openmetrics" in kind):
                 yield piece.encode()
-            yield self._redaction.hide_in_values(encode(rest))  # the last, for OpenMetrics has a mark at the end
+            yield self._redaction.hide_in_values(encode(rest))  # last, because it ends with OpenMetrics' end mark
 
         return pieces(), kind.encode()
 
 
 class _Families(Collector):
-    def __init__(self, families: list[Any], process: ProcessCollector) -> None:
+    def __init__(self, families: list[Metric], process: ProcessCollector) -> None:
         self._families = families
         self._process = process
 
-    def collect(self) -> list[Any]:
+    def collect(self) -> list[Metric]:
         return [*self._families, *self._process.collect()]
 
 
 def _of_the_daemon(live: Snapshot) -> Families:
-    yield GaugeMetricFamily("aigw_connections", "Connections of clients that are open.", live.connections)
+    yield GaugeMetricFamily("aigw_connections", "Open connections of clients.", live.connections)
     yield CounterMetricFamily(
-        "aigw_connections_refused", "Connections that were one too many, in all or of one address.", live.refused
+        "aigw_connections_refused",
+        "Connections that were refused because of a limit, in all or for one address.",
+        live.refused,
     )
-    yield CounterMetricFamily("aigw_refused_keys", "Keys of clients that were not the gateway's.", live.refused_keys)
-    yield GaugeMetricFamily("aigw_event_loop_lag_seconds", "By how much the last beat of the loop was late.", live.lag)
+    yield CounterMetricFamily("aigw_refused_keys", "Wrong keys and forged cookies of clients.", live.refused_keys)
+    yield GaugeMetricFamily("aigw_event_loop_lag_seconds", "How late the last check of the event loop ran.", live.lag)
     yield CounterMetricFamily(
-        "aigw_log_lines_dropped", "Lines of the log that could not be written in time.", live.log_lines_dropped
+        "aigw_log_lines_dropped",
+        "Lines of the log that were dropped, not written.",
+        live.log_lines_dropped,
     )
     reloads = CounterMetricFamily("aigw_config_reloads", "Reloads of the configuration.", labels=["result"])
     reloads.add_metric(["success"], live.reloads.taken)
@@ -86,12 +90,12 @@ def _of_the_daemon(live: Snapshot) -> Families:
     yield reloads
     yield GaugeMetricFamily(
         "aigw_config_last_reload_successful",
-        "Whether what is in the files is what runs: 1 from the start until a reload fails.",
+        "1 if the configuration in the files is the one that runs, 0 if the last reload failed.",
         live.reloads.refused_at is None,
     )
     yield GaugeMetricFamily(
         "aigw_config_last_reload_success_timestamp_seconds",
-        "When the configuration was last taken.",
+        "When the configuration was last loaded, in Unix time.",
         live.reloads.taken_at,
     )
     if live.certificate_expires is not None:
@@ -100,6 +104,8 @@ def _of_the_daemon(live: Snapshot) -> Families:
             "When the first of the listeners' certificates expires, in Unix time.",
             live.certificate_expires,
         )
-    build = GaugeMetricFamily("aigw_build_info", "Always 1.", labels=["version", "python_version"])
+    build = GaugeMetricFamily(
+        "aigw_build_info", "Always 1; the labels have versions.", labels=["version", "python_version"]
+    )
     build.add_metric([__version__, platform.python_version()], 1)
     yield build

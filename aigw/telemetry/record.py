@@ -1,7 +1,7 @@
-"""The record of one request, from which every log line is made. It holds no content, only sizes.
+"""The record of one request, from which every log line is made. It holds sizes and names, no content.
 
-Each field is defined once, here. Its type says who may see it: a field that is not ``Logged`` is in no log line.
-A ``RecordBuilder`` is written while the request runs; its ``record`` makes the frozen Record that a sink gets.
+Each field is defined here, once. Only a field of type ``Logged`` or ``Public`` is in a log line. A ``RecordBuilder`` is
+filled while the request runs; its ``record`` makes the frozen Record that a sink gets.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, TypeVar, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -23,14 +23,14 @@ _SHORT_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 T = TypeVar("T")
 Logged = Annotated[T, "log"]
-Public = Annotated[T, "log", "client"]  # an error of the gateway's own shows it to the client, too
+Public = Annotated[T, "log", "client"]  # a client sees it too, in an error that the gateway itself writes
 
 
 class AttemptRecord(msgspec.Struct, frozen=True):
-    """One step that was tried: what came of it, and after how many milliseconds. ``message`` is the gateway's words.
+    """One attempt: its result and how many milliseconds it took. ``message`` is the gateway's text.
 
-    ``rests_s`` is for how many seconds the step cools down because of it; ``host`` and ``path`` are what was asked;
-    ``code`` is the provider's own for its failure, where that is one short word.
+    ``rests_s`` is how many seconds the step cools down because of it. ``host`` and ``path`` are of the URL that was
+    called. ``code`` is the provider's code for the failure, if that is one short word.
     """
 
     step: Public[int]
@@ -47,8 +47,10 @@ class AttemptRecord(msgspec.Struct, frozen=True):
 
 
 class Skipped(msgspec.Struct, frozen=True):
-    """A step that another was preferred to. ``reason`` is ``cooling_down``, ``until`` then in Unix seconds, or
-    ``key_refused``: another step found that its provider refuses the key.
+    """A step that was skipped. ``reason`` is ``cooling_down`` or ``key_refused``.
+
+    ``cooling_down``: ``until`` is the end of the cooldown in Unix seconds. ``key_refused``: the provider has refused
+    the same key in an attempt of another step.
     """
 
     step: Logged[int]
@@ -57,14 +59,14 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct):
-    """What is known of a request while it runs and when it is over.
+    """The facts about a request that exist while it runs and after it.
 
-    ``client_address`` is None where it is not to be logged. ``requested_model`` is what the client wrote, bounded.
-    ``step``, ``provider`` and ``model`` are those that answered. ``outcome`` is ``client_gone`` where the client left,
-    and ``draining`` where the gateway stopped in the middle of an answer. ``error`` is the code of the gateway's own
-    error, or its type, and the member of the request that it names. ``usage`` is what the provider reported, never an
-    estimate. ``dropped`` names the members of the request that the answering step did not get. ``started`` is on the
-    gateway's clock, in seconds.
+    ``client_address`` is None if addresses are not logged. ``requested_model`` is what the client wrote, bounded.
+    ``step``, ``provider`` and ``model`` are those that answered. ``outcome`` is ``client_gone`` if the client closed
+    the connection, and ``draining`` if the gateway stopped in the middle of an answer. ``error`` is the code of the
+    gateway's own error, or its type, and the member of the request that the error names. ``usage`` is what the
+    provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
+    get. ``started`` is on the gateway's clock, in seconds.
     """
 
     request_id: str
@@ -89,11 +91,11 @@ class Facts(msgspec.Struct):
 
 
 class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule of dataclasses, not of msgspec
-    """What became of one request.
+    """The result of one request.
 
-    ``status`` is what the client got, 499 where it left. ``ttft_ms`` is the time to the first byte of the answer;
-    ``ttft`` is the same in seconds. ``ended`` is on the gateway's clock, and ``overhead`` what the request took that
-    was neither waiting for a provider nor for its own body, both in seconds.
+    ``status`` is what the client got, or 499 if the client closed the connection. ``ttft_ms`` is the time to the first
+    byte of the answer; ``ttft`` is the same in seconds. ``ended`` is on the gateway's clock, in seconds. ``overhead``
+    is the duration without the time to read the request's body and without the time of providers, in seconds.
     """
 
     attempts: Logged[tuple[AttemptRecord, ...]]
@@ -111,8 +113,11 @@ AttemptSink = Callable[[str, str, AttemptRecord], None]
 
 
 class RecordBuilder(Facts, kw_only=True):
-    """What is known so far of a request; ``seconds`` is the clock, ``received`` when the request's body was complete,
-    ``waited`` how many seconds providers took."""
+    """The record of a request that still runs.
+
+    ``seconds`` is the clock, ``received`` the time when the request's body was complete, and ``waited`` how many
+    seconds the providers took.
+    """
 
     seconds: Callable[[], float]
     attempts: list[AttemptRecord] = []
@@ -123,17 +128,17 @@ class RecordBuilder(Facts, kw_only=True):
     waited: float = 0.0
 
     def answered_by(self, step: Step, dropped: tuple[str, ...] = ()) -> None:
-        """The client gets what this step's provider sends, who did not get what was ``dropped`` of the request."""
+        """Note the step that answers. ``dropped`` names the members of the request that the step did not get."""
         self.step, self.provider, self.model = step.number, step.provider.name, step.model
         self.dropped = dropped
 
     def skip(self, step: Step, reason: str, until: float | None = None) -> None:
-        """Another step was preferred to this one; only the first reason counts."""
+        """Note that this step was skipped; only the first reason counts."""
         if all(each.step != step.number for each in self.skipped):
             self.skipped += (Skipped(step.number, reason, None if until is None else round(until)),)
 
     def record(self, status: int) -> Record:
-        """The request is over."""
+        """Make the record; the request has ended."""
         if self.requested_model is not None:
             self.requested_model = requested(self.requested_model)
         ended, ttft = self.seconds(), None if self.first_byte is None else self.first_byte - self.started
@@ -154,7 +159,7 @@ _facts_of = attrgetter(*Facts.__struct_fields__)
 
 
 def names_for(kind: type[msgspec.Struct], reader: str) -> tuple[str, ...]:
-    """The fields of a Struct that a reader, ``log`` or ``client``, may see."""
+    """The names of the fields of a Struct that a ``reader``, ``log`` or ``client``, may see."""
     hints = get_type_hints(kind, include_extras=True)
     return tuple(name for name in kind.__struct_fields__ if reader in get_args(hints[name])[1:])
 
@@ -164,43 +169,43 @@ _ATTEMPT_OF_CLIENTS = names_for(AttemptRecord, "client")
 _values_of, _attempt_values, _skipped_values = (attrgetter(*names) for names in (_RECORD, _ATTEMPT, _SKIPPED))
 
 
-def attempt_for_client(attempt: AttemptRecord) -> dict[str, Any]:
-    """What a client may see of an attempt."""
+def attempt_for_client(attempt: AttemptRecord) -> dict[str, object]:
+    """The fields of an attempt that a client may see."""
     return {name: getattr(attempt, name) for name in _ATTEMPT_OF_CLIENTS}
 
 
-def attempt_for_log(attempt: AttemptRecord) -> dict[str, Any]:
+def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
     """The fields of the log line of a failed attempt."""
     return dict(zip(_ATTEMPT, _attempt_values(attempt), strict=True))
 
 
-def for_log(record: Record) -> dict[str, Any]:
+def for_log(record: Record) -> dict[str, object]:
     """The fields of the log line of a request."""
-    fields = dict(zip(_RECORD, _values_of(record), strict=True))
+    fields: dict[str, object] = dict(zip(_RECORD, _values_of(record), strict=True))
     fields["attempts"] = [dict(zip(_ATTEMPT, _attempt_values(each), strict=True)) for each in record.attempts]
-    if record.skipped:  # else it is empty as it is
+    if record.skipped:  # without any it is an empty tuple already
         fields["skipped"] = [dict(zip(_SKIPPED, _skipped_values(each), strict=True)) for each in record.skipped]
     return fields
 
 
 def milliseconds(seconds: float) -> int:
-    """Seconds, as whole milliseconds."""
+    """Seconds as whole milliseconds."""
     return round(seconds * 1000)
 
 
 def requested(model: str) -> str:
-    """What a client wrote as ``model``, as the log has it: 64 characters, ``?`` for each that is not printable."""
+    """The client's ``model`` for the log: at most 64 characters, with ``?`` for each that is not printable."""
     model = model[:MAX_REQUESTED_MODEL]
     return model if model.isprintable() else "".join([each if each.isprintable() else "?" for each in model])
 
 
 @lru_cache(maxsize=8192)
 def host_and_path(base_url: str, endpoint: str) -> tuple[str, str]:
-    """What an attempt asks, by its provider's base URL: the host, with its port if that is given, and the path."""
+    """The host of a provider's base URL, with its port if one is given, and the path of an endpoint below that URL."""
     parts = urlsplit(f"{base_url}/{endpoint}")
     return parts.netloc.rpartition("@")[2], parts.path
 
 
 def short_word(words: Sequence[str]) -> str | None:
-    """The first of a provider's words that is one, and not a text."""
+    """The first of ``words`` that is one short word, with no space in it; None if there is none."""
     return next((word for word in words if _SHORT_WORD.fullmatch(word)), None)

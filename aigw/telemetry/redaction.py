@@ -1,4 +1,4 @@
-"""The keys that stand in no log line, on no page and in no span. The service owns one Redaction and hands it down."""
+"""Hiding keys in log lines, pages and spans. The service owns one Redaction and passes it to the code that needs it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from aigw.secret import KeySearch, Secret
 
-OLD_SECRETS = 200  # of configurations before a reload
+OLD_SECRETS = 200  # keys of earlier configurations that are still hidden
 
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"(:?)')  # with a colon behind it it is a name
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"(:?)')  # a string before a colon is a name
 
 
 class Redaction:
-    """Hides the keys that it was given last, and those of before: requests that began with them may still run.
+    """Hides the keys of the configuration and of earlier ones, because requests that began with those may still run.
 
-    Until it is given any it hides nothing: then nothing that was read can hold one. Every thread may ask it.
+    It hides nothing until the first ``use``: no key has been read until then. Every thread may call it.
     """
 
     def __init__(self, secrets: Sequence[Secret] = ()) -> None:
@@ -23,16 +23,15 @@ class Redaction:
         self.use(secrets)
 
     def use(self, secrets: Sequence[Secret]) -> None:
-        """Hide these from now on, wherever they should come from."""
+        """Hide these keys too from now on. Of the older keys the last OLD_SECRETS are still hidden."""
         known = set(secrets)
         older = [secret for secret in self._secrets if secret not in known]
         self._secrets = [*older[-OLD_SECRETS:], *secrets]
-        self.hide = KeySearch(
-            self._secrets
-        ).hide  # from a text to the text without keys; the same object if it has none
+        # From a text to the text without keys; the same object if the text has none.
+        self.hide = KeySearch(self._secrets).hide
 
     def hide_in_values(self, text: bytes) -> bytes:
-        """``text``, JSON or metrics, without a key in its values; a key may be a word that the form of it needs."""
+        """``text``, which is JSON or metrics, without keys in its values. Names stay: a key may be equal to a name."""
         before = text.decode()
         if self.hide(before) is before:
             return text

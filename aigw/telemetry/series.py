@@ -1,7 +1,7 @@
-"""What is counted, as lines of Prometheus' text format: of each route, step and model, so there may be many of them.
+"""The counters of each route, step and model as lines of Prometheus' text format; there may be many lines.
 
-The lines are made from the counters as they are, piece by piece, in a thread: what may change meanwhile is copied in
-one operation just before it is read. What was never used has no series, but those that alerts need.
+The lines are made in a thread, piece by piece, from counters that may change meanwhile: a list or dict is copied in one
+operation just before it is read. A route or step that was never used has no series except those that alerts need.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
@@ -16,18 +16,18 @@ from aigw.telemetry.counters import OTHER, OUTCOMES, Counters, Histogram, RouteC
 from aigw.telemetry.snapshot import Snapshot
 
 PIECE = 32  # routes, steps or models
-PAUSE_SECONDS = 0.0001  # after each piece, in which the event loop may go on
+PAUSE_SECONDS = 0.0001  # a pause after each piece, in which the event loop can run
 _NONE = dict.fromkeys(OUTCOMES, 0)
-# Of a route that was used, so that the first of each is seen as an increase.
-_CUT = [outcome for outcome in OUTCOMES if outcome.startswith(("stream_", "answer_"))]
+# These series of a route exist as soon as it is used: an alert then sees the first of each as an increase.
+_INCOMPLETE = [outcome for outcome in OUTCOMES if outcome.startswith(("stream_", "answer_"))]
 _ENDS = ((499, "client_gone"), (504, "error"))
-_NO_REQUESTS = {(200, outcome.startswith("stream_"), outcome): 0 for outcome in _CUT}
+_NO_REQUESTS = {(200, outcome.startswith("stream_"), outcome): 0 for outcome in _INCOMPLETE}
 _NO_REQUESTS |= {(status, stream, outcome): 0 for status, outcome in _ENDS for stream in (False, True)}
 _LABEL = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 class MetricFamily(NamedTuple):
-    """A metric with all its lines, which are made as they are asked for."""
+    """A metric with all its lines; each line is made when the iterator reaches it."""
 
     name: str
     kind: str
@@ -36,7 +36,7 @@ class MetricFamily(NamedTuple):
 
 
 def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openmetrics: bool) -> Iterator[str]:
-    """All lines; each piece ends with one. ``hide`` takes the keys out of a name."""
+    """All lines, in pieces of whole lines. ``hide`` takes the keys out of a name."""
 
     def model_labels(provider: str, model: str) -> str:
         return f'provider="{_escaped(hide(provider))}",model="{_escaped(hide(model))}"'
@@ -63,7 +63,7 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
         MetricFamily(
             "aigw_requests",
             "counter",
-            "Requests that were answered or given up, by what the client got and what became of the answer.",
+            "Requests that have ended, by the status that the client got and by the outcome.",
             (_requests(labels, route) for labels, route in routes),
         ),
         MetricFamily(
@@ -81,37 +81,37 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
         MetricFamily(
             "aigw_overhead_seconds",
             "histogram",
-            "What requests took that was no waiting for a provider.",
+            "The duration of requests without the time to read their bodies and without the time of providers.",
             (_histogram("aigw_overhead_seconds", labels, route.overhead) for labels, _, route in named),
         ),
         MetricFamily(
             "aigw_fallbacks",
             "counter",
-            "How often a request went on to another step.",
+            "How often another step of the route was tried after a failed attempt.",
             (f"aigw_fallbacks_total{{{labels}}} {route.fallbacks}.0\n" for labels, _, route in named if route.used),
         ),
         MetricFamily(
             "aigw_attempts",
             "counter",
-            "Attempts at a step, by what came of them.",
+            "Attempts of a step, by outcome.",
             (_attempts(labels, step) for labels, step in steps),
         ),
         MetricFamily(
             "aigw_tokens",
             "counter",
-            "Tokens that providers reported. cached is part of prompt, reasoning part of completion, as OpenAI counts.",
+            "Tokens that providers reported. As OpenAI counts, cached is part of prompt, and reasoning of completion.",
             (_tokens(labels, step) for labels, step in steps),
         ),
         MetricFamily(
             "aigw_provider_duration_seconds",
             "histogram",
-            "How long a provider's whole answers took, by its model.",
+            "From an attempt to the end of its answer, by provider and model.",
             (_histogram("aigw_provider_duration_seconds", labels, model.duration) for labels, model in models),
         ),
         MetricFamily(
             "aigw_provider_time_to_first_token_seconds",
             "histogram",
-            "How long a provider's streams took to their first output, by its model.",
+            "From an attempt to the first output of its stream, by provider and model.",
             (
                 _histogram("aigw_provider_time_to_first_token_seconds", labels, model.first_token)
                 for labels, model in models
@@ -120,7 +120,7 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
         MetricFamily(
             "aigw_step_cooling_down",
             "gauge",
-            "1 from the failure for which a step cools down to its next answer; meanwhile the step is tried last.",
+            "1 from the failure that began a step's cooldown until its next answer, else 0.",
             (f"aigw_step_cooling_down{{{labels}}} {live.cools_down(step):d}.0\n" for labels, step in configured),
         ),
         MetricFamily(
@@ -132,17 +132,17 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
         MetricFamily(
             "aigw_step_rest_end_timestamp_seconds",
             "gauge",
-            "When a step that cools down is tried again, in Unix time.",
+            "When the cooldown of a step ends, in Unix time.",
             (
                 f"aigw_step_rest_end_timestamp_seconds{{{labels}}} {time.time() + left!r}\n"
                 for labels, step in configured
-                if (left := live.rests_for(step)) is not None
+                if (left := live.cooldown_left(step)) is not None
             ),
         ),
         MetricFamily(
             "aigw_requests_in_flight",
             "gauge",
-            "Requests that are being answered.",
+            "Requests that are running.",
             (
                 f"aigw_requests_in_flight{{{labels}}} {live.in_flight.get(name, 0)}.0\n"
                 for labels, name, route in named
@@ -151,7 +151,7 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
         ),
     )
     for family in families:
-        # OpenMetrics names a family of counters without what each of its samples has behind the name.
+        # In OpenMetrics the name of a counter's family has no _total; the names of its samples have it.
         name = f"{family.name}_total" if family.kind == "counter" and not openmetrics else family.name
         yield f"# HELP {name} {family.text}\n# TYPE {name} {family.kind}\n"
         yield from _together(family.lines)
@@ -197,7 +197,7 @@ def _histogram(name: str, labels: str, histogram: Histogram, even_if_unused: boo
 
 
 def _attempts(labels: str, step: StepCounters) -> str:
-    """Of a step that was never tried only ``ok``: the alert on who answers sees its first answer as an increase."""
+    """All outcomes; only ``ok`` of a step that was never tried: an alert then sees its first answer as an increase."""
     attempts = step.attempts.copy()
     if len(attempts) > 1 or attempts["ok"]:
         attempts = {**_NONE, **attempts}

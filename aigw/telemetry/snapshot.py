@@ -1,4 +1,4 @@
-"""What is true of the daemon at this moment, for whoever reads it: numbers that nobody has to count."""
+"""The state of the daemon at one moment: the numbers that are read when metrics or pages need them, not counted."""
 
 from __future__ import annotations
 
@@ -9,34 +9,37 @@ import msgspec
 
 from aigw.config.model import Config, Step
 
-MAX_MISTAKES = 20  # of a refused reload, on the page
+MAX_MISTAKES = 20  # of a failed reload, on the page
 MAX_MISTAKE = 500
 
 
 class Reloads:
-    """How often the configuration was taken and refused, and when last, in Unix seconds."""
+    """How often reloads worked (``taken``) and failed (``refused``), and when each was last, in Unix seconds."""
 
     def __init__(self) -> None:
         self.started = self.taken_at = time.time()
         self.taken = self.refused = 0
         self.refused_at: float | None = None
-        self.mistakes: list[str] = []  # because of which it was refused last
+        self.mistakes: list[str] = []  # of the last failed reload
 
     def take(self) -> None:
-        """A reload worked."""
+        """Count a reload that worked."""
         self.taken, self.taken_at, self.refused_at = self.taken + 1, time.time(), None
         self.mistakes = []
 
     def refuse(self, mistakes: Sequence[str]) -> None:
-        """A reload failed; the old configuration goes on."""
+        """Count a reload that failed; the old configuration stays in use."""
         self.refused, self.refused_at = self.refused + 1, time.time()
         self.mistakes = [mistake[:MAX_MISTAKE] for mistake in mistakes[:MAX_MISTAKES]]
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """A look at the daemon. ``now`` is on the gateway's clock, ``certificate_expires`` in Unix seconds;
-    ``refused`` connections and ``refused_keys`` are counted since the start; ``lag`` and what ``rests_for`` gives are
-    seconds. ``cools_down`` is for each step from the failure that began it to the next answer."""
+    """The state at one moment. ``now`` is on the gateway's clock, ``certificate_expires`` in Unix seconds.
+
+    ``refused`` (connections) and ``refused_keys`` count since the start. ``lag`` is how late the last check of the
+    event loop ran, in seconds. ``cooldown_left`` gives the seconds until a step's cooldown ends, or None.
+    ``cools_down`` is true from the failure that began the cooldown until the step's next answer.
+    """
 
     config: Config
     now: float
@@ -48,7 +51,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     lag: float
     certificate_expires: float | None
     reloads: Reloads
-    rests_for: Callable[[Step], float | None]
+    cooldown_left: Callable[[Step], float | None]
     cools_down: Callable[[Step], bool]
     log_lines_dropped: int = 0
 

@@ -1,12 +1,10 @@
-"""From the record of a request to its spans: one of the server, and one of a client for each attempt. No content.
+"""Makes the spans of a request from its record: one server span, and one client span for each attempt. No content.
 
-Attributes are those of OpenTelemetry's semantic conventions, their GenAI part included, in the version SEMCONV; what
-they have no name for begins with ``aigw.``. https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
+Attributes have the names of OpenTelemetry's semantic conventions and their GenAI part, in the version SEMCONV. Other
+attributes begin with ``aigw.``. https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import msgspec
 
@@ -29,9 +27,14 @@ _TOKENS = {
     "reasoning": "gen_ai.usage.reasoning.output_tokens",
 }
 
+Attributes = dict[str, str | bool | int | float]
 
-class Made(msgspec.Struct, frozen=True):
-    """A span, ready to be sent; ids in hexadecimal, moments in nanoseconds of Unix time."""
+
+class SpanData(msgspec.Struct, frozen=True):
+    """A finished span. Ids are in hexadecimal, ``start`` and ``end`` in nanoseconds of Unix time.
+
+    ``parent`` is a span's id; ``remote`` is whether that span is the client's. ``failed`` is the reason of a failure.
+    """
 
     name: str
     server: bool
@@ -41,22 +44,22 @@ class Made(msgspec.Struct, frozen=True):
     remote: bool
     start: int
     end: int
-    attributes: dict[str, Any]
+    attributes: Attributes
     failed: str | None
 
 
-def made_of(record: Record, offset: float) -> list[Made]:
-    """The server's span first; ``offset`` is what the record's clock is behind Unix time, in seconds."""
+def spans_of(record: Record, offset: float) -> list[SpanData]:
+    """The spans of a request, the server's first. ``offset`` is Unix time minus the record's clock, in seconds."""
     trace = record.trace
     if trace is None:
         return []
     return [_server(record, trace, offset), *(_client(record, trace, span, offset) for span in trace.spans)]
 
 
-def _server(record: Record, trace: Trace, offset: float) -> Made:
+def _server(record: Record, trace: Trace, offset: float) -> SpanData:
     method = record.method if record.method in _METHODS else "_OTHER"
     failed = record.error or record.outcome if record.status >= 500 or record.outcome not in _FINE else None
-    attributes: dict[str, Any] = {
+    attributes: Attributes = {
         "http.request.method": method,
         "http.route": record.path,
         "url.path": record.path,
@@ -74,19 +77,19 @@ def _server(record: Record, trace: Trace, offset: float) -> Made:
         attributes["error.type"] = failed
     times = _nanoseconds(record.started + offset), _nanoseconds(record.ended + offset)
     name = f"{method} {record.path}"
-    return Made(
+    return SpanData(
         name, True, trace.trace_id, trace.span_id, trace.parent, trace.parent is not None, *times, attributes, failed
     )
 
 
-_FINE = ("ok", "error", "client_gone")  # of errors only those of ours, by their status
+_FINE = ("ok", "error", "client_gone")  # an "error" is a failure only with a status of 500 or more
 _NO_FAULT_OF_THE_STEP = ("ok", "client_gone", "draining")
 
 
-def _client(record: Record, trace: Trace, span: Span, offset: float) -> Made:
+def _client(record: Record, trace: Trace, span: Span, offset: float) -> SpanData:
     operation, attempt = _OPERATIONS.get(record.path, "chat"), span.record
     ended = record.ended if span.ended is None else span.ended
-    attributes: dict[str, Any] = {"gen_ai.operation.name": operation, "http.request.method": "POST"}
+    attributes: Attributes = {"gen_ai.operation.name": operation, "http.request.method": "POST"}
     attributes["gen_ai.request.stream"] = record.stream
     failed, name = "failed", operation
     if attempt is not None:
@@ -107,8 +110,8 @@ def _client(record: Record, trace: Trace, span: Span, offset: float) -> Made:
         if record.stream and record.ttft is not None:
             attributes["gen_ai.response.time_to_first_chunk"] = record.started + record.ttft - span.started
     times = _nanoseconds(span.started + offset), _nanoseconds(ended + offset)
-    words = None if failed in _NO_FAULT_OF_THE_STEP else attempt.message if attempt else "failed unexpectedly"
-    return Made(name, False, trace.trace_id, span.span_id, trace.span_id, False, *times, attributes, words)
+    reason = None if failed in _NO_FAULT_OF_THE_STEP else attempt.message if attempt else "failed unexpectedly"
+    return SpanData(name, False, trace.trace_id, span.span_id, trace.span_id, False, *times, attributes, reason)
 
 
 def _nanoseconds(seconds: float) -> int:

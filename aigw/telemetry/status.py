@@ -1,11 +1,11 @@
-"""What ``/status`` shows, as data: the daemon, each route with its steps, what failed of late. No key, no content."""
+"""The data of ``/status``: the daemon, each route with its steps, the latest failures. It has no key and no content."""
 
 from __future__ import annotations
 
 import math
 import platform
 import time
-from typing import Any
+from typing import TypedDict
 
 from aigw import __version__
 from aigw.config.model import Route, Step
@@ -13,8 +13,37 @@ from aigw.telemetry.counters import Counters, RouteCounters, StepCounters
 from aigw.telemetry.last_hour import MINUTES, Failed, Hour
 from aigw.telemetry.snapshot import Snapshot
 
-_QUIET: dict[str, Any] = {
-    **dict.fromkeys(("ok", "failed", "prompt", "completion"), 0),
+
+class HourStatus(TypedDict):
+    """The last hour of a step: attempts, tokens and times; see ``_hour``."""
+
+    ok: int
+    failed: int
+    prompt: int
+    completion: int
+    streams: bool
+    ms: int | None
+    minutes: list[int | None]
+
+
+class StepStatus(TypedDict):
+    """One step of a route. ``until`` and ``why`` are of its cooldown, None without one."""
+
+    number: int
+    provider: str
+    model: str
+    state: str
+    until: int | None
+    why: str | None
+    tokens: dict[str, int]
+    hour: HourStatus
+
+
+_QUIET: HourStatus = {
+    "ok": 0,
+    "failed": 0,
+    "prompt": 0,
+    "completion": 0,
     "streams": False,
     "ms": None,
     "minutes": [None] * MINUTES,
@@ -22,8 +51,8 @@ _QUIET: dict[str, Any] = {
 _STATES = {True: "answering", False: "failed", None: "unused"}
 
 
-def status(live: Snapshot, counters: Counters) -> dict[str, Any]:
-    """Everything, ready for JSON. Moments are Unix seconds; an hour has 60 values, the oldest first."""
+def status(live: Snapshot, counters: Counters) -> dict[str, object]:
+    """All of it, ready for JSON. Times are in Unix seconds. ``minutes`` has 60 values, the oldest first."""
     reloads, expires = live.reloads, live.certificate_expires
     return {
         "version": __version__,
@@ -46,7 +75,7 @@ def status(live: Snapshot, counters: Counters) -> dict[str, Any]:
     }
 
 
-def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, Any]:
+def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, object]:
     steps = [_step(step, live, counters.steps[step.number, step.provider.name, step.model]) for step in route.steps]
     return {
         "name": route.name,
@@ -59,15 +88,15 @@ def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, A
 
 
 def _percent(part: int, of: int) -> int | None:
-    """0 and 100 only where it is exactly that; None of nothing."""
+    """``part`` as percent ``of`` a whole: 0 and 100 only if exact; None if the whole is 0."""
     if not of:
         return None
     return min(max(round(100 * part / of), 1), 99) if 0 < part < of else 100 * part // of
 
 
-def _step(step: Step, live: Snapshot, counters: StepCounters) -> dict[str, Any]:
-    left = live.rests_for(step)
-    shown = {
+def _step(step: Step, live: Snapshot, counters: StepCounters) -> StepStatus:
+    left = live.cooldown_left(step)
+    return {
         "number": step.number,
         "provider": step.provider.name,
         "model": step.model,
@@ -75,11 +104,11 @@ def _step(step: Step, live: Snapshot, counters: StepCounters) -> dict[str, Any]:
         "until": None if left is None else math.ceil(time.time() + left),
         "why": None if left is None else counters.why or "it failed on another route",
         "tokens": counters.tokens,
+        "hour": _hour(counters.hour, live.now),
     }
-    return {**shown, "hour": _hour(counters.hour, live.now)}
 
 
-def _failed(failed: Failed) -> dict[str, Any]:
+def _failed(failed: Failed) -> dict[str, object]:
     attempt = failed.attempt
     return {
         "time": failed.time,
@@ -95,8 +124,11 @@ def _failed(failed: Failed) -> dict[str, Any]:
     }
 
 
-def _hour(hour: Hour, now: float) -> dict[str, Any]:
-    """``first_token_ms`` is that of streams or, where there was none in the hour, the time to the whole answer."""
+def _hour(hour: Hour, now: float) -> HourStatus:
+    """The last hour of a step. ``ms`` and ``minutes`` are mean times in milliseconds.
+
+    They are the times to the first token of streams or, if the hour had no stream, to the end of the answer.
+    """
     if hour.latest <= now // 60 - MINUTES:
         return _QUIET
     minutes = list(hour.until(now))

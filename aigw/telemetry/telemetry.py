@@ -1,9 +1,8 @@
-"""What everybody who looks at the gateway sees, made of each request's one Record: log line, counts, metrics."""
+"""Makes the log line, the counts and the spans of each request from its Record; gives metrics and status."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -19,42 +18,48 @@ from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import TakeSnapshot
 from aigw.telemetry.status import status
 from aigw.telemetry.trace_context import Trace
-from aigw.telemetry.tracing import Tracing, wanted
+from aigw.telemetry.tracing import TelemetryReactor, Tracing, is_enabled
 
-# Of a request whose answer was whole, or of which the answer or the client is no fault of anybody here.
-_NOTHING_BROKE = frozenset(["ok", "error", "client_gone", "draining"])
+# Outcomes with a complete answer, or without a failure of a provider; their log line is no warning.
+_NOT_BROKEN = frozenset(["ok", "error", "client_gone", "draining"])
 
 
 class Telemetry:
-    """Gets the record of each request once; outlives every reload. ``look`` gives the state of the daemon right now."""
+    """Gets the record of each request once. It stays the same over every reload."""
 
     def __init__(
-        self, look: TakeSnapshot, reactor: Any, redaction: Redaction, environ: Mapping[str, str] | None = None
+        self,
+        take_snapshot: TakeSnapshot,
+        reactor: TelemetryReactor,
+        redaction: Redaction,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
-        """``environ`` may ask for traces."""
-        self.tracing = Tracing(reactor, environ, redaction) if environ and wanted(environ) else None
+        """``take_snapshot`` gives the state of the daemon. ``environ`` may enable traces by ``OTEL_*`` variables."""
+        self.tracing = Tracing(reactor, environ, redaction) if environ and is_enabled(environ) else None
         self.counters = Counters()
-        self.metrics = Exposition(self.counters, look, redaction, self.tracing.families if self.tracing else None)
-        self._look = look
+        self.metrics = Exposition(
+            self.counters, take_snapshot, redaction, self.tracing.families if self.tracing else None
+        )
+        self._take_snapshot = take_snapshot
         self._reactor = reactor
         self._redaction = redaction
 
     @property
     def begin_trace(self) -> Callable[[bytes | None], Trace] | None:
-        """From a client's ``traceparent`` to a Trace, where traces are wanted."""
+        """Makes a Trace from a client's ``traceparent``; None if traces are not enabled."""
         return self.tracing.begin if self.tracing else None
 
     def start(self) -> None:
-        """Start what runs in threads."""
+        """Start the thread that exports traces."""
         if self.tracing is not None:
             self.tracing.start()
 
     def stop(self) -> Deferred[None]:
-        """Fires when what was seen is exported, within a bound."""
+        """Export the queued spans. Fires when that is done, after STOP_SECONDS of ``tracing`` at the latest."""
         return self.tracing.stop() if self.tracing is not None else succeed(None)
 
     def use(self, config: Config) -> None:
-        """What is counted from now on is what this configuration names."""
+        """Count for the routes of this configuration from now on."""
         self.counters.keep(config.routes.values())
 
     def scrape(self, accept: str) -> Deferred[tuple[bytes, bytes]]:
@@ -64,25 +69,24 @@ class Telemetry:
         def make() -> tuple[bytes, bytes]:
             return b"".join(pieces), kind
 
-        made: Deferred[tuple[bytes, bytes]] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), make)
-        return made
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), make)
 
     def status(self) -> bytes:
         """The status as JSON."""
-        return self._redaction.hide_in_values(msgspec.json.encode(status(self._look(), self.counters)))
+        return self._redaction.hide_in_values(msgspec.json.encode(status(self._take_snapshot(), self.counters)))
 
     def record(self, record: Record) -> None:
-        """One request is over."""
+        """Log and count one request that has ended."""
         self.counters.count(record)
         if self.tracing is not None:
             self.tracing.end(record)
-        failed = record.outcome not in _NOTHING_BROKE or (record.status >= 500 and record.error != "draining")
+        failed = record.outcome not in _NOT_BROKEN or (record.status >= 500 and record.error != "draining")
         write = logs.warn if failed else logs.info
         write("Request", record.request_id, **for_log(record))
 
 
 def log_attempt(request_id: str, route: str, attempt: AttemptRecord) -> None:
-    """One line for an attempt that failed."""
+    """Log one line for a failed attempt."""
     fields = attempt_for_log(attempt)
-    write = logs.error if attempt.status in KEY_REFUSED else logs.warn  # a refused key is for somebody to mend
+    write = logs.error if attempt.status in KEY_REFUSED else logs.warn  # an operator must replace a refused key
     write(f"Step failed: {fields.pop('message')}", request_id, route=route, **fields)

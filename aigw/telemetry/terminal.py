@@ -1,7 +1,7 @@
-"""The log for people at a terminal: a line of words for each line of JSON, coloured where that is wanted.
+"""The log for people at a terminal: a readable line for each line of JSON, in colour if that is allowed.
 
-It is made of the finished line, so that keys are hidden, fields chosen and lengths bounded before. What clients and
-providers sent may stand in it: whatever could steer a terminal is escaped.
+It is made from the finished line of JSON, in which keys are hidden and lengths bounded already. The line may have text
+of clients and providers, so characters that could control the terminal are escaped.
 """
 
 from __future__ import annotations
@@ -12,28 +12,30 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, TextIO
 
+from aigw.telemetry.log_writer import LineFile
+
 _RESET, _DIM, _RED, _GREEN, _YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
-_BELOW = ("mistakes", "traceback")  # fields that have lines of their own
-# Twisted's names for the listeners, which no setting of a factory turns off; "Listening" has their addresses.
+_BELOW = ("mistakes", "traceback")  # fields that are shown below the line, in lines of their own
+# Twisted's lines about the listeners. No setting turns them off; the line "Listening" has the addresses.
 _OF_TWISTED = re.compile(r"\w+ starting on .+|\((TCP|UNIX) Port .+ Closed\)")
 _LEVELS = {"WARN": ("warning", _YELLOW), "ERROR": ("error", _RED), "CRITICAL": ("error", _RED)}
 
 
 class TerminalFile:
-    """Takes lines of JSON as a file does, and writes them to ``file`` as people read them."""
+    """A file for lines of JSON that writes a readable form of them to ``file``."""
 
-    def __init__(self, file: TextIO | Any, colour: bool) -> None:
+    def __init__(self, file: LineFile, colour: bool) -> None:
         self._file = file
         self._colour = colour
 
     def write(self, line: str) -> None:
-        """One whole line; one that cannot be put in words is shown as it is."""
+        """Write one whole line. A line in an unexpected form is written as JSON."""
         try:
-            words = readable(line, self._colour)
+            text = readable(line, self._colour)
         except (ValueError, KeyError, TypeError, AttributeError):
-            words = f"{printable(line.rstrip())}\n"
-        if words:
-            self._file.write(words)
+            text = f"{printable(line.rstrip())}\n"
+        if text:
+            self._file.write(text)
 
     def flush(self) -> None:
         """See TextIO."""
@@ -41,27 +43,27 @@ class TerminalFile:
 
 
 def is_terminal(file: TextIO | None) -> bool:
-    """Whether people read what is written there."""
+    """Whether the file is a terminal."""
     try:
         return file is not None and file.isatty()
-    except ValueError:  # it is closed
+    except ValueError:  # the file is closed
         return False
 
 
-def wants_colour(environ: Mapping[str, str]) -> bool:
-    """https://no-color.org"""
+def allows_colour(environ: Mapping[str, str]) -> bool:
+    """Whether the environment allows colour, by https://no-color.org."""
     return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:
-    """``text`` with each character escaped that is not seen, but steers the terminal or the direction of writing."""
+    """``text`` with every character escaped that is not printable, such as those that control the terminal."""
     if text.isprintable():
         return text
     return "".join([each if each.isprintable() else each.encode("unicode_escape").decode() for each in text])
 
 
 def readable(line: str, colour: bool = False) -> str:
-    """A line of JSON in words: several with a traceback or mistakes, none for what Twisted logs of a listener."""
+    """The readable form of a line of JSON: more lines for a traceback or mistakes, none for Twisted's own lines."""
     event = json.loads(line)
     fields = event["fields"]
     if event["level"] == "INFO" and not fields and _OF_TWISTED.fullmatch(event["message"]):
@@ -82,9 +84,9 @@ def _painted(text: str, paint: str, colour: bool) -> str:
 
 
 def _request(request_id: str, fields: dict[str, Any]) -> list[tuple[str, str]]:
-    """Status, where it went, how long it took, and only for one that did not go well its id."""
-    fine = fields["outcome"] == "ok"
-    paint = _GREEN if fine else _RED if fields["status"] >= 500 or fields["status"] < 400 else _YELLOW
+    """The parts of a request's line with their colours: status, route, provider, time; for a failure also the id."""
+    ok = fields["outcome"] == "ok"
+    paint = _GREEN if ok else _RED if fields["status"] >= 500 or fields["status"] < 400 else _YELLOW
     where = fields["route"] or f"{fields['method']} {fields['path']}"
     if fields["provider"]:
         where += f" -> {fields['provider']} ({fields['model']})"
@@ -101,13 +103,13 @@ def _request(request_id: str, fields: dict[str, Any]) -> list[tuple[str, str]]:
     if failed:
         facts.append(f"failed: {', '.join(failed)}")
     words = [(str(fields["status"]), paint), (where, ""), (", ".join(facts), _DIM)]
-    if not fine:
+    if not ok:
         words += [(fields["error"] or fields["outcome"], paint), (f"id {request_id}", _DIM)]
     return words
 
 
-def _named(request_id: str | None, fields: dict[str, Any]) -> str:
-    """The fields that fit on the line."""
+def _named(request_id: str | None, fields: dict[str, object]) -> str:
+    """The fields on the line itself, as ``name=value``."""
     shown = [f"{name}={_value(each)}" for name, each in fields.items() if name not in _BELOW and each is not None]
     return " ".join([*shown, *([f"id={request_id}"] if request_id else [])])
 
@@ -118,7 +120,7 @@ def _below(fields: dict[str, Any]) -> Iterator[str]:
     yield from str(fields.get("traceback", "")).splitlines()
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, str) and value and " " not in value:
         return value
     if isinstance(value, list) and all(isinstance(each, str) for each in value):

@@ -1,5 +1,6 @@
-"""The trace of one request in W3C's words (https://www.w3.org/TR/trace-context/): whose child it is, and who its own
-children are, one an attempt. Who exports it is none of its business.
+"""The trace of one request, by W3C Trace Context (https://www.w3.org/TR/trace-context/).
+
+Its parent is the span of the client, if the request has a ``traceparent``. Its children are the spans of the attempts.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 if TYPE_CHECKING:
-    from aigw.telemetry.record import AttemptRecord  # which has a Trace
+    from aigw.telemetry.record import AttemptRecord  # that file imports Trace
 
-# A version above 00 may have more fields behind those that version 00 has (section 4.3, "Versioning of traceparent").
+# A version above 00 may have more fields after those of version 00 (section 4.3, "Versioning of traceparent").
 _PARENT = re.compile(
     rb"(?!ff)(?=00.{53}\Z|(?!00))[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
 )
@@ -24,7 +25,7 @@ Lines = dict[bytes, bytes]
 
 
 class Span:
-    """One attempt; ``ended`` and ``record`` are None until it has."""
+    """The span of one attempt. ``ended`` and ``record`` are None until the attempt has ended."""
 
     __slots__ = ("ended", "record", "span_id", "started")
 
@@ -36,12 +37,12 @@ class Span:
 
 
 class Trace:
-    """``parent`` is the span of the client that asked, if it said so; ids are in hexadecimal."""
+    """The trace of one request. ``parent`` is the id of the client's span, or None. Ids are in hexadecimal."""
 
     __slots__ = ("parent", "sampled", "spans", "trace_id", "span_id")  # noqa: RUF023
 
     def __init__(self, traceparent: bytes | None) -> None:
-        """Malformed is as good as none: then this is a trace of its own."""
+        """Without a valid ``traceparent`` a new trace begins."""
         match = _PARENT.fullmatch(traceparent or b"")
         self.trace_id = match[1].decode() if match else _new_id(16)
         self.parent = match[2].decode() if match else None
@@ -50,17 +51,17 @@ class Trace:
         self.spans: list[Span] = []
 
     def sent(self, attempt: A, started: float) -> A:
-        """The attempt as it goes out: the provider is to see the span of this attempt as its parent."""
+        """Begin the span of an attempt. Returns the attempt with a ``traceparent`` that names this span."""
         span = Span(started)
         self.spans.append(span)
         parent = f"00-{self.trace_id}-{span.span_id}-{int(self.sampled):02x}".encode()
-        headers: Lines = attempt.headers.copy()  # type: ignore[attr-defined]  # a room on the right has the type
+        headers: Lines = attempt.headers.copy()  # type: ignore[attr-defined]  # aigw.upstream has the type, and telemetry must not import it
         headers.pop(b"traceparent", None)
         headers[b"traceparent"] = b"Traceparent: %s\r\n" % parent
         return msgspec.structs.replace(attempt, headers=headers)
 
     def attempted(self, record: AttemptRecord, ended: float) -> None:
-        """What became of it."""
+        """End the span of the last attempt, with its record."""
         self.spans[-1].record, self.spans[-1].ended = record, ended
 
 

@@ -1,4 +1,4 @@
-"""What one attempt sends. All of it is decided here; the pool and the connection add nothing."""
+"""One attempt: all that is sent to the provider. The pool and the connection add nothing to it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from aigw.protocols.envelope import Pieces
 
 
 class Attempt(msgspec.Struct, frozen=True, eq=False):
-    """One request to one provider, fully decided. ``headers`` hold the provider's key, so they show in no ``repr``.
+    """One request to one provider. ``headers`` are lines by their lower-case names.
 
-    They are lines, by their lower-case names. ``dropped`` names what the body lacks of the client's, by the step's
-    ``conflict_resolution``. ``tail`` follows the URL, which is one of few: a client has chosen it.
+    The headers have the provider's key, so ``repr`` does not show them. ``dropped`` names the members of the client's
+    request that are not in the body, because of the step's ``conflict_resolution``. ``url`` is one of few; ``tail``,
+    which a client has chosen, follows it.
     """
 
     step: Step

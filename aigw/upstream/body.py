@@ -1,11 +1,9 @@
 """Reading a short body as a whole, up to a limit: a refusal, a list of models, the answer to a check.
 
-And dropping the rest of a body whose answer is over.
+This file also drops the rest of a body when the answer is complete.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -16,21 +14,21 @@ from twisted.web.http import PotentialDataLoss
 
 from aigw.upstream.connection import Response
 
-Body = tuple[bytes, bool]
+Body = tuple[bytes, bool]  # the bytes, and whether they are the whole body
 
 
 def read(response: Response, most: int, seconds: float, clock: IReactorTime) -> Deferred[Body]:
-    """The body, up to ``most`` bytes and as far as it arrives in ``seconds``, and whether it is complete.
+    """The body, up to ``most`` bytes and as far as it arrives in ``seconds``; and whether it is complete.
 
-    Never fails; cancelling aborts the connection.
+    The Deferred never fails. Cancelling it aborts the connection.
     """
-    reader = _Reader(most)
+    reader = _Reader(response, most)
     response.deliverBody(reader)
     return reader.done.addTimeout(seconds, clock, lambda *_: reader.so_far(False))
 
 
 def let_end(response: Response, seconds: float, clock: IReactorTime) -> None:
-    """Drop the rest of the body. If it ends in so many seconds its connection is kept, else it is aborted."""
+    """Drop the rest of the body. If the body ends in ``seconds``, the connection is kept; else it is aborted."""
     rest = _Rest()
     response.deliverBody(rest)
     if not rest.over:
@@ -51,12 +49,11 @@ class _Rest(Protocol):
 
 
 class _Reader(Protocol):
-    transport: Any
-
-    def __init__(self, most: int) -> None:
+    def __init__(self, response: Response, most: int) -> None:
+        self._response = response
         self._most = most
         self._data = bytearray()
-        self.done: Deferred[Body] = Deferred(lambda _: self.transport.stopProducing())
+        self.done: Deferred[Body] = Deferred(lambda _: response.stopProducing())
 
     def so_far(self, whole: bool) -> Body:
         return bytes(self._data[: self._most]), whole
@@ -64,7 +61,7 @@ class _Reader(Protocol):
     def dataReceived(self, data: bytes) -> None:
         self._data += data
         if len(self._data) > self._most:
-            self.transport.stopProducing()
+            self._response.stopProducing()
             self.connectionLost()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

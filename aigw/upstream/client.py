@@ -7,8 +7,6 @@ of relaying a small request.
 
 from __future__ import annotations
 
-from typing import Any
-
 from hyperlink import URL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
@@ -25,7 +23,7 @@ class ProviderClient(HTTPClient):
         """``Host`` is the host of ``base_url``. HTTPClient's own __init__ would only make a store for cookies."""
         self._pool = pool
         self._host = URL.from_text(ascii_url(base_url)).authority()
-        self._starts: dict[tuple[str, str], bytes] = {}  # of request lines
+        self._starts: dict[tuple[str, str], bytes] = {}  # the beginning of a request's head, by method and URL
         self._rest = f" HTTP/1.1\r\nHost: {self._host}\r\nAccept-Encoding: identity\r\n".encode("ascii")
 
     def request(  # type: ignore[override]
@@ -37,12 +35,12 @@ class ProviderClient(HTTPClient):
         headers: bytes,
         data: bytes | Pieces = b"",
         connect_timeout: float,
-        **_: Any,
+        **_: object,
     ) -> Deferred[Response]:
         """The head of the answer. Its body is unread: it is not buffered and not decoded.
 
-        ``tail`` follows the URL. ``headers`` are lines, each ended. Fails with UpstreamUnreachable, UpstreamTimeout or
-        UpstreamBroken.
+        ``tail`` follows the URL. ``headers`` are lines with their ends. Fails with UpstreamUnreachable, UpstreamTimeout
+        or UpstreamBroken.
         """
         start = self._starts.get((method, url)) or self._start(method, url)
         head = b"%s%s%sContent-Length: %d\r\n%s\r\n" % (start, tail, self._rest, len(data), headers)

@@ -2,17 +2,24 @@
 
 - Cancelling a request, or ``stopProducing`` on its body, aborts the connection.
 - One network read is one ``dataReceived``; a paused receiver pauses the socket.
-- A connection with unread, unsent or unasked-for bytes is never used again.
+- A connection with unread, unsent or unrequested bytes is never used again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import cast
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener, IProtocol, IPushProducer, ITransport
+from twisted.internet.interfaces import (
+    IConsumer,
+    IHandshakeListener,
+    IProtocol,
+    IPushProducer,
+    ITCPTransport,
+    ITransport,
+)
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
@@ -24,9 +31,13 @@ from aigw.net.write import write
 from aigw.protocols.envelope import Pieces
 from aigw.upstream.response_parser import ResponseParser
 
-MOST_TO_COPY = 16 * 1024  # a larger body is cheaper to send by itself than to copy after the head
+MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head: two writes are cheaper
 _COMPLETE = Failure(ResponseDone())
 _UNFRAMED = Failure(PotentialDataLoss())
+
+
+class ProviderTransport(ITCPTransport, IPushProducer, IConsumer):
+    """The methods of Twisted's TCP and TLS transports that a Connection calls."""
 
 
 class Stale(Exception):
@@ -38,13 +49,16 @@ class NoAnswer(UpstreamBroken):
 
 
 class Response:
-    """The head of an answer; its body is unread until ``deliverBody``. It has a part of IResponse."""
+    """The head of an answer. Its body is unread until ``deliverBody``. It has a part of IResponse's methods.
+
+    ``code`` is the status, ``coded`` whether there is a Content-Encoding, ``given`` the headers.
+    """
 
     def __init__(self, connection: Connection, head: ResponseParser) -> None:
         self._connection = connection
         self.code = head.status
         self.coded = head.coded
-        self.given = head.headers  # by lower-case name
+        self.given = head.headers  # the values by lower-case name
         self.length = int(self.given[b"content-length"][0]) if b"content-length" in self.given else None
 
     def header(self, name: bytes) -> bytes | None:
@@ -52,7 +66,7 @@ class Response:
         return self.given[name][-1] if name in self.given else None
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        """Give the body to ``protocol``, whose transport can pause, resume and stop (abort) the connection."""
+        """Deliver the body to ``protocol``. Its transport can pause, resume and stop (abort) the connection."""
         self._connection.deliver_to(protocol, self)
 
     def pauseProducing(self) -> None:
@@ -75,7 +89,7 @@ class Response:
 class Connection(Protocol):
     """One connection to a provider: it has one request at a time, and between requests it is idle in its pool."""
 
-    transport: Any
+    transport: ProviderTransport
 
     def __init__(self, secure: bool, free: Callable[[Connection], None], lost: Callable[[Connection], None]) -> None:
         """``free`` is called when another request can be sent, ``lost`` when the connection is lost."""
@@ -122,7 +136,7 @@ class Connection(Protocol):
     # One exchange
 
     def send(self, head: bytes, body: bytes | Pieces, reused: bool = False) -> Deferred[Response]:
-        """Write a request, a body in pieces as the transport takes them. Cancelling aborts the connection.
+        """Write a request. A large body is written in pieces, as fast as the transport sends. Cancelling aborts.
 
         Fails with UpstreamBroken, or with Stale if the connection was ``reused`` and the request must be sent again.
         """
@@ -165,11 +179,11 @@ class Connection(Protocol):
         parser.feed(data)
         if parser.head_done and self._answer is not None:
             if parser.status == 408 and self._reused and not parser.keep_alive:
-                self._fail(Stale())  # RFC 9110, section 15.5.9: it had closed the idle connection
+                self._fail(Stale())  # RFC 9110, section 15.5.9: the provider had closed the idle connection
                 return
             answer, self._answer = self._answer, None
             answer.callback(Response(self, parser))
-            if self._delivering is not None:  # deliver_to has handed on what there is
+            if self._delivering is not None:  # deliver_to has delivered all data so far
                 return
         self._hand_on()
 
@@ -195,7 +209,7 @@ class Connection(Protocol):
             return
         if data := parser.take():
             receiver.dataReceived(data)
-        if self._receiver is None:  # it has stopped the delivery
+        if self._receiver is None:  # the receiver has stopped the delivery
             return
         if parser.complete:
             self._release()
@@ -233,13 +247,13 @@ class Connection(Protocol):
     def abort(self) -> None:
         """Close now, in every state; no Deferred fires."""
         self.ready = self._answer = self._receiver = self._pieces = None
-        self._on_lost(self)  # now: connectionLost comes a turn later, and until then the pool could use it
+        self._on_lost(self)  # at once: connectionLost comes a turn later, and the pool must not use it until then
         self._busy = False
         if self._alive and self.transport is not None:
             self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = _COMPLETE) -> None:
-        """Fail what waits: for the connection, for an answer, or for the rest of a body."""
+        """Fail the Deferred or the body that waits: for the connection, an answer, or the rest of a body."""
         self._alive = False
         self._pieces = None
         self._on_lost(self)

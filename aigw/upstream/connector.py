@@ -2,7 +2,7 @@
 
 Twisted resolves names in the reactor's ten threads, without a cache or a time limit: a few names without an answer
 delay all others. Here each name has at most one running look-up, in its own thread, so no name waits for another.
-Addresses are tried as in RFC 8305, but the next one at once when the one before has failed.
+Addresses are tried as in RFC 8305, but after a failure the next address is tried at once.
 """
 
 from __future__ import annotations
@@ -10,19 +10,31 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import DNSLookupError
-from twisted.internet.interfaces import IDelayedCall, IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IReactorFromThreads,
+    IReactorTCP,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 CACHE_SECONDS = 30.0
 NEXT_ADDRESS_SECONDS = 0.25  # RFC 8305, section 5
-NO_LIMIT = 86400  # the pool limits the whole of connecting
+NO_LIMIT = 86400  # seconds; the time limit for connecting is the pool's
+
+
+class ConnectorReactor(IReactorFromThreads, IReactorTCP, IReactorTime):
+    """The parts of the reactor that connecting needs."""
+
 
 LookUp = Callable[[str], Sequence[str]]
 
@@ -34,10 +46,10 @@ def look_up(host: str) -> list[str]:
 
 
 class Resolver:
-    """Addresses of host names, kept for a while."""
+    """Addresses of host names, kept for CACHE_SECONDS."""
 
-    def __init__(self, reactor: Any, look_up: LookUp = look_up) -> None:
-        """``look_up`` runs in a thread."""
+    def __init__(self, reactor: ConnectorReactor, look_up: LookUp = look_up) -> None:
+        """``look_up`` is called in a thread."""
         self._reactor = reactor
         self._look_up = look_up
         self._known: dict[str, tuple[float, Sequence[str]]] = {}
@@ -52,7 +64,7 @@ class Resolver:
             # A daemon thread: a resolver that hangs must not prevent the end of the process.
             threading.Thread(target=self._run, args=[host], name=f"dns {host}", daemon=True).start()
             self._waiting[host] = set()
-        result: Deferred[Sequence[str]] = Deferred(lambda gone: self._waiting.get(host, set()).discard(gone))
+        result: Deferred[Sequence[str]] = Deferred(lambda cancelled: self._waiting.get(host, set()).discard(cancelled))
         self._waiting[host].add(result)
         return result
 
@@ -80,7 +92,7 @@ class Resolver:
 class Host:
     """A host and port to connect to; the host may be an address."""
 
-    def __init__(self, reactor: Any, names: Resolver, host: str, port: int) -> None:
+    def __init__(self, reactor: ConnectorReactor, names: Resolver, host: str, port: int) -> None:
         self._reactor = reactor
         self._names = names
         self._host = host
@@ -94,8 +106,7 @@ class Host:
         def race(addresses: Sequence[str]) -> Deferred[IProtocol]:
             return _AddressRace(self._reactor, [self._endpoint(address) for address in addresses], factory).winner
 
-        connected: Deferred[Any] = self._names.addresses(self._host)
-        return connected.addCallback(race)
+        return self._names.addresses(self._host).addCallback(race)
 
     def _endpoint(self, address: str) -> IStreamClientEndpoint:
         kind = TCP6ClientEndpoint if isIPv6Address(address) else TCP4ClientEndpoint
@@ -105,7 +116,9 @@ class Host:
 class _AddressRace:
     """Connects to the first endpoint that answers; ``winner`` fails with the failure of the last one."""
 
-    def __init__(self, clock: Any, endpoints: Sequence[IStreamClientEndpoint], factory: IProtocolFactory) -> None:
+    def __init__(
+        self, clock: IReactorTime, endpoints: Sequence[IStreamClientEndpoint], factory: IProtocolFactory
+    ) -> None:
         self._clock = clock
         self._left = list(endpoints)
         self._factory = factory
@@ -139,7 +152,7 @@ class _AddressRace:
             self.winner.errback(failure)
 
     def _stop(self) -> None:
-        """End the race."""
+        """End the race: cancel all other attempts."""
         self._over = True
         self._left.clear()
         self._stop_timer()

@@ -1,4 +1,4 @@
-"""Whether a certificate is for a host: RFC 9525, as strict as curl and stricter where that is safer.
+"""Whether a certificate is for a host, by RFC 9525. The check is at least as strict as that of curl.
 
 Only the subject alternative name counts, never the common name. An address matches only an address, a name only a name.
 A malformed entry matches nothing, and the other entries are still checked.
@@ -23,13 +23,13 @@ def reference_of(host: str) -> Reference:
     if not name or not name.isascii() or "*" in name:
         raise ValueError("a host is an IP address or a name in ASCII (xn--...)")
     if name.rpartition(".")[2].isdecimal():
-        # The resolver takes 127.1 and 0x7f.1 for addresses, and no certificate can name them.
+        # The resolver reads 127.1 and 0x7f.1 as addresses, but no certificate can name them in that form.
         raise ValueError("the host ends in a number, but is not a complete IP address")
     return name
 
 
 def why_not_for(certificate: x509.Certificate, reference: Reference) -> str | None:
-    """Why the certificate is not for this host; None if it is. An exception means a refusal too."""
+    """Why the certificate is not for this host; None if it is. Callers must treat an exception as a refusal."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -43,7 +43,7 @@ def why_not_for(certificate: x509.Certificate, reference: Reference) -> str | No
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """RFC 9525, section 6.3: a wildcard is the whole of the left-most label and stands for one label.
+    """RFC 9525, section 6.3: a wildcard is the whole left-most label and matches one label.
 
     At least two labels follow it: ``*.com`` matches nothing.
     """

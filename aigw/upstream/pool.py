@@ -1,4 +1,4 @@
-"""The connections to one provider: they are opened, kept and reused.
+"""Opens, keeps and reuses the connections to one provider.
 
 - Connecting is DNS, TCP and TLS as one step, with one time limit and one cancel.
 - A request that fails on a *reused* connection before any byte of its answer is sent once more on a fresh one: the
@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
@@ -19,7 +19,7 @@ from aigw.protocols.envelope import Pieces
 from aigw.upstream import reasons
 from aigw.upstream.connection import Connection, NoAnswer, Response, Stale
 
-IDLE_SECONDS = 4.0  # uvicorn and Node close theirs after 5
+IDLE_SECONDS = 4.0  # uvicorn and Node close idle connections after 5 s
 MAX_IDLE = 100
 
 
@@ -33,13 +33,13 @@ class Pool:
         self._secure = secure
         self._answered = False
         self._factory = _ConnectionFactory(self, secure)
-        self._idle: dict[Connection, float] = {}  # and until when
+        self._idle: dict[Connection, float] = {}  # each with the time when it is closed
         self._reaper: IDelayedCall | None = None
         self._open: set[Connection] = set()
         self._most_idle = MAX_IDLE
 
     def use_endpoint(self, endpoint: IStreamClientEndpoint) -> None:
-        """Connect over this endpoint from now on; it is for the same provider."""
+        """Use this endpoint, which is for the same provider, for new connections."""
         self._endpoint = endpoint
 
     def retire(self) -> None:
@@ -50,24 +50,27 @@ class Pool:
             connection.abort()
 
     def send(self, head: bytes, body: bytes | Pieces, connect_timeout: float) -> Deferred[Response]:
-        """The head of the answer. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken."""
-        if not self._idle:
-            return self._on_a_fresh_one(head, body, connect_timeout)
-        connection, _ = self._idle.popitem()
-        return connection.send(head, body, reused=True).addErrback(self._once_more, head, body, connect_timeout)
+        """Send a request. Gives the head of the answer.
 
-    def _once_more(
+        Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken.
+        """
+        if not self._idle:
+            return self._send_on_new(head, body, connect_timeout)
+        connection, _ = self._idle.popitem()
+        return connection.send(head, body, reused=True).addErrback(self._send_again, head, body, connect_timeout)
+
+    def _send_again(
         self, failure: Failure, head: bytes, body: bytes | Pieces, connect_timeout: float
     ) -> Deferred[Response]:
         failure.trap(Stale)
-        return self._on_a_fresh_one(head, body, connect_timeout)
+        return self._send_on_new(head, body, connect_timeout)
 
-    def _on_a_fresh_one(self, head: bytes, body: bytes | Pieces, connect_timeout: float) -> Deferred[Response]:
+    def _send_on_new(self, head: bytes, body: bytes | Pieces, connect_timeout: float) -> Deferred[Response]:
         answered = self.connect(connect_timeout).addCallback(lambda connection: connection.send(head, body))
-        return answered if self._answered or self._secure else answered.addErrback(_is_it_https)
+        return answered if self._answered or self._secure else answered.addErrback(_suggest_https)
 
     def opened(self, connection: Connection) -> None:
-        """Count a new connection."""
+        """Remember a new connection."""
         self._open.add(connection)
 
     def put(self, connection: Connection) -> None:
@@ -81,10 +84,10 @@ class Pool:
             self._reaper = self._clock.callLater(IDLE_SECONDS, self._reap)
 
     def _reap(self) -> None:
-        """Abort the connections that were idle for too long. One timer for all is cheaper than one for each use."""
+        """Abort the connections that were idle for IDLE_SECONDS. One timer for all is cheaper than one for each use."""
         self._reaper = None
         now = self._clock.seconds()
-        for connection, until in list(self._idle.items()):  # in the order in which they were put in
+        for connection, until in list(self._idle.items()):  # in the order of their times
             if until > now:
                 self._reaper = self._clock.callLater(until - now, self._reap)
                 return
@@ -102,7 +105,7 @@ class Pool:
         self._idle.pop(connection, None)
 
     def close(self) -> None:
-        """Abort every connection, idle or not; the Deferreds that wait for one fail."""
+        """Abort every connection. The Deferreds that wait for a connection fail."""
         self._stop_reaper()
         for connection in list(self._open):
             if connection.transport is not None:
@@ -118,16 +121,17 @@ class Pool:
             over = True
             limit.stop()
 
-        def abandon(_: Deferred[Connection] | None = None) -> None:
+        def cancel(_: Deferred[Connection] | None = None) -> None:
             end()
             connecting.cancel()
 
         def too_late() -> None:
-            abandon()
+            cancel()
             result.errback(Failure(reasons.too_slow(seconds, handshake)))
 
-        def ready(connection: Connection) -> Any:
+        def ready(protocol: IProtocol) -> Connection | Deferred[Connection]:
             nonlocal handshake
+            connection = cast(Connection, protocol)  # made by _ConnectionFactory
             handshake = reasons.in_handshake(self._answered) if self._secure else ""
             return connection.ready or connection
 
@@ -143,11 +147,10 @@ class Pool:
                 end()
                 result.errback(Failure(reasons.unreachable(failure, handshake)))
 
-        result: Deferred[Connection] = Deferred(abandon)
+        result: Deferred[Connection] = Deferred(cancel)
         limit = Limit(self._clock, seconds, too_late)
-        connecting: Deferred[Any] = maybeDeferred(self._endpoint.connect, self._factory)
-        connecting.addCallback(ready)
-        connecting.addCallbacks(connected, failed)
+        connecting = maybeDeferred(self._endpoint.connect, self._factory)
+        connecting.addCallback(ready).addCallbacks(connected, failed)
         return result
 
 
@@ -158,14 +161,14 @@ class _ConnectionFactory(Factory):
         self._pool = pool
         self._secure = secure
 
-    def buildProtocol(self, addr: IAddress | None) -> Any:
+    def buildProtocol(self, addr: IAddress | None) -> Connection:
         connection = Connection(self._secure, self._pool.put, self._pool.forget)
         self._pool.opened(connection)
         return connection
 
 
-def _is_it_https(failure: Failure) -> Failure:
-    """A TLS port closes the connection after plain HTTP; a server that crashes does so too."""
+def _suggest_https(failure: Failure) -> Failure:
+    """Add a hint: a TLS port closes the connection after plain HTTP, but so does a server that crashes."""
     if failure.check(NoAnswer):
         return Failure(NoAnswer("the provider closed the connection before an answer; does base_url need https://?"))
     return failure

@@ -1,10 +1,9 @@
-"""One attempt: send it over the client of its provider, and turn every failure into an UpstreamFailure."""
+"""Sends an attempt over the client of its provider, and turns every failure into an UpstreamFailure."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from hyperlink import URL
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -36,9 +35,9 @@ log = Logger()
 class Upstream:
     """The providers, each with its own connections. ``connect`` makes an endpoint from host and port."""
 
-    def __init__(self, reactor: Any, providers: Iterable[Provider], connect: Connect) -> None:
-        """Opens nothing, but reads each ``ca_file``. Raises ConfigError."""
-        self._reactor = reactor
+    def __init__(self, clock: IReactorTime, providers: Iterable[Provider], connect: Connect) -> None:
+        """Reads each ``ca_file``, but opens no connection. Raises ConfigError."""
+        self._clock = clock
         self._pools: dict[str, Pool] = {}
         self._clients: dict[str, ProviderClient] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
@@ -52,7 +51,7 @@ class Upstream:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
             self._endpoints[provider.name] = endpoint
-            self._pools[provider.name] = pool = Pool(reactor, endpoint, secure)
+            self._pools[provider.name] = pool = Pool(clock, endpoint, secure)
             self._clients[provider.name] = ProviderClient(pool, provider.base_url)
             self._origins[provider.name] = provider.base_url, authorities, provider.legacy_tls
         if mistakes:
@@ -71,9 +70,12 @@ class Upstream:
                 pool.retire()
 
     def send(self, attempt: Attempt) -> Deferred[Response]:
-        """The head of a 2xx answer, its body unread. Fails with UpstreamFailure, or CancelledError if cancelled."""
+        """Send an attempt. Gives the head of a 2xx answer; its body is unread.
+
+        Fails with UpstreamFailure, or CancelledError if cancelled.
+        """
         step = attempt.step
-        sent: Deferred[Any] = maybeDeferred(
+        sent = maybeDeferred(
             self._clients[step.provider.name].request,
             attempt.method,
             attempt.url,
@@ -82,19 +84,19 @@ class Upstream:
             data=attempt.body,
             connect_timeout=step.connect_timeout,
         )
-        return sent.addCallbacks(_refuse_unless_2xx, _as_upstream_failure, callbackArgs=(step.provider, self._reactor))
+        return sent.addCallbacks(_refuse_unless_2xx, _as_upstream_failure, callbackArgs=(step.provider, self._clock))
 
     def get(
         self, provider: Provider, url: str, sent: headers.Lines, seconds: float, tail: bytes = b""
     ) -> Deferred[Response]:
-        """The head of any answer to a GET with these headers, its body waiting; ``seconds`` are for connecting.
+        """Send a GET with the headers ``sent``. Gives the head of any answer; its body is unread.
 
-        ``tail`` follows the URL, which is one of few. Fails with UpstreamFailure, or CancelledError if cancelled.
+        ``seconds`` is the time limit for connecting. ``tail`` follows the URL.
+
+        Fails with UpstreamFailure, or CancelledError if cancelled.
         """
-        ask = self._clients[provider.name].request
-        answered: Deferred[Any] = maybeDeferred(
-            ask, "GET", url, tail=tail, headers=b"".join(sent.values()), connect_timeout=seconds
-        )
+        request, joined = self._clients[provider.name].request, b"".join(sent.values())
+        answered = maybeDeferred(request, "GET", url, tail=tail, headers=joined, connect_timeout=seconds)
         return answered.addErrback(_as_upstream_failure)
 
     def close(self) -> None:
@@ -111,12 +113,12 @@ def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple
         endpoint = connect(url.host, url.port or 0)
         if secure:
             endpoint = wrapClientTLS(ProviderTls(url.host, authorities, provider.legacy_tls), endpoint)
-    except ValueError:  # its text may quote a key
+    except ValueError:  # the error's text is not used: it may have a key in it
         raise ConfigError(["base_url: the host is not a valid host name; check its spelling"]) from None
     return endpoint, secure
 
 
-def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTime) -> Any:
+def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTime) -> Response | Deferred[Response]:
     if 200 <= response.code < 300:
         return response
 

@@ -1,4 +1,4 @@
-"""Why there is no connection to a provider, and what an operator can do. Clients see it too, so it names no host."""
+"""Why there is no connection to a provider, and what an operator can do. Clients see the texts: none has a host."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from aigw.errors import UpstreamTimeout, UpstreamUnreachable
 from aigw.net.tls import openssl_reasons
 
 MOST = 300  # characters
-CERTIFICATE_REFUSED = ("TLS: the certificate", "TLS: a CA certificate", "TLS: the names in the certificate")  # begin so
+# The beginnings of the texts for a refused certificate
+CERTIFICATE_REFUSED = ("TLS: the certificate", "TLS: a CA certificate", "TLS: the names in the certificate")
 
 
 class Trusted(enum.Enum):
-    """The CAs that are trusted for a provider, and the advice where to name another one."""
+    """Which CAs are trusted for a provider. The value is the advice how to trust another one."""
 
     CA_FILE = "set ca_file to the CA of the provider, which replaces the CAs of the system"
     SYSTEM = "set ca_file to the CA of the provider"
-    NOBODY = "this machine has no CA certificates; install ca-certificates, or set ca_file to the CA of the provider"
+    NOTHING = "this machine has no CA certificates; install ca-certificates, or set ca_file to the CA of the provider"
 
     @classmethod
     def of_the_system(cls) -> Trusted:
@@ -34,7 +35,7 @@ class Trusted(enum.Enum):
             paths = ssl.get_default_verify_paths()
             files = [*_CA_FILES, paths.openssl_cafile]
             folders = ["/etc/ssl/certs", paths.openssl_capath]
-        return cls.SYSTEM if any(map(_has_bytes, files)) or any(map(_has_files, folders)) else cls.NOBODY
+        return cls.SYSTEM if any(map(_has_bytes, files)) or any(map(_has_files, folders)) else cls.NOTHING
 
 
 _CA_FILES = (  # of Debian, Fedora, openSUSE, OpenELEC, RHEL 7 and macOS
@@ -65,7 +66,7 @@ class CertificateRefused(SSL.Error):
     """The certificate of a provider is not trusted. The argument has the form of OpenSSL's error queue."""
 
     def __init__(self, why: str, words: str, advice: str) -> None:
-        """``why`` is our text, ``words`` is the text of OpenSSL, ``advice`` is what an operator can do."""
+        """``why`` is the gateway's text, ``words`` is OpenSSL's text, ``advice`` is what an operator can do."""
         both = why if words in why else f"{why} ({words})"
         super().__init__([("aigw", "", f"{both}; {advice}")])
         self.why = why
@@ -73,12 +74,12 @@ class CertificateRefused(SSL.Error):
 
 _RENEW = "the provider must renew it, or the clock of this machine is wrong"
 _CLOCK = "check the clock of this machine"
-_CA = ""  # the advice is that of Trusted
+_CA = ""  # stands for the advice of Trusted
 _PROVIDER = "the provider needs another certificate"
 _CODES = SSL.X509VerificationCodes
 _UNKNOWN = "has an unknown issuer"
 
-# The reason in our words and in those of OpenSSL (crypto/x509/x509_txt.c), and what to do.
+# The reason in the gateway's words, in those of OpenSSL (crypto/x509/x509_txt.c), and the advice.
 _REASONS = {
     _CODES.ERR_CERT_HAS_EXPIRED: ("has expired", "certificate has expired", _RENEW),
     _CODES.ERR_CERT_NOT_YET_VALID: ("is not valid yet", "certificate is not yet valid", _CLOCK),
@@ -108,7 +109,7 @@ _NAMES = {
 
 
 def refused_by_openssl(code: int, depth: int, trusted: Trusted) -> CertificateRefused:
-    """OpenSSL's verdict ``code`` on the certificate at ``depth`` of the chain, 0 being the provider's own."""
+    """OpenSSL's result ``code`` for the certificate at ``depth`` of the chain; at 0 is the provider's own."""
     which = "a CA certificate of the chain" if depth else "the certificate"
     if code not in _REASONS:
         name = _NAMES.get(code, f"code {code}")
@@ -118,7 +119,7 @@ def refused_by_openssl(code: int, depth: int, trusted: Trusted) -> CertificateRe
 
 
 def refused_by_us(problem: str) -> CertificateRefused:
-    """The ``problem`` with the names in a certificate that is good otherwise."""
+    """A ``problem`` with the names in the certificate; OpenSSL has accepted the rest of it."""
     return CertificateRefused(problem, "hostname mismatch", "set base_url to a host that the certificate names")
 
 
@@ -161,7 +162,7 @@ def unreachable(failure: Failure, handshake: str) -> UpstreamUnreachable:
 
 
 def too_slow(seconds: float, handshake: str) -> UpstreamTimeout:
-    """Connecting took longer than its limit; ``handshake`` as above."""
+    """Connecting took longer than ``seconds``; ``handshake`` is as in ``unreachable``."""
     slow = UpstreamTimeout("connect", seconds)
     slow.message += f" {handshake}" if handshake else ""
     return slow

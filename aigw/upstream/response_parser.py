@@ -1,6 +1,6 @@
-"""Parsing a provider's answer in HTTP/1.1: its head, its body, its end, or what is wrong with it.
+"""Parses a provider's answer in HTTP/1.1: the head, the body, the end. A malformed answer has a reason, ``broken``.
 
-llhttp (``httptools``) parses it. An ambiguous or malformed answer is broken; its meaning is never guessed.
+llhttp (``httptools``) does the parsing. An ambiguous answer counts as malformed; its meaning is never guessed.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import re
 
 import httptools
 
-MAX_HEAD = 64 * 1024  # of headers in one answer: in 1xx, in its head and in its trailers
-MAX_HEADERS = 200  # of them
-MAX_FRAMING = 2 * MAX_HEAD  # of bytes in a row that bring no body: heads, trailers, sizes and extensions of chunks
+MAX_HEAD = 64 * 1024  # bytes of all headers of one answer: those of 1xx, of its head and of its trailers
+MAX_HEADERS = 200  # their number
+MAX_FRAMING = 2 * MAX_HEAD  # bytes in a row without body: heads, trailers, sizes and extensions of chunks
 
 NO_CODINGS = frozenset([b"", b"identity", b"none", b"utf-8", b"utf8"])  # names for an uncompressed body
 _TEXTUAL = re.compile(rb"\s*(?:text/|[^;]*json|;|$)", re.IGNORECASE)
@@ -24,16 +24,16 @@ class ResponseParser:
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
-        self.on_body = self._pieces.append  # a callback for each chunk of a stream: no function of Python's own
+        self.on_body = self._pieces.append  # called for each chunk: list's method is faster than a function
         self._parser = httptools.HttpResponseParser(self)
         self.start()
 
     def start(self) -> None:
-        """Forget the last answer."""
+        """Reset the state for the next answer."""
         self.status = 0
         self.broken = ""
         self.coded = False
-        self._at_the_start = True  # of the body
+        self._at_the_start = True  # no byte of the body was parsed yet
         self.head_done = False
         self.complete = False
         self.has_unrequested = False
@@ -47,10 +47,10 @@ class ResponseParser:
         self._begin_head()
 
     def _begin_head(self) -> None:
-        self.headers: dict[bytes, list[bytes]] = {}  # by lower-case name
+        self.headers: dict[bytes, list[bytes]] = {}  # values by lower-case name
 
     def feed(self, data: bytes) -> None:
-        """One network read."""
+        """Parse one network read."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as problem:
@@ -71,7 +71,10 @@ class ResponseParser:
                 self.broken = "its headers or chunk extensions are too large"
 
     def _found_compressed(self) -> None:
-        """A client cannot read compressed text without Content-Encoding, so it gets none. Audio may look compressed."""
+        """A client cannot read compressed text without Content-Encoding, so the answer is broken.
+
+        Only text is checked: audio may begin with the same bytes.
+        """
         kinds = self.headers.get(b"content-type", [])
         if 200 <= self.status < 300 and all(_TEXTUAL.match(kind) for kind in kinds):
             self.broken = self.broken or "its body is compressed and has no Content-Encoding"
@@ -79,7 +82,7 @@ class ResponseParser:
             self.complete = False
 
     def take(self) -> bytes:
-        """The new data of the body, as one piece."""
+        """Return the new data of the body as one piece, and forget it."""
         pieces = self._last if self.complete else self._pieces
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -120,7 +123,7 @@ class ResponseParser:
         self.head_done = not self.broken
 
     def on_message_complete(self) -> None:
-        """The message is complete by its framing; 1xx are not the answer."""
+        """The message is complete by its framing. A 1xx message is not the answer."""
         if not self.head_done:
             self._begin_head()
         elif not self.complete and not self.broken:

@@ -1,7 +1,7 @@
-"""Which certificates of a provider the gateway trusts. Keys and prompts go only over such a connection.
+"""Which certificates of a provider the gateway trusts. It sends keys and prompts only after this check.
 
-Twisted's own check of the name, since 26.4, accepts a certificate whenever the check itself fails with an exception.
-Here each exception is a refusal: it ends the handshake before a byte of the request is sent.
+Since 26.4 Twisted's own check of the name accepts a certificate if the check fails with an exception. Here each
+exception is a refusal: it ends the handshake before a byte of the request is sent.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from aigw.upstream.reasons import Trusted, refused_by_openssl, refused_by_us
 
 UNREADABLE = "the names in the certificate cannot be read"
 
-# For old servers: CBC and RSA key exchange too, but no anonymous suites, no RC4 and no 3DES.
+# For old servers this allows CBC and RSA key exchange too, but no anonymous suites, no RC4 and no 3DES.
 _LEGACY = f"{FORWARD_SECRET_AEAD}:ECDHE+AES:DHE+AES:kRSA+AES:!aNULL:!eNULL:!PSK:!SRP"
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class ProviderTls:
-    """Connects to one provider, always with the same OpenSSL context: loading the CAs costs milliseconds.
+    """TLS to one provider. All connections share one OpenSSL context, because loading the CAs costs milliseconds.
 
-    No session is resumed, because OpenSSL then checks no certificate.
+    No TLS session is resumed, because OpenSSL checks no certificate in a resumed session.
     """
 
     def __init__(self, host: str, authorities: bytes, legacy: bool = False) -> None:
-        """Trusts ``authorities`` (PEM) or else the CAs of the system. A certificate in the file is trusted without
-        its issuer. ``legacy`` allows old cipher suites too. Raises ValueError for an impossible host.
+        """Trusts ``authorities`` (PEM) or, if they are empty, the CAs of the system.
+
+        A certificate in ``authorities`` is trusted without its issuer. ``legacy`` allows old cipher suites too.
+        Raises ValueError for an impossible host.
         """
         self._reference = reference_of(host)
         self._trusted = Trusted.CA_FILE if authorities else Trusted.of_the_system()
@@ -55,12 +57,12 @@ class ProviderTls:
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See IOpenSSLClientConnectionCreator."""
         connection = SSL.Connection(self._context, None)
-        if self._server_name is not None:  # RFC 6066, section 3: an address is never sent
+        if self._server_name is not None:  # RFC 6066, section 3: a server name is never an IP address
             connection.set_tlsext_host_name(self._server_name)
         return connection
 
     def _verify(self, connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, good: int) -> bool:
-        """Checks OpenSSL's verdict on each certificate of the chain, and the names in the last one, the provider's own.
+        """Check OpenSSL's result for each certificate of the chain, and the names in the provider's, which is the last.
 
         pyOpenSSL treats an exception as a refusal, and raises it from the handshake.
         """
