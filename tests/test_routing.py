@@ -126,7 +126,7 @@ def test_b7_the_attempts_are_the_steps_in_order():
     ]
 
 
-@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("path", [path for path, each in ENDPOINTS.items() if b"application/json" in each.takes])
 def test_r3_the_path_is_that_of_the_endpoint(path):
     assert attempts(config(), call(path))[1].url == f"https://first.example/v1/{path}"
 

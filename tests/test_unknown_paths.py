@@ -25,7 +25,10 @@ from tests.memory import MemoryGateway, error_of
         ("/v1/responses/resp_1/more", "POST /v1/responses, POST /v1/responses/compact, POST /v1/responses/input_tokens"),
         ("/v1/Chat/Completions", "Did you mean /v1/chat/completions?"),
         ("/v1/embeddings/", "Did you mean /v1/embeddings?"),
-        ("/v1/moderations", "POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings"),
+        ("/v1/nothing", "POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings"),
+        ("/v1/audio", "POST /v1/audio/speech"),
+        ("/audio/speech", "use /v1/audio/speech"),
+        ("/v1//images/edits", "Did you mean /v1/images/edits?"),
         ("/", "and GET /v1/models"),
         ("/\xff\r\nX-Evil: 1", "This gateway has the paths"),
     ],
@@ -35,7 +38,16 @@ def test_s4_the_hint(path, hint):
 
 
 def test_s4_the_path_is_bounded():
-    assert len(unknown_path(b"/" * 16_000).message) < 500
+    assert len(unknown_path(b"/" * 16_000).message) < 700
+
+
+@pytest.mark.parametrize("name", ["files", "batches", "realtime", "assistants"])
+@pytest.mark.parametrize("path", ["/v1/{}", "/v1/{}/x_1/content", "/{}", "//v1//{}/"])
+def test_s4b_what_is_not_served_yet_is_named(name, path):
+    error = unknown_path(path.format(name).encode())
+    assert error.message.startswith(f"This gateway does not serve {name} yet")
+    assert "unknown" not in error.message
+    assert (error.status, error.code) == (404, "not_served")
 
 
 def status_of(data: bytes) -> tuple[int, bytes]:
@@ -45,12 +57,15 @@ def status_of(data: bytes) -> tuple[int, bytes]:
     return int(answer[9:12]), answer
 
 
-def test_b6_the_header_api_key_is_named_as_the_one_that_is_not_read():
-    status, answer = status_of(request(HELLO, headers={"Api-Key": KEY}))
-    assert status == 401
-    assert "'api-key' is not read" in error_of(answer)["message"]
-    status, answer = status_of(request(HELLO, headers={"Api-Key": KEY, "X-Api-Key": "wrong"}))
-    assert "'api-key'" not in error_of(answer)["message"]
+@pytest.mark.parametrize("beside", [{}, {"X-Api-Key": KEY}, AUTH], ids=["alone", "X-Api-Key", "Authorization"])
+def test_b6_the_header_of_azures_clients_has_a_key_too(beside):
+    """It goes to no provider, and a wrong key in it is refused whatever stands beside it."""
+    world = MemoryGateway()
+    client = world.open()
+    client.say(request(HELLO, headers={"Api-Key": KEY, **beside}))
+    assert KEY.encode() not in (sent := world.doors["p1"].wire.take())
+    assert b"api-key" not in sent.lower().partition(b"\r\n\r\n")[0]
+    assert status_of(request(HELLO, headers={"Api-Key": "wrong-key-1234-1234-1234", **beside}))[0] == 401
 
 
 def test_s4_a_websocket_is_426_once_the_key_is_right():

@@ -10,14 +10,16 @@ from aigw.errors import BadRequest, Unauthorized, WrongKey
 _HEADERS = {"WWW-Authenticate": "Bearer"}
 
 
-def authenticate(callers: Sequence[Caller], api_key: bytes | None, authorization: bytes | None) -> Caller:
-    """The caller whose key is in ``X-Api-Key`` or, as a Bearer token, in ``Authorization``, or in both.
+def authenticate(
+    callers: Sequence[Caller], api_key: bytes | None, authorization: bytes | None, azure: bytes | None = None
+) -> Caller:
+    """The caller whose key is in ``X-Api-Key``, in ``Api-Key`` or, as a Bearer token, in ``Authorization``, or in more.
 
     Every key is compared, each in constant time, so the time of the answer does not depend on the keys.
     Raises Unauthorized without a key, WrongKey if a key is wrong, BadRequest for the keys of two callers.
     """
     scheme, _, token = (authorization or b"").partition(b" ")
-    offered = [key for key in (api_key, token.strip() if scheme.lower() == b"bearer" else None) if key]
+    offered = [key for key in (api_key, azure, token.strip() if scheme.lower() == b"bearer" else None) if key]
     if not offered:
         raise Unauthorized(
             "The request has no API key; send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'.", headers=_HEADERS
@@ -25,9 +27,9 @@ def authenticate(callers: Sequence[Caller], api_key: bytes | None, authorization
     found = [caller for key in offered for caller in callers if caller.key.matches(key)]
     if len(found) < len(offered):
         raise wrong_key(len(offered) - len(found))
-    if found[0] is not found[-1]:
+    if len(found) > 1 and any([each is not found[0] for each in found]):
         raise BadRequest(
-            "X-Api-Key and Authorization hold the keys of two different callers; send one of the two headers."
+            "X-Api-Key, Api-Key and Authorization hold the keys of two different callers; send one of the headers."
         )
     return found[0]
 

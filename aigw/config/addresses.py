@@ -29,6 +29,7 @@ ENDPOINTS = (
     "/api/chat",
     "/api/generate",
 )
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 PRIVATE_DOMAINS = ("internal", "local", "lan", "localhost")
 
 
@@ -103,6 +104,15 @@ def _is_port(written: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", written) is not None and 0 < int(written) < 65536
 
 
+def origin(value: Any) -> str:
+    """The origin of a web page as a browser sends it (RFC 6454), or ``*`` for every page."""
+    if value == "*":
+        return "*"
+    if not isinstance(value, str) or not _ORIGIN.fullmatch(value):
+        raise ValueError("is not the origin of a page; write https://host or https://host:port without a path, or *")
+    return value.lower()
+
+
 def is_on_loopback(endpoint: str) -> bool:
     """Whether only this machine can reach a listener at ``endpoint``."""
     if endpoint.startswith("unix:"):
@@ -124,6 +134,8 @@ def is_private_host(host: str) -> bool:
     return not (getattr(address, "ipv4_mapped", None) or address).is_global
 
 
+Origin = Annotated[str, Written(origin)]
+"""See origin."""
 Url = Annotated[str, Written(base_url)]
 """See base_url."""
 ListenAddress = Annotated[str, Written(endpoint)]

@@ -24,6 +24,9 @@ def advice_on(config: Config) -> Iterator[Mistake]:
         yield Mistake(text, ("api_key",))
     if len(key) < SHORT_KEY:
         yield Mistake(_SHORT, ("api_key",))
+    if "*" in config.cors_origins:
+        text = "is '*': the pages of all sites may call the gateway with a key; name the sites that have one"
+        yield Mistake(text, ("cors", "origins"))
     used = {step.provider.name for route in config.routes.values() for step in route.steps}
     for index, provider in enumerate(config.providers.values()):
         yield from _on_provider(provider, provider.name in used, index)

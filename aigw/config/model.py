@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from aigw.config.addresses import ListenAddress, Url
+from aigw.config.addresses import ListenAddress, Origin, Url
 from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
+from aigw.config.endpoint_names import DefaultName, EndpointName
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
 from aigw.config.values import (
     NAME,
@@ -121,6 +122,8 @@ class Route(msgspec.Struct, frozen=True):
     ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
     ``when_refused`` is the answer if all steps refused the request: a 502, or the refusal. ``on_context_overflow`` is
     what follows if a step refused it as too long for the model. Where they are None the endpoint decides.
+    ``default_for`` has the endpoints whose requests without a ``model`` come here. ``endpoints`` are those that it is
+    for, any if empty: only a route for conversations is in the list of models.
     """
 
     name: Name
@@ -129,11 +132,14 @@ class Route(msgspec.Struct, frozen=True):
     stop_on: frozenset[Refusal] = frozenset()
     when_refused: Annotated[Literal["report", "pass_on"] | None, Inherited(None)] = None
     on_context_overflow: Annotated[Literal["next", "return"] | None, Inherited(None)] = None
+    default_for: frozenset[DefaultName] = frozenset()
+    endpoints: frozenset[EndpointName] = frozenset()
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
     with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, in bytes.
+    Pages of ``cors_origins`` may call the gateway.
     ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
     for redaction; ``warnings`` are for the log, in which each request has its client's address if
     ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by path."""
@@ -150,6 +156,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_bodies: Annotated[TotalSize, At("limits.bodies"), Otherwise(_enough_for_one_body)]
     max_connections: Annotated[Connections, At("limits.connections")] = 2000
     max_per_address: Annotated[PerAddress, At("limits.connections_per_address")] = None
+    cors_origins: Annotated[frozenset[Origin], At("cors.origins")] = frozenset()
     log_client_address: Annotated[Flag, At("log.client_address")] = True
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()

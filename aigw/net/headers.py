@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import quote
 
 Header = tuple[bytes, bytes]
 Lines = dict[bytes, bytes]  # headers as they go over the wire, each line ended, by their lower-case names
 
+_JSON = b"application/json"
 _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", b"x-title")
 _TO_CLIENT = re.compile(
     rb"content-type|retry-after(-ms)?|x-should-retry|request-id|x-ratelimit-.*|(?:openai|anthropic)-.*"
@@ -36,16 +37,17 @@ _FIRST = (
 )
 
 
-def for_provider(given: Mapping[bytes, bytes], beginning: bytes | None = None) -> Lines:
+def for_provider(
+    given: Mapping[bytes, bytes], takes: Container[bytes] = (_JSON,), beginning: bytes | None = None
+) -> Lines:
     """What of a client's request is sent to a provider; ``given`` are its headers by lower-case name.
 
-    Every header whose name begins with ``beginning`` is sent too. A value with a control character is left out.
+    A value with a control character is left out. ``takes`` are the types of a body that are named as the client did.
+    Every header whose name begins with ``beginning`` is sent too.
     """
     kind = given.get(b"content-type", b"")
-    if kind != b"application/json" and (
-        kind.partition(b";")[0].strip().lower() != b"application/json" or _CONTROL.search(kind)
-    ):
-        kind = b"application/json"
+    if kind != _JSON and (kind.partition(b";")[0].strip().lower() not in takes or _CONTROL.search(kind)):
+        kind = _JSON
     sent = {b"content-type": b"Content-Type: %s\r\n" % kind}
     for name in _TO_PROVIDER:
         if name in given and (value := given[name]) and not _CONTROL.search(value):

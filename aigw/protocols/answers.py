@@ -7,16 +7,18 @@ import json
 from aigw.protocols import envelope
 from aigw.protocols.refusals import read_refusal, reason_in
 
+Mistake = tuple[str, str | None]  # what is wrong, and the reason in the provider's words
 ERROR = "answered 2xx with an error"
+EMPTY = "answered 2xx with an empty body"
 
 
-def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[str, str | None] | None:
+def check_answer(member: str, body: bytes, label: bytes = b"", may_be_empty: bool = False) -> Mistake | None:
     """None for an answer; else why the 2xx body is not one, and the provider's own reason if it gave one.
 
     An answer has a list with the name ``member``. With ``may_be_empty`` the list may be empty if there is no error.
     """
     if not body.strip():
-        return "answered 2xx with an empty body", None
+        return EMPTY, None
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
         found = envelope.outlined(body)
@@ -39,7 +41,7 @@ def check_answer(member: str, body: bytes, may_be_empty: bool = False) -> tuple[
     return f"answered 2xx without {'a list' if may_be_empty else 'anything in'} `{member}`", None
 
 
-def check_choices(body: bytes) -> tuple[str, str | None] | None:
+def check_choices(body: bytes, label: bytes = b"") -> Mistake | None:
     """See check_answer, for chat and completions, where a choice may be a failure."""
     mistake = check_answer("choices", body)
     if mistake is not None or not (b'"error"' in body or b'"abort"' in body):
@@ -51,7 +53,7 @@ def check_choices(body: bytes) -> tuple[str, str | None] | None:
     return ERROR, reasons[0] if reasons else f"finish_reason: {choices[0].get('finish_reason')}"
 
 
-def check_response(body: bytes) -> tuple[str, str | None] | None:
+def check_response(body: bytes, label: bytes = b"") -> Mistake | None:
     """See check_answer, for a response, whose ``status`` may be ``failed``."""
     mistake = check_answer("output", body, may_be_empty=True)
     if mistake is not None or b'"failed"' not in body:
@@ -60,13 +62,13 @@ def check_response(body: bytes) -> tuple[str, str | None] | None:
     return (ERROR, reason_in(_value(bytes(found.error)))) if bytes(found.status) == b'"failed"' else None
 
 
-def check_message(body: bytes) -> tuple[str, str | None] | None:
-    """The same of a message, whose ``content`` may be empty."""
+def check_message(body: bytes, label: bytes = b"") -> Mistake | None:
+    """See check_answer, for a message, whose ``content`` may be empty."""
     return check_answer("content", body, may_be_empty=True)
 
 
-def check_stored(body: bytes) -> tuple[str, str | None] | None:
-    """The same of what a provider keeps, or of a list of that; a response that failed is what was asked for."""
+def check_stored(body: bytes, label: bytes = b"") -> Mistake | None:
+    """See check_answer, for what a provider stores, or a list of that. A response that failed is an answer too."""
     try:
         found = envelope.outlined(body.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
@@ -74,13 +76,24 @@ def check_stored(body: bytes) -> tuple[str, str | None] | None:
     return None if envelope.carries(found.id) or envelope.is_list(found.data) else check_answer("data", body)
 
 
-def check_count(body: bytes) -> tuple[str, str | None] | None:
+def check_count(body: bytes, label: bytes = b"") -> Mistake | None:
     """See check_answer, for a count of tokens, whose ``input_tokens`` is a number."""
     try:
         count = _value(bytes(envelope.outlined(body.removeprefix(b"\xef\xbb\xbf")).input_tokens))
     except ValueError:
         count = None
     return None if isinstance(count, int) else check_answer("input_tokens", body)
+
+
+def check_string(member: str, body: bytes, label: bytes = b"") -> Mistake | None:
+    """See check_answer, for an answer whose ``member`` is a string; it may be empty if there is no error."""
+    try:
+        found = envelope.outlined(body.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        return check_answer(member, body)
+    text = bytes(getattr(found, member))
+    is_answer = text.startswith(b'"') and (text != b'""' or not envelope.carries(found.error))
+    return None if is_answer else check_answer(member, body)
 
 
 def failed_choice(choice: object) -> bool:

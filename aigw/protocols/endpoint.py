@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
 from aigw.config.model import Caller
 from aigw.errors import GatewayError
-from aigw.protocols.envelope import Pieces
+from aigw.protocols.envelope import Parts
+from aigw.protocols.multipart import Upload
 from aigw.protocols.scanner import StreamScanner
 from aigw.protocols.skip import Steps
 from aigw.protocols.walk import Members
+
+JSON, FORM = b"application/json", b"multipart/form-data"
 
 
 class RawRequest(msgspec.Struct, frozen=True, eq=False):
@@ -22,14 +26,17 @@ class RawRequest(msgspec.Struct, frozen=True, eq=False):
     headers: dict[bytes, bytes] = {}
     request_id: str = ""
     caller: Caller | None = None
+    content_type: bytes = b""
     tail: bytes = b""
 
 
 class Call(msgspec.Struct, frozen=True, eq=False):
     """One request, read once: the body's top-level members as raw bytes, and the headers that may be sent on.
 
-    A ``large`` one is sent on in pieces. ``tail`` follows the URL of the endpoint: a path below it, a query.
-    ``response_id`` is the response that the request is about; ``method`` is then its method.
+    ``model`` is empty if the request has none. A ``large`` one is sent on in pieces. ``form`` is the body of a request
+    that is not JSON. A stream has ``results`` results, each with an event at its end. ``tail`` follows the URL of the
+    endpoint: a path below it, a query. ``response_id`` is the response that the request is about; ``method`` is then
+    its method.
     """
 
     endpoint: Endpoint
@@ -40,20 +47,31 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     request_id: str = ""
     caller: Caller | None = None
     large: bool = False
+    form: Upload | None = None
+    results: int = 1
     tail: bytes = b""
     method: str = "POST"
     response_id: str = ""
 
 
+class CheckAnswer(Protocol):
+    """See Endpoint."""
+
+    def __call__(self, body: bytes, label: bytes = b"") -> tuple[str, str | None] | None:
+        """``label`` is the answer's Content-Type, in lower case."""
+
+
 class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """Everything that differs between endpoints; nothing else in the gateway asks which endpoint it is.
 
-    ``path`` is the part after ``/v1/``. ``read`` makes a Call, at once or in short steps; both raise BadRequest.
+    ``path`` is the part after ``/v1/``; ``aliases`` are other whole paths of it. ``read`` makes a Call, at once or in
+    short steps; both raise BadRequest. ``takes`` are the media types of a body that the provider gets under their name.
     ``rewrite`` takes a Call, the step's model as JSON and the step's ``conflict_resolution``. It gives the body for the
-    step and the names of the members that it dropped.
+    step and the names of the members that it dropped. With ``may_lack_model`` a route can be the default.
     ``check_answer`` gives None for a whole 2xx body that is an answer; else the reason, and the provider's own reason
-    if it gave one. ``scanner`` makes the scanner of one streamed answer. ``error_body`` formats the gateway's errors;
-    it takes the error and the id of the request.
+    if it gave one. ``flows`` is there if an answer is passed on as it arrives: it takes the Content-Type and the first
+    bytes, and gives whether they begin such an answer, or None if more bytes are needed. ``scanner`` makes the scanner
+    of one streamed answer. ``error_body`` formats the gateway's errors; it takes the error and the id of the request.
     ``keepalive`` shows the client of a stream that the gateway runs, and is not output. Client headers whose names
     begin with ``client_headers`` are sent to the provider, and so is the query if ``passes_query``. A refusal with one
     of the statuses in ``stop_on`` is the answer. ``acts_on_refusals``: clients read a provider's own words and shorten
@@ -66,10 +84,14 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
 
     path: str
     read: Callable[[RawRequest], Call | Steps[Call]]
-    rewrite: Callable[[Call, msgspec.Raw, str | None], tuple[bytes | Pieces, tuple[str, ...]]]
-    check_answer: Callable[[bytes], tuple[str, str | None] | None]
+    rewrite: Callable[[Call, msgspec.Raw, str | None], tuple[bytes | Parts, tuple[str, ...]]]
+    check_answer: CheckAnswer
     scanner: Callable[[], StreamScanner]
     error_body: Callable[[GatewayError, str], bytes]
+    aliases: tuple[str, ...] = ()
+    takes: tuple[bytes, ...] = (JSON,)
+    may_lack_model: bool = False
+    flows: Callable[[bytes, bytes], bool | None] | None = None
     keepalive: bytes = b": keep-alive\n\n"
     client_headers: bytes | None = None
     passes_query: bool = False

@@ -11,23 +11,32 @@ from typing import Any
 
 from aigw.protocols.answers import check_answer, check_choices, check_count, check_message, check_response, check_stored
 from aigw.protocols.chat import ChatScanner
-from aigw.protocols.endpoint import Endpoint
+from aigw.protocols.endpoint import FORM, JSON, Endpoint
 from aigw.protocols.error_bodies import error_body, message_error_body
+from aigw.protocols.forms import read_images_or_upload, read_upload, rewrite_upload
+from aigw.protocols.media import check_audio, check_transcript, is_audio
 from aigw.protocols.messages import MessagesScanner
 from aigw.protocols.requests import (
     previous_response,
     read_chat,
+    read_images,
     read_json,
     read_messages_unstreamed,
+    read_speech,
     read_unstreamed,
     rewrite,
     rewrite_nothing,
     rewrite_response,
 )
 from aigw.protocols.responses import ResponsesScanner, id_in
+from aigw.protocols.typed_events import ImageEditScanner, ImageScanner, SpeechScanner, TranscriptScanner
 
-_embeddings = partial(check_answer, "data")
+_data = partial(check_answer, "data")
+_results = partial(check_answer, "results")
 _no_stream = (read_unstreamed, rewrite_response)
+_plain = (read_unstreamed, rewrite)
+_transcript = (read_upload, rewrite_upload, check_transcript, TranscriptScanner, error_body)
+_edited = (rewrite_upload, _data, ImageEditScanner, error_body)
 _for_agents: dict[str, Any] = {"acts_on_refusals": True}
 _of_responses: dict[str, Any] = {"state_in": previous_response, **_for_agents}
 _stored = Endpoint(
@@ -49,7 +58,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     for endpoint in [
         Endpoint("chat/completions", read_chat, rewrite, check_choices, ChatScanner, error_body),
         Endpoint("completions", read_json, rewrite, check_choices, ChatScanner, error_body),
-        Endpoint("embeddings", read_unstreamed, rewrite, _embeddings, ChatScanner, error_body),
+        Endpoint("embeddings", *_plain, _data, ChatScanner, error_body),
         Endpoint(
             "responses",
             *(read_json, rewrite_response, check_response, ResponsesScanner, error_body),
@@ -69,6 +78,14 @@ ENDPOINTS: dict[str, Endpoint] = {
             **_of_messages,
             stop_on=frozenset(["404"]),  # the client then counts by itself; another model counts in another way
         ),
+        Endpoint("moderations", *_plain, _results, ChatScanner, error_body, may_lack_model=True),
+        Endpoint("rerank", *_plain, _results, ChatScanner, error_body, aliases=("/v2/rerank", "/rerank")),
+        Endpoint("images/generations", read_images, rewrite, _data, ImageScanner, error_body, may_lack_model=True),
+        Endpoint("images/edits", read_images_or_upload, *_edited, takes=(JSON, FORM), may_lack_model=True),
+        Endpoint("images/variations", read_upload, *_edited, takes=(FORM,), may_lack_model=True),
+        Endpoint("audio/transcriptions", *_transcript, takes=(FORM,)),
+        Endpoint("audio/translations", *_transcript, takes=(FORM,)),
+        Endpoint("audio/speech", read_speech, rewrite, check_audio, SpeechScanner, error_body, flows=is_audio),
     ]
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -59,30 +59,36 @@ def split_members(body: bytes | bytearray) -> Members:
     return whole(Walk(body).members()) if members is None else members
 
 
-class Pieces:
-    """A large object that is sent in pieces, so that it is never copied as a whole."""
+class Parts:
+    """A large body that is sent in pieces, so that it is never copied as a whole."""
 
-    def __init__(self, members: Members) -> None:
-        self._members = {name: memoryview(raw) for name, raw in members.items()}
-        self._names = {name: _encoded(name) + b":" for name in members}
-        values = sum([len(raw) for raw in self._members.values()])
-        self._size = values + sum([len(name) for name in self._names.values()]) + len(members) + 1
+    def __init__(self, parts: Iterable[bytes | memoryview]) -> None:
+        self._parts = [memoryview(part) for part in parts]
+        self._size = sum([len(part) for part in self._parts])
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[bytes]:
         piece = bytearray()
-        between = b"{"
-        for name, raw in self._members.items():
-            piece += between + self._names[name]
-            between = b","
-            for start in range(0, len(raw), PIECE):
-                piece += raw[start : start + PIECE]
+        for part in self._parts:
+            for start in range(0, len(part), PIECE):
+                piece += part[start : start + PIECE]
                 if len(piece) >= PIECE:
                     yield bytes(piece)
                     piece.clear()
-        yield bytes(piece) + b"}"
+        if piece:
+            yield bytes(piece)
+
+
+class Pieces(Parts):
+    """The object that has these members, of which there is at least one."""
+
+    def __init__(self, members: Members) -> None:
+        parts: list[bytes | memoryview] = []
+        for name, raw in members.items():
+            parts += (b"," if parts else b"{") + _encoded(name) + b":", memoryview(raw)
+        super().__init__([*parts, b"}"])
 
 
 def dumps(members: Members) -> bytes:
@@ -119,6 +125,8 @@ class Outline(msgspec.Struct, gc=False):
     output: msgspec.Raw = ABSENT
     content: msgspec.Raw = ABSENT
     input_tokens: msgspec.Raw = ABSENT
+    results: msgspec.Raw = ABSENT
+    text: msgspec.Raw = ABSENT
 
 
 _outline = msgspec.json.Decoder(Outline)

@@ -9,11 +9,11 @@ import msgspec
 from aigw.errors import BadRequest
 from aigw.protocols import envelope
 from aigw.protocols.endpoint import Call, RawRequest
-from aigw.protocols.envelope import Pieces, carries
+from aigw.protocols.envelope import Parts, Pieces, carries
 from aigw.protocols.skip import Steps, T
 from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages
 
-Rewritten = tuple[bytes | Pieces, tuple[str, ...]]
+Rewritten = tuple[bytes | Parts, tuple[str, ...]]
 
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # compressed data begins so, and JSON does not
 _text = msgspec.json.Decoder(str)
@@ -24,68 +24,101 @@ TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "fun
 
 def read_json(raw: RawRequest) -> Call | Steps[Call]:
     """Read a JSON object with a ``model``. Raises BadRequest with the name of the wrong member."""
-    return _read(raw, with_messages=False)
+    return _read(raw, _call)
 
 
 def read_chat(raw: RawRequest) -> Call | Steps[Call]:
     """Read a JSON object with ``model`` and ``messages``. Raises BadRequest."""
-    return _read(raw, with_messages=True)
+    return _read(raw, _call, with_messages=True)
 
 
 def read_unstreamed(raw: RawRequest) -> Call | Steps[Call]:
     """See read_json, for an endpoint without streams: ``stream: true`` of a client has no effect in the gateway."""
-    return _read(raw, with_messages=False, streams=False)
+    return _read(raw, _unstreamed)
 
 
 def read_messages_unstreamed(raw: RawRequest) -> Call | Steps[Call]:
-    """The same with ``messages``, for an endpoint that counts their tokens."""
-    return _read(raw, with_messages=True, streams=False)
+    """See read_unstreamed, with ``messages``, for an endpoint that counts their tokens."""
+    return _read(raw, _unstreamed, with_messages=True)
 
 
-def _read(raw: RawRequest, with_messages: bool, streams: bool = True) -> Call | Steps[Call]:
+def read_speech(raw: RawRequest) -> Call | Steps[Call]:
+    """The same where ``stream_format`` asks for a stream of events, and ``stream`` means nothing."""
+    return _read(raw, _speech)
+
+
+def read_images(raw: RawRequest) -> Call | Steps[Call]:
+    """The same where a stream has an event for each of ``n`` images."""
+    return _read(raw, _images)
+
+
+MakeCall = Callable[[RawRequest, Members, bool], Call]
+
+
+def _read(raw: RawRequest, make: MakeCall, with_messages: bool = False) -> Call | Steps[Call]:
     try:
         members = envelope.split_small(raw.body)
     except ValueError as error:
         raise _refused(error, raw.body) from None
     if members is None:
-        return _read_in_steps(raw, with_messages, streams)
-    return _call(raw, members, mistake_in_messages if with_messages else None, streams, large=False)
+        return _read_in_steps(raw, make, with_messages)
+    call = make(raw, members, False)
+    if with_messages and ("messages" not in members or mistake_in_messages(members) is not None):
+        raise _wrong_messages(members, mistake_in_messages)
+    return call
 
 
-def _read_in_steps(raw: RawRequest, with_messages: bool, streams: bool) -> Steps[Call]:
+def _read_in_steps(raw: RawRequest, make: MakeCall, with_messages: bool) -> Steps[Call]:
     walk = Walk(raw.body)
     try:
         members = yield from walk.members(with_messages)
     except ValueError as error:
         raise _refused(error, raw.body) from None
-    find_mistake = (lambda _: walk.mistake) if with_messages else None
-    return _call(raw, members, find_mistake, streams, len(raw.body) > envelope.SMALL)
+    call = make(raw, members, len(raw.body) > envelope.SMALL)
+    if with_messages and ("messages" not in members or walk.mistake is not None):
+        raise _wrong_messages(members, lambda _: walk.mistake)
+    return call
 
 
-def _call(
-    raw: RawRequest,
-    members: Members,
-    mistake_in_messages: Callable[[Members], str | None] | None,
-    streams: bool,
-    large: bool,
-) -> Call:
-    model = _member(members, "model", _text, "a non-empty string")
-    if not model:
-        raise BadRequest("'model' must be a non-empty string.", param="model")
+def _call(raw: RawRequest, members: Members, large: bool, streams: bool = True, results: int = 1) -> Call:
+    if raw.endpoint.may_lack_model and bytes(members.get("model", envelope.ABSENT)) in (b"", b"null"):
+        model = ""
+    else:
+        model = _member(members, "model", _text, "a non-empty string")
+        if not model:
+            raise BadRequest("'model' must be a non-empty string.", param="model")
     if not envelope.OTHER_CASES.isdisjoint(members):
         name = next(each for each in members if each in envelope.OTHER_CASES)
         raise BadRequest(f"{name!r} must be written {name.casefold()!r}, in lower case.", param=name)
     stream = "stream" in members and _member(members, "stream", _flag, "true or false") is True
-    if mistake_in_messages is not None:
-        if "messages" not in members:
-            raise BadRequest("'messages' is missing; it must be a non-empty array of objects.", param="messages")
-        item = mistake_in_messages(members)
-        if item is not None:
-            right = "a non-empty array of objects, each with a non-empty string 'role'"
-            raise BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item)
-    return Call(
-        raw.endpoint, model, stream and streams, members, raw.headers, raw.request_id, raw.caller, large, raw.tail
-    )
+    request = (raw.headers, raw.request_id, raw.caller, large)
+    return Call(raw.endpoint, model, stream and streams, members, *request, results=results, tail=raw.tail)
+
+
+def _unstreamed(raw: RawRequest, members: Members, large: bool) -> Call:
+    return _call(raw, members, large, streams=False)
+
+
+def _speech(raw: RawRequest, members: Members, large: bool) -> Call:
+    call = _call(raw, members, large, streams=False)
+    return msgspec.structs.replace(call, stream=bytes(members.get("stream_format", envelope.ABSENT)) == b'"sse"')
+
+
+def _images(raw: RawRequest, members: Members, large: bool) -> Call:
+    return _call(raw, members, large, results=count(bytes(members.get("n", envelope.ABSENT))))
+
+
+def count(written: bytes) -> int:
+    """The number that a request's ``n`` is, 1 where it is none."""
+    return int(written) if written.isdigit() and len(written) < 4 and int(written) else 1
+
+
+def _wrong_messages(members: Members, find_mistake: Callable[[Members], str | None]) -> BadRequest:
+    if "messages" not in members:
+        return BadRequest("'messages' is missing; it must be a non-empty array of objects.", param="messages")
+    item = find_mistake(members)
+    right = "a non-empty array of objects, each with a non-empty string 'role'"
+    return BadRequest(f"'{item}' is wrong: 'messages' must be {right}.", param=item)
 
 
 def _refused(error: ValueError, body: bytes | bytearray) -> BadRequest:

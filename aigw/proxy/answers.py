@@ -1,4 +1,4 @@
-"""The two kinds of answers: how much of each is held, when it is committed, and when it is complete."""
+"""Streams: how much of one is held, when it is committed, and when it is complete. And which kind an answer is."""
 
 from __future__ import annotations
 
@@ -10,91 +10,37 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from aigw.errors import StreamBroken, UpstreamBroken, UpstreamFailure
+from aigw.errors import StreamBroken, UpstreamBroken
 from aigw.protocols import sse
-from aigw.protocols.endpoint import Endpoint
+from aigw.protocols.endpoint import Call
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
 from aigw.protocols.scanner import HOLD_STREAM
-from aigw.protocols.usage import ReportedUsage
+from aigw.proxy.plain import Flowing, Plain, cut_short
 from aigw.proxy.relay import END_SECONDS, BodySink, Relay
 from aigw.upstream.connection import Response
 
-HOLD_PLAIN = 1024 * 1024  # bytes
+_NO_STREAMS = (b"audio/", b"image/", b"video/")
 NO_STREAM = "answered a streaming request without a stream"
 
 MustFinish = Callable[[], bool]
-
-
-class Plain(Relay):
-    """An answer in one piece. It is checked when it is whole, or committed when it is larger than HOLD_PLAIN.
-
-    Its time limit is for the whole answer. It counts from the commit point, not from the last byte.
-    """
-
-    cut_short = "answer_truncated"
-
-    def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
-        super().__init__(endpoint, clock)
-        self._size = 0
-        self._usage = ReportedUsage()
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """See Relay."""
-        return self._usage.counts()
-
-    def dataReceived(self, data: bytes) -> None:
-        """See Relay."""
-        if self._client is not None:
-            self._usage.add_some(data)
-            self._write(data)
-            return
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size > HOLD_PLAIN and not self.held.called:
-            self._usage.add_some(b"".join(self._pieces))
-            self.held.callback(self)
-
-    def _ended(self, whole: bool, reason: Failure) -> None:
-        if self._client is not None:
-            if whole:
-                self._finish(None)
-            else:
-                self._break(self.cut_short, "The provider's answer ended before it was complete.")
-            return
-        body = b"".join(self._pieces)
-        mistake = self._mistake(body, whole, reason)
-        if mistake is not None:
-            self._fail(mistake)
-            return
-        self._over = True
-        self._pieces = [body]
-        self.length = self._size
-        self._usage.add(body)
-        self.held.callback(self)
-
-    def _mistake(self, body: bytes, whole: bool, reason: Failure) -> UpstreamFailure | None:
-        if not whole:
-            return _cut_short(reason)
-        found = self._endpoint.check_answer(body)
-        return UpstreamBroken(found[0], detail=found[1]) if found else None
-
-    def _too_late(self) -> None:
-        self._break("answer_timeout", "The provider's answer was not whole within its time limit.")
 
 
 class Stream(Relay):
     """Server-sent events. They are held until the first output; then the endpoint's scanner decides what is sent."""
 
     cut_short = "stream_truncated"
+    default_type = b"text/event-stream"
+    flows = True
+    flushes = True
 
-    def __init__(self, endpoint: Endpoint, clock: IReactorTime, label: bytes, must_finish: MustFinish) -> None:
+    def __init__(self, call: Call, clock: IReactorTime, label: bytes, must_finish: MustFinish) -> None:
         """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``."""
-        super().__init__(endpoint, clock)
-        self._scanner = endpoint.scanner()
+        super().__init__(call.endpoint, clock)
+        self._scanner = call.endpoint.scanner()
         self._scanner.is_known_to_finish = must_finish
-        self.mislabelled = b"json" in label or b"html" in label
+        self._scanner.results = call.results
+        self.mislabelled = b"json" in label or b"html" in label or label.startswith(_NO_STREAMS)
         self._first: bytes | None = b""  # the first bytes, until it is known whether they are a stream
         self._body: bytearray | None = None  # the bytes, if they are not a stream
         self._held_size = 0
@@ -234,7 +180,7 @@ class Stream(Relay):
 
     def _no_stream(self, whole: bool, reason: Failure) -> UpstreamBroken:
         if not whole:
-            return _cut_short(reason)
+            return cut_short(reason)
         if self._body is None and not self._first:
             return _no_output(END, None)
         found = self._endpoint.check_answer(bytes(self._body or b""))
@@ -266,15 +212,17 @@ class Stream(Relay):
         self._finish(broken)
 
 
-def hold(
-    response: Response, endpoint: Endpoint, stream: bool, clock: IReactorTime, must_finish: MustFinish
-) -> Deferred[Relay]:
+def hold(response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish) -> Deferred[Relay]:
     """Read a 2xx answer up to the commit point. Fails with UpstreamBroken. A cancel aborts the provider's answer."""
     relay: Relay
-    if stream:
-        relay = Stream(endpoint, clock, response.given.get(b"content-type", [b""])[-1].lower(), must_finish)
+    endpoint = call.endpoint
+    label = response.given.get(b"content-type", [b""])[-1].lower()
+    if call.stream:
+        relay = Stream(call, clock, label, must_finish)
+    elif endpoint.flows is not None:
+        relay = Flowing(endpoint, clock, label, endpoint.flows)
     else:
-        relay = Plain(endpoint, clock)
+        relay = Plain(endpoint, clock, label)
     response.deliverBody(relay)
     return relay.held
 
@@ -283,9 +231,3 @@ def _no_output(meaning: Meaning, error: object) -> UpstreamBroken:
     if meaning is ERROR:
         return UpstreamBroken("began its stream with an error", detail=reason_in(error))
     return UpstreamBroken("ended its stream without output")
-
-
-def _cut_short(reason: Failure) -> UpstreamBroken:
-    if isinstance(reason.value, UpstreamBroken):
-        return UpstreamBroken(f"answered with {reason.value.message}")
-    return UpstreamBroken("connection closed in the middle of its answer")

@@ -67,7 +67,7 @@ class Gateway:
         record.stream, record.requested_model = call.stream, call.model
         if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
             return self.stored.serve(call, response_id, record, partial(self._start, call, client, record))
-        route = self.router.routes[call.model]
+        route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
         record.route = route.name
         return Exchange(self, route, call, client, record).run()
 
@@ -144,7 +144,7 @@ class Exchange:
         def hold_answer(response: Response) -> Deferred[Relay]:
             answered.append(response)
             must_finish = partial(self._gateway.finishing.expected, step, self._call.endpoint.path)
-            return hold(response, self._call.endpoint, self._call.stream, self._clock, must_finish)
+            return hold(response, self._call, self._clock, must_finish)
 
         def commit_or_hang_up(held: Relay) -> Deferred[None]:
             try:
@@ -174,6 +174,8 @@ class Exchange:
         step = attempt.step
         self._record.first_byte = now = self._clock.seconds()
         self._call.members.clear()  # a stream may be long, and its prompt is not needed again
+        if self._call.form is not None:
+            self._call.form.release()
         if held.length is not None:
             held.rewrite(self._gateway.router.without_keys[step.provider.name])
         length = held.length
@@ -182,19 +184,17 @@ class Exchange:
             self._gateway.stored.note(self._call, self._route, step, held)
         sent = headers.for_client(response.given.items())
         if b"content-type" not in dict(sent):
-            sent.append((b"content-type", b"text/event-stream" if self._call.stream else b"application/json"))
-        rest = started + seconds - now
+            sent.append((b"content-type", held.default_type))
+        rest = step.idle_timeout if held.flows else started + seconds - now
         if self._call.stream:
             sent = headers.of_a_stream(sent, held.mislabelled)
-            rest = step.idle_timeout
         elif length is None and isinstance(response.length, int):
             length = response.length
         if self._gateway.keys.may_be_in(sent):
             sent = self._gateway.keys.without(sent)
         self._client.begin(response.code, sent, length)
         self._flowing = held
-        flowing = held.flow(self._client, max(0.0, rest))
-        return flowing.addBoth(self._flowed, step, started, response.code, held, probe)
+        return held.flow(self._client, max(0.0, rest)).addBoth(self._flowed, step, started, response.code, held, probe)
 
     def _fell(
         self, attempt: Attempt, started: float, failure: UpstreamFailure, step_ends: float, tries: int, probe: bool
@@ -269,7 +269,7 @@ class Exchange:
         if broken.reported:
             self._client.end()
         else:
-            self._client.cut(flush=self._call.stream)
+            self._client.cut(self._flowing.flushes if self._flowing else False)
 
     def _note_cancelled(self, step: Step, started: float, status: int | None) -> None:
         if self._interrupted:

@@ -51,8 +51,11 @@ class Responder(BodySink, Protocol):
     def end(self) -> None:
         """The answer is whole."""
 
-    def cut(self, flush: bool) -> None:
-        """The answer broke: close the connection without a proper end; with ``flush``, after the written bytes."""
+    def cut(self, flush: bool | None) -> None:
+        """The answer broke: close the connection without a proper end; with ``flush``, after the written bytes.
+
+        None: after them if the framing of HTTP shows that the end is missing.
+        """
 
 
 @implementer(IPushProducer)
@@ -61,6 +64,9 @@ class Relay(BodyProtocol, ABC):
 
     transport: Any
     mislabelled = False  # whether the Content-Type of a stream is that of something else
+    default_type = b"application/json"  # of an answer without Content-Type
+    flows = False  # whether its time limit is that of a pause
+    flushes: bool | None = False  # see the Responder
     cut_short = ""  # the code of an answer that ends too early
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:

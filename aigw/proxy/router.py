@@ -8,7 +8,7 @@ import msgspec
 
 from aigw import __version__
 from aigw.config.model import Config, Provider, Route, Step
-from aigw.errors import RouteNotFound
+from aigw.errors import BadRequest, RouteNotFound
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
@@ -41,6 +41,7 @@ class Router:
 
     def __init__(self, config: Config) -> None:
         self.routes = _Routes(config.routes)
+        self._defaults = {path: route for route in config.routes.values() for path in route.default_for}
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
         }
@@ -55,6 +56,14 @@ class Router:
             for name, provider in config.providers.items()
             for path in ENDPOINTS
         }
+
+    def default_for(self, path: str) -> Route:
+        """The route of a request to this endpoint that names no model. Raises BadRequest where there is none."""
+        route = self._defaults.get(path)
+        if route is None:
+            right = f"name a route, as no route of this gateway has 'default_for: [{path}]'"
+            raise BadRequest(f"'model' is missing; {right}.", param="model")
+        return route
 
     def own_headers(self, provider: Provider) -> Lines:
         """The headers of every request to the provider, with its key."""

@@ -12,6 +12,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 
+from aigw.config.endpoint_names import LISTED_FOR
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
 from aigw.net import headers
@@ -22,6 +23,7 @@ from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.response_ids import is_id
 from aigw.proxy.router import Router
+from aigw.server.cors import CrossOrigin
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
 from aigw.telemetry.record import RecordBuilder, Sink
@@ -35,8 +37,8 @@ class ModelsResource(ApiResource):
 
     leads_on = True
 
-    def __init__(self, config: Config, router: Router) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, router: Router, cross_origin: CrossOrigin | None = None) -> None:
+        super().__init__(config, cross_origin)
         self._router = router
         self._created = int(time.time())
 
@@ -44,8 +46,11 @@ class ModelsResource(ApiResource):
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
         if not name:
-            data = [model(route, self._created) for route in self.config.routes]
-            return msgspec.json.encode({"object": "list", "data": data})
+            routes = self.config.routes.values()
+            listed = [
+                route.name for route in routes if not (route.endpoints and LISTED_FOR.isdisjoint(route.endpoints))
+            ]
+            return msgspec.json.encode({"object": "list", "data": [model(name, self._created) for name in listed]})
         return msgspec.json.encode(model(self._router.routes[name].name, self._created))
 
 
@@ -61,14 +66,15 @@ class EndpointResource(ApiResource):
         gateway: Gateway,
         sink: Sink,
         begin_trace: BeginTrace | None,
+        cross_origin: CrossOrigin | None = None,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, cross_origin)
         self.max_body = config.max_body
         self._endpoint = endpoint
         self._path = f"/v1/{endpoint.path}"  # as records show it
         self._stored: StoredResource | None = None
         if endpoint.stored is not None:
-            self._stored = StoredResource(config, endpoint.stored, gateway, sink, begin_trace)
+            self._stored = StoredResource(config, endpoint.stored, gateway, sink, begin_trace, cross_origin)
         self.error_body = endpoint.error_body
         self._gateway = gateway
         self._sink = sink
@@ -76,7 +82,10 @@ class EndpointResource(ApiResource):
         self._seconds: Callable[[], float] = gateway.clock.seconds
 
     def admit(self, request: Request) -> None:
-        """Begin the record of the request, so that a refusal is recorded too."""
+        """Begin the record of the request, so that a refusal is recorded too; a preflight is none."""
+        if self.cross_origin is not None and self.cross_origin.is_preflight(request):
+            super().admit(request)
+            return
         now, method = self._seconds(), request.method[:20].decode("latin-1")
         request.record = RecordBuilder(request.request_id, method, self._path, now, seconds=self._seconds, received=now)
         if self.config.log_client_address:
@@ -106,10 +115,12 @@ class EndpointResource(ApiResource):
         record = request.record
         record.received = self._seconds()
         if request.coding is None:
-            sent = headers.for_provider(request.given, self._endpoint.client_headers)
-            tail = _query_of(request) if self._endpoint.passes_query else b""
-            raw = RawRequest(self._endpoint, request.body, sent, request.request_id, request.caller, tail)
-            found = self._endpoint.read(raw)
+            given, endpoint = request.given, self._endpoint
+            sent = headers.for_provider(given, endpoint.takes, endpoint.client_headers)
+            kind = given.get(b"content-type", b"")
+            tail = _query_of(request) if endpoint.passes_query else b""
+            raw = RawRequest(endpoint, request.body, sent, request.request_id, request.caller, kind, tail)
+            found = endpoint.read(raw)
         else:
             found = self._read_compressed(request, request.body, request.coding)
         if isinstance(found, Call):
@@ -119,16 +130,17 @@ class EndpointResource(ApiResource):
     def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
         plain = yield from decode(body, coding, self.max_body, request.take)
         del body
-        sent = headers.for_provider(request.given, self._endpoint.client_headers)
-        tail = _query_of(request) if self._endpoint.passes_query else b""
-        raw = RawRequest(self._endpoint, plain, sent, request.request_id, request.caller, tail)
-        found = self._endpoint.read(raw)
+        given, endpoint = request.given, self._endpoint
+        sent = headers.for_provider(given, endpoint.takes, endpoint.client_headers)
+        kind, tail = given.get(b"content-type", b""), _query_of(request) if endpoint.passes_query else b""
+        raw = RawRequest(endpoint, plain, sent, request.request_id, request.caller, kind, tail)
+        found = endpoint.read(raw)
         del plain, raw
         return found if isinstance(found, Call) else (yield from found)
 
     def headers(self, request: Request) -> list[headers.Header]:
         """Which route, step, provider and model answered, after how many attempts, and which steps were passed over."""
-        sent: list[headers.Header] = []
+        sent = [] if self.cross_origin is None else self.cross_origin.of_an_answer(request)
         record = request.record
         if record.route is not None:
             sent += [(b"x-aigw-route", headers.value(record.route)), (b"x-aigw-attempts", b"%d" % record.tried)]
@@ -185,7 +197,7 @@ class StoredResource(EndpointResource):
             model="",
             stream=parse_qs(query[1:]).get(b"stream") == [b"true"],
             members={},
-            headers=headers.for_provider(request.given, self._endpoint.client_headers),
+            headers=headers.for_provider(request.given),
             request_id=request.request_id,
             caller=request.caller,
             tail="/".join(["", response_id, *below]).encode() + query,
@@ -209,19 +221,26 @@ def _query_of(request: Request) -> bytes:
 
 def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
-    root, v1 = PathPrefix(config), PathPrefix(config)
-    at: dict[str, ApiResource] = {"": v1}
-    root.putChild(b"", RootResource(config))
-    root.putChild(b"health", HealthResource(config))
+    cross_origin = CrossOrigin(config.cors_origins) if config.cors_origins else None
+    root, v1 = PathPrefix(config, cross_origin), PathPrefix(config, cross_origin)
+    at: dict[str, ApiResource] = {"": root, "v1": v1}
+    root.putChild(b"", RootResource(config, cross_origin))
+    root.putChild(b"health", HealthResource(config, cross_origin))
     root.putChild(b"v1", v1)
-    v1.putChild(b"models", ModelsResource(config, gateway.router))
+    v1.putChild(b"models", ModelsResource(config, gateway.router, cross_origin))
     for path, endpoint in sorted(ENDPOINTS.items()):  # an endpoint stands before those below it
-        folder, _, name = path.rpartition("/")
-        if folder not in at:
-            at[folder] = PathPrefix(config)
-            v1.putChild(folder.encode(), at[folder])
-        at[path] = calls = EndpointResource(config, endpoint, gateway, sink, begin_trace)
-        at[folder].isLeaf = False
-        at[folder].putChild(name.encode(), calls)
-        root.known = {**root.known, f"/v1/{path}".encode(): calls}
+        calls = EndpointResource(config, endpoint, gateway, sink, begin_trace, cross_origin)
+        for whole in (f"/v1/{path}", *endpoint.aliases):
+            _put(whole, calls, at)
+            root.known = {**root.known, whole.encode(): calls}
     return root
+
+
+def _put(path: str, resource: ApiResource, at: dict[str, ApiResource]) -> None:
+    """Put a resource where it belongs; ``at`` has those that are there, by their paths, and gets what leads to it."""
+    above, _, name = path.lstrip("/").rpartition("/")
+    if above not in at:
+        _put(above, PathPrefix(resource.config, resource.cross_origin), at)
+    at[above].isLeaf = False
+    at[above].putChild(name.encode(), resource)
+    at[path.lstrip("/")] = resource

@@ -263,12 +263,12 @@ class Request(TwistedRequest):
             self.channel.request_done()
         self.answered(status)
 
-    def cut(self, flush: bool) -> None:
-        """The answer is broken: close without a proper end; with ``flush`` send first what was written."""
+    def cut(self, flush: bool | None) -> None:
+        """See Responder: in HTTP/1.0 a close may be a proper end."""
         self.serving = None
         self.answered(self.code)
         if not self._gone:
-            if flush:
+            if flush or (flush is None and self.clientproto == b"HTTP/1.1"):
                 self.channel.closing.soon()
             else:
                 self.channel.transport.abortConnection()

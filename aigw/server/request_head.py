@@ -20,8 +20,8 @@ MAX_HEAD = 32 * 1024
 MAX_HEADERS = 100
 MAX_DIGITS = 18
 SINGLE = frozenset(
-    b"host content-length content-type authorization proxy-authorization x-api-key cookie origin sec-fetch-site expect "
-    b"x-request-id traceparent idempotency-key http-referer x-title anthropic-version".split()
+    b"host content-length content-type authorization proxy-authorization x-api-key api-key cookie origin "
+    b"sec-fetch-site expect x-request-id traceparent idempotency-key http-referer x-title anthropic-version".split()
 )  # all headers that the gateway uses or forwards, except lists, whose lines make one value (RFC 9110, section 5.3)
 TLS_HANDSHAKE = b"\x16"  # the first byte of a record with a ClientHello (RFC 8446, 5.1)
 _REASONS = {

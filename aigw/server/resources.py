@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.web.resource import Resource as TwistedResource
+from twisted.web.server import NOT_DONE_YET
 
 from aigw.access.keys import authenticate
 from aigw.config.model import Config
-from aigw.errors import GatewayError, MethodNotAllowed, Unauthorized, WrongKey
+from aigw.errors import GatewayError, MethodNotAllowed
 from aigw.net import headers
 from aigw.protocols.error_bodies import error_body
+from aigw.server.cors import CrossOrigin
 from aigw.server.request import Request
 from aigw.server.unknown_paths import unknown_path
 
@@ -26,19 +28,25 @@ class ApiResource(TwistedResource):
     max_body = 0  # bytes; a body that is not read costs nothing, and ends the connection
     leads_on = False  # what follows its path is for it to read
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, cross_origin: CrossOrigin | None = None) -> None:
+        """``cross_origin``: pages of other origins may call it."""
         super().__init__()
         self.config = config
+        self.cross_origin = cross_origin
 
     def getChild(self, path: bytes, request: Any) -> TwistedResource:
         """Every other path below this resource is unknown."""
-        return NotFound(self.config)
+        return NotFound(self.config, self.cross_origin)
 
     def admit(self, request: Request) -> None:
         """Judge the request by its head: its caller first, so that a client without a key gets no other error.
 
-        Raises PathNotFound unless the path ends here, MethodNotAllowed, and what ``identify`` does.
+        A preflight has no key, and is answered by another resource. Raises PathNotFound unless the path ends here,
+        MethodNotAllowed, and what ``identify`` does.
         """
+        if self.cross_origin is not None and self.cross_origin.is_preflight(request):
+            request.resource, request.max_body = Preflight(self.config, self.cross_origin), 0
+            return
         self.identify(request)
         if not self.methods or (request.postpath and any(request.postpath) and not self.leads_on):
             raise self.wrong_path(request)
@@ -48,12 +56,8 @@ class ApiResource(TwistedResource):
     def identify(self, request: Request) -> None:
         """Find out who asks, by the key. Raises Unauthorized."""
         given = request.given
-        try:
-            request.caller = authenticate(self.config.callers, given.get(b"x-api-key"), given.get(b"authorization"))
-        except Unauthorized as error:
-            if given.get(b"api-key") and not isinstance(error, WrongKey):
-                error.message = f"The header 'api-key' is not read. {error.message}"
-            raise
+        azure = given.get(b"api-key")  # as clients of Azure send it
+        request.caller = authenticate(self.config.callers, given.get(b"x-api-key"), given.get(b"authorization"), azure)
 
     def wrong_path(self, request: Request) -> GatewayError:
         """The error for a path that leads nowhere."""
@@ -69,7 +73,7 @@ class ApiResource(TwistedResource):
 
     def headers(self, request: Request) -> list[headers.Header]:
         """What its answers carry beside the request id."""
-        return []
+        return [] if self.cross_origin is None else self.cross_origin.of_an_answer(request)
 
     def answered(self, request: Request, status: int) -> None:
         """Nothing to record."""
@@ -79,6 +83,22 @@ class NotFound(ApiResource):
     """Every unknown path; the key is checked first."""
 
     methods = ()
+
+
+class Preflight(NotFound):
+    """The answer to the browser of a page that asks whether it may call."""
+
+    def headers(self, request: Request) -> list[headers.Header]:
+        """Whether it may, and how."""
+        assert self.cross_origin is not None
+        return self.cross_origin.of_a_preflight(request)
+
+    def render(self, request: Any) -> int:
+        """Nothing but the headers."""
+        request.begin(204, [], None)
+        request.write(b"")
+        request.end()
+        return NOT_DONE_YET
 
 
 class PathPrefix(NotFound):

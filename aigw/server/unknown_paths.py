@@ -7,16 +7,27 @@ from aigw.protocols.endpoints import ENDPOINTS
 
 _SERVED = ", ".join(f"POST /v1/{path}" for path in ENDPOINTS) + " and GET /v1/models"
 _LISTED = [f"/v1/{path}" for path in (*ENDPOINTS, "models")]
+# Parts of the API that keep something at one provider, or are no requests with an answer.
+_NOT_SERVED = frozenset(
+    "files uploads batches realtime assistants threads vector_stores fine_tuning evals containers conversations videos "
+    "chatkit graders organization skills".split()
+)
 
 
 def unknown_path(path: bytes) -> PathNotFound:
     """The error for a path that the gateway does not have."""
     text = path[:200].decode("latin-1")
-    return PathNotFound(f"The path {text!r} is unknown. {_hint(text)}")
-
-
-def _hint(text: str) -> str:
     plain = "/" + "/".join(part for part in text.split("/") if part)  # without repeated and trailing slashes
+    name = plain.removeprefix("/v1").partition("/")[2].partition("/")[0]
+    if name in _NOT_SERVED:
+        message = (
+            f"This gateway does not serve {name} yet, so it has no path {text[:64]!r}. It has the paths {_SERVED}."
+        )
+        return PathNotFound(message, code="not_served")
+    return PathNotFound(f"The path {text[:64]!r} is unknown. {_hint(text, plain)}")
+
+
+def _hint(text: str, plain: str) -> str:
     if plain.startswith("/v1/v1/") or plain == "/v1/v1":
         return f"It has /v1 twice: remove one from the base URL, so that the path is {plain[3:] or '/v1'}."
     for served in _LISTED:

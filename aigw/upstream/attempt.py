@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from aigw.config.model import Step
-from aigw.protocols.envelope import Pieces
+from aigw.protocols.envelope import Parts
 
 
 class Attempt(msgspec.Struct, frozen=True, eq=False):
@@ -19,7 +19,7 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
     step: Step
     url: str
     headers: dict[bytes, bytes]
-    body: bytes | Pieces
+    body: bytes | Parts
     dropped: tuple[str, ...] = ()
     tail: bytes = b""
     method: str = "POST"

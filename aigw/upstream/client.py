@@ -11,7 +11,7 @@ from hyperlink import URL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
 
-from aigw.protocols.envelope import Pieces
+from aigw.protocols.envelope import Parts
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
 
@@ -33,7 +33,7 @@ class ProviderClient(HTTPClient):
         *,
         tail: bytes = b"",
         headers: bytes,
-        data: bytes | Pieces = b"",
+        data: bytes | Parts = b"",
         connect_timeout: float,
         **_: object,
     ) -> Deferred[Response]:

@@ -28,7 +28,7 @@ from zope.interface import implementer
 
 from aigw.errors import UpstreamBroken
 from aigw.net.write import write
-from aigw.protocols.envelope import Pieces
+from aigw.protocols.envelope import Parts
 from aigw.upstream.response_parser import ResponseParser
 
 MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head: two writes are cheaper
@@ -135,7 +135,7 @@ class Connection(Protocol):
 
     # One exchange
 
-    def send(self, head: bytes, body: bytes | Pieces, reused: bool = False) -> Deferred[Response]:
+    def send(self, head: bytes, body: bytes | Parts, reused: bool = False) -> Deferred[Response]:
         """Write a request. A large body is written in pieces, as fast as the transport sends. Cancelling aborts.
 
         Fails with UpstreamBroken, or with Stale if the connection was ``reused`` and the request must be sent again.

@@ -15,7 +15,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from aigw.net.lateness import Limit
-from aigw.protocols.envelope import Pieces
+from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
 from aigw.upstream.connection import Connection, NoAnswer, Response, Stale
 
@@ -49,7 +49,7 @@ class Pool:
         for connection in list(self._idle):
             connection.abort()
 
-    def send(self, head: bytes, body: bytes | Pieces, connect_timeout: float) -> Deferred[Response]:
+    def send(self, head: bytes, body: bytes | Parts, connect_timeout: float) -> Deferred[Response]:
         """Send a request. Gives the head of the answer.
 
         Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken.
@@ -60,12 +60,12 @@ class Pool:
         return connection.send(head, body, reused=True).addErrback(self._send_again, head, body, connect_timeout)
 
     def _send_again(
-        self, failure: Failure, head: bytes, body: bytes | Pieces, connect_timeout: float
+        self, failure: Failure, head: bytes, body: bytes | Parts, connect_timeout: float
     ) -> Deferred[Response]:
         failure.trap(Stale)
         return self._send_on_new(head, body, connect_timeout)
 
-    def _send_on_new(self, head: bytes, body: bytes | Pieces, connect_timeout: float) -> Deferred[Response]:
+    def _send_on_new(self, head: bytes, body: bytes | Parts, connect_timeout: float) -> Deferred[Response]:
         answered = self.connect(connect_timeout).addCallback(lambda connection: connection.send(head, body))
         return answered if self._answered or self._secure else answered.addErrback(_suggest_https)
 

@@ -1,0 +1,47 @@
+"""What endpoints are called in the configuration: by their paths behind ``/v1/``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Protocol
+
+from aigw.config.mistakes import Mistake
+from aigw.config.quoting import did_you_mean
+from aigw.config.schema import Written
+
+LISTED_FOR = frozenset(["chat/completions", "completions", "responses", "messages"])  # by GET /v1/models
+MAY_LACK_MODEL = ("moderations", "images/generations", "images/edits", "images/variations")
+NAMES = (
+    *("chat/completions", "completions", "embeddings", "responses", "messages"),
+    *("moderations", "rerank", "images/generations", "images/edits", "images/variations"),
+    *("audio/transcriptions", "audio/translations", "audio/speech"),
+)
+
+
+def _one_of(names: Sequence[str], what: str, value: Any) -> str:
+    if value in names:
+        return str(value)
+    raise ValueError(f"is not {what}; write one of {', '.join(names)}{did_you_mean(value, names)}")
+
+
+EndpointName = Annotated[str, Written(lambda value: _one_of(NAMES, "an endpoint", value))]
+"""The path of an endpoint behind ``/v1/``, such as ``embeddings``."""
+DefaultName = Annotated[
+    str, Written(lambda value: _one_of(MAY_LACK_MODEL, "an endpoint whose requests may have no model", value))
+]
+"""The same of one whose requests may leave out ``model``."""
+
+
+class _Route(Protocol):
+    @property
+    def default_for(self) -> frozenset[str]: ...
+
+
+def defaults_crossed(routes: Mapping[str, _Route]) -> Iterator[Mistake]:
+    """A mistake for each endpoint that has two default routes."""
+    first: dict[str, str] = {}
+    for index, (name, route) in enumerate(routes.items()):
+        for endpoint in sorted(route.default_for):
+            if first.setdefault(endpoint, name) != name:
+                text = f"{endpoint} has a default route already, {first[endpoint]!r}; keep one of the two"
+                yield Mistake(text, ("routes", index, "default_for"))

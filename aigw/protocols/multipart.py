@@ -1,0 +1,169 @@
+"""A body of multipart/form-data (RFC 7578): where its ``model`` is. Only the heads of its parts are read.
+
+A parser that calls back for each byte that looks like a boundary would need seconds for 25 MB of line ends. Here the
+boundary is searched, in short steps, and every byte but those of the model reaches the provider as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+
+from aigw.errors import BadRequest
+from aigw.protocols.envelope import OTHER_CASES, Parts
+from aigw.protocols.skip import Steps
+
+MOST_PARTS = 1000
+MOST_OF_A_HEAD = 8 * 1024
+MOST_OF_A_VALUE = 16 * 1024
+_STEP = 1024 * 1024  # bytes that are searched at once, in less than a millisecond
+_MATCH_COST = 512  # of one match, in bytes
+
+_BOUNDARY = re.compile(rb';[ \t]*boundary[ \t]*=[ \t]*(?:"([^"\\]*)"|([^\s;"]*))[ \t]*(?=;|\Z)', re.IGNORECASE)
+_GOOD_BOUNDARY = re.compile(rb"[\x20-\x7e]{0,199}[\x21-\x7e]")  # RFC 2046 has 70 of fewer characters
+_BEHIND = re.compile(rb"(--)?[ \t]{0,100}(?:(\r\n)|\Z)")  # a boundary; what else begins with one is content
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:([^\r\n\0]*)")
+_ESCAPED = re.compile(rb';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;"]*)[ \t]*')
+_LITERAL = re.compile(rb';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("[^"]*"|[^\s;"]*)[ \t]*')  # as browsers write a backslash
+_NO_CODINGS = (b"", b"7bit", b"8bit", b"binary")
+_NEW_PART = b'--%s\r\nContent-Disposition: form-data; name="model"\r\n\r\n%s\r\n'
+
+
+class Upload:
+    """A form whose ``model`` can be replaced. Where it has none, a part with it is put in front of the end."""
+
+    def __init__(self, body: bytes | bytearray, boundary: bytes, start: int, end: int) -> None:
+        """``start`` and ``end`` are of the value; both are of the last boundary where there is none."""
+        self._body: bytes | bytearray | None = body
+        self._boundary = boundary
+        self._start = start
+        self._end = end
+
+    def with_model(self, model: bytes) -> Parts:
+        """The body for a step."""
+        view = memoryview(self._body or b"")
+        if self._start == self._end:
+            model = _NEW_PART % (self._boundary, model)
+        return Parts([view[: self._start], model, view[self._end :]])
+
+    def release(self) -> None:
+        """Forget the body."""
+        self._body = None
+
+
+def boundary_in(content_type: bytes) -> bytes:
+    """The boundary that a Content-Type names. Raises BadRequest unless it has a good one."""
+    found = _BOUNDARY.findall(content_type)
+    boundary = found[0][0] or found[0][1] if len(found) == 1 else b""
+    if not _GOOD_BOUNDARY.fullmatch(boundary):
+        right = "it must name one boundary, as in 'multipart/form-data; boundary=xyz'"
+        raise BadRequest(f"The header Content-Type has no usable boundary; {right}.")
+    return boundary
+
+
+def read_form(
+    body: bytes | bytearray, boundary: bytes, fields: Container[str]
+) -> Steps[tuple[Upload, Mapping[str, str]]]:
+    """The form, and the values of these fields, ``model`` among them. Raises BadRequest."""
+    delimiter = b"--" + boundary
+    values: dict[str, str] = {}
+    model = None
+    number = 0
+    end, behind, is_last = yield from _next_boundary(body, delimiter, 0)
+    while not is_last:
+        number += 1
+        if number > MOST_PARTS:
+            raise BadRequest(f"The form has over {MOST_PARTS} parts.")
+        start = body.find(b"\r\n\r\n", behind - 2, behind + MOST_OF_A_HEAD) + 4
+        if start < 4:
+            raise BadRequest(f"The head of part {number} of the form has no end, or has over {MOST_OF_A_HEAD} bytes.")
+        name = _field(bytes(body[behind : start - 4]), number, fields)
+        # The line end in front of the next boundary is that of the empty line where there is no value at all.
+        end, behind, is_last = yield from _next_boundary(body, delimiter, start - 2)
+        if name is None:
+            continue
+        if name in values:
+            raise BadRequest(f"The form has two fields {name!r}; send one.", param=name)
+        values[name] = _text(bytes(body[start : min(end, start + MOST_OF_A_VALUE + 1)]), name)
+        if name == "model":
+            model = start, max(start, end)
+    if not number:
+        raise BadRequest("The form has no parts.")
+    return Upload(body, boundary, *(model or (end + 2, end + 2))), values
+
+
+def _next_boundary(body: bytes | bytearray, delimiter: bytes, at: int) -> Steps[tuple[int, int, bool]]:
+    """The offset of the end of the part before the next boundary, that of the end of its line, and if it is last."""
+    found = _BEHIND.match(body, len(delimiter)) if at == 0 and body.startswith(delimiter) else None
+    if found and (found[1] or found[2]):
+        return -2, found.end(), found[1] is not None
+    delimiter = b"\r\n" + delimiter
+    left = 0
+    while True:
+        end = body.find(delimiter, at, at + _STEP + len(delimiter))
+        left -= (end if end >= 0 else at + _STEP) - at + _MATCH_COST
+        if left <= 0:
+            yield
+            left = _STEP
+        if end >= 0:
+            found = _BEHIND.match(body, end + len(delimiter))
+            if found and (found[1] or found[2]):
+                return end, found.end(), found[1] is not None
+            at = end + len(delimiter)
+        elif at + _STEP >= len(body):
+            raise BadRequest("The form ends without its last boundary.")
+        else:
+            at += _STEP
+
+
+def _field(head: bytes, number: int, fields: Container[str]) -> str | None:
+    """The name of a part if it is one of ``fields``. Raises BadRequest where another reader may find another name."""
+    wrong = BadRequest(f"The head of part {number} of the form is wrong; it needs one Content-Disposition with a name.")
+    headers: dict[bytes, bytes] = {}
+    for line in head.split(b"\r\n"):
+        header = _HEADER.fullmatch(line)
+        if header is None or header[1].lower() in headers:
+            raise wrong
+        headers[header[1].lower()] = header[2].strip(b" \t")
+    kind, semicolon, rest = headers.get(b"content-disposition", b"").partition(b";")
+    parameters = _parameters(semicolon + rest)
+    if kind.strip().lower() != b"form-data" or not parameters or b"name" not in parameters:
+        raise wrong
+    name = parameters[b"name"].decode("latin-1")
+    plain = name.replace("\\", "").strip()
+    if plain in OTHER_CASES or (plain != name and plain in fields):
+        raise BadRequest(f"The field {name!r} must be written {plain.casefold()!r}.", param=plain.casefold())
+    if name not in fields:
+        return None
+    coding = headers.get(b"content-transfer-encoding", b"").lower()
+    if coding not in _NO_CODINGS or b"filename" in parameters or b"filename*" in parameters:
+        raise BadRequest(f"The field {name!r} must be a plain value, and no file and not encoded.", param=name)
+    return name
+
+
+def _parameters(written: bytes) -> dict[bytes, bytes] | None:
+    """The parameters of a Content-Disposition; None where they cannot be read, or in two ways with two names."""
+    read = [found for pattern in (_ESCAPED, _LITERAL) if (found := _read_parameters(written, pattern)) is not None]
+    names = {found.get(b"name") for found in read}
+    return read[0] if len(names) == 1 else None
+
+
+def _read_parameters(written: bytes, pattern: re.Pattern[bytes]) -> dict[bytes, bytes] | None:
+    found: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(written) and (parameter := pattern.match(written, at)):
+        name = parameter[1].lower()
+        if name in found or name == b"name*":
+            return None
+        found[name] = parameter[2].strip(b'"')
+        at = parameter.end()
+    return found if at == len(written) else None
+
+
+def _text(value: bytes, name: str) -> str:
+    if len(value) > MOST_OF_A_VALUE:
+        raise BadRequest(f"The field {name!r} takes over {MOST_OF_A_VALUE} bytes.", param=name)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise BadRequest(f"The field {name!r} is not UTF-8.", param=name) from None
