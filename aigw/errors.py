@@ -36,7 +36,7 @@ A client that disconnects causes Twisted's ``CancelledError``, and the request i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class GatewayError(Exception):
@@ -57,7 +57,7 @@ class GatewayError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
-        details: Mapping[str, Any] | None = None,
+        details: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(message)
         self.message, self.param, self.code = message, param, code or self.code

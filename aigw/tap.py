@@ -25,6 +25,7 @@ from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import handle_signal, handle_stops, ignore
 from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
 from aigw.errors import ConfigError
+from aigw.net.interfaces import Reactor
 from aigw.server.listeners import configured_listeners
 from aigw.telemetry import logs, terminal
 from aigw.telemetry.log_file import LogFile
@@ -34,6 +35,9 @@ from aigw.upstream.providers import Upstream
 
 EX_USAGE = 64
 EX_CONFIG = 78
+# A plain request leaves no cycle, so a collection after every 700 objects cost a tenth; a closed TLS connection leaves
+# a cycle of about 50 KiB, so older objects must be visited often too.
+GARBAGE_THRESHOLDS = (5_000, 2, 2)
 
 
 class Options(usage.Options):
@@ -142,7 +146,7 @@ def makeService(options: Options) -> IService:
     return service
 
 
-def _check_providers(loaded: Config, reactor: Any, options: Options) -> NoReturn:
+def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoReturn:
     from aigw.daemon.check_providers import check
 
     escape_unwritable(sys.stdout)
@@ -156,18 +160,16 @@ def _freeze() -> None:
     memory.keep()
     gc.collect()
     gc.freeze()
-    # A plain request leaves no cycle, so a collection after every 700 objects cost a tenth; a closed TLS connection
-    # leaves a cycle of about 50 KiB, so older objects must be visited often too.
-    gc.set_threshold(5_000, 2, 2)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
-def _for_people(server: Any, json_log: int) -> bool:
+def _for_people(server: usage.Options | None, json_log: int) -> bool:
     """Whether the log goes to a terminal, and not as JSON."""
     on_stderr = server is not None and server.get("nodaemon") and not (server.get("logfile") or server.get("syslog"))
     return bool(on_stderr and not json_log and terminal.is_terminal(sys.__stderr__))
 
 
-def _observer(server: Any, json_log: int = 0) -> logs.QueuedLines | None:
+def _observer(server: usage.Options | None, json_log: int = 0) -> logs.QueuedLines | None:
     """JSON lines to where twistd's options send the log; None where twistd's own logger is in use."""
     if server is None or server.get("logger"):
         return None

@@ -68,6 +68,52 @@ def test_no_file_imports_the_reactor_at_its_top_level(name):
     assert "twisted.internet.reactor" not in imports(top)
 
 
+# Private names of other packages, by file, each with its reason.
+PRIVATE_OF_OTHERS = {
+    "config/addresses": {"_replace"},  # of a named tuple, where it is documented
+    "net/write": {"_tempDataBuffer"},  # of Twisted; the file says why
+}
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """The names that a file defines: functions, classes, variables and attributes."""
+    names = {
+        each.name for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+    names |= {
+        each.attr for each in ast.walk(tree) if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
+    }
+    return names | {
+        each.id for each in ast.walk(tree) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+    }
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """The private names that a file uses as attributes, imports, or asks for by ``getattr``."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("attr"):
+            names |= {
+                each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)
+            }
+    return {name for name in names if re.fullmatch(r"_(?!_)\w+", name)}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_uses_a_private_name_of_another_package(name):
+    """What a file does not define itself may come only from a file of its own room that it imports."""
+    known = defined(FILES[name])
+    for each in imports(FILES[name]):
+        file = each.removeprefix("aigw.").rpartition(".")[0].replace(".", "/")
+        if file in FILES and room(file) == room(name):
+            known |= defined(FILES[file])
+    assert private_names(FILES[name]) - known == PRIVATE_OF_OTHERS.get(name, set())
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_no_file_is_over_300_lines(name):
     assert len(PATHS[name].read_text().splitlines()) <= 300

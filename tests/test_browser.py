@@ -24,6 +24,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from aigw.daemon.demo import KEY as DEMO_KEY
 from tests.switch import Switch
 from tests.test_daemon import Daemon, Demo
 from tests.webdriver import Chromium
@@ -158,7 +159,7 @@ def test_a_provider_goes_down_and_comes_back_before_the_eyes(stage):
     """It rests within 2 s, without a reload of the page; and it answers again."""
     with stage.browser() as browser:
         browser.sign_in("wrong")
-        assert "not one of this gateway" in browser.text()
+        assert "The API key is wrong." in browser.text()
         browser.sign_in()
         browser.until(lambda: browser.states() == ["not used yet"] * 3)
         browser.run("window.same = true")
@@ -225,11 +226,11 @@ def test_the_demo_has_a_page_that_shows_both_steps(tmp_path):
         url = re.search(r"https://[^/]+", printed)[0]
         tls = ssl.create_default_context(cafile=certificate)
         body = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}).encode()
-        request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"Authorization": "Bearer demo-key"})
+        request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"Authorization": f"Bearer {DEMO_KEY}"})
         for _ in range(5):
             urllib.request.urlopen(request, timeout=10, context=tls).close()
         with Browser.trusting(certificate, url, tmp_path, 1000, 660) as browser:
-            browser.sign_in("demo-key")
+            browser.sign_in(DEMO_KEY)
             browser.until(lambda: browser.states() == ["failed last time", "answering"])
             browser.picture("demo", 660)
 

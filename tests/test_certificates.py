@@ -29,7 +29,7 @@ from aigw.errors import ConfigError
 from aigw.upstream import trust
 from aigw.upstream.client import ascii_url
 from aigw.upstream.hostname import reference_of
-from aigw.upstream.trust import ProviderTls
+from aigw.upstream.trust import ProviderTls, Trust
 from tests.certificates import (
     CLIENT,
     DAY,
@@ -349,7 +349,7 @@ async def test_b11_each_kind_of_certificate_is_judged_as_curl_judges_it(server, 
 
     asked = f"[{host}]" if ":" in host else host
     ascii_host = ascii_url(f"https://{asked}/").split("/")[2].strip("[]")
-    assert await verdict(server, ProviderTls(ascii_host, ROOT.pem)) == why
+    assert await verdict(server, ProviderTls(ascii_host, Trust(ROOT.pem))) == why
     assert (b"provider-key" in server.received) == (why is None), "not a byte to whom it is not for"
 
     code, said = await curl(server, host, str(tmp_path / "ca.pem"))
@@ -368,13 +368,13 @@ async def test_b11_whatever_goes_wrong_while_names_are_read_is_a_refusal(server,
 
     server.show(issue(GOOD, by=ROOT))
     monkeypatch.setattr(trust, "why_not_for", broken)
-    assert await verdict(server, ProviderTls(HOST, ROOT.pem)) == UNREADABLE
+    assert await verdict(server, ProviderTls(HOST, Trust(ROOT.pem))) == UNREADABLE
     assert server.received == b""
 
 
 @ensureDeferred
 async def test_b11_a_refusal_of_one_connection_is_none_of_the_next(server):
-    creator = ProviderTls(HOST, ROOT.pem)
+    creator = ProviderTls(HOST, Trust(ROOT.pem))
     for _ in range(3):
         server.show(issue(by=ROOT))
         assert await verdict(server, creator) == NOBODY
@@ -387,13 +387,13 @@ async def test_b11_a_refusal_of_one_connection_is_none_of_the_next(server):
 async def test_b11_names_are_looked_at_in_both_versions_of_tls(server, version):
     for shown, why in ((issue(by=ROOT), NOBODY), (issue(GOOD, by=ROOT), None)):
         server.show(shown, version=version)
-        assert await verdict(server, ProviderTls(HOST, ROOT.pem)) == why
+        assert await verdict(server, ProviderTls(HOST, Trust(ROOT.pem))) == why
         assert (server.received == b"") == (why is not None)
 
 
 def test_b11_connections_share_a_context_and_no_session():
     """Where a session is resumed OpenSSL looks at no certificate."""
-    creator = ProviderTls(HOST, ROOT.pem)
+    creator = ProviderTls(HOST, Trust(ROOT.pem))
     first, second = creator.clientConnectionForTLS(None), creator.clientConnectionForTLS(None)
     assert first.get_context() is second.get_context()
     assert first.get_session() is second.get_session() is None
@@ -411,7 +411,7 @@ def test_b11_connections_share_a_context_and_no_session():
     ],
 )
 def test_b11_only_names_are_sent_as_server_name(host, sent):
-    connection = ProviderTls(host, ROOT.pem).clientConnectionForTLS(None)
+    connection = ProviderTls(host, Trust(ROOT.pem)).clientConnectionForTLS(None)
     assert connection.get_servername() == (sent and sent.encode())
 
 
@@ -451,7 +451,7 @@ async def test_b11_what_stands_in_the_ca_file_is_trusted_as_curl_trusts_it(serve
     pem = anchor().pem
     (tmp_path / "ca.pem").write_bytes(pem)
     server.show(make())
-    assert await verdict(server, ProviderTls(HOST, pem)) == why
+    assert await verdict(server, ProviderTls(HOST, Trust(pem))) == why
     code, said = await curl(server, HOST, str(tmp_path / "ca.pem"))
     assert (code == 0) == (why is None), said
 
@@ -461,10 +461,10 @@ async def test_b11_without_a_ca_file_the_systems_cas_are_trusted(server, tmp_pat
     """OpenSSL lets SSL_CERT_FILE stand for them."""
     (tmp_path / "system.pem").write_bytes(ROOT.pem)
     server.show(issue(GOOD, by=ROOT))
-    assert await verdict(server, ProviderTls(HOST, b"")) == UNKNOWN
+    assert await verdict(server, ProviderTls(HOST, Trust(b""))) == UNKNOWN
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "system.pem"))
-    assert await verdict(server, ProviderTls(HOST, b"")) is None
-    assert await verdict(server, ProviderTls(HOST, STRANGER.pem)) == UNKNOWN, "a ca_file replaces them"
+    assert await verdict(server, ProviderTls(HOST, Trust(b""))) is None
+    assert await verdict(server, ProviderTls(HOST, Trust(STRANGER.pem))) == UNKNOWN, "a ca_file replaces them"
 
 
 # B11: versions and cipher suites
@@ -474,7 +474,7 @@ async def test_b11_without_a_ca_file_the_systems_cas_are_trusted(server, tmp_pat
 async def test_b11_providers_are_not_asked_for_tls_1_1(server):
     server.show(issue(GOOD, by=ROOT), version=SSL.TLS1_1_VERSION)
     for legacy in (False, True):
-        assert "protocol version" in await verdict(server, ProviderTls(HOST, ROOT.pem, legacy))
+        assert "protocol version" in await verdict(server, ProviderTls(HOST, Trust(ROOT.pem, legacy)))
 
 
 #   suite of TLS 1.2                  with legacy only  key
@@ -502,7 +502,7 @@ async def test_b11_a_provider_without_forward_secrecy_or_aead_takes_legacy(serve
     only_legacy, key_name = SUITES[suite]
     server.show(issue(GOOD, by=ROOT, key_name=key_name), suite.encode(), SSL.TLS1_2_VERSION)
     for legacy in (False, True):
-        got = await verdict(server, ProviderTls(HOST, ROOT.pem, legacy))
+        got = await verdict(server, ProviderTls(HOST, Trust(ROOT.pem, legacy)))
         assert (got is None) == (only_legacy is not None and legacy >= only_legacy), got
         assert (server.received == b"") == (got is not None)
 

@@ -155,6 +155,7 @@ TABLE = {
     "200, object error":                 (both(answer(200, OBJECT), stream(b"data: " + OBJECT + b"\n\n")),    "next broken",      "next broken"),
     "200, a list with an error":         (both(answer(200, b"[%s]" % ERROR), stream(b"data: [%s]\n\n" % ERROR)), "next broken",   "next broken"),
     "200, a choice with an error":       (both(answer(200, CHOICE), stream(ROLE, FAILED_FIRST, DONE)),         "next broken",      "next broken"),
+    "200, choices of nothing":           (answer(200, b'{"choices": [null, {}]}'),                             "next broken",      "next broken"),
     "a field error first":               (stream(ERROR_FIELD),                                                 "next broken",      "next broken"),
     "finish_reason abort first":         (stream(ROLE, ABORT, DONE),                                           "-",                "next broken"),
     "pings without end":                 (drip(STREAM_HEAD + chunk(b'data: {"type": "ping"}\n\n') * 200, 400, 0.05), "-",          "next timeout"),
@@ -207,6 +208,9 @@ TABLE = {
     "an error event after output, then silence": (begin_stream(ROLE, HEL, ERROR_EVENT),                        "-",                "reported"),
     "an error beside a choice after output": (stream(ROLE, HEL, FAILED, DONE),                                 "-",                "reported"),
     "a field error after output":        (stream(ROLE, HEL, ERROR_FIELD),                                      "-",                "break provider_error"),
+    "detail after output":               (stream(ROLE, HEL, b"data: " + DETAIL + b"\n\n", DONE),               "-",                "break provider_error"),
+    "code and message after output":     (stream(ROLE, HEL, b"data: " + CODE + b"\n\n", DONE),                 "-",                "break provider_error"),
+    "base_resp after output":            (stream(ROLE, HEL, b"data: " + BASE_RESP + b"\n\n", DONE),            "-",                "break provider_error"),
     "finish_reason abort after output":  (stream(ROLE, HEL, ABORT, DONE),                                      "-",                "break provider_error"),
     "silence after [DONE]":              (begin_stream(*STREAM),                                               "-",                "whole"),
     # Odd, and good
@@ -344,6 +348,7 @@ async def test_fault(world, fault, streamed, tls):
     assert last.endswith(b'"type":"upstream_error","param":null,"code":"%s"}}' % outcome.encode())
     came = [each.removesuffix(b"\n\n") for each in (ROLE, HEL, STOP, DONE)]
     ours = (COMMENT.strip(), LO.strip(), ABORT.strip(), ERROR_FIELD.strip())
+    ours += tuple(b"data: " + error for error in (DETAIL, CODE, BASE_RESP))
     assert [each for each in events if each not in ours] == [e for e in came if e in events]
     assert events[:2] == came[:2], "what came before the break was passed on"
 

@@ -174,10 +174,20 @@ OURS = b"event: error\ndata: "
         ((START, delta("x")), False, "stream_truncated"),
         ((START, delta("x"), STOP), False, "stream_truncated"),
         ((START, delta("x"), b"data: [DONE]\n\n"), True, "stream_truncated"),
+        ((START, delta("x"), b'data: {"detail": "no"}\n\n', STOP, END_OF_ALL), True, "provider_error"),
         ((START, delta("x"), OVERLOADED.partition(b"\n")[2]), True, "provider_error"),
         ((START, delta("x"), OVERLOADED.partition(b"\n")[2], STOP, END_OF_ALL), True, "provider_error"),
     ],
-    ids=["clean end", "end of block", "lost", "lost behind stop_reason", "[DONE]", "no event line", "and an end"],
+    ids=[
+        "clean end",
+        "end of block",
+        "lost",
+        "lost behind stop_reason",
+        "[DONE]",
+        "detail",
+        "no event line",
+        "and an end",
+    ],
 )
 def test_m3_a_break_is_an_error_event_that_anthropic_s_clients_see(events, whole, code):
     got, world = streamed(*events, whole=whole)

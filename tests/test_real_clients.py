@@ -25,7 +25,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
 
-from tests.harness import KEY, bounded
+from tests import test_faults as faults
+from tests.harness import KEY, bounded, contents, until
 from tests.providers import (
     COMMENT,
     DONE,
@@ -72,10 +73,15 @@ def using(gateway, attempt) -> Outcome:
     started = time.monotonic()
     try:
         attempt(outcome, context)
-    except openai.APIError as error:
-        outcome.error, outcome.code = f"{type(error).__name__}: {error}", error.code
+    except (openai.APIError, ValueError) as error:  # a ValueError is what Python has of bytes that are no UTF-8
+        outcome.error, outcome.code = f"{type(error).__name__}: {error}", getattr(error, "code", None)
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+def text_in(chunk) -> str:
+    """That of the last one, with the usage, is empty."""
+    return "".join(choice.delta.content or "" for choice in chunk.choices or ())
 
 
 def python(gateway, streamed: bool):
@@ -87,7 +93,7 @@ def python(gateway, streamed: bool):
                 outcome.text = answer.choices[0].message.content
                 return
             for each in answer:
-                outcome.text += each.choices[0].delta.content or ""
+                outcome.text += text_in(each)
 
     return deferToThread(using, gateway, attempt)
 
@@ -101,7 +107,7 @@ def python_async(gateway, streamed: bool):
                 outcome.text = answer.choices[0].message.content
                 return
             async for each in answer:
-                outcome.text += each.choices[0].delta.content or ""
+                outcome.text += text_in(each)
 
     return deferToThread(using, gateway, lambda outcome, context: asyncio.run(run(outcome, context)))
 
@@ -278,6 +284,54 @@ def node(node_client, responses=False):
 @ensureDeferred
 async def test_a4_b7_f6_t1_node_client(world, node_client, fault, streamed):
     await check(world, node(node_client), fault, streamed)
+
+
+# Every row of the fault table
+
+UNREADABLE = {"invalid UTF-8"}  # whole, and a client may refuse it
+
+
+async def check_row(world, client, fault, streamed, tls):
+    """One call of ``client``: it raises where the table has an error, and else gets all of the answer."""
+    what, *expected = faults.TABLE[fault]
+    verdict, _, outcome = expected[streamed].partition(" ")
+    limit = LIMIT if outcome == "timeout" else 5
+    steps = faults.first_step(world, what, tls), world.provider()
+    gateway = world.gateway(*steps, tls=True, timeout=limit, idle_timeout=LIMIT, connect_timeout=LIMIT)
+
+    got = await bounded(client(gateway, streamed), 20)
+
+    if verdict == "next":
+        assert (got.text, got.error) == (WHOLE, None)
+    elif verdict != "whole":
+        assert got.error is not None, f"half an answer as whole: {got.text!r}"
+        assert verdict == "reported" or got.code == outcome
+    elif fault in UNREADABLE and got.error is not None:
+        assert not got.text
+    elif streamed:
+        body = faults.WHOLE.get(fault, (b"", faults.GOOD))[True]
+        assert (got.text, got.error) == (contents(body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")), None)
+    else:
+        assert (got.text, got.error) == (WHOLE, None)
+    await until(lambda: world.records)  # a client that has raised may have left
+    (record,) = world.records
+    assert record["outcome"] == (
+        "ok" if verdict in ("next", "whole") else "provider_error" if verdict == "reported" else outcome
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "streamed", "tls"), faults.CASES)
+@ensureDeferred
+async def test_a4_b7_python_client_in_every_row_of_the_table(world, fault, streamed, tls):
+    await check_row(world, python, fault, streamed, tls)
+
+
+@pytest.mark.node
+@pytest.mark.parametrize(("fault", "streamed", "tls"), faults.CASES)
+@ensureDeferred
+async def test_a4_b7_node_client_in_every_row_of_the_table(world, node_client, fault, streamed, tls):
+    await check_row(world, node(node_client), fault, streamed, tls)
 
 
 # The responses API

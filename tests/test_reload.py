@@ -19,6 +19,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThread
 
 from aigw.config import loader
+from aigw.config.model import Route
 from aigw.daemon.reload import uncollected
 from aigw.daemon.service import GatewayService
 from aigw.telemetry import logs
@@ -518,16 +519,21 @@ def many_routes(number: int) -> str:
     return "\n".join(lines)
 
 
+def served(world, file) -> GatewayService:
+    service = GatewayService(lambda: loader.load(file, {}), reactor, None)
+    service.privilegedStartService()
+    service.startService()
+    world._closers.append(service.stopService)
+    return service
+
+
 @ensureDeferred
 async def test_d1_a_reload_of_2000_routes_holds_the_event_loop_for_less_than_100_ms(world, tmp_path):
     """The best of three tries: what else this machine does is no reload's fault. Without the care it is 0.3 s."""
     file = tmp_path / "config.yaml"
     file.write_text(many_routes(2000))
     file.chmod(0o600)
-    service = GatewayService(lambda: loader.load(file, {}), reactor, None)
-    service.privilegedStartService()
-    service.startService()
-    world._closers.append(service.stopService)
+    service = served(world, file)
     longest = []
     for _ in range(3):
         turns = [time.perf_counter()]
@@ -556,3 +562,25 @@ def test_d1_garbage_is_collected_again_after_a_reload_however_it_ended(fails):
     with pytest.raises(ValueError, match="no") if fails else nullcontext():
         uncollected(read)
     assert (seen, gc.isenabled()) == ([False], True)
+
+
+@ensureDeferred
+async def test_d1_the_old_configuration_is_freed_without_a_search_for_garbage(world, tmp_path):
+    """Such a search frees all of it in one go, which took 0.05 s for 2,000 routes."""
+
+    def routes() -> int:
+        return sum(type(each) is Route for each in gc.get_objects())
+
+    before = routes()
+    file = tmp_path / "config.yaml"
+    file.write_text(many_routes(20) + "\nadmin: 'tcp:0:interface=127.0.0.1'\n")
+    file.chmod(0o600)
+    service = served(world, file)
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert await bounded(service.reload(), 60)
+            await deferLater(reactor, 0)
+            assert routes() == before + 20
+    finally:
+        gc.enable()

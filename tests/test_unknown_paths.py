@@ -13,6 +13,9 @@ from tests.memory import MemoryGateway, error_of
     ("path", "hint"),
     [
         ("/v1/v1/chat/completions", "It has /v1 twice: remove one from the base URL, so that the path is /v1/chat/completions."),
+        ("/v1/v1/v1/chat/completions", "It has /v1 twice: remove one from the base URL, so that the path is /v1/chat/completions."),
+        ("/v1/v1/models/a/b", "It has /v1 twice: remove one from the base URL, so that the path is /v1/models/a/b."),
+        ("/v1/v1/nothing", "so that the path is /v1/nothing. This gateway has the paths POST /v1/chat/completions"),
         ("/v1/v1", "so that the path is /v1."),
         ("/chat/completions", "use /v1/chat/completions, with a base URL that ends in /v1."),
         ("/openai/chat/completions", "use /v1/chat/completions"),

@@ -17,7 +17,7 @@ from pytest_twisted import ensureDeferred
 
 from aigw.daemon import demo
 from aigw.net.validity import Authorities
-from aigw.upstream.trust import ProviderTls
+from aigw.upstream.trust import ProviderTls, Trust
 from tests.certificates import DAY, NOW, Issued, authority, dns, ip, issue
 from tests.test_install_parts import part
 
@@ -236,7 +236,7 @@ def test_b11_a_certificate_that_we_make_is_a_servers_and_no_cas(tmp_path, make):
     assert made.not_valid_before_utc.timestamp() <= time.time() < made.not_valid_after_utc.timestamp()
     assert Authorities().missing_issuer([crypto.X509.from_cryptography(made)]) is None
     for host in ("localhost", "127.0.0.1"):
-        assert shakes_hands(tmp_path, ProviderTls(host, pem))
+        assert shakes_hands(tmp_path, ProviderTls(host, Trust(pem)))
 
 
 def shakes_hands(folder: Path, creator: ProviderTls) -> bool:

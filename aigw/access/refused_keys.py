@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from math import ceil
-from typing import Any
+from typing import Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITransport
 
 from aigw.errors import WrongKey
 from aigw.net.addresses import counts_for
@@ -31,7 +31,29 @@ MAX_LINES = 20  # in LOG_SECONDS, on all addresses
 _MESSAGE = "The gateway refused an unknown API key of a client"
 
 
-def _fields(count: int, by_address: dict[str, int]) -> dict[str, Any]:
+class RefusedChannel(Protocol):
+    """A client's connection."""
+
+    @property
+    def transport(self) -> ITransport:
+        """It knows the client's address."""
+
+    def read_no_more(self) -> None:
+        """Read no further request: the next answer is the last one of this connection."""
+
+
+class RefusedRequest(Protocol):
+    """A request with a wrong key."""
+
+    @property
+    def channel(self) -> RefusedChannel:
+        """The connection on which it came."""
+
+    def serve(self, serving: Deferred[None]) -> None:
+        """Tie the request to what answers it: a client that leaves cancels it."""
+
+
+def _fields(count: int, by_address: dict[str, int]) -> dict[str, object]:
     return {"address": next(iter(by_address), "other addresses"), "refused": count}
 
 
@@ -46,21 +68,25 @@ class RefusedKeys:
         self._stopping = False
         self._notice = Notice(clock, _MESSAGE, _fields, lines=MAX_LINES, addresses=MAX_ADDRESSES)
 
-    def delay(self, request: Any, error: WrongKey, answer: Callable[[], object]) -> None:
+    def delay(self, request: RefusedRequest, error: WrongKey, answer: Callable[[], object]) -> None:
         """Count a wrong key, and call ``answer`` after a pause, if the client has sent many.
 
         The connection closes after a delayed answer, and what the client sends until then is dropped.
         """
+
+        def answer_now(_: None) -> None:
+            answer()
+
         pause = self.add(request.channel.transport.getPeer(), error.tried)
         if pause:
             request.channel.read_no_more()
             waits = self.wait(pause)
             if waits is not None:
-                request.serve(waits.addCallback(lambda _: answer()))
+                request.serve(waits.addCallback(answer_now))
                 return
         answer()
 
-    def add(self, peer: Any, keys: int = 1) -> float:
+    def add(self, peer: IAddress, keys: int = 1) -> float:
         """Count ``keys`` of one request from ``peer``; gives the seconds by which the answer is delayed."""
         self.total += keys
         address = counts_for(peer)

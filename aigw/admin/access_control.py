@@ -8,9 +8,9 @@ import ipaddress
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from twisted.internet.address import UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import ITransport
 
 from aigw.access.keys import authenticate, wrong_key
 from aigw.admin.session import Cookies
@@ -60,13 +60,15 @@ def allow_local(request: Request) -> None:
         raise Misdirected("This listener is only for this machine; use localhost or its IP address in the URL.")
 
 
-def is_near(transport: Any) -> bool:
+def is_near(transport: ITransport) -> bool:
     """Whether the client is on this machine, which may use the address of the listener itself."""
-    peer = transport.getPeer()
-    return isinstance(peer, UNIXAddress) or _is_loopback(peer) or bool(peer.host == transport.getHost().host)
+    peer, here = transport.getPeer(), transport.getHost()
+    if isinstance(peer, IPv4Address | IPv6Address) and isinstance(here, IPv4Address | IPv6Address):
+        return peer.host == here.host or _is_loopback(peer)
+    return isinstance(peer, UNIXAddress)
 
 
-def _is_loopback(address: Any) -> bool:
+def _is_loopback(address: object) -> bool:
     try:
         ip = ipaddress.ip_address(getattr(address, "host", "").partition("%")[0])
     except ValueError:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from aigw.errors import Draining, Overloaded
+from aigw.net.slices import Slices
+from aigw.server.request import Request
 
 EVERY_SECONDS = 1.0
 QUIET_SECONDS = 15.0  # then a comment keeps the connection open
@@ -18,19 +20,24 @@ MOST_SECONDS = 3600.0  # then a page connects again, and its cookie is checked a
 MOST = 50
 
 
-class LiveFeed:
-    """Checks the status once a second, only while pages are open. ``status`` gives the status as JSON."""
+log = Logger()
 
-    def __init__(self, status: Callable[[], bytes], clock: IReactorTime) -> None:
+
+class LiveFeed:
+    """Reads the status once a second, only while pages are open. ``status`` makes it as JSON, in short steps."""
+
+    def __init__(self, status: Callable[[], Generator[None, None, bytes]], clock: IReactorTime) -> None:
         self._status = status
         self._clock = clock
+        self._slices = Slices(clock)
         self._viewers: dict[Subscriber, float] = {}  # and since when
         self._timer: IDelayedCall | None = None
+        self._refreshing: Deferred[None] = succeed(None)
         self._sent = b""
         self._sent_at = 0.0
         self._stopping = False
 
-    def admit(self, request: Any) -> None:
+    def admit(self, request: Request) -> None:
         """Send events to a request until it ends or the gateway stops. Raises Overloaded, Draining."""
         if self._stopping:
             raise Draining("The gateway is stopping.")
@@ -41,23 +48,23 @@ class LiveFeed:
             )
         viewer = Subscriber(request, self)
         self._viewers[viewer] = self._clock.seconds()
-        if self._timer is None:
-            self._sent, self._sent_at = self._status(), self._clock.seconds()
-            self._timer = self._clock.callLater(EVERY_SECONDS, self._send)
-        viewer.begin(_event(self._sent))
+        viewer.begin()
+        if self._sent:
+            viewer.send(self.event())
+        if self._timer is None and self._refreshing.called:
+            self._refresh()
 
     def left(self, viewer: Subscriber) -> None:
         """A page is closed."""
         self._viewers.pop(viewer, None)
-        if not self._viewers and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if not self._viewers:
+            self._stop_timer()
+            self._sent = b""
 
-    def end(self) -> None:
-        """The gateway is stopping: end all streams."""
+    def end(self) -> Deferred[None]:
+        """The gateway is stopping: send the last status and end all streams. Fires when that is done."""
         self._stopping = True
-        self._send()
-        self.ask_again()
+        return self._refreshing.addCallback(lambda _: self._refresh()).addCallback(lambda _: self.ask_again())
 
     def ask_again(self, begun_by: float = math.inf) -> None:
         """End the streams that began until ``begun_by``: each page connects again and is checked again."""
@@ -65,20 +72,39 @@ class LiveFeed:
             if begun <= begun_by:
                 viewer.end()
 
-    def _send(self) -> None:
+    def _refresh(self) -> Deferred[None]:
+        """Read the status, send what is new, and do so again in a second."""
+
+        def refreshed(_: object) -> None:
+            if self._viewers and not self._stopping:
+                self._timer = self._clock.callLater(EVERY_SECONDS, self._refresh)
+
+        self._stop_timer()
+        self.ask_again(self._clock.seconds() - MOST_SECONDS)
+        refreshing: Deferred[None] = maybeDeferred(self._slices.run, self._round())
+        refreshing.addErrback(
+            lambda failure: log.failure("A status page gets no data: unexpected error", failure=failure)
+        )
+        self._refreshing = refreshing.addCallback(refreshed)
+        return self._refreshing
+
+    def _round(self) -> Generator[None, None, None]:
+        status = (yield from self._status()) if self._viewers else b""
+        now = self._clock.seconds()
+        if status == self._sent and now - self._sent_at < QUIET_SECONDS:
+            return
+        event = _event(status) if status != self._sent else b":\n\n"
+        viewers = list(self._viewers)  # a page that opens from now on is sent what follows at once
+        self._sent, self._sent_at = status if viewers else b"", now
+        for viewer in viewers:
+            if viewer in self._viewers:
+                viewer.send(event)
+            yield
+
+    def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
-        self.ask_again(self._clock.seconds() - MOST_SECONDS)
-        if not self._viewers:
-            return
-        self._timer = self._clock.callLater(EVERY_SECONDS, self._send)
-        status, now = self._status(), self._clock.seconds()
-        if status != self._sent or now - self._sent_at >= QUIET_SECONDS:
-            event = _event(status) if status != self._sent else b":\n\n"
-            self._sent, self._sent_at = status, now
-            for viewer in self._viewers:
-                viewer.send(event)
 
     def event(self) -> bytes:
         """The last status that was sent."""
@@ -93,18 +119,18 @@ def _event(data: bytes) -> bytes:
 class Subscriber:
     """One page. While it does not read it misses events, but each event has the whole status."""
 
-    def __init__(self, request: Any, viewers: LiveFeed) -> None:
+    def __init__(self, request: Request, viewers: LiveFeed) -> None:
         self._request = request
         self._viewers = viewers
         self._paused = self._missed = False
         self._served: Deferred[None] = Deferred(lambda _: viewers.left(self))
 
-    def begin(self, event: bytes) -> None:
+    def begin(self) -> None:
         """Answer with a stream."""
         self._request.serve(self._served)
         self._request.begin(200, [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no")], None)
         self._request.registerProducer(self, True)
-        self._request.write(event)
+        self._request.write(b"")  # its head
 
     def send(self, event: bytes) -> None:
         """Send an event, if the page reads."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
-from twisted.web.resource import Resource
+from twisted.internet.defer import Deferred
 from twisted.web.server import NOT_DONE_YET
 
 from aigw.access.keys import authenticate
@@ -51,7 +52,7 @@ class AdminResource(ApiResource):
         """Raises what the gate does."""
         self.check_access(request)
 
-    def getChild(self, path: bytes, request: Any) -> Resource:
+    def getChild(self, path: bytes, request: Request) -> AdminResource:
         """Anything below that is not a resource of its own is unknown."""
         return AdminNotFound(self.config, self.check_access)
 
@@ -83,7 +84,7 @@ class MetricsResource(AdminResource):
         super().__init__(config, check_access)
         self._telemetry = telemetry
 
-    def render(self, request: Any) -> Any:
+    def render(self, request: Request) -> Deferred[None]:
         """In the format that the scraper asks for."""
 
         def made(answer: tuple[bytes, bytes]) -> None:
@@ -102,7 +103,7 @@ class Ready(AdminResource):
         super().__init__(config, check_access)
         self._check = check
 
-    def render(self, request: Any) -> bytes:
+    def render(self, request: Request) -> bytes:
         """Whether it is ready; on this machine also the process id, because several may share a socket, and the reason.
 
         Raises what ``check`` raises; for other machines NotReady.
@@ -128,7 +129,7 @@ class Status(AdminResource):
         if b"text/html" not in (request.header(b"accept") or b""):
             self.check_access(request)
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Request) -> int:
         """The page, which loads its data separately."""
         try:
             self.check_access(request)
@@ -137,17 +138,13 @@ class Status(AdminResource):
                 b"set-cookie",
                 no_cookie(request.isSecure()).encode(),
             )  # else each reload of the page counts as a wrong key
-            request.channel.site.refused_keys.delay(request, error, lambda: self.ask(request, "", taken_back))
+            request.channel.site.refused_keys.delay(request, error, lambda: show_form(request, "", taken_back))
             return NOT_DONE_YET
         except Unauthorized:
-            return self.ask(request)
+            return show_form(request)
         signed_in = request.header(b"cookie") and request.caller
         page = _PAGE.html("sign-out", _SIGN_OUT) if signed_in else _PAGE.html()
         return send(request, HTML, page, *_PAGE.headers)
-
-    def ask(self, request: Any, wrong: str = "", *headers: Header) -> int:
-        """The form."""
-        return send(request, HTML, _FORM.html("wrong", wrong), *_FORM.headers, *headers)
 
 
 class Form(AdminResource):
@@ -171,20 +168,16 @@ class Form(AdminResource):
 class SignIn(Form):
     """``POST /status/login``: gives the cookie for the key in the form."""
 
-    def __init__(self, config: Config, status: Status) -> None:
-        super().__init__(config)
-        self._status = status
-
-    def render(self, request: Any) -> int:
+    def render(self, request: Request) -> int:
         """Back to the page, or once more the form."""
         keys = parse_qs(request.body.decode("latin-1")).get("key", [""])
         try:
             caller = authenticate(self.config.callers, keys[0].strip().encode("latin-1", "replace"), None)
         except WrongKey as error:
-            request.channel.site.refused_keys.delay(request, error, lambda: self._status.ask(request, _WRONG))
+            request.channel.site.refused_keys.delay(request, error, lambda: show_form(request, _WRONG))
             return NOT_DONE_YET
         except Unauthorized:
-            return self._status.ask(request, _WRONG)
+            return show_form(request, _WRONG)
         return to_the_page(request, cookie(caller, time.time(), request.isSecure()))
 
 
@@ -195,7 +188,7 @@ class SignOut(Form):
         super().__init__(config)
         self._state = state
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Request) -> int:
         """A redirect to the form. Open pages connect again, because this cookie may have opened some."""
         sent = (request.header(b"cookie") or b"").decode("latin-1")
         if self._state.cookies.sign_out(self.config.callers, sent, time.time(), request.isSecure()):
@@ -210,9 +203,9 @@ class StatusJson(AdminResource):
         super().__init__(config, check_access)
         self._telemetry = telemetry
 
-    def render(self, request: Any) -> Any:
+    def render(self, request: Request) -> Deferred[None]:
         """The present status."""
-        return self._telemetry.status()
+        return request.site.slices.run(self._telemetry.status()).addCallback(partial(request.answer, 200))
 
 
 class Events(AdminResource):
@@ -224,13 +217,18 @@ class Events(AdminResource):
         super().__init__(config, check_access)
         self._state = state
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Request) -> int:
         """Raises Overloaded."""
         self._state.viewers.admit(request)
         return NOT_DONE_YET
 
 
-def to_the_page(request: Any, set_cookie: str) -> int:
+def show_form(request: Request, wrong: str = "", *headers: Header) -> int:
+    """Answer with the form for signing in."""
+    return send(request, HTML, _FORM.html("wrong", wrong), *_FORM.headers, *headers)
+
+
+def to_the_page(request: Request, set_cookie: str) -> int:
     """Redirect the browser to the page, with another cookie."""
     request.begin(303, [(b"location", b"../status"), (b"set-cookie", set_cookie.encode())], 0)
     request.write(b"")
@@ -238,7 +236,7 @@ def to_the_page(request: Any, set_cookie: str) -> int:
     return NOT_DONE_YET
 
 
-def send(request: Any, kind: bytes, body: bytes, *headers: Header) -> int:
+def send(request: Request, kind: bytes, body: bytes, *headers: Header) -> int:
     """Answer with a body that is not JSON."""
     own = [(b"content-type", kind), (b"x-content-type-options", b"nosniff"), *headers]
     request.begin(200, own, len(body))
@@ -260,7 +258,7 @@ def add_resources(
     root.putChild(b"status", status)
     status.putChild(b"events", Events(config, ask, state))
     if check_access is None:
-        status.putChild(b"login", SignIn(config, status))
+        status.putChild(b"login", SignIn(config))
         status.putChild(b"logout", SignOut(config, state))
     root.putChild(b"status.json", StatusJson(config, ask, state.telemetry))
     root.putChild(b"ready", Ready(config, check_access or allow_all, check_ready))

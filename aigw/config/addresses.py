@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
 from aigw.config.schema import Written
@@ -33,7 +33,7 @@ _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f
 PRIVATE_DOMAINS = ("internal", "local", "lan", "localhost")
 
 
-def base_url(value: Any) -> str:
+def base_url(value: object) -> str:
     """A provider's ``http(s)://host[:port][/path]``, without a slash at its end.
 
     Raises ValueError with the mistake, which follows the value in the message.
@@ -84,15 +84,16 @@ def _refuse_endpoint(parts: SplitResult) -> None:
     raise ValueError(f"ends in {longest}, which the gateway appends itself; {end}")
 
 
-def endpoint(value: Any) -> str:
+def endpoint(value: object) -> str:
     """A Twisted server endpoint string, of a kind that the gateway can serve with its own TLS."""
-    known = isinstance(value, str) and value.partition(":")[0] in ("tcp", "tcp6", "unix", "systemd")
-    if not known or value != value.encode(errors="replace").decode():
+    text = value if isinstance(value, str) else ""
+    known = text.partition(":")[0] in ("tcp", "tcp6", "unix", "systemd")
+    if not known or text != text.encode(errors="replace").decode():
         raise ValueError("is not an endpoint; write tcp:PORT:interface=ADDRESS, tcp6:..., unix:PATH or systemd:...")
-    return str(value)
+    return str(text)
 
 
-def admin_endpoint(value: Any) -> Any:
+def admin_endpoint(value: object) -> object:
     """``admin`` as a mapping, which may be written as a string or as a port on loopback."""
     if isinstance(value, int | str) and not isinstance(value, bool):
         written = str(value).strip()
@@ -104,7 +105,7 @@ def _is_port(written: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", written) is not None and 0 < int(written) < 65536
 
 
-def origin(value: Any) -> str:
+def origin(value: object) -> str:
     """The origin of a web page as a browser sends it (RFC 6454), or ``*`` for every page."""
     if value == "*":
         return "*"
@@ -127,7 +128,7 @@ def is_on_loopback(endpoint: str) -> bool:
 def is_private_host(host: str) -> bool:
     """Whether ``host`` seems to be in the private network, by its name or address."""
     try:
-        address: Any = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         name = host.lower().rstrip(".")
         return "." not in name or name.rpartition(".")[2] in PRIVATE_DOMAINS

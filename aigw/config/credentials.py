@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from aigw.config.schema import Written
 from aigw.secret import Secret
@@ -18,7 +18,7 @@ _SCHEME = re.compile(r"(bearer|basic|token) +\S", re.IGNORECASE)
 _ELSEWHERE = re.compile(r"os\.environ/\w+|env[:/]\w+|%[A-Za-z_]\w*%|\{\{.*\}\}|\$\w+|<.*>", re.IGNORECASE)
 
 
-def header_value(value: Any) -> Secret:
+def header_value(value: object) -> Secret:
     """Printable ASCII, as a header may hold. Raises ValueError as ``Written`` describes; so do the functions below."""
     if value is None or value == "":
         raise ValueError("is empty; write the key, or better ${NAME}")
@@ -33,28 +33,29 @@ def header_value(value: Any) -> Secret:
     return Secret(str(value))
 
 
-def key(value: Any) -> Secret:
+def key(value: object) -> Secret:
     """A key, which is sent as ``Authorization: Bearer KEY``."""
     made = header_value(value)
-    if _PLACEHOLDER.fullmatch(value):
+    if _PLACEHOLDER.fullmatch(str(value)):
         raise ValueError(
             "has no letter and no digit, so it cannot be a key; write ${NAME} with the variable that holds the key"
         )
     return made
 
 
-def advice_on_key(value: Any) -> str | None:
+def advice_on_key(value: object) -> str | None:
     """A warning about a key that can be sent, but is probably a mistake."""
-    if value[0] == value[-1] and value[0] in "'\"" and len(value) > 1:
-        return f"begins and ends with a quote ({value[0]}), which is sent as part of the key; remove the quotes"
-    if match := _SCHEME.match(value):
+    text = str(value)
+    if text[0] == text[-1] and text[0] in "'\"" and len(text) > 1:
+        return f"begins and ends with a quote ({text[0]}), which is sent as part of the key; remove the quotes"
+    if match := _SCHEME.match(text):
         return f"begins with {match[1]!r}, which the gateway adds itself; write only the key"
     return advice_on_header(value)
 
 
-def advice_on_header(value: Any) -> str | None:
+def advice_on_header(value: object) -> str | None:
     """A warning about the value of a header, which may have a scheme and quotes."""
-    last = value.rpartition(" ")[2]
+    last = str(value).rpartition(" ")[2]
     if _ELSEWHERE.fullmatch(last):
         return "seems to name a variable in the syntax of another program, and is sent unchanged; write ${NAME}"
     if last.endswith("..."):
@@ -62,7 +63,7 @@ def advice_on_header(value: Any) -> str | None:
     return None
 
 
-def header_name(value: Any) -> str:
+def header_name(value: object) -> str:
     """A header that may be configured for a provider: a token (RFC 9110) that the gateway does not set itself."""
     if not isinstance(value, str) or not _HEADER.fullmatch(value):
         raise ValueError("is not a header name; write letters, digits and hyphens")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from aigw.config.addresses import is_on_loopback
 from aigw.config.mistakes import Mistake
 
 
-def crossed(tree: Any, tls: bool) -> Iterator[Mistake]:
+def crossed(tree: object, tls: bool) -> Iterator[Mistake]:
     """Found in the tree as written, to be reported with all others. ``tls``: the environment has a certificate."""
     if not isinstance(tree, dict):
         return
@@ -46,5 +45,5 @@ def limits_crossed(body: int, bodies: int) -> Iterator[Mistake]:
         yield Mistake(text, ("limits", "bodies"))
 
 
-def _is_insecure(listener: dict[Any, Any]) -> bool:
+def _is_insecure(listener: Mapping[object, object]) -> bool:
     return str(listener.get("insecure")).lower() == "true"

@@ -5,27 +5,26 @@ from __future__ import annotations
 import re
 import stat
 from pathlib import Path
-from typing import Any
 
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 _KEY_HEADER = re.compile(r"auth|key|token|secret", re.IGNORECASE)
 _NO_KEY_HEADER = re.compile(r"http-referer|referer|x-title|user-agent|openai-beta|.*-version", re.IGNORECASE)
 
 
-def is_secret(header: str, value: Any) -> bool:
+def is_secret(header: str, value: object) -> bool:
     """Whether a header's value is treated as a key. A short value is not: it would hide too much of the log."""
     if _NO_KEY_HEADER.fullmatch(header):
         return False
     return _KEY_HEADER.search(header) is not None or len(value if hasattr(value, "__len__") else "") >= 8
 
 
-def holds_literal_key(tree: Any) -> bool:
+def holds_literal_key(tree: object) -> bool:
     """Whether a parsed configuration, its variables not yet replaced, has a key in it."""
 
-    def literal(value: Any) -> bool:
+    def literal(value: object) -> bool:
         return isinstance(value, str) and bool(_VARIABLE.sub("", value).strip())
 
-    def literal_header(name: str, value: Any) -> bool:
+    def literal_header(name: str, value: object) -> bool:
         return is_secret(name, value) and _VARIABLE.search(str(value)) is None
 
     if not isinstance(tree, dict):

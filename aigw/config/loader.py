@@ -21,6 +21,7 @@ from aigw.config.cross_checks import crossed, limits_crossed
 from aigw.config.endpoint_names import defaults_crossed
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
 from aigw.config.mistakes import Mistake, line_of, not_following, worded
+from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener, TlsFiles
 from aigw.config.quoting import Expanded
@@ -87,7 +88,7 @@ def load(path: Path, environ: Mapping[str, str], shown: str = "") -> Config:
 
 
 def build(
-    tree: Any,
+    tree: object,
     environ: Mapping[str, str],
     folder: Path,
     mistakes: Sequence[Mistake] = (),
@@ -116,7 +117,9 @@ def build(
     if found:
         raise ConfigError(worded(found, file, root))
     advice = worded([*advice_on(made), *reader.warnings], file, root)
-    return _completed(made, tls, [*warnings, *advice], _places(tree, file, root) if root else {})
+    return _completed(
+        made, tls, [*warnings, *advice], _places(tree, file, root) if root and isinstance(tree, dict) else {}
+    )
 
 
 @lru_cache(1)
@@ -137,7 +140,7 @@ def _whole(tree: dict[Any, Any]) -> dict[Any, Any]:
 
 def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
     """File and line of each setting with a file, host or address, by its path, for mistakes that are found later."""
-    paths: list[tuple[Any, ...]] = [(name,) for name in ("port", "listen", "admin", "tls") if name in tree]
+    paths: list[TreePath] = [(name,) for name in ("port", "listen", "admin", "tls") if name in tree]
     paths += [("listen", index) for index in range(len(tree.get("listen") or ()))]
     tls = tree.get("tls") or {}
     paths += [("tls", name) for name in tls]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
 from aigw.config.quoting import quoted
 
-Path = tuple[Any, ...]
+
+class Name(NamedTuple):
+    """A name in a path that is written as a number."""
+
+    text: str
+
+
+Path = tuple[str | int | Name, ...]
 
 
 class Mistake(NamedTuple):
@@ -34,13 +41,7 @@ def shown(path: Path) -> str:
     return text.removeprefix(".") or "the file"
 
 
-class Name(NamedTuple):
-    """A name in a path that is written as a number."""
-
-    text: str
-
-
-def name_of(key: Any) -> Any:
+def name_of(key: object) -> str | Name:
     """The part of a path for ``key`` of a mapping."""
     return key if isinstance(key, str) else Name(str(key))
 
@@ -71,7 +72,7 @@ def line_of(root: yaml.Node, path: Path) -> int:
     return int(line) + 1
 
 
-def _below(node: yaml.Node, part: Any) -> Iterator[tuple[int, yaml.Node]]:
+def _below(node: yaml.Node, part: str | int | Name) -> Iterator[tuple[int, yaml.Node]]:
     """A member of a mapping, where its name is, or an entry of a list."""
     if isinstance(node, yaml.SequenceNode) and type(part) is int:
         entries: Sequence[yaml.Node] = node.value

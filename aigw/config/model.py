@@ -43,7 +43,7 @@ class Caller(msgspec.Struct, frozen=True):
     key: Secret
 
 
-def _callers(value: Any) -> tuple[Caller, ...]:
+def _callers(value: object) -> tuple[Caller, ...]:
     return (Caller("default", KEY.decode(value)),)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Any
 
 HIDDEN = "***"
 SHORT = 12  # characters; a key that is shorter can be guessed anyway
@@ -55,7 +54,7 @@ def quoted_file(path: str) -> str:
     return path if good else HIDDEN
 
 
-def subject(value: Any) -> str:
+def subject(value: object) -> str:
     """A value as the subject of a message; a value that may be a key is not shown.
 
     A value from the environment is shown as it is written in the file.
@@ -78,7 +77,7 @@ def listed(names: Collection[str]) -> str:
     return shown + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
-def did_you_mean(written: Any, known: Collection[str]) -> str:
+def did_you_mean(written: object, known: Collection[str]) -> str:
     """``; did you mean NAME?`` for the name in ``known`` that is most similar to ``written``, or nothing."""
     found = similar(str(written), known)
     return f"; did you mean {quoted(found)}?" if found and quoted(found) != HIDDEN else ""

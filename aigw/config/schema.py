@@ -22,8 +22,8 @@ class Written(NamedTuple):
     key, so no message shows it. ``is_file``: a relative path begins at the folder of the file.
     """
 
-    decode: Callable[[Any], Any]
-    advice: Callable[[Any], str | None] | None = None
+    decode: Callable[[object], Any]
+    advice: Callable[[object], str | None] | None = None
     secret: bool = False
     is_file: bool = False
 
@@ -40,20 +40,20 @@ class Inherited(NamedTuple):
     ``default`` is used if no mapping has it; ``top`` is its name at the top of the file, if that differs.
     """
 
-    default: Any
+    default: object
     top: str = ""
 
 
 class Otherwise(NamedTuple):
     """The default depends on the other values of the same mapping, which are given by their fields' names."""
 
-    value: Callable[[Mapping[str, Any]], Any]
+    value: Callable[[Mapping[str, Any]], object]
 
 
 class OneOf(NamedTuple):
     """One of a few words, each with the value that it stands for. A ``Literal`` is one whose words are the values."""
 
-    words: tuple[tuple[str, Any], ...]
+    words: tuple[tuple[str, object], ...]
 
 
 class Named(NamedTuple):
@@ -75,7 +75,7 @@ class Each(NamedTuple):
     """A list of values; ``make`` makes the result from it."""
 
     form: Written
-    make: Callable[[list[Any]], Any]
+    make: Callable[[list[object]], object]
 
 
 class Pairs(NamedTuple):
@@ -107,7 +107,7 @@ class Setting(NamedTuple):
 
     attribute: str
     form: Form
-    default: Any = NO_DEFAULT
+    default: object = NO_DEFAULT
     otherwise: Otherwise | None = None
     inherited: Inherited | None = None
     nullable: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from aigw.config.schema import Written
 
@@ -13,7 +13,7 @@ _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
 LONG_TIMEOUT = 3600
 
 
-def _duration(value: Any) -> float:
+def _duration(value: object) -> float:
     wrong = ValueError(
         "is not a duration; write 300s, 1m30s, 500ms or a number of seconds, more than 0 and at most 24h"
     )
@@ -32,7 +32,7 @@ def _duration(value: Any) -> float:
     return float(value)
 
 
-def _or_zero(value: Any, meaning: str) -> float:
+def _or_zero(value: object, meaning: str) -> float:
     if value in (0, "0", "0s") and not isinstance(value, bool):
         return 0.0
     try:
@@ -41,42 +41,42 @@ def _or_zero(value: Any, meaning: str) -> float:
         raise ValueError(f"{error}, or 0 for {meaning}") from None
 
 
-def _long(value: Any) -> str | None:
+def _long(value: object) -> str | None:
     seconds = _duration(value)
     if seconds <= LONG_TIMEOUT:
         return None
     return f"is {seconds:g} seconds, more than an hour; a number without a unit counts seconds; write 30s or 30000ms"
 
 
-def _retries(value: Any) -> int:
-    if isinstance(value, bool) or not _is_number(value) or not 0 <= int(value) <= 10:
+def _retries(value: object) -> int:
+    if isinstance(value, bool) or not _is_number(value) or not 0 <= int(str(value)) <= 10:
         raise ValueError("is not a number of retries; write 0 to 10")
-    return int(value)
+    return int(str(value))
 
 
-def _count(value: Any, least: int, meaning: str = "") -> int:
+def _count(value: object, least: int, meaning: str = "") -> int:
     written = str(value)
     if isinstance(value, bool) or not re.fullmatch("[0-9]{1,7}", written) or not least <= int(written) <= 1_000_000:
         raise ValueError(f"is not a number of connections; write 1 to 1000000{meaning}")
     return int(written)
 
 
-def _refusal(value: Any) -> str:
+def _refusal(value: object) -> str:
     if str(value) == "401":
         raise ValueError("means a wrong key of the gateway itself, so clients never get a provider's 401; remove it")
-    if not isinstance(value, bool) and _is_number(value) and 400 <= int(value) <= 599:
-        return str(int(value))
+    if not isinstance(value, bool) and _is_number(value) and 400 <= int(str(value)) <= 599:
+        return str(int(str(value)))
     if not isinstance(value, str) or not _CODE.fullmatch(value):
         raise ValueError("is not a refusal; write a status from 400 to 599, or an error's code such as content_filter")
     return str(value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     """Whether it is a whole number of few digits, as a number or as a string."""
     return re.fullmatch("[0-9]{1,9}", str(value)) is not None
 
 
-def _bytes(value: Any, most: int, written: str) -> int:
+def _bytes(value: object, most: int, written: str) -> int:
     match = _SIZE.fullmatch(str(value).strip())
     if isinstance(value, int | str) and match:
         number = int(match[1]) * {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}.get(match[2] or "B", 1)
@@ -85,14 +85,14 @@ def _bytes(value: Any, most: int, written: str) -> int:
     raise ValueError(f"is not a size; write 32MiB, 512KiB or a number of bytes, from 1KiB to {written}")
 
 
-def _flag(value: Any) -> bool:
+def _flag(value: object) -> bool:
     word = str(value).lower() if isinstance(value, bool | str) else ""
     if word not in ("true", "false"):
         raise ValueError("is not true or false; write one of the two")
     return word == "true"
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 256:
         raise ValueError(
             "is not a name; write a string of 1 to 256 printable characters, in quotes if YAML would read a number"
@@ -100,13 +100,13 @@ def _name(value: Any) -> str:
     return str(value)
 
 
-def _port(value: Any) -> int:
-    if isinstance(value, bool) or not _is_number(value) or not 0 < int(value) < 65536:
+def _port(value: object) -> int:
+    if isinstance(value, bool) or not _is_number(value) or not 0 < int(str(value)) < 65536:
         raise ValueError("is not a port; write a number from 1 to 65535")
-    return int(value)
+    return int(str(value))
 
 
-def _file_name(value: Any) -> str:
+def _file_name(value: object) -> str:
     if (
         not isinstance(value, str)
         or not value.strip()

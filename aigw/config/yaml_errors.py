@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 
@@ -23,7 +22,7 @@ def in_words(error: Exception, text: str) -> Mistake:
             words = "not YAML: the file has a control character, or another one that YAML does not allow; remove it"
         return Mistake(words, (), _line_of_character(error, text))
     problem, context = error.problem or "", error.context or ""
-    mark: Any = error.problem_mark or error.context_mark
+    mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else None
     opened = error.context_mark.line + 1 if error.context_mark else line
     if "quoted scalar" in context and "end of stream" in problem:

@@ -27,7 +27,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Document(NamedTuple):
     """A parsed text: its tree, its nodes with their lines, and its mistakes."""
 
-    tree: Any
+    tree: object
     root: yaml.Node | None
     mistakes: list[Mistake]
 
@@ -78,7 +78,7 @@ def _doubled(node: yaml.Node, path: Path, seen: set[int]) -> Iterator[Mistake]:
             yield from _doubled(value, (*path, index), seen)
 
 
-def expand(tree: Any, environ: Mapping[str, str]) -> tuple[Any, list[Mistake]]:
+def expand(tree: object, environ: Mapping[str, str]) -> tuple[object, list[Mistake]]:
     """``tree`` with ``${NAME}`` in its strings replaced from ``environ``, and a mistake for each unknown variable.
 
     Aliases become copies; a tree that contains itself, or is too large with the copies, is a mistake too.
@@ -99,7 +99,7 @@ def expand(tree: Any, environ: Mapping[str, str]) -> tuple[Any, list[Mistake]]:
             return environ[name]
         return "unset"
 
-    def walk(value: Any, path: Path) -> Any:
+    def walk(value: object, path: Path) -> object:
         nonlocal count
         count += 1
         if count > MAX_NODES:
@@ -121,7 +121,7 @@ def expand(tree: Any, environ: Mapping[str, str]) -> tuple[Any, list[Mistake]]:
             return [walk(member, (*path, index)) for index, member in enumerate(value)]
         return 0 if huge(value, path) else value
 
-    def huge(value: Any, path: Path) -> bool:
+    def huge(value: object, path: Path) -> bool:
         """Whether it is a number that Python refuses to print."""
         if isinstance(value, int) and value.bit_length() > 10_000:
             mistakes.append(Mistake("the number is too large; write a smaller one", path))

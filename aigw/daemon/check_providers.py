@@ -6,17 +6,19 @@ are coroutines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from aigw.config.model import Config, Provider, Step
 from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net.headers import Lines
+from aigw.net.interfaces import Reactor
 from aigw.protocols.refusals import read_refusal
 from aigw.proxy.router import Router
 from aigw.secret import KeySearch
@@ -24,6 +26,8 @@ from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.providers import Upstream
 from aigw.upstream.reasons import CERTIFICATE_REFUSED
+
+T = TypeVar("T")
 
 SECONDS = 20.0
 CONNECT_SECONDS = 10.0
@@ -41,7 +45,7 @@ Answers = dict[tuple[str, str], "tuple[bool | None, str]"]  # by provider and mo
 class Check:
     """All providers of a configuration, asked at once; the steps of one provider are tried one after the other."""
 
-    def __init__(self, config: Config, upstream: Upstream, clock: Any) -> None:
+    def __init__(self, config: Config, upstream: Upstream, clock: IReactorTime) -> None:
         self._config = config
         self._upstream = upstream
         self._clock = clock
@@ -61,7 +65,7 @@ class Check:
             await gatherResults([Deferred.fromCoroutine(self._try_all(each.provider, answers)) for each in usable])
         return found, list(self._steps({each.provider: each for each in found}, answers))
 
-    def _limited(self, asking: Coroutine[Any, Any, Any], seconds: float) -> Deferred[Any]:
+    def _limited(self, asking: Coroutine[Deferred[object], object, T], seconds: float) -> Deferred[T]:
         def too_late(*_: object) -> Failure:
             return Failure(UpstreamTimeout("answer", seconds))
 
@@ -161,7 +165,9 @@ class Check:
         own = self._router.own_headers(provider)
         return {**_VERSION, **own} if provider.auth == "x-api-key" else own
 
-    async def _request(self, step: Step, path: str, content: dict[str, Any], member: str) -> UpstreamFailure | None:
+    async def _request(
+        self, step: Step, path: str, content: Mapping[str, object], member: str
+    ) -> UpstreamFailure | None:
         """Why there was no answer, which has a list ``member``; None where there was one."""
         headers = {**self._headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
         attempt = Attempt(step, f"{step.provider.base_url}/{path}", headers, msgspec.json.encode(content))
@@ -244,7 +250,7 @@ def _has_list(data: bytes, member: str) -> bool:
 
 
 def check(
-    config: Config, upstream: Upstream, reactor: Any, write: Callable[[str], object], json: bool, tries: bool
+    config: Config, upstream: Upstream, reactor: Reactor, write: Callable[[str], object], json: bool, tries: bool
 ) -> bool:
     """Ask, print, and give whether every step works. Runs the reactor, which can run only once in a process."""
     works: list[bool] = []
@@ -254,7 +260,7 @@ def check(
         works.append(all(step.works for step in result[1]))
 
     def ask() -> None:
-        checking: Deferred[Any] = Check(config, upstream, reactor).run(tries).addCallback(report)
+        checking: Deferred[None] = Check(config, upstream, reactor).run(tries).addCallback(report)
         checking.addErrback(lambda failure: write(failure.getErrorMessage()))
         checking.addBoth(lambda _: upstream.close()).addBoth(lambda _: reactor.stop())
 

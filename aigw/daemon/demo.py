@@ -15,20 +15,26 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.application.service import MultiService
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import ServerFactory
 from twisted.internet.task import LoopingCall
-from twisted.logger import ILogObserver
+from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Site
+from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from aigw.config import loader
+from aigw.daemon.application import Parent, ProcessReactor, use_observer
 from aigw.daemon.own_requests import OwnRequests
 from aigw.daemon.service import GatewayService
+from aigw.net.interfaces import Reactor
 from aigw.telemetry import logs
 
 KEY = "demo-key-on-this-machine"
@@ -72,12 +78,13 @@ class DemoProvider(Resource):
 
     isLeaf = True
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         super().__init__()
         self._reactor = reactor
 
-    def render_POST(self, request: Any) -> Any:
+    def render_POST(self, request: Request) -> bytes | int:
         """A chat completion."""
+        assert request.content is not None  # the whole body, which twisted.web has read
         asked = json.loads(request.content.read())
         shape = {"id": "chatcmpl-demo", "created": 1700000000, "model": asked["model"]}
         if asked.get("stream"):
@@ -89,7 +96,7 @@ class DemoProvider(Resource):
         request.setHeader(b"content-type", b"application/json")
         return json.dumps({**shape, "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
 
-    def _stream(self, request: Any, shape: dict[str, Any]) -> None:
+    def _stream(self, request: Request, shape: dict[str, object]) -> None:
         request.setHeader(b"content-type", b"text/event-stream")
         words = iter([f"{word} " for word in WORDS[:-1]] + [WORDS[-1]])
 
@@ -121,14 +128,14 @@ class DemoProvider(Resource):
 class _QuietSite(Site):
     noisy = False
 
-    def log(self, request: Any) -> None:
+    def log(self, request: HTTPRequest) -> None:
         pass
 
 
 class DemoService(MultiService):
     """Makes providers, certificate, configuration and gateway when it starts."""
 
-    def __init__(self, reactor: Any, observer: logs.QueuedLines | None) -> None:
+    def __init__(self, reactor: ProcessReactor, observer: logs.QueuedLines | None) -> None:
         """Opens nothing."""
         super().__init__()
         self._reactor = reactor
@@ -138,10 +145,9 @@ class DemoService(MultiService):
         self._down = socket.socket()
         self._name = socket.socket(socket.AF_UNIX)
 
-    def setServiceParent(self, parent: Any) -> None:
+    def setServiceParent(self, parent: Parent) -> None:
         """See GatewayService.setServiceParent."""
-        if self._observer is not None:
-            parent.setComponent(ILogObserver, self._observer)
+        use_observer(parent, self._observer)
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
@@ -149,10 +155,10 @@ class DemoService(MultiService):
         self._folder = Path(tempfile.mkdtemp(prefix="aigw-demo-"))
         certify(self._folder)
         self._down.bind(("127.0.0.1", 0))  # bound, but not listening: connections are refused
-        site = _QuietSite(DemoProvider(self._reactor))
+        site = cast(ServerFactory, _QuietSite(DemoProvider(self._reactor)))  # whose type Twisted narrows
         port = self._reactor.listenTCP(0, site, interface="127.0.0.1")
         ports = [_free_port(PORT), _free_port(ADMIN_PORT)] if self._is_first() else [0, 0]
-        tree = _configuration(self._down.getsockname()[1], port.getHost().port, *ports)
+        tree = _configuration(self._down.getsockname()[1], _number(port), *ports)
         self._gateway = GatewayService(partial(loader.build, tree, {}, self._folder), self._reactor, None)
         self._gateway.setServiceParent(self)
         super().privilegedStartService()
@@ -160,7 +166,7 @@ class DemoService(MultiService):
     def startService(self) -> None:
         """Print how to try it."""
         super().startService()
-        port, admin_port = [cast(Any, port.getHost()).port for port in self._gateway.ports]
+        port, admin_port = [_number(port) for port in self._gateway.ports]
         url, ca = f"https://127.0.0.1:{port}/v1", f"{self._folder}/cert.pem"
         page = f"http://127.0.0.1:{admin_port}/status"
         print(instructions(url, ca, page), file=sys.__stdout__, flush=True)
@@ -179,7 +185,7 @@ class DemoService(MultiService):
         """See GatewayService.stop_now."""
         self._gateway.stop_now()
 
-    def stopService(self) -> Any:
+    def stopService(self) -> Deferred[object]:
         """Stop, and remove all files."""
         if self._requests is not None:
             self._requests.stop()
@@ -187,7 +193,8 @@ class DemoService(MultiService):
         self._name.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-        return super().stopService()
+        stopped: Deferred[object] = super().stopService()
+        return stopped
 
 
 def _request() -> bytes:
@@ -254,7 +261,7 @@ def certify(folder: Path) -> None:
     (folder / "key.pem").write_bytes(private)
 
 
-def _configuration(down: int, up: int, port: int, admin_port: int) -> dict[str, Any]:
+def _configuration(down: int, up: int, port: int, admin_port: int) -> dict[str, object]:
     steps = [{"provider": "down", "model": "demo-large"}, {"provider": "up", "model": "demo-small"}]
     return {
         "api_key": KEY,
@@ -269,6 +276,11 @@ def _configuration(down: int, up: int, port: int, admin_port: int) -> dict[str, 
         "when_refused": "pass_on",
         "cooldown": 0,  # else the first step would cool down after three requests, and its failures would not be seen
     }
+
+
+def _number(port: IListeningPort) -> int:
+    """Of a port on IPv4."""
+    return cast(IPv4Address, port.getHost()).port
 
 
 def _free_port(preferred: int) -> int:

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import yaml
 
@@ -115,7 +115,15 @@ def init(words: Sequence[str]) -> int:
     return EX_OK
 
 
-def _ask_all() -> dict[str, Any]:
+class Answers(TypedDict):
+    """What was asked."""
+
+    providers: list[dict[str, str]]
+    route: str
+    gateway_key: str
+
+
+def _ask_all() -> Answers:
     if sys.stdin.isatty():
         print("The gateway tries providers in the order of your answers. An empty answer means the value in [].")
     providers: list[dict[str, str]] = []
@@ -204,7 +212,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)  # a JSON string is a YAML string too
 
 
-def _file(path: Path, answers: dict[str, Any]) -> str:
+def _file(path: Path, answers: Answers) -> str:
     providers, steps = "", ""
     for each in answers["providers"]:
         providers += PROVIDER.format(name=_quoted(each["name"]), base_url=_quoted(each["base_url"]))
@@ -220,7 +228,7 @@ def _file(path: Path, answers: dict[str, Any]) -> str:
     )
 
 
-def _check(text: str, answers: dict[str, Any], path: Path) -> None:
+def _check(text: str, answers: Answers, path: Path) -> None:
     """Raises _NoAnswer if the gateway would refuse the file."""
     variables = _variables(answers)
     try:
@@ -229,12 +237,12 @@ def _check(text: str, answers: dict[str, Any], path: Path) -> None:
         raise _NoAnswer(str(error)) from None
 
 
-def _variables(answers: dict[str, Any]) -> list[str]:
+def _variables(answers: Answers) -> list[str]:
     named = [answers["gateway_key"], *(each["key"] for each in answers["providers"] if each["key"] != "-")]
     return list(dict.fromkeys(named))
 
 
-def _next(path: Path, answers: dict[str, Any]) -> str:
+def _next(path: Path, answers: Answers) -> str:
     body = json.dumps({"model": answers["route"], "messages": [{"role": "user", "content": "Hi"}]})
     return NEXT.format(
         file=shlex.quote(str(path)),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
@@ -24,7 +25,12 @@ class Reload(Generic[T]):
     """``read`` reads the new state; ``swap`` applies it, for True. If it gives False or raises, nothing changed."""
 
     def __init__(
-        self, reactor: Any, read: Callable[[], T], swap: Callable[[T], bool], notify: Notify, reloads: Reloads
+        self,
+        reactor: IReactorThreads,
+        read: Callable[[], T],
+        swap: Callable[[T], bool],
+        notify: Notify,
+        reloads: Reloads,
     ) -> None:
         self._reactor = reactor
         self._read = read
@@ -40,11 +46,9 @@ class Reload(Generic[T]):
             self._again = True  # the running reload may have read the old files
             return self._running
         self._notify.reloading()
-        reading: Deferred[Any] = deferToThreadPool(
-            self._reactor, self._reactor.getThreadPool(), uncollected, self._read
-        )
-        self._running = reading
-        return reading.addCallback(self._swap).addErrback(self._refuse).addBoth(self._once_more)
+        reading: Deferred[T] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), uncollected, self._read)
+        self._running = reading.addCallback(self._swap).addErrback(self._refuse)
+        return self._running.addBoth(self._once_more)
 
     def _refuse(self, failure: Failure) -> bool:
         problem = failure.value
@@ -59,10 +63,12 @@ class Reload(Generic[T]):
         self._notify.ready(f"Not reloaded at {clock_time()}; the old configuration is in use: {'; '.join(mistakes)}")
         return False
 
-    def _once_more(self, swapped: Any) -> Any:
+    def _once_more(self, swapped: bool | Failure) -> Failure | Deferred[bool]:
         self._running = None
         again, self._again = self._again, False
-        return self.begin() if again else swapped
+        if again:
+            return self.begin()
+        return swapped if isinstance(swapped, Failure) else succeed(swapped)
 
 
 def uncollected(read: Callable[[], T]) -> T:

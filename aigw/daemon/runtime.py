@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from aigw.config.model import Config
+from aigw.config.model import Config, Step
 from aigw.errors import ConfigError, NotReady
+from aigw.net.interfaces import Reactor
 from aigw.net.tls import Identity
 from aigw.proxy.router import Router
 from aigw.server.listeners import InheritedSocket, configured_listeners
@@ -18,7 +19,9 @@ T = TypeVar("T")
 class Runtime:
     """A configuration with its certificates, providers and listeners."""
 
-    def __init__(self, config: Config, reactor: Any, connect: Connect, inherited: Sequence[InheritedSocket]) -> None:
+    def __init__(
+        self, config: Config, reactor: Reactor, connect: Connect, inherited: Sequence[InheritedSocket]
+    ) -> None:
         """Reads certificates and CA files; may run in a thread. Raises ConfigError with every mistake."""
         mistakes: list[str] = []
         self.config = config
@@ -39,6 +42,12 @@ class Runtime:
             raise NotReady("A certificate of the gateway has expired.", code="certificate_expired")
         if self.identity.validity.days_to_wait() > 0:
             raise NotReady("A certificate of the gateway is not valid yet.", code="certificate_not_yet_valid")
+
+    def steps_unchanged_since(self, old: Runtime) -> list[Step]:
+        """The steps whose provider is as it was in ``old``."""
+        before, now = old.config.providers, self.config
+        unchanged = {name for name, each in now.providers.items() if before.get(name) == each}
+        return [step for route in now.routes.values() for step in route.steps if step.provider.name in unchanged]
 
     @property
     def warnings(self) -> list[str]:

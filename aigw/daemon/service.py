@@ -9,13 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
-from twisted.logger import ILogObserver
 
 from aigw import __version__
 from aigw.admin import resources
@@ -23,6 +21,7 @@ from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
 from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
+from aigw.daemon.application import Parent, ProcessReactor, use_observer
 from aigw.daemon.drain import Drain
 from aigw.daemon.reload import Reload, clock_time
 from aigw.daemon.runtime import Runtime
@@ -51,7 +50,7 @@ class GatewayService(Service):
     def __init__(
         self,
         load: Callable[[], Config],
-        reactor: Any,
+        reactor: ProcessReactor,
         observer: logs.QueuedLines | None,
         look_up: LookUp = look_up,
         notify: Notify | None = None,
@@ -102,10 +101,9 @@ class GatewayService(Service):
         """The open listeners, in the order of the configuration."""
         return self._listeners.ports
 
-    def setServiceParent(self, parent: Any) -> None:
+    def setServiceParent(self, parent: Parent) -> None:
         """Set the log observer of the application, which twistd reads after this."""
-        if self._observer is not None:
-            parent.setComponent(ILogObserver, self._observer)
+        use_observer(parent, self._observer)
         super().setServiceParent(parent)
 
     # Start
@@ -154,10 +152,7 @@ class GatewayService(Service):
         old = self._runtime
         self._listeners.check(new.listeners)  # what can fail comes first; until then the old configuration is served
         trees = self._trees(new)
-        unchanged = {name for name, each in new.config.providers.items() if old.config.providers.get(name) == each}
-        steps = [
-            step for route in new.config.routes.values() for step in route.steps if step.provider.name in unchanged
-        ]
+        unchanged = new.steps_unchanged_since(old)
         identity, self._identity.identity = self._identity.identity, new.identity  # for clients that connect at once
         try:
             opened = self._listeners.open_new(new.listeners)
@@ -167,7 +162,7 @@ class GatewayService(Service):
         self._redaction.use(new.config.secrets)
         self._telemetry.use(new.config)
         new.upstream.take_over(old.upstream)
-        self._cooldowns.forget_all_but(steps)
+        self._cooldowns.forget_all_but(unchanged)
         self._runtime = new
         self._site.resource, self._admin_site.resource = trees
         closed = self._listeners.keep(new.listeners, opened)
@@ -190,7 +185,7 @@ class GatewayService(Service):
 
     # Stop
 
-    def stopService(self) -> Deferred[Any]:
+    def stopService(self) -> Deferred[object]:
         """Close the listeners, wait for running requests, then close every connection."""
         seconds = self.config.drain
         if self._daily.running:
@@ -198,7 +193,7 @@ class GatewayService(Service):
         logs.info("The gateway is stopping", in_flight=len(self._running), drain_s=seconds)
         self._notify.stopping(f"Stopping; {len(self._running)} requests may take {seconds:g} s to end")
         self._drain = Drain(self._site, self._running, self._reactor, seconds)
-        self._admin.viewers.end()
+        shown = self._admin.viewers.end()
         stopped = self._listeners.close(admin=False).addBoth(lambda _: self._drain and self._drain.begin())
         if self._is_urgent:
             self._drain.give_up()
@@ -209,6 +204,7 @@ class GatewayService(Service):
             logs.info("The gateway has stopped")
 
         # /ready answers until the end that the gateway is not ready.
+        stopped.addBoth(lambda _: shown)
         stopped.addBoth(lambda _: self._listeners.close(admin=True)).addBoth(lambda _: self._admin_site.abort())
         stopped.addBoth(lambda _: self._telemetry.stop())
         return stopped.addBoth(finish).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))

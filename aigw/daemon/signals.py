@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+
+from twisted.internet.interfaces import IReactorFromThreads
+
+from aigw.net.interfaces import Reactor
 
 
-def handle_signal(reactor: Any, number: int, act: Callable[[], object]) -> None:
+def handle_signal(reactor: IReactorFromThreads, number: int, act: Callable[[], object]) -> None:
     """Call ``act`` in the reactor's thread when the signal arrives."""
     signal.signal(number, lambda *_: reactor.callFromThread(act))
 
@@ -19,12 +22,12 @@ def ignore(*numbers: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def handle_stops(reactor: Any, stop_now: Callable[[], object]) -> None:
+def handle_stops(reactor: Reactor, stop_now: Callable[[], object]) -> None:
     """The first SIGTERM or SIGINT goes to Twisted's handler; the next one calls ``stop_now``, even at once."""
 
     def take_over() -> None:
         stopping = False
-        twisted: dict[int, Any] = {}
+        twisted: dict[int, Callable[[int, FrameType | None], object]] = {}
 
         def stop(number: int, frame: FrameType | None) -> None:
             nonlocal stopping

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Any
 
 
-def counts_for(peer: Any) -> str | None:
+def counts_for(peer: object) -> str | None:
     """The key under which a connection is counted: an IPv4 address or an IPv6 network; None for a Unix socket."""
     host: str | None = getattr(peer, "host", None)
     return host if host is None or ":" not in host else _network(host)

@@ -7,9 +7,10 @@ gzip and deflate are the standard library's. zstd (Codex sends it) and br are re
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from collections.abc import Callable, Generator
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 from aigw.errors import BadRequest, TooLarge, UnsupportedCoding
 
@@ -80,18 +81,46 @@ try:
 except ImportError:
     pass
 else:
+    # Repeated, so that the compressed bytes are not those of the mark: a block without an end shows them as data.
+    _MARK = os.urandom(16) * 16
+    _MARK_FRAME = zstandard.compress(_MARK)
 
-    class _Zstd:  # an incomplete body has no error here: its JSON is incomplete too
+    class _Followed:
+        """The body, and a frame of ours behind it."""
+
         def __init__(self, body: bytes | bytearray) -> None:
-            self._source = io.BytesIO(body)
+            self.is_over = False
+            self._parts = io.BytesIO(body), io.BytesIO(_MARK_FRAME)
+
+        def read(self, size: int) -> bytes:
+            data = self._parts[0].read(size)
+            self.is_over = not data
+            return data or self._parts[1].read(size)
+
+    class _Zstd:
+        """The library reports no error for an incomplete frame. So a frame follows, which an incomplete one swallows:
+        its data, which no client can guess, is then not at the end.
+        """
+
+        def __init__(self, body: bytes | bytearray) -> None:
+            self._source = _Followed(body)
             decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
-            self._reader = decoder.stream_reader(self._source, read_size=PIECE, read_across_frames=True)
+            source = cast(IO[bytes], self._source)
+            self._reader = decoder.stream_reader(source, read_size=PIECE, read_across_frames=True)
+            self._held = b""  # the last of the data, which may be the mark
 
         def read(self) -> bytes:
             try:
-                return self._reader.read(PIECE)
+                while made := self._reader.read(PIECE):
+                    made = self._held + made
+                    self._held = made[-len(_MARK) :]
+                    if len(made) > len(_MARK):
+                        return made[: -len(_MARK)]
             except zstandard.ZstdError as error:
-                raise ValueError(str(error)) from None
+                raise ValueError("it is incomplete" if self._source.is_over else str(error)) from None
+            if self._held != _MARK:
+                raise ValueError("it is incomplete")
+            return b""
 
     _READERS["zstd"] = _Zstd
 

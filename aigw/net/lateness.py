@@ -8,7 +8,7 @@ is read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -60,7 +60,7 @@ def within(limited: Deferred[T], seconds: float, clock: IReactorTime, reason: Ca
         fired = True
         limited.cancel()
 
-    def settle(result: Any) -> Any:
+    def settle(result: T | Failure) -> T | Failure:
         limit.stop()
         return Failure(reason()) if fired and isinstance(result, Failure) else result
 

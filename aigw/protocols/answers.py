@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from aigw.protocols import envelope
 from aigw.protocols.refusals import read_refusal, reason_in
@@ -10,6 +11,9 @@ from aigw.protocols.refusals import read_refusal, reason_in
 Mistake = tuple[str, str | None]  # what is wrong, and the reason in the provider's words
 ERROR = "answered 2xx with an error"
 EMPTY = "answered 2xx with an empty body"
+
+# A list of nothing but null and what is empty.
+_HOLLOW = re.compile(rb"\[\s*(?:null|\{\s*\}|\[\s*\])\s*(?:,\s*(?:null|\{\s*\}|\[\s*\])\s*)*\]").fullmatch
 
 
 def check_answer(member: str, body: bytes, label: bytes = b"", may_be_empty: bool = False) -> Mistake | None:
@@ -27,16 +31,17 @@ def check_answer(member: str, body: bytes, label: bytes = b"", may_be_empty: boo
             body[: envelope.MOST_OF_AN_ERROR]
         ).reason
     items = getattr(found, member)
-    if envelope.is_list(items) and envelope.carries(items):
+    if envelope.is_list(items) and envelope.carries(items) and not _HOLLOW(items):
         return None
     error = _value(bytes(found.error))
     if error is None:  # a value that is too large or too deep to be read is an error too
         error = envelope.carries(found.error)
-    if may_be_empty and not error and envelope.is_list(items):
+    value = None if error else _value(body)
+    if may_be_empty and not error and envelope.is_list(items) and not (isinstance(value, dict) and is_error(value)):
         return None
     if error:
         return ERROR, reason_in(error)
-    if reason := reason_in(_value(body)):
+    if reason := reason_in(value):
         return ERROR, reason
     return f"answered 2xx without {'a list' if may_be_empty else 'anything in'} `{member}`", None
 
@@ -82,7 +87,9 @@ def check_count(body: bytes, label: bytes = b"") -> Mistake | None:
         count = _value(bytes(envelope.outlined(body.removeprefix(b"\xef\xbb\xbf")).input_tokens))
     except ValueError:
         count = None
-    return None if isinstance(count, int) else check_answer("input_tokens", body)
+    if type(count) in (int, float):
+        return None
+    return check_answer("input_tokens", body) or ("answered 2xx without a number `input_tokens`", None)
 
 
 def check_string(member: str, body: bytes, label: bytes = b"") -> Mistake | None:

@@ -27,7 +27,8 @@ class ChatScanner(StreamScanner):
 
     sign = b'"finish_reason"'
     usual = b'"finish_reason":null', b'"finish_reason": null'
-    other = b'"index":1', b'"index": 1'  # a second choice, or a second tool call
+    # A second choice, or a second tool call; an error in a form that has no ``error``.
+    other = b'"index":1', b'"index": 1', b'"base_resp"', b'"detail"', b'"message"'
     text = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
 
     _begun: frozenset[int] = frozenset()  # choices, by their index
@@ -57,6 +58,8 @@ class ChatScanner(StreamScanner):
     def note(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner. A stream in which a choice failed may continue, and may end like any other."""
         choices = value.get("choices")
+        if not choices and "type" not in value and is_error(value):
+            return self.note_failure(value, False)
         if not isinstance(choices, list) or not self._note_choices(choices):
             return OUTPUT
         for choice in choices:

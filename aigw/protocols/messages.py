@@ -42,7 +42,7 @@ class MessagesScanner(StreamScanner):
 
     sign = b'"message_'
     usual = b'"message_start"', b'"message_start"'
-    other = b"message_stop", b"stop_reason"
+    other = b"message_stop", b"stop_reason", b'"base_resp"', b'"detail"', b'"message"'  # and errors without ``error``
     text = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
     must_finish = True
     error_event_ends_it = True
@@ -75,6 +75,8 @@ class MessagesScanner(StreamScanner):
 
     def note(self, value: dict[str, object]) -> Meaning:
         """See StreamScanner."""
+        if "type" not in value and is_error(value):
+            return self.note_failure(value, False)
         if value.get("type") == "message_stop":
             self.complete = self.finished = True
             return END

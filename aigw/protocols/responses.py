@@ -48,7 +48,7 @@ class ResponsesScanner(StreamScanner):
 
     sign = b'"type"'
     usual = b'"type":"response.output_text.delta"', b'"type": "response.output_text.delta"'
-    other = b"response.failed", b"response.cancelled"
+    other = b"response.failed", b"response.cancelled", b"response.completed", b"response.incomplete", b"[DONE]"
     text = re.compile(rb'"delta"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
     must_finish = True
     error_event_ends_it = True

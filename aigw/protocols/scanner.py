@@ -36,7 +36,7 @@ class StreamScanner(ABC):
 
     sign: ClassVar[bytes]
     usual: ClassVar[tuple[bytes, bytes]]
-    other: ClassVar[tuple[bytes, bytes]]
+    other: ClassVar[tuple[bytes, bytes, bytes, bytes, bytes]]
     text: ClassVar[re.Pattern[bytes]]  # finds the text in an event of output
     must_finish = False
     results = 1  # of the stream, each with an event at its end
@@ -107,6 +107,9 @@ class StreamScanner(ABC):
             or b"[DONE]" in data
             or self.other[0] in data
             or self.other[1] in data
+            or self.other[2] in data
+            or self.other[3] in data
+            or self.other[4] in data
             or (b'"usage"' in data and find_usage(data))
         ):
             return self._examine(data)
@@ -262,10 +265,7 @@ class StreamScanner(ABC):
         return (
             self._every_event
             or (signs != events.count(self.usual[0]) and signs != events.count(self.usual[1]))
-            or b"error" in events
-            or b"[DONE]" in events
-            or self.other[0] in events
-            or self.other[1] in events
+            or any(map(events.__contains__, (b"error", b"[DONE]", *self.other)))
         )
 
     def _note_event(self, event: bytes) -> Meaning:

@@ -17,7 +17,7 @@ class TypedScanner(StreamScanner):
     """
 
     sign = b'"type"'
-    other = b'.done"', b'.completed"'
+    other = b'.done"', b'.completed"', b'"base_resp"', b'"detail"', b'"message"'
     end: ClassVar[str]
     payloads: ClassVar[tuple[str, ...]]  # of the event that comes again and again
     delta: ClassVar[str]  # the type of that event

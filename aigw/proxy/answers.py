@@ -20,7 +20,6 @@ from aigw.proxy.plain import Flowing, Plain, cut_short
 from aigw.proxy.relay import END_SECONDS, BodySink, Relay
 from aigw.upstream.connection import Response
 
-_NO_STREAMS = (b"audio/", b"image/", b"video/")
 NO_STREAM = "answered a streaming request without a stream"
 
 MustFinish = Callable[[], bool]
@@ -40,7 +39,7 @@ class Stream(Relay):
         self._scanner = call.endpoint.scanner()
         self._scanner.is_known_to_finish = must_finish
         self._scanner.results = call.results
-        self.mislabelled = b"json" in label or b"html" in label or label.startswith(_NO_STREAMS)
+        self.mislabelled = bool(label) and not label.startswith(b"text/event-stream")
         self._first: bytes | None = b""  # the first bytes, until it is known whether they are a stream
         self._body: bytearray | None = None  # the bytes, if they are not a stream
         self._held_size = 0

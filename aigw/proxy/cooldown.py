@@ -7,7 +7,7 @@ with the same provider and model share it. It is kept at a reload.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 from aigw.config.model import Step
@@ -42,9 +42,8 @@ class Cooldowns:
         self._seconds = seconds
         self._states: dict[Key, _State] = {}
 
-    def forget_all_but(self, steps: Iterable[Step]) -> None:
-        """Keep the states of ``steps``, which a reload did not change. All other states are removed."""
-        kept = {_key(step) for step in steps}
+    def forget_all_but(self, kept: Collection[Key]) -> None:
+        """Keep the states of these steps, which a reload did not change. All other states are removed."""
         self._states = {key: state for key, state in self._states.items() if key in kept}
 
     def choose(self, steps: Sequence[Step], skip: Skip) -> Step | None:
@@ -163,7 +162,7 @@ class CooldownsByEndpoint:
 
     def forget_all_but(self, steps: Iterable[Step]) -> None:
         """See Cooldowns."""
-        kept = list(steps)
+        kept = {_key(step) for step in steps}
         for each in self._by_path.values():
             each.forget_all_but(kept)
 

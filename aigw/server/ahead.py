@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from aigw.net.interfaces import ClientTransport
 
 MAX_BEHIND = 256 * 1024
 
@@ -16,7 +17,7 @@ class Ahead:
     Each request in one read takes its own turn of the reactor, so one client cannot fill a turn with requests.
     """
 
-    def __init__(self, clock: IReactorTime, transport: Any, read: Callable[[bytes], None]) -> None:
+    def __init__(self, clock: IReactorTime, transport: ClientTransport, read: Callable[[bytes], None]) -> None:
         self._clock = clock
         self._transport = transport
         self._read = read

@@ -10,7 +10,6 @@ from urllib.parse import parse_qs
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.web.resource import Resource
 
 from aigw.config.endpoint_names import LISTED_FOR
 from aigw.config.model import Config
@@ -42,7 +41,7 @@ class ModelsResource(ApiResource):
         self._router = router
         self._created = int(time.time())
 
-    def render(self, request: Any) -> bytes:
+    def render(self, request: Request) -> bytes:
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
         if not name:
@@ -96,7 +95,7 @@ class EndpointResource(ApiResource):
         if coding := request.given.get(b"content-encoding"):
             request.coding = coding_in(coding)
 
-    def getChild(self, path: bytes, request: Any) -> Resource:
+    def getChild(self, path: bytes, request: Request) -> ApiResource:
         """What is below and no endpoint itself: stored there, or refused, and recorded, as a request to this one."""
         request.postpath.insert(0, path)
         leaf = copy((self._stored if any(request.postpath) else None) or self)

@@ -8,7 +8,7 @@ after an answer that closes the connection nothing is read as a request.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw.errors import Draining, GatewayError, RequestTimeout
+from aigw.net.interfaces import ClientTransport
 from aigw.net.write import prepare
 from aigw.server import closing, timeouts
 from aigw.server.ahead import Ahead
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class Channel(Protocol):
     """One connection of a client. To its transport it is the producer of the answers."""
 
-    transport: Any
+    transport: ClientTransport
     site: GatewaySite  # set by Site.buildProtocol
     client_address: str | None = None  # for the record of each request; None on a Unix socket
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport
+
+from aigw.net.interfaces import ClientTransport
 
 LINGER_SECONDS = 2.0
 FLUSH_SECONDS = 30.0
@@ -16,7 +16,7 @@ class Closing:
     last = False  # the present or next answer is the last one
     makes_room = False  # it is closed for another connection, because there are too many
 
-    def __init__(self, clock: IReactorTime, transport: Any) -> None:
+    def __init__(self, clock: IReactorTime, transport: ClientTransport) -> None:
         self._clock = clock
         self._transport = transport
         self._timer: IDelayedCall | None = None
@@ -25,6 +25,12 @@ class Closing:
     def has_limit(self) -> bool:
         """Whether the connection will be aborted after a time limit."""
         return self._timer is not None
+
+    @property
+    def _plain(self) -> ClientTransport:
+        """The connection under TLS, or the connection itself."""
+        plain: ClientTransport = getattr(self._transport, "transport", self._transport)
+        return plain
 
     def soon(self, seconds: float = FLUSH_SECONDS) -> None:
         """Close when everything is sent, at the latest after ``seconds``; no further request is read."""
@@ -52,17 +58,14 @@ class Closing:
         """Close at once for another connection; over TLS too, without waiting for the client's close."""
         self.makes_room = True
         self.soon(LINGER_SECONDS)
-        plain = getattr(self._transport, "transport", None)
-        if plain is not None:
-            plain.loseConnection()
+        self._plain.loseConnection()
 
     def answer_without_tls(self, answer: bytes) -> None:
         """Write plain text to a client that does not use TLS, and close."""
         self.last = True
         self._abort_after(LINGER_SECONDS)
-        plain = self._transport.transport
-        plain.write(answer)
-        plain.loseWriteConnection()
+        self._plain.write(answer)
+        self._plain.loseWriteConnection()
 
     def stop(self) -> None:
         """The connection is lost."""

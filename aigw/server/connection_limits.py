@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     IListeningPort,
+    IProtocol,
     IProtocolFactory,
     IReactorTime,
     IStreamServerEndpoint,
@@ -26,8 +27,9 @@ from zope.interface import implementer
 
 from aigw.errors import Overloaded
 from aigw.net.addresses import counts_for
+from aigw.net.interfaces import ClientTransport
 from aigw.protocols.error_bodies import error_body
-from aigw.server.mismatch import check_first_bytes
+from aigw.server.mismatch import SecureProtocol, check_first_bytes
 from aigw.server.open_files import needed, raise_limit
 from aigw.telemetry import logs
 from aigw.telemetry.notices import MAX_ADDRESSES, Notice
@@ -84,7 +86,7 @@ class ConnectionLimiter:
         self.connections = fit
         self.per_address = per_address
 
-    def admits(self, peer: Any) -> bool:
+    def admits(self, peer: IAddress) -> bool:
         """Whether one more connection from ``peer`` is allowed; if not, it is counted as refused."""
         address = counts_for(peer)
         if self.per_address and address is not None and self._by_address[address] >= self.per_address:
@@ -101,13 +103,13 @@ class ConnectionLimiter:
         self._closed.note()
         return True
 
-    def entered(self, peer: Any) -> None:
+    def entered(self, peer: IAddress) -> None:
         """A connection from ``peer`` is open."""
         self.open += 1
         if (address := counts_for(peer)) is not None:
             self._by_address[address] += 1
 
-    def left(self, peer: Any, made_room: bool) -> None:
+    def left(self, peer: IAddress, made_room: bool) -> None:
         """A connection from ``peer`` is closed."""
         self.open -= 1
         self.leaving -= made_room
@@ -157,12 +159,12 @@ class ConnectionGuard:
         self.doStart = factory.doStart
         self.doStop = factory.doStop
 
-    def buildProtocol(self, addr: IAddress) -> Any:
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
         """See IProtocolFactory."""
         if self._limiter.admits(addr):
-            protocol: Any = self._factory.buildProtocol(addr)
+            protocol = self._factory.buildProtocol(addr)
             if self._secure:
-                check_first_bytes(protocol)
+                check_first_bytes(cast(SecureProtocol, protocol))
             return protocol
         if self._limiter.lingering < MAX_LINGERING:
             return _RefusedConnection(self._limiter, self._answer)
@@ -172,7 +174,7 @@ class ConnectionGuard:
 class _RefusedConnection(Protocol):
     """A refused connection: it sends the answer, and waits a short time for the client to close."""
 
-    transport: Any
+    transport: ClientTransport
     _closer: IDelayedCall
 
     def __init__(self, limiter: ConnectionLimiter, answer: bytes) -> None:

@@ -10,20 +10,23 @@ import select
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
-from twisted.internet.address import UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString, wrapServerTLS
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 
 from aigw.config.model import Config, Listener
 from aigw.errors import ConfigError
+from aigw.net.interfaces import Reactor
 from aigw.net.tls import CurrentIdentity
-from aigw.server.connection_limits import ConnectionLimiter, LimitedEndpoint
+from aigw.server.connection_limits import LimitedEndpoint
 from aigw.server.overlap import NamedEndpoint, overlapping
+from aigw.server.site import GatewaySite
 
 BACKLOG = 1024  # Twisted's 50 overflows when many clients come at once
 ADMIN_MODE = 0o660  # Twisted's 666 would allow every user of the machine, and this listener needs no key
@@ -87,7 +90,7 @@ def _has_ipv6() -> bool:
         return False
 
 
-def inherited_sockets(reactor: Any) -> Iterator[InheritedSocket]:
+def inherited_sockets(reactor: Reactor) -> Iterator[InheritedSocket]:
     """The sockets that systemd passed to this process and that are not adopted yet."""
     for index in itertools.count():
         try:
@@ -106,17 +109,11 @@ def inherited_sockets(reactor: Any) -> Iterator[InheritedSocket]:
             yield InheritedSocket(endpoint, ipaddress.ip_address(name[0]).is_loopback, bound)
 
 
-class LimitedSite(Protocol):
-    """The site of a listener: a protocol factory with limits on its connections."""
-
-    limiter: ConnectionLimiter
-
-
 class Listeners:
     """The open listeners, in the order of the configuration; each serves ``site`` or, for administrators,
     ``admin_site``."""
 
-    def __init__(self, reactor: Any, site: LimitedSite, admin_site: LimitedSite, identity: CurrentIdentity) -> None:
+    def __init__(self, reactor: Reactor, site: GatewaySite, admin_site: GatewaySite, identity: CurrentIdentity) -> None:
         self._reactor = reactor
         self._site = site
         self._admin_site = admin_site
@@ -176,13 +173,13 @@ class Listeners:
             self._close(listener, before[listener])
         return closed
 
-    def close(self, admin: bool) -> Deferred[Any]:
+    def close(self, admin: bool) -> Deferred[list[object]]:
         """Close the listeners for clients, or the one for administrators; connections stay open."""
         closing = [(listener, port) for listener, port in self.open.items() if listener.admin == admin]
         self.open = {listener: port for listener, port in self.open.items() if listener.admin != admin}
         return gatherResults([self._close(*each) for each in closing], consumeErrors=True)
 
-    def _close(self, listener: Listener, port: Any) -> Deferred[Any]:
+    def _close(self, listener: Listener, port: IListeningPort) -> Deferred[object]:
         """Close a port after accepting the clients in its backlog: the kernel would reset their connections.
 
         A socket that systemd holds open keeps them for the next process.
@@ -210,7 +207,7 @@ class Listeners:
         endpoint = LimitedEndpoint(self._site_of(listener).limiter, endpoint, secure=not listener.insecure)
         return endpoint if listener.insecure else wrapServerTLS(self._identity, endpoint, self._reactor)
 
-    def _site_of(self, listener: Listener) -> Any:
+    def _site_of(self, listener: Listener) -> GatewaySite:
         return self._admin_site if listener.admin else self._site
 
     def _by_us(self, listener: Listener) -> str:
@@ -220,7 +217,7 @@ class Listeners:
         return " The gateway itself listens on this port; restart the gateway to change its address" if ours else ""
 
     def _listen(self, listener: Listener) -> IListeningPort:
-        results: list[Any] = []
+        results: list[IListeningPort | Failure] = []
         try:
             self._endpoint(listener).listen(self._site_of(listener)).addBoth(results.append)
         except ConfigError as error:
@@ -231,9 +228,9 @@ class Listeners:
         return port
 
 
-def accept_waiting(port: Any) -> None:
+def accept_waiting(port: IListeningPort) -> None:
     """Take all connections that wait in the backlog of ``port``."""
-    if not port.connected:
+    if not (isinstance(port, Port) and port.connected):
         return
     waiting = select.poll()
     waiting.register(port, select.POLLIN)
@@ -245,7 +242,7 @@ def accept_waiting(port: Any) -> None:
 
 def address_of(port: IListeningPort) -> str:
     """The address of a port, for messages."""
-    host: Any = port.getHost()
-    if isinstance(host, UNIXAddress):
-        return str(host.name)
-    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
+    host = port.getHost()
+    if isinstance(host, IPv4Address | IPv6Address):
+        return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
+    return str(getattr(host, "name", host))  # the path of a Unix socket

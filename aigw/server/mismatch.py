@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IAddress, IReactorTime
 
 from aigw.errors import BadRequest
 from aigw.protocols.error_bodies import error_body
@@ -29,7 +30,7 @@ class Mismatches:
             )
         }
 
-    def note(self, peer: Any, secure: bool) -> None:
+    def note(self, peer: IAddress, secure: bool) -> None:
         """Note a connection from ``peer`` with the wrong protocol for a port that is ``secure``, or is not."""
         self._notices[secure].note(getattr(peer, "host", None))
 
@@ -39,7 +40,21 @@ class Mismatches:
             notice.close()
 
 
-def check_first_bytes(protocol: Any) -> None:
+class AnswersWithoutTls(Protocol):
+    """The protocol inside TLS."""
+
+    def answer_without_tls(self, answer: bytes) -> None:
+        """Answer a client that uses plain HTTP on a TLS port, and close."""
+
+
+class SecureProtocol(Protocol):
+    """The TLS protocol of a connection; ``dataReceived`` can be replaced."""
+
+    dataReceived: Callable[[bytes], None]
+    wrappedProtocol: AnswersWithoutTls
+
+
+def check_first_bytes(protocol: SecureProtocol) -> None:
     """Make the TLS ``protocol`` check its first bytes: a method begins with a capital letter, a TLS record does not."""
 
     def first(data: bytes) -> None:

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 _PART = re.compile(r"((?:\\.|[^:\\])*)(?::|\Z)")
 
@@ -39,7 +39,7 @@ def overlap(one: str, other: str) -> bool:
     return "0.0.0.0" in hosts and not any(":" in host for host in hosts)
 
 
-def _address(endpoint: str) -> tuple[str, Any] | None:
+def _address(endpoint: str) -> tuple[str, str | int | None] | None:
     """The host and the port of an endpoint, or the path of a UNIX socket in place of the port; None for any other."""
     kind, *parts = _PART.findall(endpoint)[:-1] or [""]  # the last match is the empty one at the end
     values = {"tcp": ["port", "interface"], "tcp6": ["port", "interface"], "unix": ["address"]}.get(kind)

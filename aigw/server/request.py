@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer
@@ -19,6 +19,7 @@ from twisted.web.server import Request as TwistedRequest
 from aigw.config.model import Caller
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.net import headers
+from aigw.net.interfaces import ClientTransport
 from aigw.net.write import write
 from aigw.server.bodies import without_frames
 from aigw.server.request_head import RequestHead
@@ -44,7 +45,7 @@ class Request(TwistedRequest):
     record: RecordBuilder  # set by a resource that records its requests
     refusal: GatewayError | None = None
     error: GatewayError | None = None
-    serving: Deferred[Any] | None = None
+    serving: Deferred[None] | None = None
     request_id = ""
     max_body = 0  # bytes of the body that its resource reads, 0 for none
     caller: Caller | None = None
@@ -58,12 +59,12 @@ class Request(TwistedRequest):
         """Twisted's __init__ would make two unused tables of headers and more for each request."""
         self.channel = channel
         self.site = channel.site
-        self.transport = channel.transport
+        self.transport: ClientTransport = channel.transport
         self.body: bytes | bytearray = b""  # which is not to be changed
         self._head = b""
         self.given: Mapping[bytes, bytes] = {}  # the headers by lower-case name, from the head on
         self.bytes_in = 0
-        self.postpath = []
+        self.postpath: list[bytes] = []
         self._bodies = channel.site.bodies
         self._taken = 0  # bytes counted in the limit for all bodies
 
@@ -155,7 +156,7 @@ class Request(TwistedRequest):
             elif answer is not NOT_DONE_YET:
                 self.answer(200, answer)
 
-    def serve(self, serving: Deferred[Any]) -> None:
+    def serve(self, serving: Deferred[None]) -> None:
         """Tie the request to what answers it: a client that leaves cancels it, a failure is rendered."""
         self.serving = serving
         serving.addErrback(self._failed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from twisted.web.resource import Resource as TwistedResource
 from twisted.web.server import NOT_DONE_YET
@@ -22,7 +21,7 @@ class ApiResource(TwistedResource):
     """The common part of all resources: the checks of a request, and the headers of an answer."""
 
     isLeaf = True
-    known: Mapping[bytes, TwistedResource] = {}  # below this one, by whole paths; where to look first
+    known: Mapping[bytes, ApiResource] = {}  # below this one, by whole paths; where to look first
     methods: tuple[bytes, ...] = (b"GET", b"HEAD")  # none where there is nothing
     error_body: Callable[[GatewayError, str], bytes] = staticmethod(error_body)
     max_body = 0  # bytes; a body that is not read costs nothing, and ends the connection
@@ -34,7 +33,7 @@ class ApiResource(TwistedResource):
         self.config = config
         self.cross_origin = cross_origin
 
-    def getChild(self, path: bytes, request: Any) -> TwistedResource:
+    def getChild(self, path: bytes, request: Request) -> ApiResource:
         """Every other path below this resource is unknown."""
         return NotFound(self.config, self.cross_origin)
 
@@ -93,7 +92,7 @@ class Preflight(NotFound):
         assert self.cross_origin is not None
         return self.cross_origin.of_a_preflight(request)
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Request) -> int:
         """Nothing but the headers."""
         request.begin(204, [], None)
         request.write(b"")
@@ -115,7 +114,7 @@ class RootResource(NotFound):
         if request.method != b"HEAD":
             super().admit(request)
 
-    def render(self, request: Any) -> bytes:
+    def render(self, request: Request) -> bytes:
         """Something, for it to have a length."""
         return b"{}"
 
@@ -126,6 +125,6 @@ class HealthResource(ApiResource):
     def identify(self, request: Request) -> None:
         """No key is needed."""
 
-    def render(self, request: Any) -> bytes:
+    def render(self, request: Request) -> bytes:
         """The same bytes as the original program."""
         return b'{"status": "healthy"}'

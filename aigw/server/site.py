@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.web.resource import Resource as TwistedResource
 from twisted.web.server import Site
 
 from aigw.access.refused_keys import RefusedKeys
+from aigw.net.interfaces import Reactor
 from aigw.net.slices import Slices
 from aigw.server.bodies import Bodies
 from aigw.server.channel import Channel
 from aigw.server.connection_limits import ConnectionLimiter
 from aigw.server.mismatch import Mismatches
 from aigw.server.request import Request
+from aigw.server.resources import ApiResource
 
 
 class GatewaySite(Site):
@@ -26,8 +26,9 @@ class GatewaySite(Site):
     noisy = False
     displayTracebacks = False
     draining = False
+    resource: ApiResource
 
-    def __init__(self, tree: TwistedResource, reactor: Any) -> None:
+    def __init__(self, tree: ApiResource, reactor: Reactor) -> None:
         super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
         self.limiter = ConnectionLimiter(reactor, self._make_room)
         self.refused_keys = RefusedKeys(reactor)
@@ -88,11 +89,12 @@ class GatewaySite(Site):
         for channel in list(self._open):
             channel.transport.abortConnection()
 
-    def getResourceFor(self, request: Any) -> Any:
+    def getResourceFor(self, request: Request) -> ApiResource:
         """The leaf that serves a path, by a walk down the tree: for paths that are not in its ``known``."""
         request.prepath = []
         request.postpath = [unquote_to_bytes(part) for part in request.path[1:].split(b"/")]
-        return super().getResourceFor(request)
+        found: ApiResource = super().getResourceFor(request)
+        return found
 
     def acceptableProtocols(self) -> list[bytes]:
         """The protocols for ALPN; without HTTP/2 even if h2 is installed."""

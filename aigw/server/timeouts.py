@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from aigw.net import write
+from aigw.net.interfaces import ClientTransport
 from aigw.net.lateness import GRACE_SECONDS, lateness
 from aigw.server.request import Request
 
@@ -27,7 +27,7 @@ class ConnectionTimeouts:
     The timer checks only when it fires whether the limit has moved, so a new phase needs no new timer.
     """
 
-    def __init__(self, clock: IReactorTime, transport: Any, too_late: Callable[[], None]) -> None:
+    def __init__(self, clock: IReactorTime, transport: ClientTransport, too_late: Callable[[], None]) -> None:
         self._clock = clock
         self._transport = transport
         self._too_late = too_late
@@ -93,7 +93,7 @@ class ConnectionTimeouts:
             self._due = max(self._due, now + GRACE_SECONDS)
         if self._body is not None:  # BODY_SECONDS, and the time of the received bytes at the lowest rate
             self._due = self._body_began + BODY_SECONDS + self._body.bytes_in / BODY_RATE
-        if now >= self._due and self._stalled and (unsent := write.unsent(self._transport)) < self._unsent:
+        if now >= self._due and self._stalled and (unsent := write.unsent(self._transport)) != self._unsent:
             settled = self._due + READ_SECONDS * (1 - SETTLES)
             self._due = settled if self._unsent == math.inf else now + READ_SECONDS  # slow, but it reads
             self._unsent = unsent

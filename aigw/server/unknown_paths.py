@@ -28,8 +28,13 @@ def unknown_path(path: bytes) -> PathNotFound:
 
 
 def _hint(text: str, plain: str) -> str:
-    if plain.startswith("/v1/v1/") or plain == "/v1/v1":
-        return f"It has /v1 twice: remove one from the base URL, so that the path is {plain[3:] or '/v1'}."
+    once = plain
+    while once.startswith("/v1/v1/") or once == "/v1/v1":
+        once = once[3:]
+    if once != plain:
+        twice = f"It has /v1 twice: remove one from the base URL, so that the path is {once}."
+        is_served = once in _LISTED or once.startswith("/v1/models/")
+        return twice if is_served else f"{twice} This gateway has the paths {_SERVED}."
     for served in _LISTED:
         if text != served and plain.casefold() == served:
             return f"Did you mean {served}?"

@@ -1,15 +1,21 @@
-"""The data of ``/status``: the daemon, each route with its steps, the latest failures. It has no key and no content."""
+"""The data of ``/status``: the daemon, each route with its steps, the latest failures. It has no key and no content.
+
+It is made in short steps, because there may be thousands of routes. Each number is that of the time of its step.
+"""
 
 from __future__ import annotations
 
 import math
 import platform
 import time
+from collections.abc import Callable, Generator
 from typing import TypedDict
 
+import msgspec
+
 from aigw import __version__
-from aigw.config.model import Route, Step
-from aigw.telemetry.counters import Counters, RouteCounters, StepCounters
+from aigw.config.model import Step
+from aigw.telemetry.counters import Counters, StepCounters
 from aigw.telemetry.last_hour import MINUTES, Failed, Hour
 from aigw.telemetry.snapshot import Snapshot
 
@@ -49,12 +55,20 @@ _QUIET: HourStatus = {
     "minutes": [None] * MINUTES,
 }
 _STATES = {True: "answering", False: "failed", None: "unused"}
+PIECE = 16  # steps of routes, which take up to a millisecond
+
+Hide = Callable[[bytes], bytes]
 
 
-def status(live: Snapshot, counters: Counters) -> dict[str, object]:
-    """All of it, ready for JSON. Times are in Unix seconds. ``minutes`` has 60 values, the oldest first."""
+def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, None, bytes]:
+    """All of it, as JSON. Times are in Unix seconds. ``minutes`` has 60 values, the oldest first.
+
+    ``hide`` removes the keys from the values of a JSON text.
+    """
     reloads, expires = live.reloads, live.certificate_expires
-    return {
+    known = counters.routes  # a reload makes another one
+    named = [(route, known[route.name], known[route.name].steps) for route in live.config.routes.values()]
+    shown = {
         "version": __version__,
         "python": platform.python_version(),
         "state": "stopping" if live.stopping else "ready",
@@ -70,21 +84,32 @@ def status(live: Snapshot, counters: Counters) -> dict[str, object]:
             "refused_at": reloads.refused_at and round(reloads.refused_at),
             "mistakes": reloads.mistakes,
         },
-        "routes": [_route(route, live, counters.routes[route.name]) for route in live.config.routes.values()],
         "failures": [_failed(failed) for failed in reversed(counters.failures)],
     }
+    routes, made = [], 0
+    for route, counted, steps in named:
+        encoded, answered = [], []
+        for step in route.steps:
+            one = _step(step, live, steps[step.number, step.provider.name, step.model])
+            encoded.append(hide(msgspec.json.encode(one)))
+            answered.append(one["hour"]["ok"])
+            made += 1
+            if made % PIECE == 0:
+                yield
+        whole = {
+            "name": route.name,
+            "in_flight": live.in_flight.get(route.name, 0),
+            "requests": sum(counted.requests.values()),
+            "fallbacks": counted.fallbacks,
+            "first_step_percent": _percent(answered[0], sum(answered)),
+        }
+        routes.append(_with_list(hide(msgspec.json.encode(whole)), "steps", encoded))
+    return _with_list(hide(msgspec.json.encode(shown)), "routes", routes)
 
 
-def _route(route: Route, live: Snapshot, counters: RouteCounters) -> dict[str, object]:
-    steps = [_step(step, live, counters.steps[step.number, step.provider.name, step.model]) for step in route.steps]
-    return {
-        "name": route.name,
-        "in_flight": live.in_flight.get(route.name, 0),
-        "requests": sum(counters.requests.values()),
-        "fallbacks": counters.fallbacks,
-        "first_step_percent": _percent(steps[0]["hour"]["ok"], sum(step["hour"]["ok"] for step in steps)),
-        "steps": steps,
-    }
+def _with_list(encoded: bytes, name: str, values: list[bytes]) -> bytes:
+    """A JSON object with one more member."""
+    return b'%s,"%s":[%s]}' % (encoded[:-1], name.encode(), b",".join(values))
 
 
 def _percent(part: int, of: int) -> int | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 
-import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
 
@@ -71,9 +70,9 @@ class Telemetry:
 
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), make)
 
-    def status(self) -> bytes:
-        """The status as JSON."""
-        return self._redaction.hide_in_values(msgspec.json.encode(status(self._take_snapshot(), self.counters)))
+    def status(self) -> Generator[None, None, bytes]:
+        """The status as JSON, in short steps."""
+        return status(self._take_snapshot(), self.counters, self._redaction.hide_in_values)
 
     def record(self, record: Record) -> None:
         """Log and count one request that has ended."""

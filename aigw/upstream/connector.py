@@ -19,21 +19,17 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IProtocol,
     IProtocolFactory,
-    IReactorFromThreads,
-    IReactorTCP,
     IReactorTime,
     IStreamClientEndpoint,
 )
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from aigw.net.interfaces import Reactor
+
 CACHE_SECONDS = 30.0
 NEXT_ADDRESS_SECONDS = 0.25  # RFC 8305, section 5
 NO_LIMIT = 86400  # seconds; the time limit for connecting is the pool's
-
-
-class ConnectorReactor(IReactorFromThreads, IReactorTCP, IReactorTime):
-    """The parts of the reactor that connecting needs."""
 
 
 LookUp = Callable[[str], Sequence[str]]
@@ -48,7 +44,7 @@ def look_up(host: str) -> list[str]:
 class Resolver:
     """Addresses of host names, kept for CACHE_SECONDS."""
 
-    def __init__(self, reactor: ConnectorReactor, look_up: LookUp = look_up) -> None:
+    def __init__(self, reactor: Reactor, look_up: LookUp = look_up) -> None:
         """``look_up`` is called in a thread."""
         self._reactor = reactor
         self._look_up = look_up
@@ -92,7 +88,7 @@ class Resolver:
 class Host:
     """A host and port to connect to; the host may be an address."""
 
-    def __init__(self, reactor: ConnectorReactor, names: Resolver, host: str, port: int) -> None:
+    def __init__(self, reactor: Reactor, names: Resolver, host: str, port: int) -> None:
         self._reactor = reactor
         self._names = names
         self._host = host

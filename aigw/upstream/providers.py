@@ -23,7 +23,7 @@ from aigw.upstream.client import ProviderClient, ascii_url
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
 from aigw.upstream.response_parser import is_compressed
-from aigw.upstream.trust import ProviderTls
+from aigw.upstream.trust import ProviderTls, Trust
 
 MAX_REFUSAL = 64 * 1024
 REFUSAL_SECONDS = 2.0
@@ -42,11 +42,12 @@ class Upstream:
         self._clients: dict[str, ProviderClient] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
         self._origins: dict[str, tuple[str, bytes, bool]] = {}
+        trusted: dict[tuple[bytes, bool], Trust] = {}
         mistakes: list[str] = []
         for index, provider in enumerate(providers):
             try:
                 authorities = authorities_in(provider.ca_file) if provider.ca_file else b""
-                endpoint, secure = _endpoint(provider, authorities, connect)
+                endpoint, secure = _endpoint(provider, authorities, trusted, connect)
             except ConfigError as error:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
@@ -105,14 +106,18 @@ class Upstream:
             pool.close()
 
 
-def _endpoint(provider: Provider, authorities: bytes, connect: Connect) -> tuple[IStreamClientEndpoint, bool]:
-    """The endpoint of the provider, and whether it uses TLS."""
+def _endpoint(
+    provider: Provider, authorities: bytes, trusted: dict[tuple[bytes, bool], Trust], connect: Connect
+) -> tuple[IStreamClientEndpoint, bool]:
+    """The endpoint of the provider, and whether it uses TLS. ``trusted`` is for the next one that trusts the same."""
     try:
         url = URL.from_text(ascii_url(provider.base_url))
         secure = url.scheme == "https"
         endpoint = connect(url.host, url.port or 0)
         if secure:
-            endpoint = wrapClientTLS(ProviderTls(url.host, authorities, provider.legacy_tls), endpoint)
+            key = authorities, provider.legacy_tls
+            trust = trusted.get(key) or trusted.setdefault(key, Trust(*key))
+            endpoint = wrapClientTLS(ProviderTls(url.host, trust), endpoint)
     except ValueError:  # the error's text is not used: it may have a key in it
         raise ConfigError(["base_url: the host is not a valid host name; check its spelling"]) from None
     return endpoint, secure
