@@ -151,9 +151,10 @@ def test_m6_usage_is_the_last_value_of_each_count():
         "cache_read_input_tokens": 5,
         "output_tokens": 15,
     }
-    pieces = streamed(b"".join([START, delta("x"), counted, STOP, END_OF_ALL]))[1]
-    assert pieces.records[0].usage["input_tokens"] == 30
-    assert pieces.records[0].usage["output_tokens"] == 15
+    scanner = ENDPOINTS["messages"].scanner()
+    for event in (START, delta("x"), counted, delta("y"), STOP, END_OF_ALL):
+        scanner.feed(event)
+    assert scanner.usage.counts() == {"input_tokens": 30, "cache_read_input_tokens": 5, "output_tokens": 15}
 
 
 @pytest.mark.parametrize("last", [(STOP,), (STOP, END_OF_ALL), (END_OF_ALL,)], ids=["stop_reason", "both", "stop"])
