@@ -24,7 +24,7 @@
       Overloaded              503
     UpstreamFailure           one attempt failed, the next may work
       UpstreamUnreachable     DNS, refused, TLS: nothing was sent
-      UpstreamTimeout         names its limit: connect, first output, answer, deadline
+      UpstreamTimeout         names its limit: connect, first output, answer, idle, deadline
       UpstreamRefused         answered with a status other than 2xx
       UpstreamBroken          lost, malformed, or an error with status 200, before the commit point
     StreamBroken              the same after the commit point: reported in-band, never retried
@@ -236,7 +236,7 @@ class UpstreamUnreachable(UpstreamFailure):
 
 
 class UpstreamTimeout(UpstreamFailure):
-    """A time limit passed; ``limit`` names it: ``connect``, ``first output``, ``answer`` or ``deadline``."""
+    """A time limit passed; ``limit`` names it: ``connect``, ``first output``, ``answer``, ``idle`` or ``deadline``."""
 
     outcome = "timeout"
 

@@ -217,7 +217,11 @@ def _described(loaded: Config, warnings: Iterable[str]) -> str:
         kind = "for administrators" if listener.admin else "plain http" if listener.insecure else "https"
         lines.append(f"listen {listener.endpoint} ({kind})")
     for route in loaded.routes.values():
-        lines.append(f"route {route.name}" + (f" (deadline {route.deadline:g}s)" if route.deadline else ""))
+        more = [f"deadline {route.deadline:g}s"] if route.deadline else []
+        more += ["held until whole"] if route.hold == "whole" else []
+        more += [f"keep-alive each {route.keepalive.every:g}s"] if route.keepalive else []
+        more += [f"hedge after {route.hedge.after:g}s"] if route.hedge else []
+        lines.append(f"route {route.name}" + (f" ({', '.join(more)})" if more else ""))
         for step in route.steps:
             limits = f"timeout {step.timeout:g}s, connect {step.connect_timeout:g}s, idle {step.idle_timeout:g}s"
             conflict = f", on conflict keep {step.conflict_resolution}" if step.conflict_resolution else ""

@@ -133,6 +133,7 @@ class MemoryGateway:
         self.limiter.connections = settings.max_connections
         self.limiter.per_address = settings.max_per_address
         self.site.bodies.limit = settings.max_bodies
+        self.site.keep_alive = settings.keep_alive
 
     def _door(self, host: str, port: int) -> Door:
         return self.doors.setdefault(host, Door())

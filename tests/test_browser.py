@@ -261,6 +261,19 @@ def test_who_answers_and_why_a_reload_was_refused_can_be_read(stage):
         browser.picture("refused")
 
 
+def test_h5_what_is_held_and_kept_alive_can_be_read(stage):
+    with stage.browser() as browser:
+        browser.sign_in()
+        assert "held until whole" not in browser.text()
+        path = stage.folder / "config.yaml"
+        text = path.read_text().replace("- name: fast", "- name: fast\n    hold: whole\n    keepalive: 15s")
+        path.write_text(text)
+        stage.daemon.process.send_signal(signal.SIGHUP)
+        browser.until(lambda: "held until whole · 0 keep-alives, every 15 s" in browser.text(), 5)
+        assert re.search(r"Held\s+0 KiB\s+of at most 64.0 MiB", browser.text())
+        browser.picture("held")
+
+
 def test_b9_no_key_and_no_content_is_in_the_page(stage):
     some_traffic(stage)
     with stage.browser() as browser:

@@ -1,4 +1,4 @@
-"""M2 to M4, F8: turns of the real Claude Code, which speaks Anthropic's messages and has no key but the gateway's."""
+"""M2 to M4, F9: turns of the real Claude Code, which speaks Anthropic's messages and has no key but the gateway's."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_m3_after_a_cut_it_asks_once_more(world, claude, tmp_path):
 
 
 @ensureDeferred
-async def test_f8_a_context_that_is_too_long_arrives_in_the_provider_s_words(world, claude, tmp_path):
+async def test_f9_a_context_that_is_too_long_arrives_in_the_provider_s_words(world, claude, tmp_path):
     """By these words it knows that it is to compact; a larger model is not tried."""
     first, second = world.provider(answer(400, TOO_LONG)), world.provider(stream(*STREAM))
     done = await turn(claude, world.gateway(first, second), tmp_path)

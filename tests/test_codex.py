@@ -1,4 +1,4 @@
-"""A2, A4c, S4a, F1, F8: turns of the real Codex CLI, which speaks the responses API and shows its user the messages of that."""
+"""A2, A4c, S4a, F1, F9: turns of the real Codex CLI, which speaks the responses API and shows its user the messages of that."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ async def test_a2_a_provider_that_is_overloaded_inside_a_200_is_passed_over(worl
 
 
 @ensureDeferred
-async def test_f8_a_context_that_is_too_long_arrives_in_the_provider_s_words(world, codex, tmp_path):
+async def test_f9_a_context_that_is_too_long_arrives_in_the_provider_s_words(world, codex, tmp_path):
     first, second = world.provider(answer(400, TOO_LONG)), world.provider(stream(*WHOLE))
     done = await turn(codex, world.gateway(first, second), tmp_path)
     assert done.answers == []

@@ -545,6 +545,15 @@ def test_f2_f5_retries_and_stop_on():
     assert build(ROUTE, "stop_on: [400, '413', content_filter]").routes["r"].stop_on == {"400", "413", "content_filter"}
 
 
+@pytest.mark.parametrize(
+    ("written", "after", "share"),
+    [("{}", 3, 0.05), ("{after: 500ms, share: 0.5%}", 0.5, 0.005), ("{share: '100 %'}", 3, 1)],
+)
+def test_f8_hedge(written, after, share):
+    hedge = build(ROUTE, f"hedge: {written}").routes["r"].hedge
+    assert (hedge.after, hedge.share) == (after, pytest.approx(share))
+
+
 # B2: mistakes.
 
 UNKNOWN_TOP = "nown here: api_key, providers, routes, port"
@@ -597,6 +606,18 @@ MISTAKES = [
     (STEP, "model: [m]", "routes[0].steps[1].model", NO_NAME),
     (PROVIDER, "ca_file: 5", "providers[0].ca_file", "is not a file name"),
     (PROVIDER, "ca_file: ''", "providers[0].ca_file", ""),
+    *[
+        (
+            ROUTE,
+            f"hedge: {{share: {share}}}",
+            "routes[0].hedge.share",
+            "is not a share; write 5%, more than 0% and at most",
+        )
+        for share in ("0%", "101%", "5", "0.05", "-1%", "five", "true", "[5%]", "'%'")
+    ],
+    (ROUTE, "hedge: {after: 0}", "routes[0].hedge.after", NO_DURATION),
+    (ROUTE, "hedge: 3s", "routes[0].hedge", "expected a mapping with after, share"),
+    (TOP, "limits: {keep_alive: 0}", "limits.keep_alive", NO_DURATION),
     (TOP, "tls: {cert_file: a}", "tls.key_file", "is required and missing"),
     (TOP, "tls: {key_file: a}", "tls.cert_file", "is required and missing"),
     (TOP, "tls: {cert_file: '', key_file: a}", "tls.cert_file", ""),

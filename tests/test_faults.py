@@ -51,6 +51,7 @@ from tests.providers import (
 )
 
 LIMIT = 0.4
+IDLE = 0.3
 HEL, LO, STOP = STREAM[1:4]
 HALF = LO[:-20]
 GOOD = b"".join(STREAM)
@@ -158,6 +159,7 @@ TABLE = {
     "200, choices of nothing":           (answer(200, b'{"choices": [null, {}]}'),                             "next broken",      "next broken"),
     "a field error first":               (stream(ERROR_FIELD),                                                 "next broken",      "next broken"),
     "finish_reason abort first":         (stream(ROLE, ABORT, DONE),                                           "-",                "next broken"),
+    "a first event of malformed JSON":   (stream(ROLE, b'data: {"choices": [{"del\n\n', DONE),                 "-",                "next broken"),
     "pings without end":                 (drip(STREAM_HEAD + chunk(b'data: {"type": "ping"}\n\n') * 200, 400, 0.05), "-",          "next timeout"),
     "200 keep-alives, then silence":     (begin_stream(*[COMMENT] * 200),                                      "-",                "next timeout"),
     "a stream as application/json, an error": (then(raw(JSON_STREAM, chunk(ERROR_EVENT), LAST_CHUNK)),         "-",                "next broken"),
@@ -274,12 +276,28 @@ NOTHING_SENT = {"name not found", "connection refused", "black hole", "TLS silen
 ONLY_HTTPS = {"TLS silent", "certificate for another host"}
 ONLY_HTTP = {"name not found", "connection refused", "black hole"}
 CASES = [
-    pytest.param(fault, streamed, tls, id=f"{fault}-{'streamed' if streamed else 'plain'}-{'https' if tls else 'http'}")
+    pytest.param(
+        fault,
+        streamed,
+        tls,
+        "first_output",
+        id=f"{fault}-{'streamed' if streamed else 'plain'}-{'https' if tls else 'http'}",
+    )
     for fault, (_, *expected) in TABLE.items()
     for streamed in (False, True)
     for tls in (False, True)
     if expected[streamed] != "-" and fault not in (ONLY_HTTP if tls else ONLY_HTTPS)
 ]
+
+
+# With ``hold: whole`` a stream that breaks after its first output is a failure like another.
+HELD = {"break stream_idle_timeout": "next timeout"}
+
+
+def held(expected: str) -> str:
+    """What becomes of a streamed request on a route with ``hold: whole``."""
+    breaks = expected.startswith("break") or expected == "reported"
+    return HELD.get(expected, "next broken") if breaks else expected
 
 
 def first_step(world, what, tls):
@@ -295,16 +313,27 @@ def first_step(world, what, tls):
     return world.provider(tls=tls, **what) if isinstance(what, dict) else world.provider(what, tls=tls)
 
 
-@pytest.mark.parametrize(("fault", "streamed", "tls"), CASES)
-@ensureDeferred
-async def test_fault(world, fault, streamed, tls):
-    """B7, A1, A2, A4, T1."""
-    what, *expected = TABLE[fault]
-    verdict, _, outcome = expected[streamed].partition(" ")
-    first, second = first_step(world, what, tls), world.provider()
-    gateway = world.gateway(
-        first, second, timeout=LIMIT if outcome == "timeout" else 5, idle_timeout=0.3, connect_timeout=LIMIT
+HELD_CASES = [
+    pytest.param(
+        *(fault, True, fault in ONLY_HTTPS, "whole"),
+        id=f"{fault}-streamed-held",
+        marks=[pytest.mark.slow] if streamed.startswith("next") else [],  # before the first output nothing differs
     )
+    for fault, (_, _, streamed) in TABLE.items()
+    if streamed != "-"
+]
+
+
+@pytest.mark.parametrize(("fault", "streamed", "tls", "hold"), [*CASES, *HELD_CASES])
+@ensureDeferred
+async def test_fault(world, fault, streamed, tls, hold):
+    """B7, A1, A2, A4, T1; with ``hold: whole`` H1, H2."""
+    what, *expected = TABLE[fault]
+    is_silence = expected[streamed] in HELD
+    verdict, _, outcome = (held(expected[streamed]) if hold == "whole" else expected[streamed]).partition(" ")
+    first, second = first_step(world, what, tls), world.provider()
+    timeout = LIMIT if outcome == "timeout" and not is_silence else 5
+    gateway = world.gateway(first, second, timeout=timeout, idle_timeout=IDLE, connect_timeout=LIMIT, hold=hold)
     messages = HELLO["messages"]
     if isinstance(what, dict):
         messages = [{"role": "user", "content": "x" * 20_000_000}]
@@ -324,7 +353,8 @@ async def test_fault(world, fault, streamed, tls):
         assert got.headers["x-aigw-provider"] == record["provider"] == "p2"
         assert (outcomes, record["outcome"]) == ([outcome, "ok"], "ok")
         assert (seen, len(second.requests)) == (0 if fault in NOTHING_SENT else 1, 1)
-        assert outcome != "timeout" or LIMIT <= took < LIMIT + 0.5
+        limit = IDLE if is_silence else LIMIT
+        assert outcome != "timeout" or limit <= took < limit + 0.5
         return
     assert got.headers["x-aigw-provider"] == record["provider"] == "p1"
     assert (seen, len(second.requests), len(second.connections)) == (1, 0, 0)
@@ -376,11 +406,11 @@ def page_rows() -> str:
     lines = []
     for fault, (_, *expected) in TABLE.items():
         if fault in HEADINGS:
-            head = "| what the provider does | a plain request gets | a streamed request gets |"
-            lines += ["", f"## {HEADINGS[fault]}", "", head, "|---|---|---|"]
+            head = "| what the provider does | a plain request gets | a streamed request gets | with `hold: whole` |"
+            lines += ["", f"## {HEADINGS[fault]}", "", head, "|---|---|---|---|"]
         fates = [
             words.get(each) or ("the next step's answer" if each.startswith("next") else f"in-band `{each.split()[1]}`")
-            for each in expected
+            for each in (*expected, held(expected[1]))
         ]
         lines.append(f"| {' | '.join([fault, *fates])} |")
     return "\n".join([*lines, ""])

@@ -232,6 +232,16 @@ def test_m2_an_error_first_or_no_output_at_all_falls_through(first):
     assert b'"model":"model-of-p2"' in world.doors["p2"].wire.take()
 
 
+def test_m3_a_keep_alive_is_a_ping_of_the_protocol():
+    world = MemoryGateway(1, keepalive="15s")
+    client = world.open()
+    client.say(request({**ASKED, "stream": True}, PATH))
+    world.doors["p1"].wire.say(STREAM_HEAD + chunk(START) + chunk(delta("x")))
+    assert events_in(client.take()) == START + delta("x")
+    world.clock.advance(15.1)
+    assert client.take().split(b"\r\n")[1] == b'event: ping\ndata: {"type": "ping"}\n\n'
+
+
 # What is not streamed
 
 

@@ -222,6 +222,8 @@ def test_b21_a_folder_is_named_as_one(tmp_path):
         (GOOD + "    deadline: 10s\n", "line 11: routes[0].deadline: is 10s, which is less than the timeout of the first step (300s)"),
         (changed("routes:", "  - {name: spare, base_url: 'https://b.example'}\nroutes:"), "line 6: providers[1]: no route uses"),
         (GOOD + "      - {provider: cerebras, model: m}\n", "line 11: routes[0].steps[1]: is the same as step 1"),
+        (GOOD + "    hedge: {after: 3s}\n", "line 11: routes[0].hedge: has no effect on a route with one step"),
+        (GOOD + "      - {provider: cerebras, model: n}\n    hedge: {after: 5m}\n", "line 12: routes[0].hedge.after: is 300s, and the timeout"),
         (changed("routes:", "    headers: {authorization: Bearer abcdefgh}\nroutes:"), "line 6: providers[0].headers."
          "authorization: is sent instead of api_key"),
     ],
@@ -237,6 +239,7 @@ def test_b22_what_is_hardly_meant_is_warned_of(load, text, expected):
     [
         GOOD + "        timeout: 1h\n",
         GOOD + "    deadline: 300s\n",
+        GOOD + "      - {provider: cerebras, model: n}\n    hedge: {after: 299s}\n",
         GOOD + "      - {provider: cerebras, model: m, conflict_resolution: tools}\n",
         changed("https://api.example", "http://localhost:11434"),
         changed("    api_key: a-key-for-cerebras\n", "").replace("https", "http"),

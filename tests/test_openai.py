@@ -287,7 +287,7 @@ _tokens = st.lists(
 ).map("".join)
 
 
-@given(st.one_of(_damaged(), _object, _tokens, _tokens.map(lambda text: "{" + text + "}")), examples=(200, 1000))
+@given(st.one_of(_damaged(), _object, _tokens, _tokens.map(lambda text: "{" + text + "}")), examples=(60, 1000))
 @example('{"a":1}\x0c')
 @example('{"a":"\\ud800"}\xa0')
 @example('\ufeff{"a":"\\ud800"}')
@@ -737,6 +737,7 @@ ANYWHERE = [
     (b'\xef\xbb\xbfdata: {"error":"no"}\n\n', ERROR, "no"),
     (b'data: {"type":"error","message":"no"}\n\n', ERROR, {"type": "error", "message": "no"}),
     (b'data: {"type":"error","error":{"message":"no"}}\n\n', ERROR, {"message": "no"}),
+    (b'data: {"choices": [{"del\n\n', ERROR, "the data of an event is malformed JSON"),
     # when in doubt, it is output
     (b"data: hello\n\n", OUTPUT, None),
     (b"data: [DONE\n\n", OUTPUT, None),

@@ -1,4 +1,4 @@
-"""F8: a refusal that the client acts on, and the words by which one for length is known."""
+"""F9: a refusal that the client acts on, and the words by which one for length is known."""
 
 from __future__ import annotations
 
@@ -77,18 +77,18 @@ def known(status: int, body: bytes) -> bool:
 
 
 @pytest.mark.parametrize("name", TOO_LONG)
-def test_f8_a_refusal_for_length_is_known_by_the_provider_s_words(name):
+def test_f9_a_refusal_for_length_is_known_by_the_provider_s_words(name):
     status, body = TOO_LONG[name]
     assert known(status, body)
     assert [other for other in (401, 403, 404, 429, 500, 503) if known(other, body)] == []
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_f8_other_refusals_are_not(name):
+def test_f9_other_refusals_are_not(name):
     assert not known(*OTHERS[name])
 
 
-def test_f8_the_table_is_of_at_least_ten_providers_each_with_an_example():
+def test_f9_the_table_is_of_at_least_ten_providers_each_with_an_example():
     assert len(PHRASES) >= 10
     assert {name for name in PHRASES if not any(each.startswith(name) for each in TOO_LONG)} == set()
     assert {400, 413, 422} == STATUSES
@@ -115,7 +115,7 @@ GOOD = (200, PLAIN)
 
 
 @pytest.mark.parametrize("path", AGENTS)
-def test_f8_too_long_is_returned_at_once_and_verbatim(path):
+def test_f9_too_long_is_returned_at_once_and_verbatim(path):
     got, world = refused(path, LONG, GOOD)
     assert got.startswith(b"HTTP/1.1 400 ")
     assert body_of(got) == LONG[1]
@@ -123,14 +123,14 @@ def test_f8_too_long_is_returned_at_once_and_verbatim(path):
     assert [record.outcome for record in world.records] == ["error"]
 
 
-def test_f8_elsewhere_the_next_step_is_tried():
+def test_f9_elsewhere_the_next_step_is_tried():
     _, world = refused("/v1/chat/completions", LONG, GOOD)
     assert was_asked(world, "p2")
 
 
 @pytest.mark.parametrize("path", ASKED)
 @pytest.mark.parametrize(("setting", "asked"), [("next", True), ("return", False)])
-def test_f8_on_context_overflow_is_what_the_route_says(path, setting, asked):
+def test_f9_on_context_overflow_is_what_the_route_says(path, setting, asked):
     got, world = refused(path, LONG, GOOD, on_context_overflow=setting)
     assert was_asked(world, "p2") is asked
     assert asked or body_of(got) == LONG[1]
@@ -154,7 +154,7 @@ def test_f7_elsewhere_it_is_reported_by_default():
 
 @pytest.mark.parametrize("path", AGENTS)
 @pytest.mark.parametrize("others", [(DOWN, LONG), (LONG, DOWN), (BAD, LONG), (LONG, BAD)])
-def test_f8_of_mixed_causes_the_one_for_length_is_passed_on(path, others):
+def test_f9_of_mixed_causes_the_one_for_length_is_passed_on(path, others):
     got, _ = refused(path, *others, on_context_overflow="next")
     assert got.startswith(b"HTTP/1.1 400 ")
     assert body_of(got) == LONG[1]
@@ -162,12 +162,12 @@ def test_f8_of_mixed_causes_the_one_for_length_is_passed_on(path, others):
 
 @pytest.mark.parametrize("path", AGENTS)
 @pytest.mark.parametrize("others", [(DOWN, BAD), (BAD, DOWN)])
-def test_f8_of_other_mixed_causes_it_is_our_502(path, others):
+def test_f9_of_other_mixed_causes_it_is_our_502(path, others):
     got, _ = refused(path, *others)
     assert got.startswith(b"HTTP/1.1 502 ")
 
 
-def test_f8_a_route_that_reports_says_what_each_step_said():
+def test_f9_a_route_that_reports_says_what_each_step_said():
     got, _ = refused("/v1/messages", DOWN, LONG, on_context_overflow="next", when_refused="report")
     assert got.startswith(b"HTTP/1.1 502 ")
 

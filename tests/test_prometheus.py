@@ -128,7 +128,7 @@ providers:
   - {{name: cerebras, base_url: "{first.url}", api_key: canary-key-4711}}
   - {{name: openrouter, base_url: "{second.url}", api_key: canary-key-4712}}
 routes:
-  - {{name: r, steps: [{{provider: cerebras, model: a}}, {{provider: openrouter, model: b}}]}}
+  - {{name: r, steps: [{{provider: cerebras, model: a}}, {{provider: openrouter, model: b}}], hedge: {{after: 1m}}}}
 """
 
     def ask(self, model="r", stream=False):

@@ -1,7 +1,7 @@
 """``python -m pytest -m proxies``: the configurations of docs/proxies.md, as they stand but for ports and paths.
 
 Each proxy is started for real in front of the gateway: streams pass event by event (A3), a client that leaves is noticed
-before the answer and within it (T4), and a large body and a pause pass (R5).
+before the answer and within it (T4), a large body and a pause pass (R5), and keep-alives keep a silent stream open (H7).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import trustme
 from pytest_twisted import ensureDeferred
+from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
 from tests.harness import HELLO, bounded, request, until
-from tests.providers import DONE, LAST_CHUNK, ROLE, answer, begin_stream, chunk, event, hang
+from tests.providers import DONE, LAST_CHUNK, ROLE, STREAM_HEAD, answer, begin_stream, chunk, event, hang
 
 PAGE = (Path(__file__).parent.parent / "docs" / "proxies.md").read_text()
 COMMANDS = {
@@ -47,7 +48,7 @@ def free_port() -> int:
 class Proxy:
     """One that runs by the page's snippet. ``ca`` signs what it shows, unless it makes its own (Caddy)."""
 
-    def __init__(self, name: str, folder: Path, gateway_port: int, ca: trustme.CA) -> None:
+    def __init__(self, name: str, folder: Path, gateway_port: int, ca: trustme.CA, read_timeout: str = "1h") -> None:
         self.port = free_port()
         certificate = ca.issue_cert("localhost")
         pem = folder / "gateway.pem"
@@ -57,6 +58,7 @@ class Proxy:
         snippet = snippet.replace("listen 443", f"listen 127.0.0.1:{self.port}").replace(
             "bind :443", f"bind 127.0.0.1:{self.port}"
         )
+        snippet = snippet.replace("proxy_read_timeout 1h", f"proxy_read_timeout {read_timeout}")
         if name == "nginx":
             snippet = AROUND_NGINX.format(folder=folder, snippet=snippet)
         elif name == "caddy":
@@ -171,5 +173,63 @@ async def test_r5_a_large_body_passes(world, proxy_name, tmp_path):
     try:
         assert b" 200 " in (await bounded(deferToThread(call), 60))[:20]
         assert json.loads(provider.requests[-1].body)["pad"] == "x" * 20_000_000
+    finally:
+        await deferToThread(proxy.stop)
+
+
+def thinks(*before: bytes, seconds: int = 20):
+    """Sends these events, then thinks, then sends the rest. Before its first output it comments on that each second."""
+
+    def behave(connection) -> None:
+        connection.send(STREAM_HEAD + b"".join(map(chunk, before)))
+
+        def second(number: int) -> None:
+            if connection.is_closed:
+                return
+            if number == seconds:
+                end = chunk(event({"content": "thought"})), chunk(event(finish_reason="stop") + DONE), LAST_CHUNK
+                connection.send(b"".join(end))
+                return
+            if before == (ROLE,):
+                connection.send(chunk(b": thinking\n\n"))
+            reactor.callLater(1, second, number + 1)
+
+        second(0)
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("keepalive", "before"),
+    [(None, (ROLE,)), ({"every": "2s", "before_output": True}, (ROLE,)), ("2s", (ROLE, event({"content": "one"})))],
+    ids=["without", "before output", "after output"],
+)
+@ensureDeferred
+async def test_h7_h10_a_thought_of_20_s_passes_an_nginx_that_waits_for_4(world, tmp_path, keepalive, before):
+    """Without ``keepalive`` the same stream is lost: the comments of the provider are held up to the first output."""
+    if not shutil.which("nginx", path="/usr/sbin:/usr/bin:/bin"):
+        pytest.skip("nginx is not installed")
+    provider = world.provider(thinks(*before))
+    gateway = world.gateway(provider, timeout=60, **({"keepalive": keepalive} if keepalive else {}))
+    proxy = Proxy("nginx", tmp_path, gateway.port, trustme.CA(), read_timeout="4s")
+
+    def read_all(sock: ssl.SSLSocket) -> bytes:
+        got = b""
+        while b"[DONE]" not in got and (data := sock.recv(65536)):
+            got += data
+        return got
+
+    try:
+        sock = await deferToThread(proxy.connect)
+        await deferToThread(ask, sock, {**HELLO, "stream": True})
+        if keepalive is None:
+            assert b" 504 " in await bounded(deferToThread(sock.recv, 100), 30)
+        else:
+            got = await bounded(deferToThread(read_all, sock), 40)
+            assert got.count(b": keep-alive\n\n") >= 7
+            assert b"thought" in got
+            assert b"[DONE]" in got
+            assert world.records[-1]["outcome"] == "ok"
+        sock.close()
     finally:
         await deferToThread(proxy.stop)

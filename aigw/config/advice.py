@@ -67,6 +67,14 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
             "if that step does not answer, no other step is tried"
         )
         yield Mistake(text, (*path, "deadline"))
+    if route.hedge is not None and len(route.steps) == 1:
+        yield Mistake("has no effect on a route with one step; add a step, or remove it", (*path, "hedge"))
+    elif route.hedge is not None and route.hedge.after >= first.timeout:
+        text = (
+            f"is {route.hedge.after:g}s, and the timeout of the first step is {first.timeout:g}s, so no other step "
+            "starts beside it; write a shorter time"
+        )
+        yield Mistake(text, (*path, "hedge", "after"))
     seen: dict[tuple[str, str, str | None], Step] = {}
     for step in route.steps:
         same = seen.setdefault((step.provider.name, step.model, step.conflict_resolution), step)

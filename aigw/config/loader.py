@@ -129,13 +129,20 @@ def whole_file() -> Shape:
 
 
 def _whole(tree: dict[Any, Any]) -> dict[Any, Any]:
-    """The tree with a mapping for each listener that is written in its short form."""
+    """The tree with a mapping for each listener and each ``keepalive`` that is written in its short form."""
     if isinstance(listed := tree.get("listen"), list):
         listed = [{"endpoint": entry} if isinstance(entry, str) else entry for entry in listed]
         tree = {**tree, "listen": listed}
     if tree.get("admin") is not None:
         tree = {**tree, "admin": admin_endpoint(tree["admin"])}
+    if isinstance(routes := tree.get("routes"), list):
+        tree = {**tree, "routes": [_whole_route(route) for route in routes]}
     return tree
+
+
+def _whole_route(route: Any) -> Any:
+    every = route.get("keepalive") if isinstance(route, dict) else None
+    return route if every is None or isinstance(every, dict) else {**route, "keepalive": {"every": every}}
 
 
 def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:

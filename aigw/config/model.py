@@ -27,6 +27,7 @@ from aigw.config.values import (
     Port,
     Refusal,
     Retries,
+    Share,
     Size,
     Timeout,
     TotalSize,
@@ -116,6 +117,23 @@ class Step(msgspec.Struct, frozen=True):
     conflict_resolution: Literal["tools", "format"] | None = None
 
 
+class Hedge(msgspec.Struct, frozen=True):
+    """A second attempt starts beside one that has no output ``after`` so many seconds, at ``share`` of the requests."""
+
+    after: Duration = 3.0
+    share: Share = 0.05
+
+
+class KeepAlive(msgspec.Struct, frozen=True):
+    """Comments in a stream that would be silent for longer than ``every`` seconds.
+
+    ``before_output``: they begin the answer, with status 200, although no step has answered yet.
+    """
+
+    every: Duration = 15.0
+    before_output: Flag = False
+
+
 class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
@@ -124,6 +142,7 @@ class Route(msgspec.Struct, frozen=True):
     what follows if a step refused it as too long for the model. Where they are None the endpoint decides.
     ``default_for`` has the endpoints whose requests without a ``model`` come here. ``endpoints`` are those that it is
     for, any if empty: only a route for conversations is in the list of models.
+    ``hold`` is how much of an answer is held back before it is committed.
     """
 
     name: Name
@@ -134,15 +153,19 @@ class Route(msgspec.Struct, frozen=True):
     on_context_overflow: Annotated[Literal["next", "return"] | None, Inherited(None)] = None
     default_for: frozenset[DefaultName] = frozenset()
     endpoints: frozenset[EndpointName] = frozenset()
+    hold: Literal["first_output", "whole"] = "first_output"
+    keepalive: KeepAlive | None = None
+    hedge: Hedge | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
-    with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, in bytes.
-    Pages of ``cors_origins`` may call the gateway.
-    ``max_connections`` in all, ``max_per_address`` if that is limited; ``drain`` in seconds. ``secrets`` are all keys,
-    for redaction; ``warnings`` are for the log, in which each request has its client's address if
-    ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by path."""
+    with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, ``max_held`` for
+    all answers that are held until they are whole, in bytes. ``max_connections`` in all, ``max_per_address`` if that is
+    limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of ``cors_origins`` may call the
+    gateway. ``secrets`` are all keys, for redaction; ``warnings`` are for the log, in which each request has its
+    client's address if ``log_client_address``; ``places`` has file and line of settings whose values are tried out
+    later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
     providers: dict[str, Provider]
@@ -157,6 +180,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: Annotated[Connections, At("limits.connections")] = 2000
     max_per_address: Annotated[PerAddress, At("limits.connections_per_address")] = None
     cors_origins: Annotated[frozenset[Origin], At("cors.origins")] = frozenset()
+    keep_alive: Annotated[Duration, At("limits.keep_alive")] = 75.0
+    max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     log_client_address: Annotated[Flag, At("log.client_address")] = True
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()

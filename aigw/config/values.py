@@ -10,6 +10,7 @@ from aigw.config.schema import Written
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)\s*%")
 LONG_TIMEOUT = 3600
 
 
@@ -85,6 +86,13 @@ def _bytes(value: object, most: int, written: str) -> int:
     raise ValueError(f"is not a size; write 32MiB, 512KiB or a number of bytes, from 1KiB to {written}")
 
 
+def _share(value: object) -> float:
+    match = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise ValueError("is not a share; write 5%, more than 0% and at most 100%")
+    return float(match[1]) / 100
+
+
 def _flag(value: object) -> bool:
     word = str(value).lower() if isinstance(value, bool | str) else ""
     if word not in ("true", "false"):
@@ -127,6 +135,8 @@ Cooldown = Annotated[float, Written(lambda value: _or_zero(value, "never"))]
 """Seconds, written as a Duration is, or 0 for never."""
 Drain = Annotated[float, Written(lambda value: _or_zero(value, "not at all"))]
 """Seconds, written as a Duration is, or 0 for not at all."""
+Share = Annotated[float, Written(_share)]
+"""A share, written ``5%``; more than 0 and at most 1."""
 Size = Annotated[int, Written(lambda value: _bytes(value, 1024**3, "1024MiB"))]
 """Bytes, written ``32MiB``, ``512KiB`` or as a number of bytes; at least 1 KiB and at most 1 GiB."""
 TotalSize = Annotated[int, Written(lambda value: _bytes(value, 1024**4, "1024GiB"))]

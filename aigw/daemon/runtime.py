@@ -43,6 +43,12 @@ class Runtime:
         if self.identity.validity.days_to_wait() > 0:
             raise NotReady("A certificate of the gateway is not valid yet.", code="certificate_not_yet_valid")
 
+    def summary(self) -> str:
+        """What is served, in one line, for systemd."""
+        served = f"Serving {len(self.config.routes)} routes with {len(self.config.providers)} providers"
+        until = f", certificate valid for {self.identity.validity.days_left():.0f} days" if self.identity else ""
+        return f"{served}{until}"
+
     def steps_unchanged_since(self, old: Runtime) -> list[Step]:
         """The steps whose provider is as it was in ``old``."""
         before, now = old.config.providers, self.config

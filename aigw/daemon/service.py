@@ -30,7 +30,8 @@ from aigw.daemon.watchdog import Watchdog
 from aigw.errors import Draining
 from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import CooldownsByEndpoint
-from aigw.proxy.exchange import Exchange, Gateway
+from aigw.proxy.exchange import Gateway
+from aigw.proxy.held import Running
 from aigw.server import api
 from aigw.server.listeners import CannotListen, Listeners, address_of, inherited_sockets
 from aigw.server.resources import ApiResource
@@ -68,7 +69,7 @@ class GatewayService(Service):
         self._connect = partial(Host, reactor, Resolver(reactor, look_up))
         self._inherited = list(inherited_sockets(reactor))
         self._cooldowns = CooldownsByEndpoint(time.monotonic)
-        self._running: set[Exchange] = set()
+        self._running = Running()
         self.watchdog = Watchdog(reactor, self._notify.alive, notify_every)
         self._daily = LoopingCall(self._warn_of_expiry)
         self._daily.clock = reactor
@@ -112,7 +113,7 @@ class GatewayService(Service):
         """Open the listeners, while the process may still be root; a failure is one log line and exit status 1."""
         super().privilegedStartService()
         self._warn(self._ignored)
-        self._limit_connections()
+        self._limit()
         try:
             opened = self._listeners.open_new(self._runtime.listeners)
         except CannotListen as error:
@@ -131,7 +132,7 @@ class GatewayService(Service):
         self._daily.start(86400)
         self._telemetry.start()
         self.watchdog.start()
-        self._reactor.callWhenRunning(lambda: self._notify.ready(self._status()))
+        self._reactor.callWhenRunning(lambda: self._notify.ready(self._runtime.summary()))
 
     # Reload
 
@@ -171,7 +172,7 @@ class GatewayService(Service):
         if new.config.callers != old.config.callers:
             self._admin.viewers.ask_again()
         self._warn()
-        self._limit_connections()
+        self._limit()
         self._warn_of_expiry()
         self._log_opened(opened)
         for listener in closed:
@@ -180,7 +181,7 @@ class GatewayService(Service):
         routes, providers = len(new.config.routes), list(new.config.providers)
         serials = new.identity.serials if new.identity else []
         logs.info("The gateway has reloaded", routes=routes, providers=providers, serials=serials)
-        self._notify.ready(self._status(f"; reloaded at {clock_time()}"))
+        self._notify.ready(f"{new.summary()}; reloaded at {clock_time()}")
         return True
 
     # Stop
@@ -259,12 +260,13 @@ class GatewayService(Service):
             reloads=self._reloads,
             cooldown_left=self._cooldowns.cooldown_left,
             cools_down=self._cooldowns.cools_down,
+            held=self._running.held,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )
 
-    def _limit_connections(self) -> None:
-        self._site.limiter.limit(self.config.max_connections, self.config.max_per_address)
-        self._site.bodies.limit = self.config.max_bodies
+    def _limit(self) -> None:
+        self._site.limit(self.config)
+        self._running.held.limit = self.config.max_held
 
     def _log_opened(self, opened: Mapping[Listener, IListeningPort]) -> None:
         for listener, port in opened.items():
@@ -288,9 +290,3 @@ class GatewayService(Service):
         if identity and (problem := identity.validity.problem(EXPIRY_DAYS)):
             report = logs.warn if identity.validity.is_good() else logs.error
             report(f"A certificate {problem}")
-
-    def _status(self, since: str = "") -> str:
-        served = f"Serving {len(self.config.routes)} routes with {len(self.config.providers)} providers"
-        identity = self._runtime.identity
-        until = f", certificate valid for {identity.validity.days_left():.0f} days" if identity else ""
-        return f"{served}{until}{since}"

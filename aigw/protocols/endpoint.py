@@ -9,6 +9,7 @@ import msgspec
 
 from aigw.config.model import Caller
 from aigw.errors import GatewayError
+from aigw.protocols import sse
 from aigw.protocols.envelope import Parts
 from aigw.protocols.multipart import Upload
 from aigw.protocols.scanner import StreamScanner
@@ -92,7 +93,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     takes: tuple[bytes, ...] = (JSON,)
     may_lack_model: bool = False
     flows: Callable[[bytes, bytes], bool | None] | None = None
-    keepalive: bytes = b": keep-alive\n\n"
+    keepalive: bytes = sse.KEEP_ALIVE
     client_headers: bytes | None = None
     passes_query: bool = False
     stop_on: frozenset[str] = frozenset()

@@ -11,7 +11,7 @@ from aigw.protocols.envelope import MOST_OF_AN_ERROR
 _PLAIN = re.compile(rb"data: ?([^\r\n]*)\n\n").fullmatch
 _ERROR_FIELD = re.compile(rb"(?:^|[\r\n])error:([^\r\n]*)")
 # Tuples, not sets: the ``type`` of an event may be unhashable.
-_PINGS = ("ping", "keepalive")
+_PINGS = ("ping", "keepalive", "keep-alive", "keep_alive", "heartbeat")
 _FAILURES = ("error", "response.failed")
 
 
@@ -37,6 +37,22 @@ def read(event: bytes) -> tuple[str, bytes | None, object, object]:
         inner = response.get("error") if isinstance(response, dict) else None
         return name, data, value, first.get("error") or inner or first
     return name, data, value, None
+
+
+def malformed(data: bytes) -> str | None:
+    """What is wrong with the data of a first event that seems to be JSON and is none: no client can read it.
+
+    Bytes that are not UTF-8 are no mistake here, and what is very long is not examined.
+    """
+    if data.lstrip()[:1] != b"{" or len(data) > 2 * MOST_OF_AN_ERROR:
+        return None
+    try:
+        json.loads(data.decode(errors="replace"))
+    except RecursionError:
+        return None
+    except ValueError:
+        return "the data of an event is malformed JSON"
+    return None
 
 
 def error_field(event: bytes) -> object:

@@ -19,6 +19,9 @@ _MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # compressed da
 _text = msgspec.json.Decoder(str)
 _text_or_null: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 _flag: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
+_STATE = ("previous_response_id", "conversation", "store", "background")
+_OFF = (b"null", b"false")
+_NULL = msgspec.Raw(b"null")
 TOOL_MEMBERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 
 
@@ -184,6 +187,11 @@ def previous_response(call: Call) -> str:
     if "previous_response_id" not in call.members:
         return ""
     return _member(call.members, "previous_response_id", _text_or_null, "the id of a response, or null") or ""
+
+
+def uses_state(members: Members) -> bool:
+    """Whether a request begins or continues what its provider keeps, and another provider does not have."""
+    return any([bytes(memoryview(members.get(name, _NULL))[:6]) not in _OFF for name in _STATE])
 
 
 def _has_tools(members: Members) -> bool:

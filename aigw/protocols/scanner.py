@@ -58,8 +58,7 @@ class StreamScanner(ABC):
         self._rest = bytearray()  # the incomplete event
         self._rest_is_silence: bool | None = None  # None: not examined yet
         self._every_event = False  # each event is examined
-        self._in_pieces = False  # an event that is too large to wait for is being passed on
-        self._before = b""  # the last bytes of it that were passed on
+        self._in_pieces, self._before = False, b""  # whether a large event is sent in pieces, and its last bytes
         self._ends = False  # it ends the stream
 
     @abstractmethod
@@ -188,7 +187,8 @@ class StreamScanner(ABC):
         if data.strip() == b"[DONE]":
             return END
         if not isinstance(value, dict):
-            return OUTPUT
+            self.error = events.malformed(data) if value is None else None
+            return OUTPUT if self.error is None else ERROR
         return SILENCE if events.is_ping(name, value) else self.meaning(value)
 
     # After the first output: whole events

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 BLOCK = 16  # events that are searched at once
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment of the gateway itself
 
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 find_end = _END.search
 _LINE = re.compile(rb"\r\n|\n|\r")
 _SILENCE = re.compile(rb"(?:[\r\n]|:[^\r\n]*(?:[\r\n]|\Z))*")
-_BOM = b"\xef\xbb\xbf"
-_BEGINNINGS = _BOM, b"data:", b"event:", b"id:", b"retry:", b":", b"error:"
+BOM = b"\xef\xbb\xbf"
+_BEGINNINGS = BOM, b"data:", b"event:", b"id:", b"retry:", b":", b"error:"
 
 
 def boundary(data: bytes | bytearray) -> int:
@@ -54,7 +55,7 @@ def that_matter(data: bytes, matters: Callable[[bytes], bool]) -> Iterator[tuple
 def fields(event: bytes) -> tuple[str, bytes | None]:
     """An event's name (empty if it has none) and its data (None if it has no ``data`` line)."""
     name, data = "", []
-    for line in _LINE.split(event.removeprefix(_BOM)):
+    for line in _LINE.split(event.removeprefix(BOM)):
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
@@ -75,6 +76,11 @@ def end_of_events(before: bytes, data: bytes, inside: bool) -> int:
         while data[end : end + 1] in (b"\r", b"\n"):  # the LF of a CRLF that is divided between two reads
             end += 1
     return end
+
+
+def is_between_events(tail: bytes) -> bool:
+    """Whether a stream whose last three bytes are these is between two events. Behind CRLF and CR an LF may follow."""
+    return tail.endswith((b"\n\n", b"\n\r\n", b"\r\r", b"\r\r\n"))
 
 
 def is_whole(rest: bytes) -> bool:
@@ -99,7 +105,7 @@ def begins_a_stream(data: bytes, doubtful: bool) -> bool | None:
 
     With ``doubtful`` set, the Content-Type is that of something else, so ``data`` must begin with a field or a comment.
     """
-    first = data.removeprefix(_BOM).lstrip()
+    first = data.removeprefix(BOM).lstrip()
     if not first:
         return None
     if first[:1] in b"{[<":

@@ -12,6 +12,7 @@ from typing import Literal
 
 from aigw.config.model import Step
 from aigw.proxy.finishing import Finishing
+from aigw.proxy.hedge import Budgets
 from aigw.proxy.response_ids import ResponseIds
 
 Kind = Literal["failure", "timeout", "refusal"]
@@ -55,6 +56,10 @@ class Cooldowns:
                 skip(step, "cooling_down", None if left is None else time.time() + left)
         return chosen
 
+    def any_awake(self, steps: Sequence[Step]) -> bool:
+        """Whether one of them does not cool down."""
+        return any([self.cooldown_left(step) is None for step in steps])
+
     def order(self, steps: Sequence[Step]) -> Sequence[Step]:
         """``steps``, with those that cool down at the end: the shortest cooldown first."""
         if not self._states:
@@ -81,7 +86,7 @@ class Cooldowns:
 
     def begin(self, step: Step) -> bool:
         """An attempt at the step starts. Gives whether it is the probe: the first attempt after the cooldown's time."""
-        state = self._states.get(_key(step))
+        state = self._states.get(_key(step)) if self._states else None
         if state is None or not state.until or step.cooldown == 0 or state.probing or state.until > self._seconds():
             return False
         state.probing = True
@@ -150,6 +155,7 @@ class CooldownsByEndpoint:
     def __init__(self, seconds: Callable[[], float]) -> None:
         self.finishing = Finishing()  # kept at a reload, as the cooldowns are
         self.response_ids = ResponseIds()
+        self.budgets = Budgets()  # and so are these
         self._seconds = seconds
         self._by_path: dict[str, Cooldowns] = {}
 

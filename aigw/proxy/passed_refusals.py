@@ -19,7 +19,7 @@ ABOUT_THE_REQUEST = frozenset([400, 404, 409, 413, 415, 422])
 
 
 def is_final(failure: UpstreamFailure, route: Route, endpoint: Endpoint, keys: KeySearch) -> bool:
-    """Whether the client gets this failure now and no other step is tried (F5, F8)."""
+    """Whether the client gets this failure now and no other step is tried (F5, F9)."""
     returned = route.on_context_overflow or ("return" if endpoint.acts_on_refusals else "next")
     return stops(failure, route.stop_on | endpoint.stop_on, keys, returned == "return")
 
@@ -41,7 +41,7 @@ def of_all_steps(
 ) -> tuple[Attempt, UpstreamRefused] | None:
     """The refusal that the client gets for all steps, or None.
 
-    F7: each attempt was refused because of the request, or each with a 429. F8: where clients act on refusals they get
+    F7: each attempt was refused because of the request, or each with a 429. F9: where clients act on refusals they get
     the refusal of a request that is too long, whatever the other failures are. ``refusals`` has the last refusal of
     each step, in the order of the attempts.
     """
@@ -58,16 +58,16 @@ def of_all_steps(
     return passable[0]
 
 
+def _is_overflow(refusal: UpstreamRefused) -> bool:
+    return is_context_overflow(refusal.status, refusal.words, refusal.detail)
+
+
 def pass_on(refusal: UpstreamRefused, client: Responder, keys: KeySearch) -> int:
     """Send it to the client as the provider sent it; gives the size of its body."""
     body = refusal.body or b""
     client.begin(refusal.status or 502, keys.without(refusal.headers), len(body))
     client.write(body)
     return len(body)
-
-
-def _is_overflow(refusal: UpstreamRefused) -> bool:
-    return is_context_overflow(refusal.status, refusal.words, refusal.detail)
 
 
 def _can_be_passed_on(refusal: UpstreamRefused, keys: KeySearch) -> bool:

@@ -45,8 +45,14 @@ class BodySink(Protocol):
 class Responder(BodySink, Protocol):
     """Takes an answer for the client that sent the request."""
 
-    def begin(self, status: int, headers: list[Header], length: int | None) -> None:
-        """Commit: send the head of the answer. ``length`` is the size of the body in bytes, None if it is not known."""
+    def begin(self, status: int, headers: list[Header], length: int | None, is_early: bool = False) -> None:
+        """Commit: send the head of the answer. ``length`` is the size of the body in bytes, None if it is not known.
+
+        With ``is_early`` set, no step has answered yet, so the body of the request is still needed.
+        """
+
+    def release_body(self) -> None:
+        """The body of the request is not needed any more. ``begin`` includes this."""
 
     def end(self) -> None:
         """The answer is whole."""
@@ -56,6 +62,45 @@ class Responder(BodySink, Protocol):
 
         None: after them if the framing of HTTP shows that the end is missing.
         """
+
+
+class Answer(Protocol):
+    """What is committed: an answer of which enough is held. ``flow`` lets it go on."""
+
+    mislabelled: bool
+    default_type: bytes
+    flows: bool
+    flushes: bool | None
+    length: int | None
+    bytes_out: int
+
+    @property
+    def beginning(self) -> bytes:
+        """See Relay."""
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """See Relay."""
+
+    @property
+    def finished(self) -> bool:
+        """See Relay."""
+
+    @property
+    def failure(self) -> StreamBroken | None:
+        """See Relay."""
+
+    def rewrite(self, changes: Iterable[Callable[[bytes], bytes]]) -> None:
+        """See Relay."""
+
+    def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
+        """See Relay."""
+
+    def interrupt(self) -> None:
+        """See Relay."""
+
+    def hang_up(self) -> None:
+        """See Relay."""
 
 
 @implementer(IPushProducer)
@@ -136,6 +181,10 @@ class Relay(BodyProtocol, ABC):
         """The failure that the provider itself reported after the commit point, if any."""
         return None
 
+    def check(self, body: bytes) -> tuple[str, str | None] | None:
+        """The mistake in the whole body of an answer that was held while it flowed; see Endpoint."""
+        return None
+
     @abstractmethod
     def dataReceived(self, data: bytes) -> None:
         """The bytes of the body from one network read."""
@@ -202,6 +251,12 @@ class Relay(BodyProtocol, ABC):
             self._client.unregisterProducer()
 
     # Time and back-pressure, from the client
+
+    def renew_limit(self, seconds: float) -> None:
+        """The limit begins now, and has so many seconds."""
+        self._last_activity, self._limit = self._clock.seconds(), seconds
+        if self._timer is not None and self._timer.active():
+            self._timer.reset(max(0.0, seconds))
 
     def _check_time(self) -> None:
         """Check the limit. Only this sets the timer again, so that a chunk need not do it."""

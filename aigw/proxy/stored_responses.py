@@ -24,7 +24,7 @@ from aigw.errors import (
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
 from aigw.proxy.cooldown import Cooldowns
-from aigw.proxy.relay import Relay
+from aigw.proxy.relay import Answer
 from aigw.proxy.response_ids import Place, ResponseIds, is_id
 from aigw.proxy.router import Router
 from aigw.telemetry.record import RecordBuilder
@@ -60,7 +60,7 @@ class StoredResponses:
         # With several callers nothing shows which of them an unknown id belongs to, so none of them reaches it.
         self._may_search = len(config.callers) == 1
 
-    def note(self, call: Call, route: Route, step: Step, held: Relay) -> None:
+    def note(self, call: Call, route: Route, step: Step, held: Answer) -> None:
         """The step answers the call: remember the id of its answer."""
         if call.endpoint.id_in is not None and (response_id := call.endpoint.id_in(held.beginning)):
             self._ids.note(_caller(call), response_id, Place(step.provider.name, step.model, route.name))

@@ -83,7 +83,7 @@ class Channel(Protocol):
         return bool(self._head.data) or self._timeouts.in_body
 
     def _idle_seconds(self) -> float:
-        return timeouts.LAST_REQUEST_SECONDS if self.site.draining else timeouts.KEEP_ALIVE_SECONDS
+        return timeouts.LAST_REQUEST_SECONDS if self.site.draining else self.site.keep_alive
 
     def drain(self) -> None:
         """The gateway is stopping: a connection without a request waits only a short time for a last one."""

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 
 from aigw.config.model import Config, Listener
 from aigw.errors import ConfigError
+from aigw.net import tcp
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import CurrentIdentity
 from aigw.server.connection_limits import LimitedEndpoint
@@ -225,6 +226,7 @@ class Listeners:
         if isinstance(results[0], Failure):
             raise CannotListen(f"{listener.endpoint}: {results[0].value}{self._by_us(listener)}")
         port: IListeningPort = results[0]
+        tcp.find_lost_peer(port, tcp.CLIENT_SECONDS)
         return port
 
 

@@ -109,7 +109,7 @@ class Request(TwistedRequest):
         self._bodies.take(size)
         self._taken += size
 
-    def _release_body(self) -> None:
+    def release_body(self) -> None:
         """The body is of no use any more."""
         self.body = b""
         if self._taken:
@@ -217,10 +217,11 @@ class Request(TwistedRequest):
             self.write(body)
         self.end()
 
-    def begin(self, status: int, sent: list[headers.Header], length: int | None) -> None:
+    def begin(self, status: int, sent: list[headers.Header], length: int | None, is_early: bool = False) -> None:
         """Prepare the head of the answer; it leaves with the first bytes of the body."""
         self.chunked = 0
-        self._release_body()
+        if not is_early:  # else the next step needs the body of the request
+            self.release_body()
         self.setResponseCode(status)
         if not self.channel.persistent or self.site.draining:
             sent.append((b"connection", b"close"))
@@ -293,7 +294,7 @@ class Request(TwistedRequest):
 
     def answered(self, status: int) -> None:
         """The request is over: notify its resource, once."""
-        self._release_body()
+        self.release_body()
         if not self._over:
             self._over = True
             self.resource.answered(self, status)

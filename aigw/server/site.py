@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.web.server import Site
 
 from aigw.access.refused_keys import RefusedKeys
+from aigw.config.model import Config
 from aigw.net.interfaces import Reactor
 from aigw.net.slices import Slices
 from aigw.server.bodies import Bodies
@@ -17,6 +18,7 @@ from aigw.server.connection_limits import ConnectionLimiter
 from aigw.server.mismatch import Mismatches
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource
+from aigw.server.timeouts import KEEP_ALIVE_SECONDS
 
 
 class GatewaySite(Site):
@@ -33,6 +35,7 @@ class GatewaySite(Site):
         self.limiter = ConnectionLimiter(reactor, self._make_room)
         self.refused_keys = RefusedKeys(reactor)
         self.bodies = Bodies()
+        self.keep_alive = KEEP_ALIVE_SECONDS
         self.mismatches = Mismatches(reactor)
         self.slices = Slices(reactor)
         self.idle: OrderedDict[Channel, None] = (
@@ -40,6 +43,12 @@ class GatewaySite(Site):
         )  # without a request; the first one has been idle the longest
         self._open: set[Channel] = set()
         self._emptied: Deferred[None] | None = None
+
+    def limit(self, config: Config) -> None:
+        """Use the limits of ``config`` from now on."""
+        self.limiter.limit(config.max_connections, config.max_per_address)
+        self.bodies.limit = config.max_bodies
+        self.keep_alive = config.keep_alive
 
     def entered(self, channel: Channel) -> None:
         """A client has connected."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from aigw.net import write
+from aigw.net import tcp, write
 from aigw.net.interfaces import ClientTransport
 from aigw.net.lateness import GRACE_SECONDS, lateness
 from aigw.server.request import Request
@@ -15,7 +15,7 @@ from aigw.server.request import Request
 HEAD_SECONDS = 15.0  # from connecting, TLS handshake included, or from a request's first line
 BODY_SECONDS = 30.0
 BODY_RATE = 50_000.0  # bytes a second
-KEEP_ALIVE_SECONDS = 75.0
+KEEP_ALIVE_SECONDS = 75.0  # unless the configuration has another
 READ_SECONDS = 60.0
 SETTLES = 0.05  # part of READ_SECONDS, until the kernel's buffers are full
 LAST_REQUEST_SECONDS = 2.0  # while the gateway drains; a client may be sending its next request just now
@@ -74,6 +74,8 @@ class ConnectionTimeouts:
 
     def client_read(self, seconds: float) -> None:
         """The client has read everything; the next limit is ``seconds``."""
+        if self._stalled and self._unsent < math.inf:
+            tcp.limit_unacknowledged(self._transport, tcp.CLIENT_SECONDS)
         self._stalled = False
         self.expire_after(seconds)
 
@@ -94,8 +96,11 @@ class ConnectionTimeouts:
         if self._body is not None:  # BODY_SECONDS, and the time of the received bytes at the lowest rate
             self._due = self._body_began + BODY_SECONDS + self._body.bytes_in / BODY_RATE
         if now >= self._due and self._stalled and (unsent := write.unsent(self._transport)) != self._unsent:
-            settled = self._due + READ_SECONDS * (1 - SETTLES)
-            self._due = settled if self._unsent == math.inf else now + READ_SECONDS  # slow, but it reads
+            if self._unsent == math.inf:
+                self._due += READ_SECONDS * (1 - SETTLES)
+                tcp.limit_unacknowledged(self._transport, tcp.STALLED_CLIENT_SECONDS)
+            else:
+                self._due = now + READ_SECONDS  # slow, but it reads
             self._unsent = unsent
         if now >= self._due:
             self._too_late()

@@ -15,12 +15,12 @@ from itertools import pairwise
 from aigw.config.model import Route
 from aigw.protocols.usage import KINDS, by_kind
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
-from aigw.telemetry.record import AttemptRecord, Record
+from aigw.telemetry.record import HEDGES, AttemptRecord, Record
 
 OTHER = "other"  # the route of requests that name no configured route
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-NOT_FAILURES = frozenset(["client_gone", "draining"])  # outcomes of attempts that are no success either
+NOT_FAILURES = frozenset(["client_gone", "draining", "lost_race"])  # outcomes of attempts that are no success either
 
 StepKey = tuple[int, str, str]
 # These series exist from the start: an alert then sees the first such request as an increase.
@@ -85,7 +85,10 @@ class RouteCounters:
         self.duration = {stream: Histogram(SECONDS) for stream in (False, True)}
         self.first_token = Histogram(SECONDS)
         self.overhead = Histogram(OVERHEAD_SECONDS)
+        self.held = Histogram(SECONDS)
         self.fallbacks = 0
+        self.keepalives = 0
+        self.hedges = dict.fromkeys(HEDGES, 0)
         self.steps: dict[StepKey, StepCounters] = {}
 
 
@@ -137,6 +140,11 @@ class Counters:
         overhead.sum += record.overhead
         if record.stream and record.ttft is not None:
             route.first_token.observe(record.ttft)
+        if record.held is not None:
+            route.held.observe(record.held)
+        route.keepalives += record.keepalives
+        if record.hedge is not None:
+            route.hedges[record.hedge] += 1
         minute = None
         for attempt in attempts:
             step_key = attempt.step, attempt.provider, attempt.model
@@ -158,8 +166,8 @@ class Counters:
                     minute.answers += 1
                     minute.whole += seconds
                 elif record.ttft is not None:
-                    # Without the time that the earlier attempts of this request took.
-                    first = max(0.0, seconds - (took - record.ttft))
+                    # Without the time that the earlier attempts took, and without the time in which it was held.
+                    first = max(0.0, seconds - (took - record.ttft) - (record.held or 0.0))
                     minute.streams += 1
                     minute.first += first
                     step.model.first_token.observe(first)
@@ -169,7 +177,8 @@ class Counters:
                 step.hour.at(record.ended).failed += 1
                 self._failed(step, record, attempt)
         if attempts[0] is not attempts[-1]:
-            route.fallbacks += sum(a.step != b.step for a, b in pairwise(attempts))
+            in_turn = [each for each in attempts if each.outcome != "lost_race"]
+            route.fallbacks += sum(a.step != b.step for a, b in pairwise(in_turn))
         if record.usage and step is not None:  # the last attempt's: those before it failed and reported none
             minute = minute or step.hour.at(record.ended)
             for kind, count in by_kind(record.usage).items():
@@ -178,7 +187,7 @@ class Counters:
                     minute.prompt += count
                 elif kind == "completion":
                     minute.completion += count
-        if record.status >= 500:
+        if record.status >= 500 or (record.error is not None and record.keepalives):  # which began it with 200
             self._gave_up(record)
 
     def _failed(self, step: StepCounters, record: Record, attempt: AttemptRecord) -> None:

@@ -84,6 +84,15 @@ def _of_the_daemon(live: Snapshot) -> Families:
         "Lines of the log that were dropped, not written.",
         live.log_lines_dropped,
     )
+    if live.held is not None:
+        yield GaugeMetricFamily(
+            "aigw_held_bytes", "Bytes of answers that are held until they are whole.", live.held.now
+        )
+        yield CounterMetricFamily(
+            "aigw_held_exhausted",
+            "Answers that were passed on before they were whole, because there was no room to hold more of them.",
+            live.held.exhausted,
+        )
     reloads = CounterMetricFamily("aigw_config_reloads", "Reloads of the configuration.", labels=["result"])
     reloads.add_metric(["success"], live.reloads.taken)
     reloads.add_metric(["failure"], live.reloads.refused)

@@ -21,6 +21,8 @@ from aigw.telemetry.trace_context import Trace
 MAX_REQUESTED_MODEL = 64
 _SHORT_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
+HEDGES = ("won", "lost", "no_answer", "over_share")
+
 T = TypeVar("T")
 Logged = Annotated[T, "log"]
 Public = Annotated[T, "log", "client"]  # a client sees it too, in an error that the gateway itself writes
@@ -66,7 +68,9 @@ class Facts(msgspec.Struct):
     the connection, and ``draining`` if the gateway stopped in the middle of an answer. ``error`` is the code of the
     gateway's own error, or its type, and the member of the request that the error names. ``usage`` is what the
     provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
-    get. ``started`` is on the gateway's clock, in seconds.
+    get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
+    written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
+    ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due.
     """
 
     request_id: str
@@ -87,6 +91,9 @@ class Facts(msgspec.Struct):
     bytes_out: Logged[int] = 0
     usage: Logged[dict[str, int]] = {}
     dropped: Logged[tuple[str, ...]] = ()
+    keepalives: Logged[int] = 0
+    held: float | None = None
+    hedge: Logged[str | None] = None
     trace: Trace | None = None
 
 
@@ -94,8 +101,9 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     """The result of one request.
 
     ``status`` is what the client got, or 499 if the client closed the connection. ``ttft_ms`` is the time to the first
-    byte of the answer; ``ttft`` is the same in seconds. ``ended`` is on the gateway's clock, in seconds. ``overhead``
-    is the duration without the time to read the request's body and without the time of providers, in seconds.
+    byte of the answer; ``ttft`` is the same in seconds, ``held_ms`` is ``held`` in milliseconds. ``ended`` is on the
+    gateway's clock, in seconds. ``overhead`` is the duration without the time to read the request's body and without
+    the time of providers, in seconds.
     """
 
     attempts: Logged[tuple[AttemptRecord, ...]]
@@ -103,6 +111,7 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     duration_ms: Logged[int]
     skipped: Logged[tuple[Skipped, ...]] = ()
     ttft_ms: Logged[int | None] = None
+    held_ms: Logged[int | None] = None
     ended: float = 0.0
     ttft: float | None = None
     overhead: float = 0.0
@@ -116,7 +125,7 @@ class RecordBuilder(Facts, kw_only=True):
     """The record of a request that still runs.
 
     ``seconds`` is the clock, ``received`` the time when the request's body was complete, and ``waited`` how many
-    seconds the providers took.
+    seconds the providers took, without those since ``waiting_since``.
     """
 
     seconds: Callable[[], float]
@@ -126,6 +135,7 @@ class RecordBuilder(Facts, kw_only=True):
     first_byte: float | None = None
     received: float = 0.0
     waited: float = 0.0
+    waiting_since: float = 0.0
 
     def answered_by(self, step: Step, dropped: tuple[str, ...] = ()) -> None:
         """Note the step that answers. ``dropped`` names the members of the request that the step did not get."""
@@ -149,6 +159,7 @@ class RecordBuilder(Facts, kw_only=True):
             duration_ms=milliseconds(ended - self.started),
             skipped=self.skipped,
             ttft_ms=None if ttft is None else milliseconds(ttft),
+            held_ms=None if self.held is None else milliseconds(self.held),
             ended=ended,
             ttft=ttft,
             overhead=ended - self.received - self.waited,

@@ -91,6 +91,24 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
             (f"aigw_fallbacks_total{{{labels}}} {route.fallbacks}.0\n" for labels, _, route in named if route.used),
         ),
         MetricFamily(
+            "aigw_hedges",
+            "counter",
+            "Second attempts beside slow ones, by the result; over_share: none was allowed.",
+            (_hedges(labels, name, route, live) for labels, name, route in named),
+        ),
+        MetricFamily(
+            "aigw_held_seconds",
+            "histogram",
+            "How long answers were held after their first output, on routes that hold them until they are whole.",
+            (_histogram("aigw_held_seconds", labels, route.held) for labels, _, route in named),
+        ),
+        MetricFamily(
+            "aigw_keepalives",
+            "counter",
+            "Keep-alives that were written into streams.",
+            (f"aigw_keepalives_total{{{labels}}} {route.keepalives}.0\n" for labels, _, route in named if route.used),
+        ),
+        MetricFamily(
             "aigw_attempts",
             "counter",
             "Attempts of a step, by outcome.",
@@ -194,6 +212,14 @@ def _histogram(name: str, labels: str, histogram: Histogram, even_if_unused: boo
         total += count
         lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {total}.0\n')
     return "".join([*lines, f"{name}_count{{{labels}}} {total}.0\n{name}_sum{{{labels}}} {histogram.sum!r}\n"])
+
+
+def _hedges(labels: str, name: str, route: RouteCounters, live: Snapshot) -> str:
+    """Of a route with ``hedge``, and of one that had it."""
+    hedges, configured = route.hedges.copy(), live.config.routes.get(name)
+    if not any(hedges.values()) and (configured is None or configured.hedge is None):
+        return ""
+    return "".join([f'aigw_hedges_total{{{labels},result="{result}"}} {n}.0\n' for result, n in hedges.items()])
 
 
 def _attempts(labels: str, step: StepCounters) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -33,6 +34,14 @@ class Reloads:
         self.mistakes = [mistake[:MAX_MISTAKE] for mistake in mistakes[:MAX_MISTAKES]]
 
 
+class HeldState(Protocol):
+    """The answers that are held until they are whole: see HeldBytes."""
+
+    limit: int
+    now: int
+    exhausted: int
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """The state at one moment. ``now`` is on the gateway's clock, ``certificate_expires`` in Unix seconds.
 
@@ -53,6 +62,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     reloads: Reloads
     cooldown_left: Callable[[Step], float | None]
     cools_down: Callable[[Step], bool]
+    held: HeldState | None = None
     log_lines_dropped: int = 0
 
 

@@ -83,7 +83,7 @@ def _server(record: Record, trace: Trace, offset: float) -> SpanData:
 
 
 _FINE = ("ok", "error", "client_gone")  # an "error" is a failure only with a status of 500 or more
-_NO_FAULT_OF_THE_STEP = ("ok", "client_gone", "draining")
+_NO_FAULT_OF_THE_STEP = ("ok", "client_gone", "draining", "lost_race")
 
 
 def _client(record: Record, trace: Trace, span: Span, offset: float) -> SpanData:
@@ -105,13 +105,20 @@ def _client(record: Record, trace: Trace, span: Span, offset: float) -> SpanData
         failed = attempt.outcome
     if failed not in _NO_FAULT_OF_THE_STEP:
         attributes["error.type"] = str(attempt.status) if attempt and failed == "refused" else failed
-    if span is trace.spans[-1]:
+    if span is _answering(record, trace.spans):
         attributes |= {_TOKENS[kind]: count for kind, count in by_kind(record.usage).items()}
         if record.stream and record.ttft is not None:
-            attributes["gen_ai.response.time_to_first_chunk"] = record.started + record.ttft - span.started
+            first = record.started + record.ttft - (record.held or 0.0)
+            attributes["gen_ai.response.time_to_first_chunk"] = first - span.started
     times = _nanoseconds(span.started + offset), _nanoseconds(ended + offset)
     reason = None if failed in _NO_FAULT_OF_THE_STEP else attempt.message if attempt else "failed unexpectedly"
     return SpanData(name, False, trace.trace_id, span.span_id, trace.span_id, False, *times, attributes, reason)
+
+
+def _answering(record: Record, spans: list[Span]) -> Span:
+    """That of the attempt that answered, which may have begun before another one."""
+    of_step = [span for span in spans if span.record is not None and span.record.step == record.step]
+    return (of_step or spans)[-1]
 
 
 def _nanoseconds(seconds: float) -> int:

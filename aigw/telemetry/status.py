@@ -76,6 +76,7 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
         "in_flight": sum(live.in_flight.values()),
         "connections": live.connections,
         "lag_ms": round(live.lag * 100) * 10,
+        "held": _held(live),
         "certificate": None if expires is None else {"expires": round(expires)},
         "reload": {
             "taken": reloads.taken,
@@ -101,10 +102,21 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
             "in_flight": live.in_flight.get(route.name, 0),
             "requests": sum(counted.requests.values()),
             "fallbacks": counted.fallbacks,
+            "hold": route.hold,
+            "keepalive_s": route.keepalive and route.keepalive.every,
+            "keepalives": counted.keepalives,
+            "hedge": route.hedge and {"after_s": route.hedge.after, "share": route.hedge.share, **counted.hedges},
             "first_step_percent": _percent(answered[0], sum(answered)),
         }
         routes.append(_with_list(hide(msgspec.json.encode(whole)), "steps", encoded))
     return _with_list(hide(msgspec.json.encode(shown)), "routes", routes)
+
+
+def _held(live: Snapshot) -> dict[str, int] | None:
+    """The answers that are held until they are whole; None if no route holds them so long."""
+    if live.held is None or all(route.hold != "whole" for route in live.config.routes.values()):
+        return None
+    return {"bytes": live.held.now, "limit": live.held.limit, "exhausted": live.held.exhausted}
 
 
 def _with_list(encoded: bytes, name: str, values: list[bytes]) -> bytes:

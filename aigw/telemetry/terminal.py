@@ -99,7 +99,12 @@ def _request(request_id: str, fields: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     if tokens := fields["usage"].get("total_tokens"):
         facts.append(f"{tokens} tokens")
-    failed = [f"{each['provider']} {each['outcome']}" for each in fields["attempts"] if each["outcome"] != "ok"]
+    no_failure = ("ok", "lost_race")
+    failed = [
+        f"{each['provider']} {each['outcome']}" for each in fields["attempts"] if each["outcome"] not in no_failure
+    ]
+    if slower := [each["provider"] for each in fields["attempts"] if each["outcome"] == "lost_race"]:
+        facts.append(f"slower: {', '.join(slower)}")
     if failed:
         facts.append(f"failed: {', '.join(failed)}")
     words = [(str(fields["status"]), paint), (where, ""), (", ".join(facts), _DIM)]

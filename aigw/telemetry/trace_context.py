@@ -60,9 +60,10 @@ class Trace:
         headers[b"traceparent"] = b"Traceparent: %s\r\n" % parent
         return msgspec.structs.replace(attempt, headers=headers)
 
-    def attempted(self, record: AttemptRecord, ended: float) -> None:
-        """End the span of the last attempt, with its record."""
-        self.spans[-1].record, self.spans[-1].ended = record, ended
+    def attempted(self, record: AttemptRecord, ended: float, span: Span | None = None) -> None:
+        """End ``span``, or the span of the last attempt, with its record."""
+        span = span or self.spans[-1]
+        span.record, span.ended = record, ended
 
 
 def _new_id(size: int) -> str:

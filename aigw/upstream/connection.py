@@ -27,6 +27,7 @@ from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
 from aigw.errors import UpstreamBroken
+from aigw.net import tcp
 from aigw.net.write import write
 from aigw.protocols.envelope import Parts
 from aigw.upstream.response_parser import ResponseParser
@@ -123,6 +124,7 @@ class Connection(Protocol):
     def connectionMade(self) -> None:
         """TCP is connected; with TLS the handshake follows."""
         self.transport.setTcpNoDelay(True)
+        tcp.find_lost_peer(self.transport, tcp.PROVIDER_SECONDS)
         self.transport.registerProducer(self, True)
         if not self._secure:
             self.handshakeCompleted()
