@@ -117,7 +117,7 @@ MESSAGES = {
     "stream_reset": "The provider's connection was reset in the middle of the stream.",
     "stream_idle_timeout": "The provider sent nothing for",
 }
-CHAT_ONLY = ("role", "choice", "finish_reason", "[DONE]", "first output", "JSON error as a stream")
+CHAT_ONLY = ("role", "choice", "finish_reason", "[DONE]", "first output", "JSON error as a stream", "malformed JSON")
 COMMON = {
     fault: (what, *expected)
     for fault, (what, *expected) in test_faults.TABLE.items()
@@ -147,6 +147,7 @@ def rows(p: Protocol) -> dict[str, tuple]:
         "200, no answer":              (answer(200, p.empty),                                  "next broken",  "next broken"),
         "a start, then silence":       (begin_stream(COMMENT, start),                          "-",            "next timeout"),
         "a start, then an error":      (stream(COMMENT, start, error),                         "-",            "next broken"),
+        "a first event of malformed JSON": (stream(half + b"\n\n"),                             "-",            "next broken"),
         "an error first":              (stream(error),                                         "-",            "next broken"),
         "a start, then the end":       (stream(start, b"data: [DONE]\n\n"),                    "-",            "next broken"),
         "a start, then nothing":       (stream(start),                                         "-",            "next broken"),
