@@ -45,6 +45,7 @@ setup(
             "pytest-xdist>=3.7",
             "hypothesis>=6",
             "openai>=1.50",
+            "anthropic>=2",
             "langchain-openai>=0.3",
             "opentelemetry-sdk>=1.30",
             "opentelemetry-exporter-otlp-proto-http>=1.30",

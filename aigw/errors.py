@@ -10,6 +10,7 @@
       PathNotFound            404
       MethodNotAllowed        405
       RequestTimeout          408
+      StateElsewhere          409
       TooLarge                413
       NotAForm                415
       UnsupportedCoding       415, with ``Accept-Encoding``
@@ -28,7 +29,6 @@
       UpstreamBroken          lost, malformed, or an error with status 200, before the commit point
     StreamBroken              the same after the commit point: reported in-band, never retried
     ConfigError               a list of mistakes, each with its path
-    CannotListen              an address is in use, or not an address of this machine
 
 A client that disconnects causes Twisted's ``CancelledError``, and the request is recorded as 499.
 """
@@ -133,6 +133,13 @@ class RequestTimeout(RequestError):
     code = "request_timeout"
 
 
+class StateElsewhere(RequestError):
+    """Only one provider has what the request names by its id, and cannot be asked: 409."""
+
+    status = 409
+    code = "state_elsewhere"
+
+
 class TooLarge(RequestError):
     """The body is over the limit: 413."""
 
@@ -203,9 +210,6 @@ class DeadlineExceeded(GatewayError):
     status = 504
     type = "upstream_error"
     code = "deadline_exceeded"
-
-
-KEY_REFUSED = frozenset([401])  # statuses by which a provider refuses the key; 402 and 403 may be about the request
 
 
 class UpstreamFailure(Exception):
@@ -293,7 +297,3 @@ class ConfigError(Exception):
     def __init__(self, mistakes: Sequence[str]) -> None:
         super().__init__("; ".join(mistakes))
         self.mistakes = list(mistakes)
-
-
-class CannotListen(Exception):
-    """A listener cannot be bound; the daemon ends with 1."""

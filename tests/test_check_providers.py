@@ -194,6 +194,7 @@ def test_d4_neighbours_are_on_the_same_host_and_not_the_same(base_url):
 
 # --try: a real request to each step
 
+MESSAGE = b'{"type": "message", "content": [{"type": "text", "text": "Hi"}]}'
 EMBEDDING = json.dumps({"object": "list", "data": [{"embedding": [0.1]}]}).encode()
 OLD_NAME = b'{"error": {"message": "Unsupported parameter: max_tokens; use max_completion_tokens instead."}}'
 LIMIT = b'{"error": {"message": "Could not finish: max_tokens or model output limit was reached."}}'
@@ -214,6 +215,7 @@ def in_turn(*behaviours):
         ({"v1__chat__completions": in_turn(answer(400, OLD_NAME), answer())}, True, ""),
         ({"v1__chat__completions": in_turn(answer(400, OLD_NAME), answer(400, LIMIT))}, True, ""),
         ({"v1__embeddings": answer(body=EMBEDDING)}, True, "answers embeddings requests, but not chat requests"),
+        ({"v1__messages": answer(body=MESSAGE)}, True, "answers messages requests, but not chat requests"),
         ({"v1__chat__completions": answer(429)}, None, "answered 429"),
         ({"v1__chat__completions": answer(503)}, None, "answered 503"),
         ({"v1__chat__completions": answer(500, LOUD)}, False, "answered 500: no  [31mdeployment of ***"),

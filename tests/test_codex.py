@@ -1,4 +1,4 @@
-"""A4c, S4a, F1: turns of the real Codex CLI, which speaks the responses API and shows its user the messages of that."""
+"""A2, A4c, S4a, F1, F9: turns of the real Codex CLI, which speaks the responses API and shows its user the messages of that."""
 
 from __future__ import annotations
 
@@ -60,18 +60,19 @@ class Turn:
     errors: list[str]
 
 
-async def turn(codex: Path, gateway, folder: Path, websockets: bool = False) -> Turn:
+async def turn(codex: Path, gateway, folder: Path, websockets: bool = False, *options: str) -> Turn:
     home, work = folder / "home", folder / "work"
     home.mkdir()
     work.mkdir()
     (home / "config.toml").write_text(SETTINGS % (gateway.url, str(websockets).lower()))
-    environ = {**os.environ, "CODEX_HOME": str(home), "GATEWAY_KEY": KEY}
+    environ = {"PATH": os.environ["PATH"], "HOME": str(home), "CODEX_HOME": str(home), "GATEWAY_KEY": KEY}
     arguments = [
         shutil.which("node"),
         str(codex),
         "exec",
         "--json",
         "--skip-git-repo-check",
+        *options,
         "-C",
         str(work),
         "say hello",
@@ -124,3 +125,63 @@ async def test_s4a_codex_that_asks_for_a_websocket_goes_on_over_http(world, code
     provider = world.provider(stream(*WHOLE))
     assert await turn(codex, world.gateway(provider), tmp_path, websockets=True) == Turn(["hello"], [])
     assert [(record["method"], record["status"]) for record in world.records] == [("GET", 426), ("POST", 200)]
+
+
+CALL = {"id": "fc_1", "type": "function_call", "call_id": "call_1", "status": "completed"}
+OVERLOADED = {"code": "server_is_overloaded", "message": "Our servers are currently overloaded."}
+TOO_LONG = json.dumps(
+    {
+        "error": {
+            "message": "Your input exceeds the context window of this model. Please adjust your input and try again.",
+            "type": "invalid_request_error",
+            "param": "input",
+            "code": "context_length_exceeded",
+        }
+    }
+).encode()
+
+
+def calls_a_tool(connection) -> None:
+    """Call the shell by the tool that this Codex offers for it."""
+    tools = {tool.get("name") for tool in json.loads(connection.provider.requests[-1].body)["tools"]}
+    if "exec_command" in tools:
+        call = {**CALL, "name": "exec_command", "arguments": json.dumps({"cmd": "echo it-$((40+2))"})}
+    else:
+        name = "shell" if "shell" in tools else "shell_command"
+        command = ["bash", "-c", "echo it-$((40+2))"] if name == "shell" else "echo it-$((40+2))"
+        call = {**CALL, "name": name, "arguments": json.dumps({"command": command})}
+    stream(
+        CREATED,
+        sent("response.output_item.added", 1, item={**call, "arguments": "", "status": "in_progress"}),
+        sent("response.function_call_arguments.delta", 2, item_id="fc_1", delta=call["arguments"]),
+        sent("response.output_item.done", 3, item=call),
+        sent(
+            "response.completed", 4, response={"id": "resp_1", "status": "completed", "usage": USAGE, "output": [call]}
+        ),
+    )(connection)
+
+
+@ensureDeferred
+async def test_a2_a_tool_turn(world, codex, tmp_path):
+    provider = world.provider(calls_a_tool, stream(*WHOLE))
+    options = ("--dangerously-bypass-approvals-and-sandbox",)
+    assert await turn(codex, world.gateway(None, provider), tmp_path, False, *options) == Turn(["hello"], [])
+    outputs = [item for item in provider.bodies[1]["input"] if item["type"] == "function_call_output"]
+    assert "it-42" in json.dumps(outputs)
+
+
+@ensureDeferred
+async def test_a2_a_provider_that_is_overloaded_inside_a_200_is_passed_over(world, codex, tmp_path):
+    failed = sent("response.failed", 1, response={"id": "resp_1", "status": "failed", "error": OVERLOADED})
+    first, second = world.provider(stream(CREATED, failed)), world.provider(stream(*WHOLE))
+    assert await turn(codex, world.gateway(first, second), tmp_path) == Turn(["hello"], [])
+    assert (len(first.requests), len(second.requests)) == (1, 1)
+
+
+@ensureDeferred
+async def test_f9_a_context_that_is_too_long_arrives_in_the_provider_s_words(world, codex, tmp_path):
+    first, second = world.provider(answer(400, TOO_LONG)), world.provider(stream(*WHOLE))
+    done = await turn(codex, world.gateway(first, second), tmp_path)
+    assert done.answers == []
+    assert "ran out of room in the model's context window" in done.errors[0], "Codex knows it by the provider's code"
+    assert second.requests == []

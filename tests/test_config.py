@@ -1335,8 +1335,8 @@ def test_names_in_the_file_stay_right_when_the_daemon_changes_its_directory(tmp_
 # F7
 
 
-def test_f7_when_refused_is_that_of_the_route_then_that_of_the_file_then_report():
-    def routes(tree: dict) -> list[str]:
+def test_f7_when_refused_is_that_of_the_route_then_that_of_the_file_then_the_endpoint_s():
+    def routes(tree: dict) -> list[str | None]:
         return [route.when_refused for route in loader.build(tree, KEYS, Path("/cfg")).routes.values()]
 
     steps = [{"provider": "one", "model": "m"}]
@@ -1345,7 +1345,7 @@ def test_f7_when_refused_is_that_of_the_route_then_that_of_the_file_then_report(
         "providers": [{"name": "one", "base_url": "https://one.example/v1"}],
         "routes": [{"name": "a", "steps": steps}, {"name": "b", "steps": steps, "when_refused": "report"}],
     }
-    assert routes(tree) == ["report", "report"]
+    assert routes(tree) == [None, "report"]
     assert routes({**tree, "when_refused": "pass_on"}) == ["pass_on", "report"]
 
 

@@ -119,7 +119,12 @@ def test_every_link_leads_somewhere(page):
 
 # The configuration
 
-COMPUTED = {"port": "`$PORT`, then `8080`", "limits.bodies": "`512MiB`, or `body` if that is more"}  # by the loader
+COMPUTED = {  # by the loader, or by the endpoint
+    "port": "`$PORT`, then `8080`",
+    "limits.bodies": "`512MiB`, or `body` if that is more",
+    "when_refused": "by endpoint: `pass_on` on `messages` and `responses`, else `report`",
+    "on_context_overflow": "by endpoint: `return` on `messages` and `responses`, else `next`",
+}
 
 
 SETTINGS = dict(settings(loader.whole_file()))

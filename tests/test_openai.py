@@ -453,6 +453,8 @@ ANSWERS = {
     "responses": "output",
     "responses/compact": "output",
     "responses/input_tokens": "input_tokens",
+    "messages": "content",
+    "messages/count_tokens": "input_tokens",
     "moderations": "results",
     "rerank": "results",
     "images/generations": "data",

@@ -25,7 +25,7 @@ from tests.memory import MemoryGateway, error_of
         ("/v1/chat/completions/models", "without the endpoint: use /v1/models."),
         ("/responses/input_tokens", "use /v1/responses/input_tokens"),
         ("/v1/responses//compact", "Did you mean /v1/responses/compact?"),
-        ("/v1/responses/resp_1", "POST /v1/responses, POST /v1/responses/compact, POST /v1/responses/input_tokens, POST"),
+        ("/v1/responses/resp_1/more", "POST /v1/responses, POST /v1/responses/compact, POST /v1/responses/input_tokens"),
         ("/v1/Chat/Completions", "Did you mean /v1/chat/completions?"),
         ("/v1/embeddings/", "Did you mean /v1/embeddings?"),
         ("/v1/nothing", "POST /v1/chat/completions, POST /v1/completions, POST /v1/embeddings"),

@@ -43,7 +43,8 @@ def _on_provider(provider: Provider, is_used: bool, index: int) -> Iterator[Mist
     path = ("providers", index)
     if provider.api_key and len(provider.api_key) < SHORT_KEY:
         yield Mistake(_SHORT, (*path, "api_key"))
-    header = next((name for name in provider.headers if name.lower() == "authorization"), None)
+    sent_as = "authorization" if provider.auth == "bearer" else provider.auth
+    header = next((name for name in provider.headers if name.lower() == sent_as), None)
     if provider.api_key and header:
         text = "is sent instead of api_key, so api_key has no effect; keep one of the two"
         yield Mistake(text, (*path, "headers", header))

@@ -88,8 +88,8 @@ class Listener(msgspec.Struct, frozen=True):
 
 
 class Provider(msgspec.Struct, frozen=True):
-    """An OpenAI-compatible API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs,
-    ``legacy_tls`` allows cipher suites without forward secrecy or AEAD."""
+    """An API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs, ``legacy_tls`` allows
+    cipher suites without forward secrecy or AEAD. ``auth`` is the way in which ``api_key`` is sent."""
 
     name: Name
     base_url: Url
@@ -97,6 +97,7 @@ class Provider(msgspec.Struct, frozen=True):
     headers: dict[HeaderName, HeaderValue] = {}
     ca_file: FileName | None = None
     legacy_tls: Annotated[Flag, At("tls.legacy")] = False
+    auth: Literal["bearer", "x-api-key"] = "bearer"
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -137,7 +138,8 @@ class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
     ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
-    ``when_refused`` is the answer if all steps refused the request: a 502, or the refusal.
+    ``when_refused`` is the answer if all steps refused the request: a 502, or the refusal. ``on_context_overflow`` is
+    what follows if a step refused it as too long for the model. Where they are None the endpoint decides.
     ``default_for`` has the endpoints whose requests without a ``model`` come here. ``endpoints`` are those that it is
     for, any if empty: only a route for conversations is in the list of models.
     ``hold`` is how much of an answer is held back before it is committed.
@@ -147,7 +149,8 @@ class Route(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...]
     deadline: Duration | None = None
     stop_on: frozenset[Refusal] = frozenset()
-    when_refused: Annotated[Literal["report", "pass_on"], Inherited("report")] = "report"
+    when_refused: Annotated[Literal["report", "pass_on"] | None, Inherited(None)] = None
+    on_context_overflow: Annotated[Literal["next", "return"] | None, Inherited(None)] = None
     default_for: frozenset[DefaultName] = frozenset()
     endpoints: frozenset[EndpointName] = frozenset()
     hold: Literal["first_output", "whole"] = "first_output"
@@ -159,10 +162,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
     with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, ``max_held`` for
     all answers that are held until they are whole, in bytes. ``max_connections`` in all, ``max_per_address`` if that is
-    limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of ``cors_origins`` may call.
-    ``secrets`` are all keys, for redaction; ``warnings`` are for the log, in which each request has its client's
-    address if ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by
-    path."""
+    limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of ``cors_origins`` may call the
+    gateway. ``secrets`` are all keys, for redaction; ``warnings`` are for the log, in which each request has its
+    client's address if ``log_client_address``; ``places`` has file and line of settings whose values are tried out
+    later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
     providers: dict[str, Provider]

@@ -37,6 +37,8 @@ _UNKNOWN = frozenset([403, 404, 405, 429, 501])  # does not show whether a step 
 _BUSY = frozenset([408, 425, 429, 503, 529])  # does not show whether a step works either, after a real request
 _NOT_THIS_ENDPOINT = frozenset([400, 404, 405, 422, 501])  # for example a model for embeddings
 
+_VERSION = {b"anthropic-version": b"Anthropic-Version: 2023-06-01\r\n"}  # Anthropic refuses a request without one
+
 Answers = dict[tuple[str, str], "tuple[bool | None, str]"]  # by provider and model: whether it works, and why not
 
 
@@ -74,7 +76,7 @@ class Check:
     async def _ask(self, provider: Provider) -> Checked:
         found = Checked(provider.name)
         started = self._clock.seconds()
-        headers = self._router.own_headers(provider)
+        headers = self._headers(provider)
         url = f"{provider.base_url}/models"
         try:
             status, found.models = await self._limited(self._list(provider, url, headers), SECONDS)
@@ -154,14 +156,20 @@ class Check:
             embedding = {"model": step.model, "input": "Hi"}
             if await self._request(step, "embeddings", embedding, "data") is None:
                 return True, "answers embeddings requests, but not chat requests"
+            if await self._request(step, "messages", {**chat, "max_tokens": 1}, "content") is None:
+                return True, "answers messages requests, but not chat requests"
         why = self._shown(f"{failure.message}: {reason}" if reason else failure.message)
         return (None if failure.status in _BUSY else False), why
+
+    def _headers(self, provider: Provider) -> Lines:
+        own = self._router.own_headers(provider)
+        return {**_VERSION, **own} if provider.auth == "x-api-key" else own
 
     async def _request(
         self, step: Step, path: str, content: Mapping[str, object], member: str
     ) -> UpstreamFailure | None:
         """Why there was no answer, which has a list ``member``; None where there was one."""
-        headers = {**self._router.own_headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
+        headers = {**self._headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
         attempt = Attempt(step, f"{step.provider.base_url}/{path}", headers, msgspec.json.encode(content))
         seconds = min(step.timeout, TRY_SECONDS)
 

@@ -13,7 +13,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from aigw.daemon.systemd import Notify
-from aigw.errors import CannotListen, ConfigError
+from aigw.errors import ConfigError
+from aigw.server.listeners import CannotListen
 from aigw.telemetry import logs
 from aigw.telemetry.snapshot import Reloads
 

@@ -27,13 +27,13 @@ from aigw.daemon.reload import Reload, clock_time
 from aigw.daemon.runtime import Runtime
 from aigw.daemon.systemd import Notify
 from aigw.daemon.watchdog import Watchdog
-from aigw.errors import CannotListen, Draining
+from aigw.errors import Draining
 from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.held import Running
 from aigw.server import api
-from aigw.server.listeners import Listeners, address_of, inherited_sockets
+from aigw.server.listeners import CannotListen, Listeners, address_of, inherited_sockets
 from aigw.server.resources import ApiResource
 from aigw.server.site import GatewaySite
 from aigw.telemetry import logs

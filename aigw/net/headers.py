@@ -12,7 +12,9 @@ Lines = dict[bytes, bytes]  # headers as they go over the wire, each line ended,
 
 _JSON = b"application/json"
 _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", b"x-title")
-_TO_CLIENT = re.compile(rb"content-type|retry-after(-ms)?|x-should-retry|request-id|x-ratelimit-.*|openai-.*")
+_TO_CLIENT = re.compile(
+    rb"content-type|retry-after(-ms)?|x-should-retry|request-id|x-ratelimit-.*|(?:openai|anthropic)-.*"
+)
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5, allows tabs and what is not ASCII
 _TRACEPARENT = re.compile(  # as in telemetry/trace_context
     rb"(?!ff)(?=00.{53}\Z|(?!00))[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
@@ -35,10 +37,13 @@ _FIRST = (
 )
 
 
-def for_provider(given: Mapping[bytes, bytes], takes: Container[bytes] = (_JSON,)) -> Lines:
+def for_provider(
+    given: Mapping[bytes, bytes], takes: Container[bytes] = (_JSON,), beginning: bytes | None = None
+) -> Lines:
     """What of a client's request is sent to a provider; ``given`` are its headers by lower-case name.
 
     A value with a control character is left out. ``takes`` are the types of a body that are named as the client did.
+    Every header whose name begins with ``beginning`` is sent too.
     """
     kind = given.get(b"content-type", b"")
     if kind != _JSON and (kind.partition(b";")[0].strip().lower() not in takes or _CONTROL.search(kind)):
@@ -47,6 +52,10 @@ def for_provider(given: Mapping[bytes, bytes], takes: Container[bytes] = (_JSON,
     for name in _TO_PROVIDER:
         if name in given and (value := given[name]) and not _CONTROL.search(value):
             sent[name] = b"%s%s\r\n" % (_cased(name), value)
+    if beginning is not None:
+        for name, value in given.items():
+            if name.startswith(beginning) and not _CONTROL.search(value):
+                sent[name] = b"%s%s\r\n" % (_cased(name), value)
     trace = given.get(b"traceparent")
     if trace and _TRACEPARENT.fullmatch(trace) and not _CONTROL.search(trace):
         sent[b"traceparent"] = b"Traceparent: %s\r\n" % trace
@@ -79,7 +88,7 @@ def _bounded(sent: list[Header]) -> list[Header]:
 def _rank(header: Header) -> int:
     """How important a header is to a client; equal ones stay as the provider sent them."""
     name = header[0]
-    return _FIRST.index(name) if name in _FIRST else len(_FIRST) + (not name.startswith(b"openai-"))
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST) + (not name.startswith((b"openai-", b"anthropic-")))
 
 
 class _Names(dict[bytes, bytes | None]):

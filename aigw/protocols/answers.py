@@ -67,6 +67,20 @@ def check_response(body: bytes, label: bytes = b"") -> Mistake | None:
     return (ERROR, reason_in(_value(bytes(found.error)))) if bytes(found.status) == b'"failed"' else None
 
 
+def check_message(body: bytes, label: bytes = b"") -> Mistake | None:
+    """See check_answer, for a message, whose ``content`` may be empty."""
+    return check_answer("content", body, may_be_empty=True)
+
+
+def check_stored(body: bytes, label: bytes = b"") -> Mistake | None:
+    """See check_answer, for what a provider stores, or a list of that. A response that failed is an answer too."""
+    try:
+        found = envelope.outlined(body.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        return check_answer("data", body)
+    return None if envelope.carries(found.id) or envelope.is_list(found.data) else check_answer("data", body)
+
+
 def check_count(body: bytes, label: bytes = b"") -> Mistake | None:
     """See check_answer, for a count of tokens, whose ``input_tokens`` is a number."""
     try:

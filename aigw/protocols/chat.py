@@ -95,7 +95,7 @@ class ChatScanner(StreamScanner):
                 self.note_failure(f"finish_reason: {reason.decode()}", False)
         return OUTPUT
 
-    def raises(self, value: dict[str, object]) -> bool:
+    def raises(self, name: str, value: dict[str, object]) -> bool:
         """See StreamScanner. The clients read only the member ``error`` at the top level."""
         return bool(value.get("error"))
 

@@ -9,6 +9,7 @@ import msgspec
 
 from aigw.config.model import Caller
 from aigw.errors import GatewayError
+from aigw.protocols import sse
 from aigw.protocols.envelope import Parts
 from aigw.protocols.multipart import Upload
 from aigw.protocols.scanner import StreamScanner
@@ -27,13 +28,16 @@ class RawRequest(msgspec.Struct, frozen=True, eq=False):
     request_id: str = ""
     caller: Caller | None = None
     content_type: bytes = b""
+    tail: bytes = b""
 
 
 class Call(msgspec.Struct, frozen=True, eq=False):
     """One request, read once: the body's top-level members as raw bytes, and the headers that may be sent on.
 
     ``model`` is empty if the request has none. A ``large`` one is sent on in pieces. ``form`` is the body of a request
-    that is not JSON. A stream has ``results`` results, each with an event at its end.
+    that is not JSON. A stream has ``results`` results, each with an event at its end. ``tail`` follows the URL of the
+    endpoint: a path below it, a query. ``response_id`` is the response that the request is about; ``method`` is then
+    its method.
     """
 
     endpoint: Endpoint
@@ -46,6 +50,9 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     large: bool = False
     form: Upload | None = None
     results: int = 1
+    tail: bytes = b""
+    method: str = "POST"
+    response_id: str = ""
 
 
 class CheckAnswer(Protocol):
@@ -65,7 +72,15 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     ``check_answer`` gives None for a whole 2xx body that is an answer; else the reason, and the provider's own reason
     if it gave one. ``flows`` is there if an answer is passed on as it arrives: it takes the Content-Type and the first
     bytes, and gives whether they begin such an answer, or None if more bytes are needed. ``scanner`` makes the scanner
-    of one streamed answer. ``error_body`` formats the gateway's errors.
+    of one streamed answer. ``error_body`` formats the gateway's errors; it takes the error and the id of the request.
+    ``keepalive`` shows the client of a stream that the gateway runs, and is not output. Client headers whose names
+    begin with ``client_headers`` are sent to the provider, and so is the query if ``passes_query``. A refusal with one
+    of the statuses in ``stop_on`` is the answer. ``acts_on_refusals``: clients read a provider's own words and shorten
+    the request. A route that has no other setting then passes refusals on, and returns the refusal of a request that
+    is too long.
+    ``state_in`` gives the id of the stored response that a Call needs, or an empty text; it raises BadRequest.
+    ``id_in`` gives the id of an answer by its beginning. ``stored`` is the endpoint of the answers that a provider
+    stores; their paths are below this one.
     """
 
     path: str
@@ -73,8 +88,16 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     rewrite: Callable[[Call, msgspec.Raw, str | None], tuple[bytes | Parts, tuple[str, ...]]]
     check_answer: CheckAnswer
     scanner: Callable[[], StreamScanner]
-    error_body: Callable[[GatewayError], bytes]
+    error_body: Callable[[GatewayError, str], bytes]
     aliases: tuple[str, ...] = ()
     takes: tuple[bytes, ...] = (JSON,)
     may_lack_model: bool = False
     flows: Callable[[bytes, bytes], bool | None] | None = None
+    keepalive: bytes = sse.KEEP_ALIVE
+    client_headers: bytes | None = None
+    passes_query: bool = False
+    stop_on: frozenset[str] = frozenset()
+    acts_on_refusals: bool = False
+    state_in: Callable[[Call], str] | None = None
+    id_in: Callable[[bytes], str] | None = None
+    stored: Endpoint | None = None

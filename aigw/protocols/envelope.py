@@ -117,11 +117,13 @@ ABSENT = msgspec.Raw()
 class Outline(msgspec.Struct, gc=False):
     """The members of a provider's answer that are read. The others are skipped."""
 
+    id: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
     status: msgspec.Raw = ABSENT
     choices: msgspec.Raw = ABSENT
     data: msgspec.Raw = ABSENT
     output: msgspec.Raw = ABSENT
+    content: msgspec.Raw = ABSENT
     input_tokens: msgspec.Raw = ABSENT
     results: msgspec.Raw = ABSENT
     text: msgspec.Raw = ABSENT

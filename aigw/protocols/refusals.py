@@ -15,6 +15,7 @@ import msgspec
 
 from aigw.protocols import sse
 
+KEY_REFUSED = frozenset([401])  # statuses by which a provider refuses the key; 402 and 403 may be about the request
 DEEPEST = 6  # objects within objects
 MOST_LISTED = 3  # mistakes of one list that are shown
 MOST_OF_TEXT = 300  # characters of a body that is not JSON

@@ -17,6 +17,7 @@ Rewritten = tuple[bytes | Parts, tuple[str, ...]]
 
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # compressed data begins so, and JSON does not
 _text = msgspec.json.Decoder(str)
+_text_or_null: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 _flag: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
 _STATE = ("previous_response_id", "conversation", "store", "background")
 _OFF = (b"null", b"false")
@@ -37,6 +38,11 @@ def read_chat(raw: RawRequest) -> Call | Steps[Call]:
 def read_unstreamed(raw: RawRequest) -> Call | Steps[Call]:
     """See read_json, for an endpoint without streams: ``stream: true`` of a client has no effect in the gateway."""
     return _read(raw, _unstreamed)
+
+
+def read_messages_unstreamed(raw: RawRequest) -> Call | Steps[Call]:
+    """See read_unstreamed, with ``messages``, for an endpoint that counts their tokens."""
+    return _read(raw, _unstreamed, with_messages=True)
 
 
 def read_speech(raw: RawRequest) -> Call | Steps[Call]:
@@ -88,8 +94,8 @@ def _call(raw: RawRequest, members: Members, large: bool, streams: bool = True, 
         name = next(each for each in members if each in envelope.OTHER_CASES)
         raise BadRequest(f"{name!r} must be written {name.casefold()!r}, in lower case.", param=name)
     stream = "stream" in members and _member(members, "stream", _flag, "true or false") is True
-    stream = stream and streams
-    return Call(raw.endpoint, model, stream, members, raw.headers, raw.request_id, raw.caller, large, results=results)
+    request = (raw.headers, raw.request_id, raw.caller, large)
+    return Call(raw.endpoint, model, stream and streams, members, *request, results=results, tail=raw.tail)
 
 
 def _unstreamed(raw: RawRequest, members: Members, large: bool) -> Call:
@@ -169,6 +175,18 @@ def rewrite_response(call: Call, model: msgspec.Raw, conflict_resolution: str | 
             else:
                 dropped = tuple(name for name in TOOL_MEMBERS if members.pop(name, None) is not None)
     return (Pieces(members) if call.large else envelope.dumps(members)), dropped
+
+
+def rewrite_nothing(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> Rewritten:
+    """The same of a request without a body."""
+    return b"", ()
+
+
+def previous_response(call: Call) -> str:
+    """The id of the response that the call continues; empty if it continues none. Raises BadRequest."""
+    if "previous_response_id" not in call.members:
+        return ""
+    return _member(call.members, "previous_response_id", _text_or_null, "the id of a response, or null") or ""
 
 
 def uses_state(members: Members) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 from aigw.errors import StreamBroken
 from aigw.protocols.answers import is_error
+from aigw.protocols.envelope import outlined
 from aigw.protocols.error_bodies import response_failed
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
@@ -23,8 +25,22 @@ _BEGINNING = re.compile(rb'"type"\s*:\s*"(?:%s)"' % b"|".join(re.escape(name.enc
 KEPT = 4096  # bytes; if every last read were kept, 100 stalled clients would take 6 MiB
 _NEAR = 256  # bytes that are searched for the type of a large event
 # A quote inside a JSON string is escaped: a model's text cannot match these patterns.
-_ID = re.compile(rb'"response"\s*:\s*\{.*?"id"\s*:\s*"([^"\\]{1,200})"', re.DOTALL)
+_ID = re.compile(rb'"response"\s*:\s*\{.*?"id"\s*:\s*"([^"\\]{1,512})"', re.DOTALL)
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})')
+
+
+_PLAIN_ID = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"id"\s*:\s*"([^"\\]{1,512})"')
+_WHOLE_ID = re.compile(rb'"([^"\\]{1,512})"')
+
+
+def id_in(data: bytes) -> str:
+    """The id of a response, by the beginning of its stream or by its body, whole or not; empty if there is none."""
+    begins_object = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+    found = _PLAIN_ID.match(data) if begins_object else _ID.search(data)
+    if found is None and begins_object:
+        with suppress(ValueError):
+            found = _WHOLE_ID.fullmatch(bytes(outlined(data.removeprefix(b"\xef\xbb\xbf")).id))
+    return found[1].decode(errors="replace") if found else ""
 
 
 class ResponsesScanner(StreamScanner):
@@ -72,7 +88,7 @@ class ResponsesScanner(StreamScanner):
         self.complete = self.finished = True
         return END
 
-    def raises(self, value: dict[str, object]) -> bool:
+    def raises(self, name: str, value: dict[str, object]) -> bool:
         """See StreamScanner. Both ``error`` and ``response.failed`` are part of the protocol."""
         return True
 

@@ -58,8 +58,8 @@ class StreamScanner(ABC):
         self._rest = bytearray()  # the incomplete event
         self._rest_is_silence: bool | None = None  # None: not examined yet
         self._every_event = False  # each event is examined
-        self._in_pieces = False  # an event that is too large to wait for is being passed on
-        self._before, self._ends = b"", False  # the last bytes of it that were passed on; whether it ends the stream
+        self._in_pieces, self._before = False, b""  # whether a large event is sent in pieces, and its last bytes
+        self._ends = False  # it ends the stream
 
     @abstractmethod
     def meaning(self, value: dict[str, object]) -> Meaning:
@@ -74,7 +74,7 @@ class StreamScanner(ABC):
         """See ``note``, for an event that is too large to be decoded. ``data`` is a piece and some bytes before it."""
 
     @abstractmethod
-    def raises(self, value: dict[str, object]) -> bool:
+    def raises(self, name: str, value: dict[str, object]) -> bool:
         """Whether the official clients raise when they receive this event."""
 
     def is_announcement(self, data: bytes) -> bool:
@@ -271,12 +271,12 @@ class StreamScanner(ABC):
     def _note_event(self, event: bytes) -> Meaning:
         if _DONE.match(event):
             return self._done()
-        _, data, value, error = events.read(event)
+        name, data, value, error = events.read(event)
         if data is not None and data.strip() == b"[DONE]":
             return self._done()
         meaning = self.note(value) if isinstance(value, dict) else OUTPUT
         if error is not None:
-            self.note_failure(error, isinstance(value, dict) and self.raises(value))
+            self.note_failure(error, isinstance(value, dict) and self.raises(name, value))
         return ERROR if error is not None and meaning is not END else meaning
 
     def _note_pieces(self, data: bytes) -> Meaning:

@@ -68,7 +68,7 @@ class TypedScanner(StreamScanner):
         self.complete = self.finished = True
         return END if self._count >= self.results else OUTPUT
 
-    def raises(self, value: dict[str, object]) -> bool:
+    def raises(self, name: str, value: dict[str, object]) -> bool:
         """See StreamScanner: they look at ``error`` at the top, and at nothing else."""
         return bool(value.get("error"))
 

@@ -13,6 +13,7 @@ from typing import Literal
 from aigw.config.model import Step
 from aigw.proxy.finishing import Finishing
 from aigw.proxy.hedge import Budgets
+from aigw.proxy.response_ids import ResponseIds
 
 Kind = Literal["failure", "timeout", "refusal"]
 
@@ -153,6 +154,7 @@ class CooldownsByEndpoint:
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self.finishing = Finishing()  # kept at a reload, as the cooldowns are
+        self.response_ids = ResponseIds()
         self.budgets = Budgets()  # and so are these
         self._seconds = seconds
         self._by_path: dict[str, Cooldowns] = {}

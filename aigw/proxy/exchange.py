@@ -34,6 +34,7 @@ from aigw.proxy.relay import Answer, Relay, Responder
 from aigw.proxy.retry_policy import Verdict
 from aigw.proxy.router import Router, less_provider
 from aigw.proxy.running_attempt import RunningAttempt
+from aigw.proxy.stored_responses import StoredResponses
 from aigw.proxy.whole import HoldWhole
 from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder
@@ -67,12 +68,17 @@ class Gateway:
         self.running = Running(config.max_held) if running is None else running
         self.finishing = health.finishing
         self.budgets = health.budgets
+        self.stored = StoredResponses(config, upstream, self.router, self.cooldowns, health.response_ids, clock)
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         record.stream, record.requested_model = call.stream, call.model
+        if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
+            return self.stored.serve(call, response_id, record, partial(self._start, call, client, record))
         route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
-        record.route = route.name
+        return Exchange(self, route, call, client, record).run()
+
+    def _start(self, call: Call, client: Responder, record: RecordBuilder, route: Route) -> Deferred[None]:
         return Exchange(self, route, call, client, record).run()
 
 
@@ -85,6 +91,7 @@ class Exchange:
         self._path = call.endpoint.path
         self._health = gateway.cooldowns[self._path]
         self._route = route
+        record.route = route.name
         self._call = call
         self._client = client
         self._record = record
@@ -183,6 +190,8 @@ class Exchange:
                 held.rewrite(self._gateway.router.without_keys[step.provider.name])
             length = held.length
             self._record.answered_by(step, running.attempt.dropped)
+            if self._call.endpoint.id_in is not None:
+                self._gateway.stored.note(self._call, self._route, step, held)
             sent = headers.for_client(response.given.items())
             if b"content-type" not in dict(sent):
                 sent.append((b"content-type", held.default_type))
@@ -216,13 +225,13 @@ class Exchange:
         if verdict.repeatable and tries <= attempt.step.retries:
             delay = retry_policy.retry_delay(error, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
-                pause: Deferred[None] = deferLater(self._clock, delay).addBoth(self._paused, self._clock.seconds())
+                pause: Deferred[None] = deferLater(self._clock, delay).addBoth(running.paused, self._clock.seconds())
                 return pause.addCallback(lambda _: self._try(attempt, step_ends, tries + 1))
         return self.next_step()
 
     def is_final(self, error: UpstreamFailure) -> bool:
         """See Chain."""
-        return passed_refusals.stops(error, self._route.stop_on, self._gateway.keys)
+        return passed_refusals.is_final(error, self._route, self._call.endpoint, self._gateway.keys)
 
     def note_failure(self, error: UpstreamFailure, running: RunningAttempt) -> Verdict:
         """See Chain."""
@@ -239,11 +248,6 @@ class Exchange:
             self._left = less_provider(self._left, step.provider, self._record.skip)
         return verdict
 
-    def _paused(self, result: Failure | None, since: float) -> Failure | None:
-        """Add the real length of the pause, which is shorter if the client left."""
-        self._record.waited += self._clock.seconds() - since
-        return result
-
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
         self._record.answered_by(attempt.step, attempt.dropped)
@@ -256,7 +260,7 @@ class Exchange:
         cooldowns = [left for step in self._route.steps if (left := self._health.cooldown_left(step)) is not None]
         refusals = [refusal for _, refusal in sorted(self._refusals.items())]
         found = self._failures, refusals, self._gateway.keys, is_late, min(cooldowns, default=None)
-        end = failure_report.in_the_end(self._route, *found)
+        end = failure_report.in_the_end(self._route, self._call.endpoint, *found)
         return fail(end) if isinstance(end, GatewayError) else self._pass_on(*end)
 
     def _flowed(self, result: Failure | None, running: RunningAttempt, held: Answer) -> None:
@@ -292,9 +296,4 @@ class Exchange:
     def note_cancelled(self, running: RunningAttempt) -> None:
         """See Chain."""
         self._health.abandoned(running.attempt.step, running.probe)
-        if running.lost:
-            running.ended("lost_race", running.status, "another step was faster")
-        elif self._interrupted:
-            running.ended("draining", running.status, "the gateway is stopping")
-        else:
-            running.ended("client_gone", running.status, "the client left")
+        running.cancelled(self._interrupted)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from aigw.config.model import Route
 from aigw.errors import AllStepsFailed, DeadlineExceeded, GatewayError, UpstreamFailure, UpstreamRefused
+from aigw.protocols.endpoint import Endpoint
 from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST, of_all_steps
 from aigw.proxy.retry_policy import REPEATABLE
 from aigw.secret import KeySearch
@@ -23,21 +24,23 @@ _LEAST_OF_A_REASON = 20
 
 def in_the_end(
     route: Route,
+    endpoint: Endpoint,
     failures: Failures,
     refusals: Iterable[tuple[Attempt, UpstreamRefused]],
     keys: KeySearch,
     is_late: bool,
     shortest_cooldown: float | None,
 ) -> tuple[Attempt, UpstreamRefused] | GatewayError:
-    """What the client gets in the end: a refusal if the route passes it on, else an error of the gateway.
+    """What the client gets if no step or no time is left: a refusal if the route passes it on, else an error.
 
-    ``refusals`` has the last one of each step. For ``shortest_cooldown`` see all_failed.
+    ``refusals`` has the last refusal of each step. For ``shortest_cooldown`` see all_failed.
     """
-    if route.when_refused == "pass_on":
-        passed = of_all_steps([failure for _, failure in failures], refusals, keys)
-        if passed is not None:
-            return passed
-    return too_late(route.deadline or 0, failures, keys) if is_late else all_failed(failures, keys, shortest_cooldown)
+    passed = of_all_steps([failure for _, failure in failures], refusals, route, endpoint, keys)
+    if passed is not None:
+        return passed
+    if is_late:
+        return too_late(route.deadline or 0, failures, keys)
+    return all_failed(failures, keys, shortest_cooldown)
 
 
 def all_failed(failures: Failures, keys: KeySearch, shortest_cooldown: float | None = None) -> AllStepsFailed:

@@ -69,9 +69,9 @@ class KeptAlive:
             self._has_begun = self._is_early = True
             self._client.begin(200, headers.of_a_stream([_TYPE], False), None, is_early=True)
         self._record.keepalives += 1
-        self._written += len(sse.KEEP_ALIVE)
+        self._written += len(self._endpoint.keepalive)
         self._last = self._clock.seconds()
-        self._client.write(sse.KEEP_ALIVE)
+        self._client.write(self._endpoint.keepalive)
 
     # From the exchange
 

@@ -39,6 +39,10 @@ class Plain(Relay):
         """See Relay."""
         return self._usage.counts()
 
+    def check(self, body: bytes) -> tuple[str, str | None] | None:
+        """See Relay."""
+        return self._endpoint.check_answer(body, self._label)
+
     def dataReceived(self, data: bytes) -> None:
         """See Relay."""
         if self._client is not None:
@@ -92,6 +96,9 @@ class Flowing(Plain):
     def __init__(self, endpoint: Endpoint, clock: IReactorTime, label: bytes, begins: Begins) -> None:
         super().__init__(endpoint, clock, label)
         self._begins = begins
+
+    def check(self, body: bytes) -> None:
+        """See Relay: its first bytes have shown that it is an answer."""
 
     def dataReceived(self, data: bytes) -> None:
         """See Relay."""

@@ -75,6 +75,10 @@ class Answer(Protocol):
     bytes_out: int
 
     @property
+    def beginning(self) -> bytes:
+        """See Relay."""
+
+    @property
     def usage(self) -> dict[str, int]:
         """See Relay."""
 
@@ -136,6 +140,11 @@ class Relay(BodyProtocol, ABC):
             self._pieces[0] = body
             self.length = len(body)
 
+    @property
+    def beginning(self) -> bytes:
+        """What is held at the commit point."""
+        return b"".join(self._pieces)
+
     def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
         """Write what was held, then the rest. Fails with StreamBroken. A cancel aborts the provider's answer.
 
@@ -170,6 +179,10 @@ class Relay(BodyProtocol, ABC):
     @property
     def failure(self) -> StreamBroken | None:
         """The failure that the provider itself reported after the commit point, if any."""
+        return None
+
+    def check(self, body: bytes) -> tuple[str, str | None] | None:
+        """The mistake in the whole body of an answer that was held while it flowed; see Endpoint."""
         return None
 
     @abstractmethod

@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 
 from aigw.config.model import Step
-from aigw.errors import KEY_REFUSED, UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.errors import UpstreamFailure, UpstreamRefused, UpstreamTimeout
+from aigw.protocols.refusals import KEY_REFUSED
 from aigw.proxy.cooldown import Cooldowns
 
 REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # statuses 4xx after which the same request may succeed

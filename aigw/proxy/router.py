@@ -80,6 +80,8 @@ class Router:
             headers={**own, **call.headers, **own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()},
             body=body,
             dropped=dropped,
+            tail=call.tail,
+            method=call.method,
         )
 
 
@@ -95,7 +97,8 @@ def _headers(provider: Provider) -> Lines:
     """The headers of every request to the provider, with its key."""
     headers = {b"user-agent": _USER_AGENT}
     if provider.api_key:
-        headers[b"authorization"] = b"Bearer " + _revealed(provider.api_key)
+        key = _revealed(provider.api_key)
+        headers |= {b"x-api-key": key} if provider.auth == "x-api-key" else {b"authorization": b"Bearer " + key}
     headers |= {name.lower().encode(): _revealed(value) for name, value in provider.headers.items()}
     return {name: lines([(name, value)]) for name, value in headers.items()}
 

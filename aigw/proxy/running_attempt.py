@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from aigw.proxy.relay import Relay
 from aigw.telemetry.record import AttemptRecord, RecordBuilder, host_and_path, short_word
@@ -53,6 +54,20 @@ class RunningAttempt(msgspec.Struct, eq=False):
         """End it; its connection is closed at once."""
         if self.held is not None:
             self.held.cancel()
+
+    def cancelled(self, interrupted: bool) -> None:
+        """Record why it was cancelled; ``interrupted``: the gateway is stopping."""
+        if self.lost:
+            self.ended("lost_race", self.status, "another step was faster")
+        elif interrupted:
+            self.ended("draining", self.status, "the gateway is stopping")
+        else:
+            self.ended("client_gone", self.status, "the client left")
+
+    def paused(self, result: Failure | None, since: float) -> Failure | None:
+        """Add the real length of a pause after it, which is shorter if the client left."""
+        self.record.waited += self.record.seconds() - since
+        return result
 
     def ended(
         self, outcome: str, status: int | None, message: str, rests: float | None = None, words: Sequence[str] = ()

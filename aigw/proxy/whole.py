@@ -57,7 +57,7 @@ class HoldWhole:
             return relay
         if self._kept_alive is not None:
             self._kept_alive.allow()
-        check = None if relay.flows else self._call.endpoint.check_answer
+        check = None if relay.flows else relay.check
         held = HeldWhole(relay, self._record, self._held_bytes, check)
         # The whole of a plain answer has a limit already, which passes first.
         return held.fill(step.idle_timeout if relay.flows else step.timeout)
@@ -82,8 +82,9 @@ class HeldWhole:
         self._record = record
         self._held_bytes = held_bytes
         self._check = check
-        self.mislabelled, self.default_type = relay.mislabelled, relay.default_type
-        self.flows, self.flushes = relay.flows, relay.flushes
+        self.mislabelled = relay.mislabelled
+        self.default_type, self.flows, self.flushes = relay.default_type, relay.flows, relay.flushes
+        self.beginning = relay.beginning  # before it flows
         self.length: int | None = None
         self.bytes_out = 0
         self._since = record.seconds()

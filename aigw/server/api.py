@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import copy
+from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -18,10 +20,11 @@ from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
+from aigw.proxy.response_ids import is_id
 from aigw.proxy.router import Router
 from aigw.server.cors import CrossOrigin
 from aigw.server.request import Request
-from aigw.server.resources import ApiResource, HealthResource, PathPrefix
+from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
 from aigw.telemetry.record import RecordBuilder, Sink
 from aigw.telemetry.trace_context import Trace
 
@@ -53,7 +56,7 @@ class ModelsResource(ApiResource):
 class EndpointResource(ApiResource):
     """One endpoint of the API: reads a Call, lets the gateway serve it, and records the result."""
 
-    methods = (b"POST",)
+    methods: tuple[bytes, ...] = (b"POST",)
 
     def __init__(
         self,
@@ -67,6 +70,10 @@ class EndpointResource(ApiResource):
         super().__init__(config, cross_origin)
         self.max_body = config.max_body
         self._endpoint = endpoint
+        self._path = f"/v1/{endpoint.path}"  # as records show it
+        self._stored: StoredResource | None = None
+        if endpoint.stored is not None:
+            self._stored = StoredResource(config, endpoint.stored, gateway, sink, begin_trace, cross_origin)
         self.error_body = endpoint.error_body
         self._gateway = gateway
         self._sink = sink
@@ -78,9 +85,8 @@ class EndpointResource(ApiResource):
         if self.cross_origin is not None and self.cross_origin.is_preflight(request):
             super().admit(request)
             return
-        path = f"/v1/{self._endpoint.path}"
         now, method = self._seconds(), request.method[:20].decode("latin-1")
-        request.record = RecordBuilder(request.request_id, method, path, now, seconds=self._seconds, received=now)
+        request.record = RecordBuilder(request.request_id, method, self._path, now, seconds=self._seconds, received=now)
         if self.config.log_client_address:
             request.record.client_address = request.channel.client_address
         if self._begin_trace is not None:
@@ -90,9 +96,9 @@ class EndpointResource(ApiResource):
             request.coding = coding_in(coding)
 
     def getChild(self, path: bytes, request: Request) -> ApiResource:
-        """What is below and no endpoint itself: refused, and recorded, as a request to this one."""
+        """What is below and no endpoint itself: stored there, or refused, and recorded, as a request to this one."""
         request.postpath.insert(0, path)
-        leaf = copy(self)
+        leaf = copy((self._stored if any(request.postpath) else None) or self)
         leaf.isLeaf = True
         return leaf
 
@@ -109,9 +115,10 @@ class EndpointResource(ApiResource):
         record.received = self._seconds()
         if request.coding is None:
             given, endpoint = request.given, self._endpoint
-            sent = headers.for_provider(given, endpoint.takes)
+            sent = headers.for_provider(given, endpoint.takes, endpoint.client_headers)
             kind = given.get(b"content-type", b"")
-            raw = RawRequest(endpoint, request.body, sent, request.request_id, request.caller, kind)
+            tail = _query_of(request) if endpoint.passes_query else b""
+            raw = RawRequest(endpoint, request.body, sent, request.request_id, request.caller, kind, tail)
             found = endpoint.read(raw)
         else:
             found = self._read_compressed(request, request.body, request.coding)
@@ -123,9 +130,11 @@ class EndpointResource(ApiResource):
         plain = yield from decode(body, coding, self.max_body, request.take)
         del body
         given, endpoint = request.given, self._endpoint
-        sent, kind = headers.for_provider(given, endpoint.takes), given.get(b"content-type", b"")
-        found = endpoint.read(RawRequest(endpoint, plain, sent, request.request_id, request.caller, kind))
-        del plain
+        sent = headers.for_provider(given, endpoint.takes, endpoint.client_headers)
+        kind, tail = given.get(b"content-type", b""), _query_of(request) if endpoint.passes_query else b""
+        raw = RawRequest(endpoint, plain, sent, request.request_id, request.caller, kind, tail)
+        found = endpoint.read(raw)
+        del plain, raw
         return found if isinstance(found, Call) else (yield from found)
 
     def headers(self, request: Request) -> list[headers.Header]:
@@ -161,11 +170,60 @@ class EndpointResource(ApiResource):
         self._sink(record.record(status))
 
 
+class StoredResource(EndpointResource):
+    """What a provider keeps, below an endpoint by its id. There is one for each request, see ``getChild``."""
+
+    leads_on = True
+
+    def __init__(self, config: Config, *more: Any) -> None:
+        super().__init__(config, *more)
+        self._path += "/{id}"
+
+    def admit(self, request: Request) -> None:
+        """See EndpointResource."""
+        name, *below = request.postpath or [b""]
+        self.methods = _STORED.get(b"/".join(below).rstrip(b"/"), ()) if is_id(name.decode("latin-1")) else ()
+        super().admit(request)
+
+    def render(self, request: Request) -> Deferred[None]:
+        """See EndpointResource; a body has no meaning here."""
+        record = request.record
+        record.received = self._seconds()
+        response_id, *below = [each.decode("latin-1") for each in request.postpath or () if each]
+        query = _query_of(request)
+        call = Call(
+            self._endpoint,
+            model="",
+            stream=parse_qs(query[1:]).get(b"stream") == [b"true"],
+            members={},
+            headers=headers.for_provider(request.given),
+            request_id=request.request_id,
+            caller=request.caller,
+            tail="/".join(["", response_id, *below]).encode() + query,
+            method=request.method.decode("latin-1"),
+            response_id=response_id,
+        )
+        return self._gateway.serve(call, request, record)
+
+
+_STORED: dict[bytes, tuple[bytes, ...]] = {
+    b"": (b"GET", b"DELETE"),
+    b"cancel": (b"POST",),
+    b"input_items": (b"GET",),
+}  # by the path behind the id
+
+
+def _query_of(request: Request) -> bytes:
+    """The query with its question mark; empty where there is none."""
+    return b"".join(request.uri.partition(b"?")[1:])
+
+
 def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
     cross_origin = CrossOrigin(config.cors_origins) if config.cors_origins else None
     root, v1 = PathPrefix(config, cross_origin), PathPrefix(config, cross_origin)
     at: dict[str, ApiResource] = {"": root, "v1": v1}
+    root.putChild(b"", RootResource(config, cross_origin))
     root.putChild(b"health", HealthResource(config, cross_origin))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", ModelsResource(config, gateway.router, cross_origin))

@@ -287,11 +287,12 @@ class Channel(Protocol):
         if self.closing.last:
             return
         self.closing.last = True
-        request_id, with_body = "", True
+        request_id, with_body, *shape = "", True
         if self.request is not None:  # its head was valid, its body is malformed
             request_id, with_body = self.request.request_id, self.request.method != b"HEAD"  # RFC 9110, 9.3.2
+            shape = [self.request.resource.error_body]
             self.request.error = error
             self.request.answered(error.status)
         self._release()
-        self.transport.write(answer_to_no_request(error, request_id or id_of(None), with_body))
+        self.transport.write(answer_to_no_request(error, request_id or id_of(None), with_body, *shape))
         self.closing.close()

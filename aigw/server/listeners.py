@@ -21,7 +21,7 @@ from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 
 from aigw.config.model import Config, Listener
-from aigw.errors import CannotListen, ConfigError
+from aigw.errors import ConfigError
 from aigw.net import tcp
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import CurrentIdentity
@@ -31,6 +31,10 @@ from aigw.server.site import GatewaySite
 
 BACKLOG = 1024  # Twisted's 50 overflows when many clients come at once
 ADMIN_MODE = 0o660  # Twisted's 666 would allow every user of the machine, and this listener needs no key
+
+
+class CannotListen(Exception):
+    """A listener cannot be bound: its address is in use, or not one of this machine. The daemon ends with 1."""
 
 
 class InheritedSocket(NamedTuple):

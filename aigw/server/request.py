@@ -207,7 +207,7 @@ class Request(TwistedRequest):
     def _fail(self, error: GatewayError) -> None:
         for name, value in error.headers.items():
             self.setHeader(name, value)
-        self.answer(error.status, self.resource.error_body(error))
+        self.answer(error.status, self.resource.error_body(error, self.request_id))
 
     def answer(self, status: int, body: bytes) -> None:
         """Answer with the gateway's own JSON, in one piece; nosniff keeps browsers from guessing another type."""

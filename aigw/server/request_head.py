@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -20,7 +21,7 @@ MAX_HEADERS = 100
 MAX_DIGITS = 18
 SINGLE = frozenset(
     b"host content-length content-type authorization proxy-authorization x-api-key api-key cookie origin "
-    b"sec-fetch-site expect x-request-id traceparent idempotency-key http-referer x-title".split()
+    b"sec-fetch-site expect x-request-id traceparent idempotency-key http-referer x-title anthropic-version".split()
 )  # all headers that the gateway uses or forwards, except lists, whose lines make one value (RFC 9110, section 5.3)
 TLS_HANDSHAKE = b"\x16"  # the first byte of a record with a ClientHello (RFC 8446, 5.1)
 _REASONS = {
@@ -200,9 +201,14 @@ def _too_large() -> HeadersTooLarge:
     return HeadersTooLarge(f"The headers are larger than {MAX_HEAD} bytes, or more than {MAX_HEADERS}.")
 
 
-def answer_to_no_request(error: GatewayError, request_id: str, with_body: bool) -> bytes:
+def answer_to_no_request(
+    error: GatewayError,
+    request_id: str,
+    with_body: bool,
+    body_of: Callable[[GatewayError, str], bytes] = error_body,
+) -> bytes:
     """The whole answer to data that is not a valid request; the connection closes after it."""
-    body = error_body(error)
+    body = body_of(error, request_id)
     return (
         b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
         b"X-Request-Id: %s\r\nConnection: close\r\n\r\n%s"

@@ -23,7 +23,7 @@ class ApiResource(TwistedResource):
     isLeaf = True
     known: Mapping[bytes, ApiResource] = {}  # below this one, by whole paths; where to look first
     methods: tuple[bytes, ...] = (b"GET", b"HEAD")  # none where there is nothing
-    error_body: Callable[[GatewayError], bytes] = staticmethod(error_body)
+    error_body: Callable[[GatewayError, str], bytes] = staticmethod(error_body)
     max_body = 0  # bytes; a body that is not read costs nothing, and ends the connection
     leads_on = False  # what follows its path is for it to read
 
@@ -104,6 +104,19 @@ class PathPrefix(NotFound):
     """A path that is only the prefix of others."""
 
     isLeaf = False
+
+
+class RootResource(NotFound):
+    """``/``: clients send ``HEAD /`` without a key to learn whether the gateway can be reached."""
+
+    def admit(self, request: Request) -> None:
+        """See ApiResource."""
+        if request.method != b"HEAD":
+            super().admit(request)
+
+    def render(self, request: Request) -> bytes:
+        """Something, for it to have a length."""
+        return b"{}"
 
 
 class HealthResource(ApiResource):

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
 
 from aigw.config.model import Config
-from aigw.errors import KEY_REFUSED
+from aigw.protocols.refusals import KEY_REFUSED
 from aigw.telemetry import logs
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.prometheus import Exposition

@@ -12,7 +12,8 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
     """One request to one provider. ``headers`` are lines by their lower-case names.
 
     The headers have the provider's key, so ``repr`` does not show them. ``dropped`` names the members of the client's
-    request that are not in the body, because of the step's ``conflict_resolution``.
+    request that are not in the body, because of the step's ``conflict_resolution``. ``url`` is one of few; ``tail``,
+    which a client has chosen, follows it.
     """
 
     step: Step
@@ -20,6 +21,8 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
     headers: dict[bytes, bytes]
     body: bytes | Parts
     dropped: tuple[str, ...] = ()
+    tail: bytes = b""
+    method: str = "POST"
 
     def __repr__(self) -> str:
         return f"Attempt(step={self.step.number}, provider={self.step.provider.name!r}, body={len(self.body)} bytes)"

@@ -23,23 +23,32 @@ class ProviderClient(HTTPClient):
         """``Host`` is the host of ``base_url``. HTTPClient's own __init__ would only make a store for cookies."""
         self._pool = pool
         self._host = URL.from_text(ascii_url(base_url)).authority()
-        self._starts: dict[tuple[str, str], bytes] = {}  # the first lines of a request's head, by method and URL
+        self._starts: dict[tuple[str, str], bytes] = {}  # the beginning of a request's head, by method and URL
+        self._rest = f" HTTP/1.1\r\nHost: {self._host}\r\nAccept-Encoding: identity\r\n".encode("ascii")
 
     def request(  # type: ignore[override]
-        self, method: str, url: str, *, headers: bytes, data: bytes | Parts = b"", connect_timeout: float, **_: object
+        self,
+        method: str,
+        url: str,
+        *,
+        tail: bytes = b"",
+        headers: bytes,
+        data: bytes | Parts = b"",
+        connect_timeout: float,
+        **_: object,
     ) -> Deferred[Response]:
         """The head of the answer. Its body is unread: it is not buffered and not decoded.
 
-        ``headers`` are lines with their ends. Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken.
+        ``tail`` follows the URL. ``headers`` are lines with their ends. Fails with UpstreamUnreachable, UpstreamTimeout
+        or UpstreamBroken.
         """
         start = self._starts.get((method, url)) or self._start(method, url)
-        head = b"%sContent-Length: %d\r\n%s\r\n" % (start, len(data), headers)
+        head = b"%s%s%sContent-Length: %d\r\n%s\r\n" % (start, tail, self._rest, len(data), headers)
         return self._pool.send(head, data, connect_timeout)
 
     def _start(self, method: str, url: str) -> bytes:
         target = ascii_url(url).split("/", 3)[3]
-        start = f"{method} /{target} HTTP/1.1\r\nHost: {self._host}\r\nAccept-Encoding: identity\r\n".encode("ascii")
-        return self._starts.setdefault((method, url), start)
+        return self._starts.setdefault((method, url), f"{method} /{target}".encode("ascii"))
 
 
 def ascii_url(url: str) -> str:

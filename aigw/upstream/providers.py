@@ -78,23 +78,26 @@ class Upstream:
         step = attempt.step
         sent = maybeDeferred(
             self._clients[step.provider.name].request,
-            "POST",
+            attempt.method,
             attempt.url,
+            tail=attempt.tail,
             headers=b"".join(attempt.headers.values()),
             data=attempt.body,
             connect_timeout=step.connect_timeout,
         )
         return sent.addCallbacks(_refuse_unless_2xx, _as_upstream_failure, callbackArgs=(step.provider, self._clock))
 
-    def get(self, provider: Provider, url: str, sent: headers.Lines, seconds: float) -> Deferred[Response]:
+    def get(
+        self, provider: Provider, url: str, sent: headers.Lines, seconds: float, tail: bytes = b""
+    ) -> Deferred[Response]:
         """Send a GET with the headers ``sent``. Gives the head of any answer; its body is unread.
 
-        ``seconds`` is the time limit for connecting.
+        ``seconds`` is the time limit for connecting. ``tail`` follows the URL.
 
         Fails with UpstreamFailure, or CancelledError if cancelled.
         """
-        request = self._clients[provider.name].request
-        answered = maybeDeferred(request, "GET", url, headers=b"".join(sent.values()), connect_timeout=seconds)
+        request, joined = self._clients[provider.name].request, b"".join(sent.values())
+        answered = maybeDeferred(request, "GET", url, tail=tail, headers=joined, connect_timeout=seconds)
         return answered.addErrback(_as_upstream_failure)
 
     def close(self) -> None:

@@ -1,0 +1,205 @@
+"""Calls about a response that a provider keeps: they go to the step that gave its id, and never to another provider."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from aigw.config.model import Config, Route, Step
+from aigw.errors import (
+    AllStepsFailed,
+    BadRequest,
+    GatewayError,
+    PathNotFound,
+    StateElsewhere,
+    UpstreamFailure,
+    UpstreamTimeout,
+)
+from aigw.net.lateness import within
+from aigw.protocols.endpoint import Call
+from aigw.proxy.cooldown import Cooldowns
+from aigw.proxy.relay import Answer
+from aigw.proxy.response_ids import Place, ResponseIds, is_id
+from aigw.proxy.router import Router
+from aigw.telemetry.record import RecordBuilder
+from aigw.upstream import body
+from aigw.upstream.connection import Response
+from aigw.upstream.providers import Upstream
+
+SEARCH_SECONDS = 10.0  # for each provider
+MOST_ASKED = 16  # providers, for one id
+_BEGINNING = 64 * 1024  # of a response, in which its id is
+_NOT_THERE = frozenset([400, 404, 405, 410, 422, 501])  # the provider does not have the response, or keeps none
+
+Start = Callable[[Route], Deferred[None]]
+
+
+class StoredResponses:
+    """Finds the step for such calls. ``cooldowns`` are those by the path of an endpoint."""
+
+    def __init__(
+        self,
+        config: Config,
+        upstream: Upstream,
+        router: Router,
+        cooldowns: Mapping[str, Cooldowns],
+        ids: ResponseIds,
+        clock: IReactorTime,
+    ) -> None:
+        self._upstream = upstream
+        self._router = router
+        self._cooldowns = cooldowns
+        self._ids = ids
+        self._clock = clock
+        # With several callers nothing shows which of them an unknown id belongs to, so none of them reaches it.
+        self._may_search = len(config.callers) == 1
+
+    def note(self, call: Call, route: Route, step: Step, held: Answer) -> None:
+        """The step answers the call: remember the id of its answer."""
+        if call.endpoint.id_in is not None and (response_id := call.endpoint.id_in(held.beginning)):
+            self._ids.note(_caller(call), response_id, Place(step.provider.name, step.model, route.name))
+
+    def serve(self, call: Call, response_id: str, record: RecordBuilder, start: Start) -> Deferred[None]:
+        """``start`` the call on its route, of which only the step that has the response is left.
+
+        Fails with StateElsewhere if that step cannot be asked, with PathNotFound or BadRequest if there is none.
+        """
+        routes = [self._router.routes[call.model]] if call.model else list(self._router.routes.values())
+        place = self._ids.place(_caller(call), response_id)
+        if place is None and self._may_search:
+            providers = list(dict.fromkeys(step.provider.name for route in routes for step in route.steps))
+            if len(providers) > 1 and is_id(response_id):
+                found = self._search(call, response_id, providers[:MOST_ASKED], record)
+                return found.addCallback(self._start_at, call, response_id, routes, record, start)
+            place = Place(providers[0]) if len(providers) == 1 else None
+        if place is None:
+            return fail(_unknown(call, response_id))
+        return self._start_at(place, call, response_id, routes, record, start)
+
+    def _start_at(
+        self,
+        place: Place,
+        call: Call,
+        response_id: str,
+        routes: Iterable[Route],
+        record: RecordBuilder,
+        start: Start,
+    ) -> Deferred[None]:
+        found = _step_at(place, routes)
+        if found is None:
+            where = f"the route {call.model!r}" if call.model else "the configuration"
+            return fail(_elsewhere(f"{where} has no step of the provider {place.provider!r}, which has the response"))
+        route, step = found
+        rests = self._cooldowns[call.endpoint.path].cooldown_left(step)
+        if rests is not None:
+            text = f"step {step.number} of the route {route.name!r} cools down, and only its provider has the response"
+            return fail(_elsewhere(text, rests))
+
+        def ended(result: Any) -> Any:
+            if isinstance(result, Failure):
+                return _as_elsewhere(result)
+            if call.method == "DELETE" and record.attempts[-1].outcome == "ok":
+                self._ids.forget(_caller(call), response_id)
+            return result
+
+        return start(replace(route, steps=(step,))).addBoth(ended)
+
+    def _search(self, call: Call, response_id: str, providers: Iterable[str], record: RecordBuilder) -> Deferred[Place]:
+        """Ask each provider once whether it has the response, one after the other."""
+        began = self._clock.seconds()
+        left = iter(providers)
+        silent: list[str] = []
+
+        def ask_next() -> Deferred[Place]:
+            name = next(left, None)
+            if name is None:
+                if silent:
+                    text = f"the response is unknown here, and {' and '.join(map(repr, silent))} cannot be asked"
+                    return fail(_elsewhere(text, 1))
+                return fail(_unknown(call, response_id))
+            return self._ask(call, response_id, name).addCallbacks(
+                decide, no_answer, callbackArgs=(name,), errbackArgs=(name,)
+            )
+
+        def decide(has_it: bool | None, name: str) -> Place | Deferred[Place]:
+            if has_it:
+                self._ids.note(_caller(call), response_id, Place(name))
+                return Place(name)
+            if has_it is None:
+                silent.append(name)
+            return ask_next()
+
+        def no_answer(failure: Failure, name: str) -> Deferred[Place]:
+            failure.trap(UpstreamFailure)
+            silent.append(name)
+            return ask_next()
+
+        def waited(result: Any) -> Any:
+            record.waited += self._clock.seconds() - began
+            return result
+
+        return ask_next().addBoth(waited)
+
+    def _ask(self, call: Call, response_id: str, name: str) -> Deferred[bool | None]:
+        """Whether the provider has the response; None where its answer does not show that."""
+        provider = next(
+            step.provider
+            for route in self._router.routes.values()
+            for step in route.steps
+            if step.provider.name == name
+        )
+        own = self._router.own_headers(provider)
+        sent = {**own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()}
+        url, tail = f"{provider.base_url}/{call.endpoint.path.partition('/')[0]}", f"/{response_id}".encode()
+
+        def read(response: Response) -> Deferred[bool | None]:
+            taken = body.read(response, _BEGINNING, SEARCH_SECONDS, self._clock)
+            return taken.addCallback(lambda found: decide(response.code, found[0]))
+
+        def decide(status: int, data: bytes) -> bool | None:
+            if 200 <= status < 300:
+                return re.search(rb'"id"\s*:\s*"%s"' % re.escape(tail[1:]), data) is not None
+            return False if status in _NOT_THERE else None
+
+        answered: Deferred[Any] = self._upstream.get(provider, url, sent, SEARCH_SECONDS, tail).addCallback(read)
+        return within(answered, SEARCH_SECONDS, self._clock, lambda: UpstreamTimeout("answer", SEARCH_SECONDS))
+
+
+def _step_at(place: Place, routes: Iterable[Route]) -> tuple[Route, Step] | None:
+    """The step that has what is at the place: of its route and model if there is one, else of its provider."""
+    steps = [(route, step) for route in routes for step in route.steps if step.provider.name == place.provider]
+    alike = [each for each in steps if each[1].model == place.model]
+    return next((each for each in alike if each[0].name == place.route), next(iter([*alike, *steps]), None))
+
+
+def _caller(call: Call) -> str:
+    return call.caller.name if call.caller is not None else ""
+
+
+def _elsewhere(text: str, seconds: float | None = None, **more: Any) -> StateElsewhere:
+    """``seconds`` are those after which it may work."""
+    again = {"x-should-retry": "false"} if seconds is None else {"Retry-After": str(max(1, round(seconds + 0.5)))}
+    return StateElsewhere(f"The request needs a response that one provider keeps: {text}.", headers=again, **more)
+
+
+def _as_elsewhere(failure: Failure) -> Failure:
+    """A provider that cannot be reached: nothing else can answer, so it is no failure of all steps."""
+    error: Any = failure.value
+    if not failure.check(AllStepsFailed) or {each["outcome"] for each in error.details["attempts"]} != {"unreachable"}:
+        return failure
+    text = "its provider cannot be reached, and no other has it"
+    return Failure(_elsewhere(text, 1, details=error.details))
+
+
+def _unknown(call: Call, response_id: str) -> GatewayError:
+    shown = repr(response_id[:64])
+    if call.response_id:
+        return PathNotFound(f"No provider of this gateway has a response {shown} for you.", code="response_not_found")
+    text = f"No provider of the route has a response {shown} for you; send the whole conversation instead."
+    return BadRequest(text, param="previous_response_id", code="previous_response_not_found")
