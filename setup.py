@@ -42,7 +42,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-twisted>=1.14",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.7",
             "hypothesis>=6",
             "openai>=1.50",
             "langchain-openai>=0.3",

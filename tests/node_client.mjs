@@ -13,7 +13,7 @@ try {
   if (job.stream) {
     for await (const each of answer) {
       if (each.type === "response.failed") result.error = each.response.error.message; // the provider's own
-      result.text += (job.responses ? each.type.endsWith("text.delta") && each.delta : each.choices[0]?.delta?.content) || "";
+      result.text += (job.responses ? each.type.endsWith("text.delta") && each.delta : each.choices?.[0]?.delta?.content) || "";
     }
   } else {
     result.text = job.responses ? answer.output_text : answer.choices[0].message.content;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,12 @@ def test_the_pure_files_exist():
     assert set(PURE_FILES) <= set(FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_file_imports_the_reactor_at_its_top_level(name):
-    top = ast.Module([node for node in FILES[name].body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-    assert "twisted.internet.reactor" not in imports(top)
+def top_level_imports(tree: ast.Module) -> set[str]:
+    return imports(ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], []))
+
+
+def test_no_file_imports_the_reactor_at_its_top_level():
+    assert [name for name in FILES if "twisted.internet.reactor" in top_level_imports(FILES[name])] == []
 
 
 # Private names of other packages, by file, each with its reason.
@@ -75,17 +78,16 @@ PRIVATE_OF_OTHERS = {
 }
 
 
-def defined(tree: ast.Module) -> set[str]:
+@cache
+def defined(name: str) -> set[str]:
     """The names that a file defines: functions, classes, variables and attributes."""
-    names = {
-        each.name for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    }
-    names |= {
-        each.attr for each in ast.walk(tree) if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
-    }
-    return names | {
-        each.id for each in ast.walk(tree) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
-    }
+    names = set()
+    for node in ast.walk(FILES[name]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    return names
 
 
 def private_names(tree: ast.Module) -> set[str]:
@@ -103,20 +105,22 @@ def private_names(tree: ast.Module) -> set[str]:
     return {name for name in names if re.fullmatch(r"_(?!_)\w+", name)}
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_file_uses_a_private_name_of_another_package(name):
-    """What a file does not define itself may come only from a file of its own room that it imports."""
-    known = defined(FILES[name])
+def private_of_others(name: str) -> set[str]:
+    """Those that neither the file defines nor a file of its own room that it imports."""
+    known = set(defined(name))
     for each in imports(FILES[name]):
         file = each.removeprefix("aigw.").rpartition(".")[0].replace(".", "/")
         if file in FILES and room(file) == room(name):
-            known |= defined(FILES[file])
-    assert private_names(FILES[name]) - known == PRIVATE_OF_OTHERS.get(name, set())
+            known |= defined(file)
+    return private_names(FILES[name]) - known
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_file_is_over_300_lines(name):
-    assert len(PATHS[name].read_text().splitlines()) <= 300
+def test_no_file_uses_a_private_name_of_another_package():
+    assert {name: found for name in FILES if (found := private_of_others(name))} == PRIVATE_OF_OTHERS
+
+
+def test_no_file_is_over_300_lines():
+    assert [name for name, path in PATHS.items() if len(path.read_text().splitlines()) > 300] == []
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__init__.py")), ids=lambda path: path.parent.name)

@@ -271,7 +271,7 @@ def garbage_as_in_the_daemon():
     gc.set_threshold(*before)
 
 
-@times(1_000, 100_000)
+@times(300, 100_000)
 @pytest.mark.usefixtures("garbage_as_in_the_daemon")
 def test_r7_s7_whatever_comes_compressed_is_an_answer_below_500_and_no_hold_up(times):
     """One turn of the event loop, in processor time and with the search for garbage in it, is never over 50 ms."""
@@ -306,9 +306,9 @@ def test_r7_s7_whatever_comes_compressed_is_an_answer_below_500_and_no_hold_up(t
 def bombs() -> dict[str, bytes]:
     """Small, and 10 GB or as near as the coding comes to that."""
     return {
-        "gzip": gzip.compress(b"\0" * 64 * MIB),
+        "gzip": gzip.compress(b"\0" * 64 * MIB, 1),
         "zstd": zstandard.ZstdCompressor(level=3).compress(b"\0" * 64 * MIB) * 160,
-        "br": brotli.compress(b"\0" * 64 * MIB, quality=5),
+        "br": brotli.compress(b"\0" * 64 * MIB, quality=1),
     }
 
 

@@ -102,7 +102,7 @@ def left_of(key: str, text: str) -> list[str]:
     st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=SHORTEST, max_size=60),
     st.binary(max_size=20),
     st.binary(max_size=20),
-    examples=(200, 1000),
+    examples=(80, 1000),
 )
 def test_b9_a_key_of_any_kind_is_found_within_any_bytes(key, before, behind):
     data = before + key.encode() + behind

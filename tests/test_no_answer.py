@@ -7,7 +7,7 @@ import json
 import pytest
 
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.protocols.meaning import ERROR, OUTPUT
+from aigw.protocols.meaning import ERROR, OUTPUT, SILENCE
 from tests.memory import MemoryGateway
 from tests.providers import LAST_CHUNK, STREAM, chunk, head
 
@@ -116,3 +116,10 @@ def test_a2a_what_begins_with_no_field_is_no_stream_under_another_label(label):
     world.doors["p1"].wire.say(head(kind=label, Content_Length=str(len(body))) + body)
     assert world.failed[0].outcome == "broken"
     assert world.doors["p2"].wires
+
+
+@pytest.mark.parametrize("name", ["ping", "keepalive", "keep-alive", "keep_alive", "heartbeat"])
+@pytest.mark.parametrize("form", [b'data: {"type": "%s"}\n\n', b'event: %s\ndata: {"x": 1}\n\n'], ids=["type", "event"])
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+def test_a2_a_sign_of_life_is_no_output(path, form, name):
+    assert ENDPOINTS[path].scanner().feed(form % name.encode())[1] is SILENCE

@@ -286,7 +286,7 @@ _tokens = st.lists(
 ).map("".join)
 
 
-@given(st.one_of(_damaged(), _object, _tokens, _tokens.map(lambda text: "{" + text + "}")), examples=(200, 1000))
+@given(st.one_of(_damaged(), _object, _tokens, _tokens.map(lambda text: "{" + text + "}")), examples=(60, 1000))
 @example('{"a":1}\x0c')
 @example('{"a":"\\ud800"}\xa0')
 @example('\ufeff{"a":"\\ud800"}')

@@ -571,6 +571,7 @@ async def test_d1_the_old_configuration_is_freed_without_a_search_for_garbage(wo
     def routes() -> int:
         return sum(type(each) is Route for each in gc.get_objects())
 
+    gc.collect()
     before = routes()
     file = tmp_path / "config.yaml"
     file.write_text(many_routes(20) + "\nadmin: 'tcp:0:interface=127.0.0.1'\n")

@@ -11,7 +11,7 @@ from aigw.protocols.envelope import MOST_OF_AN_ERROR
 _PLAIN = re.compile(rb"data: ?([^\r\n]*)\n\n").fullmatch
 _ERROR_FIELD = re.compile(rb"(?:^|[\r\n])error:([^\r\n]*)")
 # Tuples, not sets: the ``type`` of an event may be unhashable.
-_PINGS = ("ping", "keepalive")
+_PINGS = ("ping", "keepalive", "keep-alive", "keep_alive", "heartbeat")
 _FAILURES = ("error", "response.failed")
 
 
