@@ -78,7 +78,7 @@ async def test_s24_s2_a_client_that_reads_nothing_keeps_its_60_seconds(world, mo
     await until(lambda: provider.requests)
     (channel,) = channels(gateway)
     client.transport.pauseProducing()
-    await until(lambda: options(channel.transport)["limit"] == 59_000)
+    await until(lambda: options(channel.transport)["limit"] == 58_000)
     client.transport.resumeProducing()
     await until(lambda: options(channel.transport)["limit"] == 42_000)
 
