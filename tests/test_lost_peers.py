@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -78,7 +79,7 @@ async def test_s24_s2_a_client_that_reads_nothing_keeps_its_60_seconds(world, mo
     await until(lambda: provider.requests)
     (channel,) = channels(gateway)
     client.transport.pauseProducing()
-    await until(lambda: options(channel.transport)["limit"] == 59_000)
+    await until(lambda: options(channel.transport)["limit"] == 58_000)
     client.transport.resumeProducing()
     await until(lambda: options(channel.transport)["limit"] == 42_000)
 
@@ -122,16 +123,18 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def namespace():
-    """Its name; ``aigwtest1`` is the interface of the client's side in it."""
-    name = "aigwtest"
+    """Its name, which is that of the interface in it, too."""
+    name = f"aigw{os.getpid()}"
+    outside = f"{name}o"
     ip("netns", "add", name)
     try:
-        ip("link", "add", "aigwtest0", "type", "veth", "peer", "name", "aigwtest1", "netns", name)
-        ip("addr", "add", f"{HERE}/24", "dev", "aigwtest0")
-        ip("link", "set", "aigwtest0", "up")
-        ip("-n", name, "addr", "add", f"{THERE}/24", "dev", "aigwtest1")
-        ip("-n", name, "link", "set", "aigwtest1", "up")
+        ip("link", "add", outside, "type", "veth", "peer", "name", name, "netns", name)
+        ip("addr", "add", f"{HERE}/24", "dev", outside)
+        ip("link", "set", outside, "up")
+        ip("-n", name, "addr", "add", f"{THERE}/24", "dev", name)
+        ip("-n", name, "link", "set", name, "up")
         yield name
+        ip("link", "del", outside)
     finally:
         ip("netns", "del", name)  # and with it the pair of interfaces
 
@@ -182,7 +185,7 @@ async def test_s24_a_client_whose_link_is_lost_in_a_stream_is_found_within_60_se
         await until(lambda: all(provider.requests for provider in providers.values()), 20)
         await deferLater(reactor, 5)  # the streams run
         assert not any(provider.connections[0].is_closed for provider in providers.values())
-        ip("-n", namespace, "link", "set", "aigwtest1", "down")
+        ip("-n", namespace, "link", "set", namespace, "down")
         lost, took = time.monotonic(), {}
         for name, provider in providers.items():
             provider.connections[0].closed.addCallback(

@@ -158,8 +158,9 @@ def test_t1_the_limit_of_a_large_plain_answer_does_not_begin_anew_while_its_clie
     assert provider.aborted
 
 
-def test_s6_the_prompt_is_let_go_of_when_the_answer_begins():
-    world = MemoryGateway(1)
+@pytest.mark.parametrize("route", [{}, {"hedge": {"after": 1}}], ids=["alone", "hedge"])
+def test_s6_the_prompt_is_let_go_of_when_the_answer_begins(route):
+    world = MemoryGateway(2, **route)
     client = world.ask(stream=True)
     provider = world.doors["p1"].wire
 
@@ -168,7 +169,8 @@ def test_s6_the_prompt_is_let_go_of_when_the_answer_begins():
         gc.collect()
         return [each for each in gc.get_objects() if type(each) is Attempt or (type(each) is Call and each.members)]
 
-    assert held()
+    world.clock.advance(1)
+    assert len(held()) == (3 if route else 2)
     provider.say(STREAM_HEAD + chunk(HEL))
     assert client.take()
     assert not held()

@@ -14,7 +14,7 @@ PROBES = 3
 # a client whose stream has an event every 15 s within 60 s, although the time begins with the first lost event.
 CLIENT_SECONDS = 42.0
 # It also ends a connection whose peer is there but takes nothing. A client that does not read has READ_SECONDS.
-STALLED_CLIENT_SECONDS = 59.0
+STALLED_CLIENT_SECONDS = 58.0
 PROVIDER_SECONDS = 60.0
 
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux

@@ -148,15 +148,14 @@ class Exchange:
         return self._try(attempt, self._clock.seconds() + step.timeout, tries=1)
 
     def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
-        started, span, trace = self._clock.seconds(), None, self._record.trace
-        if trace is not None:
-            attempt = trace.sent(attempt, started)
-            span = trace.spans[-1]
+        started, span = self._clock.seconds(), None
+        if trace := self._record.trace:
+            attempt, span = trace.sent(attempt, started), trace.spans[-1]
         seconds = min(step_ends, self._deadline) - started
-        limit = "first output" if self._call.stream and self._whole is None else "answer"
+        limit = "first output" if self._call.stream and not self._whole else "answer"
         limit = "deadline" if self._deadline < step_ends else limit
         probe = self._health.begin(attempt.step)
-        running = RunningAttempt(self._record, self._path, attempt, started, seconds, step_ends, tries, probe, span)
+        running = RunningAttempt(self._record, attempt.step, attempt, started, seconds, step_ends, tries, probe, span)
         self._record.tried += 1
         self._record.waiting_since = started
         held = self._gateway.upstream.send(attempt).addCallback(self._hold, running)
@@ -168,7 +167,7 @@ class Exchange:
         return served.addCallbacks(self.commit, self.fall_through, (running,), {}, (running,))
 
     def _hold(self, response: Response, running: RunningAttempt) -> Deferred[Relay] | Deferred[Answer]:
-        running.response, step = response, running.attempt.step
+        running.response, step = response, running.step
         must_finish = partial(self._gateway.finishing.expected, step, self._path)
         held = hold(response, self._call, self._clock, must_finish)
         return held if self._whole is None else self._whole.hold(held.addCallback(running.note_output), step)
@@ -176,11 +175,13 @@ class Exchange:
     def may_start_beside(self, running: RunningAttempt) -> bool:
         """See Chain."""
         is_early = self._clock.seconds() < self._deadline
-        return is_early and self._health.any_awake(self._left) and may_be_sent_twice(self._call, running.attempt)
+        has_step = is_early and self._health.any_awake(self._left)
+        return has_step and running.attempt is not None and may_be_sent_twice(self._call, running.attempt)
 
     def commit(self, held: Answer, running: RunningAttempt) -> Deferred[None]:
         """See Chain: send the head to the client, then let the body flow."""
-        response, step = cast(Response, running.response), running.attempt.step
+        response, step = cast(Response, running.response), running.step
+        attempt, running.attempt = cast(Attempt, running.attempt), None
         try:
             self._record.first_byte = now = self._clock.seconds()
             self._call.members.clear()  # a stream may be long, and its prompt is not needed again
@@ -189,7 +190,7 @@ class Exchange:
             if held.length is not None:
                 held.rewrite(self._gateway.router.without_keys[step.provider.name])
             length = held.length
-            self._record.answered_by(step, running.attempt.dropped)
+            self._record.answered_by(step, attempt.dropped)
             if self._call.endpoint.id_in is not None:
                 self._gateway.stored.note(self._call, self._route, step, held)
             sent = headers.for_client(response.given.items())
@@ -212,17 +213,17 @@ class Exchange:
 
     def fall_through(self, failure: Failure, running: RunningAttempt) -> Deferred[None]:
         """See Chain: note it, then stop, repeat the step, or try the next one."""
-        attempt, tries, step_ends = running.attempt, running.tries, running.step_ends
+        attempt, tries, step_ends = cast(Attempt, running.attempt), running.tries, running.step_ends
         if failure.check(CancelledError):
             self.note_cancelled(running)
         elif not failure.check(UpstreamFailure):
-            self._health.abandoned(attempt.step, running.probe)
+            self._health.abandoned(running.step, running.probe)
         failure.trap(UpstreamFailure)
         error = cast(UpstreamFailure, failure.value)
         verdict = self.note_failure(error, running)
         if isinstance(error, UpstreamRefused) and self.is_final(error):
             return self._pass_on(attempt, error)
-        if verdict.repeatable and tries <= attempt.step.retries:
+        if verdict.repeatable and tries <= running.step.retries:
             delay = retry_policy.retry_delay(error, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):
                 pause: Deferred[None] = deferLater(self._clock, delay).addBoth(running.paused, self._clock.seconds())
@@ -235,7 +236,7 @@ class Exchange:
 
     def note_failure(self, error: UpstreamFailure, running: RunningAttempt) -> Verdict:
         """See Chain."""
-        step = running.attempt.step
+        step = running.step
         verdict = retry_policy.decide(error, self.is_final(error))
         cooldown = retry_policy.apply(self._health, step, verdict, running.probe)
         attempted = running.ended(error.outcome, error.status, error.message, cooldown, error.words)
@@ -243,7 +244,7 @@ class Exchange:
         self._failures.append((attempted, error))
         self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
         if isinstance(error, UpstreamRefused):
-            self._refusals[step.number] = running.attempt, error
+            self._refusals[step.number] = cast(Attempt, running.attempt), error
         if verdict.key_refused:
             self._left = less_provider(self._left, step.provider, self._record.skip)
         return verdict
@@ -265,15 +266,14 @@ class Exchange:
 
     def _flowed(self, result: Failure | None, running: RunningAttempt, held: Answer) -> None:
         """The answer ended, whole or not: note it for the step, record it, and end or break the client's answer."""
-        step = running.attempt.step
         self._record.bytes_out = held.bytes_out
         self._record.usage = held.usage
         if isinstance(result, Failure) and result.check(CancelledError) and held.failure is not None:
             result = Failure(held.failure)  # the client left because of it
         if not isinstance(result, Failure):
-            self._health.succeeded(step)
+            self._health.succeeded(running.step)
             if held.finished:
-                self._gateway.finishing.note(step, self._path)
+                self._gateway.finishing.note(running.step, self._path)
             running.ended("ok", running.status, "")
             self._client.end()
         elif result.check(StreamBroken):
@@ -284,10 +284,9 @@ class Exchange:
 
     def _broke(self, broken: StreamBroken, running: RunningAttempt) -> None:
         # If the gateway itself ended the stream the code is for the client only; the step did not fail.
-        step = running.attempt.step
         self._record.outcome = outcome = "draining" if self._interrupted else broken.code
-        (self._health.abandoned if self._interrupted else self._health.failed)(step, running.probe)
-        running.ended(outcome, running.status, broken.message, self._health.cooldown_left(step))
+        (self._health.abandoned if self._interrupted else self._health.failed)(running.step, running.probe)
+        running.ended(outcome, running.status, broken.message, self._health.cooldown_left(running.step))
         if broken.reported:
             self._client.end()
         else:
@@ -295,5 +294,5 @@ class Exchange:
 
     def note_cancelled(self, running: RunningAttempt) -> None:
         """See Chain."""
-        self._health.abandoned(running.attempt.step, running.probe)
+        self._health.abandoned(running.step, running.probe)
         running.cancelled(self._interrupted)

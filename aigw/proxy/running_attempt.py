@@ -10,6 +10,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from aigw.config.model import Step
 from aigw.proxy.relay import Relay
 from aigw.telemetry.record import AttemptRecord, RecordBuilder, host_and_path, short_word
 from aigw.telemetry.trace_context import Span
@@ -18,8 +19,8 @@ from aigw.upstream.connection import Response
 
 
 class RunningAttempt(msgspec.Struct, eq=False):
-    """An attempt at the endpoint ``path``, sent at ``started``. It has so many ``seconds``; ``step_ends`` is the limit
-    of its step, with all repetitions.
+    """An attempt at ``step``, sent at ``started``. It has so many ``seconds``; ``step_ends`` is the limit of its step,
+    with all repetitions. ``attempt`` is None from the commit point on: it has the request's body.
 
     ``tries`` counts those of the step; ``probe``: it finds out whether the step's cooldown is over. ``held`` fires with
     an Answer at the commit point, or fails; ``response`` is there once its head is. ``has_output``: its first output is
@@ -27,8 +28,8 @@ class RunningAttempt(msgspec.Struct, eq=False):
     """
 
     record: RecordBuilder
-    path: str
-    attempt: Attempt
+    step: Step
+    attempt: Attempt | None
     started: float
     seconds: float
     step_ends: float
@@ -73,12 +74,12 @@ class RunningAttempt(msgspec.Struct, eq=False):
         self, outcome: str, status: int | None, message: str, rests: float | None = None, words: Sequence[str] = ()
     ) -> AttemptRecord:
         """Record what became of it."""
-        step, record, now = self.attempt.step, self.record, self.record.seconds()
+        step, record, now = self.step, self.record, self.record.seconds()
         record.waited += now - record.waiting_since
         record.waiting_since = now
         took = round((now - self.started) * 1000)
         rests_s = None if rests is None else math.ceil(rests)
-        where = host_and_path(step.provider.base_url, self.path)
+        where = host_and_path(step.provider.base_url, record.path[len("/v1/") :])
         what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
         made = AttemptRecord(step.number, step.provider.name, step.model, *what)
         record.attempts.append(made)
