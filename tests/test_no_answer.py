@@ -37,7 +37,7 @@ def test_a1_an_error_beside_an_empty_answer_is_an_error(path, form):
         assert checked(path, answer) == ("answered 2xx with an error", "no"), answer
 
 
-@pytest.mark.parametrize("items", [[None], [{}], [[]], [None, {}], [{}, {}, []]], ids=json.dumps)
+@pytest.mark.parametrize("items", [[], [None], [None, None]], ids=json.dumps)
 @pytest.mark.parametrize("path", ["chat/completions", "completions", "embeddings"])
 def test_a1_a_list_of_nothing_is_no_answer(path, items):
     assert checked(path, {NOTHING[path]: items})[0].startswith("answered 2xx without anything in")

@@ -656,7 +656,8 @@ def test_a1_what_counts_as_an_answer(body, mistake, said):
 @pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
 def test_a1_the_member_that_makes_an_answer_differs_by_endpoint(endpoint):
     for member in {*ANSWERS.values(), "else"} - {None}:
-        error = b'{"error":{"message":"no"},"%s":%s}' % (member.encode(), b'"x"' if member == "text" else b"[1]")
+        value = {"text": b'"x"', "input_tokens": b"1"}.get(member, b"[1]")
+        error = b'{"error":{"message":"no"},"%s":%s}' % (member.encode(), value)
         mistake = AN_ERROR if ANSWERS[endpoint.path] else "answered 2xx with text instead of audio"
         expected = None if member == ANSWERS[endpoint.path] else (mistake, "no")
         assert endpoint.check_answer(error) == expected, member

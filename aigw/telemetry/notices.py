@@ -70,7 +70,7 @@ class Notice:
             self._timer = self._clock.callLater(LOG_SECONDS, self._write_more)
 
     def _write(self, count: int, by_address: dict[str, int]) -> None:
-        logs.warn(self._message, None, **self._fields(count, by_address))
+        logs.warn(self._message, request_id=None, **self._fields(count, by_address))
 
     def close(self) -> None:
         """Write the events that are not logged yet; for the time after the listeners are closed."""
