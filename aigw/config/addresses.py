@@ -18,6 +18,7 @@ ENDPOINTS = (
     "/responses/compact",
     "/responses/input_tokens",
     "/messages",
+    "/messages/count_tokens",
     "/moderations",
     "/rerank",
     "/audio/speech",
