@@ -17,14 +17,21 @@ MOST_PARTS = 1000
 MOST_OF_A_HEAD = 8 * 1024
 MOST_OF_A_VALUE = 16 * 1024
 _STEP = 1024 * 1024  # bytes that are searched at once, in less than a millisecond
+_SEARCHED = 128 * 1024  # bytes that are searched at once for text in letters of any case
 _MATCH_COST = 512  # of one match, in bytes
 
-_BOUNDARY = re.compile(rb';[ \t]*boundary[ \t]*=[ \t]*(?:"([^"\\]*)"|([^\s;"]*))[ \t]*(?=;|\Z)', re.IGNORECASE)
-_GOOD_BOUNDARY = re.compile(rb"[\x20-\x7e]{0,199}[\x21-\x7e]")  # RFC 2046 has 70 of fewer characters
+_BOUNDARY = re.compile(rb';[ \t]*boundary[ \t]*=[ \t]*(?:"([^"\\]*)"|([^\s;",<>]*))[ \t]*(?=;|\Z)', re.IGNORECASE)
+_GOOD_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,199}[0-9A-Za-z'()+_,./:=?-]")  # RFC 2046 has 70 of them
 _BEHIND = re.compile(rb"(--)?[ \t]{0,100}(?:(\r\n)|\Z)")  # a boundary; what else begins with one is content
+# What some reader uses instead of the parameter that is meant: a part of one (RFC 2231), or one of another name.
+_BOUNDARIES = re.compile(rb"boundary[ \t*0-9]*=", re.IGNORECASE)
+_NAMES = re.compile(rb";[ \t]*name[ \t*0-9]*=", re.IGNORECASE)
+_CHARSETS = re.compile(rb"charset[^=]*=[ \t\"]*([^\s\";]*)", re.IGNORECASE)  # in which some readers decode the names
+_DISPOSITION = re.compile(rb"content-disposition", re.IGNORECASE)
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:([^\r\n\0]*)")
 _ESCAPED = re.compile(rb';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;"]*)[ \t]*')
 _LITERAL = re.compile(rb';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("[^"]*"|[^\s;"]*)[ \t]*')  # as browsers write a backslash
+_SIGNS = re.compile(r"\W")  # of a name; some readers remove quotes, or read ``model[]`` as a list ``model``
 _NO_CODINGS = (b"", b"7bit", b"8bit", b"binary")
 _NEW_PART = b'--%s\r\nContent-Disposition: form-data; name="model"\r\n\r\n%s\r\n'
 
@@ -52,12 +59,14 @@ class Upload:
 
 
 def boundary_in(content_type: bytes) -> bytes:
-    """The boundary that a Content-Type names. Raises BadRequest unless it has a good one."""
+    """The boundary that a Content-Type names. Raises BadRequest unless every reader finds that one."""
     found = _BOUNDARY.findall(content_type)
     boundary = found[0][0] or found[0][1] if len(found) == 1 else b""
-    if not _GOOD_BOUNDARY.fullmatch(boundary):
+    if len(_BOUNDARIES.findall(content_type)) != 1 or not _GOOD_BOUNDARY.fullmatch(boundary):
         right = "it must name one boundary, as in 'multipart/form-data; boundary=xyz'"
         raise BadRequest(f"The header Content-Type has no usable boundary; {right}.")
+    if any([each.lower() not in (b"utf-8", b"utf8") for each in _CHARSETS.findall(content_type)]):
+        raise BadRequest("The header Content-Type of a form may name no charset but utf-8.")
     return boundary
 
 
@@ -89,31 +98,57 @@ def read_form(
             model = start, max(start, end)
     if not number:
         raise BadRequest("The form has no parts.")
+    yield from _check_epilogue(body, delimiter, behind)
     return Upload(body, boundary, *(model or (end + 2, end + 2))), values
 
 
 def _next_boundary(body: bytes | bytearray, delimiter: bytes, at: int) -> Steps[tuple[int, int, bool]]:
     """The offset of the end of the part before the next boundary, that of the end of its line, and if it is last."""
-    found = _BEHIND.match(body, len(delimiter)) if at == 0 and body.startswith(delimiter) else None
-    if found and (found[1] or found[2]):
-        return -2, found.end(), found[1] is not None
-    delimiter = b"\r\n" + delimiter
     left = 0
+    suspect = -1  # the offset of the first delimiter that is no boundary here
     while True:
-        end = body.find(delimiter, at, at + _STEP + len(delimiter))
-        left -= (end if end >= 0 else at + _STEP) - at + _MATCH_COST
+        found_at = body.find(delimiter, at, at + _STEP + len(delimiter))
+        left -= (found_at if found_at >= 0 else at + _STEP) - at + _MATCH_COST
         if left <= 0:
             yield
             left = _STEP
-        if end >= 0:
-            found = _BEHIND.match(body, end + len(delimiter))
-            if found and (found[1] or found[2]):
-                return end, found.end(), found[1] is not None
-            at = end + len(delimiter)
+        if found_at >= 0:
+            found = _BEHIND.match(body, found_at + len(delimiter))
+            begins_line = found_at == 0 or body[max(0, found_at - 2) : found_at] == b"\r\n"
+            if begins_line and found and (found[1] or found[2]):
+                if suspect >= 0:
+                    yield from _check_hidden(body, suspect, found_at)
+                return found_at - 2, found.end(), found[1] is not None
+            suspect = found_at if suspect < 0 else suspect
+            at = found_at + len(delimiter)
         elif at + _STEP >= len(body):
             raise BadRequest("The form ends without its last boundary.")
         else:
             at += _STEP
+
+
+def _check_epilogue(body: bytes | bytearray, delimiter: bytes, at: int) -> Steps[None]:
+    """Raises BadRequest if a reader that does not stop at the last boundary could find a part behind it."""
+    for start in range(at, len(body), _STEP):
+        found_at = body.find(delimiter, start, start + _STEP + len(delimiter))
+        if found_at >= 0:
+            yield from _check_hidden(body, found_at, len(body))
+            return
+        yield
+
+
+def _check_hidden(body: bytes | bytearray, start: int, end: int) -> Steps[None]:
+    """Raises BadRequest for the head of a part in content that has the delimiter before it.
+
+    Some readers take the delimiter for a boundary behind another line end, or with other text behind it.
+    """
+    for at in range(start, end, _SEARCHED):
+        if _DISPOSITION.search(body, at, min(end, at + _SEARCHED + 32)):
+            raise BadRequest(
+                "The content of the form has its boundary and a Content-Disposition behind that, which another reader "
+                "may take for a part; choose another boundary."
+            )
+        yield
 
 
 def _field(head: bytes, number: int, fields: Container[str]) -> str | None:
@@ -127,16 +162,17 @@ def _field(head: bytes, number: int, fields: Container[str]) -> str | None:
         headers[header[1].lower()] = header[2].strip(b" \t")
     kind, semicolon, rest = headers.get(b"content-disposition", b"").partition(b";")
     parameters = _parameters(semicolon + rest)
-    if kind.strip().lower() != b"form-data" or not parameters or b"name" not in parameters:
+    is_named_once = len(_NAMES.findall(semicolon + rest)) == 1 and parameters is not None and b"name" in parameters
+    if parameters is None or not is_named_once or kind.strip().lower() != b"form-data":
         raise wrong
     name = parameters[b"name"].decode("latin-1")
-    plain = name.replace("\\", "").strip()
+    plain = _SIGNS.sub("", name)
     if plain in OTHER_CASES or (plain != name and plain in fields):
         raise BadRequest(f"The field {name!r} must be written {plain.casefold()!r}.", param=plain.casefold())
     if name not in fields:
         return None
     coding = headers.get(b"content-transfer-encoding", b"").lower()
-    if coding not in _NO_CODINGS or b"filename" in parameters or b"filename*" in parameters:
+    if coding not in _NO_CODINGS or any([each.startswith(b"filename") for each in parameters]):
         raise BadRequest(f"The field {name!r} must be a plain value, and no file and not encoded.", param=name)
     return name
 
