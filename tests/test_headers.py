@@ -110,6 +110,11 @@ def test_r4_traceparent_goes_on_if_it_is_well_formed(trace, goes_on):
         (b"application/json", b"application/json"),
         (b"application/json; charset=utf-8", b"application/json; charset=utf-8"),
         (b"Application/JSON;charset=UTF-8", b"Application/JSON;charset=UTF-8"),
+        (b'application/json; charset="utf-8"; x=y', b'application/json; charset="utf-8"; x=y'),
+        (b"application/json; charset=utf-7", b"application/json"),
+        (b"application/json; charset=utf-8; charset=utf-16", b"application/json"),
+        (b"application/json; Charset = utf-7", b"application/json"),
+        (b"application/json; charset*=utf-8''utf-7", b"application/json"),
         (b"application/json ;x", b"application/json ;x"),
         (b"text/plain", b"application/json"),
         (b"application/json-seq", b"application/json"),
@@ -119,7 +124,7 @@ def test_r4_traceparent_goes_on_if_it_is_well_formed(trace, goes_on):
     ],
 )
 def test_r4_the_content_type_is_json(kind, told):
-    """The body was read as JSON, so it is told as JSON; curl's default would have it be a form."""
+    """The body was read as JSON, so it is told as JSON; curl's default would have it be a form, UTF-7 another body."""
     assert passed({} if kind is None else {b"content-type": kind}) == [(b"content-type", told)]
 
 

@@ -15,6 +15,10 @@ _TO_PROVIDER = (b"accept", b"openai-beta", b"idempotency-key", b"http-referer", 
 _TO_CLIENT = re.compile(
     rb"content-type|retry-after(-ms)?|x-should-retry|request-id|x-ratelimit-.*|(?:openai|anthropic)-.*"
 )
+# JSON under the name of a charset that it does not have: a provider would read other members than the gateway.
+_OTHER_CHARSET = re.compile(
+    rb"application/json.*charset(?!=(?:utf-?8|\"utf-?8\")[ \t]*(?:;|\Z))", re.IGNORECASE | re.DOTALL
+)
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5, allows tabs and what is not ASCII
 _TRACEPARENT = re.compile(  # as in telemetry/trace_context
     rb"(?!ff)(?=00.{53}\Z|(?!00))[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
@@ -46,7 +50,9 @@ def for_provider(
     Every header whose name begins with ``beginning`` is sent too.
     """
     kind = given.get(b"content-type", b"")
-    if kind != _JSON and (kind.partition(b";")[0].strip().lower() not in takes or _CONTROL.search(kind)):
+    if kind != _JSON and (
+        kind.partition(b";")[0].strip().lower() not in takes or _CONTROL.search(kind) or _OTHER_CHARSET.match(kind)
+    ):
         kind = _JSON
     sent = {b"content-type": b"Content-Type: %s\r\n" % kind}
     for name in _TO_PROVIDER:
