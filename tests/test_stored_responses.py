@@ -140,6 +140,13 @@ def test_i2_a_stream_of_a_stored_response_is_a_stream():
     assert world.records[-1].stream
 
 
+@pytest.mark.parametrize("query", ["x=%ff", "%ff=%00&stream=true", "stream=%e2%28%a1", "&" * 9000, "include[]=%C3%BC"])
+def test_i2_s7_whatever_query_comes_goes_on_as_it_is(query):
+    world = created_at("p1")
+    ask(world, None, f"/v1/responses/resp_1?{query}", "GET")
+    assert said(world, "p1").startswith(f"GET /v1/responses/resp_1?{query} HTTP/1.1\r\n".encode())
+
+
 def test_i2_a_refusal_of_its_provider_is_passed_on():
     world = created_at("p1")
     client = ask(world, None, "/v1/responses/resp_1", "GET")

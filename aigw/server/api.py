@@ -194,7 +194,7 @@ class StoredResource(EndpointResource):
         call = Call(
             self._endpoint,
             model="",
-            stream=parse_qs(query[1:]).get(b"stream") == [b"true"],
+            stream=parse_qs(query[1:].decode()).get("stream") == ["true"],
             members={},
             headers=headers.for_provider(request.given),
             request_id=request.request_id,
