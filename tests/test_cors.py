@@ -192,3 +192,16 @@ def test_b20_an_origin_is_scheme_host_and_port(origin):
 )
 def test_r11_origins_of_local_pages_and_of_apps_are_origins(origin):
     assert preflight(MemoryGateway(top={"cors": {"origins": [origin]}}), Origin=origin.lower())[0] == 204
+
+
+def test_r11_errors_in_the_middle_of_a_body_name_the_origin_too():
+    gateway = world(APP)
+    given = {**AUTH, "Origin": APP}
+    _, headers, _ = answered(
+        gateway, request(None, PATHS[0], headers={**given, "Transfer-Encoding": "chunked"}) + b"zz\r\n"
+    )
+    assert headers["access-control-allow-origin"] == APP
+    slow = gateway.open()
+    slow.say(request(None, PATHS[0], headers={**given, "Content-Length": "9000"}) + b"{")
+    gateway.clock.advance(120)
+    assert slow.take().partition(b"\r\n\r\n")[0].count(b"\r\nAccess-Control-Allow-Origin: " + APP.encode()) == 1

@@ -443,6 +443,38 @@ def test_m3_our_own_errors_have_anthropic_s_envelope(sent, status, kind):
     assert body["error"]["message"]
 
 
+BAD_HEADS = {
+    "anthropic-version: 1\r\nanthropic-version: 2\r\n": 400,
+    "x: a\x01b\r\n": 400,
+    "Transfer-Encoding: chunked\r\n": 400,
+    "x: " + "y" * 17_000 + "\r\n": 431,
+    "x: y\r\n" * 101: 431,
+}
+
+
+@pytest.mark.parametrize("target", [PATH, f"{PATH}?beta=true", f"http://gateway{PATH}", f"{PATH}/count_tokens"])
+@pytest.mark.parametrize(("lines", "status"), BAD_HEADS.items(), ids=["repeated", "control", "framing", "long", "many"])
+@pytest.mark.parametrize("size", [40, 10**6])
+def test_m3_s4_so_has_the_error_of_a_bad_head(target, lines, status, size):
+    sent = request(ASKED, target).replace(b"\r\n", b"\r\n" + lines.encode(), 1)
+    client = MemoryGateway().open()
+    for at in range(0, len(sent), size):
+        client.say(sent[at : at + size])
+    got = client.take()
+    assert got.startswith(b"HTTP/1.1 %d " % status)
+    body = json.loads(body_of(got))
+    assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
+    assert f"X-Request-Id: {body['request_id']}\r\n".encode() in got
+
+
+def test_m3_s4_so_has_the_error_of_a_head_that_does_not_end():
+    world = MemoryGateway()
+    client = world.open()
+    client.say(request(ASKED, PATH)[:60])
+    world.clock.advance(60)
+    assert json.loads(body_of(client.take()))["error"]["type"] == "invalid_request_error"
+
+
 def test_m3_all_steps_failed_is_an_api_error_with_the_attempts():
     world = MemoryGateway()
     client = world.open()

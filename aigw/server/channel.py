@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw.errors import Draining, GatewayError, RequestTimeout
+from aigw.net import headers
 from aigw.net.interfaces import ClientTransport
 from aigw.net.write import prepare
 from aigw.server import closing, timeouts
@@ -23,7 +24,7 @@ from aigw.server.ahead import Ahead
 from aigw.server.bodies import without_frames
 from aigw.server.body_reader import BodyReader
 from aigw.server.request import Request
-from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead, answer_to_no_request, id_of
+from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead, answer_to_no_request
 
 if TYPE_CHECKING:
     from aigw.server.site import GatewaySite
@@ -161,9 +162,8 @@ class Channel(Protocol):
         self._answering = False
         self._idle = True
         self.closing.last |= self._drops_input
-        self.site.idle[self] = (
-            None  # a closing one too: over TLS it waits for the client, and may be closed for another
-        )
+        # A closing one too: over TLS it waits for the client, and may be closed for another.
+        self.site.idle[self] = None
         if not self._waiting:
             self._timeouts.expire_after(self._idle_seconds())
             self.transport.resumeProducing()
@@ -287,12 +287,14 @@ class Channel(Protocol):
         if self.closing.last:
             return
         self.closing.last = True
-        request_id, with_body, *shape = "", True
+        request_id, with_body, more = "", True, b""
+        resource = self.site.resource.known.get(self._head.path, self.site.resource)
         if self.request is not None:  # its head was valid, its body is malformed
             request_id, with_body = self.request.request_id, self.request.method != b"HEAD"  # RFC 9110, 9.3.2
-            shape = [self.request.resource.error_body]
+            resource = self.request.resource
+            more = headers.lines(resource.headers(self.request))
             self.request.error = error
             self.request.answered(error.status)
         self._release()
-        self.transport.write(answer_to_no_request(error, request_id or id_of(None), with_body, *shape))
+        self.transport.write(answer_to_no_request(error, request_id, with_body, resource.error_body, more))
         self.closing.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -22,15 +21,13 @@ from aigw.net import headers
 from aigw.net.interfaces import ClientTransport
 from aigw.net.write import write
 from aigw.server.bodies import without_frames
-from aigw.server.request_head import RequestHead
+from aigw.server.request_head import ORIGIN, RequestHead
 from aigw.telemetry.record import RecordBuilder
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel
     from aigw.server.resources import ApiResource
     from aigw.server.site import GatewaySite
-
-_ABSOLUTE = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # RFC 9112, 3.2.2: servers accept it
 
 log = Logger()
 
@@ -83,7 +80,7 @@ class Request(TwistedRequest):
         """The headers are complete: find the resource and let it check the request."""
         self.method, self.uri, self.clientproto = head.method, head.target, head.version
         self.given = head.headers
-        self.path = (self.uri if self.uri[:1] == b"/" else _ABSOLUTE.sub(b"", self.uri)).partition(b"?")[0]
+        self.path = (self.uri if self.uri[:1] == b"/" else ORIGIN.sub(b"", self.uri)).partition(b"?")[0]
         self.request_id = head.request_id
         self.resource = self.site.resource.known.get(self.path) or self.site.getResourceFor(self)
         self.max_body = self.resource.max_body

@@ -40,6 +40,7 @@ _REQUEST_LINE = re.compile(
 )
 _ANY_LINE = b"POST / HTTP/1.1\r\n"  # for llhttp in place of the real one: it knows some methods only
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+ORIGIN = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)  # 3.2.2: servers accept a whole URI
 _is_host = re.compile(_HOST + rb"*").fullmatch  # 3.2: may be empty; no path, no credentials, no white space
 
 
@@ -148,7 +149,17 @@ class HeadReader:
                 return None
             data = bytes(self.data)
             self.stop()
-        return RequestHead(data[:end]), data[end:]
+        try:
+            return RequestHead(data[:end]), data[end:]
+        except GatewayError:
+            self.data += data[:end]  # for ``path``
+            raise
+
+    @property
+    def path(self) -> bytes:
+        """The path in a head that is refused or not whole; empty if it is not known."""
+        line = _REQUEST_LINE.match(self.data)
+        return ORIGIN.sub(b"", line[2]).partition(b"?")[0] if line else b""
 
     def stop(self) -> None:
         """Forget what there is of a head."""
@@ -206,11 +217,13 @@ def answer_to_no_request(
     request_id: str,
     with_body: bool,
     body_of: Callable[[GatewayError, str], bytes] = error_body,
+    more: bytes = b"",
 ) -> bytes:
-    """The whole answer to data that is not a valid request; the connection closes after it."""
+    """The whole answer to data that is not a valid request; the connection closes after it. ``more`` are headers."""
+    request_id = request_id or id_of(None)
     body = body_of(error, request_id)
     return (
         b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-        b"X-Request-Id: %s\r\nConnection: close\r\n\r\n%s"
-        % (error.status, _REASONS[error.status], len(body), request_id.encode(), body if with_body else b"")
+        b"X-Request-Id: %s\r\nConnection: close\r\n%s\r\n%s"
+        % (error.status, _REASONS[error.status], len(body), request_id.encode(), more, body if with_body else b"")
     )
