@@ -4,6 +4,7 @@ import http.client
 import io
 import re
 import time
+import tracemalloc
 from random import Random
 from urllib.parse import unquote
 
@@ -331,3 +332,14 @@ def test_a5_a_header_value_can_be_read_back(text):
     told = value(text)
     assert all(32 <= byte < 127 for byte in told)
     assert unquote(told.decode()) == text
+
+
+def test_m4_long_names_of_a_client_s_headers_arrive_and_are_not_kept():
+    names = [b"anthropic-%04d" % number + b"x" * 10_000 for number in range(1200)]
+    tracemalloc.start()
+    try:
+        for name in names:
+            assert for_provider({name: b"1"}, beginning=b"anthropic-")[name].lower() == name + b": 1\r\n"
+        assert tracemalloc.get_traced_memory()[0] < 1024 * 1024
+    finally:
+        tracemalloc.stop()

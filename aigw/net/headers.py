@@ -61,7 +61,8 @@ def for_provider(
     if beginning is not None:
         for name, value in given.items():
             if name.startswith(beginning) and not _CONTROL.search(value):
-                sent[name] = b"%s%s\r\n" % (_cased(name), value)
+                written = _cased(name) if len(name) <= MOST_OF_A_NAME else name + b": "  # a client could fill the cache
+                sent[name] = b"%s%s\r\n" % (written, value)
     trace = given.get(b"traceparent")
     if trace and _TRACEPARENT.fullmatch(trace) and not _CONTROL.search(trace):
         sent[b"traceparent"] = b"Traceparent: %s\r\n" % trace
