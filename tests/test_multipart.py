@@ -270,6 +270,14 @@ def test_r8_a_form_has_no_charset_in_which_another_reader_finds_other_names(char
         read(form(MODEL), kind)
 
 
+@pytest.mark.parametrize("junk", [b"charset" * 2000, b"boundary" * 2000, b'; boundary="' * 1300, b"charset " * 2000])
+def test_r8_b3_a_long_content_type_is_read_at_once(junk):
+    began = time.thread_time()
+    with pytest.raises(BadRequest):
+        read(b"", named() + b"; " + junk)
+    assert time.thread_time() - began < 0.05
+
+
 @pytest.mark.parametrize("path", [TRANSCRIPTIONS, VARIATIONS])
 def test_r8_json_is_refused_where_a_form_is_needed(path):
     with pytest.raises(BadRequest, match="must be a form"):

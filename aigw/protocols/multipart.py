@@ -26,7 +26,9 @@ _BEHIND = re.compile(rb"(--)?[ \t]{0,100}(?:(\r\n)|\Z)")  # a boundary; what els
 # What some reader uses instead of the parameter that is meant: a part of one (RFC 2231), or one of another name.
 _BOUNDARIES = re.compile(rb"boundary[ \t*0-9]*=", re.IGNORECASE)
 _NAMES = re.compile(rb";[ \t]*name[ \t*0-9]*=", re.IGNORECASE)
-_CHARSETS = re.compile(rb"charset[^=]*=[ \t\"]*([^\s\";]*)", re.IGNORECASE)  # in which some readers decode the names
+_CHARSETS = re.compile(
+    rb"charset[ \t*0-9]*=[ \t\"]*([^\s\";]*)", re.IGNORECASE
+)  # in which some readers decode the names
 _DISPOSITION = re.compile(rb"content-disposition", re.IGNORECASE)
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:([^\r\n\0]*)")
 _ESCAPED = re.compile(rb';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;"]*)[ \t]*')
