@@ -110,6 +110,7 @@ class Flowing(Plain):
         if self.held.called:
             return
         first = b"".join(self._pieces)
+        self._pieces = [first]  # a join of many small pieces for each one would take seconds
         if self._begins(self._label, first):
             self.held.callback(self)
         elif len(first) > HOLD_STREAM:
