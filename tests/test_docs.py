@@ -24,9 +24,13 @@ from pytest_twisted import ensureDeferred
 
 from aigw import errors
 from aigw.config import loader
+from aigw.config.endpoint_names import NAMES
 from aigw.config.model import Config
 from aigw.config.schema import OneOf, Shape, settings
 from aigw.daemon import demo, init
+from aigw.protocols.endpoints import ENDPOINTS
+from aigw.server import unknown_paths
+from aigw.telemetry.record import AttemptRecord, Record, names_for
 from tests.providers import answer
 from tests.switch import Switch
 
@@ -274,6 +278,35 @@ def test_every_field_of_a_line_of_the_log_exists():
     }
     assert len(shown) > 10
     assert shown <= logs.FIELDS | {"rests_s"}
+
+
+def test_b9_every_field_of_the_line_of_a_request_is_documented():
+    shown = {name for row in table(DOCS / "observability.md", "Logs") for name in re.findall(r"`(\w+)`", row[0])}
+    assert set(names_for(Record, "log")) - shown == set()
+
+
+def test_b9_the_lines_of_the_demo_have_the_fields_that_it_writes():
+    lines = [json.loads(line) for _, text in blocks(DOCS / "getting-started.md", "json") for line in text.splitlines()]
+    failed, request = [list(line["fields"]) for line in lines]
+    assert request == list(names_for(Record, "log"))
+    assert set(failed) == {"route", *names_for(AttemptRecord, "log")} - {"message"}
+
+
+def test_every_endpoint_and_every_header_of_an_answer_is_documented():
+    page = (DOCS / "api.md").read_text()
+    assert [path for path in ENDPOINTS if f"POST /v1/{path}`" not in page] == []
+    assert [name for name in set(re.findall(r"\bx-aigw-[a-z]+", SOURCE)) if f"`{name}`" not in page] == []
+
+
+def test_every_part_of_the_api_that_is_not_served_is_documented():
+    """S4b"""
+    shown = prose(DOCS / "api.md").partition("Not served yet: ")[2].partition(". Their")[0]
+    assert set(re.findall(r"`(\w+)`", shown)) == unknown_paths._NOT_SERVED
+
+
+def test_every_name_of_an_endpoint_is_documented():
+    row = next(row for row in table(DOCS / "configuration.md", "Rules of the file") if row[0] == "name of an endpoint")
+    assert re.findall(r"`([^`]+)`", row[2]) == list(NAMES)
 
 
 def test_every_marker_is_documented():
