@@ -305,6 +305,32 @@ def test_h11_a_refusal_that_would_be_passed_on_is_reported_with_its_reason():
     assert (gateway.records[0].outcome, gateway.records[0].bytes_out) == ("provider_error", len(got))
 
 
+def ask_for_a_message(gateway: MemoryGateway):
+    client = gateway.open()
+    body = {"model": "route", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    client.say(request(body, "/v1/messages"))
+    return client
+
+
+@pytest.mark.parametrize("ask", [ask_for_a_response, ask_for_a_message])
+def test_h11_f9_on_endpoints_of_agents_the_provider_s_words_are_in_the_stream_too(ask):
+    gateway = early()
+    client = ask(gateway)
+    gateway.clock.advance(16)
+    refuse(gateway, 400)
+    got = unchunked(client.take())
+    assert b'"message":"The provider answered 400: the prompt is too long"' in got
+    assert gateway.records[0].outcome == "provider_error"
+    assert not client.disconnected
+
+
+def test_h7_on_messages_it_is_a_ping_as_the_provider_s_are():
+    gateway = early(steps=1)
+    client = ask_for_a_message(gateway)
+    gateway.clock.advance(31)
+    assert so_far(client.take()) == b'event: ping\ndata: {"type": "ping"}\n\n' * 2
+
+
 def test_h11_the_deadline():
     gateway = early(steps=1, deadline=20)
     client = gateway.ask(stream=True)
