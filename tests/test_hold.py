@@ -13,6 +13,7 @@ from twisted.internet.error import ConnectionLost
 
 from aigw.proxy import held as held_module
 from aigw.proxy.held_buffer import BLOCK, HeldBuffer
+from aigw.server.request import Request
 from tests.harness import AUTH, HELLO, bounded, request, until
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import (
@@ -616,3 +617,30 @@ def test_h1_m7_the_id_of_a_held_response_is_noted():
             gateway.doors["p1"].wire.say(head(Content_Length=str(len(body))) + body.encode())
         assert client.take()
         assert gateway.health.response_ids.place("default", "resp_s" if stream else "resp_p").provider == "p1"
+
+
+@pytest.mark.parametrize("hold", ["whole", "first_output"])
+@pytest.mark.parametrize("part", ["begin", "write"])
+def test_h4_f3_a_fault_of_the_gateway_at_the_commit_point_leaves_nothing_behind(hold, part, monkeypatch, failures):
+    """Neither held bytes, nor a timer, nor a step that seems to be probed for ever."""
+    gateway = MemoryGateway(steps=1, hold=hold, keepalive=15, hedge={"after": "1s"})
+    (step,) = gateway.config.routes["route"].steps
+    cooldowns = gateway.gateway.cooldowns["chat/completions"]
+    cooldowns.cool_down(step, 5, False)
+    gateway.clock.advance(6)
+
+    def broken(*_):
+        raise ValueError("a fault")
+
+    client = gateway.ask(stream=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Request, part, broken)
+        gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(*STREAM) + LAST_CHUNK)
+    assert not gateway.gateway.running
+    assert gateway.gateway.running.held.now == 0
+    client.lost(ConnectionLost())
+    gateway.clock.advance(5)
+    assert gateway.timers() == []
+    assert cooldowns.begin(step), "the next request probes"
+    assert "a fault" in failures[0]
+    failures.clear()
