@@ -208,6 +208,25 @@ def test_h9_a_client_that_does_not_read_is_sent_none():
 # Before it
 
 
+@pytest.mark.parametrize("hold", ["first_output", "whole"])
+def test_h9_nor_before_a_step_has_answered(hold):
+    """It is sent the answer when it reads again."""
+    gateway = early(hold=hold)
+    client = gateway.ask(stream=True)
+    gateway.clock.advance(16)
+    client.producer.pauseProducing()
+    gateway.clock.advance(40)
+    assert client.value().count(OURS) == 1
+    provider = gateway.doors["p1"].wire
+    provider.say(STREAM_HEAD + chunks(ROLE, HEL))
+    assert (provider.producerState == "paused") == (hold == "first_output")
+    client.producer.resumeProducing()
+    assert provider.producerState == "producing"
+    provider.say(chunks(LO, STOP, DONE) + LAST_CHUNK)
+    assert unchunked(client.take()) == OURS + GOOD
+    assert gateway.records[0].outcome == "ok"
+
+
 def test_h10_before_the_first_output_nothing_is_sent_by_default():
     gateway = kept()
     client = gateway.ask(stream=True)
