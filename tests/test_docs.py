@@ -24,9 +24,13 @@ from pytest_twisted import ensureDeferred
 
 from aigw import errors
 from aigw.config import loader
+from aigw.config.endpoint_names import NAMES
 from aigw.config.model import Config
 from aigw.config.schema import OneOf, Shape, settings
 from aigw.daemon import demo, init
+from aigw.protocols.endpoints import ENDPOINTS
+from aigw.server import unknown_paths
+from aigw.telemetry.record import AttemptRecord, Record, names_for
 from tests.providers import answer
 from tests.switch import Switch
 
@@ -276,6 +280,35 @@ def test_every_field_of_a_line_of_the_log_exists():
     assert shown <= logs.FIELDS | {"rests_s"}
 
 
+def test_b9_every_field_of_the_line_of_a_request_is_documented():
+    shown = {name for row in table(DOCS / "observability.md", "Logs") for name in re.findall(r"`(\w+)`", row[0])}
+    assert set(names_for(Record, "log")) - shown == set()
+
+
+def test_b9_the_lines_of_the_demo_have_the_fields_that_it_writes():
+    lines = [json.loads(line) for _, text in blocks(DOCS / "getting-started.md", "json") for line in text.splitlines()]
+    failed, request = [list(line["fields"]) for line in lines]
+    assert request == list(names_for(Record, "log"))
+    assert set(failed) == {"route", *names_for(AttemptRecord, "log")} - {"message"}
+
+
+def test_every_endpoint_and_every_header_of_an_answer_is_documented():
+    page = (DOCS / "api.md").read_text()
+    assert [path for path in ENDPOINTS if f"POST /v1/{path}`" not in page] == []
+    assert [name for name in set(re.findall(r"\bx-aigw-[a-z]+", SOURCE)) if f"`{name}`" not in page] == []
+
+
+def test_every_part_of_the_api_that_is_not_served_is_documented():
+    """S4b"""
+    shown = prose(DOCS / "api.md").partition("Not served yet: ")[2].partition(". Their")[0]
+    assert set(re.findall(r"`(\w+)`", shown)) == unknown_paths._NOT_SERVED
+
+
+def test_every_name_of_an_endpoint_is_documented():
+    row = next(row for row in table(DOCS / "configuration.md", "Rules of the file") if row[0] == "name of an endpoint")
+    assert re.findall(r"`([^`]+)`", row[2]) == list(NAMES)
+
+
 def test_every_marker_is_documented():
     markers = set(re.findall(r'^    "(\w+): ', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
     rows = {row[0].strip("`"): row[3] for row in table(ROOT / "CONTRIBUTING.md", "Tests") if row[0].startswith("`")}
@@ -292,6 +325,7 @@ NOT_RUN = {
     r"python3 -m venv \.venv$": "tests/test_packaging.py::test_it_installs_into_a_fresh_environment_and_twistd_knows_it",
     r"(\.venv/bin/)?pip install ": "an index of packages; tests/test_packaging.py::test_it_installs_into_a_fresh_environment_and_twistd_knows_it",
     r"aigw demo$": "tests/test_daemon.py::test_the_demo_shows_fallback_by_the_lines_that_it_prints",
+    r"curl \S+/v1/audio/transcriptions ": "a recording; tests/test_sdk_endpoints.py::test_r3a_the_python_client",
     # Root and systemd
     r"(sudo )?contrib/systemd/install\.sh install-service": "tests/booted/test_service.py::test_install_service_makes_it_active_and_it_answers_over_tls",
     r"SSH_HOST=\S+ contrib/systemd/install\.sh deploy": "tests/booted/test_deploy.py::test_deploy_from_nothing_then_an_upgrade_then_a_broken_version",
