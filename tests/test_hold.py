@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 
 import pytest
 from pytest_twisted import ensureDeferred
@@ -11,6 +13,7 @@ from twisted.internet.error import ConnectionLost
 
 from aigw.proxy import held as held_module
 from aigw.proxy.held_buffer import BLOCK, HeldBuffer
+from aigw.server.request import Request
 from tests.harness import AUTH, HELLO, bounded, request, until
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import (
@@ -556,3 +559,88 @@ async def test_h5_the_page_and_the_metrics_show_what_is_held_and_kept_alive(worl
 async def test_h5_no_route_that_holds_is_no_tile_on_the_page(world):
     gateway = world.gateway(world.provider())
     assert (await gateway.get("/status.json", AUTH)).json["held"] is None
+
+
+# Speech, and what is kept beside the held bytes
+
+SPEECH = {"model": "route", "input": "x", "voice": "alloy"}
+AUDIO = b"ID3\x04\x00\n\n\r\n\r\nabc" * 30_000
+
+
+def ask_for_speech(gateway: MemoryGateway):
+    client = gateway.open()
+    client.say(request(SPEECH, "/v1/audio/speech"))
+    return client
+
+
+def test_h1_f3_speech_that_falls_silent_while_held_is_a_timeout():
+    gateway = whole(idle_timeout=3)
+    client = ask_for_speech(gateway)
+    audio = head(Content_Type="audio/mpeg", Transfer_Encoding="chunked") + chunk(AUDIO)
+    gateway.doors["p1"].wire.say(audio)
+    gateway.clock.advance(3.1)
+    gateway.doors["p2"].wire.say(audio + LAST_CHUNK)
+    assert unchunked(client.take()) == AUDIO
+    (record,) = gateway.records
+    assert [(attempt.step, attempt.outcome) for attempt in record.attempts] == [(1, "timeout"), (2, "ok")]
+    assert gateway.gateway.running.held.now == 0
+
+
+def test_h4_nothing_of_a_held_answer_is_kept_outside_of_what_is_counted():
+    tracemalloc.start()
+    try:
+        gateway = whole()
+        for _ in range(4):
+            client = gateway.ask()
+            gateway.doors["p1"].wire.say(plain(3 * MIB // 2)[:-5])
+        gc.collect()
+        assert gateway.gateway.running.held.now > 6 * MIB
+        assert tracemalloc.get_traced_memory()[0] < 2 * MIB  # what is counted is in mappings, which are not traced
+        client.lost(ConnectionLost())
+    finally:
+        tracemalloc.stop()
+
+
+def test_h1_m7_the_id_of_a_held_response_is_noted():
+    """Of a stream, and of a large plain answer, in which the id is not at the beginning."""
+    gateway = whole()
+    for stream in (True, False):
+        client = gateway.open()
+        client.say(request({"model": "route", "input": "hi", "stream": stream}, "/v1/responses"))
+        if stream:
+            begun = b'data: {"type":"response.created","response":{"id":"resp_s"},"sequence_number":0}\n\n'
+            delta = b'data: {"type":"response.output_text.delta","delta":"he","sequence_number":1}\n\n'
+            done = b'data: {"type":"response.completed","response":{"id":"resp_s"},"sequence_number":2}\n\n'
+            gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(begun, delta, done) + LAST_CHUNK)
+        else:
+            body = json.dumps({"object": "response", "id": "resp_p", "output": [{"text": "x" * (MIB + MIB // 2)}]})
+            gateway.doors["p1"].wire.say(head(Content_Length=str(len(body))) + body.encode())
+        assert client.take()
+        assert gateway.health.response_ids.place("default", "resp_s" if stream else "resp_p").provider == "p1"
+
+
+@pytest.mark.parametrize("hold", ["whole", "first_output"])
+@pytest.mark.parametrize("part", ["begin", "write"])
+def test_h4_f3_a_fault_of_the_gateway_at_the_commit_point_leaves_nothing_behind(hold, part, monkeypatch, failures):
+    """Neither held bytes, nor a timer, nor a step that seems to be probed for ever."""
+    gateway = MemoryGateway(steps=1, hold=hold, keepalive=15, hedge={"after": "1s"})
+    (step,) = gateway.config.routes["route"].steps
+    cooldowns = gateway.gateway.cooldowns["chat/completions"]
+    cooldowns.cool_down(step, 5, False)
+    gateway.clock.advance(6)
+
+    def broken(*_):
+        raise ValueError("a fault")
+
+    client = gateway.ask(stream=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Request, part, broken)
+        gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(*STREAM) + LAST_CHUNK)
+    assert not gateway.gateway.running
+    assert gateway.gateway.running.held.now == 0
+    client.lost(ConnectionLost())
+    gateway.clock.advance(5)
+    assert gateway.timers() == []
+    assert cooldowns.begin(step), "the next request probes"
+    assert "a fault" in failures[0]
+    failures.clear()

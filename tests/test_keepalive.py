@@ -208,6 +208,25 @@ def test_h9_a_client_that_does_not_read_is_sent_none():
 # Before it
 
 
+@pytest.mark.parametrize("hold", ["first_output", "whole"])
+def test_h9_nor_before_a_step_has_answered(hold):
+    """It is sent the answer when it reads again."""
+    gateway = early(hold=hold)
+    client = gateway.ask(stream=True)
+    gateway.clock.advance(16)
+    client.producer.pauseProducing()
+    gateway.clock.advance(40)
+    assert client.value().count(OURS) == 1
+    provider = gateway.doors["p1"].wire
+    provider.say(STREAM_HEAD + chunks(ROLE, HEL))
+    assert (provider.producerState == "paused") == (hold == "first_output")
+    client.producer.resumeProducing()
+    assert provider.producerState == "producing"
+    provider.say(chunks(LO, STOP, DONE) + LAST_CHUNK)
+    assert unchunked(client.take()) == OURS + GOOD
+    assert gateway.records[0].outcome == "ok"
+
+
 def test_h10_before_the_first_output_nothing_is_sent_by_default():
     gateway = kept()
     client = gateway.ask(stream=True)
@@ -303,6 +322,32 @@ def test_h11_a_refusal_that_would_be_passed_on_is_reported_with_its_reason():
     assert b'"message":"The provider answered 400: the prompt is too long"' in got
     assert got.endswith(b'"code":"provider_error"}}\n\n')
     assert (gateway.records[0].outcome, gateway.records[0].bytes_out) == ("provider_error", len(got))
+
+
+def ask_for_a_message(gateway: MemoryGateway):
+    client = gateway.open()
+    body = {"model": "route", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    client.say(request(body, "/v1/messages"))
+    return client
+
+
+@pytest.mark.parametrize("ask", [ask_for_a_response, ask_for_a_message])
+def test_h11_f9_on_endpoints_of_agents_the_provider_s_words_are_in_the_stream_too(ask):
+    gateway = early()
+    client = ask(gateway)
+    gateway.clock.advance(16)
+    refuse(gateway, 400)
+    got = unchunked(client.take())
+    assert b'"message":"The provider answered 400: the prompt is too long"' in got
+    assert gateway.records[0].outcome == "provider_error"
+    assert not client.disconnected
+
+
+def test_h7_on_messages_it_is_a_ping_as_the_provider_s_are():
+    gateway = early(steps=1)
+    client = ask_for_a_message(gateway)
+    gateway.clock.advance(31)
+    assert so_far(client.take()) == b'event: ping\ndata: {"type": "ping"}\n\n' * 2
 
 
 def test_h11_the_deadline():

@@ -209,3 +209,22 @@ async def test_a4_a_stream_cut_in_its_last_event_is_not_whole(world, at):
     got = await world.gateway(provider).ask(stream=True)
     assert got.whole == (at >= len(CUT) - 2), "no more is missing than the empty line"
     assert (b'"code":"stream_truncated"' in got.body) != got.whole
+
+
+@pytest.mark.parametrize("hold", ["first_output", "whole"])
+@pytest.mark.parametrize("ends", ["\r\r", "\r\n\r", "\r\n\r\n", "\n\n"])
+def test_a4_a_body_that_does_not_end_after_its_last_event_is_left(ends, hold):
+    """Whichever line ends it has: what the provider sends later is never in the next answer on the connection."""
+    world = MemoryGateway(hold=hold)
+    client = world.open()
+    client.say(request({**HELLO, "stream": True}))
+    provider = world.doors["p1"].wire
+    events = b"".join(each.replace(b"\n\n", ends.encode()) for each in STREAM)
+    provider.say(STREAM_HEAD + chunk(events))
+    world.clock.advance(1.1)
+    assert client.take().endswith(b"0\r\n\r\n")
+    assert provider.disconnected
+    provider.say(chunk(b"\n" * 3))
+    assert client.take() == b""
+    (record,) = world.records
+    assert record.outcome == "ok"

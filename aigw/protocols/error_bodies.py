@@ -50,12 +50,12 @@ def response_failed(broken: StreamBroken, response_id: str, sequence_number: int
 
     Codex reads the error in ``response``. The OpenAI clients raise because of ``error`` at the top level.
     """
-    error = {"code": broken.code, "message": broken.message}
+    error = {"code": broken.code, "message": _with_detail(broken)}
     event = {
         "type": "response.failed",
         "sequence_number": sequence_number,
         "response": {"id": response_id, "object": "response", "status": "failed", "error": error, "output": []},
-        "error": {"message": broken.message, "type": "upstream_error", "param": None, "code": broken.code},
+        "error": {"message": error["message"], "type": "upstream_error", "param": None, "code": broken.code},
     }
     return b"event: response.failed\ndata: %s\n\n" % msgspec.json.encode(event)
 

@@ -191,6 +191,7 @@ class Stream(Relay):
     def _too_late(self) -> None:
         if self._scanner.failure is not None or self._last_meaning is END:
             self._end_as_it_did()
+            self.transport.stopProducing()  # its body has not ended
         else:
             self._break("stream_idle_timeout", f"The provider sent nothing for {self._limit:g} s.")
 

@@ -208,6 +208,7 @@ class Exchange:
             flowing = held.flow(self._client, max(0.0, rest))
         except Exception:  # a fault of the gateway: the provider's answer ends too
             held.hang_up()
+            self._health.abandoned(running.step, running.probe)
             raise
         return flowing.addBoth(self._flowed, running, held)
 

@@ -35,6 +35,14 @@ class HeldBuffer:
             at += end - self._end
             self._end = end
 
+    def first(self, most: int) -> bytes:
+        """The first bytes, which are kept."""
+        found = bytearray()
+        for number, block in enumerate(self._blocks, 1):
+            begin, end = self._begin if number == 1 else 0, self._end if number == len(self._blocks) else BLOCK
+            found += block[begin : min(end, begin + most - len(found))]
+        return bytes(found)
+
     def take(self, most: int = PIECE) -> bytes:
         """The first bytes, which are not kept any more; empty if there are none."""
         if not self._blocks:

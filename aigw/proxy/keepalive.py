@@ -68,6 +68,7 @@ class KeptAlive:
         if not self._has_begun:
             self._has_begun = self._is_early = True
             self._client.begin(200, headers.of_a_stream([_TYPE], False), None, is_early=True)
+            self._client.registerProducer(self, True)
         self._record.keepalives += 1
         self._written += len(self._endpoint.keepalive)
         self._last = self._clock.seconds()
@@ -147,6 +148,8 @@ class KeptAlive:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
+            if self._is_early and self._producer is None:
+                self._client.unregisterProducer()
             if self._record.bytes_out:
                 self._record.bytes_out += self._written
 
@@ -155,7 +158,10 @@ class KeptAlive:
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """See IConsumer."""
         self._producer = producer
-        self._client.registerProducer(self, streaming)
+        if not self._is_early:
+            self._client.registerProducer(self, streaming)
+        elif self._is_paused:  # since a keep-alive
+            producer.pauseProducing()
 
     def unregisterProducer(self) -> None:
         """See IConsumer."""

@@ -26,6 +26,7 @@ from aigw.telemetry.record import RecordBuilder
 
 CheckAnswer = Callable[[bytes], "tuple[str, str | None] | None"]
 
+_SILENT = "stream_idle_timeout", "answer_timeout"
 _FAILURES = {
     "stream_reset": "connection reset in the middle of its stream",
     "provider_error": "reported an error in its stream",
@@ -84,7 +85,7 @@ class HeldWhole:
         self._check = check
         self.mislabelled = relay.mislabelled
         self.default_type, self.flows, self.flushes = relay.default_type, relay.flows, relay.flushes
-        self.beginning = relay.beginning  # before it flows
+        self._beginning = len(relay.beginning)  # before it flows
         self.length: int | None = None
         self.bytes_out = 0
         self._since = record.seconds()
@@ -109,6 +110,11 @@ class HeldWhole:
         self._inflow = self._relay.flow(self, seconds)
         self._inflow.addBoth(self._relay_ended)
         return self._held
+
+    @property
+    def beginning(self) -> bytes:
+        """See Answer: before it flows to the client."""
+        return self._buffer.first(self._beginning)
 
     @property
     def usage(self) -> dict[str, int]:
@@ -168,7 +174,7 @@ class HeldWhole:
         if not isinstance(result.value, StreamBroken):
             return result
         broken = result.value
-        if broken.code == "stream_idle_timeout":
+        if broken.code in _SILENT:
             return UpstreamTimeout("idle", self._silence)
         message = _FAILURES.get(broken.code, "ended its stream before it was complete")
         return UpstreamBroken(message, detail=broken.detail)
