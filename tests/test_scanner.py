@@ -164,6 +164,7 @@ _cuts = st.lists(st.integers(0, 2000), max_size=8)
 @given(st.lists(_part, max_size=10).map(b"".join), _cuts, st.sampled_from([CHAT, RESPONSES]))
 @example(HELLO.replace(b"\n", b"\r\n") * 2, [len(HELLO) + 1], CHAT)
 @example(HELLO + STOP + DONE, list(range(0, 2000, 7)), CHAT)
+@example(b"\n\xef\xbb\xbf" + STOP, [1], CHAT)
 def test_a3_however_a_stream_is_cut_the_same_is_passed_on_and_means_the_same(data, cuts, endpoint):
     def outcome(pieces: list[bytes]) -> tuple:
         scanner, passed = begun(endpoint=endpoint), b""

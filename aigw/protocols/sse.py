@@ -53,9 +53,12 @@ def that_matter(data: bytes, matters: Callable[[bytes], bool]) -> Iterator[tuple
 
 
 def fields(event: bytes) -> tuple[str, bytes | None]:
-    """An event's name (empty if it has none) and its data (None if it has no ``data`` line)."""
+    """An event's name (empty if it has none) and its data (None if it has no ``data`` line).
+
+    A BOM in front of it is no part of it, behind empty lines too: these may have been in an earlier read.
+    """
     name, data = "", []
-    for line in _LINE.split(event.removeprefix(BOM)):
+    for line in _LINE.split(event.lstrip(b"\r\n").removeprefix(BOM)):
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
