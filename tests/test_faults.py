@@ -15,14 +15,13 @@ and every time three things are looked at: what the client received, what each p
 from __future__ import annotations
 
 import email.utils
-import os
 import time
-from pathlib import Path
 
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
+from tests import pages
 from tests.harness import HELLO, contents
 from tests.providers import (
     COMMENT,
@@ -378,7 +377,6 @@ async def test_fault(world, fault, streamed, tls, hold):
     assert events[:2] == came[:2], "what came before the break was passed on"
 
 
-PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
 HEADINGS = {  # by the first fault under each
     "name not found": "Connecting",
     "reset while we send 20 MB": "Sending the request",
@@ -393,31 +391,17 @@ HEADINGS = {  # by the first fault under each
 
 def page_rows() -> str:
     """The table as the page shows it: one fault a row."""
-    words = {
-        "-": "cannot happen",
-        "whole": "the answer, byte for byte",
-        "reported": "the provider's error, byte for byte",
-    }
     lines = []
     for fault, (_, *expected) in TABLE.items():
         if fault in HEADINGS:
             head = "| what the provider does | a plain request gets | a streamed request gets | with `hold: whole` |"
             lines += ["", f"## {HEADINGS[fault]}", "", head, "|---|---|---|---|"]
-        fates = [
-            words.get(each) or ("the next step's answer" if each.startswith("next") else f"in-band `{each.split()[1]}`")
-            for each in (*expected, held(expected[1]))
-        ]
+        fates = [pages.in_words(each, f"in-band `{each.partition(' ')[2]}`") for each in (*expected, held(expected[1]))]
         lines.append(f"| {' | '.join([fault, *fates])} |")
-    return "\n".join([*lines, ""])
+    return pages.rows(lines)
 
 
 def test_the_page_shows_this_table():
     """AIGW_WRITE_DOCS=1 writes it."""
-    begin, end = "<!-- faults -->\n", "\n<!-- /faults -->"
-    before, _, rest = PAGE.read_text().partition(begin)
-    shown, _, after = rest.partition(end)
-    if os.environ.get("AIGW_WRITE_DOCS"):
-        shown = page_rows()
-        PAGE.write_text(f"{before}{begin}{shown}{end}{after}")
     assert set(HEADINGS) <= set(TABLE)
-    assert shown == page_rows(), "write it by AIGW_WRITE_DOCS=1"
+    pages.check_table("faults", page_rows())

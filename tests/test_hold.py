@@ -355,13 +355,19 @@ def test_h4_a_slow_client_is_written_to_as_it_reads_event_by_event():
     assert gateway.records[0].outcome == "ok"
 
 
-def test_h4_a_client_that_does_not_read_what_was_held_is_left_after_its_time():
+def held_by_a_client_that_stops_reading(size):
+    """A whole answer of that size, of which the client has read the first piece."""
     gateway = whole()
     client = gateway.ask(stream=True)
-    gateway.doors["p1"].wire.say(STREAM_HEAD + chunk(ROLE) + output(500_000))
+    gateway.doors["p1"].wire.say(STREAM_HEAD + chunk(ROLE) + output(size))
     write = client.write
     client.write = lambda data: (write(data), client.producer.pauseProducing())
     gateway.doors["p1"].wire.say(chunks(STOP, DONE) + LAST_CHUNK)
+    return gateway, client
+
+
+def test_h4_a_client_that_does_not_read_what_was_held_is_left_after_its_time():
+    gateway, client = held_by_a_client_that_stops_reading(500_000)
     assert gateway.gateway.running.held.now > 0
     gateway.clock.advance(61)
     assert client.aborted
@@ -370,12 +376,7 @@ def test_h4_a_client_that_does_not_read_what_was_held_is_left_after_its_time():
 
 
 def test_d2_a_stop_sends_the_rest_of_a_whole_answer():
-    gateway = whole()
-    client = gateway.ask(stream=True)
-    gateway.doors["p1"].wire.say(STREAM_HEAD + chunk(ROLE) + output(300_000))
-    write = client.write
-    client.write = lambda data: (write(data), client.producer.pauseProducing())
-    gateway.doors["p1"].wire.say(chunks(STOP, DONE) + LAST_CHUNK)
+    gateway, client = held_by_a_client_that_stops_reading(300_000)
     assert not gateway.records
     for each in list(gateway.gateway.running):
         each.interrupt()

@@ -6,14 +6,13 @@ Of speech as bytes there is no ``next`` once the first byte is there: what break
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
+from tests import pages
 from tests.harness import AUTH, request, until
 from tests.providers import (
     COMMENT,
@@ -255,35 +254,21 @@ async def test_a6_a7_fault(world, kit, fault, streamed):
     assert last.endswith(b'"type":"upstream_error","param":null,"code":"%s"}}' % outcome.encode())
 
 
-PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
-
-
 def page_rows() -> str:
     """The table as the page shows it: one fault a row."""
-    words = {
-        "-": "cannot happen",
-        "whole": "the answer, byte for byte",
-        "reported": "the provider's error, byte for byte",
-    }
     lines = ["", "| what the provider does | images or a transcript | speech | a stream |", "|---|---|---|---|"]
     for fault, (_, _, *fates) in TABLE.items():
         shown = []
         for number, fate in enumerate(fates):
             broken = "closed" if number < 2 else f"in-band `{fate.rpartition(' ')[2]}`"
-            shown.append(words.get(fate) or ("the next step's answer" if fate.startswith("next") else broken))
+            shown.append(pages.in_words(fate, broken))
         lines.append(f"| {' | '.join([fault, *shown])} |")
-    return "\n".join([*lines, ""])
+    return pages.rows(lines)
 
 
 def test_the_page_shows_this_table():
     """AIGW_WRITE_DOCS=1 writes it."""
-    begin, end = "<!-- media faults -->\n", "\n<!-- /media faults -->"
-    before, _, rest = PAGE.read_text().partition(begin)
-    shown, _, after = rest.partition(end)
-    if os.environ.get("AIGW_WRITE_DOCS"):
-        shown = page_rows()
-        PAGE.write_text(f"{before}{begin}{shown}{end}{after}")
-    assert shown == page_rows(), "write it by AIGW_WRITE_DOCS=1"
+    pages.check_table("media faults", page_rows())
 
 
 # Speech

@@ -10,13 +10,12 @@ The first provider has the fault, the second is well. What the client then has i
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from pytest_twisted import ensureDeferred
 
+from tests import pages
 from tests.harness import Answer, contents
 from tests.providers import (
     DONE,
@@ -37,7 +36,6 @@ from tests.providers import (
 )
 from tests.test_faults import first_step
 
-PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
 HEL = event({"content": "HEL"})
 ERROR = b'{"error": {"message": "overloaded", "type": "server_error"}}'
 TIMEOUT, IDLE = 0.5, 0.3
@@ -108,16 +106,10 @@ def page_rows() -> str:
     lines = ["", "| what the first provider does | as it comes | with `hold: whole` |", "|---|---|---|"]
     lines += [f"| {fault} | {' | '.join(expected(fault, hold) for hold in HOLDS)} |" for fault in SIXTEEN]
     lines.append(f"| **pass / partial / safe / fail** | **{total('first_output')}** | **{total('whole')}** |")
-    return "\n".join([*lines, ""])
+    return pages.rows(lines)
 
 
 def test_h6_the_page_shows_this_table():
     """AIGW_WRITE_DOCS=1 writes it."""
     assert (total("first_output"), total("whole")) == ("13 / 0 / 3 / 0", "16 / 0 / 0 / 0")
-    begin, end = "<!-- sixteen -->\n", "\n<!-- /sixteen -->"
-    before, _, rest = PAGE.read_text().partition(begin)
-    shown, _, after = rest.partition(end)
-    if os.environ.get("AIGW_WRITE_DOCS"):
-        shown = page_rows()
-        PAGE.write_text(f"{before}{begin}{shown}{end}{after}")
-    assert shown == page_rows(), "write it by AIGW_WRITE_DOCS=1"
+    pages.check_table("sixteen", page_rows())
