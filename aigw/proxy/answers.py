@@ -195,11 +195,6 @@ class Stream(Relay):
         else:
             self._break("stream_idle_timeout", f"The provider sent nothing for {self._limit:g} s.")
 
-    def resumeProducing(self) -> None:
-        """The client reads again. The silence of the provider is counted from now on."""
-        super().resumeProducing()
-        self._last_activity = self._clock.seconds()
-
     def _report(self, broken: StreamBroken) -> None:
         self._write(self._scanner.error_event(broken))
         broken.reported = self._scanner.error_event_ends_it

@@ -222,8 +222,8 @@ class Exchange:
         failure.trap(UpstreamFailure)
         error = cast(UpstreamFailure, failure.value)
         verdict = self.note_failure(error, running)
-        if isinstance(error, UpstreamRefused) and self.is_final(error):
-            return self._pass_on(attempt, error)
+        if verdict.final:
+            return self._pass_on(attempt, cast(UpstreamRefused, error))
         if verdict.repeatable and tries <= running.step.retries:
             delay = retry_policy.retry_delay(error, tries, self._gateway.random)
             if self._clock.seconds() + delay < min(step_ends, self._deadline):

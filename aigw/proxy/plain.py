@@ -76,7 +76,7 @@ class Plain(Relay):
     def _mistake(self, body: bytes, whole: bool, reason: Failure) -> UpstreamFailure | None:
         if not whole:
             return cut_short(reason)
-        found = self._endpoint.check_answer(body, self._label)
+        found = self.check(body)
         return UpstreamBroken(found[0], detail=found[1]) if found else None
 
     def _too_late(self) -> None:
@@ -97,9 +97,6 @@ class Flowing(Plain):
         super().__init__(endpoint, clock, label)
         self._begins = begins
 
-    def check(self, body: bytes) -> None:
-        """See Relay: its first bytes have shown that it is an answer."""
-
     def dataReceived(self, data: bytes) -> None:
         """See Relay."""
         if self._client is not None:
@@ -115,11 +112,6 @@ class Flowing(Plain):
             self.held.callback(self)
         elif len(first) > HOLD_STREAM:
             self._fail(UpstreamBroken(NO_AUDIO))
-
-    def resumeProducing(self) -> None:
-        """See Relay: whatever silence there was before it counts no more."""
-        super().resumeProducing()
-        self._last_activity = self._clock.seconds()
 
     def _too_late(self) -> None:
         self._break("answer_timeout", f"The provider sent nothing for {self._limit:g} s.")

@@ -285,6 +285,8 @@ class Relay(BodyProtocol, ABC):
             if self._timer is not None and self._timer.active() and self._timer.getTime() > due:  # set while paused
                 self._timer.reset(max(0.0, due - self._clock.seconds()))
         self._paused = False
+        if self.flows:  # the silence of the provider is counted from now on
+            self._last_activity = self._clock.seconds()
         self.transport.resumeProducing()
 
     def stopProducing(self) -> None:

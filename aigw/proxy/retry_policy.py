@@ -29,12 +29,14 @@ class Verdict(msgspec.Struct, frozen=True):
     ``strike`` is what is counted in the cooldown of the step: ``failure``, ``timeout``, ``refusal``, nothing, or
     ``alive``, which resets the count. ``cooldown``, if it is not 0, is in seconds and starts at once instead.
     ``repeatable``: the same step may be tried again. ``key_refused``: no other step of the provider can work.
+    ``final``: the client gets the refusal, and no other step is tried.
     """
 
     strike: Literal["", "failure", "timeout", "refusal", "alive"] = ""
     cooldown: float = 0
     repeatable: bool = False
     key_refused: bool = False
+    final: bool = False
 
 
 def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
@@ -43,7 +45,7 @@ def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
         case UpstreamRefused(status=int(status)):
             is_own_failure = status >= 500 or status in FAILED
             if final:
-                return Verdict(strike="" if is_own_failure or status == 429 else "alive")
+                return Verdict(strike="" if is_own_failure or status == 429 else "alive", final=True)
             if status == 429:
                 seconds = RATE_LIMIT_COOLDOWN if failure.retry_after is None else failure.retry_after
                 return Verdict(cooldown=seconds, repeatable=True)
