@@ -11,6 +11,7 @@ from aigw.protocols.refusals import read_refusal, reason_in
 Mistake = tuple[str, str | None]  # what is wrong, and the reason in the provider's words
 ERROR = "answered 2xx with an error"
 EMPTY = "answered 2xx with an empty body"
+SIGNS_OF_AN_ERROR = b'"base_resp"', b'"detail"', b'"message"'  # one of them is in each error without ``error``
 
 _NULLS = re.compile(rb"\[\s*null\s*(?:,\s*null\s*)*\]").fullmatch  # a list of nothing but null, which NaN is read as
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from aigw.protocols.answers import failed_choice, is_error
+from aigw.protocols.answers import SIGNS_OF_AN_ERROR, failed_choice, is_error
 from aigw.protocols.meaning import ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
 
@@ -27,8 +27,7 @@ class ChatScanner(StreamScanner):
 
     sign = b'"finish_reason"'
     usual = b'"finish_reason":null', b'"finish_reason": null'
-    # A second choice, or a second tool call; an error in a form that has no ``error``.
-    other = b'"index":1', b'"index": 1', b'"base_resp"', b'"detail"', b'"message"'
+    other = b'"index":1', b'"index": 1', *SIGNS_OF_AN_ERROR  # of a second choice or tool call, and of an error
     text = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
 
     _begun: frozenset[int] = frozenset()  # choices, by their index

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from aigw.errors import StreamBroken
-from aigw.protocols.answers import is_error
+from aigw.protocols.answers import SIGNS_OF_AN_ERROR, is_error
 from aigw.protocols.error_bodies import message_error_event
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
@@ -42,7 +42,7 @@ class MessagesScanner(StreamScanner):
 
     sign = b'"message_'
     usual = b'"message_start"', b'"message_start"'
-    other = b"message_stop", b"stop_reason", b'"base_resp"', b'"detail"', b'"message"'  # and errors without ``error``
+    other = b"message_stop", b"stop_reason", *SIGNS_OF_AN_ERROR
     text = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
     must_finish = True
     error_event_ends_it = True

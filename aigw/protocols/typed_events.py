@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from aigw.protocols.answers import is_error
+from aigw.protocols.answers import SIGNS_OF_AN_ERROR, is_error
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
 
@@ -17,8 +17,7 @@ class TypedScanner(StreamScanner):
     """
 
     sign = b'"type"'
-    # An end; an error in a form that has no ``error``.
-    other = b'.done"', b'.completed"', b'"base_resp"', b'"detail"', b'"message"'
+    other = b'.done"', b'.completed"', *SIGNS_OF_AN_ERROR
     end: ClassVar[str]
     payloads: ClassVar[tuple[str, ...]]  # of the event that comes again and again
     delta: ClassVar[str]  # the type of that event
