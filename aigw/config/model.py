@@ -99,11 +99,17 @@ class Provider(msgspec.Struct, frozen=True):
     legacy_tls: Annotated[Flag, At("tls.legacy")] = False
     auth: Literal["bearer", "x-api-key"] = "bearer"
 
+    @property
+    def keys(self) -> tuple[Secret | None, ...]:
+        """Its keys, at least one; None is sent as no key."""
+        return (self.api_key,)
+
 
 class Step(msgspec.Struct, frozen=True):
     """One provider and model to try; limits in seconds, ``number`` counts from 1 within its route.
 
-    ``cooldown`` is how long it cools down after failures in a row, 0 for never; ``retries`` how often it is repeated.
+    ``key`` is the position of the provider's key that is sent, from 0. ``cooldown`` is how long it cools down after
+    failures in a row, 0 for never; ``retries`` how often it is repeated.
     """
 
     number: Annotated[int, POSITION]
@@ -115,6 +121,7 @@ class Step(msgspec.Struct, frozen=True):
     cooldown: Annotated[Cooldown, Inherited(60.0)]
     retries: Retries = 0
     conflict_resolution: Literal["tools", "format"] | None = None
+    key: Annotated[int, NOT_WRITTEN] = 0
 
 
 class Hedge(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """Which steps cool down, and until when. A step that cools down is tried last. Nothing here uses the network.
 
-There is one state for each provider, model and endpoint: a server that fails at embeddings may work for chat. Routes
-with the same provider and model share it. It is kept at a reload.
+There is one state for each provider, key, model and endpoint: a server that fails at embeddings may work for chat.
+Routes with the same provider, key and model share it. It is kept at a reload.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Kind = Literal["failure", "timeout", "refusal"]
 IN_A_ROW: dict[Kind, int] = {"failure": 3, "timeout": 2, "refusal": 3}  # of one kind, until the step cools down
 MAX_COOLDOWN = 600.0  # seconds
 
-Key = tuple[str, str]
+Key = tuple[str, int, str]  # a provider's name, the position of its key, a model
 Skip = Callable[[Step, str, "float | None"], None]  # a step, why it is skipped, and until when in Unix seconds
 
 
@@ -184,4 +184,4 @@ class CooldownsByEndpoint:
 
 
 def _key(step: Step) -> Key:
-    return step.provider.name, step.model
+    return step.provider.name, step.key, step.model

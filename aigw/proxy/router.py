@@ -45,7 +45,11 @@ class Router:
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
         }
-        self._headers = {name: _headers(provider) for name, provider in config.providers.items()}
+        self._headers = {
+            (name, number): _headers(provider, key)
+            for name, provider in config.providers.items()
+            for number, key in enumerate(provider.keys)
+        }
         self._models = {
             step.model: msgspec.Raw(msgspec.json.encode(step.model))
             for route in config.routes.values()
@@ -65,14 +69,14 @@ class Router:
             raise BadRequest(f"'model' is missing; {right}.", param="model")
         return route
 
-    def own_headers(self, provider: Provider) -> Lines:
-        """The headers of every request to the provider, with its key."""
-        return self._headers[provider.name]
+    def own_headers(self, provider: Provider, key: int = 0) -> Lines:
+        """The headers of every request to the provider, with the key at this position."""
+        return self._headers[provider.name, key]
 
     def attempt(self, step: Step, call: Call) -> Attempt:
         """The request to a step."""
         name = step.provider.name
-        own = self._headers[name]  # a header of the client does not replace these
+        own = self._headers[name, step.key]  # a header of the client does not replace these
         body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
         return Attempt(
             step=step,
@@ -93,12 +97,12 @@ def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list
     return [step for step in steps if step.provider.name != provider.name]
 
 
-def _headers(provider: Provider) -> Lines:
-    """The headers of every request to the provider, with its key."""
+def _headers(provider: Provider, key: Secret | None) -> Lines:
+    """The headers of every request to the provider, with this key."""
     headers = {b"user-agent": _USER_AGENT}
-    if provider.api_key:
-        key = _revealed(provider.api_key)
-        headers |= {b"x-api-key": key} if provider.auth == "x-api-key" else {b"authorization": b"Bearer " + key}
+    if key:
+        sent = _revealed(key)
+        headers |= {b"x-api-key": sent} if provider.auth == "x-api-key" else {b"authorization": b"Bearer " + sent}
     headers |= {name.lower().encode(): _revealed(value) for name, value in provider.headers.items()}
     return {name: lines([(name, value)]) for name, value in headers.items()}
 
