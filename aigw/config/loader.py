@@ -24,6 +24,7 @@ from aigw.config.mistakes import Mistake, line_of, not_following, worded
 from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener, TlsFiles
+from aigw.config.prices import NO_PRICES, Prices, load_prices, unknown_providers
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
@@ -113,13 +114,28 @@ def build(
     made = reader.read(tree)
     if made is not None:
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
-    found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later]), *tls_mistakes]
+    prices, price_mistakes, price_warnings = _prices_of(tree, folder)
+    found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later]), *tls_mistakes, *price_mistakes]
     if found:
         raise ConfigError(worded(found, file, root))
     advice = worded([*advice_on(made), *reader.warnings], file, root)
+    advice += [*price_warnings, *unknown_providers(prices, made.providers, str(made.prices))]
+    made = msgspec.structs.replace(made, price_list=prices)
     return _completed(
         made, tls, [*warnings, *advice], _places(tree, file, root) if root and isinstance(tree, dict) else {}
     )
+
+
+def _prices_of(tree: object, folder: Path) -> tuple[Prices, list[Mistake], list[str]]:
+    """The prices in the file that the tree names, with mistakes and warnings; none where it names no file."""
+    named = tree.get("prices") if isinstance(tree, dict) else None
+    if not isinstance(named, str) or not named.strip() or "\0" in named:  # which the reader reports
+        return NO_PRICES, [], []
+    try:
+        prices, warnings = load_prices(str(folder / named))
+    except ConfigError as error:
+        return NO_PRICES, [Mistake(each) for each in error.mistakes], []
+    return prices, [], warnings
 
 
 @lru_cache(1)
@@ -151,6 +167,7 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
     paths += [("listen", index) for index in range(len(tree.get("listen") or ()))]
     tls = tree.get("tls") or {}
     paths += [("tls", name) for name in tls]
+    paths += [("usage", "file")] if tree.get("usage") else []
     listed = [(("tls", "certificates"), tls.get("certificates") or ()), (("providers",), tree["providers"])]
     for path, entries in listed:
         paths += [(*path, index) for index in range(len(entries))]

@@ -13,6 +13,7 @@ import msgspec
 from aigw.config.addresses import ListenAddress, Origin, Url
 from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
 from aigw.config.endpoint_names import DefaultName, EndpointName
+from aigw.config.prices import NO_PRICES, Prices
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
 from aigw.config.values import (
     NAME,
@@ -165,14 +166,21 @@ class Route(msgspec.Struct, frozen=True):
     hedge: Hedge | None = None
 
 
+class UsageFile(msgspec.Struct, frozen=True):
+    """The file with one line for each request, for accounting. ``rotate``: each day (UTC) has a file of its own."""
+
+    file: FileName
+    rotate: Literal["day"] | None = None
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
     with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, ``max_held`` for
     all answers that are held until they are whole, in bytes. ``max_connections`` in all, ``max_per_address`` if that is
     limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of ``cors_origins`` may call the
-    gateway. ``secrets`` are all keys, for redaction; ``warnings`` are for the log, in which each request has its
-    client's address if ``log_client_address``; ``places`` has file and line of settings whose values are tried out
-    later, by path."""
+    gateway. ``prices`` is the file of ``price_list``. ``secrets`` are all keys, for redaction; ``warnings`` are for
+    the log, in which each request has its client's address if ``log_client_address``; ``places`` has file and line of
+    settings whose values are tried out later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
     providers: dict[str, Provider]
@@ -190,6 +198,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive: Annotated[Duration, At("limits.keep_alive")] = 75.0
     max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     log_client_address: Annotated[Flag, At("log.client_address")] = True
+    prices: FileName | None = None
+    usage: UsageFile | None = None
+    price_list: Annotated[Prices, NOT_WRITTEN] = NO_PRICES
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
     places: Annotated[dict[str, str], NOT_WRITTEN] = {}
