@@ -11,7 +11,12 @@ from aigw.daemon.init import init
 
 EX_USAGE = 64
 IN_FOREGROUND = ["-n", "--pidfile=", "aigw"]
-COMMANDS = {"demo": ["--demo"], "check": ["--check-config"], "check-providers": ["--check-providers"]}
+COMMANDS = {
+    "demo": ["--demo"],
+    "check": ["--check-config"],
+    "check-providers": ["--check-providers"],
+    "usage": ["--usage"],
+}
 
 HELP = """\
 Usage: aigw [-c FILE] [--json-log]    run the gateway in the foreground
@@ -22,6 +27,8 @@ Usage: aigw [-c FILE] [--json-log]    run the gateway in the foreground
        aigw check-providers [-c FILE] [--try] [--json]
                                       ask each provider for its models; with --try, also send a request of
                                       one token to each step; exit with 0 if all steps work, else with 1
+       aigw usage [-c FILE] [--by=key,route,model] [--since=7d] [--csv]
+                                      print what was used, from the file of usage
        aigw --version                 print the version
        aigw help                      print this text
 

@@ -17,6 +17,7 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from aigw import __version__
+from aigw.accounting import report
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.daemon import dumpable, memory
@@ -48,7 +49,9 @@ class Options(usage.Options):
         "An OpenAI-compatible gateway: a client names a route, and the gateway tries its providers until one answers."
     )
     optParameters: ClassVar = [
-        ["config", "c", None, "the configuration file (default: ./config.yaml, then /etc/ai-gateway/config.yaml)"]
+        ["config", "c", None, "the configuration file (default: ./config.yaml, then /etc/ai-gateway/config.yaml)"],
+        ["by", None, None, f"with --usage: one or more of {','.join(report.COLUMNS)} (default: key)"],
+        ["since", None, None, "with --usage: 7d, 12h, or a date such as 2026-11-01, in UTC (default: all)"],
     ]
     optFlags: ClassVar = [
         [
@@ -63,6 +66,8 @@ class Options(usage.Options):
         ],
         ["try", None, "with --check-providers: also send a real request of one token to each step"],
         ["json", None, "with --check-providers: print JSON"],
+        ["usage", None, "print what was used, from the file of `usage` in the configuration"],
+        ["csv", None, "with --usage: print CSV"],
         ["demo", None, "run a demo on 127.0.0.1 that needs no configuration, key or network"],
         ["json-log", None, "write the log as JSON on a terminal too (in a file or pipe it always is JSON)"],
     ]
@@ -82,12 +87,15 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Raises UsageError if one of the options would be ignored."""
-        kinds = [name for name in ("check-config", "check-providers", "demo") if self[name]]
+        kinds = [name for name in ("check-config", "check-providers", "usage", "demo") if self[name]]
         if len(kinds) > 1:
             raise usage.UsageError(f"--{kinds[0]} and --{kinds[1]} cannot be used together; give one of them")
         for name in ("json", "try"):
             if self[name] and not self["check-providers"]:
                 raise usage.UsageError(f"--{name} can be used only with --check-providers")
+        for name in ("by", "since", "csv"):
+            if self[name] and not self["usage"]:
+                raise usage.UsageError(f"--{name} can be used only with --usage")
         if self["demo"] and self["config"] is not None:
             raise usage.UsageError("--demo has its own configuration; leave out --config")
         if self["demo"] and self.parent and not (self.parent["nodaemon"] or self.parent["debug"]):
@@ -117,6 +125,8 @@ def makeService(options: Options) -> IService:
             handle_stops(reactor, show.stop_now)
             return show
         path = loader.find(path)
+        if options["usage"]:
+            _print_usage(loader.usage_file(path, os.environ), options)
         if not only_check and not options["check-providers"]:
             dumpable.forbid()
         if options["check-providers"]:
@@ -132,7 +142,12 @@ def makeService(options: Options) -> IService:
             environ=os.environ,
         )
     except ConfigError as error:
-        in_words = only_check or options["check-providers"] or _for_people(options.parent, options["json-log"])
+        in_words = (
+            only_check
+            or options["check-providers"]
+            or options["usage"]
+            or _for_people(options.parent, options["json-log"])
+        )
         _report(error, str(path or "The configuration"), in_words=bool(in_words))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
@@ -152,6 +167,17 @@ def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoRe
     escape_unwritable(sys.stdout)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
     raise SystemExit(0 if check(loaded, upstream, reactor, print, options["json"], options["try"]) else 1)
+
+
+def _print_usage(path: str, options: Options) -> NoReturn:
+    escape_unwritable(sys.stdout)
+    by, since, is_csv = options["by"] or "key", options["since"], bool(options["csv"])
+    try:
+        report.print_report(path, by, since, time.time(), is_csv, sys.stdout, sys.stderr)
+    except report.ReportError as error:
+        print(f"aigw: {error}", file=sys.stderr)
+        raise SystemExit(EX_USAGE if str(error).startswith("--") else 1) from None
+    raise SystemExit(0)
 
 
 def _freeze() -> None:

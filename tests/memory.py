@@ -21,7 +21,7 @@ from aigw.proxy.exchange import Gateway
 from aigw.server import api
 from aigw.server.connection_limits import ConnectionGuard
 from aigw.server.site import GatewaySite
-from aigw.telemetry.record import AttemptRecord, Record, Sink
+from aigw.telemetry.record import AttemptRecord, MakeCharge, Record, Sink
 from aigw.upstream.providers import Upstream
 from tests.harness import HELLO, KEY, request
 
@@ -105,19 +105,26 @@ class Door:
 class MemoryGateway:
     """``doors`` are the providers' ends by host name: step 1 is at ``p1``, step 2 at ``p2``."""
 
-    def __init__(self, steps: int = 2, top: dict | None = None, sink: Sink | None = None, **route: Any) -> None:
+    def __init__(
+        self,
+        steps: int = 2,
+        top: dict | None = None,
+        sink: Sink | None = None,
+        charge_for: MakeCharge | None = None,
+        **route: Any,
+    ) -> None:
         self.clock = SteadyClock()
         self.doors: dict[str, Door] = {}
         self.records: list[Record] = []
         self.failed: list[AttemptRecord] = []
         names = [f"p{number}" for number in range(1, steps + 1)]
-        tree = {
+        written = {
             "api_key": KEY,
             "providers": [{"name": n, "base_url": f"http://{n}/v1", "api_key": f"key-of-{n}"} for n in names],
             "routes": [{"name": "route", "steps": [{"provider": n, "model": f"model-of-{n}"} for n in names], **route}],
             **(top or {}),
         }
-        self.config = settings = loader.build(tree, {}, Path("/nonexistent"))
+        self.config = settings = loader.build(written, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
         self.health = CooldownsByEndpoint(self.clock.seconds)
         self.gateway = Gateway(
@@ -128,7 +135,8 @@ class MemoryGateway:
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
-        self.site = GatewaySite(api.tree(settings, self.gateway, sink or self.records.append), self.clock)
+        tree = api.tree(settings, self.gateway, sink or self.records.append, charge_for=charge_for)
+        self.site = GatewaySite(tree, self.clock)
         self.limiter = self.site.limiter
         self.limiter.connections = settings.max_connections
         self.limiter.per_address = settings.max_per_address

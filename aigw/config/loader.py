@@ -88,6 +88,20 @@ def load(path: Path, environ: Mapping[str, str], shown: str = "") -> Config:
     return build(document.tree, environ, folder, mistakes, warnings, shown, document.root)
 
 
+def usage_file(path: Path, environ: Mapping[str, str]) -> str:
+    """The file of ``usage`` in the configuration at ``path``; nothing else in it need be right. Raises ConfigError."""
+    try:
+        tree = parse(path.read_bytes()[:MAX_FILE].decode()).tree
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read: {getattr(error, 'strerror', 'it is not UTF-8')}"]) from None
+    named = tree.get("usage") if isinstance(tree, dict) else None
+    file, unset = expand(named.get("file") if isinstance(named, dict) else None, environ)
+    if not isinstance(file, str) or not file.strip() or "\0" in file or unset:
+        reason = unset[0].text if unset else "the configuration names no file of usage; write usage: {file: FILE}"
+        raise ConfigError([f"{path}: usage.file: {reason}"])
+    return str(path.absolute().parent / file)
+
+
 def build(
     tree: object,
     environ: Mapping[str, str],

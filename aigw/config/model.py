@@ -205,6 +205,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
     places: Annotated[dict[str, str], NOT_WRITTEN] = {}
 
+    @property
+    def keeps_accounts(self) -> bool:
+        """Whether it is recorded what each caller uses."""
+        return self.prices is not None or self.usage is not None
+
     def located(self, mistake: str) -> str:
         """``PATH: TEXT``, found after the file was read, with file and line before it."""
         place = self.places.get(mistake.partition(": ")[0])

@@ -31,7 +31,7 @@ MAX_PRICE = 1_000_000
 LEAST = Decimal("0.001")  # a price below it is most likely one of a single token
 ANY = "*"  # in place of a model: each model of the provider that has no entry
 SMALLEST = Decimal("1e-12")  # USD; a cost has no smaller part
-_EXACT = Context(prec=60)
+EXACT = Context(prec=60)  # for sums of amounts
 _NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,12})?(?:[eE][-+]?\d{1,2})?")
 
 
@@ -67,6 +67,11 @@ class Price(msgspec.Struct, frozen=True):
     cache_write: PricePerMillion | None = None
     reasoning: PricePerMillion | None = None
 
+    @property
+    def is_free(self) -> bool:
+        """Whether tokens of every kind cost nothing."""
+        return self.output == 0 and not any((self.input, self.cache_read, self.cache_write, self.reasoning))
+
     def cost(self, tokens: Mapping[str, int]) -> Decimal | None:
         """The cost in USD of disjoint kinds of tokens; None if there are tokens of a kind without a price."""
         total = Decimal(0)
@@ -75,10 +80,10 @@ class Price(msgspec.Struct, frozen=True):
             if price is None:
                 price = self.output if kind in _OF_OUTPUT else self.input
             if price is not None:
-                total = _EXACT.add(total, _EXACT.multiply(price, Decimal(count)))
+                total = EXACT.add(total, EXACT.multiply(price, Decimal(count)))
             elif count:
                 return None
-        return in_usd(total.scaleb(-6, _EXACT))
+        return in_usd(total.scaleb(-6, EXACT))
 
 
 _OF_OUTPUT = ("output", "reasoning")
@@ -86,7 +91,7 @@ _OF_OUTPUT = ("output", "reasoning")
 
 def in_usd(amount: Decimal) -> Decimal:
     """An amount without parts that are smaller than SMALLEST, so that a sum of many is exact everywhere."""
-    return amount.quantize(SMALLEST, context=_EXACT).normalize(_EXACT)
+    return amount.quantize(SMALLEST, context=EXACT).normalize(EXACT)
 
 
 class Prices(msgspec.Struct, frozen=True):

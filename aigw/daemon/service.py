@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 
 from aigw import __version__
+from aigw.accounting.accounts import Accounts
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
@@ -80,7 +81,8 @@ class GatewayService(Service):
         logs.use_redaction(self._redaction)
         if observer is not None:
             observer.redaction = self._redaction  # twistd adds it to the log only later
-        self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ)
+        self._accounts = Accounts(reactor)
+        self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ, self._accounts)
         self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
         self._is_urgent = False
         self._ignored = ignored_proxies(environ or {})
@@ -241,7 +243,8 @@ class GatewayService(Service):
                 raise Draining("The gateway is stopping.")
             runtime.check_ready()
 
-        root = api.tree(config, gateway, self._telemetry.record, self._telemetry.begin_trace)
+        charge_for = self._accounts.charge_for(config)
+        root = api.tree(config, gateway, self._telemetry.record, self._telemetry.begin_trace, charge_for)
         resources.add_resources(root, config, self._admin, check_ready)
         return root, resources.tree(config, self._admin, check_ready)
 
@@ -262,6 +265,7 @@ class GatewayService(Service):
             cools_down=self._cooldowns.cools_down,
             held=self._running.held,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
+            usage_lines_lost=self._accounts.lost,
         )
 
     def _limit(self) -> None:

@@ -18,7 +18,7 @@ CHARGED_KINDS = ("input", "output", "cache_read", "cache_write", "reasoning")
 
 
 def cost(prices: Prices, provider: str, model: str, usage: Usage) -> Decimal | None:
-    """The cost of an answer in USD; None if there is no price for it, or nothing was reported.
+    """The cost of an answer in USD; None if there is no price for it, or if no tokens were reported and some cost.
 
     A cost that the provider itself reported counts more than any price.
     """
@@ -26,8 +26,10 @@ def cost(prices: Prices, provider: str, model: str, usage: Usage) -> Decimal | N
     if isinstance(reported, Decimal):
         return in_usd(reported)
     price = prices.of(provider, model)
-    tokens = charged_tokens(usage) if price is not None else None
-    return price.cost(tokens) if price is not None and tokens else None
+    if price is None:
+        return None
+    tokens = charged_tokens(usage)
+    return price.cost(tokens) if tokens or price.is_free else None
 
 
 def charged_tokens(usage: Usage) -> dict[str, int]:

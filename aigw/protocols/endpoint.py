@@ -79,8 +79,8 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     the request. A route that has no other setting then passes refusals on, and returns the refusal of a request that
     is too long.
     ``state_in`` gives the id of the stored response that a Call needs, or an empty text; it raises BadRequest.
-    ``id_in`` gives the id of an answer by its beginning. ``stored`` is the endpoint of the answers that a provider
-    stores; their paths are below this one.
+    ``id_in`` gives the id of an answer by its beginning. ``is_charged``: providers charge its answers. ``stored`` is
+    the endpoint of the answers that a provider stores; their paths are below this one.
     """
 
     path: str
@@ -100,4 +100,5 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     acts_on_refusals: bool = False
     state_in: Callable[[Call], str] | None = None
     id_in: Callable[[bytes], str] | None = None
+    is_charged: bool = True
     stored: Endpoint | None = None

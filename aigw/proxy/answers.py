@@ -39,6 +39,7 @@ class Stream(Relay):
         self._scanner = call.endpoint.scanner()
         self._scanner.is_known_to_finish = must_finish
         self._scanner.results = call.results
+        self.reported = self._scanner.usage
         self.mislabelled = bool(label) and not label.startswith(b"text/event-stream")
         self._first: bytes | None = b""  # the first bytes, until it is known whether they are a stream
         self._body: bytearray | None = None  # the bytes, if they are not a stream
@@ -46,11 +47,6 @@ class Stream(Relay):
         self._full = False
         self._last_meaning = SILENCE  # before the commit point, and at the end
         self._ends_at = math.inf  # the time limit for the end after the provider reported a failure or the end
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """See Relay."""
-        return self._scanner.usage.counts()
 
     @property
     def finished(self) -> bool:
@@ -207,8 +203,8 @@ class Stream(Relay):
         self._finish(broken)
 
 
-def hold(response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish) -> Deferred[Relay]:
-    """Read a 2xx answer up to the commit point. Fails with UpstreamBroken. A cancel aborts the provider's answer."""
+def hold(response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish) -> Relay:
+    """Read a 2xx answer up to the commit point; see ``Relay.held``. A cancel aborts the provider's answer."""
     relay: Relay
     endpoint = call.endpoint
     label = response.given.get(b"content-type", [b""])[-1].lower()
@@ -219,7 +215,7 @@ def hold(response: Response, call: Call, clock: IReactorTime, must_finish: MustF
     else:
         relay = Plain(endpoint, clock, label)
     response.deliverBody(relay)
-    return relay.held
+    return relay
 
 
 def _no_output(meaning: Meaning, error: object) -> UpstreamBroken:

@@ -169,7 +169,8 @@ class Exchange:
     def _hold(self, response: Response, running: RunningAttempt) -> Deferred[Relay] | Deferred[Answer]:
         running.response, step = response, running.step
         must_finish = partial(self._gateway.finishing.expected, step, self._path)
-        held = hold(response, self._call, self._clock, must_finish)
+        running.relay = hold(response, self._call, self._clock, must_finish)
+        held = running.relay.held
         return held if self._whole is None else self._whole.hold(held.addCallback(running.note_output), step)
 
     def may_start_beside(self, running: RunningAttempt) -> bool:

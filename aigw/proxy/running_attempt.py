@@ -23,8 +23,8 @@ class RunningAttempt(msgspec.Struct, eq=False):
     with all repetitions. ``attempt`` is None from the commit point on: it has the request's body.
 
     ``tries`` counts those of the step; ``probe``: it finds out whether the step's cooldown is over. ``held`` fires with
-    an Answer at the commit point, or fails; ``response`` is there once its head is. ``has_output``: its first output is
-    held, where that is not the commit point; ``lost``: another one has won.
+    an Answer at the commit point, or fails; ``response`` is there once its head is, and ``relay`` takes its body.
+    ``has_output``: its first output is held, where that is not the commit point; ``lost``: another one has won.
     """
 
     record: RecordBuilder
@@ -38,6 +38,7 @@ class RunningAttempt(msgspec.Struct, eq=False):
     span: Span | None
     held: Deferred[Any] | None = None
     response: Response | None = None
+    relay: Relay | None = None
     has_output: bool = False
     lost: bool = False
 
@@ -83,6 +84,11 @@ class RunningAttempt(msgspec.Struct, eq=False):
         what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
         made = AttemptRecord(step.number, step.provider.name, step.model, *what)
         record.attempts.append(made)
+        relay, self.relay = self.relay, None
+        if record.charge_for is not None and relay is not None:
+            charge = record.charge_for(step, relay.reported.charges(), outcome)
+            if charge is not None:
+                record.add(charge)
         if record.trace is not None:
             record.trace.attempted(made, now, self.span)
         return made

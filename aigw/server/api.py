@@ -25,7 +25,7 @@ from aigw.proxy.router import Router
 from aigw.server.cors import CrossOrigin
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
-from aigw.telemetry.record import RecordBuilder, Sink
+from aigw.telemetry.record import MakeCharge, RecordBuilder, Sink
 from aigw.telemetry.trace_context import Trace
 
 BeginTrace = Callable[["bytes | None"], Trace]
@@ -66,9 +66,11 @@ class EndpointResource(ApiResource):
         sink: Sink,
         begin_trace: BeginTrace | None,
         cross_origin: CrossOrigin | None = None,
+        charge_for: MakeCharge | None = None,
     ) -> None:
         super().__init__(config, cross_origin)
         self.max_body = config.max_body
+        self._charge_for = charge_for if endpoint.is_charged else None
         self._endpoint = endpoint
         self._path = f"/v1/{endpoint.path}"  # as records show it
         self._stored: StoredResource | None = None
@@ -89,6 +91,8 @@ class EndpointResource(ApiResource):
         request.record = RecordBuilder(request.request_id, method, self._path, now, seconds=self._seconds, received=now)
         if self.config.log_client_address:
             request.record.client_address = request.channel.client_address
+        if self._charge_for is not None:
+            request.record.charge_for = self._charge_for
         if self._begin_trace is not None:
             request.record.trace = self._begin_trace(request.given.get(b"traceparent"))
         super().admit(request)
@@ -218,8 +222,17 @@ def _query_of(request: Request) -> bytes:
     return b"".join(request.uri.partition(b"?")[1:])
 
 
-def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> ApiResource:
-    """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
+def tree(
+    config: Config,
+    gateway: Gateway,
+    sink: Sink,
+    begin_trace: BeginTrace | None = None,
+    charge_for: MakeCharge | None = None,
+) -> ApiResource:
+    """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace.
+
+    ``charge_for`` is there if accounts are kept.
+    """
     cross_origin = CrossOrigin(config.cors_origins) if config.cors_origins else None
     root, v1 = PathPrefix(config, cross_origin), PathPrefix(config, cross_origin)
     at: dict[str, ApiResource] = {"": root, "v1": v1}
@@ -228,7 +241,7 @@ def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace |
     root.putChild(b"v1", v1)
     v1.putChild(b"models", ModelsResource(config, gateway.router, cross_origin))
     for path, endpoint in sorted(ENDPOINTS.items()):  # an endpoint stands before those below it
-        calls = EndpointResource(config, endpoint, gateway, sink, begin_trace, cross_origin)
+        calls = EndpointResource(config, endpoint, gateway, sink, begin_trace, cross_origin, charge_for)
         for whole in (f"/v1/{path}", *endpoint.aliases):
             _put(whole, calls, at)
             root.known = {**root.known, whole.encode(): calls}

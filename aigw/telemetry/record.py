@@ -7,7 +7,8 @@ filled while the request runs; its ``record`` makes the frozen Record that a sin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from operator import attrgetter
 from typing import Annotated, TypeVar, get_args, get_type_hints
@@ -16,9 +17,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from aigw.config.model import Step
+from aigw.config.prices import EXACT
 from aigw.telemetry.trace_context import Trace
 
 MAX_REQUESTED_MODEL = 64
+MAX_SESSION = 128
 _SHORT_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 HEDGES = ("won", "lost", "no_answer", "over_share")
@@ -26,6 +29,7 @@ HEDGES = ("won", "lost", "no_answer", "over_share")
 T = TypeVar("T")
 Logged = Annotated[T, "log"]
 Public = Annotated[T, "log", "client"]  # a client sees it too, in an error that the gateway itself writes
+LoggedIfSet = Annotated[T, "log", "if set"]  # in the line of a request only if it has a value
 
 
 class AttemptRecord(msgspec.Struct, frozen=True):
@@ -60,6 +64,25 @@ class Skipped(msgspec.Struct, frozen=True):
     until: Logged[int | None] = None
 
 
+class Charge(msgspec.Struct, frozen=True):
+    """What one attempt used: tokens by disjoint kinds, none if none were reported, and their cost in USD.
+
+    ``cost`` is None if there is no price. ``estimated``: the provider did not report the tokens. ``priced_as`` is the
+    model of the step in the configuration.
+    """
+
+    provider: str
+    model: str
+    tokens: Mapping[str, int]
+    cost: Decimal | None = None
+    estimated: bool = False
+    priced_as: str = ""
+
+
+MakeCharge = Callable[[Step, "Mapping[str, int | Decimal]", str], "Charge | None"]
+"""Takes the step of an attempt, what its provider reported, and the outcome of the attempt."""
+
+
 class Facts(msgspec.Struct):
     """The facts about a request that exist while it runs and after it.
 
@@ -71,6 +94,8 @@ class Facts(msgspec.Struct):
     get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
     written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
     ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due.
+    ``session`` is the client's own name for the conversation. ``charges`` are of all attempts whose use is known, if
+    accounts are kept; ``cost`` is the sum of their known costs in USD, ``estimated`` whether one of them is estimated.
     """
 
     request_id: str
@@ -95,6 +120,10 @@ class Facts(msgspec.Struct):
     held: float | None = None
     hedge: Logged[str | None] = None
     trace: Trace | None = None
+    session: LoggedIfSet[str | None] = None
+    cost: LoggedIfSet[Decimal | None] = None
+    estimated: LoggedIfSet[bool] = False
+    charges: tuple[Charge, ...] = ()
 
 
 class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule of dataclasses, not of msgspec
@@ -125,10 +154,11 @@ class RecordBuilder(Facts, kw_only=True):
     """The record of a request that still runs.
 
     ``seconds`` is the clock, ``received`` the time when the request's body was complete, and ``waited`` how many
-    seconds the providers took, without those since ``waiting_since``.
+    seconds the providers took, without those since ``waiting_since``. ``charge_for`` is there if accounts are kept.
     """
 
     seconds: Callable[[], float]
+    charge_for: MakeCharge | None = None
     attempts: list[AttemptRecord] = []
     skipped: tuple[Skipped, ...] = ()
     tried: int = 0
@@ -147,10 +177,19 @@ class RecordBuilder(Facts, kw_only=True):
         if all(each.step != step.number for each in self.skipped):
             self.skipped += (Skipped(step.number, reason, None if until is None else round(until)),)
 
+    def add(self, charge: Charge) -> None:
+        """Note what one attempt used."""
+        self.charges += (charge,)
+        self.estimated = self.estimated or charge.estimated
+        if charge.cost is not None:
+            self.cost = charge.cost if self.cost is None else EXACT.add(self.cost, charge.cost)
+
     def record(self, status: int) -> Record:
         """Make the record; the request has ended."""
         if self.requested_model is not None:
             self.requested_model = requested(self.requested_model)
+        if self.session is not None:
+            self.session = requested(self.session, MAX_SESSION)
         ended, ttft = self.seconds(), None if self.first_byte is None else self.first_byte - self.started
         return Record(
             *_facts_of(self),
@@ -176,6 +215,7 @@ def names_for(kind: type[msgspec.Struct], reader: str) -> tuple[str, ...]:
 
 
 _RECORD, _ATTEMPT, _SKIPPED = (names_for(kind, "log") for kind in (Record, AttemptRecord, Skipped))
+_RECORD = tuple(name for name in _RECORD if name not in names_for(Record, "if set"))
 _ATTEMPT_OF_CLIENTS = names_for(AttemptRecord, "client")
 _values_of, _attempt_values, _skipped_values = (attrgetter(*names) for names in (_RECORD, _ATTEMPT, _SKIPPED))
 
@@ -196,6 +236,13 @@ def for_log(record: Record) -> dict[str, object]:
     fields["attempts"] = [dict(zip(_ATTEMPT, _attempt_values(each), strict=True)) for each in record.attempts]
     if record.skipped:  # without any it is an empty tuple already
         fields["skipped"] = [dict(zip(_SKIPPED, _skipped_values(each), strict=True)) for each in record.skipped]
+    if record.session is not None:
+        fields["session"] = record.session
+    if record.charges:
+        if record.cost is not None:
+            fields["cost"] = float(record.cost)
+        if record.estimated:
+            fields["estimated"] = True
     return fields
 
 
@@ -204,10 +251,10 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def requested(model: str) -> str:
-    """The client's ``model`` for the log: at most 64 characters, with ``?`` for each that is not printable."""
-    model = model[:MAX_REQUESTED_MODEL]
-    return model if model.isprintable() else "".join([each if each.isprintable() else "?" for each in model])
+def requested(name: str, most: int = MAX_REQUESTED_MODEL) -> str:
+    """A client's ``model`` or session for the log: ``most`` characters, with ``?`` for each that is not printable."""
+    name = name[:most]
+    return name if name.isprintable() else "".join([each if each.isprintable() else "?" for each in name])
 
 
 @lru_cache(maxsize=8192)
