@@ -15,13 +15,14 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from aigw.accounting.accounts import Accounts
 from aigw.config import loader
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Gateway
 from aigw.server import api
 from aigw.server.connection_limits import ConnectionGuard
 from aigw.server.site import GatewaySite
-from aigw.telemetry.record import AttemptRecord, MakeCharge, Record, Sink
+from aigw.telemetry.record import AttemptRecord, Record, Sink
 from aigw.upstream.providers import Upstream
 from tests.harness import HELLO, KEY, request
 
@@ -110,7 +111,7 @@ class MemoryGateway:
         steps: int = 2,
         top: dict | None = None,
         sink: Sink | None = None,
-        charge_for: MakeCharge | None = None,
+        accounts: Accounts | None = None,
         **route: Any,
     ) -> None:
         self.clock = SteadyClock()
@@ -135,6 +136,7 @@ class MemoryGateway:
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
+        charge_for = accounts and accounts.charge_for(settings)
         tree = api.tree(settings, self.gateway, sink or self.records.append, charge_for=charge_for)
         self.site = GatewaySite(tree, self.clock)
         self.limiter = self.site.limiter

@@ -60,6 +60,7 @@ class UsageFile:
         """Write what waits, for a few seconds at most; the process ends."""
         self._ending.set()
         self._writer.finish()
+        self.leave()
 
     # In the thread
 
