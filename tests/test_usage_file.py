@@ -211,8 +211,10 @@ def test_u7_what_does_not_fit_in_memory_is_counted_and_reported(tmp_path, wall, 
         file.start()
         for number in range(20):
             file.write(f'{{"time": "2027", "request_id": "{number}", "x": "{"x" * 1_000_000}"}}\n')
-        folder.mkdir()
         deadline = time.monotonic() + 10
+        while not lines and time.monotonic() < deadline:
+            time.sleep(0.001)
+        folder.mkdir()
         while not file.lost or not any(folder.iterdir()) or '"lost"' not in (folder / "usage.jsonl").read_text():
             assert time.monotonic() < deadline
             put(file, LINE)
