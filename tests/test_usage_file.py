@@ -427,3 +427,12 @@ def test_u8_a_million_lines_are_read_in_bounded_memory(tmp_path, capsys):
     assert grown < 10 * 1024
     with capsys.disabled():
         print(f" [{time.process_time() - begun:.0f} s of CPU, {grown} KiB more]", end="")
+
+
+def test_u7_a_folder_that_is_missing_is_a_mistake(tmp_path):
+    text = "api_key: 0123456789abcdef0123456789\nusage:\n  file: no/usage.jsonl\nproviders: [{name: p, base_url: http://127.0.0.1:9/v1}]\nroutes: [{name: r, steps: [{provider: p, model: m}]}]\n"
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "config.yaml").chmod(0o600)
+    done = subprocess.run([sys.executable, "-m", "aigw", "check"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 78
+    assert "config.yaml, line 3: usage.file: there is no folder" in done.stderr

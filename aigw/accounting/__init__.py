@@ -1,5 +1,5 @@
 """What requests cost, by caller, and the file of them.
 
-In reading order: accounts (a charge for each attempt, by the present prices), price_watch (reads their file again),
+In reading order: accounts (a charge for each attempt, by the present prices), price_file (reads their file again),
 line (of one request), usage_file (writes the lines), report (reads them, for ``--usage``).
 """

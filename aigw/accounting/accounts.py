@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from aigw.accounting.line import line_of
-from aigw.accounting.price_watch import PriceWatch
+from aigw.accounting.price_file import PriceFile
 from aigw.accounting.usage_file import UsageFile
 from aigw.config.model import Config, Step
 from aigw.config.prices import NO_PRICES, Prices
@@ -23,14 +23,14 @@ class Accounts:
         """``wall`` is the clock of the lines, in Unix seconds."""
         self.prices: Prices = NO_PRICES
         self._wall = wall
-        self._watch = PriceWatch(reactor, self._take)
+        self._price_file = PriceFile(reactor, self._take)
         self._file: UsageFile | None = None
         self._started = False
 
     def use(self, config: Config) -> None:
         """Keep accounts by this configuration from now on."""
         self.prices = config.price_list
-        self._watch.use(config.prices)
+        self._price_file.use(config.prices)
         if config.usage is not None:
             self._file = self._file or UsageFile(self._wall)
             self._file.use(config.usage.file, config.usage.rotate == "day")
@@ -40,15 +40,15 @@ class Accounts:
             self._file.leave()
 
     def start(self) -> None:
-        """Look for new prices, and start the thread that writes the file; after the process has forked."""
+        """Check for new prices, and start the thread that writes the file; after the process has forked."""
         self._started = True
-        self._watch.start()
+        self._price_file.start()
         if self._file is not None:
             self._file.start()
 
     def finish(self) -> None:
         """Write the lines that wait; for the end of the process."""
-        self._watch.stop()
+        self._price_file.stop()
         if self._file is not None:
             self._file.finish()
 
@@ -62,7 +62,7 @@ class Accounts:
         return self._charge if config.keeps_accounts else None
 
     def write(self, record: Record) -> None:
-        """Write the line of a request, unless nobody knows whose it was."""
+        """Write the line of a request whose caller is known."""
         if record.caller and self._file is not None:
             self._file.write(line_of(record, self._wall()))
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from aigw.accounting.line import lost_line
+from aigw.config.quoting import quoted_file
+from aigw.errors import ConfigError
 from aigw.telemetry import logs
 from aigw.telemetry.log_writer import LogWriter
 
@@ -23,6 +25,13 @@ MODE = 0o600
 FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
 AGAIN_SECONDS = 1.0  # between two attempts to write
 LOG_SECONDS = 60.0  # between two lines of the log about one file
+
+
+def check_folder(path: str) -> None:
+    """Raises ConfigError if the file cannot be made because its folder is missing."""
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise ConfigError([f"usage.file: there is no folder {quoted_file(folder)}; make it, or write another file"])
 
 
 class UsageFile:

@@ -166,7 +166,7 @@ class Route(msgspec.Struct, frozen=True):
     hedge: Hedge | None = None
 
 
-class UsageFile(msgspec.Struct, frozen=True):
+class UsageSettings(msgspec.Struct, frozen=True):
     """The file with one line for each request, for accounting. ``rotate``: each day (UTC) has a file of its own."""
 
     file: FileName
@@ -199,7 +199,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     log_client_address: Annotated[Flag, At("log.client_address")] = True
     prices: FileName | None = None
-    usage: UsageFile | None = None
+    usage: UsageSettings | None = None
     price_list: Annotated[Prices, NOT_WRITTEN] = NO_PRICES
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from aigw.accounting.usage_file import check_folder
 from aigw.config.model import Config, Step
 from aigw.errors import ConfigError, NotReady
 from aigw.net.interfaces import Reactor
@@ -26,6 +27,9 @@ class Runtime:
         mistakes: list[str] = []
         self.config = config
         self.identity = _or_mistakes(mistakes, lambda: Identity(config.tls) if config.tls else None)
+        if config.usage is not None:
+            usage_file = config.usage.file
+            _or_mistakes(mistakes, lambda: check_folder(usage_file))
         upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values(), connect))
         listeners = _or_mistakes(mistakes, lambda: configured_listeners(config, inherited))
         if mistakes or upstream is None or listeners is None:

@@ -1,4 +1,4 @@
-"""Looks at the file of prices, and reads it again when it has changed."""
+"""The file of prices, which is read again when it has changed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from aigw.errors import ConfigError
 from aigw.telemetry import logs
 from aigw.telemetry.tracing import TelemetryReactor
 
-SECONDS = 0.5  # between two looks; the file is read when two of them find the same new state
+SECONDS = 0.5  # between two checks; the file is read when two of them find the same new state
 State: TypeAlias = "tuple[int, int, int] | None"
 
 T = TypeVar("T")
 
 
-class PriceWatch:
+class PriceFile:
     """Calls ``take`` with new prices. Where the file has mistakes the old prices stay, and the log has the mistakes."""
 
     def __init__(self, reactor: TelemetryReactor, take: Callable[[Prices], None]) -> None:
@@ -31,37 +31,37 @@ class PriceWatch:
         self._started = False
         self._path: str | None = None
         self._known: State = None  # of the file that was read
-        self._seen: State = None  # at the last look
-        self._looking = LoopingCall(self._look)
-        self._looking.clock = reactor
+        self._seen: State = None  # at the last check
+        self._timer = LoopingCall(self._check)
+        self._timer.clock = reactor
 
     def use(self, path: str | None) -> None:
-        """Look at this file from now on, or at none."""
+        """Check this file from now on, or none."""
         self._path, self._known = path, None
-        self._look_or_not()
+        self._start_or_stop()
 
     def start(self) -> None:
-        """Begin to look, if there is a file."""
+        """Begin to check, if there is a file."""
         self._started = True
-        self._look_or_not()
+        self._start_or_stop()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Check no more."""
         self._started = False
-        self._look_or_not()
+        self._start_or_stop()
 
-    def _look_or_not(self) -> None:
+    def _start_or_stop(self) -> None:
         wanted = self._started and self._path is not None
-        if wanted and not self._looking.running:
-            self._looking.start(SECONDS, now=False).addErrback(_log_fault)
-        elif not wanted and self._looking.running:
-            self._looking.stop()
+        if wanted and not self._timer.running:
+            self._timer.start(SECONDS, now=False).addErrback(_log_fault)
+        elif not wanted and self._timer.running:
+            self._timer.stop()
 
-    def _look(self) -> Deferred[None] | None:
+    def _check(self) -> Deferred[None] | None:
         path = self._path
-        return None if path is None else self._in_thread(_state_of, path).addCallback(self._looked, path)
+        return None if path is None else self._in_thread(_state_of, path).addCallback(self._compare, path)
 
-    def _looked(self, state: State, path: str) -> Deferred[None] | None:
+    def _compare(self, state: State, path: str) -> Deferred[None] | None:
         seen, self._seen = self._seen, state
         if path != self._path or state == self._known or state != seen:
             return None
@@ -93,4 +93,4 @@ def _state_of(path: str) -> State:
 
 
 def _log_fault(failure: Failure) -> None:
-    logs.log.failure("The gateway cannot look for new prices any more", failure=failure)
+    logs.log.failure("The gateway cannot check for new prices any more", failure=failure)
