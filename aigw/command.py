@@ -11,7 +11,12 @@ from aigw.daemon.init import init
 
 EX_USAGE = 64
 IN_FOREGROUND = ["-n", "--pidfile=", "aigw"]
-COMMANDS = {"demo": ["--demo"], "check": ["--check-config"], "check-providers": ["--check-providers"]}
+COMMANDS = {
+    "demo": ["--demo"],
+    "check": ["--check-config"],
+    "check-providers": ["--check-providers"],
+    "new-key": ["--new-key"],
+}
 
 HELP = """\
 Usage: aigw [-c FILE] [--json-log]    run the gateway in the foreground
@@ -22,6 +27,7 @@ Usage: aigw [-c FILE] [--json-log]    run the gateway in the foreground
        aigw check-providers [-c FILE] [--try] [--json]
                                       ask each provider for its models; with --try, also send a request of
                                       one token to each step; exit with 0 if all steps work, else with 1
+       aigw new-key NAME              print a new key for a caller, and its line for the configuration
        aigw --version                 print the version
        aigw help                      print this text
 

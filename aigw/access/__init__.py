@@ -1,4 +1,4 @@
-"""Which clients may call.
+"""Which clients may call, and how much.
 
-In reading order: keys (from credentials to a caller), refused_keys (counted, logged and slowed down).
+In reading order: keys (from credentials to a caller), errors (403, 429), refused_keys (counted and slowed down).
 """

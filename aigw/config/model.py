@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from aigw.config.addresses import ListenAddress, Origin, Url
+from aigw.config.callers import ADMIN, DEFAULT, Caller, Group, KeyDefaults, NamedKey
 from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
 from aigw.config.endpoint_names import DefaultName, EndpointName
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
@@ -37,15 +38,8 @@ from aigw.secret import Secret
 MIB = 1024 * 1024
 
 
-class Caller(msgspec.Struct, frozen=True):
-    """A client or a group of clients with one key."""
-
-    name: str
-    key: Secret
-
-
 def _callers(value: object) -> tuple[Caller, ...]:
-    return (Caller("default", KEY.decode(value)),)
+    return (Caller(DEFAULT, KEY.decode(value)),)
 
 
 def _has_client_ca(made: Mapping[str, Any]) -> bool:
@@ -166,15 +160,16 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
-    with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, ``max_held`` for
-    all answers that are held until they are whole, in bytes. ``max_connections`` in all, ``max_per_address`` if that is
-    limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of ``cors_origins`` may call the
-    gateway. ``secrets`` are all keys, for redaction; ``warnings`` are for the log, in which each request has its
-    client's address if ``log_client_address``; ``places`` has file and line of settings whose values are tried out
-    later, by path."""
+    """The whole configuration. ``callers`` are all who may call: the one with ``api_key``, and those of ``keys`` and
+    of the ``keys_file``, with their ``defaults`` and ``groups``. ``listeners`` is empty where the file names none:
+    ``port`` on every address with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all
+    under way, ``max_held`` for all answers that are held until they are whole, in bytes. ``max_connections`` in all,
+    ``max_per_address`` if that is limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of
+    ``cors_origins`` may call the gateway. ``literal_keys`` are those of callers that a file holds, ``secrets`` all keys
+    that are known, for redaction; ``warnings`` are for the log, in which each request has its client's address if
+    ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by path."""
 
-    callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
+    callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)] = ()
     providers: dict[str, Provider]
     routes: dict[str, Route]
     port: Port = 8080
@@ -190,9 +185,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive: Annotated[Duration, At("limits.keep_alive")] = 75.0
     max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     log_client_address: Annotated[Flag, At("log.client_address")] = True
+    admin_key: Key | None = None
+    groups: dict[str, Group] = {}
+    defaults: KeyDefaults | None = None
+    keys: tuple[NamedKey, ...] = ()
+    keys_file: FileName | None = None
+    literal_keys: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
     places: Annotated[dict[str, str], NOT_WRITTEN] = {}
+
+    @property
+    def admins(self) -> tuple[Caller, ...]:
+        """Who may see the pages with a key: who has ``admin_key`` or, without one, ``api_key``."""
+        if self.admin_key is not None:
+            return (Caller(ADMIN, self.admin_key),)
+        return tuple(caller for caller in self.callers if caller.key is not None)
 
     def located(self, mistake: str) -> str:
         """``PATH: TEXT``, found after the file was read, with file and line before it."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 from aigw.errors import GatewayError
 from aigw.protocols import sse
 from aigw.protocols.envelope import Parts

@@ -75,7 +75,8 @@ class Gateway:
         record.stream, record.requested_model = call.stream, call.model
         if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
             return self.stored.serve(call, response_id, record, partial(self._start, call, client, record))
-        route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
+        routes = self.router.visible[call.caller.routes if call.caller is not None else ()]
+        route = routes[call.model] if call.model else routes.default_for(call.endpoint.path)
         return Exchange(self, route, call, client, record).run()
 
     def _start(self, call: Call, client: Responder, record: RecordBuilder, route: Route) -> Deferred[None]:

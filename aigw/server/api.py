@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 import msgspec
 from twisted.internet.defer import Deferred
 
+from aigw.access.keys import Keys
 from aigw.config.endpoint_names import LISTED_FOR
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
@@ -44,13 +45,15 @@ class ModelsResource(ApiResource):
     def render(self, request: Request) -> bytes:
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
+        routes = self._router.visible[request.caller.routes if request.caller is not None else ()]
         if not name:
-            routes = self.config.routes.values()
             listed = [
-                route.name for route in routes if not (route.endpoints and LISTED_FOR.isdisjoint(route.endpoints))
+                route.name
+                for route in routes.values()
+                if not (route.endpoints and LISTED_FOR.isdisjoint(route.endpoints))
             ]
             return msgspec.json.encode({"object": "list", "data": [model(name, self._created) for name in listed]})
-        return msgspec.json.encode(model(self._router.routes[name].name, self._created))
+        return msgspec.json.encode(model(routes[name].name, self._created))
 
 
 class EndpointResource(ApiResource):
@@ -223,6 +226,7 @@ def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace |
     cross_origin = CrossOrigin(config.cors_origins) if config.cors_origins else None
     root, v1 = PathPrefix(config, cross_origin), PathPrefix(config, cross_origin)
     at: dict[str, ApiResource] = {"": root, "v1": v1}
+    root.keys = Keys(config.callers, config.admins)
     root.putChild(b"", RootResource(config, cross_origin))
     root.putChild(b"health", HealthResource(config, cross_origin))
     root.putChild(b"v1", v1)

@@ -15,7 +15,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.net import headers
 from aigw.net.interfaces import ClientTransport
