@@ -16,6 +16,8 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 
 from aigw import __version__
+from aigw.access.admission import Admission
+from aigw.access.ledger import Ledger
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
@@ -74,6 +76,7 @@ class GatewayService(Service):
         self._inherited = list(inherited_sockets(reactor))
         self._cooldowns = CooldownsByEndpoint(time.monotonic)
         self._running = Running()
+        self._admission = Admission(Ledger(time.monotonic, time.time), reactor)
         self.watchdog = Watchdog(reactor, self._notify.alive, notify_every)
         self._daily = LoopingCall(lambda: self._runtime.warn_of_expiry())
         self._daily.clock = reactor
@@ -89,7 +92,7 @@ class GatewayService(Service):
         self._is_urgent = False
         self._ignored = ignored_proxies(environ or {})
         self._runtime = self._read()
-        self._keys_watch = KeysWatch(reactor, lambda: self.config.keys_file, self._keys_changed)
+        self._key_changes = KeysWatch(reactor, lambda: self.config.keys_file, self._keys_changed)
         self._identity = CurrentIdentity(self._runtime.identity)
         self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._runtime))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
@@ -135,7 +138,7 @@ class GatewayService(Service):
         routes, providers = len(self.config.routes), list(self.config.providers)
         logs.info("The gateway has started", version=__version__, routes=routes, providers=providers)
         self._daily.start(86400)
-        self._keys_watch.start()
+        self._key_changes.start()
         self._telemetry.start()
         self.watchdog.start()
         self._reactor.callWhenRunning(lambda: self._notify.ready(self._runtime.summary()))
@@ -203,7 +206,7 @@ class GatewayService(Service):
     def stopService(self) -> Deferred[object]:
         """Close the listeners, wait for running requests, then close every connection."""
         seconds = self.config.drain
-        self._keys_watch.stop()
+        self._key_changes.stop()
         if self._daily.running:
             self._daily.stop()
         logs.info("The gateway is stopping", in_flight=len(self._running), drain_s=seconds)
@@ -256,7 +259,7 @@ class GatewayService(Service):
                 raise Draining("The gateway is stopping.")
             runtime.check_ready()
 
-        root = api.tree(config, gateway, self._telemetry.record, self._telemetry.begin_trace)
+        root = api.tree(config, gateway, self._telemetry.record, self._telemetry.begin_trace, self._admission)
         resources.add_resources(root, config, self._admin, check_ready)
         return root, resources.tree(config, self._admin, check_ready)
 

@@ -70,6 +70,7 @@ class Facts(msgspec.Struct):
     provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
     get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
     written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
+    ``estimated``: the tokens that were charged to a limit of the caller are an estimate.
     ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due.
     """
 
@@ -95,6 +96,7 @@ class Facts(msgspec.Struct):
     held: float | None = None
     hedge: Logged[str | None] = None
     trace: Trace | None = None
+    estimated: Logged[bool] = False
 
 
 class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule of dataclasses, not of msgspec
