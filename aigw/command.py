@@ -16,6 +16,7 @@ COMMANDS = {
     "check": ["--check-config"],
     "check-providers": ["--check-providers"],
     "usage": ["--usage"],
+    "new-key": ["--new-key"],
 }
 
 HELP = """\
@@ -29,6 +30,7 @@ Usage: aigw [-c FILE] [--json-log]    run the gateway in the foreground
                                       one token to each step; exit with 0 if all steps work, else with 1
        aigw usage [-c FILE] [--by=key,route,model] [--since=7d] [--csv]
                                       print what was used, from the file of usage
+       aigw new-key NAME              print a new key for a caller, and its line for the configuration
        aigw --version                 print the version
        aigw help                      print this text
 

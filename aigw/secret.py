@@ -1,10 +1,11 @@
-"""Keys: a Secret is printed as ``***``, and a KeySearch finds and hides keys in texts."""
+"""Keys: a Secret and a KeyDigest are printed as ``***``, and a KeySearch finds and hides keys in texts."""
 
 from __future__ import annotations
 
 import hmac
 import re
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import NoReturn
 
 from aigw.key_forms import SHORTEST, KeyForms, Text, without
@@ -59,6 +60,10 @@ class Secret:
     def matches(self, candidate: bytes) -> bool:
         """Whether ``candidate`` is this key, in a time that does not depend on where they differ."""
         return hmac.compare_digest(self._bytes, candidate)
+
+    def digest(self) -> KeyDigest:
+        """The SHA-256 of the key."""
+        return KeyDigest(sha256(self._bytes).digest())
 
     def signature(self, data: bytes) -> str:
         """The HMAC-SHA256 of ``data``, in hexadecimal. Only an owner of the key can compute it.
@@ -115,6 +120,34 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret cannot be pickled or copied")
+
+
+class KeyDigest:
+    """The SHA-256 of a key, by which the gateway knows a key that it does not have. It shows as ``***``, as a key does.
+
+    A plain hash is enough for a key of many random characters: nothing shorter than the key can be tried in its place.
+    """
+
+    __slots__ = ("sha256",)
+
+    def __init__(self, sha256: bytes) -> None:
+        self.sha256 = sha256
+
+    def matches(self, digest: bytes) -> bool:
+        """Whether ``digest`` is this one, in a time that does not depend on where they differ."""
+        return hmac.compare_digest(self.sha256, digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeyDigest) and self.matches(other.sha256)
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a KeyDigest cannot be pickled or copied")
 
 
 class KeySearch:

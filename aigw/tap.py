@@ -17,6 +17,7 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from aigw import __version__
+from aigw.access.keys import line_of, new_key
 from aigw.accounting import report
 from aigw.config import loader
 from aigw.config.model import Config
@@ -52,6 +53,7 @@ class Options(usage.Options):
         ["config", "c", None, "the configuration file (default: ./config.yaml, then /etc/ai-gateway/config.yaml)"],
         ["by", None, None, f"with --usage: one or more of {','.join(report.COLUMNS)} (default: key)"],
         ["since", None, None, "with --usage: 7d, 12h, or a date such as 2026-11-01, in UTC (default: all)"],
+        ["new-key", None, None, "print a new key for the caller of this name, and its line for the file; then exit"],
     ]
     optFlags: ClassVar = [
         [
@@ -87,7 +89,8 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Raises UsageError if one of the options would be ignored."""
-        kinds = [name for name in ("check-config", "check-providers", "usage", "demo") if self[name]]
+        given = ("check-config", "check-providers", "usage", "demo", "new-key")
+        kinds = [name for name in given if self[name] not in (None, 0)]
         if len(kinds) > 1:
             raise usage.UsageError(f"--{kinds[0]} and --{kinds[1]} cannot be used together; give one of them")
         for name in ("json", "try"):
@@ -98,6 +101,10 @@ class Options(usage.Options):
                 raise usage.UsageError(f"--{name} can be used only with --usage")
         if self["demo"] and self["config"] is not None:
             raise usage.UsageError("--demo has its own configuration; leave out --config")
+        if self["new-key"] is not None and self["config"] is not None:
+            raise usage.UsageError("--new-key reads no configuration; leave out --config")
+        if self["new-key"] is not None and not (self["new-key"].strip() and self["new-key"].isprintable()):
+            raise usage.UsageError("--new-key needs a name of printable characters, such as --new-key alice")
         if self["demo"] and self.parent and not (self.parent["nodaemon"] or self.parent["debug"]):
             raise usage.UsageError("--demo runs only in the foreground; run: twistd -n aigw --demo")
 
@@ -109,6 +116,8 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The service that twistd runs. A mistake in the configuration ends the process with exit status 78."""
+    if options["new-key"] is not None:
+        _print_new_key(options["new-key"])
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
@@ -140,6 +149,7 @@ def makeService(options: Options) -> IService:
             notify=Notify(os.environ),
             notify_every=(watchdog_seconds(os.environ, os.getpid()) or math.inf) / 3,
             environ=os.environ,
+            load_callers=partial(loader.with_callers, environ=Environment(os.environ)),
         )
     except ConfigError as error:
         in_words = (
@@ -177,6 +187,14 @@ def _print_usage(path: str, options: Options) -> NoReturn:
     except report.ReportError as error:
         print(f"aigw: {error}", file=sys.stderr)
         raise SystemExit(EX_USAGE if str(error).startswith("--") else 1) from None
+    raise SystemExit(0)
+
+
+def _print_new_key(name: str) -> NoReturn:
+    escape_unwritable(sys.stdout)
+    key = new_key()
+    print(f"The key, which is shown only now; give it to {name}:\n  {key}")
+    print(f"The line for keys, in the configuration or in keys_file:\n  {line_of(name, key)}")
     raise SystemExit(0)
 
 

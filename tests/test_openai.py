@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 from aigw.errors import AllStepsFailed, BadRequest, RouteNotFound, StreamBroken
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.endpoints import ENDPOINTS, model

@@ -29,14 +29,18 @@ def holds_literal_key(tree: object) -> bool:
 
     if not isinstance(tree, dict):
         return False
-    listed = tree.get("providers")
-    providers = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    providers = _mappings(tree.get("providers"))
     headers = [item for p in providers if isinstance(h := p.get("headers"), dict) for item in h.items()]
     return (
-        literal(tree.get("api_key"))
+        any(literal(tree.get(name)) for name in ("api_key", "admin_key"))
+        or any(literal(each.get("key")) for each in _mappings(tree.get("keys")))
         or any(literal(p.get("api_key")) for p in providers)
         or any(literal_header(str(name), value) for name, value in headers)
     )
+
+
+def _mappings(value: object) -> list[dict[object, object]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def check_file_mode(path: Path, mode: int, literal: bool) -> tuple[list[str], list[str]]:

@@ -20,15 +20,16 @@ from aigw.config.advice import advice_on
 from aigw.config.cross_checks import crossed, limits_crossed
 from aigw.config.endpoint_names import defaults_crossed
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
+from aigw.config.keys_file import KeysReader
 from aigw.config.mistakes import Mistake, line_of, not_following, worded
 from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener, TlsFiles
-from aigw.config.prices import NO_PRICES, Prices, load_prices, unknown_providers
+from aigw.config.prices import prices_of, unknown_providers
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
-from aigw.config.yaml_tree import expand, parse
+from aigw.config.yaml_tree import expand, no_file, parse, read
 from aigw.errors import ConfigError
 from aigw.secret import Secret
 
@@ -49,35 +50,14 @@ def find(path: str | None) -> Path:
         if stat.S_ISREG(mode):
             return Path(place)
         if path:
-            raise ConfigError([_no_file(place, mode)])
+            raise ConfigError([no_file(place, mode)])
     raise ConfigError([f"there is no configuration file {path or ' or '.join(PLACES)}; name one with -c FILE"])
-
-
-def _no_file(place: str, mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return f"{place}: this is a folder; name a file with -c FILE, for example {os.path.join(place, 'config.yaml')}"
-    return f"{place}: this is not a regular file; name one with -c FILE"
 
 
 def load(path: Path, environ: Mapping[str, str], shown: str = "") -> Config:
     """Read, check and resolve ``path``, which messages call ``shown``. Raises ConfigError with every mistake in it."""
     shown = shown or str(path)
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            data = file.read(MAX_FILE + 1)
-        text = data.decode()
-    except IsADirectoryError:
-        raise ConfigError([_no_file(shown, stat.S_IFDIR)]) from None
-    except OSError as error:
-        raise ConfigError([f"{shown}: cannot be read: {error.strerror}"]) from None
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{shown}, line {line}: the file is not UTF-8; save it in that encoding"]) from None
-    if len(data) > MAX_FILE:
-        raise ConfigError(
-            [f"{shown}: the file is larger than {MAX_FILE} bytes; name a configuration file with -c FILE"]
-        )
+    text, mode = read(path, shown, MAX_FILE)
     document = parse(text)
     if document.tree is None:
         empty = [f"{shown}: the file is empty; write api_key, providers and routes"]
@@ -128,28 +108,20 @@ def build(
     made = reader.read(tree)
     if made is not None:
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
-    prices, price_mistakes, price_warnings = _prices_of(tree, folder)
-    found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later]), *tls_mistakes, *price_mistakes]
-    if found:
-        raise ConfigError(worded(found, file, root))
-    advice = worded([*advice_on(made), *reader.warnings], file, root)
+    keys = KeysReader(made, environ)
+    prices, price_mistakes, price_warnings = prices_of(tree, folder)
+    found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later, *keys.mistakes]), *tls_mistakes]
+    if found or keys.mistakes_in_file or price_mistakes:
+        raise ConfigError([*worded(found, file, root), *keys.mistakes_in_file, *price_mistakes])
+    advice = worded([*advice_on(made), *reader.warnings, *keys.warnings], file, root)
     advice += [*price_warnings, *unknown_providers(prices, made.providers, str(made.prices))]
     made = msgspec.structs.replace(made, price_list=prices)
     return _completed(
-        made, tls, [*warnings, *advice], _places(tree, file, root) if root and isinstance(tree, dict) else {}
+        keys.complete(made),
+        tls,
+        [*warnings, *advice, *keys.warnings_in_file],
+        _places(tree, file, root) if root and isinstance(tree, dict) else {},
     )
-
-
-def _prices_of(tree: object, folder: Path) -> tuple[Prices, list[Mistake], list[str]]:
-    """The prices in the file that the tree names, with mistakes and warnings; none where it names no file."""
-    named = tree.get("prices") if isinstance(tree, dict) else None
-    if not isinstance(named, str) or not named.strip() or "\0" in named:  # which the reader reports
-        return NO_PRICES, [], []
-    try:
-        prices, warnings = load_prices(str(folder / named))
-    except ConfigError as error:
-        return NO_PRICES, [Mistake(each) for each in error.mistakes], []
-    return prices, [], warnings
 
 
 @lru_cache(1)
@@ -194,19 +166,34 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
 
 def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], places: dict[str, str]) -> Config:
     """``made`` with the values that depend on several settings."""
-    providers = made.providers.values()
-    sent = [value for each in providers for name, value in each.headers.items() if is_secret(name, value)]
-    keys: list[Secret] = [each.key for each in made.callers]
-    keys += [each.api_key for each in providers if each.api_key]
-    keys += [*sent, *(token for value in sent if (token := value.token()))]
     return msgspec.structs.replace(
         made,
         admin=made.admin and Listener(made.admin.endpoint, insecure=True, admin=True),
         tls=made.tls or tls,
-        secrets=tuple(sorted(keys, key=len, reverse=True)),  # one may begin with another
+        secrets=_secrets(made),
         warnings=tuple(warnings),
         places=places,
     )
+
+
+def _secrets(made: Config) -> tuple[Secret, ...]:
+    """All keys that are known, the longest first, because one may begin with another."""
+    providers = made.providers.values()
+    sent = [value for each in providers for name, value in each.headers.items() if is_secret(name, value)]
+    keys: list[Secret] = [each.key for each in made.callers if each.key]
+    keys += [*([made.admin_key] if made.admin_key else []), *made.literal_keys]
+    keys += [each.api_key for each in providers if each.api_key]
+    keys += [*sent, *(token for value in sent if (token := value.token()))]
+    return tuple(sorted(keys, key=len, reverse=True))
+
+
+def with_callers(config: Config, environ: Mapping[str, str]) -> Config:
+    """A configuration with its keys_file read afresh. Raises ConfigError."""
+    keys = KeysReader(config, environ)
+    if keys.mistakes_in_file:
+        raise ConfigError(keys.mistakes_in_file)
+    made = keys.complete(config)
+    return msgspec.structs.replace(made, secrets=_secrets(made))
 
 
 def _tls_from(environ: Mapping[str, str]) -> tuple[TlsFiles | None, list[Mistake]]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from aigw.config.addresses import ListenAddress, Origin, Url
+from aigw.config.callers import ADMIN, DEFAULT, Caller, Group, KeyDefaults, NamedKey
 from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
 from aigw.config.endpoint_names import DefaultName, EndpointName
 from aigw.config.prices import NO_PRICES, Prices
@@ -38,15 +39,8 @@ from aigw.secret import Secret
 MIB = 1024 * 1024
 
 
-class Caller(msgspec.Struct, frozen=True):
-    """A client or a group of clients with one key."""
-
-    name: str
-    key: Secret
-
-
 def _callers(value: object) -> tuple[Caller, ...]:
-    return (Caller("default", KEY.decode(value)),)
+    return (Caller(DEFAULT, KEY.decode(value)),)
 
 
 def _has_client_ca(made: Mapping[str, Any]) -> bool:
@@ -174,15 +168,17 @@ class UsageSettings(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
-    with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, ``max_held`` for
-    all answers that are held until they are whole, in bytes. ``max_connections`` in all, ``max_per_address`` if that is
-    limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of ``cors_origins`` may call the
-    gateway. ``prices`` is the file of ``price_list``. ``secrets`` are all keys, for redaction; ``warnings`` are for
-    the log, in which each request has its client's address if ``log_client_address``; ``places`` has file and line of
-    settings whose values are tried out later, by path."""
+    """The whole configuration. ``callers`` are all who may call: the one with ``api_key``, and those of ``keys`` and
+    of the ``keys_file``, with their ``defaults`` and ``groups``. ``listeners`` is empty where the file names none:
+    ``port`` on every address with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all
+    under way, ``max_held`` for all answers that are held until they are whole, in bytes. ``max_connections`` in all,
+    ``max_per_address`` if that is limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of
+    ``cors_origins`` may call the gateway. ``prices`` is the file of ``price_list``. ``literal_keys`` are those of
+    callers that a file holds, ``secrets`` all keys that are known, for redaction; ``warnings`` are for the log, in
+    which each request has its client's address if ``log_client_address``; ``places`` has file and line of settings
+    whose values are tried out later, by path."""
 
-    callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
+    callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)] = ()
     providers: dict[str, Provider]
     routes: dict[str, Route]
     port: Port = 8080
@@ -201,9 +197,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     prices: FileName | None = None
     usage: UsageSettings | None = None
     price_list: Annotated[Prices, NOT_WRITTEN] = NO_PRICES
+    admin_key: Key | None = None
+    groups: dict[str, Group] = {}
+    defaults: KeyDefaults | None = None
+    keys: tuple[NamedKey, ...] = ()
+    keys_file: FileName | None = None
+    literal_keys: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
     places: Annotated[dict[str, str], NOT_WRITTEN] = {}
+
+    @property
+    def admins(self) -> tuple[Caller, ...]:
+        """Who may see the pages with a key: who has ``admin_key`` or, without one, ``api_key``."""
+        if self.admin_key is not None:
+            return (Caller(ADMIN, self.admin_key),)
+        return tuple(caller for caller in self.callers if caller.key is not None)
 
     @property
     def keeps_accounts(self) -> bool:

@@ -126,6 +126,18 @@ def load_prices(path: str, shown: str = "") -> tuple[Prices, list[str]]:
     return parse_prices(text, shown)
 
 
+def prices_of(tree: object, folder: FilePath) -> tuple[Prices, list[str], list[str]]:
+    """The prices in the file that the tree names, with mistakes and warnings; none where it names no file."""
+    named = tree.get("prices") if isinstance(tree, dict) else None
+    if not isinstance(named, str) or not named.strip() or "\0" in named:  # which the reader reports
+        return NO_PRICES, [], []
+    try:
+        prices, warnings = load_prices(str(folder / named))
+    except ConfigError as error:
+        return NO_PRICES, error.mistakes, []
+    return prices, [], warnings
+
+
 def parse_prices(text: str, file: str) -> tuple[Prices, list[str]]:
     """See load_prices, for the text of the file."""
     document = parse(text)

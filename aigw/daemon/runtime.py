@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import TypeVar
 
 from aigw.accounting.usage_file import check_folder
@@ -12,9 +13,11 @@ from aigw.net.interfaces import Reactor
 from aigw.net.tls import Identity
 from aigw.proxy.router import Router
 from aigw.server.listeners import InheritedSocket, configured_listeners
+from aigw.telemetry import logs
 from aigw.upstream.providers import Connect, Upstream
 
 T = TypeVar("T")
+EXPIRY_DAYS = 14.0
 
 
 class Runtime:
@@ -37,6 +40,12 @@ class Runtime:
         self.upstream = upstream
         self.router = Router(config)
         self.listeners = listeners
+
+    def with_callers_of(self, config: Config) -> Runtime:
+        """The same with a configuration that differs in its callers only."""
+        made = copy(self)
+        made.config, made.router = config, Router(config)
+        return made
 
     def check_ready(self) -> None:
         """Raises NotReady."""
@@ -63,6 +72,24 @@ class Runtime:
     def warnings(self) -> list[str]:
         """Warnings, for the log."""
         return [*self.config.warnings, *map(self.config.located, self.identity.warnings if self.identity else ())]
+
+    @property
+    def expiry_problem(self) -> str | None:
+        """What is wrong with the dates of a certificate, now or soon."""
+        return self.identity.validity.problem(EXPIRY_DAYS) if self.identity else None
+
+    def log_warnings(self, more: Sequence[str] = ()) -> None:
+        """Log the warnings, after ``more``."""
+        for warning in [*more, *self.warnings]:
+            logs.warn(warning)
+        if self.identity is None:
+            logs.warn("No TLS certificate is configured, so the gateway serves plain HTTP; set tls to serve HTTPS")
+
+    def warn_of_expiry(self) -> None:
+        """Log it if a certificate ends soon, or is not valid now."""
+        if self.identity and (problem := self.expiry_problem):
+            report = logs.warn if self.identity.validity.is_good() else logs.error
+            report(f"A certificate {problem}")
 
 
 def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:

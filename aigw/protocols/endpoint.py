@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 from aigw.errors import GatewayError
 from aigw.protocols import sse
 from aigw.protocols.envelope import Parts
@@ -37,7 +37,7 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     ``model`` is empty if the request has none. A ``large`` one is sent on in pieces. ``form`` is the body of a request
     that is not JSON. A stream has ``results`` results, each with an event at its end. ``tail`` follows the URL of the
     endpoint: a path below it, a query. ``response_id`` is the response that the request is about; ``method`` is then
-    its method.
+    its method. ``size`` is that of the body in bytes, 0 for a form.
     """
 
     endpoint: Endpoint
@@ -53,6 +53,7 @@ class Call(msgspec.Struct, frozen=True, eq=False):
     tail: bytes = b""
     method: str = "POST"
     response_id: str = ""
+    size: int = 0
 
 
 class CheckAnswer(Protocol):
@@ -79,8 +80,8 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     the request. A route that has no other setting then passes refusals on, and returns the refusal of a request that
     is too long.
     ``state_in`` gives the id of the stored response that a Call needs, or an empty text; it raises BadRequest.
-    ``id_in`` gives the id of an answer by its beginning. ``is_charged``: providers charge its answers. ``stored`` is
-    the endpoint of the answers that a provider stores; their paths are below this one.
+    ``id_in`` gives the id of an answer by its beginning. ``stored`` is the endpoint of the answers that a provider
+    stores; their paths are below this one. ``spends`` is what a request takes of the limits of its caller.
     """
 
     path: str
@@ -100,5 +101,5 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     acts_on_refusals: bool = False
     state_in: Callable[[Call], str] | None = None
     id_in: Callable[[bytes], str] | None = None
-    is_charged: bool = True
     stored: Endpoint | None = None
+    spends: Literal["tokens", "requests", "nothing"] = "tokens"

@@ -43,7 +43,7 @@ _stored = Endpoint(
     "responses",
     *(read_json, rewrite_nothing, check_stored, ResponsesScanner, error_body),
     state_in=lambda call: call.response_id,
-    is_charged=False,  # the answer that is stored was charged
+    spends="requests",
     **_for_agents,
 )
 _messages = (MessagesScanner, message_error_body)
@@ -72,7 +72,7 @@ ENDPOINTS: dict[str, Endpoint] = {
             "responses/input_tokens",
             *(*_no_stream, check_count, ResponsesScanner, error_body),
             **_of_responses,
-            is_charged=False,
+            spends="nothing",
         ),
         Endpoint("messages", read_chat, rewrite, check_message, *_messages, **_of_messages),
         Endpoint(
@@ -82,7 +82,7 @@ ENDPOINTS: dict[str, Endpoint] = {
             check_count,
             *_messages,
             **_of_messages,
-            is_charged=False,
+            spends="nothing",
             stop_on=frozenset(["404"]),  # the client then counts by itself; another model counts in another way
         ),
         Endpoint("moderations", *_plain, _results, ChatScanner, error_body, may_lack_model=True),

@@ -95,7 +95,8 @@ def _call(raw: RawRequest, members: Members, large: bool, streams: bool = True, 
         raise BadRequest(f"{name!r} must be written {name.casefold()!r}, in lower case.", param=name)
     stream = "stream" in members and _member(members, "stream", _flag, "true or false") is True
     request = (raw.headers, raw.request_id, raw.caller, large)
-    return Call(raw.endpoint, model, stream and streams, members, *request, results=results, tail=raw.tail)
+    streamed, size = stream and streams, len(raw.body)
+    return Call(raw.endpoint, model, streamed, members, *request, results=results, tail=raw.tail, size=size)
 
 
 def _unstreamed(raw: RawRequest, members: Members, large: bool) -> Call:

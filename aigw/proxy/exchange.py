@@ -75,7 +75,8 @@ class Gateway:
         record.stream, record.requested_model = call.stream, call.model
         if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
             return self.stored.serve(call, response_id, record, partial(self._start, call, client, record))
-        route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
+        routes = self.router.visible[call.caller.routes if call.caller is not None else ()]
+        route = routes[call.model] if call.model else routes.default_for(call.endpoint.path)
         return Exchange(self, route, call, client, record).run()
 
     def _start(self, call: Call, client: Responder, record: RecordBuilder, route: Route) -> Deferred[None]:
@@ -167,11 +168,10 @@ class Exchange:
         return served.addCallbacks(self.commit, self.fall_through, (running,), {}, (running,))
 
     def _hold(self, response: Response, running: RunningAttempt) -> Deferred[Relay] | Deferred[Answer]:
-        running.response, step = response, running.step
+        running.response, step, whole = response, running.step, self._whole
         must_finish = partial(self._gateway.finishing.expected, step, self._path)
-        running.relay = hold(response, self._call, self._clock, must_finish)
-        held = running.relay.held
-        return held if self._whole is None else self._whole.hold(held.addCallback(running.note_output), step)
+        running.relay = relay = hold(response, self._call, self._clock, must_finish)
+        return relay.held if whole is None else whole.hold(relay.held.addCallback(running.note_output), step)
 
     def may_start_beside(self, running: RunningAttempt) -> bool:
         """See Chain."""

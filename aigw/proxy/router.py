@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from aigw import __version__
+from aigw.config.limit_values import matches
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.errors import BadRequest, RouteNotFound
 from aigw.net.headers import Lines, lines
@@ -20,12 +21,24 @@ from aigw.upstream.attempt import Attempt
 _USER_AGENT = f"aigw/{__version__}".encode()
 
 
-class _Routes(dict[str, Route]):
-    """The routes by their exact names. Raises RouteNotFound for another name."""
+class Routes(dict[str, Route]):
+    """The routes by their exact names. Raises RouteNotFound for another name.
 
-    def __init__(self, routes: Mapping[str, Route]) -> None:
-        super().__init__(routes)
-        self._names = nearest.Names(routes)
+    ``patterns`` are those of the names that a caller may use, all if empty: it does not see that there are others.
+    """
+
+    def __init__(self, routes: Mapping[str, Route], patterns: tuple[str, ...] = ()) -> None:
+        super().__init__({name: each for name, each in routes.items() if not patterns or matches(patterns, name)})
+        self._names = nearest.Names(self)
+        self._defaults = {path: route for route in self.values() for path in route.default_for}
+
+    def default_for(self, path: str) -> Route:
+        """The route of a request to this endpoint that names no model. Raises BadRequest where there is none."""
+        route = self._defaults.get(path)
+        if route is None:
+            right = f"name a route, as no route of this gateway has 'default_for: [{path}]'"
+            raise BadRequest(f"'model' is missing; {right}.", param="model")
+        return route
 
     def __missing__(self, model: str) -> Route:
         advice = self._names.advice(model)
@@ -33,15 +46,28 @@ class _Routes(dict[str, Route]):
         raise RouteNotFound(f"{message} GET /v1/models lists them.", param="model")
 
 
+class _Visible(dict[tuple[str, ...], Routes]):
+    """The routes that a caller may use, by its patterns. Each table is made at its first use, and callers share it."""
+
+    def __init__(self, routes: Routes) -> None:
+        super().__init__({(): routes})
+        self._all = routes
+
+    def __missing__(self, patterns: tuple[str, ...]) -> Routes:
+        self[patterns] = Routes(self._all, patterns)
+        return self[patterns]
+
+
 class Router:
     """The routes of a configuration, and the parts of requests that do not depend on the call.
 
-    ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers.
+    ``visible`` has, by the patterns of a caller, the routes that it may use. ``without_keys`` has, by provider, the
+    functions that remove the provider's keys from its answers.
     """
 
     def __init__(self, config: Config) -> None:
-        self.routes = _Routes(config.routes)
-        self._defaults = {path: route for route in config.routes.values() for path in route.default_for}
+        self.routes = Routes(config.routes)
+        self.visible = _Visible(self.routes)
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
         }
@@ -60,14 +86,6 @@ class Router:
             for name, provider in config.providers.items()
             for path in ENDPOINTS
         }
-
-    def default_for(self, path: str) -> Route:
-        """The route of a request to this endpoint that names no model. Raises BadRequest where there is none."""
-        route = self._defaults.get(path)
-        if route is None:
-            right = f"name a route, as no route of this gateway has 'default_for: [{path}]'"
-            raise BadRequest(f"'model' is missing; {right}.", param="model")
-        return route
 
     def own_headers(self, provider: Provider, key: int = 0) -> Lines:
         """The headers of every request to the provider, with the key at this position."""

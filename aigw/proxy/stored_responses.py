@@ -70,7 +70,8 @@ class StoredResponses:
 
         Fails with StateElsewhere if that step cannot be asked, with PathNotFound or BadRequest if there is none.
         """
-        routes = [self._router.routes[call.model]] if call.model else list(self._router.routes.values())
+        visible = self._router.visible[call.caller.routes if call.caller is not None else ()]
+        routes = [visible[call.model]] if call.model else list(visible.values())
         place = self._ids.place(_caller(call), response_id)
         if place is None and self._may_search:
             providers = list(dict.fromkeys(step.provider.name for route in routes for step in route.steps))

@@ -11,6 +11,9 @@ from urllib.parse import parse_qs
 import msgspec
 from twisted.internet.defer import Deferred
 
+from aigw.access.admission import Admission, Store
+from aigw.access.keys import Keys
+from aigw.access.ledger import Ledger
 from aigw.config.endpoint_names import LISTED_FOR
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
@@ -23,6 +26,7 @@ from aigw.proxy.exchange import Gateway
 from aigw.proxy.response_ids import is_id
 from aigw.proxy.router import Router
 from aigw.server.cors import CrossOrigin
+from aigw.server.limited import Limited
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
 from aigw.telemetry.record import MakeCharge, RecordBuilder, Sink
@@ -44,13 +48,30 @@ class ModelsResource(ApiResource):
     def render(self, request: Request) -> bytes:
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
+        routes = self._router.visible[request.caller.routes if request.caller is not None else ()]
         if not name:
-            routes = self.config.routes.values()
             listed = [
-                route.name for route in routes if not (route.endpoints and LISTED_FOR.isdisjoint(route.endpoints))
+                route.name
+                for route in routes.values()
+                if not (route.endpoints and LISTED_FOR.isdisjoint(route.endpoints))
             ]
             return msgspec.json.encode({"object": "list", "data": [model(name, self._created) for name in listed]})
-        return msgspec.json.encode(model(self._router.routes[name].name, self._created))
+        return msgspec.json.encode(model(routes[name].name, self._created))
+
+
+class UsageResource(ApiResource):
+    """``GET /v1/usage``: what the caller has used, and what it has left of its limits and of those of its group."""
+
+    def __init__(self, config: Config, store: Store, cross_origin: CrossOrigin | None = None) -> None:
+        super().__init__(config, cross_origin)
+        self._store = store
+
+    def render(self, request: Request) -> bytes:
+        """Of the caller alone."""
+        caller = request.caller
+        assert caller is not None
+        accounts = [self._store.usage_of(account) for account in caller.accounts]
+        return msgspec.json.encode({"object": "usage", "caller": caller.name, "data": accounts})
 
 
 class EndpointResource(ApiResource):
@@ -63,6 +84,7 @@ class EndpointResource(ApiResource):
         config: Config,
         endpoint: Endpoint,
         gateway: Gateway,
+        limited: Limited,
         sink: Sink,
         begin_trace: BeginTrace | None,
         cross_origin: CrossOrigin | None = None,
@@ -70,14 +92,17 @@ class EndpointResource(ApiResource):
     ) -> None:
         super().__init__(config, cross_origin)
         self.max_body = config.max_body
-        self._charge_for = charge_for if endpoint.is_charged else None
+        self._charge_for = charge_for if endpoint.spends == "tokens" else None
         self._endpoint = endpoint
         self._path = f"/v1/{endpoint.path}"  # as records show it
         self._stored: StoredResource | None = None
         if endpoint.stored is not None:
-            self._stored = StoredResource(config, endpoint.stored, gateway, sink, begin_trace, cross_origin)
+            self._stored = StoredResource(config, endpoint.stored, gateway, limited, sink, begin_trace, cross_origin)
         self.error_body = endpoint.error_body
         self._gateway = gateway
+        self._counts = endpoint.spends != "nothing"
+        self._serve_limited = limited.serve if self._counts else gateway.serve
+        self._limited = limited
         self._sink = sink
         self._begin_trace = begin_trace
         self._seconds: Callable[[], float] = gateway.clock.seconds
@@ -126,9 +151,10 @@ class EndpointResource(ApiResource):
             found = endpoint.read(raw)
         else:
             found = self._read_compressed(request, request.body, request.coding)
+        serve = self._serve_limited if request.caller is not None and request.caller.accounts else self._gateway.serve
         if isinstance(found, Call):
-            return self._gateway.serve(found, request, record)
-        return request.site.slices.run(found).addCallback(self._gateway.serve, request, record)
+            return serve(found, request, record)
+        return request.site.slices.run(found).addCallback(serve, request, record)
 
     def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
         plain = yield from decode(body, coding, self.max_body, request.take)
@@ -145,6 +171,8 @@ class EndpointResource(ApiResource):
         """Which route, step, provider and model answered, after how many attempts, and which steps were passed over."""
         sent = [] if self.cross_origin is None else self.cross_origin.of_an_answer(request)
         record = request.record
+        if request.limited is not None:
+            sent += request.limited.headers()
         if record.route is not None:
             sent += [(b"x-aigw-route", headers.value(record.route)), (b"x-aigw-attempts", b"%d" % record.tried)]
         if record.provider is not None and record.model is not None:
@@ -171,6 +199,10 @@ class EndpointResource(ApiResource):
         if request.error is not None:
             named = f" ({request.error.param})" if request.error.param else ""
             record.error = f"{request.error.code or request.error.type}{named}"
+        if request.limited is not None:
+            self._limited.end(request.limited, record)
+        elif request.caller is not None and request.caller.accounts and self._counts and status < 500:
+            self._limited.count(request)
         self._sink(record.record(status))
 
 
@@ -207,7 +239,8 @@ class StoredResource(EndpointResource):
             method=request.method.decode("latin-1"),
             response_id=response_id,
         )
-        return self._gateway.serve(call, request, record)
+        has_limits = request.caller is not None and request.caller.accounts
+        return (self._serve_limited if has_limits else self._gateway.serve)(call, request, record)
 
 
 _STORED: dict[bytes, tuple[bytes, ...]] = {
@@ -227,21 +260,26 @@ def tree(
     gateway: Gateway,
     sink: Sink,
     begin_trace: BeginTrace | None = None,
+    admission: Admission | None = None,
     charge_for: MakeCharge | None = None,
 ) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace.
 
-    ``charge_for`` is there if accounts are kept.
+    ``admission`` has what callers have used; ``charge_for`` is there if accounts are kept.
     """
+    admission = admission or Admission(Ledger(gateway.clock.seconds, time.time), gateway.clock)
+    limited = Limited(gateway, admission)
     cross_origin = CrossOrigin(config.cors_origins) if config.cors_origins else None
     root, v1 = PathPrefix(config, cross_origin), PathPrefix(config, cross_origin)
     at: dict[str, ApiResource] = {"": root, "v1": v1}
+    root.keys = Keys(config.callers, config.admins)
     root.putChild(b"", RootResource(config, cross_origin))
     root.putChild(b"health", HealthResource(config, cross_origin))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", ModelsResource(config, gateway.router, cross_origin))
+    v1.putChild(b"usage", UsageResource(config, admission.store, cross_origin))
     for path, endpoint in sorted(ENDPOINTS.items()):  # an endpoint stands before those below it
-        calls = EndpointResource(config, endpoint, gateway, sink, begin_trace, cross_origin, charge_for)
+        calls = EndpointResource(config, endpoint, gateway, limited, sink, begin_trace, cross_origin, charge_for)
         for whole in (f"/v1/{path}", *endpoint.aliases):
             _put(whole, calls, at)
             root.known = {**root.known, whole.encode(): calls}

@@ -93,6 +93,7 @@ class Facts(msgspec.Struct):
     provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
     get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
     written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
+    ``estimated``: the tokens that were charged to a limit of the caller are an estimate.
     ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due.
     ``session`` is the client's own name for the conversation. ``charges`` are of all attempts whose use is known, if
     accounts are kept; ``cost`` is the sum of their known costs in USD, ``estimated`` whether one of them is estimated.

@@ -1,0 +1,96 @@
+"""Calls of callers with limits, between the resource and the gateway. The calls of other callers do not come here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+
+from aigw.access.admission import Admission
+from aigw.access.errors import as_upstream, limit_headers
+from aigw.access.estimates import Estimate, estimate, used
+from aigw.access.ledger import PICO, Claim
+from aigw.net.headers import Header
+from aigw.protocols.endpoint import Call
+from aigw.proxy.exchange import Gateway
+from aigw.telemetry.record import RecordBuilder
+
+if TYPE_CHECKING:
+    from aigw.server.request import Request
+
+CostOf = Callable[[RecordBuilder], "float | None"]
+"""The cost of a request that has ended, in USD, from its record; None if it is not known."""
+
+_NOTHING = Estimate(0, 0, False)
+
+
+class LimitedCall:
+    """A call with what it has claimed: a Responder in front of the request.
+
+    The events of a stream are counted: where the provider reports no usage, only they show how long the answer was.
+    """
+
+    def __init__(self, claim: Claim, about: Estimate, path: str, client: Request) -> None:
+        self.claim = claim
+        self.about = about
+        self.path = path
+        self.events = 0
+        self._begin = client.begin
+        self._write = client.write
+        self.end = client.end
+        self.cut = client.cut
+        self.release_body = client.release_body
+        self.registerProducer = client.registerProducer
+        self.unregisterProducer = client.unregisterProducer
+
+    def headers(self) -> list[Header]:
+        """What the client is shown of its limits."""
+        return limit_headers(self.claim)
+
+    def begin(self, status: int, headers: list[Header], length: int | None, is_early: bool = False) -> None:
+        """See Responder. The limits of the provider's key are not those of the caller."""
+        self._begin(status, as_upstream(headers), length, is_early)
+
+    def write(self, data: bytes) -> None:
+        """See Responder."""
+        self.events += data.count(b"data:")
+        self._write(data)
+
+
+class Limited:
+    """Admits calls, and settles them. ``cost_of`` gives the cost of a request."""
+
+    def __init__(self, gateway: Gateway, admission: Admission, cost_of: CostOf | None = None) -> None:
+        self._gateway = gateway
+        self._admission = admission
+        self._cost_of = cost_of
+
+    def serve(self, call: Call, request: Request, record: RecordBuilder) -> Deferred[None]:
+        """Serve the call when it is admitted. Raises RequestError, or fails with it."""
+        caller = request.caller
+        assert caller is not None
+        about = estimate(call, caller.assume) if call.endpoint.spends == "tokens" else _NOTHING
+        claim = Claim(caller.accounts, about.prompt + about.output)
+        limited = request.limited = LimitedCall(claim, about, call.endpoint.path, request)
+        admitted = self._admission.ask(claim, caller.wait)
+        if admitted is None:
+            return self._gateway.serve(call, limited, record)
+        return admitted.addCallback(lambda _: self._gateway.serve(call, limited, record))
+
+    def end(self, limited: LimitedCall, record: RecordBuilder) -> None:
+        """The request has ended, in whatever way: charge what it used, and free the rest."""
+        claim = limited.claim
+        if not claim.admitted:
+            return
+        tokens = money = 0
+        if limited.about is not _NOTHING:
+            tokens, record.estimated = used(record, limited.about, limited.events, limited.path)
+            if self._cost_of is not None:
+                money = round((self._cost_of(record) or 0.0) * PICO)
+        self._admission.end(claim, tokens, money)
+
+    def count(self, request: Request) -> None:
+        """Count a request that was refused before it was a call."""
+        if request.caller is not None:
+            self._admission.store.count_request(Claim(request.caller.accounts))
