@@ -136,8 +136,7 @@ class MemoryGateway:
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
         )
-        charge_for = accounts and accounts.charge_for(settings)
-        tree = api.tree(settings, self.gateway, sink or self.records.append, charge_for=charge_for)
+        tree = api.tree(settings, self.gateway, sink or self.records.append, pricing=accounts)
         self.site = GatewaySite(tree, self.clock)
         self.limiter = self.site.limiter
         self.limiter.connections = settings.max_connections

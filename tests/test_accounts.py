@@ -16,18 +16,22 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
+from aigw.access.admission import Admission
+from aigw.access.ledger import PICO, Ledger
 from aigw.accounting.accounts import Accounts
 from aigw.accounting.line import decode, line_of
+from aigw.server import api
 from aigw.telemetry import logs
 from aigw.telemetry.record import Record, RecordBuilder, for_log
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import Reloads, Snapshot
 from aigw.telemetry.telemetry import Telemetry
-from tests.harness import AUTH, HELLO, request, until
+from tests.harness import AUTH, HELLO, KEY, request, until
 from tests.memory import MemoryGateway, Wire
 from tests.providers import DONE, LAST_CHUNK, ROLE, STREAM_HEAD, answer, chunk, completion, event, head
 from tests.test_tally import record
 
+KEY_OF_ALICE = "aigw_0123456789abcdef0123456789abcdef01234567"
 PRICES = """
 p1:
   model-of-p1: {input: 2.5, output: 10, cache_read: 1.25}
@@ -58,8 +62,13 @@ class Book:
         self.telemetry = Telemetry(self.snapshot, Clock(), Redaction(), None, self.accounts)  # type: ignore[arg-type]
         self.records: list[Record] = []
         self.lines: list[dict[str, Any]] = []
-        self.world = MemoryGateway(sink=self._record, accounts=self.accounts, top=top, **more)
-        self.telemetry.use(self.world.config)
+        keeps = self.accounts if prices is not None or usage else None
+        self.world = MemoryGateway(sink=self._record, accounts=keeps, top=top, **more)
+        self.ledger = Ledger(self.world.clock.seconds, lambda: 1_800_000_000.25)
+        admission = Admission(self.ledger, self.world.clock, lambda: 1_800_000_000.25)
+        config, gateway = self.world.config, self.world.gateway
+        self.world.site.resource = api.tree(config, gateway, self._record, None, admission, pricing=keeps)
+        self.telemetry.use(config)
         if usage:
             self.telemetry._write_line = lambda each: self.lines.append(json.loads(line_of(each, 1_800_000_000.25)))
 
@@ -392,8 +401,9 @@ def test_u6_the_log_has_the_cost_as_a_number(tmp_path):
 class Truth:
     """Plays requests of every kind, and adds up what the providers reported in them."""
 
-    def __init__(self, book: Book, seed: int) -> None:
+    def __init__(self, book: Book, seed: int, auth: dict[str, str]) -> None:
         self.book = book
+        self.auth = auth
         self.random = random.Random(seed)
         self.cost = Decimal(0)
         self.tokens: Counter[str] = Counter()
@@ -427,6 +437,11 @@ class Truth:
         of = {"p1": ("2.5", "10", "1.25"), "p2": ("3", "15", "0.3")}[provider]
         return sum(Decimal(n) * Decimal(price) for n, price in zip((fresh, made, cached), of, strict=True)) / 1_000_000
 
+    def ask(self, body: Any = HELLO, path: str = "chat/completions", **more: Any) -> Wire:
+        client = self.book.world.open()
+        client.say(request({**body, **more}, f"/v1/{path}", headers=self.auth))
+        return client
+
     def play(self) -> None:
         kind = self.random.choice([name for name in dir(self) if name.startswith("a_")])
         self.kinds[kind] += 1
@@ -434,32 +449,32 @@ class Truth:
         gone(client)
 
     def a_plain_one(self) -> Wire:
-        client = self.book.world.ask()
+        client = self.ask()
         self.book.door("p1").say(whole(self.usage("p1")))
         return client
 
     def a_stream(self) -> Wire:
-        client = self.book.world.ask(stream=True)
+        client = self.ask(stream=True)
         events = [ROLE, event({"content": "a"}), event(finish_reason="stop", usage=self.usage("p1")), DONE]
         self.book.door("p1").say(STREAM_HEAD + b"".join(map(chunk, events)) + LAST_CHUNK)
         return client
 
     def a_client_that_leaves_a_stream(self) -> Wire:
-        client = post(self.book, "messages", {**MESSAGE, "stream": True})
+        client = self.ask(MESSAGE, "messages", stream=True)
         self.book.door("p1").say(begun(self.message("p1", 1)) + TEXT)
         return client
 
     def a_client_that_leaves_before_the_answer(self) -> Wire:
-        return self.book.world.ask()
+        return self.ask()
 
     def a_second_step(self) -> Wire:
-        client = self.book.world.ask()
+        client = self.ask()
         self.book.door("p1").say(whole(self.usage("p1"), choices=[]))
         self.book.door("p2").say(whole(self.usage("p2")))
         return client
 
     def a_repeated_step(self) -> Wire:
-        client = self.book.world.ask()
+        client = self.ask()
         self.book.door("p1").say(head(400, Content_Length="2") + b"{}")
         self.book.door("p2").say(head(500, Content_Length="2") + b"{}")
         self.book.world.clock.advance(5)
@@ -467,23 +482,30 @@ class Truth:
         return client
 
     def a_hedge(self) -> Wire:
-        client = post(self.book, "messages", {**MESSAGE, "stream": True})
+        client = self.ask(MESSAGE, "messages", stream=True)
         self.book.door("p1").say(begun(self.message("p1", 1)))
         self.book.world.clock.advance(1)
         self.book.door("p2").say(begun(self.message("p2", 70)) + TEXT + ended({"output_tokens": 70}))
         return client
 
     def a_broken_stream(self) -> Wire:
-        client = post(self.book, "messages", {**MESSAGE, "stream": True})
+        client = self.ask(MESSAGE, "messages", stream=True)
         self.book.door("p1").say(begun(self.message("p1", 1)) + TEXT)
         self.book.door("p1").loseConnection()
         return client
 
 
-def played(tmp_path: Path, requests: int) -> None:
+LIMITED = {
+    "name": "alice",
+    "key": KEY_OF_ALICE,
+    "budget": [{"usd": 1_000_000, "per": "year"}, {"tokens": 10**12, "per": "year"}],
+}
+
+
+def played(tmp_path: Path, requests: int, key: str = KEY) -> None:
     steps = [{"provider": "p1", "model": "model-of-p1"}, {"provider": "p2", "model": "model-of-p2", "retries": 2}]
     routes = [{"name": "route", "steps": steps, "hedge": {"after": "1s", "share": "100%"}, "cooldown": 0}]
-    book = Book(tmp_path, top={"routes": routes})
+    book = Book(tmp_path, top={"routes": routes, "keys": [LIMITED]})
     ledger, books = Decimal(0), Counter[str]()
     by_model: Counter[str] = Counter()
 
@@ -495,29 +517,46 @@ def played(tmp_path: Path, requests: int) -> None:
         by_model.update({part.model: part.tokens.get("output", 0) for part in line.attempts})
 
     book.telemetry._write_line = note
-    truth = Truth(book, requests)
+    truth = Truth(book, requests, {"Authorization": f"Bearer {key}"})
     for number in range(requests):
         truth.play()
         book.records.clear()
         if number % 500 == 0:
             book.world.clock.advance(100)
-    counted = book.telemetry.counters.callers["default"]
-    assert ledger == counted.cost == truth.cost
-    assert +books == +Counter(counted.tokens) == +truth.tokens
+    counted = book.telemetry.counters.callers["default" if key == KEY else "alice"]
+    assert ledger == counted.cost
+    assert +books == +Counter(counted.tokens)
+    if key == KEY:
+        assert ledger == truth.cost
+        assert +books == +truth.tokens
+    else:  # what was not reported is estimated
+        assert ledger > truth.cost
+        assert min((+books - +truth.tokens).values()) > 0
+        (account,) = next(each.accounts for each in book.world.config.callers if each.name == "alice")
+        usd, tokens = (book.ledger.counts_of(account).of(budget) for budget in account.budgets)
+        assert (usd.reserved, tokens.reserved) == (0, 0)
+        assert Decimal(usd.spent) / PICO == ledger
+        assert tokens.spent == books.total()
     assert counted.requests == requests == truth.kinds.total()
     assert len(truth.kinds) == 8
     assert by_model["model-of-p2"] > 0
-    assert abs(book.metrics['aigw_caller_cost_usd_total{caller="default"}'] - float(truth.cost)) < 1e-9 * requests
+    name = "default" if key == KEY else "alice"
+    assert abs(book.metrics[f'aigw_caller_cost_usd_total{{caller="{name}"}}'] - float(ledger)) < 1e-9 * requests
 
 
-def test_u9_ledger_metrics_and_truth_are_one_sum(tmp_path):
-    played(tmp_path, 800)
+KEYS = pytest.mark.parametrize("key", [KEY, KEY_OF_ALICE], ids=["without limits", "with budgets"])
+
+
+@KEYS
+def test_u9_ledger_metrics_and_budget_are_one_sum(tmp_path, key):
+    played(tmp_path, 800, key)
 
 
 @pytest.mark.slow
-def test_u9_ledger_metrics_and_truth_are_one_sum_of_100000_requests(tmp_path, capsys):
+@KEYS
+def test_u9_ledger_metrics_and_budget_are_one_sum_of_100000_requests(tmp_path, capsys, key):
     begun_at = time.process_time()
-    played(tmp_path, 100_000)
+    played(tmp_path, 100_000, key)
     with capsys.disabled():
         print(f" [100,000 requests, {time.process_time() - begun_at:.0f} s of CPU]", end="")
 
@@ -551,3 +590,36 @@ async def test_u7_a_gateway_writes_the_file_and_takes_new_prices_without_a_reloa
     usage.rename(world.folder / "moved.jsonl")
     await gateway.ask({**HELLO})
     await until(lambda: usage.exists() and usage.read_bytes().count(b"\n") == 1)
+
+
+def test_u4_an_unknown_price_is_assumed_and_counted(tmp_path):
+    book = Book(tmp_path, "", top={"unknown_price": 10})
+    book.world.ask()
+    book.door("p1").say(whole(USAGE))
+    (line,) = book.lines
+    assert (line["cost"], line["estimated"]) == (0.0105, True)
+    assert book.metrics['aigw_unpriced_requests_total{provider="p1",model="model-of-p1"}'] == 1
+
+
+def test_u5_a_budget_in_usd_is_reserved_at_the_dearest_step(tmp_path):
+    """One request at a time passes where two would pass the limit."""
+    budget = [{"usd": 0.02, "per": "day"}]
+    book = Book(tmp_path, top={"keys": [{**LIMITED, "budget": budget}]})
+    clients = [book.world.open() for _ in range(3)]
+    for client in clients:
+        client.say(request({**HELLO, "max_tokens": 1000}, headers={"Authorization": f"Bearer {KEY_OF_ALICE}"}))
+    statuses = [client.take()[9:12] for client in clients]
+    assert statuses == [b"", b"429", b"429"]  # the first one has 1000 * 15 / 1M and a little reserved
+    book.door("p1").say(whole(USAGE))
+    (account,) = next(each.accounts for each in book.world.config.callers if each.name == "alice")
+    found = book.ledger.counts_of(account).of(account.budgets[0])
+    assert (Decimal(found.spent) / PICO, found.reserved) == (ON_P1, 0)
+
+
+@ensureDeferred
+async def test_u4_new_prices_that_a_budget_misses_are_not_taken(world):
+    (world.folder / "prices.yaml").write_text("p1: {model-1: {input: 1, output: 1}}")
+    gateway = world.gateway(world.provider(answer()), top={"prices": "prices.yaml", "keys": [LIMITED]})
+    (world.folder / "prices.yaml").write_text("p1: {other: {input: 1, output: 1}}")
+    await until(lambda: any("budgets need those that are missing" in line for line in world.log))
+    assert gateway.service._telemetry._accounts.prices.of("p1", "model-1") is not None

@@ -513,7 +513,8 @@ def test_l4_a_clock_that_is_set_back_loses_no_window():
 
 
 def test_l4_a_budget_in_dollars_is_of_the_cost_of_each_request():
-    gateway = LimitedGateway(budget=[{"usd": 0.5, "per": "month"}], cost_of=lambda record: 0.2)
+    budget = [{"usd": 0.5, "per": "month"}]
+    gateway = LimitedGateway(budget=budget, cost_of=lambda record: 0.2, top={"unknown_price": 1})
     for spent in (0.2, 0.4, 0.6):
         assert status(gateway.ask()) == 200
         (shown,) = gateway.usage()["limits"]["budget"]

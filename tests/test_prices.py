@@ -300,3 +300,36 @@ def test_u10_without_the_settings_no_accounts_are_kept():
     config = loader.build(tree_with(), {}, Path("/nonexistent"))
     assert (config.prices, config.usage, config.keeps_accounts) == (None, None, False)
     assert len(unpriced(config.routes["r"].steps, config.price_list)) == 2
+
+
+# Budgets in USD
+
+
+def budget_of(folder: Path, prices: str, **more):
+    (folder / "prices.yaml").write_text(prices)
+    key = {
+        "name": "alice",
+        "key": "aigw_0123456789abcdef0123456789abcdef01234567",
+        "budget": [{"usd": 10, "per": "day"}],
+        **more.pop("key", {}),
+    }
+    return loader.build(tree_with(prices="prices.yaml", keys=[key], **more), {}, folder)
+
+
+def test_u4_a_budget_in_usd_needs_a_price_for_each_step(tmp_path):
+    with pytest.raises(ConfigError) as raised:
+        budget_of(tmp_path, "p: {m: {input: 1, output: 1}}")
+    assert raised.value.mistakes == [
+        "prices: step 2 of the route 'r' (p n) has no price, and a key with a budget in USD may use it; add the price to prices, or write unknown_price"
+    ]
+    assert budget_of(tmp_path, 'p: {"*": {input: 1, output: 1}}')
+    assert budget_of(tmp_path, "p: {m: {input: 1, output: 1}}", unknown_price=5)
+    assert budget_of(tmp_path, "", key={"budget": [{"tokens": "1M", "per": "day"}]})
+    assert budget_of(tmp_path, "", key={"routes": ["other"]})
+
+
+def test_u4_an_unknown_price_is_assumed_for_tokens_of_every_kind(tmp_path):
+    config = budget_of(tmp_path, "p: {m: {input: 1, output: 1}}", unknown_price=5)
+    unknown = config.price_list.unknown
+    assert unknown is not None
+    assert unknown.cost({"input": 1, "output": 1, "cache_read": 1, "reasoning": 1}) == Decimal("0.00002")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+
+import msgspec
 
 from aigw.accounting.line import line_of
 from aigw.accounting.price_file import PriceFile
 from aigw.accounting.usage_file import UsageFile
 from aigw.config.model import Config, Step
-from aigw.config.prices import NO_PRICES, Prices
+from aigw.config.prices import NO_PRICES, Prices, unpriced_budgets
 from aigw.protocols.charges import Usage, charged_tokens, cost
 from aigw.telemetry import logs
-from aigw.telemetry.record import Charge, MakeCharge, Record
+from aigw.telemetry.record import Charge, Record
 from aigw.telemetry.tracing import TelemetryReactor
 
 
@@ -26,10 +29,11 @@ class Accounts:
         self._price_file = PriceFile(reactor, self._take)
         self._file: UsageFile | None = None
         self._started = False
+        self._config: Config | None = None
 
     def use(self, config: Config) -> None:
         """Keep accounts by this configuration from now on."""
-        self.prices = config.price_list
+        self._config, self.prices = config, config.price_list
         self._price_file.use(config.prices)
         if config.usage is not None:
             self._file = self._file or UsageFile(self._wall)
@@ -57,21 +61,30 @@ class Accounts:
         """How many lines could not be written since the start."""
         return 0 if self._file is None else self._file.lost
 
-    def charge_for(self, config: Config) -> MakeCharge | None:
-        """What makes the charges of requests with this configuration; None if it keeps no accounts."""
-        return self._charge if config.keeps_accounts else None
+    def charge(self, provider: str, model: str, usage: Usage, estimated: bool = False) -> Charge:
+        """See Pricing."""
+        charged, tokens, unknown = cost(self.prices, provider, model, usage), charged_tokens(usage), self.prices.unknown
+        if charged is None and tokens and unknown is not None:
+            return Charge(provider, model, tokens, unknown.cost(tokens), True, False)
+        return Charge(provider, model, tokens, charged, estimated, charged is not None)
+
+    def dearest(self, steps: Iterable[Step], tokens: Mapping[str, int]) -> Decimal:
+        """See Pricing."""
+        prices = [self.prices.of(step.provider.name, step.model) or self.prices.unknown for step in steps]
+        return max([price.cost(tokens) or Decimal(0) for price in prices if price is not None], default=Decimal(0))
 
     def write(self, record: Record) -> None:
         """Write the line of a request whose caller is known."""
         if record.caller and self._file is not None:
             self._file.write(line_of(record, self._wall()))
 
-    def _charge(self, step: Step, usage: Usage, outcome: str) -> Charge:
-        provider, model = step.provider.name, step.model
-        charged = cost(self.prices, provider, model, usage)
-        return Charge(provider, model, charged_tokens(usage), charged, priced_as=step.model)
-
     def _take(self, prices: Prices) -> None:
-        if prices != self.prices:
+        prices = msgspec.structs.replace(prices, unknown=self.prices.unknown)
+        config = self._config and msgspec.structs.replace(self._config, price_list=prices)
+        if mistakes := list(unpriced_budgets(config)) if config else []:
+            logs.error(
+                "The gateway did not take the new prices: budgets need those that are missing", mistakes=mistakes
+            )
+        elif prices != self.prices:
             self.prices = prices
             logs.info(f"The gateway has taken new prices, for {sum(map(len, prices.models.values()))} models")

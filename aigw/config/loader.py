@@ -25,7 +25,7 @@ from aigw.config.mistakes import Mistake, line_of, not_following, worded
 from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener, TlsFiles
-from aigw.config.prices import prices_of, unknown_providers
+from aigw.config.prices import prices_of, unknown_providers, unpriced_budgets, with_unknown
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
@@ -115,9 +115,11 @@ def build(
         raise ConfigError([*worded(found, file, root), *keys.mistakes_in_file, *price_mistakes])
     advice = worded([*advice_on(made), *reader.warnings, *keys.warnings], file, root)
     advice += [*price_warnings, *unknown_providers(prices, made.providers, str(made.prices))]
-    made = msgspec.structs.replace(made, price_list=prices)
+    made = keys.complete(msgspec.structs.replace(made, price_list=with_unknown(prices, made.unknown_price)))
+    if unpriced := [Mistake(text, ("prices",)) for text in unpriced_budgets(made)]:
+        raise ConfigError(worded(unpriced, file, root))
     return _completed(
-        keys.complete(made),
+        made,
         tls,
         [*warnings, *advice, *keys.warnings_in_file],
         _places(tree, file, root) if root and isinstance(tree, dict) else {},
@@ -193,6 +195,8 @@ def with_callers(config: Config, environ: Mapping[str, str]) -> Config:
     if keys.mistakes_in_file:
         raise ConfigError(keys.mistakes_in_file)
     made = keys.complete(config)
+    if unpriced := list(unpriced_budgets(made)):
+        raise ConfigError(unpriced)
     return msgspec.structs.replace(made, secrets=_secrets(made))
 
 

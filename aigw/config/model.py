@@ -14,7 +14,7 @@ from aigw.config.addresses import ListenAddress, Origin, Url
 from aigw.config.callers import ADMIN, DEFAULT, Caller, Group, KeyDefaults, NamedKey
 from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
 from aigw.config.endpoint_names import DefaultName, EndpointName
-from aigw.config.prices import NO_PRICES, Prices
+from aigw.config.prices import NO_PRICES, PricePerMillion, Prices
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
 from aigw.config.values import (
     NAME,
@@ -173,7 +173,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ``port`` on every address with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all
     under way, ``max_held`` for all answers that are held until they are whole, in bytes. ``max_connections`` in all,
     ``max_per_address`` if that is limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of
-    ``cors_origins`` may call the gateway. ``prices`` is the file of ``price_list``. ``literal_keys`` are those of
+    ``cors_origins`` may call the gateway. ``prices`` is the file of ``price_list``; ``unknown_price``, in
+    USD per million tokens, is that of other models. ``literal_keys`` are those of
     callers that a file holds, ``secrets`` all keys that are known, for redaction; ``warnings`` are for the log, in
     which each request has its client's address if ``log_client_address``; ``places`` has file and line of settings
     whose values are tried out later, by path."""
@@ -196,6 +197,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log_client_address: Annotated[Flag, At("log.client_address")] = True
     prices: FileName | None = None
     usage: UsageSettings | None = None
+    unknown_price: PricePerMillion | None = None
     price_list: Annotated[Prices, NOT_WRITTEN] = NO_PRICES
     admin_key: Key | None = None
     groups: dict[str, Group] = {}
@@ -217,7 +219,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def keeps_accounts(self) -> bool:
         """Whether it is recorded what each caller uses."""
-        return self.prices is not None or self.usage is not None
+        return bool(self.prices or self.usage or self.unknown_price is not None)
 
     def located(self, mistake: str) -> str:
         """``PATH: TEXT``, found after the file was read, with file and line before it."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
+from aigw.config.limit_values import matches
 from aigw.config.mistakes import Mistake, name_of, worded
 from aigw.config.quoting import quoted
 from aigw.config.reader import Reader
@@ -24,10 +25,12 @@ from aigw.config.yaml_tree import parse
 from aigw.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aigw.config.model import Step
+    from aigw.config.callers import Caller
+    from aigw.config.model import Config, Step
 
 MAX_FILE = 4 * 1024 * 1024
 MAX_PRICE = 1_000_000
+MOST_MISTAKES = 20
 LEAST = Decimal("0.001")  # a price below it is most likely one of a single token
 ANY = "*"  # in place of a model: each model of the provider that has no entry
 SMALLEST = Decimal("1e-12")  # USD; a cost has no smaller part
@@ -95,9 +98,10 @@ def in_usd(amount: Decimal) -> Decimal:
 
 
 class Prices(msgspec.Struct, frozen=True):
-    """All prices, by provider and model."""
+    """All prices, by provider and model. ``unknown`` is assumed for tokens of a model that has none."""
 
     models: Mapping[str, Mapping[str, Price]] = {}
+    unknown: Price | None = None
 
     def of(self, provider: str, model: str) -> Price | None:
         """The price of a model; None if it has none."""
@@ -106,6 +110,11 @@ class Prices(msgspec.Struct, frozen=True):
 
 
 NO_PRICES = Prices()
+
+
+def with_unknown(prices: Prices, price: Decimal | None) -> Prices:
+    """The prices, with ``price`` for tokens of every kind of the models that have none."""
+    return prices if price is None else Prices(prices.models, Price(price, price))
 
 
 def load_prices(path: str, shown: str = "") -> tuple[Prices, list[str]]:
@@ -193,6 +202,29 @@ def unknown_providers(prices: Prices, providers: Iterable[str], file: str) -> It
     for name in prices.models:
         if name not in known:
             yield f"{file}: no provider is named {quoted(name)!r}, so its prices have no effect"
+
+
+def unpriced_budgets(config: Config) -> Iterator[str]:
+    """A mistake for each route with a step without a price that a caller with a budget in USD may use."""
+    if config.price_list.unknown is not None:
+        return
+    found: dict[str, None] = {}
+    for caller in config.callers:
+        budgets = [budget for account in caller.accounts for budget in account.budgets]
+        if all(budget.usd is None for budget in budgets):
+            continue
+        for route in config.routes.values():
+            missing = unpriced(route.steps, config.price_list) if may_use(caller, route.name) else []
+            if missing:
+                step = f"{quoted(missing[0].provider.name)} {quoted(missing[0].model)}"
+                found[f"step {missing[0].number} of the route {quoted(route.name)!r} ({step}) has no price"] = None
+    for text in list(found)[:MOST_MISTAKES]:
+        yield f"{text}, and a key with a budget in USD may use it; add the price to prices, or write unknown_price"
+
+
+def may_use(caller: Caller, route: str) -> bool:
+    """Whether a caller may use a route."""
+    return not caller.routes or route in caller.routes or matches(caller.routes, route)
 
 
 def unpriced(steps: Iterable[Step], prices: Prices) -> list[Step]:

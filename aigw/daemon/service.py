@@ -260,8 +260,8 @@ class GatewayService(Service):
                 raise Draining("The gateway is stopping.")
             runtime.check_ready()
 
-        begin_trace, charge_for = self._telemetry.begin_trace, self._telemetry.charge_for(config)
-        root = api.tree(config, gateway, self._telemetry.record, begin_trace, self._admission, charge_for)
+        sink, pricing = self._telemetry.record, self._telemetry.pricing(config)
+        root = api.tree(config, gateway, sink, self._telemetry.begin_trace, self._admission, pricing=pricing)
         resources.add_resources(root, config, self._admin, check_ready)
         return root, resources.tree(config, self._admin, check_ready)
 

@@ -85,10 +85,8 @@ class RunningAttempt(msgspec.Struct, eq=False):
         made = AttemptRecord(step.number, step.provider.name, step.model, *what)
         record.attempts.append(made)
         relay, self.relay = self.relay, None
-        if record.charge_for is not None and relay is not None:
-            charge = record.charge_for(step, relay.reported.charges(), outcome)
-            if charge is not None:
-                record.add(charge)
+        if record.pricing is not None and relay is not None:
+            record.add(record.pricing.charge(step.provider.name, step.model, relay.reported.charges()))
         if record.trace is not None:
             record.trace.attempted(made, now, self.span)
         return made

@@ -26,10 +26,10 @@ from aigw.proxy.exchange import Gateway
 from aigw.proxy.response_ids import is_id
 from aigw.proxy.router import Router
 from aigw.server.cors import CrossOrigin
-from aigw.server.limited import Limited
+from aigw.server.limited import CostOf, Limited
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
-from aigw.telemetry.record import MakeCharge, RecordBuilder, Sink
+from aigw.telemetry.record import Pricing, RecordBuilder, Sink
 from aigw.telemetry.trace_context import Trace
 
 BeginTrace = Callable[["bytes | None"], Trace]
@@ -88,11 +88,11 @@ class EndpointResource(ApiResource):
         sink: Sink,
         begin_trace: BeginTrace | None,
         cross_origin: CrossOrigin | None = None,
-        charge_for: MakeCharge | None = None,
+        pricing: Pricing | None = None,
     ) -> None:
         super().__init__(config, cross_origin)
         self.max_body = config.max_body
-        self._charge_for = charge_for if endpoint.spends == "tokens" else None
+        self._pricing = pricing if endpoint.spends == "tokens" else None
         self._endpoint = endpoint
         self._path = f"/v1/{endpoint.path}"  # as records show it
         self._stored: StoredResource | None = None
@@ -116,8 +116,8 @@ class EndpointResource(ApiResource):
         request.record = RecordBuilder(request.request_id, method, self._path, now, seconds=self._seconds, received=now)
         if self.config.log_client_address:
             request.record.client_address = request.channel.client_address
-        if self._charge_for is not None:
-            request.record.charge_for = self._charge_for
+        if self._pricing is not None:
+            request.record.pricing = self._pricing
         if self._begin_trace is not None:
             request.record.trace = self._begin_trace(request.given.get(b"traceparent"))
         super().admit(request)
@@ -261,14 +261,16 @@ def tree(
     sink: Sink,
     begin_trace: BeginTrace | None = None,
     admission: Admission | None = None,
-    charge_for: MakeCharge | None = None,
+    cost_of: CostOf | None = None,
+    pricing: Pricing | None = None,
 ) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace.
 
-    ``admission`` has what callers have used; ``charge_for`` is there if accounts are kept.
+    ``admission`` has what callers have used; ``pricing`` is there if accounts are kept. Without it ``cost_of`` gives
+    the cost of a request by its record.
     """
     admission = admission or Admission(Ledger(gateway.clock.seconds, time.time), gateway.clock)
-    limited = Limited(gateway, admission)
+    limited = Limited(gateway, admission, cost_of, pricing, config.routes)
     cross_origin = CrossOrigin(config.cors_origins) if config.cors_origins else None
     root, v1 = PathPrefix(config, cross_origin), PathPrefix(config, cross_origin)
     at: dict[str, ApiResource] = {"": root, "v1": v1}
@@ -279,7 +281,7 @@ def tree(
     v1.putChild(b"models", ModelsResource(config, gateway.router, cross_origin))
     v1.putChild(b"usage", UsageResource(config, admission.store, cross_origin))
     for path, endpoint in sorted(ENDPOINTS.items()):  # an endpoint stands before those below it
-        calls = EndpointResource(config, endpoint, gateway, limited, sink, begin_trace, cross_origin, charge_for)
+        calls = EndpointResource(config, endpoint, gateway, limited, sink, begin_trace, cross_origin, pricing)
         for whole in (f"/v1/{path}", *endpoint.aliases):
             _put(whole, calls, at)
             root.known = {**root.known, whole.encode(): calls}

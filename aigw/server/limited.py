@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
@@ -11,10 +11,13 @@ from aigw.access.admission import Admission
 from aigw.access.errors import as_upstream, limit_headers
 from aigw.access.estimates import Estimate, estimate, used
 from aigw.access.ledger import PICO, Claim
+from aigw.accounting.estimated import complete
+from aigw.config.callers import Caller
+from aigw.config.model import Route
 from aigw.net.headers import Header
 from aigw.protocols.endpoint import Call
 from aigw.proxy.exchange import Gateway
-from aigw.telemetry.record import RecordBuilder
+from aigw.telemetry.record import Pricing, RecordBuilder
 
 if TYPE_CHECKING:
     from aigw.server.request import Request
@@ -59,19 +62,28 @@ class LimitedCall:
 
 
 class Limited:
-    """Admits calls, and settles them. ``cost_of`` gives the cost of a request."""
+    """Admits calls, and settles them. ``cost_of`` gives the cost of a request where there is no ``pricing``."""
 
-    def __init__(self, gateway: Gateway, admission: Admission, cost_of: CostOf | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        admission: Admission,
+        cost_of: CostOf | None = None,
+        pricing: Pricing | None = None,
+        routes: Mapping[str, Route] | None = None,
+    ) -> None:
         self._gateway = gateway
         self._admission = admission
         self._cost_of = cost_of
+        self._pricing = pricing
+        self._routes = routes or {}
 
     def serve(self, call: Call, request: Request, record: RecordBuilder) -> Deferred[None]:
         """Serve the call when it is admitted. Raises RequestError, or fails with it."""
         caller = request.caller
         assert caller is not None
         about = estimate(call, caller.assume) if call.endpoint.spends == "tokens" else _NOTHING
-        claim = Claim(caller.accounts, about.prompt + about.output)
+        claim = Claim(caller.accounts, about.prompt + about.output, self._money_for(call, caller, about))
         limited = request.limited = LimitedCall(claim, about, call.endpoint.path, request)
         admitted = self._admission.ask(claim, caller.wait)
         if admitted is None:
@@ -86,9 +98,21 @@ class Limited:
         tokens = money = 0
         if limited.about is not _NOTHING:
             tokens, record.estimated = used(record, limited.about, limited.events, limited.path)
-            if self._cost_of is not None:
+            if record.pricing is not None:
+                tokens, cost = complete(record, tokens, limited.about.prompt)
+                money = round(cost * PICO)
+            elif self._cost_of is not None:
                 money = round((self._cost_of(record) or 0.0) * PICO)
         self._admission.end(claim, tokens, money)
+
+    def _money_for(self, call: Call, caller: Caller, about: Estimate) -> int:
+        """What is reserved of budgets in USD: the cost of the estimate at the dearest step of the route."""
+        route = self._routes.get(call.model)
+        if self._pricing is None or route is None or about is _NOTHING:
+            return 0
+        if not any([budget.usd is not None for account in caller.accounts for budget in account.budgets]):
+            return 0
+        return round(self._pricing.dearest(route.steps, {"input": about.prompt, "output": about.output}) * PICO)
 
     def count(self, request: Request) -> None:
         """Count a request that was refused before it was a call."""

@@ -231,8 +231,8 @@ class Counters:
         if caller is not None:
             caller.count(record)
         for charge in record.charges:
-            key = charge.provider, charge.priced_as
-            if charge.cost is None and self._has_prices and key in self.models:
+            key = charge.provider, charge.model
+            if not charge.is_priced and self._has_prices and key in self.models:
                 self.unpriced[key] = self.unpriced.get(key, 0) + 1
 
     def _failed(self, step: StepCounters, record: Record, attempt: AttemptRecord) -> None:

@@ -7,11 +7,11 @@ filled while the request runs; its ``record`` makes the frozen Record that a sin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from operator import attrgetter
-from typing import Annotated, TypeVar, get_args, get_type_hints
+from typing import Annotated, Protocol, TypeVar, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -67,8 +67,8 @@ class Skipped(msgspec.Struct, frozen=True):
 class Charge(msgspec.Struct, frozen=True):
     """What one attempt used: tokens by disjoint kinds, none if none were reported, and their cost in USD.
 
-    ``cost`` is None if there is no price. ``estimated``: the provider did not report the tokens. ``priced_as`` is the
-    model of the step in the configuration.
+    ``cost`` is None if it is not known. ``estimated``: the provider did not report the tokens, or an unknown price was
+    assumed. ``is_priced``: the cost is known without that.
     """
 
     provider: str
@@ -76,11 +76,17 @@ class Charge(msgspec.Struct, frozen=True):
     tokens: Mapping[str, int]
     cost: Decimal | None = None
     estimated: bool = False
-    priced_as: str = ""
+    is_priced: bool = True
 
 
-MakeCharge = Callable[[Step, "Mapping[str, int | Decimal]", str], "Charge | None"]
-"""Takes the step of an attempt, what its provider reported, and the outcome of the attempt."""
+class Pricing(Protocol):
+    """Knows what tokens cost."""
+
+    def charge(self, provider: str, model: str, usage: Mapping[str, int | Decimal], estimated: bool = False) -> Charge:
+        """The charge of an attempt by the ``usage`` that the provider reported, or that is estimated."""
+
+    def dearest(self, steps: Iterable[Step], tokens: Mapping[str, int]) -> Decimal:
+        """What tokens cost at the dearest of these steps, in USD; 0 if no step has a price."""
 
 
 class Facts(msgspec.Struct):
@@ -93,7 +99,6 @@ class Facts(msgspec.Struct):
     provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
     get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
     written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
-    ``estimated``: the tokens that were charged to a limit of the caller are an estimate.
     ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due.
     ``session`` is the client's own name for the conversation. ``charges`` are of all attempts whose use is known, if
     accounts are kept; ``cost`` is the sum of their known costs in USD, ``estimated`` whether one of them is estimated.
@@ -155,11 +160,11 @@ class RecordBuilder(Facts, kw_only=True):
     """The record of a request that still runs.
 
     ``seconds`` is the clock, ``received`` the time when the request's body was complete, and ``waited`` how many
-    seconds the providers took, without those since ``waiting_since``. ``charge_for`` is there if accounts are kept.
+    seconds the providers took, without those since ``waiting_since``. ``pricing`` is there if accounts are kept.
     """
 
     seconds: Callable[[], float]
-    charge_for: MakeCharge | None = None
+    pricing: Pricing | None = None
     attempts: list[AttemptRecord] = []
     skipped: tuple[Skipped, ...] = ()
     tried: int = 0

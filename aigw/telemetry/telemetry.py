@@ -14,7 +14,7 @@ from aigw.protocols.refusals import KEY_REFUSED
 from aigw.telemetry import logs
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.prometheus import Exposition
-from aigw.telemetry.record import AttemptRecord, MakeCharge, Record, Sink, attempt_for_log, for_log
+from aigw.telemetry.record import AttemptRecord, Pricing, Record, Sink, attempt_for_log, for_log
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import TakeSnapshot
 from aigw.telemetry.status import status
@@ -25,15 +25,12 @@ from aigw.telemetry.tracing import TelemetryReactor, Tracing, is_enabled
 _NOT_BROKEN = frozenset(["ok", "error", "client_gone", "draining"])
 
 
-class KeptAccounts(Protocol):
+class KeptAccounts(Pricing, Protocol):
     """What requests cost, and a file of them."""
 
     @property
     def lost(self) -> int:
         """How many lines could not be written since the start."""
-
-    def charge_for(self, config: Config) -> MakeCharge | None:
-        """What makes the charges of requests with this configuration; None if it keeps no accounts."""
 
     def use(self, config: Config) -> None:
         """Keep accounts by this configuration from now on."""
@@ -81,9 +78,9 @@ class Telemetry:
         """How many lines of the accounts could not be written since the start."""
         return 0 if self._accounts is None else self._accounts.lost
 
-    def charge_for(self, config: Config) -> MakeCharge | None:
-        """What makes the charges of requests with this configuration; None if no accounts are kept."""
-        return None if self._accounts is None else self._accounts.charge_for(config)
+    def pricing(self, config: Config) -> Pricing | None:
+        """What makes the charges of requests with this configuration; None if it keeps no accounts."""
+        return self._accounts if config.keeps_accounts else None
 
     def start(self) -> None:
         """Start the threads that export traces and write accounts."""
