@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 
 from aigw.access.admission import Admission
-from aigw.access.errors import as_upstream, limit_headers
+from aigw.access.errors import as_upstream
 from aigw.access.estimates import Estimate, estimate, used
-from aigw.access.ledger import PICO, Claim
+from aigw.access.ledger import Claim
+from aigw.config.callers import PICO
 from aigw.net.headers import Header
 from aigw.protocols.endpoint import Call
 from aigw.proxy.exchange import Gateway
@@ -31,26 +32,28 @@ class LimitedCall:
     The events of a stream are counted: where the provider reports no usage, only they show how long the answer was.
     """
 
-    def __init__(self, claim: Claim, about: Estimate, path: str, client: Request) -> None:
+    def __init__(self, claim: Claim, about: Estimate, call: Call, client: Request) -> None:
         self.claim = claim
         self.about = about
-        self.path = path
+        self.path = call.endpoint.path
         self.events = 0
         self._begin = client.begin
         self._write = client.write
+        if not call.stream:
+            self.write = client.write  # type: ignore[method-assign]  # there are no events
         self.end = client.end
         self.cut = client.cut
         self.release_body = client.release_body
         self.registerProducer = client.registerProducer
         self.unregisterProducer = client.unregisterProducer
 
-    def headers(self) -> list[Header]:
-        """What the client is shown of its limits."""
-        return limit_headers(self.claim)
-
     def begin(self, status: int, headers: list[Header], length: int | None, is_early: bool = False) -> None:
         """See Responder. The limits of the provider's key are not those of the caller."""
-        self._begin(status, as_upstream(headers), length, is_early)
+        for name, _ in headers:
+            if name[:12] == b"x-ratelimit-":
+                headers = as_upstream(headers)
+                break
+        self._begin(status, headers, length, is_early)
 
     def write(self, data: bytes) -> None:
         """See Responder."""
@@ -64,6 +67,7 @@ class Limited:
     def __init__(self, gateway: Gateway, admission: Admission, cost_of: CostOf | None = None) -> None:
         self._gateway = gateway
         self._admission = admission
+        self._store = admission.store
         self._cost_of = cost_of
 
     def serve(self, call: Call, request: Request, record: RecordBuilder) -> Deferred[None]:
@@ -72,11 +76,13 @@ class Limited:
         assert caller is not None
         about = estimate(call, caller.assume) if call.endpoint.spends == "tokens" else _NOTHING
         claim = Claim(caller.accounts, about.prompt + about.output)
-        limited = request.limited = LimitedCall(claim, about, call.endpoint.path, request)
-        admitted = self._admission.ask(claim, caller.wait)
-        if admitted is None:
-            return self._gateway.serve(call, limited, record)
-        return admitted.addCallback(lambda _: self._gateway.serve(call, limited, record))
+        limited = request.limited = LimitedCall(claim, about, call, request)
+        reached = self._store.admit(claim)
+        if reached is not None:
+            admitted = self._admission.decide(reached, claim, caller.wait)
+            if admitted is not None:
+                return admitted.addCallback(lambda _: self._gateway.serve(call, limited, record))
+        return self._gateway.serve(call, limited, record)
 
     def end(self, limited: LimitedCall, record: RecordBuilder) -> None:
         """The request has ended, in whatever way: charge what it used, and free the rest."""
@@ -88,9 +94,11 @@ class Limited:
             tokens, record.estimated = used(record, limited.about, limited.events, limited.path)
             if self._cost_of is not None:
                 money = round((self._cost_of(record) or 0.0) * PICO)
-        self._admission.end(claim, tokens, money)
+        settled = self._store.settle(claim, tokens, money)
+        if self._admission.queues:
+            self._admission.settled(settled, claim)
 
     def count(self, request: Request) -> None:
         """Count a request that was refused before it was a call."""
         if request.caller is not None:
-            self._admission.store.count_request(Claim(request.caller.accounts))
+            self._store.count_request(Claim(request.caller.accounts))
