@@ -17,9 +17,10 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from aigw.access.admission import Admission
-from aigw.access.ledger import PICO, Ledger
+from aigw.access.ledger import Ledger
 from aigw.accounting.accounts import Accounts
 from aigw.accounting.line import decode, line_of
+from aigw.config.callers import PICO
 from aigw.server import api
 from aigw.telemetry import logs
 from aigw.telemetry.record import Record, RecordBuilder, for_log

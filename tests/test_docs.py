@@ -199,6 +199,16 @@ def complete(tree: dict) -> dict:
             listener.setdefault("endpoint", "tcp:9464:interface=127.0.0.1")
             if "10.0.0.5" in listener["endpoint"]:
                 listener["insecure"] = True
+    for part in ("keys", "groups"):
+        for each in tree.get(part, ()):
+            each.setdefault("name", "a-name")
+    for each in tree.get("keys", ()):
+        each |= {} if "key" in each or "key_sha256" in each else {"key": "a-key-of-a-caller-12345"}
+        if "group" in each:
+            tree.setdefault("groups", [{"name": each["group"]}])
+    for limits in (*tree.get("keys", ()), *tree.get("groups", ()), tree.get("defaults") or {}):
+        for budget in limits.get("budget", ()):
+            budget |= {"per": "day", **({} if "usd" in budget else {"tokens": 1}), **budget}
     for number, route in enumerate(tree.setdefault("routes", [{}])):
         route.setdefault("name", f"r{number}")
         for step in route.setdefault("steps", [{}]):
@@ -216,6 +226,8 @@ def load(tree: dict, folder: Path) -> Config:
     shutil.copy(ROOT / "conf" / "prices.yaml", folder)  # what `prices` names in each example
     (folder / "config.yaml").write_text(text)
     (folder / "config.yaml").chmod(0o600)
+    if "keys_file" in tree:
+        (folder / tree["keys_file"]).touch()
     environ = {name: f"a-value-of-{name}-here" for name in re.findall(r"\$\{(\w+)\}", text)}
     environ["AIGW_ADMIN"] = "unix:/run/aigw/1.sock"  # as the template unit has it
     return loader.load(folder / "config.yaml", environ)

@@ -14,9 +14,9 @@ from twisted.internet.task import Clock
 
 from aigw.access.admission import MOST_WAITING, Admission
 from aigw.access.errors import RateLimited
-from aigw.access.ledger import PICO, Claim, Ledger
+from aigw.access.ledger import Claim, Ledger
 from aigw.access.limits import RequestCount, end_of_period
-from aigw.config.callers import Account, BudgetLimit
+from aigw.config.callers import PICO, Account, Budgeted
 from aigw.config.limit_values import Rate
 from aigw.server import api
 from tests.harness import HELLO, request
@@ -311,7 +311,7 @@ def test_l2_a_client_that_leaves_leaves_the_queue_at_once():
     assert status(third.take()) == 200
     assert [each.status for each in gateway.records] == [499, 200, 200]
     assert gateway.is_idle()
-    assert not gateway.admission._queues
+    assert not gateway.admission.queues
 
 
 def test_l2_a_group_shares_its_slots_and_a_slot_of_it_wakes_any_of_its_keys():
@@ -524,7 +524,7 @@ def test_l4_a_budget_in_dollars_is_of_the_cost_of_each_request():
 
 def test_l4_the_sum_of_many_is_exact():
     ledger = Ledger(lambda: 0.0, lambda: NOW)
-    account = Account(name="key a", budgets=(BudgetLimit(usd=1000.0, per="year"),))
+    account = Account(name="key a", budgets=(Budgeted("usd per year", 1000 * PICO, True, "year", "UTC"),))
     for _ in range(100_000):
         claim = Claim((account,))
         ledger.admit(claim)

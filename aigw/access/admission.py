@@ -42,11 +42,11 @@ class Store(Protocol):
 class _Waiting:
     """A request that waits for a slot."""
 
-    __slots__ = ("claim", "done", "refusal", "timer")
+    __slots__ = ("claim", "done", "reached", "timer")
 
-    def __init__(self, claim: Claim, refusal: LimitReached, done: Deferred[None]) -> None:
+    def __init__(self, claim: Claim, reached: LimitReached, done: Deferred[None]) -> None:
         self.claim = claim
-        self.refusal = refusal
+        self.reached = reached
         self.done = done
         self.timer: IDelayedCall | None = None
 
@@ -58,42 +58,50 @@ class _Waiting:
 
 
 class Admission:
-    """Outlives a reload. ``wall`` gives Unix seconds."""
+    """Outlives a reload. ``wall`` gives Unix seconds. ``queues`` is empty where nothing waits."""
 
     def __init__(self, store: Store, clock: IReactorTime, wall: Callable[[], float] = time.time) -> None:
         self.store = store
         self._clock = clock
         self._wall = wall
-        self._queues: dict[str, OrderedDict[_Waiting, None]] = {}  # by the account whose slots are taken
+        self.queues: dict[str, OrderedDict[_Waiting, None]] = {}  # by the account whose slots are taken
 
     def ask(self, claim: Claim, wait: float) -> Deferred[None] | None:
         """Admit a request, or have it wait so many seconds for a slot; None if that is done. Raises RequestError."""
-        refusal = self.store.admit(claim)
-        if refusal is None:
-            return None
-        if isinstance(refusal, Deferred):
-            return refusal.addCallback(self._decide, claim, wait)
-        return self._decide(refusal, claim, wait)
+        return self.decide(self.store.admit(claim), claim, wait)
 
-    def _decide(self, refusal: LimitReached | None, claim: Claim, wait: float) -> Deferred[None] | None:
-        if refusal is None:
+    def decide(
+        self, reached: LimitReached | Deferred[LimitReached | None] | None, claim: Claim, wait: float
+    ) -> Deferred[None] | None:
+        """The same, where the store has been asked."""
+        return (
+            reached.addCallback(self._decide, claim, wait)
+            if isinstance(reached, Deferred)
+            else self._decide(reached, claim, wait)
+        )
+
+    def _decide(self, reached: LimitReached | None, claim: Claim, wait: float) -> Deferred[None] | None:
+        if reached is None:
             return None
-        if refusal.kind != "concurrency":
-            raise refused(refusal, self._wall())
-        if not wait or len(self._queues.get(refusal.account.name, ())) >= MOST_WAITING:
+        if reached.kind != "concurrency":
+            raise refused(reached, self._wall())
+        if not wait or len(self.queues.get(reached.account.name, ())) >= MOST_WAITING:
             self.store.count_refused(claim)
-            raise refused(refusal, self._wall())
+            raise refused(reached, self._wall())
         done: Deferred[None] = Deferred(lambda _: self._leave(waiting))
-        waiting = _Waiting(claim, refusal, done)
+        waiting = _Waiting(claim, reached, done)
         waiting.timer = self._clock.callLater(wait, self._too_late, waiting)
-        self._queues.setdefault(refusal.account.name, OrderedDict())[waiting] = None
+        self.queues.setdefault(reached.account.name, OrderedDict())[waiting] = None
         return done
 
     def end(self, claim: Claim, tokens: int, money: int = 0) -> None:
         """The request is over: charge it, and let those in that wait for its slots."""
         settled = self.store.settle(claim, tokens, money)
-        if not self._queues:
-            return
+        if self.queues:
+            self.settled(settled, claim)
+
+    def settled(self, settled: object, claim: Claim) -> None:
+        """Slots of the claim's accounts are free, when the store has answered."""
         if isinstance(settled, Deferred):
             settled.addBoth(lambda _: self._advance(claim))
         else:
@@ -109,44 +117,45 @@ class Admission:
     def _too_late(self, waiting: _Waiting) -> None:
         self._remove(waiting)
         self.store.count_refused(waiting.claim)
-        waiting.done.errback(refused(waiting.refusal, self._wall()))
+        waiting.done.errback(refused(waiting.reached, self._wall()))
 
     def _remove(self, waiting: _Waiting) -> None:
-        name = waiting.refusal.account.name
-        queue = self._queues.get(name, OrderedDict())
+        name = waiting.reached.account.name
+        queue = self.queues.get(name, OrderedDict())
         queue.pop(waiting, None)
         if not queue:
-            self._queues.pop(name, None)
+            self.queues.pop(name, None)
 
     def _advance(self, claim: Claim) -> None:
         """A slot of these accounts is free: it is for the request that has waited longest."""
         for account in claim.accounts:
-            queue = self._queues.get(account.name)
+            queue = self.queues.get(account.name)
             if queue:
                 self._retry(next(iter(queue)))
 
     def _retry(self, waiting: _Waiting) -> None:
         self._remove(waiting)
-        refusal = self.store.admit(waiting.claim)
-        if isinstance(refusal, Deferred):
-            refusal.addCallbacks(self._retried, waiting.done.errback, (waiting,))
+        waiting.claim.requests = waiting.claim.window = None
+        reached = self.store.admit(waiting.claim)
+        if isinstance(reached, Deferred):
+            reached.addCallbacks(self._retried, waiting.done.errback, (waiting,))
         else:
-            self._retried(refusal, waiting)
+            self._retried(reached, waiting)
 
-    def _retried(self, refusal: LimitReached | None, waiting: _Waiting) -> None:
+    def _retried(self, reached: LimitReached | None, waiting: _Waiting) -> None:
         if waiting.done.called:  # its client has left, or its time is over
-            if refusal is None:
+            if reached is None:
                 self.end(waiting.claim, 0)
             return
-        if refusal is not None and refusal.kind == "concurrency":  # of this account or of another one of it
-            waiting.refusal = refusal
-            queue = self._queues.setdefault(refusal.account.name, OrderedDict())
+        if reached is not None and reached.kind == "concurrency":  # of this account or of another one of it
+            waiting.reached = reached
+            queue = self.queues.setdefault(reached.account.name, OrderedDict())
             queue[waiting] = None
             queue.move_to_end(waiting, last=False)
             return
         waiting.stop()
-        if refusal is None:
+        if reached is None:
             waiting.done.callback(None)
             return
-        waiting.done.errback(refused(refusal, self._wall()))
+        waiting.done.errback(refused(reached, self._wall()))
         self._advance(waiting.claim)  # the slot is still free

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from aigw.config.callers import PICO
 from aigw.errors import RequestError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def refused(refusal: LimitReached, now: float) -> RequestError:
 def _budget_spent(refusal: LimitReached, whose: str, now: float) -> BudgetSpent:
     budget = refusal.budget
     assert budget is not None
-    amount = f"{budget.tokens} tokens" if budget.usd is None else f"{budget.usd:g} USD"
+    amount = f"{budget.limit / PICO:g} USD" if budget.in_usd else f"{budget.limit} tokens"
     ends = datetime.fromtimestamp(now + (refusal.seconds or 0.0), ZoneInfo(budget.zone))
     text = f"The budget of {whose} is spent: {amount} a {budget.per}."
     again = f"It is renewed on {ends.strftime('%A, %d %B %Y at %H:%M')} ({budget.zone})."
@@ -100,17 +101,19 @@ def _in_words(seconds: float) -> str:
 def limit_headers(claim: Claim) -> list[Header]:
     """The headers with what the caller has left."""
     sent: list[Header] = []
-    if room := claim.requests:
-        sent += [
-            (b"x-ratelimit-limit-requests", b"%d" % room.limit),
-            (b"x-ratelimit-remaining-requests", b"%d" % room.remaining),
-            (b"x-ratelimit-reset-requests", _duration(room.reset)),
+    if claim.requests is not None:
+        limit, left, reset = claim.requests
+        sent = [
+            (b"x-ratelimit-limit-requests", b"%d" % limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % (left if left > 0 else 0)),
+            (b"x-ratelimit-reset-requests", _duration(reset)),
         ]
-    if room := claim.window:
+    if claim.window is not None:
+        limit, left, reset = claim.window
         sent += [
-            (b"x-ratelimit-limit-tokens", b"%d" % room.limit),
-            (b"x-ratelimit-remaining-tokens", b"%d" % room.remaining),
-            (b"x-ratelimit-reset-tokens", _duration(room.reset)),
+            (b"x-ratelimit-limit-tokens", b"%d" % limit),
+            (b"x-ratelimit-remaining-tokens", b"%d" % (left if left > 0 else 0)),
+            (b"x-ratelimit-reset-tokens", _duration(reset)),
         ]
     return sent
 

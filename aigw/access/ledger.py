@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from aigw.access.limits import RequestCount, WindowCount
-from aigw.config.callers import Account, BudgetLimit
+from aigw.access.limits import TOLERANCE, RequestCount, WindowCount
+from aigw.config.callers import PICO, Account, Budgeted
 
-PICO = 10**12  # amounts of money are whole numbers of 1e-12 USD, so that sums are exact
+Room = tuple[int, int, float]
+"""The limit, how much of it is left, and in how many seconds all of it is."""
 
 
 class LimitReached(NamedTuple):
@@ -27,15 +28,7 @@ class LimitReached(NamedTuple):
     seconds: float | None
     needed: int = 1
     used: int = 0
-    budget: BudgetLimit | None = None
-
-
-class Room(NamedTuple):
-    """What is left of a limit: shown to the client. ``reset`` in seconds."""
-
-    limit: int
-    remaining: int
-    reset: float
+    budget: Budgeted | None = None
 
 
 class Counts:
@@ -46,19 +39,18 @@ class Counts:
     def __init__(self) -> None:
         self.requests = RequestCount()
         self.tokens = WindowCount()
-        self.budgets: dict[tuple[bool, str], WindowCount] = {}  # by whether it is in USD, and by its period
+        self.budgets: dict[str, WindowCount] = {}  # by the key of a Budgeted
         self.running = 0
         self.taken = 0  # requests since the start, and the next ones too
         self.used = 0  # tokens
         self.cost = 0  # PICO
         self.refused = 0
 
-    def of(self, budget: BudgetLimit) -> WindowCount:
+    def of(self, budget: Budgeted) -> WindowCount:
         """The count of a budget."""
-        key = budget.usd is not None, budget.per
-        found = self.budgets.get(key)
+        found = self.budgets.get(budget.key)
         if found is None:
-            found = self.budgets[key] = WindowCount()
+            found = self.budgets[budget.key] = WindowCount()
         return found
 
 
@@ -94,69 +86,83 @@ class Ledger:
     # Admission
 
     def admit(self, claim: Claim) -> LimitReached | None:
-        """Take all that the claim asks for, or nothing."""
-        now = self._seconds()
-        accounts = claim.accounts
-        taken = [self.counts_of(account) for account in accounts]
-        refusal: LimitReached | None = None
-        for account, counts in zip(accounts, taken, strict=True):
-            refusal = self._refusal(account, counts, claim, now)
-            if refusal is not None:
-                counts.refused += refusal.kind != "concurrency"
-                break
-        else:
-            claim.admitted = True
-            tokens, money = claim.tokens, claim.money
-            for account, counts in zip(accounts, taken, strict=True):
-                counts.running += 1
-                counts.taken += 1
-                if account.requests is not None:
-                    counts.requests.used += 1
-                counts.tokens.reserved += tokens
-                for budget in account.budgets:
-                    counts.of(budget).reserved += tokens if budget.usd is None else money
-        self._show(claim, taken, now)
-        return refusal
-
-    def _refusal(self, account: Account, counts: Counts, claim: Claim, now: float) -> LimitReached | None:
-        """The limit of the account that is reached, the one that takes longest first."""
-        for budget in account.budgets:
-            count, limit = counts.of(budget), _limit_of(budget)
-            count.turn_to_calendar(budget.per, budget.zone, wall := self._wall())
-            asked = claim.tokens if budget.usd is None else claim.money
-            used = count.spent + count.reserved
-            if used + asked > limit or (used >= limit and asked >= 0 and budget.usd is not None):
-                return LimitReached("budget", account, count.ends - wall, asked, used, budget)
-        rate = account.tokens
-        if rate is not None and claim.tokens:
-            window = counts.tokens
-            window.turn(rate.seconds, now)
-            if window.spent + window.reserved + claim.tokens > rate.limit:
-                seconds = None if claim.tokens > rate.limit else window.ends - now
-                return LimitReached("tokens", account, seconds, claim.tokens, window.spent + window.reserved)
-        rate = account.requests
-        if rate is not None and not counts.requests.has_room(rate, now):
-            return LimitReached("requests", account, counts.requests.seconds_to_room(rate), 1, rate.limit)
-        if account.concurrency is not None and counts.running >= account.concurrency:
-            return LimitReached("concurrency", account, 1.0, 1, counts.running)
-        return None
-
-    def _show(self, claim: Claim, taken: list[Counts], now: float) -> None:
-        """Note the room that is left: that of the account with the least."""
-        for account, counts in zip(claim.accounts, taken, strict=True):
-            rate = account.requests
-            if rate is not None:
-                used = counts.requests.drain(rate, now)
-                left = int(rate.limit - used + 1e-6)
-                if claim.requests is None or left < claim.requests.remaining:
-                    claim.requests = Room(rate.limit, max(0, left), used * rate.seconds / rate.limit)
+        """Take all that the claim asks for, or nothing; note the room that is left, where it is least."""
+        now, known, tokens = self._seconds(), self._counts, claim.tokens
+        reached: LimitReached | None = None
+        for account in claim.accounts:
+            counts = known.get(account.name) or self.counts_of(account)
+            if account.budgets and reached is None:
+                reached = self._spent(account, counts, claim)
             rate = account.tokens
             if rate is not None:
+                window, limit = counts.tokens, rate.limit
+                if now >= window.ends:
+                    window.spent, window.ends = 0, now + rate.seconds
+                used = window.spent + window.reserved
+                if used + tokens > limit and tokens and reached is None:
+                    seconds = None if tokens > limit else window.ends - now
+                    reached = LimitReached("tokens", account, seconds, tokens, used)
+                left = limit - used - tokens
+                if claim.window is None or left < claim.window[1]:
+                    claim.window = limit, left, window.ends - now
+            rate = account.requests
+            if rate is not None:
+                limit, share = rate.limit, counts.requests.drain(rate, now)
+                free = limit - share - 1 + TOLERANCE
+                if free < 0 and reached is None:
+                    reached = LimitReached("requests", account, counts.requests.seconds_to_room(rate), 1, limit)
+                if claim.requests is None or free < claim.requests[1]:
+                    claim.requests = limit, int(free), (share + 1) * rate.seconds / limit
+        if reached is None:  # a request that waits for a slot has passed all other limits
+            for account in claim.accounts:
+                if account.concurrency is not None and known[account.name].running >= account.concurrency:
+                    reached = LimitReached("concurrency", account, 1.0, 1, account.concurrency)
+        if reached is not None:
+            if reached.kind != "concurrency":
+                self.counts_of(reached.account).refused += 1
+            self._show(claim, now)
+            return reached
+        claim.admitted = True
+        for account in claim.accounts:
+            counts = known[account.name]
+            counts.running += 1
+            counts.taken += 1
+            if account.requests is not None:
+                counts.requests.used += 1
+            counts.tokens.reserved += tokens
+            for budget in account.budgets:
+                counts.budgets[budget.key].reserved += claim.money if budget.in_usd else tokens
+        return None
+
+    def _spent(self, account: Account, counts: Counts, claim: Claim) -> LimitReached | None:
+        """The budget of the account that is spent."""
+        wall = self._wall()
+        for budget in account.budgets:
+            count = counts.budgets.get(budget.key) or counts.of(budget)
+            if wall >= count.ends:
+                count.turn_to_calendar(budget.per, budget.zone, wall)
+            asked = claim.money if budget.in_usd else claim.tokens
+            used = count.spent + count.reserved
+            if used + asked > budget.limit or (budget.in_usd and used >= budget.limit):
+                return LimitReached("budget", account, count.ends - wall, asked, used, budget)
+        return None
+
+    def _show(self, claim: Claim, now: float) -> None:
+        """Note the room that is left without this claim, which takes nothing."""
+        claim.requests = claim.window = None
+        for account in claim.accounts:
+            counts = self.counts_of(account)
+            if (rate := account.requests) is not None:
+                used = counts.requests.drain(rate, now)
+                free = int(rate.limit - used + TOLERANCE)
+                if claim.requests is None or free < claim.requests[1]:
+                    claim.requests = rate.limit, free, used * rate.seconds / rate.limit
+            if (rate := account.tokens) is not None:
                 window = counts.tokens
                 window.turn(rate.seconds, now)
                 left = rate.limit - window.spent - window.reserved
-                if claim.window is None or left < claim.window.remaining:
-                    claim.window = Room(rate.limit, max(0, left), window.ends - now)
+                if claim.window is None or left < claim.window[1]:
+                    claim.window = rate.limit, left, window.ends - now
 
     def count_refused(self, claim: Claim) -> None:
         """Count a request that found no slot in its time."""
@@ -167,23 +173,26 @@ class Ledger:
 
     def settle(self, claim: Claim, tokens: int, money: int = 0) -> None:
         """Charge what an admitted request used, even past a limit, and free the rest."""
-        now = self._seconds()
         for account in claim.accounts:
-            counts = self.counts_of(account)
+            counts = self._counts[account.name]
             counts.running -= 1
             counts.used += tokens
             counts.cost += money
-            window = counts.tokens
+            window, rate = counts.tokens, account.tokens
             window.reserved -= claim.tokens
-            if account.tokens is not None:
-                window.turn(account.tokens.seconds, now)
+            if rate is not None:
+                now = self._seconds()
+                if now >= window.ends:
+                    window.spent, window.ends = 0, now + rate.seconds
                 window.spent += tokens
-            for budget in account.budgets:
-                count = counts.of(budget)
-                count.turn_to_calendar(budget.per, budget.zone, self._wall())
-                in_usd = budget.usd is not None
-                count.reserved -= claim.money if in_usd else claim.tokens
-                count.spent += money if in_usd else tokens
+            if account.budgets:
+                wall = self._wall()
+                for budget in account.budgets:
+                    count = counts.budgets[budget.key]
+                    if wall >= count.ends:
+                        count.turn_to_calendar(budget.per, budget.zone, wall)
+                    count.reserved -= claim.money if budget.in_usd else claim.tokens
+                    count.spent += money if budget.in_usd else tokens
 
     def count_request(self, claim: Claim) -> None:
         """Count a request that is over already, such as one that is malformed; past no limit."""
@@ -208,7 +217,7 @@ class Ledger:
         limits: dict[str, object] = {}
         if account.requests is not None:
             used = counts.requests.drain(account.requests, now)
-            left = int(account.requests.limit - used + 1e-6)
+            left = int(account.requests.limit - used + TOLERANCE)
             limits["requests"] = {
                 "limit": account.requests.limit,
                 "per_s": account.requests.seconds,
@@ -232,20 +241,14 @@ class Ledger:
             limits["budget"] = [self._budget(budget, counts.of(budget), wall) for budget in account.budgets]
         return {**shown, "limits": limits}
 
-    def _budget(self, budget: BudgetLimit, count: WindowCount, wall: float) -> dict[str, object]:
+    def _budget(self, budget: Budgeted, count: WindowCount, wall: float) -> dict[str, object]:
         count.turn_to_calendar(budget.per, budget.zone, wall)
-        scale = 1 if budget.usd is None else PICO
-        left = max(0, _limit_of(budget) - count.spent - count.reserved)
-        amounts = {"limit": _limit_of(budget), "spent": count.spent, "reserved": count.reserved, "remaining": left}
+        left = max(0, budget.limit - count.spent - count.reserved)
+        amounts = {"limit": budget.limit, "spent": count.spent, "reserved": count.reserved, "remaining": left}
         return {
-            "unit": "tokens" if budget.usd is None else "usd",
+            "unit": "usd" if budget.in_usd else "tokens",
             "per": budget.per,
             "zone": budget.zone,
-            **{name: amount if scale == 1 else amount / scale for name, amount in amounts.items()},
+            **{name: amount / PICO if budget.in_usd else amount for name, amount in amounts.items()},
             "resets_at": round(count.ends),
         }
-
-
-def _limit_of(budget: BudgetLimit) -> int:
-    """In tokens, or in PICO."""
-    return budget.tokens if budget.tokens is not None else round((budget.usd or 0) * PICO)

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from aigw.config.limit_values import Rate
 
-_TOLERANCE = 1e-6  # requests: what many additions of small shares may be wrong by
+TOLERANCE = 1e-6  # requests: what many additions of small shares may be wrong by
 
 
 class RequestCount:
@@ -36,7 +36,7 @@ class RequestCount:
 
     def has_room(self, rate: Rate, now: float) -> bool:
         """Whether one more may pass."""
-        return self.drain(rate, now) + 1 <= rate.limit + _TOLERANCE
+        return self.drain(rate, now) + 1 <= rate.limit + TOLERANCE
 
     def seconds_to_room(self, rate: Rate) -> float:
         """How long until one more may pass, as of the last ``drain``."""
@@ -54,7 +54,7 @@ class WindowCount:
         self.ends = 0.0
 
     def turn(self, seconds: float, now: float) -> None:
-        """Begin a window of so many seconds at ``now``, if the last one is over."""
+        """Begin a window of so many seconds at ``now``, if the last one is over. The ledger does the same by itself."""
         if now >= self.ends:
             self.spent, self.ends = 0, now + seconds
 

@@ -31,6 +31,7 @@ DEFAULT = "default"  # the caller with api_key
 ADMIN = "admin"  # who has admin_key
 ASSUMED = 1000  # tokens of an answer whose length the request does not limit
 EXPIRY_DAYS = 14.0
+PICO = 10**12  # amounts of money are whole numbers of 1e-12 USD, so that sums are exact
 
 
 class BudgetLimit(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +99,16 @@ class Proof(msgspec.Struct, frozen=True):
     disabled: bool = False
 
 
+class Budgeted(msgspec.Struct, frozen=True):
+    """A budget, resolved. What is used is counted by ``key``; ``limit`` is in tokens, or in PICO if ``in_usd``."""
+
+    key: str
+    limit: int
+    in_usd: bool
+    per: str
+    zone: str
+
+
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of one caller or one group, resolved: None is no limit. What is used is counted by ``name``."""
 
@@ -105,7 +116,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     requests: Rate | None = None
     tokens: Rate | None = None
     concurrency: int | None = None
-    budgets: tuple[BudgetLimit, ...] = ()
+    budgets: tuple[Budgeted, ...] = ()
 
     @property
     def has_limits(self) -> bool:
@@ -216,8 +227,14 @@ def _account(name: str, limits: Limits) -> Account:
         requests=requests if requests and requests.limit else None,
         tokens=tokens if tokens and tokens.limit else None,
         concurrency=limits.concurrency or None,
-        budgets=limits.budget,
+        budgets=tuple(map(_budgeted, limits.budget)),
     )
+
+
+def _budgeted(budget: BudgetLimit) -> Budgeted:
+    in_usd, per = budget.usd is not None, budget.per
+    limit = round((budget.usd or 0.0) * PICO) if in_usd else budget.tokens or 0
+    return Budgeted(f"{'usd' if in_usd else 'tokens'} per {per}", limit, in_usd, per, budget.zone)
 
 
 def budgets_crossed(limits: Limits, path: Path) -> Iterator[Mistake]:

@@ -221,6 +221,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it is recorded what each caller uses."""
         return bool(self.prices or self.usage or self.unknown_price is not None)
 
+    @property
+    def has_hashed_keys(self) -> bool:
+        """Whether there are callers of whose keys only the hashes are known."""
+        return any(caller.proofs for caller in self.callers)
+
     def located(self, mistake: str) -> str:
         """``PATH: TEXT``, found after the file was read, with file and line before it."""
         place = self.places.get(mistake.partition(": ")[0])

@@ -211,7 +211,7 @@ def unpriced_budgets(config: Config) -> Iterator[str]:
     found: dict[str, None] = {}
     for caller in config.callers:
         budgets = [budget for account in caller.accounts for budget in account.budgets]
-        if all(budget.usd is None for budget in budgets):
+        if not any(budget.in_usd for budget in budgets):
             continue
         for route in config.routes.values():
             missing = unpriced(route.steps, config.price_list) if may_use(caller, route.name) else []

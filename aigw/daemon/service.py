@@ -99,7 +99,7 @@ class GatewayService(Service):
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._runtime.listeners)
         self._telemetry.use(self.config)
-        self._redaction.use(self.config.secrets)
+        self._redaction.use(self.config.secrets, self.config.has_hashed_keys)
 
     @property
     def config(self) -> Config:
@@ -178,7 +178,7 @@ class GatewayService(Service):
         except BaseException:
             self._identity.identity = identity
             raise
-        self._redaction.use(new.config.secrets)
+        self._redaction.use(new.config.secrets, new.config.has_hashed_keys)
         self._telemetry.use(new.config)
         new.upstream.take_over(old.upstream)
         self._cooldowns.forget_all_but(unchanged)

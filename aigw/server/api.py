@@ -12,6 +12,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from aigw.access.admission import Admission, Store
+from aigw.access.errors import limit_headers
 from aigw.access.keys import Keys
 from aigw.access.ledger import Ledger
 from aigw.config.endpoint_names import LISTED_FOR
@@ -172,7 +173,7 @@ class EndpointResource(ApiResource):
         sent = [] if self.cross_origin is None else self.cross_origin.of_an_answer(request)
         record = request.record
         if request.limited is not None:
-            sent += request.limited.headers()
+            sent += limit_headers(request.limited.claim)
         if record.route is not None:
             sent += [(b"x-aigw-route", headers.value(record.route)), (b"x-aigw-attempts", b"%d" % record.tried)]
         if record.provider is not None and record.model is not None:

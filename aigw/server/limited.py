@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 
 from aigw.access.admission import Admission
-from aigw.access.errors import as_upstream, limit_headers
+from aigw.access.errors import as_upstream
 from aigw.access.estimates import Estimate, estimate, used
-from aigw.access.ledger import PICO, Claim
+from aigw.access.ledger import Claim
 from aigw.accounting.estimated import complete
-from aigw.config.callers import Caller
+from aigw.config.callers import PICO, Caller
 from aigw.config.model import Route
 from aigw.net.headers import Header
 from aigw.protocols.endpoint import Call
@@ -34,26 +34,28 @@ class LimitedCall:
     The events of a stream are counted: where the provider reports no usage, only they show how long the answer was.
     """
 
-    def __init__(self, claim: Claim, about: Estimate, path: str, client: Request) -> None:
+    def __init__(self, claim: Claim, about: Estimate, call: Call, client: Request) -> None:
         self.claim = claim
         self.about = about
-        self.path = path
+        self.path = call.endpoint.path
         self.events = 0
         self._begin = client.begin
         self._write = client.write
+        if not call.stream:
+            self.write = client.write  # type: ignore[method-assign]  # there are no events
         self.end = client.end
         self.cut = client.cut
         self.release_body = client.release_body
         self.registerProducer = client.registerProducer
         self.unregisterProducer = client.unregisterProducer
 
-    def headers(self) -> list[Header]:
-        """What the client is shown of its limits."""
-        return limit_headers(self.claim)
-
     def begin(self, status: int, headers: list[Header], length: int | None, is_early: bool = False) -> None:
         """See Responder. The limits of the provider's key are not those of the caller."""
-        self._begin(status, as_upstream(headers), length, is_early)
+        for name, _ in headers:
+            if name[:12] == b"x-ratelimit-":
+                headers = as_upstream(headers)
+                break
+        self._begin(status, headers, length, is_early)
 
     def write(self, data: bytes) -> None:
         """See Responder."""
@@ -74,6 +76,7 @@ class Limited:
     ) -> None:
         self._gateway = gateway
         self._admission = admission
+        self._store = admission.store
         self._cost_of = cost_of
         self._pricing = pricing
         self._routes = routes or {}
@@ -83,12 +86,15 @@ class Limited:
         caller = request.caller
         assert caller is not None
         about = estimate(call, caller.assume) if call.endpoint.spends == "tokens" else _NOTHING
-        claim = Claim(caller.accounts, about.prompt + about.output, self._money_for(call, caller, about))
-        limited = request.limited = LimitedCall(claim, about, call.endpoint.path, request)
-        admitted = self._admission.ask(claim, caller.wait)
-        if admitted is None:
-            return self._gateway.serve(call, limited, record)
-        return admitted.addCallback(lambda _: self._gateway.serve(call, limited, record))
+        money = self._money_for(call, caller, about) if self._pricing is not None else 0
+        claim = Claim(caller.accounts, about.prompt + about.output, money)
+        limited = request.limited = LimitedCall(claim, about, call, request)
+        reached = self._store.admit(claim)
+        if reached is not None:
+            admitted = self._admission.decide(reached, claim, caller.wait)
+            if admitted is not None:
+                return admitted.addCallback(lambda _: self._gateway.serve(call, limited, record))
+        return self._gateway.serve(call, limited, record)
 
     def end(self, limited: LimitedCall, record: RecordBuilder) -> None:
         """The request has ended, in whatever way: charge what it used, and free the rest."""
@@ -103,18 +109,20 @@ class Limited:
                 money = round(cost * PICO)
             elif self._cost_of is not None:
                 money = round((self._cost_of(record) or 0.0) * PICO)
-        self._admission.end(claim, tokens, money)
+        settled = self._store.settle(claim, tokens, money)
+        if self._admission.queues:
+            self._admission.settled(settled, claim)
 
     def _money_for(self, call: Call, caller: Caller, about: Estimate) -> int:
         """What is reserved of budgets in USD: the cost of the estimate at the dearest step of the route."""
         route = self._routes.get(call.model)
         if self._pricing is None or route is None or about is _NOTHING:
             return 0
-        if not any([budget.usd is not None for account in caller.accounts for budget in account.budgets]):
+        if not any([budget.in_usd for account in caller.accounts for budget in account.budgets]):
             return 0
         return round(self._pricing.dearest(route.steps, {"input": about.prompt, "output": about.output}) * PICO)
 
     def count(self, request: Request) -> None:
         """Count a request that was refused before it was a call."""
         if request.caller is not None:
-            self._admission.store.count_request(Claim(request.caller.accounts))
+            self._store.count_request(Claim(request.caller.accounts))

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aigw.secret import KeySearch, Secret
 
 OLD_SECRETS = 200  # keys of earlier configurations that are still hidden
 
+_NAMED = re.compile(r"aigw_[A-Za-z0-9]{40}")  # as ``access.keys`` makes them
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"(:?)')  # a string before a colon is a name
+
+
+def _hide_named(hide: Callable[[str], str]) -> Callable[[str], str]:
+    def hide_all(text: str) -> str:
+        text = hide(text)
+        return _NAMED.sub("***", text) if _NAMED.search(text) else text
+
+    return hide_all
 
 
 class Redaction:
@@ -22,13 +31,16 @@ class Redaction:
         self._secrets: list[Secret] = []
         self.use(secrets)
 
-    def use(self, secrets: Sequence[Secret]) -> None:
-        """Hide these keys too from now on. Of the older keys the last OLD_SECRETS are still hidden."""
+    def use(self, secrets: Sequence[Secret], has_hashed: bool = False) -> None:
+        """Hide these keys too from now on. Of the older keys the last OLD_SECRETS are still hidden.
+
+        ``has_hashed``: there are keys of which only the hash is known, so whatever has the form of one is hidden.
+        """
         known = set(secrets)
         older = [secret for secret in self._secrets if secret not in known]
         self._secrets = [*older[-OLD_SECRETS:], *secrets]
         # From a text to the text without keys; the same object if the text has none.
-        self.hide = KeySearch(self._secrets).hide
+        self.hide = _hide_named(KeySearch(self._secrets).hide) if has_hashed else KeySearch(self._secrets).hide
 
     def hide_in_values(self, text: bytes) -> bytes:
         """``text``, which is JSON or metrics, without keys in its values. Names stay: a key may be equal to a name."""
