@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from aigw.access.errors import refused
 from aigw.access.ledger import Claim, LimitReached
 from aigw.config.callers import Account
+from aigw.config.model import Config
 
 MOST_WAITING = 100  # requests that wait for a slot of one account
 
@@ -22,6 +23,15 @@ class Store(Protocol):
 
     A store in this process gives values. One elsewhere may give Deferreds; a cancel of one must free what it took.
     """
+
+    def use(self, config: Config) -> None:
+        """Limits are those of this configuration from now on."""
+
+    def start(self) -> None:
+        """The process has forked, and no request was admitted yet."""
+
+    def finish(self) -> None:
+        """The process ends."""
 
     def admit(self, claim: Claim) -> LimitReached | Deferred[LimitReached | None] | None:
         """Take all that the claim asks for, or nothing; gives the limit that is reached."""

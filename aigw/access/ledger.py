@@ -5,14 +5,16 @@ An admission is one call, for all limits of a request at once: all of them are t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from aigw.access.limits import TOLERANCE, RequestCount, WindowCount
 from aigw.config.callers import PICO, Account, Budgeted
+from aigw.config.model import Config
 
+Note = Callable[[str, str, WindowCount], None]
 Room = tuple[int, int, float]
 """The limit, how much of it is left, and in how many seconds all of it is."""
 
@@ -75,6 +77,27 @@ class Ledger:
         self._seconds = seconds
         self._wall = wall
         self._counts: dict[str, Counts] = {}
+        self.note: Note | None = None  # is called after each change of a budget
+
+    def use(self, config: Config) -> None:
+        """Limits are those of this configuration from now on."""
+
+    def start(self) -> None:
+        """The process has forked, and no request was admitted yet."""
+
+    def finish(self) -> None:
+        """The process ends."""
+
+    def restore(self, account: str, budget: str, ends: float, spent: int) -> None:
+        """What was spent before the process started, in a period that ends at ``ends``."""
+        count = self._counts.setdefault(account, Counts()).budgets.setdefault(budget, WindowCount())
+        count.ends, count.spent = ends, spent
+
+    def budgets(self) -> Iterator[tuple[str, str, WindowCount]]:
+        """All budgets that were used: of which account, which one, and its count."""
+        for account, counts in self._counts.items():
+            for budget, count in counts.budgets.items():
+                yield account, budget, count
 
     def counts_of(self, account: Account) -> Counts:
         """The counts of an account; those of a new one are 0."""
@@ -132,6 +155,8 @@ class Ledger:
             counts.tokens.reserved += tokens
             for budget in account.budgets:
                 counts.budgets[budget.key].reserved += claim.money if budget.in_usd else tokens
+                if self.note is not None:
+                    self.note(account.name, budget.key, counts.budgets[budget.key])
         return None
 
     def _spent(self, account: Account, counts: Counts, claim: Claim) -> LimitReached | None:
@@ -193,6 +218,8 @@ class Ledger:
                         count.turn_to_calendar(budget.per, budget.zone, wall)
                     count.reserved -= claim.money if budget.in_usd else claim.tokens
                     count.spent += money if budget.in_usd else tokens
+                    if self.note is not None:
+                        self.note(account.name, budget.key, count)
 
     def count_request(self, claim: Claim) -> None:
         """Count a request that is over already, such as one that is malformed; past no limit."""

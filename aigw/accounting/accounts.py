@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from typing import Protocol
 
 import msgspec
 
@@ -19,11 +20,27 @@ from aigw.telemetry.record import Charge, Record
 from aigw.telemetry.tracing import TelemetryReactor
 
 
+class KeptStore(Protocol):
+    """What callers have used of their limits."""
+
+    def use(self, config: Config) -> None:
+        """Limits are those of this configuration from now on."""
+
+    def start(self) -> None:
+        """The process has forked, and no request was admitted yet."""
+
+    def finish(self) -> None:
+        """The process ends."""
+
+
 class Accounts:
     """Stays the same over every reload. ``prices`` may be replaced at any time."""
 
-    def __init__(self, reactor: TelemetryReactor, wall: Callable[[], float] = time.time) -> None:
-        """``wall`` is the clock of the lines, in Unix seconds."""
+    def __init__(
+        self, reactor: TelemetryReactor, wall: Callable[[], float] = time.time, store: KeptStore | None = None
+    ) -> None:
+        """``wall`` is the clock of the lines, in Unix seconds. ``store`` begins and ends with the accounts."""
+        self._store = store
         self.prices: Prices = NO_PRICES
         self._wall = wall
         self._price_file = PriceFile(reactor, self._take)
@@ -35,6 +52,8 @@ class Accounts:
         """Keep accounts by this configuration from now on."""
         self._config, self.prices = config, config.price_list
         self._price_file.use(config.prices)
+        if self._store is not None:
+            self._store.use(config)
         if config.usage is not None:
             self._file = self._file or UsageFile(self._wall)
             self._file.use(config.usage.file, config.usage.rotate == "day")
@@ -47,12 +66,16 @@ class Accounts:
         """Check for new prices, and start the thread that writes the file; after the process has forked."""
         self._started = True
         self._price_file.start()
+        if self._store is not None:
+            self._store.start()
         if self._file is not None:
             self._file.start()
 
     def finish(self) -> None:
         """Write the lines that wait; for the end of the process."""
         self._price_file.stop()
+        if self._store is not None:
+            self._store.finish()
         if self._file is not None:
             self._file.finish()
 

@@ -17,7 +17,6 @@ from contextlib import suppress
 
 from aigw.accounting.line import lost_line
 from aigw.config.quoting import quoted_file
-from aigw.errors import ConfigError
 from aigw.telemetry import logs
 from aigw.telemetry.log_writer import LogWriter
 
@@ -27,11 +26,9 @@ AGAIN_SECONDS = 1.0  # between two attempts to write
 LOG_SECONDS = 60.0  # between two lines of the log about one file
 
 
-def check_folder(path: str) -> None:
-    """Raises ConfigError if the file cannot be made because its folder is missing."""
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        raise ConfigError([f"usage.file: there is no folder {quoted_file(folder)}; make it, or write another file"])
+def missing_folder(setting: str, folder: str) -> list[str]:
+    """A mistake if there is no such folder, which the ``setting`` needs."""
+    return [] if os.path.isdir(folder) else [f"{setting}: there is no folder {quoted_file(folder)}; make it"]
 
 
 class UsageFile:

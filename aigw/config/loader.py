@@ -103,6 +103,8 @@ def build(
         later = list(crossed(tree, tls is not None))
         if "port" not in tree and environ.get("PORT"):
             tree = {**tree, "port": Expanded.of(environ["PORT"], "${PORT}")}
+        if "state" not in tree and environ.get("STATE_DIRECTORY"):  # which systemd sets
+            tree = {**tree, "state": Expanded.of(environ["STATE_DIRECTORY"].partition(":")[0], "${STATE_DIRECTORY}")}
     else:
         later = []
     made = reader.read(tree)
@@ -156,6 +158,7 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
     tls = tree.get("tls") or {}
     paths += [("tls", name) for name in tls]
     paths += [("usage", "file")] if tree.get("usage") else []
+    paths += [("state",)] if tree.get("state") else []
     listed = [(("tls", "certificates"), tls.get("certificates") or ()), (("providers",), tree["providers"])]
     for path, entries in listed:
         paths += [(*path, index) for index in range(len(entries))]

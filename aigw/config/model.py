@@ -197,6 +197,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log_client_address: Annotated[Flag, At("log.client_address")] = True
     prices: FileName | None = None
     usage: UsageSettings | None = None
+    state: FileName | None = None
     unknown_price: PricePerMillion | None = None
     price_list: Annotated[Prices, NOT_WRITTEN] = NO_PRICES
     admin_key: Key | None = None

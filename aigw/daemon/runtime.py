@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import TypeVar
 
-from aigw.accounting.usage_file import check_folder
+from aigw.accounting.usage_file import missing_folder
 from aigw.config.model import Config, Step
 from aigw.errors import ConfigError, NotReady
 from aigw.net.interfaces import Reactor
@@ -31,8 +32,9 @@ class Runtime:
         self.config = config
         self.identity = _or_mistakes(mistakes, lambda: Identity(config.tls) if config.tls else None)
         if config.usage is not None:
-            usage_file = config.usage.file
-            _or_mistakes(mistakes, lambda: check_folder(usage_file))
+            mistakes += missing_folder("usage.file", os.path.dirname(config.usage.file))
+        if config.state is not None:
+            mistakes += missing_folder("state", config.state)
         upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values(), connect))
         listeners = _or_mistakes(mistakes, lambda: configured_listeners(config, inherited))
         if mistakes or upstream is None or listeners is None:

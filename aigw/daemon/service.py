@@ -17,7 +17,7 @@ from twisted.internet.task import LoopingCall
 
 from aigw import __version__
 from aigw.access.admission import Admission
-from aigw.access.ledger import Ledger
+from aigw.access.journal import JournaledLedger
 from aigw.accounting.accounts import Accounts
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
@@ -77,7 +77,7 @@ class GatewayService(Service):
         self._inherited = list(inherited_sockets(reactor))
         self._cooldowns = CooldownsByEndpoint(time.monotonic)
         self._running = Running()
-        self._admission = Admission(Ledger(time.monotonic, time.time), reactor)
+        self._admission = Admission(JournaledLedger(time.monotonic, time.time), reactor)
         self.watchdog = Watchdog(reactor, self._notify.alive, notify_every)
         self._daily = LoopingCall(lambda: self._runtime.warn_of_expiry())
         self._daily.clock = reactor
@@ -88,7 +88,8 @@ class GatewayService(Service):
         logs.use_redaction(self._redaction)
         if observer is not None:
             observer.redaction = self._redaction  # twistd adds it to the log only later
-        self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ, Accounts(reactor))
+        accounts = Accounts(reactor, store=self._admission.store)
+        self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ, accounts)
         self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
         self._is_urgent = False
         self._ignored = ignored_proxies(environ or {})
@@ -282,7 +283,6 @@ class GatewayService(Service):
             cools_down=self._cooldowns.cools_down,
             held=self._running.held,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
-            usage_lines_lost=self._telemetry.lines_lost,
         )
 
     def _limit(self) -> None:

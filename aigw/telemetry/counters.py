@@ -123,6 +123,7 @@ class Counters:
     def __init__(self) -> None:
         self.callers: dict[str, CallerCounters] = {}
         self.unpriced: dict[tuple[str, str], int] = {}
+        self.lines_lost = 0  # of the file of usage
         self._has_prices = False
         self.routes: dict[str, RouteCounters] = {}
         self.models: dict[tuple[str, str], ModelCounters] = {}

@@ -84,10 +84,6 @@ def _of_the_daemon(live: Snapshot) -> Families:
         "Lines of the log that were dropped, not written.",
         live.log_lines_dropped,
     )
-    if live.config.usage is not None:
-        yield CounterMetricFamily(
-            "aigw_usage_lines_lost", "Lines of the file of usage that could not be written.", live.usage_lines_lost
-        )
     if live.held is not None:
         yield GaugeMetricFamily(
             "aigw_held_bytes", "Bytes of answers that are held until they are whole.", live.held.now

@@ -197,6 +197,12 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
                 for key, n in counters.unpriced.copy().items()
             ),
         ),
+        MetricFamily(
+            "aigw_usage_lines_lost",
+            "counter",
+            "Lines of the file of usage that could not be written.",
+            [f"aigw_usage_lines_lost_total {counters.lines_lost}.0\n"],
+        ),
     )
     for family in (*families, *accounts) if callers else families:
         # In OpenMetrics the name of a counter's family has no _total; the names of its samples have it.

@@ -64,7 +64,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     cools_down: Callable[[Step], bool]
     held: HeldState | None = None
     log_lines_dropped: int = 0
-    usage_lines_lost: int = 0
 
 
 TakeSnapshot = Callable[[], Snapshot]

@@ -73,11 +73,6 @@ class Telemetry:
         """Makes a Trace from a client's ``traceparent``; None if traces are not enabled."""
         return self.tracing.begin if self.tracing else None
 
-    @property
-    def lines_lost(self) -> int:
-        """How many lines of the accounts could not be written since the start."""
-        return 0 if self._accounts is None else self._accounts.lost
-
     def pricing(self, config: Config) -> Pricing | None:
         """What makes the charges of requests with this configuration; None if it keeps no accounts."""
         return self._accounts if config.keeps_accounts else None
@@ -106,6 +101,8 @@ class Telemetry:
 
     def scrape(self, accept: str) -> Deferred[tuple[bytes, bytes]]:
         """The metrics in the format that ``accept`` asks for, and their content type; made in a thread."""
+        if self._accounts is not None:
+            self.counters.lines_lost = self._accounts.lost
         pieces, kind = self.metrics.scrape(accept)
 
         def make() -> tuple[bytes, bytes]:
