@@ -125,6 +125,7 @@ def test_every_link_leads_somewhere(page):
 
 COMPUTED = {  # by the loader, or by the endpoint
     "port": "`$PORT`, then `8080`",
+    "state": "`$STATE_DIRECTORY`, then none",
     "limits.bodies": "`512MiB`, or `body` if that is more",
     "when_refused": "by endpoint: `pass_on` on `messages` and `responses`, else `report`",
     "on_context_overflow": "by endpoint: `return` on `messages` and `responses`, else `next`",
