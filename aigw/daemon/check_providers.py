@@ -41,8 +41,6 @@ _NOT_THIS_ENDPOINT = frozenset([400, 404, 405, 422, 501])  # for example a model
 _VERSION = {b"anthropic-version": b"Anthropic-Version: 2023-06-01\r\n"}  # Anthropic refuses a request without one
 
 _REPLACE = {
-    "api_key": "set api_key to a valid one",
-    None: "set api_key",
     "key_file": "replace the key in its key_file",
     "key_command": "its key_command must print another one",
 }  # what an operator can do about a refused key
@@ -105,7 +103,8 @@ class Check:
             found.key = False
             found.problem = self._shown(": ".join(filter(None, [no_key.message, no_key.reason])))
         elif status == 401:
-            found.key, found.problem = False, f"the provider refuses the key (401); {_REPLACE[provider.key_setting]}"
+            advice = _REPLACE.get(provider.key_setting or "", "set api_key to a valid one")
+            found.key, found.problem = False, f"the provider refuses the key (401); {advice}"
         elif status in _UNKNOWN:
             found.note = f"the provider gives no list of models ({status}), so the key and the models cannot be checked"
         elif not 200 <= status < 300:
