@@ -125,7 +125,7 @@ def refused_by_us(problem: str) -> CertificateRefused:
 
 # Handshakes that failed before the certificate was checked, by a part of OpenSSL's text
 _NO_TLS = "the port does not use TLS; does base_url need http://?"
-# What a provider says of the gateway's own certificate, or of having got none
+# What a TLS alert of a provider says of the gateway's own certificate, or of having got none
 _ABOUT_THE_CLIENT = (
     "certificate required",
     "alert bad certificate",
@@ -134,7 +134,9 @@ _ABOUT_THE_CLIENT = (
     "alert unknown ca",
     "alert access denied",
 )
-_OLD = "the provider supports only old TLS; write `tls: {legacy: true}` to allow older cipher suites"
+_SET_ONE = "set client_cert and client_key to a certificate that the provider accepts"
+_ALLOW_OLD = "; write `tls: {legacy: true}` to allow older cipher suites"
+_OLD = f"the provider supports only old TLS{_ALLOW_OLD}"
 _HANDSHAKES = {
     "wrong version number": _NO_TLS,
     "http request": _NO_TLS,
@@ -143,12 +145,12 @@ _HANDSHAKES = {
     "record layer failure": _NO_TLS,
     "unsupported protocol": _OLD,
     "alert protocol version": _OLD,
-    "alert handshake failure": _OLD,
+    "alert handshake failure": f"the provider asks for a certificate ({_SET_ONE}), or supports only old TLS{_ALLOW_OLD}",
     "no shared cipher": _OLD,
     "wrong cipher returned": _OLD,
     "dh key too small": _OLD,
     "unrecognized name": "the provider does not serve the host of base_url; correct base_url",
-    **dict.fromkeys(_ABOUT_THE_CLIENT, "set client_cert and client_key to a certificate that the provider accepts"),
+    **dict.fromkeys(_ABOUT_THE_CLIENT, _SET_ONE),
 }
 
 
