@@ -145,7 +145,7 @@ _HANDSHAKES = {
     "record layer failure": _NO_TLS,
     "unsupported protocol": _OLD,
     "alert protocol version": _OLD,
-    "alert handshake failure": f"the provider asks for a certificate ({_SET_ONE}), or supports only old TLS{_ALLOW_OLD}",
+    "alert handshake failure": f"the provider asks for a certificate ({_SET_ONE}), or has only old TLS{_ALLOW_OLD}",
     "no shared cipher": _OLD,
     "wrong cipher returned": _OLD,
     "dh key too small": _OLD,
