@@ -24,7 +24,7 @@ from aigw.secret import KeySearch, Secret
 
 MOST_OUTPUT = 64 * 1024  # bytes
 MOST_ERROR = 4 * 1024
-LOOK_SECONDS = 0.05  # a child of the command may keep the pipes open when the command has ended
+POLL_SECONDS = 0.05  # a child of the command may keep the pipes open when the command has ended
 _OF_THE_GATEWAY = frozenset(
     "LISTEN_FDS LISTEN_FDNAMES LISTEN_PID NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC MAINPID "
     "OTEL_EXPORTER_OTLP_HEADERS OTEL_EXPORTER_OTLP_TRACES_HEADERS".split()
@@ -101,7 +101,7 @@ class _Child:
                     selector.register(descriptor, selectors.EVENT_READ)
                 while selector.get_map() and not self._is_over:
                     has_ended = self._poll() is not None
-                    ready = selector.select(0 if has_ended else LOOK_SECONDS)
+                    ready = selector.select(0 if has_ended else POLL_SECONDS)
                     for key, _ in ready:
                         kept, most = limits[key.fd]
                         data = os.read(key.fd, 65536)
@@ -114,7 +114,7 @@ class _Child:
                     if has_ended and not ready:
                         break
             while self._poll() is None and not self._is_over:
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
             status = process.wait()
         return Printed(bytes(out), bytes(error[:MOST_ERROR]), _problem(status))
 

@@ -20,7 +20,7 @@ _SETTLED = 2.0  # seconds; a file that is younger may change again and look the 
 
 
 class KeyFile:
-    """See KeySource. The file is looked at before each use, which takes microseconds, and read when it has changed.
+    """See KeySource. The file is checked before each use, which takes microseconds, and read when it has changed.
 
     A file that cannot be used changes nothing: the last key stays in use.
     """
@@ -36,7 +36,7 @@ class KeyFile:
         self._seen = _signature(path)
         try:
             key, self.advice = checked(_content(path))
-            self.recent = (key,)  # nobody uses it before the configuration, whose keys are noted
+            self.recent = (key,)  # not noted: it is in use only with its configuration, whose keys are hidden first
         except (OSError, ValueError) as error:
             self.problem = _reason(error)
 

@@ -52,7 +52,7 @@ class Skipped(msgspec.Struct, frozen=True):
     """A step that was skipped. ``reason`` is ``cooling_down`` or ``key_refused``.
 
     ``cooling_down``: ``until`` is the end of the cooldown in Unix seconds. ``key_refused``: the provider has refused
-    the same key in an attempt of another step.
+    the same key in an attempt of another step, or there is none for it.
     """
 
     step: Logged[int]

@@ -125,7 +125,7 @@ def refused_by_us(problem: str) -> CertificateRefused:
 
 # Handshakes that failed before the certificate was checked, by a part of OpenSSL's text
 _NO_TLS = "the port does not use TLS; does base_url need http://?"
-# What a TLS alert of a provider says of the gateway's own certificate, or of having got none
+# TLS alerts about the gateway's own certificate, or about a missing one
 _ABOUT_THE_CLIENT = (
     "certificate required",
     "alert bad certificate",
