@@ -170,11 +170,12 @@ def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], plac
     keys: list[Secret] = [each.key for each in made.callers]
     keys += [each.api_key for each in providers if each.api_key]
     keys += [*sent, *(token for value in sent if (token := value.token()))]
+    keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
     return msgspec.structs.replace(
         made,
         admin=made.admin and Listener(made.admin.endpoint, insecure=True, admin=True),
         tls=made.tls or tls,
-        secrets=tuple(sorted(keys, key=len, reverse=True)),  # one may begin with another
+        secrets=tuple(sorted(dict.fromkeys(keys), key=len, reverse=True)),  # one may begin with another
         warnings=tuple(warnings),
         places=places,
     )

@@ -158,6 +158,7 @@ def _keys(provider: Provider, secrets: Sequence[Secret]) -> tuple[Secret, ...]:
     """Those of ``secrets`` that are sent to the provider."""
     own = [provider.api_key] if provider.api_key else []
     sent = {*provider.headers.values(), *provider.query.values(), *own}
+    sent |= {value.in_url() for value in provider.query.values()}
     sent |= {token for each in sent if (token := each.token())}
     return tuple(secret for secret in secrets if secret in sent)
 
