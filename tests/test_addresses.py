@@ -1,4 +1,4 @@
-"""P1 to P7: where requests to a provider go: its endpoints, its paths, its query, its Unix socket."""
+"""U1 to U6: where requests to a provider go: its endpoints, its paths, its query, its Unix socket."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def skipped(client_got: bytes) -> str | None:
     return next((line.split(": ")[1] for line in head.split("\r\n") if line.lower().startswith("x-aigw-skipped")), None)
 
 
-# P1: the endpoints of a provider
+# U1: the endpoints of a provider
 
 EVERYWHERE = [
     ("/v1/chat/completions", HELLO, "POST", None),
@@ -116,7 +116,7 @@ def endpoint_of(path: str) -> str:
 
 
 @pytest.mark.parametrize(("path", "body", "method", "headers"), EVERYWHERE)
-def test_p1_a_step_that_does_not_serve_the_endpoint_is_passed_over_without_a_call(path, body, method, headers):
+def test_u1_a_step_that_does_not_serve_the_endpoint_is_passed_over_without_a_call(path, body, method, headers):
     name = endpoint_of(path)
     gateway = memory({"endpoints": [each for each in NAMES if each != name]}, {"endpoints": [name]}, {})
     client = ask(gateway, path, body, method, headers)
@@ -137,7 +137,7 @@ def test_p1_a_step_that_does_not_serve_the_endpoint_is_passed_over_without_a_cal
 
 
 @pytest.mark.parametrize(("path", "body", "method", "headers"), EVERYWHERE)
-def test_p1_a_route_that_no_step_serves_is_a_404_at_once(path, body, method, headers):
+def test_u1_a_route_that_no_step_serves_is_a_404_at_once(path, body, method, headers):
     others = [name for name in NAMES if name != endpoint_of(path)]
     gateway = memory({"endpoints": others[:2]}, {"endpoints": others[1:3]})
     client = ask(gateway, path, body, method, headers)
@@ -158,7 +158,7 @@ def test_p1_a_route_that_no_step_serves_is_a_404_at_once(path, body, method, hea
     assert (record.status, record.attempts, record.outcome) == (404, (), "error")
 
 
-def test_p1_nothing_is_looked_up_at_a_provider_that_does_not_serve_responses():
+def test_u1_nothing_is_looked_up_at_a_provider_that_does_not_serve_responses():
     gateway = memory(CHAT_ONLY, {"endpoints": ["responses"]})
     client = ask(gateway, "/v1/responses/resp_9", None, "GET")
     assert asked(gateway, "p1") == []
@@ -167,7 +167,7 @@ def test_p1_nothing_is_looked_up_at_a_provider_that_does_not_serve_responses():
     assert client.take().startswith(b"HTTP/1.1 200 ")
 
 
-def test_p1_an_id_of_a_provider_that_no_longer_serves_responses_is_elsewhere():
+def test_u1_an_id_of_a_provider_that_no_longer_serves_responses_is_elsewhere():
     gateway = memory({}, {})
     ask(gateway, "/v1/responses", ASK)
     answers(
@@ -180,13 +180,13 @@ def test_p1_an_id_of_a_provider_that_no_longer_serves_responses_is_elsewhere():
     assert asked(changed, "p2") == []
 
 
-def test_p1_a_default_route_and_its_steps():
+def test_u1_a_default_route_and_its_steps():
     gateway = memory(CHAT_ONLY, {"endpoints": ["moderations"]}, route={"default_for": ["moderations"]})
     ask(gateway, "/v1/moderations", {"input": "x"})
     assert (asked(gateway, "p1"), asked(gateway, "p2")) == ([], ["POST /v1/moderations"])
 
 
-def test_p1_no_hedge_goes_to_a_step_that_does_not_serve_the_endpoint():
+def test_u1_no_hedge_goes_to_a_step_that_does_not_serve_the_endpoint():
     gateway = memory({}, CHAT_ONLY, {}, route={"hedge": {"after": "1s", "share": "100%"}})
     ask(gateway, "/v1/embeddings", EMBED)
     gateway.clock.advance(1.1)
@@ -203,7 +203,7 @@ def test_p1_no_hedge_goes_to_a_step_that_does_not_serve_the_endpoint():
     assert alone.records[0].hedge is None
 
 
-def test_p1_the_steps_keep_their_numbers_and_their_order_by_cooldown():
+def test_u1_the_steps_keep_their_numbers_and_their_order_by_cooldown():
     gateway = memory(CHAT_ONLY, {}, {})
     ask(gateway, "/v1/embeddings", EMBED)
     answers(gateway, "p2", b"{}", 429)
@@ -215,7 +215,7 @@ def test_p1_the_steps_keep_their_numbers_and_their_order_by_cooldown():
     assert b"x-aigw-step: 3\r\n" in got.lower()
 
 
-def test_p1_retry_after_is_that_of_the_steps_that_serve_it():
+def test_u1_retry_after_is_that_of_the_steps_that_serve_it():
     gateway = memory({"endpoints": ["embeddings"]}, {})
     ask(gateway, "/v1/embeddings", EMBED)
     answers(gateway, "p1", b"{}", 429)
@@ -225,13 +225,13 @@ def test_p1_retry_after_is_that_of_the_steps_that_serve_it():
     assert b"retry-after" not in client.take().lower()
 
 
-def test_p1_without_the_setting_no_part_is_made():
+def test_u1_without_the_setting_no_part_is_made():
     assert memory({}, {}).gateway.router.parts == {}
     assert memory({}, {}).gateway.router._tails == {}
     assert {path for _, path in memory(CHAT_ONLY).gateway.router.parts} == set(ENDPOINTS) - {"chat/completions"}
 
 
-# P2, P3: paths and queries
+# U2, U3: paths and queries
 
 AZURE = "openai/deployments/{model}/chat/completions"
 DATE = {"api-version": "2024-10-21"}
@@ -277,7 +277,7 @@ TRUTH = {  # base_url, the provider's settings, what is asked for, what the prov
 
 
 @pytest.mark.parametrize(("base", "settings", "target", "expected"), TRUTH.values(), ids=TRUTH)
-def test_p2_p3_a_truth_table_of_paths_and_queries(base, settings, target, expected):
+def test_u2_u3_a_truth_table_of_paths_and_queries(base, settings, target, expected):
     body, headers = next((body, headers) for path, body, _, headers in EVERYWHERE if path == target.partition("?")[0])
     gateway = memory({"base_url": f"http://p1{base}", **settings})
     ask(gateway, target, body, headers=headers)
@@ -298,7 +298,7 @@ STORED = {
 
 
 @pytest.mark.parametrize(("settings", "method", "below", "expected"), STORED.values(), ids=STORED)
-def test_p2_p3_what_a_provider_stores_is_below_the_path_and_has_the_query(settings, method, below, expected):
+def test_u2_u3_what_a_provider_stores_is_below_the_path_and_has_the_query(settings, method, below, expected):
     gateway = memory(settings)
     ask(gateway, f"/v1/responses{below}", None, method)
     assert asked(gateway, "p1") == [f"{method} {expected}"]
@@ -309,7 +309,7 @@ def test_p2_p3_what_a_provider_stores_is_below_the_path_and_has_the_query(settin
     ).replace("resp_1", "{id}")
 
 
-def test_p2_p3_so_is_the_look_up_of_an_id():
+def test_u2_u3_so_is_the_look_up_of_an_id():
     gateway = memory({"query": {"key": CANARY}, "paths": {"responses": "/r/{model}"}}, {})
     ask(gateway, "/v1/responses/resp_1", None, "GET")
     assert asked(gateway, "p1") == [f"GET /r/org%2Fmodel-1/resp_1?key={ESCAPED}"]
@@ -317,7 +317,7 @@ def test_p2_p3_so_is_the_look_up_of_an_id():
     assert asked(gateway, "p2") == ["GET /v1/responses/resp_1"]
 
 
-def test_p2_of_a_model_that_a_client_chooses_nothing_is_kept():
+def test_u2_of_a_model_that_a_client_chooses_nothing_is_kept():
     """The URLs that are kept are few, whatever the models are."""
     tail = Tail(["/chat"], [])
     assert tail.after("a/../b?x#y z", b"") == b"a%2F..%2Fb%3Fx%23y%20z/chat"
@@ -327,7 +327,7 @@ def test_p2_of_a_model_that_a_client_chooses_nothing_is_kept():
     assert start == b"POST /v1/openai/deployments/"
 
 
-# P4: mistakes and warnings
+# U4: mistakes and warnings
 
 
 def load(tmp_path: Path, provider: str, route: str = "", mode: int = 0o600, **environ: str) -> list[str]:
@@ -399,7 +399,7 @@ routes:
         (", query: {key: os.environ/KEY}", "", "seems to name a variable in the syntax of another program"),
     ],
 )  # fmt: skip
-def test_p4_mistakes_and_warnings(tmp_path, provider, route, expected):
+def test_u4_mistakes_and_warnings(tmp_path, provider, route, expected):
     found = load(tmp_path, provider, route)
     if expected is None:
         assert found == []
@@ -408,13 +408,13 @@ def test_p4_mistakes_and_warnings(tmp_path, provider, route, expected):
         assert expected in found[0]
 
 
-def test_p4_a_step_that_is_never_tried_is_a_warning():
+def test_u4_a_step_that_is_never_tried_is_a_warning():
     gateway = memory(CHAT_ONLY, {}, route={"endpoints": ["embeddings"]})
     assert gateway.config.warnings[-1].startswith("routes[0].steps[0]: is never tried: its provider serves none of")
 
 
 @pytest.mark.parametrize("written", ["https://u?api-version=1", "https://host/v1?", "http+unix:///run/x.sock:/v1?a=b"])
-def test_p4_a_query_in_a_base_url_is_named_with_the_setting_for_it(written):
+def test_u4_a_query_in_a_base_url_is_named_with_the_setting_for_it(written):
     with pytest.raises(
         ValueError,
         match=r"contains a query \(\?\); write the URL without it, and `query: \{NAME: VALUE\}` on the provider",
@@ -422,12 +422,12 @@ def test_p4_a_query_in_a_base_url_is_named_with_the_setting_for_it(written):
         base_url(written)
 
 
-def test_p4_a_placeholder_in_a_base_url_belongs_in_paths():
+def test_u4_a_placeholder_in_a_base_url_belongs_in_paths():
     with pytest.raises(ValueError, match=r"a path with \{model\} in `paths`"):
         base_url("https://host/deployments/{model}")
 
 
-def test_p4_every_endpoint_may_have_a_path():
+def test_u4_every_endpoint_may_have_a_path():
     assert set(PATHS) == {*ENDPOINTS, "models"}
     assert {name for name in NAMES if not Provider("p", "u").serves(name)} == set()
     for path in ENDPOINTS:
@@ -447,7 +447,7 @@ def test_p4_every_endpoint_may_have_a_path():
         ({"code": "${CANARY}"}, True),
     ],
 )
-def test_p3_values_that_may_be_keys_join_the_secrets(query, secret):
+def test_u3_values_that_may_be_keys_join_the_secrets(query, secret):
     tree = {
         "api_key": KEY,
         "providers": [{"name": "p", "base_url": "https://p/v1", "query": query}],
@@ -473,7 +473,7 @@ def test_b22_a_key_in_a_query_over_http_is_a_warning():
 
 
 @ensureDeferred
-async def test_p3_no_key_of_a_query_is_in_a_log_page_metric_span_error_or_answer(world, collector):  # noqa: F811
+async def test_u3_no_key_of_a_query_is_in_a_log_page_metric_span_error_or_answer(world, collector):  # noqa: F811
     """Also where the provider repeats the URL, as it is and percent-encoded."""
     url = f"/v1/chat?key={ESCAPED}"
     shown = json.dumps({"error": {"message": f"no {url}, {CANARY}, {ESCAPED.lower()}", "code": CANARY}}).encode()
@@ -522,7 +522,7 @@ async def test_p3_no_key_of_a_query_is_in_a_log_page_metric_span_error_or_answer
 
 
 @ensureDeferred
-async def test_p3_check_providers_sends_the_query_and_prints_no_key_of_it(world):
+async def test_u3_check_providers_sends_the_query_and_prints_no_key_of_it(world):
     provider = world.provider(
         models("m"), says(401, json.dumps({"error": {"message": f"{CANARY} {ESCAPED}"}}).encode())
     )
@@ -544,7 +544,7 @@ def on_post(behaviour):
 
 
 @ensureDeferred
-async def test_p1_check_providers_tries_what_the_provider_serves(world):
+async def test_u1_check_providers_tries_what_the_provider_serves(world):
     tried = {
         ("embeddings",): ("/v1/embeddings", b'{"data": [{"embedding": [1]}]}'),
         ("messages",): ("/v1/messages", b'{"content": [{"type": "text", "text": "a"}]}'),
@@ -567,7 +567,7 @@ async def test_p1_check_providers_tries_what_the_provider_serves(world):
 
 
 @ensureDeferred
-async def test_p2_p3_the_openai_client_reaches_a_provider_of_the_shape_of_azure(world):
+async def test_u2_u3_the_openai_client_reaches_a_provider_of_the_shape_of_azure(world):
     """The path of the deployment, the version in the query, the key in its header; and no other provider is asked."""
     seen = []
 
@@ -636,7 +636,7 @@ async def test_p2_p3_the_openai_client_reaches_a_provider_of_the_shape_of_azure(
     assert records[4] == (200, ["/v1/moderations"], [{"step": 1, "reason": "endpoint_not_served", "until": None}])
 
 
-# P5: Unix sockets
+# U5: Unix sockets
 
 
 @pytest.mark.parametrize(
@@ -655,7 +655,7 @@ async def test_p2_p3_the_openai_client_reaches_a_provider_of_the_shape_of_azure(
         ("https://host/v1", "https://host/v1", None),
     ],
 )
-def test_p5_a_unix_socket_is_written_in_either_form(written, url, socket_file):
+def test_u5_a_unix_socket_is_written_in_either_form(written, url, socket_file):
     assert base_url(written) == url
     assert base_url(url) == url
     assert socket_of(url) == socket_file
@@ -678,7 +678,7 @@ def test_p5_a_unix_socket_is_written_in_either_form(written, url, socket_file):
         ("http+unix:///run/x.sock:/v1/chat/completions", "ends in /chat/completions, which the gateway appends itself"),
     ],
 )
-def test_p5_what_is_no_url_of_a_socket_is_a_mistake(written, expected):
+def test_u5_what_is_no_url_of_a_socket_is_a_mistake(written, expected):
     with pytest.raises(ValueError, match=expected):
         base_url(written)
 
@@ -692,7 +692,7 @@ def on_socket(world, file: Path, *behaviours) -> Scripted:
 
 
 @ensureDeferred
-async def test_p5_a_provider_behind_a_unix_socket_serves_plain_and_streamed_requests(world):
+async def test_u5_a_provider_behind_a_unix_socket_serves_plain_and_streamed_requests(world):
     provider = on_socket(world, world.folder / "llm.sock")
     gateway = world.gateway(f"http+unix://{world.folder}/llm.sock:/v1")
     assert (await gateway.ask()).status == 200
@@ -711,7 +711,7 @@ async def test_p5_a_provider_behind_a_unix_socket_serves_plain_and_streamed_requ
 
 
 @ensureDeferred
-async def test_p5_a_client_that_leaves_ends_the_request_over_the_socket(world):
+async def test_u5_a_client_that_leaves_ends_the_request_over_the_socket(world):
     provider = on_socket(world, world.folder / "llm.sock", begin_stream(event({"content": "a"})))
     gateway = world.gateway(f"http+unix://{world.folder}/llm.sock:/v1")
     client = await gateway.send(request({**HELLO, "stream": True}))
@@ -721,7 +721,7 @@ async def test_p5_a_client_that_leaves_ends_the_request_over_the_socket(world):
 
 
 @ensureDeferred
-async def test_p5_a_large_body_goes_over_the_socket(world):
+async def test_u5_a_large_body_goes_over_the_socket(world):
     provider = on_socket(world, world.folder / "llm.sock")
     gateway = world.gateway(f"http+unix://{world.folder}/llm.sock:/v1")
     assert (await gateway.ask({"messages": [{"role": "user", "content": "x" * 3_000_000}]})).status == 200
@@ -752,7 +752,7 @@ WHY_NOT = {
 
 @pytest.mark.parametrize(("make", "why"), WHY_NOT.values(), ids=WHY_NOT)
 @ensureDeferred
-async def test_p5_why_there_is_no_connection_to_a_socket(world, make, why):
+async def test_u5_why_there_is_no_connection_to_a_socket(world, make, why):
     """The log and --check-providers name the file, the client does not see it."""
     file = world.folder / "llm.sock"
     make(world, file)
@@ -772,20 +772,20 @@ async def test_p5_why_there_is_no_connection_to_a_socket(world, make, why):
     ("code", "why"),
     [(errno.EACCES, "permission denied: the gateway's user needs write permission"), (errno.ENOTDIR, "does not exist")],
 )
-def test_p5_what_the_kernel_says_of_a_socket(code, why):
+def test_u5_what_the_kernel_says_of_a_socket(code, why):
     with pytest.raises(UpstreamUnreachable, match=why):
         no_socket(Failure(ConnectError(code)))
 
 
 @ensureDeferred
-async def test_p5_check_providers_asks_over_the_socket(world):
+async def test_u5_check_providers_asks_over_the_socket(world):
     provider = on_socket(world, world.folder / "llm.sock", by_key(models("m")))
     found, step, _ = await check(world, f"http+unix://{world.folder}/llm.sock:/v1")
     assert (found.reachable, found.certificate, found.key, step.works) == (True, None, True, True)
     assert provider.requests[0].line == "GET /v1/models HTTP/1.1"
 
 
-# P6: hosts with an underscore
+# U6: hosts with an underscore
 
 
 @pytest.mark.parametrize(
@@ -800,7 +800,7 @@ async def test_p5_check_providers_asks_over_the_socket(world):
     ],
 )
 @ensureDeferred
-async def test_p6_a_host_with_an_underscore_has_a_real_handshake_over_https(world, host, name, good):
+async def test_u6_a_host_with_an_underscore_has_a_real_handshake_over_https(world, host, name, good):
     ca = authority()
     (world.folder / "root.pem").write_bytes(ca.pem)
     with serving() as server:
@@ -818,7 +818,7 @@ async def test_p6_a_host_with_an_underscore_has_a_real_handshake_over_https(worl
 
 
 @ensureDeferred
-async def test_p6_and_over_http(world):
+async def test_u6_and_over_http(world):
     provider = world.provider()
     gateway = world.gateway(f"http://my_llm:{provider.port}/v1", look_up=lambda _: ["127.0.0.1"])
     assert (await gateway.ask()).status == 200

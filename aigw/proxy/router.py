@@ -69,12 +69,11 @@ class Router:
             for step in route.steps
         }
         self.parts = {
-            (route.name, path): Part(msgspec.structs.replace(route, steps=tuple(served)), tuple(others))
+            (route.name, path): _part(route, path)
             for route in config.routes.values()
             if any(step.provider.endpoints for step in route.steps)
             for path in ENDPOINTS
-            if (others := [step for step in route.steps if not step.provider.serves(path)])
-            for served in [[step for step in route.steps if step.provider.serves(path)]]
+            if not all(step.provider.serves(path) for step in route.steps)
         }
         self._urls: dict[tuple[str, str], str] = {}  # by provider and endpoint, each up to the model if it has one
         self._tails: dict[tuple[str, str], Tail] = {}  # what follows them, where that is not the client's alone
@@ -134,6 +133,13 @@ class Router:
             tail=tail,
             method=call.method,
         )
+
+
+def _part(route: Route, path: str) -> Part:
+    served = tuple(step for step in route.steps if step.provider.serves(path))
+    numbers = {step.number for step in served}
+    others = tuple(step for step in route.steps if step.number not in numbers)
+    return Part(msgspec.structs.replace(route, steps=served), others)
 
 
 def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
