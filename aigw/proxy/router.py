@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +22,7 @@ from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
 
 MODELS = "models"  # the list of them
+_NONE: frozenset[str] = frozenset()
 _USER_AGENT = f"aigw/{__version__}".encode()
 
 
@@ -68,13 +69,7 @@ class Router:
             for route in config.routes.values()
             for step in route.steps
         }
-        self.parts = {
-            (route.name, path): _part(route, path)
-            for route in config.routes.values()
-            if any(step.provider.endpoints for step in route.steps)
-            for path in ENDPOINTS
-            if not all(step.provider.serves(path) for step in route.steps)
-        }
+        self.parts = dict(_parts(config))
         self._urls: dict[tuple[str, str], str] = {}  # by provider and endpoint, each up to the model if it has one
         self._tails: dict[tuple[str, str], Tail] = {}  # what follows them, where that is not the client's alone
         for name, provider in config.providers.items():
@@ -135,11 +130,24 @@ class Router:
         )
 
 
-def _part(route: Route, path: str) -> Part:
-    served = tuple(step for step in route.steps if step.provider.serves(path))
-    numbers = {step.number for step in served}
-    others = tuple(step for step in route.steps if step.number not in numbers)
-    return Part(msgspec.structs.replace(route, steps=served), others)
+def _parts(config: Config) -> Iterator[tuple[tuple[str, str], Part]]:
+    """See Router.parts. Few parts of a route differ, and most routes have none."""
+    unserved = {
+        name: {path for path in ENDPOINTS if not provider.serves(path)}
+        for name, provider in config.providers.items()
+        if provider.endpoints
+    }
+    for route in config.routes.values():
+        lacking = [unserved.get(step.provider.name, _NONE) for step in route.steps]
+        made: dict[tuple[int, ...], Part] = {}
+        for path in _NONE.union(*lacking):
+            served = tuple(step for step, without in zip(route.steps, lacking, strict=True) if path not in without)
+            key = tuple(map(id, served))
+            if key not in made:
+                numbers = {step.number for step in served}
+                others = tuple(step for step in route.steps if step.number not in numbers)
+                made[key] = Part(msgspec.structs.replace(route, steps=served), others)
+            yield (route.name, path), made[key]
 
 
 def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
