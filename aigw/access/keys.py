@@ -64,7 +64,7 @@ class Keys:
             if not key:
                 continue
             digest = sha256(key).digest()
-            entry = known.get(digest)
+            entry = known[digest] if digest in known else None
             if entry is None or not entry[1].digest.matches(digest):
                 refused = refused or digest in others
                 wrong += digest not in others

@@ -18,7 +18,7 @@ import yaml
 from aigw.config.addresses import admin_endpoint
 from aigw.config.advice import advice_on
 from aigw.config.cross_checks import crossed, limits_crossed
-from aigw.config.endpoint_names import defaults_crossed
+from aigw.config.endpoint_names import defaults_crossed, unserved
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
 from aigw.config.keys_file import KeysReader
 from aigw.config.mistakes import Mistake, line_of, not_following, worded
@@ -32,6 +32,7 @@ from aigw.config.yaml_tree import expand, no_file, parse, read
 from aigw.errors import ConfigError
 from aigw.secret import Secret
 
+_LOCATED = ("cert_file", "key_file", "base_url", "ca_file", "key_command", "client_cert", "client_key")
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
 MAX_FILE = 1024 * 1024
 
@@ -93,6 +94,7 @@ def build(
     made = reader.read(tree)
     if made is not None:
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
+        later += unserved(made.routes)
     keys = KeysReader(made, environ)
     found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later, *keys.mistakes]), *tls_mistakes]
     if found or keys.mistakes_in_file:
@@ -139,9 +141,7 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
     for path, entries in listed:
         paths += [(*path, index) for index in range(len(entries))]
         for index, entry in enumerate(entries):
-            paths += [
-                (*path, index, name) for name in ("cert_file", "key_file", "base_url", "ca_file") if name in entry
-            ]
+            paths += [(*path, index, name) for name in _LOCATED if name in entry]
     return {path_of(path): f"{file}, line {line_of(root, path)}" for path in paths}
 
 
@@ -160,12 +160,14 @@ def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], plac
 def _secrets(made: Config) -> tuple[Secret, ...]:
     """All keys that are known, the longest first, because one may begin with another."""
     providers = made.providers.values()
-    sent = [value for each in providers for name, value in each.headers.items() if is_secret(name, value)]
+    pairs = [pair for each in providers for sent in (each.headers, each.query) for pair in sent.items()]
+    sent = [value for name, value in pairs if is_secret(name, value)]
     keys: list[Secret] = [each.key for each in made.callers if each.key]
     keys += [*([made.admin_key] if made.admin_key else []), *made.literal_keys]
     keys += [each.api_key for each in providers if each.api_key]
     keys += [*sent, *(token for value in sent if (token := value.token()))]
-    return tuple(sorted(keys, key=len, reverse=True))
+    keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
+    return tuple(sorted(dict.fromkeys(keys), key=len, reverse=True))
 
 
 def with_callers(config: Config, environ: Mapping[str, str]) -> Config:
