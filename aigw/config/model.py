@@ -13,6 +13,7 @@ import msgspec
 from aigw.config.addresses import ListenAddress, Origin, Url
 from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
 from aigw.config.endpoint_names import DefaultName, EndpointName
+from aigw.config.proxies import ProxyUrl
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
 from aigw.config.values import (
     NAME,
@@ -89,7 +90,8 @@ class Listener(msgspec.Struct, frozen=True):
 
 class Provider(msgspec.Struct, frozen=True):
     """An API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs, ``legacy_tls`` allows
-    cipher suites without forward secrecy or AEAD. ``auth`` is the way in which ``api_key`` is sent."""
+    cipher suites without forward secrecy or AEAD. ``auth`` is the way in which ``api_key`` is sent. ``proxy`` is the
+    HTTP proxy through which it is called."""
 
     name: Name
     base_url: Url
@@ -98,6 +100,7 @@ class Provider(msgspec.Struct, frozen=True):
     ca_file: FileName | None = None
     legacy_tls: Annotated[Flag, At("tls.legacy")] = False
     auth: Literal["bearer", "x-api-key"] = "bearer"
+    proxy: Annotated[ProxyUrl, Inherited(None)] = None
 
     @property
     def keys(self) -> tuple[Secret | None, ...]:

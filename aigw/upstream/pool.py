@@ -26,11 +26,13 @@ MAX_IDLE = 100
 class Pool:
     """The connections to one provider, the most recently used first."""
 
-    def __init__(self, clock: IReactorTime, endpoint: IStreamClientEndpoint, secure: bool) -> None:
-        """``endpoint`` connects to the provider, over TLS if ``secure``."""
+    def __init__(self, clock: IReactorTime, endpoint: IStreamClientEndpoint, secure: bool, phase: str = "") -> None:
+        """``endpoint`` connects to the provider, over TLS if ``secure``. ``phase`` is what it does before TLS, if that
+        is not TCP alone: the text about a time limit that passes meanwhile."""
         self._clock = clock
         self._endpoint = endpoint
         self._secure = secure
+        self._phase = phase
         self._answered = False
         self._factory = _ConnectionFactory(self, secure)
         self._idle: dict[Connection, float] = {}  # each with the time when it is closed
@@ -127,7 +129,7 @@ class Pool:
 
         def too_late() -> None:
             cancel()
-            result.errback(Failure(reasons.too_slow(seconds, handshake)))
+            result.errback(Failure(reasons.too_slow(seconds, handshake or self._phase)))
 
         def ready(protocol: IProtocol) -> Connection | Deferred[Connection]:
             nonlocal handshake

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from aigw.config.model import Provider
+from aigw.config.proxies import Proxy
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamUnreachable
 from aigw.net import headers
 from aigw.net.tls import authorities_in
@@ -22,6 +23,7 @@ from aigw.upstream.attempt import Attempt
 from aigw.upstream.client import ProviderClient, ascii_url
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
+from aigw.upstream.proxies import BEFORE_PROXY, BEFORE_TUNNEL, PlainProxyClient, ThroughProxy, Tunnel
 from aigw.upstream.response_parser import is_compressed
 from aigw.upstream.trust import ProviderTls, Trust
 
@@ -41,7 +43,7 @@ class Upstream:
         self._pools: dict[str, Pool] = {}
         self._clients: dict[str, ProviderClient] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
-        self._origins: dict[str, tuple[str, bytes, bool]] = {}
+        self._origins: dict[str, tuple[str, bytes, bool, Proxy | None]] = {}
         trusted: dict[tuple[bytes, bool], Trust] = {}
         mistakes: list[str] = []
         for index, provider in enumerate(providers):
@@ -52,9 +54,10 @@ class Upstream:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
             self._endpoints[provider.name] = endpoint
-            self._pools[provider.name] = pool = Pool(clock, endpoint, secure)
-            self._clients[provider.name] = ProviderClient(pool, provider.base_url)
-            self._origins[provider.name] = provider.base_url, authorities, provider.legacy_tls
+            phase = "" if provider.proxy is None else BEFORE_TUNNEL if secure else BEFORE_PROXY
+            self._pools[provider.name] = pool = Pool(clock, endpoint, secure, phase)
+            self._clients[provider.name] = _client(provider, pool, secure, clock)
+            self._origins[provider.name] = provider.base_url, authorities, provider.legacy_tls, provider.proxy
         if mistakes:
             raise ConfigError(mistakes)
 
@@ -113,7 +116,12 @@ def _endpoint(
     try:
         url = URL.from_text(ascii_url(provider.base_url))
         secure = url.scheme == "https"
-        endpoint = connect(url.host, url.port or 0)
+        if provider.proxy is None:
+            endpoint = connect(url.host, url.port or 0)
+        else:
+            endpoint = connect(provider.proxy.host, provider.proxy.port)
+            tunnel = secure and Tunnel(endpoint, provider.proxy, url.host, url.port or 0)
+            endpoint = tunnel or ThroughProxy(endpoint)
         if secure:
             key = authorities, provider.legacy_tls
             trust = trusted.get(key) or trusted.setdefault(key, Trust(*key))
@@ -121,6 +129,12 @@ def _endpoint(
     except ValueError:  # the error's text is not used: it may have a key in it
         raise ConfigError(["base_url: the host is not a valid host name; check its spelling"]) from None
     return endpoint, secure
+
+
+def _client(provider: Provider, pool: Pool, secure: bool, clock: IReactorTime) -> ProviderClient:
+    if provider.proxy is None or secure:
+        return ProviderClient(pool, provider.base_url)
+    return PlainProxyClient(pool, provider.base_url, provider.proxy, clock)
 
 
 def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTime) -> Response | Deferred[Response]:

@@ -146,6 +146,8 @@ _HANDSHAKES = {
 
 def unreachable(failure: Failure, handshake: str) -> UpstreamUnreachable:
     """Why connecting failed; ``handshake`` is the text of ``in_handshake`` if TCP was connected, and TLS was not."""
+    if isinstance(failure.value, UpstreamUnreachable):
+        return failure.value
     if failure.check(error.DNSLookupError):
         message = "name not found"
     elif failure.check(error.ConnectionRefusedError):
@@ -161,10 +163,10 @@ def unreachable(failure: Failure, handshake: str) -> UpstreamUnreachable:
     return UpstreamUnreachable(message[:MOST])
 
 
-def too_slow(seconds: float, handshake: str) -> UpstreamTimeout:
-    """Connecting took longer than ``seconds``; ``handshake`` is as in ``unreachable``."""
+def too_slow(seconds: float, phase: str) -> UpstreamTimeout:
+    """Connecting took longer than ``seconds``; ``phase`` is the text of ``in_handshake``, or one about a proxy."""
     slow = UpstreamTimeout("connect", seconds)
-    slow.message += f" {handshake}" if handshake else ""
+    slow.message += f" {phase}" if phase else ""
     return slow
 
 

@@ -1,0 +1,232 @@
+"""Calls through an HTTP proxy: CONNECT for a provider over https, requests with whole URLs for one over plain HTTP.
+
+The proxy looks up the provider's name. TLS begins behind the proxy's answer to CONNECT, and the certificate is checked
+for the provider's name. A proxy that refuses is a ProxyRefused, never a refusal of the provider.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from aigw.config.proxies import Proxy, in_url
+from aigw.errors import UpstreamUnreachable
+from aigw.upstream import body, reasons
+from aigw.upstream.client import ProviderClient, ascii_url
+from aigw.upstream.connection import Response
+from aigw.upstream.pool import Pool
+
+MAX_HEAD = 16 * 1024  # bytes of the proxy's answer to CONNECT, 1xx answers among them
+DRAIN_SECONDS = 1.0  # in which the page of a proxy that refuses must end, for its connection to be kept
+
+BEFORE_TUNNEL = "before the proxy connected to the provider"
+BEFORE_PROXY = "while connecting to the proxy"
+
+_BEGINNING = b"HTTP/1."
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
+_END = re.compile(rb"\n\r?\n")
+_ENCRYPTED = b"\x15\x03"  # an alert of TLS
+# Headers by which the proxies in use show that an answer with an error status is their own
+_OWN_SERVERS = (b"squid", b"tinyproxy")
+
+
+class ProxyRefused(UpstreamUnreachable):
+    """The proxy answered with ``status``, and the provider did not get the request."""
+
+    outcome = "proxy_refused"
+
+
+def authorization(proxy: Proxy) -> bytes:
+    """The header line for the proxy, with its end; empty if the proxy has no user."""
+    if proxy.authorization is None:
+        return b""
+    return b"Proxy-Authorization: %s\r\n" % proxy.authorization.reveal().encode()
+
+
+@implementer(IStreamClientEndpoint)
+class ThroughProxy:
+    """An endpoint to the proxy, whose failures name the proxy."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See IStreamClientEndpoint."""
+        return self._endpoint.connect(factory).addErrback(_unreachable)
+
+
+class Tunnel(ThroughProxy):
+    """An endpoint to a provider, by the proxy's CONNECT."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, proxy: Proxy, host: str, port: int) -> None:
+        """``endpoint`` connects to the proxy, ``host`` and ``port`` are the provider's."""
+        super().__init__(endpoint)
+        target = f"{in_url(host)}:{port}".encode("ascii")
+        self._head = b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (target, target, authorization(proxy))
+        self._has_user = proxy.authorization is not None
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See IStreamClientEndpoint. Fails with ProxyRefused, or with UpstreamUnreachable."""
+
+        def asked(protocol: IProtocol) -> Deferred[IProtocol]:
+            assert isinstance(protocol, _Connect), "made by the factory"
+            return protocol.opened
+
+        return super().connect(_ConnectFactory(factory, self._head, self._has_user)).addCallback(asked)
+
+
+class _ConnectFactory(Factory):
+    noisy = False
+
+    def __init__(self, inner: IProtocolFactory, head: bytes, has_user: bool) -> None:
+        self._inner, self._head, self._has_user = inner, head, has_user
+
+    def buildProtocol(self, addr: IAddress | None) -> _Connect:
+        inner = self._inner
+        return _Connect(lambda: inner.buildProtocol(addr), self._head, self._has_user)  # type: ignore[arg-type]
+
+
+class _Connect(Protocol):
+    """Sends CONNECT. When the proxy agrees, ``opened`` gives the provider's protocol, which gets all further bytes."""
+
+    transport: ITCPTransport
+
+    def __init__(self, build: Callable[[], IProtocol | None], head: bytes, has_user: bool) -> None:
+        self._build = build
+        self._head = head
+        self._has_user = has_user
+        self._answer = b""
+        self._interim = 0  # bytes of 1xx answers
+        self._inner: IProtocol | None = None
+        self.opened: Deferred[IProtocol] = Deferred(lambda _: self.transport.abortConnection())
+
+    def connectionMade(self) -> None:
+        self.transport.write(self._head)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._inner.dataReceived(data)
+        elif not self.opened.called:
+            since = max(0, len(self._answer) - 3)
+            self._answer += data
+            while (status := self._next_status(since)) is not None:
+                if not 100 <= status < 200 or status == 101:  # RFC 9110, section 15.2: after a 1xx the answer follows
+                    self._decide(status)
+                    return
+                since = 0
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._inner is not None:
+            self._inner.connectionLost(reason)
+        else:
+            when = "in the head of its answer" if self._answer else "before an answer"
+            self._fail(f"the proxy closed the connection {when}")
+
+    def _next_status(self, since: int) -> int | None:
+        """The status of a head, which is removed from the answer. None if the answer ends before, or is no answer.
+
+        No end of a head begins before ``since``.
+        """
+        answer = self._answer
+        if not answer.startswith(_BEGINNING[: len(answer)]):
+            hint = "; it is encrypted: name the proxy's port for http://" if answer.startswith(_ENCRYPTED) else ""
+            self._fail(f"the proxy's answer is not HTTP/1.1{hint}")
+            return None
+        end = _END.search(answer, since)
+        size = end.end() if end else len(answer)
+        if self._interim + size > MAX_HEAD:
+            self._fail("the head of the proxy's answer is too large")
+        if end is None or self.opened.called:
+            return None
+        line = _STATUS_LINE.match(answer)
+        if line is None:
+            self._fail("the proxy's answer is malformed HTTP")
+            return None
+        self._interim += size
+        self._answer = answer[size:]
+        return int(line[1])
+
+    def _decide(self, status: int) -> None:
+        if not 200 <= status < 300:
+            self._fail(refused(status, self._has_user))
+        elif self._answer:
+            # In TLS the provider sends nothing before the gateway does.
+            self._fail("the proxy sent data behind its answer to CONNECT")
+        else:
+            self._inner = inner = self._build()
+            if inner is None:
+                self.transport.abortConnection()
+                return
+            inner.makeConnection(self.transport)
+            self.opened.callback(inner)
+
+    def _fail(self, reason: str | ProxyRefused) -> None:
+        if not self.opened.called:
+            self.opened.errback(UpstreamUnreachable(reason) if isinstance(reason, str) else reason)
+            self.transport.abortConnection()
+
+
+class PlainProxyClient(ProviderClient):
+    """Calls over plain HTTP to one provider, by whole URLs at the proxy (RFC 9112, section 3.2.2)."""
+
+    def __init__(self, pool: Pool, base_url: str, proxy: Proxy, clock: IReactorTime) -> None:
+        super().__init__(pool, base_url)
+        self._rest += authorization(proxy)
+        self._has_user = proxy.authorization is not None
+        self._clock = clock
+
+    def request(self, method: str, url: str, **more: Any) -> Deferred[Response]:  # type: ignore[override]
+        """See ProviderClient. Fails with ProxyRefused too."""
+        return super().request(method, url, **more).addCallback(self._unless_of_the_proxy)
+
+    def _start(self, method: str, url: str) -> bytes:
+        return self._starts.setdefault((method, url), f"{method} {ascii_url(url)}".encode("ascii"))
+
+    def _unless_of_the_proxy(self, response: Response) -> Response:
+        if response.code < 400 or not is_of_the_proxy(response):
+            return response
+        body.let_end(response, DRAIN_SECONDS, self._clock)
+        raise refused(response.code, self._has_user)
+
+
+def is_of_the_proxy(response: Response) -> bool:
+    """Whether an error is the proxy's own: 407, or a header by which squid, tinyproxy or RFC 9209 shows it."""
+    server = (response.header(b"server") or b"").lower()
+    return (
+        response.code == 407
+        or response.header(b"x-squid-error") is not None
+        or b"error=" in (response.header(b"proxy-status") or b"").replace(b" ", b"")
+        or server.startswith(_OWN_SERVERS)
+    )
+
+
+def refused(status: int, has_user: bool) -> ProxyRefused:
+    """What the proxy's status means, and what an operator can do."""
+    if status == 407:
+        why = "it refuses the user name or the password" if has_user else "it requires a user name and a password"
+        return ProxyRefused(f"the proxy answered 407: {why}; correct proxy", status=status)
+    if status in (403, 405):
+        why = "it does not allow connections to this host and port; allow them at the proxy"
+        return ProxyRefused(f"the proxy answered {status}: {why}", status=status)
+    why = ": it has no connection to the provider" if status in (500, 502, 503, 504) else ""
+    return ProxyRefused(f"the proxy answered {status}{why}", status=status)
+
+
+def _unreachable(failure: Failure) -> Failure:
+    if failure.check(CancelledError, UpstreamUnreachable):
+        return failure
+    return Failure(UpstreamUnreachable(f"no connection to the proxy: {reasons.unreachable(failure, '').message}"))
