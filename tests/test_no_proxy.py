@@ -10,6 +10,7 @@ import pytest
 from aigw.config import loader
 from aigw.config.no_proxy import NoProxy
 from aigw.config.proxies import described
+from aigw.daemon.systemd import Environment
 from aigw.errors import ConfigError
 from tests.harness import KEY
 
@@ -159,6 +160,12 @@ def test_p3_this_machine_is_never_called_through_a_proxy(host, top):
         "remove it"
     )
     assert [each for each in made.warnings if "proxy" in each] == ([said] if "own" in top else [])
+
+
+def test_p2_a_variable_may_be_a_credential_of_systemd(tmp_path):
+    (tmp_path / "keys_https_proxy").write_text("http://u:p@a:1\n")
+    environ = Environment({"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert proxies(HTTPS, environ=environ) == ["http://a:1 (https_proxy)"]
 
 
 def test_p1_a_provider_before_the_top_before_the_environment():

@@ -15,6 +15,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 from twisted.internet.protocol import Factory, Protocol
 
+from aigw.daemon.check_providers import Check
 from aigw.proxy.retry_policy import Verdict, decide
 from aigw.upstream.proxies import ProxyRefused
 from tests.harness import HELLO, KEY, request, until
@@ -91,7 +92,8 @@ ANSWERS = {  # what the proxy sends, read by read, and what the attempt's record
     "403": ([b"HTTP/1.1 403 Filtered\r\nContent-Type: text/html\r\n\r\n<html>no</html>"],
             "proxy_refused", 403, f"the proxy answered 403: {NOT_ALLOWED}"),
     "405": ([b"HTTP/1.1 405 No\r\n\r\n"], "proxy_refused", 405, f"the proxy answered 405: {NOT_ALLOWED}"),
-    "401": ([b"HTTP/1.1 401 No\r\n\r\n"], "proxy_refused", 401, "the proxy answered 401"),
+    "401": ([b"HTTP/1.1 401 No\r\n\r\n"], "proxy_refused", 401,
+            "the proxy answered 401: it requires a user name and a password; correct proxy"),
     "400": ([b"HTTP/1.1 400 No\r\n\r\n"], "proxy_refused", 400, "the proxy answered 400"),
     "429": ([b"HTTP/1.1 429 No\r\nRetry-After: 60\r\n\r\n"], "proxy_refused", 429, "the proxy answered 429"),
     "500": ([b"HTTP/1.0 500 Unable to connect\r\n\r\n"], "proxy_refused", 500, f"the proxy answered 500: {NO_PROVIDER}"),
@@ -258,9 +260,11 @@ def test_p7_a_provider_over_plain_http_is_asked_for_by_whole_urls():
     assert b"\r\nProxy-Authorization: %s\r\n" % AUTHORIZATION in sent
     wire.say(GOOD)
     assert b"200 OK" in client.take()
+    # tinyproxy would pass on a second request to the provider as it is, password and all.
+    assert b"\r\nConnection: close\r\n" in sent
+    assert wire.disconnected
     world.ask()
-    assert len(world.doors["proxy"].wires) == 1  # the connection is used again
-    assert wire.take().startswith(b"POST http://provider.example:8000/v1/chat/completions HTTP/1.1\r\n")
+    assert len(world.doors["proxy"].wires) == 2
 
 
 def test_p7_without_a_proxy_a_request_is_what_it_was():
@@ -277,6 +281,7 @@ REFUSED = {  # an answer to a request with a whole URL, and whether it is the pr
     "squid, hidden": (b"HTTP/1.1 503 No\r\nX-Squid-Error: ERR_CONNECT_FAIL 111\r\nContent-Length: 0\r\n\r\n", True),
     "tinyproxy": (b"HTTP/1.0 500 Unable to connect\r\nServer: tinyproxy/1.11.1\r\nConnection: close\r\n\r\n<html>", True),
     "tinyproxy, 401": (b"HTTP/1.0 401 Unauthorized\r\nServer: tinyproxy/1.11.1\r\nConnection: close\r\n\r\n<html>", True),
+    "401 with Proxy-Authenticate": (b"HTTP/1.1 401 No\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n", True),
     "RFC 9209": (b"HTTP/1.1 502 Bad\r\nProxy-Status: p; error=dns_error\r\nContent-Length: 0\r\n\r\n", True),
     "RFC 9209, passed on": (b"HTTP/1.1 502 Bad\r\nProxy-Status: p; next-hop=x\r\nContent-Length: 0\r\n\r\n", False),
     "the provider's 403": (b"HTTP/1.1 403 No\r\nServer: uvicorn\r\nVia: 1.1 squid\r\nContent-Length: 0\r\n\r\n", False),
@@ -318,6 +323,40 @@ def test_p5_plain_http_through_a_silent_proxy_ends_by_connect_timeout():
     world.ask()
     world.clock.advance(3.1)
     assert ended(world) == ("timeout", None, "connect limit of 3 s passed while connecting to the proxy")
+
+
+def test_i3_a_response_whose_provider_is_behind_a_proxy_that_refuses_is_elsewhere():
+    world = gateway(PLAIN)
+    made = json.dumps({"id": "resp_1", "object": "response", "status": "completed", "output": []}).encode()
+    client = world.open()
+    client.say(request({"model": "route", "input": "hi"}, "/v1/responses"))
+    world.doors["proxy"].wire.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(made), made))
+    assert b"200 OK" in client.take()
+    client.say(request({"model": "route", "input": "hi", "previous_response_id": "resp_1"}, "/v1/responses"))
+    world.doors["proxy"].wire.say(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
+    got = client.take()
+    assert got.startswith(b"HTTP/1.1 409 ")
+    assert error_of(got)["attempts"][0]["outcome"] == "proxy_refused"
+
+
+@pytest.mark.parametrize("base_url", [PLAIN, "https://provider.example/v1"])
+def test_p8_check_providers_goes_through_the_proxy(base_url):
+    world = gateway(base_url)
+    results: list[Any] = []
+    Check(world.config, world.gateway.upstream, world.clock).run().addCallback(results.append)
+    wire = world.doors["proxy"].wire
+    assert wire.take().startswith(
+        b"GET http://provider.example:8000/v1/models HTTP/1.1" if base_url == PLAIN else ASKED
+    )
+    wire.say(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
+    world.doors["p2"].wire.lost(ConnectionRefusedError())
+    world.clock.advance(30)
+    ((checked, steps),) = results
+    assert (checked[0].reachable, checked[0].problem) == (
+        False,
+        "the proxy answered 407: it requires a user name and a password; correct proxy",
+    )
+    assert steps[0].works is False
 
 
 # On real sockets: TLS in the tunnel

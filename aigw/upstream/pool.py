@@ -26,9 +26,16 @@ MAX_IDLE = 100
 class Pool:
     """The connections to one provider, the most recently used first."""
 
-    def __init__(self, clock: IReactorTime, endpoint: IStreamClientEndpoint, secure: bool, phase: str = "") -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        endpoint: IStreamClientEndpoint,
+        secure: bool,
+        phase: str = "",
+        most_idle: int = MAX_IDLE,
+    ) -> None:
         """``endpoint`` connects to the provider, over TLS if ``secure``. ``phase`` is what it does before TLS, if that
-        is not TCP alone: the text about a time limit that passes meanwhile."""
+        is not TCP alone: the text about a time limit that passes meanwhile. ``most_idle``: 0 reuses no connection."""
         self._clock = clock
         self._endpoint = endpoint
         self._secure = secure
@@ -38,7 +45,7 @@ class Pool:
         self._idle: dict[Connection, float] = {}  # each with the time when it is closed
         self._reaper: IDelayedCall | None = None
         self._open: set[Connection] = set()
-        self._most_idle = MAX_IDLE
+        self._most_idle = most_idle
 
     def use_endpoint(self, endpoint: IStreamClientEndpoint) -> None:
         """Use this endpoint, which is for the same provider, for new connections."""

@@ -54,9 +54,7 @@ class Upstream:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
             self._endpoints[provider.name] = endpoint
-            phase = "" if provider.proxy is None else BEFORE_TUNNEL if secure else BEFORE_PROXY
-            self._pools[provider.name] = pool = Pool(clock, endpoint, secure, phase)
-            self._clients[provider.name] = _client(provider, pool, secure, clock)
+            self._pools[provider.name], self._clients[provider.name] = _client(provider, endpoint, secure, clock)
             self._origins[provider.name] = provider.base_url, authorities, provider.legacy_tls, provider.proxy
         if mistakes:
             raise ConfigError(mistakes)
@@ -131,10 +129,14 @@ def _endpoint(
     return endpoint, secure
 
 
-def _client(provider: Provider, pool: Pool, secure: bool, clock: IReactorTime) -> ProviderClient:
+def _client(
+    provider: Provider, endpoint: IStreamClientEndpoint, secure: bool, clock: IReactorTime
+) -> tuple[Pool, ProviderClient]:
     if provider.proxy is None or secure:
-        return ProviderClient(pool, provider.base_url)
-    return PlainProxyClient(pool, provider.base_url, provider.proxy, clock)
+        pool = Pool(clock, endpoint, secure, "" if provider.proxy is None else BEFORE_TUNNEL)
+        return pool, ProviderClient(pool, provider.base_url)
+    pool = Pool(clock, endpoint, secure, BEFORE_PROXY, most_idle=0)
+    return pool, PlainProxyClient(pool, provider.base_url, provider.proxy, clock)
 
 
 def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTime) -> Response | Deferred[Response]:

@@ -181,11 +181,15 @@ class _Connect(Protocol):
 
 
 class PlainProxyClient(ProviderClient):
-    """Calls over plain HTTP to one provider, by whole URLs at the proxy (RFC 9112, section 3.2.2)."""
+    """Calls over plain HTTP to one provider, by whole URLs at the proxy (RFC 9112, section 3.2.2).
+
+    Each has a connection of its own: tinyproxy passes on what follows the first request as it is, so the provider
+    would get the password for the proxy.
+    """
 
     def __init__(self, pool: Pool, base_url: str, proxy: Proxy, clock: IReactorTime) -> None:
         super().__init__(pool, base_url)
-        self._rest += authorization(proxy)
+        self._rest += b"Connection: close\r\n" + authorization(proxy)
         self._has_user = proxy.authorization is not None
         self._clock = clock
 
@@ -204,11 +208,11 @@ class PlainProxyClient(ProviderClient):
 
 
 def is_of_the_proxy(response: Response) -> bool:
-    """Whether an error is the proxy's own: 407, or a header by which squid, tinyproxy or RFC 9209 shows it."""
+    """Whether an error is the proxy's own: 407, or a header by which it, squid, tinyproxy or RFC 9209 shows that."""
     server = (response.header(b"server") or b"").lower()
     return (
         response.code == 407
-        or response.header(b"x-squid-error") is not None
+        or not {b"proxy-authenticate", b"x-squid-error"}.isdisjoint(response.given)
         or b"error=" in (response.header(b"proxy-status") or b"").replace(b" ", b"")
         or server.startswith(_OWN_SERVERS)
     )
@@ -216,9 +220,9 @@ def is_of_the_proxy(response: Response) -> bool:
 
 def refused(status: int, has_user: bool) -> ProxyRefused:
     """What the proxy's status means, and what an operator can do."""
-    if status == 407:
+    if status in (401, 407):  # tinyproxy answers a wrong password with 401
         why = "it refuses the user name or the password" if has_user else "it requires a user name and a password"
-        return ProxyRefused(f"the proxy answered 407: {why}; correct proxy", status=status)
+        return ProxyRefused(f"the proxy answered {status}: {why}; correct proxy", status=status)
     if status in (403, 405):
         why = "it does not allow connections to this host and port; allow them at the proxy"
         return ProxyRefused(f"the proxy answered {status}: {why}", status=status)
