@@ -9,7 +9,7 @@ import pytest
 
 from aigw.config import loader
 from aigw.config.no_proxy import NoProxy
-from aigw.config.proxies import described
+from aigw.config.proxies import described, proxy, with_proxies
 from aigw.daemon.systemd import Environment
 from aigw.errors import ConfigError
 from tests.harness import KEY
@@ -160,6 +160,18 @@ def test_p3_this_machine_is_never_called_through_a_proxy(host, top):
         "remove it"
     )
     assert [each for each in made.warnings if "proxy" in each] == ([said] if "own" in top else [])
+
+
+@pytest.mark.parametrize(
+    "url", ["http+unix:///run/x.sock:/v1", "http+unix://%2Frun%2Fx.sock/v1", "http+unix:/run/x.sock"]
+)
+@pytest.mark.parametrize("own", [{}, {"proxy": "env"}, {"proxy": PROXY}])
+def test_p3_a_unix_socket_is_never_called_through_a_proxy(url, own):
+    environ = {"http_proxy": PROXY, "all_proxy": PROXY}
+    for top in ({}, {"proxy": PROXY}):
+        tree, mistakes, warnings = with_proxies({"providers": [{"base_url": url, **own}], **top}, environ)
+        assert proxy(tree["providers"][0]["proxy"]) is None
+        assert (mistakes, len(warnings)) == ([], 1 if own == {"proxy": PROXY} else 0)
 
 
 def test_p2_a_variable_may_be_a_credential_of_systemd(tmp_path):

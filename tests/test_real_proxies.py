@@ -224,6 +224,15 @@ async def test_p5_p7_plain_and_streamed(world, proxy, scheme):
 
 
 @ensureDeferred
+async def test_r5_a_large_request_and_a_large_answer_pass(world, proxy, scheme):
+    behind = Behind(world, proxy, scheme, providers.answer(body=completion("y" * 3_000_000)))
+    message = {"role": "user", "content": "x" * 3_000_000}
+    got = await behind.gateway.ask({"messages": [message]})
+    assert (got.status, len(got.body)) == (200, len(completion("y" * 3_000_000))), proxy.logs()
+    assert behind.provider.bodies[0]["messages"] == [message]
+
+
+@ensureDeferred
 async def test_a3_events_pass_one_by_one(world, proxy, scheme):
     behind = Behind(world, proxy, scheme, begin_stream(ROLE, SOME))
     client = await behind.stream()

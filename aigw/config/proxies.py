@@ -183,7 +183,9 @@ def _where(base_url: object) -> tuple[str, str, int] | None:
     """Scheme, host and port of a provider; None if its URL is wrong, which the reader reports."""
     try:
         parts = urlsplit(str(base_url))
-        return parts.scheme, in_ascii(parts.hostname or ""), parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
+        if parts.scheme not in DEFAULT_PORTS:  # the URL of a Unix socket has no host
+            return parts.scheme, "", 0
+        return parts.scheme, in_ascii(parts.hostname or ""), parts.port or DEFAULT_PORTS[parts.scheme]
     except ValueError:
         return None
 
