@@ -82,12 +82,19 @@ def test_p5_the_target_of_connect(base_url, target):
 
 NO_PROVIDER = "it has no connection to the provider"
 NOT_ALLOWED = "it does not allow connections to this host and port; allow them at the proxy"
+NO_BASIC = "it does not take user name and password as the gateway sends them (Basic); allow that at the proxy"
 NOT_HTTP = "the proxy's answer is not HTTP/1.1"
 IN_HEAD = "the proxy closed the connection in the head of its answer"
 TOO_LARGE = "the head of the proxy's answer is too large"
 CLOSE = object()
 ANSWERS = {  # what the proxy sends, read by read, and what the attempt's record has
     "407": ([b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=x\r\n\r\n"],
+            "proxy_refused", 407, "the proxy answered 407: it requires a user name and a password; correct proxy"),
+    "407 for another scheme": ([b"HTTP/1.1 407 No\r\nProxy-Authenticate: NTLM\r\nproxy-authenticate: Negotiate\r\n\r\n"],
+            "proxy_refused", 407, f"the proxy answered 407: {NO_BASIC}"),
+    "407 for several schemes": ([b'HTTP/1.1 407 No\r\nProxy-Authenticate: Digest realm="x", Basic realm="x"\r\n\r\n'],
+            "proxy_refused", 407, "the proxy answered 407: it requires a user name and a password; correct proxy"),
+    "407 for a scheme of two lines": ([b"HTTP/1.1 407 No\r\nProxy-Authenticate: NTLM\r\nProxy-Authenticate: basic\r\n\r\n"],
             "proxy_refused", 407, "the proxy answered 407: it requires a user name and a password; correct proxy"),
     "403": ([b"HTTP/1.1 403 Filtered\r\nContent-Type: text/html\r\n\r\n<html>no</html>"],
             "proxy_refused", 403, f"the proxy answered 403: {NOT_ALLOWED}"),
@@ -277,6 +284,7 @@ def test_p7_without_a_proxy_a_request_is_what_it_was():
 
 REFUSED = {  # an answer to a request with a whole URL, and whether it is the proxy's
     "407": (b"HTTP/1.1 407 No\r\nContent-Length: 2\r\n\r\nno", True),
+    "407, Negotiate": (b"HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate\r\nContent-Length: 2\r\n\r\nno", True),
     "squid": (b"HTTP/1.1 403 Forbidden\r\nServer: squid/5.7\r\nX-Squid-Error: ERR_ACCESS_DENIED 0\r\nContent-Length: 2\r\n\r\nno", True),
     "squid, hidden": (b"HTTP/1.1 503 No\r\nX-Squid-Error: ERR_CONNECT_FAIL 111\r\nContent-Length: 0\r\n\r\n", True),
     "tinyproxy": (b"HTTP/1.0 500 Unable to connect\r\nServer: tinyproxy/1.11.1\r\nConnection: close\r\n\r\n<html>", True),
@@ -300,6 +308,7 @@ def test_p7_an_error_of_the_proxy_is_told_from_one_of_the_provider(case):
         wire.loseConnection()
     outcome, status, _ = ended(world)
     assert (outcome, status) == ("proxy_refused" if of_the_proxy else "refused", int(got[9:12]))
+    assert (NO_BASIC in world.failed[0].message) == ("Negotiate" in case)
     world.doors["p2"].wire.say(GOOD)
     assert b"200 OK" in client.take()
     world.clock.advance(2)
@@ -464,7 +473,9 @@ async def test_p5_plain_and_streamed_through_a_tunnel(world):
         assert not [name for name, _ in seen.headers if "proxy" in name.lower()]
     (line,) = [json.loads(each) for each in world.log if "through a proxy" in each]
     assert (line["level"], line["fields"]) == ("INFO", {"proxies": {f"http://proxy.test:{through.proxy.port}": ["p1"]}})
-    assert "canary" not in "".join(world.log)
+    pages = [await through.gateway.get(path) for path in ("/metrics", "/status.json", "/v1/models")]
+    assert [each.status for each in pages] == [200, 200, 200]
+    assert "canary" not in "".join([*world.log, *(each.body.decode() for each in pages)])
 
 
 @ensureDeferred

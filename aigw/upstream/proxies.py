@@ -7,7 +7,7 @@ for the provider's name. A proxy that refuses is a ProxyRefused, never a refusal
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -39,6 +39,8 @@ BEFORE_PROXY = "while connecting to the proxy"
 _BEGINNING = b"HTTP/1."
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _END = re.compile(rb"\n\r?\n")
+_SCHEME = re.compile(rb"^proxy-authenticate:(.*)$", re.IGNORECASE | re.MULTILINE)
+_BASIC = re.compile(rb"(?:^|,)\s*basic\b", re.IGNORECASE)  # several schemes may be in one line
 _ENCRYPTED = b"\x15\x03"  # an alert of TLS
 # Headers by which the proxies in use show that an answer with an error status is their own
 _OWN_SERVERS = (b"squid", b"tinyproxy")
@@ -110,6 +112,7 @@ class _Connect(Protocol):
         self._head = head
         self._has_user = has_user
         self._answer = b""
+        self._head_received = b""
         self._interim = 0  # bytes of 1xx answers
         self._inner: IProtocol | None = None
         self.opened: Deferred[IProtocol] = Deferred(lambda _: self.transport.abortConnection())
@@ -157,12 +160,12 @@ class _Connect(Protocol):
             self._fail("the proxy's answer is malformed HTTP")
             return None
         self._interim += size
-        self._answer = answer[size:]
+        self._head_received, self._answer = answer[:size], answer[size:]
         return int(line[1])
 
     def _decide(self, status: int) -> None:
         if not 200 <= status < 300:
-            self._fail(refused(status, self._has_user))
+            self._fail(refused(status, self._has_user, _SCHEME.findall(self._head_received)))
         elif self._answer:
             # In TLS the provider sends nothing before the gateway does.
             self._fail("the proxy sent data behind its answer to CONNECT")
@@ -204,7 +207,7 @@ class PlainProxyClient(ProviderClient):
         if response.code < 400 or not is_of_the_proxy(response):
             return response
         body.let_end(response, DRAIN_SECONDS, self._clock)
-        raise refused(response.code, self._has_user)
+        raise refused(response.code, self._has_user, response.given.get(b"proxy-authenticate", ()))
 
 
 def is_of_the_proxy(response: Response) -> bool:
@@ -218,16 +221,18 @@ def is_of_the_proxy(response: Response) -> bool:
     )
 
 
-def refused(status: int, has_user: bool) -> ProxyRefused:
-    """What the proxy's status means, and what an operator can do."""
-    if status in (401, 407):  # tinyproxy answers a wrong password with 401
+def refused(status: int, has_user: bool, schemes: Sequence[bytes]) -> ProxyRefused:
+    """What the proxy's status means, and what an operator can do. ``schemes`` has its values of Proxy-Authenticate."""
+    if status == 407 and schemes and not any(_BASIC.search(each) for each in schemes):
+        why = "it does not take user name and password as the gateway sends them (Basic); allow that at the proxy"
+    elif status in (401, 407):  # tinyproxy answers a wrong password with 401
         why = "it refuses the user name or the password" if has_user else "it requires a user name and a password"
-        return ProxyRefused(f"the proxy answered {status}: {why}; correct proxy", status=status)
-    if status in (403, 405):
+        why += "; correct proxy"
+    elif status in (403, 405):
         why = "it does not allow connections to this host and port; allow them at the proxy"
-        return ProxyRefused(f"the proxy answered {status}: {why}", status=status)
-    why = ": it has no connection to the provider" if status in (500, 502, 503, 504) else ""
-    return ProxyRefused(f"the proxy answered {status}{why}", status=status)
+    else:
+        why = "it has no connection to the provider" if status in (500, 502, 503, 504) else ""
+    return ProxyRefused(f"the proxy answered {status}{': ' if why else ''}{why}", status=status)
 
 
 def _unreachable(failure: Failure) -> Failure:
