@@ -132,6 +132,8 @@ VARIABLES = [  # the environment, and the proxies of a provider over https and o
     ({"ALL_PROXY": "http://a:1", "NO_PROXY": "*", "no_proxy": ""}, ["http://a:1 (ALL_PROXY)"] * 2),
     ({"https_proxy": "proxy:3128"}, ["http://proxy:3128 (https_proxy)", "none"]),
     ({"https_proxy": " http://proxy:3128/ "}, ["http://proxy:3128 (https_proxy)", "none"]),
+    ({"https_proxy": "https://proxy:3128"}, ["https://proxy:3128 (https_proxy)", "none"]),
+    ({"http_proxy": "https://u:p@proxy"}, ["none", "https://proxy:443 (http_proxy)"]),
     ({"https_proxy": "http://proxy"}, ["http://proxy:80 (https_proxy)", "none"]),
     ({"https_proxy": "http://[2001:db8::1]:3128"}, ["http://[2001:db8::1]:3128 (https_proxy)", "none"]),
     ({"https_proxy": "http://u:p@proxy:3128"}, ["http://proxy:3128 (https_proxy)", "none"]),
@@ -229,8 +231,6 @@ WRONG = [
     (3128, f"is not a proxy; {RIGHT}, env or none"),
     (["http://a:1"], f"is not a proxy; {RIGHT}, env or none"),
     ("socks5://proxy:1080", f"is a SOCKS proxy, which the gateway cannot use; {RIGHT} of an HTTP proxy"),
-    ("https://proxy:3128", "asks for TLS to the proxy itself, which the gateway cannot use; write http://: what goes "
-     "through the proxy to an https:// provider is encrypted anyway"),
     ("ftp://proxy:21", f"is not the URL of an HTTP proxy; {RIGHT}"),
     ("http://", f"is not the URL of an HTTP proxy; {RIGHT}"),
     ("http://:3128", f"is not the URL of an HTTP proxy; {RIGHT}"),

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import pytest
+import trustme
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -18,9 +19,9 @@ from twisted.internet.protocol import Factory, Protocol
 from aigw.daemon.check_providers import Check
 from aigw.proxy.retry_policy import Verdict, decide
 from aigw.upstream.proxies import ProxyRefused
-from tests.harness import HELLO, KEY, request, until
+from tests.harness import HELLO, KEY, request, tls_options, until
 from tests.memory import MemoryGateway, error_of
-from tests.providers import ROLE, STREAM, begin_stream, completion, event
+from tests.providers import ROLE, STREAM, answer, as_asked, begin_stream, completion, event, stream
 
 PASSWORD = "canary/password-4711"
 WRITTEN = f"http://canary-user:{PASSWORD}@proxy:3128"
@@ -126,7 +127,7 @@ ANSWERS = {  # what the proxy sends, read by read, and what the attempt's record
     "SSH": ([b"SSH-2.0-OpenSSH_9.2\r\n"], "unreachable", None, NOT_HTTP),
     "HTTP/2": ([b"HTTP/2 200 \r\n\r\n"], "unreachable", None, NOT_HTTP),
     "TLS": ([b"\x15\x03\x01\x00\x02\x02\x46"], "unreachable", None,
-            f"{NOT_HTTP}; it is encrypted: name the proxy's port for http://"),
+            f"{NOT_HTTP}: it is encrypted; does proxy need https://?"),
     "no status": ([b"HTTP/1.1 OK\r\n\r\n"], "unreachable", None, "the proxy's answer is malformed HTTP"),
     "a status of two digits": ([b"HTTP/1.1 20 OK\r\n\r\n"], "unreachable", None, "the proxy's answer is malformed HTTP"),
     "a status of four digits": ([b"HTTP/1.1 2000\r\n\r\n"], "unreachable", None, "the proxy's answer is malformed HTTP"),
@@ -191,9 +192,13 @@ def test_p6_with_a_wrong_password_the_message_names_the_setting():
     assert ended(world)[2] == "the proxy answered 407: it refuses the user name or the password; correct proxy"
 
 
-@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: y\r\n"])
-def test_p5_a_silent_proxy_ends_by_connect_timeout(sent):
-    world = gateway(connect_timeout=3)
+@pytest.mark.parametrize(
+    ("proxy", "sent"),
+    [("http://proxy:1", b""), ("http://proxy:1", b"HTTP/1.1 100 Continue\r\n\r\n"),
+     ("http://proxy:1", b"HTTP/1.1 200 OK\r\nX: y\r\n"), ("https://proxy:1", b"\x16\x03")],
+)  # fmt: skip
+def test_p5_a_silent_proxy_ends_by_connect_timeout(proxy, sent):
+    world = gateway(connect_timeout=3, proxy=proxy)
     world.ask()
     wire = world.doors["proxy"].wire
     wire.say(sent)
@@ -230,9 +235,13 @@ def test_p6_without_a_connection_to_the_proxy_the_message_names_the_proxy(reason
     assert ended(world) == ("unreachable", None, f"no connection to the proxy: {message}")
 
 
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 ", b"HTTP/1.1 200 OK\r\n\r\n"])
-def test_t4_a_client_that_leaves_ends_the_connection_to_the_proxy(answer):
-    world = gateway()
+@pytest.mark.parametrize(
+    ("proxy", "answer"),
+    [("http://proxy:1", b""), ("http://proxy:1", b"HTTP/1.1 200 "), ("http://proxy:1", b"HTTP/1.1 200 OK\r\n\r\n"),
+     ("https://proxy:1", b"\x16\x03")],
+)  # fmt: skip
+def test_t4_a_client_that_leaves_ends_the_connection_to_the_proxy(proxy, answer):
+    world = gateway(proxy=proxy)
     client = world.ask()
     wire = world.doors["proxy"].wire
     wire.say(answer)
@@ -414,13 +423,18 @@ class _Asked(_Relayed):
 class ProxyBetween:
     """A proxy that opens tunnels to the ``ports`` on loopback, which it knows by the names of hosts."""
 
-    def __init__(self, world: Any, ports: dict[str, int]) -> None:
+    def __init__(self, world: Any, ports: dict[str, int], certificate: Any = None) -> None:
+        """With a ``certificate`` it is reached over TLS."""
         self.ports = ports
         self.heads: list[bytes] = []
         self.open: list[_Asked] = []
         factory = Factory.forProtocol(lambda: _Asked(self))
         factory.noisy = False
-        listening = reactor.listenTCP(0, factory, interface="127.0.0.1")
+        listening: Any = (
+            reactor.listenSSL(0, factory, tls_options(certificate), interface="127.0.0.1")
+            if certificate
+            else reactor.listenTCP(0, factory, interface="127.0.0.1")
+        )
         self.port = listening.getHost().port
         world._closers.append(listening.stopListening)
         world._closers.append(self.stop)
@@ -433,9 +447,10 @@ class ProxyBetween:
 class Through:
     """A gateway in front of a scripted proxy, which knows ``provider.test``; nobody else does."""
 
-    def __init__(self, world, provider, host="provider.test", **settings):
+    def __init__(self, world, provider, host="provider.test", certificate=None, proxy_port=0, **settings):
         self.world, self.provider = world, provider
-        self.proxy = ProxyBetween(world, {"provider.test": provider.port, "wrong.test": provider.port})
+        self.proxy = ProxyBetween(world, {"provider.test": provider.port, "wrong.test": provider.port}, certificate)
+        to_proxy = f"http{'s' if certificate or proxy_port else ''}://canary-user:{PASSWORD}@proxy.test"
         self.looked_up: list[str] = []
         self.tree = {
             "api_key": KEY,
@@ -443,10 +458,10 @@ class Through:
             "providers": [
                 {
                     "name": "p1",
-                    "base_url": f"https://{host}:{provider.port}/v1",
+                    "base_url": f"http{'s' if provider.tls and not proxy_port else ''}://{host}:{provider.port}/v1",
                     "api_key": "provider-key-1",
                     "ca_file": str(world.ca_file),
-                    "proxy": f"http://canary-user:{PASSWORD}@proxy.test:{self.proxy.port}",
+                    "proxy": f"{to_proxy}:{proxy_port or self.proxy.port}",
                 }
             ],
             "routes": [{"name": "route", "timeout": 5, "steps": [{"provider": "p1", "model": "m"}], **settings}],
@@ -537,3 +552,84 @@ async def test_p8_a_reload_that_changes_the_proxy_makes_new_connections(world):
 
 def request_for_stream() -> bytes:
     return request({**HELLO, "stream": True})
+
+
+# TLS to the proxy itself
+
+
+@pytest.fixture
+def trusted(world, monkeypatch):
+    """The proxy's CA is one of this machine."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(world.ca_file))
+
+
+@ensureDeferred
+async def test_p5_tls_in_tls_to_the_proxy(world, trusted):
+    large = completion("y" * 2_000_000)
+    provider = world.provider(answer(body=large), stream(*STREAM), tls=True, host="provider.test")
+    through = Through(world, provider, certificate=world.ca.issue_cert("proxy.test"))
+    message = {"role": "user", "content": "x" * 2_000_000}
+    plain = await through.gateway.ask({"messages": [message]})
+    streamed = await through.gateway.ask(stream=True)
+    assert (plain.body, streamed.body) == (large, b"".join(STREAM))
+    assert provider.bodies[0]["messages"] == [message]
+    (head,) = through.proxy.heads
+    assert b"\r\nProxy-Authorization: %s\r\n" % AUTHORIZATION in head
+    (line,) = [json.loads(each) for each in world.log if "through a proxy" in each]
+    assert list(line["fields"]["proxies"]) == [f"https://proxy.test:{through.proxy.port}"]
+
+
+@ensureDeferred
+async def test_t4_a_client_that_leaves_a_stream_in_tls_in_tls_ends_it_at_the_provider(world, trusted):
+    provider = world.provider(begin_stream(ROLE, event({"content": "hel"})), tls=True, host="provider.test")
+    through = Through(world, provider, certificate=world.ca.issue_cert("proxy.test"))
+    client = await through.gateway.send(request_for_stream())
+    await client.started
+    client.transport.abortConnection()
+    await until(lambda: provider.connections[0].is_closed)
+
+
+@ensureDeferred
+async def test_p7_plain_http_over_tls_to_the_proxy(world, trusted):
+    """The scripted provider is the proxy here."""
+    proxy = world.provider(as_asked(), tls=True, host="proxy.test")
+    through = Through(world, proxy, proxy_port=proxy.port)
+    plain = await through.gateway.ask()
+    streamed = await through.gateway.ask(stream=True)
+    assert (plain.body, streamed.body) == (completion(), b"".join(STREAM))
+    assert [seen.line for seen in proxy.requests] == [
+        f"POST http://provider.test:{proxy.port}/v1/chat/completions HTTP/1.1"
+    ] * 2
+    assert len(proxy.connections) == 2
+
+
+CA = "the CA of the proxy must be one of this machine, and proxy must have its name"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_trusted", "why"),
+    [
+        ("provider.test", True, f"the certificate is not for this host; {CA}"),
+        ("proxy.test", False, CA),
+        (None, True, "TLS: wrong version number: the port does not use TLS; does proxy need http://?"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["https", "http"])
+@ensureDeferred
+async def test_p6_tls_to_the_proxy_that_fails(world, monkeypatch, name, is_trusted, why, scheme):
+    other = trustme.CA()
+    monkeypatch.setenv("SSL_CERT_FILE", str(world.folder / "roots.pem"))
+    (world.ca if is_trusted else other).cert_pem.write_to_path(str(world.folder / "roots.pem"))
+    provider = world.provider(tls=scheme == "https", host="provider.test")
+    proxy = world.provider(answer(), tls=name is not None, host=name or "")
+    through = Through(world, provider, certificate=world.ca.issue_cert("x.test"))
+    through.tree["providers"][0]["proxy"] = f"https://canary-user:{PASSWORD}@proxy.test:{proxy.port}"
+    if name is None:  # a port in plain HTTP answers a handshake so
+        proxy.on_connect = lambda connection: connection.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    assert await through.gateway.reload()
+    got = await through.gateway.ask()
+    (attempt,) = got.error["attempts"]
+    assert (attempt["outcome"], attempt["status"]) == ("unreachable", None)
+    assert attempt["message"].startswith("no TLS with the proxy: ")
+    assert attempt["message"].endswith(why)
+    assert proxy.requests == []

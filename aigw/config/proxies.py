@@ -30,7 +30,7 @@ _RIGHT = "write http://host:port or http://user:password@host:port"
 
 
 class Proxy(msgspec.Struct, frozen=True):
-    """An HTTP proxy. ``authorization`` is the value of Proxy-Authorization.
+    """An HTTP proxy. ``secure``: over TLS. ``authorization`` is the value of Proxy-Authorization.
 
     ``secrets`` are the texts that no log may show. ``source`` is the variable that names the proxy, or empty.
     """
@@ -40,10 +40,11 @@ class Proxy(msgspec.Struct, frozen=True):
     authorization: Secret | None = None
     secrets: tuple[Secret, ...] = ()
     source: str = ""
+    secure: bool = False
 
     def __str__(self) -> str:
         """Its URL without the user name and the password, and the variable that names it."""
-        url = f"http://{in_url(self.host)}:{self.port}"
+        url = f"http{'s' if self.secure else ''}://{in_url(self.host)}:{self.port}"
         return f"{url} ({self.source})" if self.source else url
 
 
@@ -70,7 +71,7 @@ def in_url(host: str) -> str:
 
 
 def proxy(value: object) -> Proxy | None:
-    """``http://[user:password@]host[:port]``, ``env`` or ``none``. Raises ValueError as ``Written`` describes."""
+    """``http(s)://[user:password@]host[:port]``, ``env`` or ``none``. Raises ValueError as ``Written`` describes."""
     if isinstance(value, Proxy) or value in ("env", "none"):  # env: no variable names a proxy
         return value if isinstance(value, Proxy) else None
     if not isinstance(value, str) or "://" not in value:
@@ -86,24 +87,22 @@ def _read(value: str, source: str = "") -> Proxy:
     match = _HOST.fullmatch(host_and_port)
     if scheme.startswith("socks"):
         raise ValueError(f"is a SOCKS proxy, which the gateway cannot use; {_RIGHT} of an HTTP proxy")
-    if scheme == "https":
-        text = "asks for TLS to the proxy itself, which the gateway cannot use; write http://"
-        raise ValueError(f"{text}: what goes through the proxy to an https:// provider is encrypted anyway")
     host = _host(match[1]) if match else None
-    port = int(match[2] or DEFAULT_PORTS["http"]) if match else 0
-    if scheme != "http" or host is None or not 0 < port < 65536:
+    port = int(match[2] or DEFAULT_PORTS.get(scheme, 0)) if match else 0
+    if scheme not in DEFAULT_PORTS or host is None or not 0 < port < 65536:
         raise ValueError(f"is not the URL of an HTTP proxy; {_RIGHT}")
+    secure = scheme == "https"
     written_user, _, written_password = user_and_password.partition(":")
     user, password = unquote_to_bytes(written_user), unquote_to_bytes(written_password)
     if b":" in user:
         raise ValueError("has a colon in the user name, which no proxy can read (RFC 7617); write another user name")
     if not has_user or not (user or password):
-        return Proxy(host, port, source=source)
+        return Proxy(host, port, source=source, secure=secure)
     token = base64.b64encode(user + b":" + password).decode()
     written = written_password or written_user  # a token may be the user name alone
     texts = dict.fromkeys([token, written, unquote(written)])
     secrets = tuple(Secret(text) for text in texts if len(text) >= SHORTEST_HIDDEN)
-    return Proxy(host, port, Secret(f"Basic {token}"), secrets, source)
+    return Proxy(host, port, Secret(f"Basic {token}"), secrets, source, secure)
 
 
 def _host(written: str) -> str | None:

@@ -23,7 +23,7 @@ from aigw.upstream.attempt import Attempt
 from aigw.upstream.client import ProviderClient, ascii_url
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
-from aigw.upstream.proxies import BEFORE_PROXY, BEFORE_TUNNEL, PlainProxyClient, ThroughProxy, Tunnel
+from aigw.upstream.proxies import BEFORE_PROXY, BEFORE_TUNNEL, PlainProxyClient, ThroughProxy, TlsProxy, Tunnel
 from aigw.upstream.response_parser import is_compressed
 from aigw.upstream.trust import ProviderTls, Trust
 
@@ -118,6 +118,9 @@ def _endpoint(
             endpoint = connect(url.host, url.port or 0)
         else:
             endpoint = connect(provider.proxy.host, provider.proxy.port)
+            if provider.proxy.secure:
+                trust = trusted.get((b"", False)) or trusted.setdefault((b"", False), Trust())
+                endpoint = TlsProxy(wrapClientTLS(ProviderTls(provider.proxy.host, trust), endpoint))
             tunnel = secure and Tunnel(endpoint, provider.proxy, url.host, url.port or 0)
             endpoint = tunnel or ThroughProxy(endpoint)
         if secure:

@@ -13,6 +13,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import (
     IAddress,
+    IHandshakeListener,
     IProtocol,
     IProtocolFactory,
     IReactorTime,
@@ -71,6 +72,19 @@ class ThroughProxy:
         return self._endpoint.connect(factory).addErrback(_unreachable)
 
 
+@implementer(IStreamClientEndpoint)
+class TlsProxy:
+    """An endpoint to the proxy that waits for the handshake of TLS with it."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+        """``endpoint`` connects over TLS."""
+        self._endpoint = endpoint
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See IStreamClientEndpoint. Fails with UpstreamUnreachable."""
+        return self._endpoint.connect(_StageFactory(lambda build: _Handshake(build), factory)).addCallback(_opened)
+
+
 class Tunnel(ThroughProxy):
     """An endpoint to a provider, by the proxy's CONNECT."""
 
@@ -83,61 +97,112 @@ class Tunnel(ThroughProxy):
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """See IStreamClientEndpoint. Fails with ProxyRefused, or with UpstreamUnreachable."""
-
-        def asked(protocol: IProtocol) -> Deferred[IProtocol]:
-            assert isinstance(protocol, _Connect), "made by the factory"
-            return protocol.opened
-
-        return super().connect(_ConnectFactory(factory, self._head, self._has_user)).addCallback(asked)
+        made = _StageFactory(lambda build: _Connect(build, self._head, self._has_user), factory)
+        return super().connect(made).addCallback(_opened)
 
 
-class _ConnectFactory(Factory):
+Build = Callable[[], "IProtocol | None"]
+
+
+class _StageFactory(Factory):
     noisy = False
 
-    def __init__(self, inner: IProtocolFactory, head: bytes, has_user: bool) -> None:
-        self._inner, self._head, self._has_user = inner, head, has_user
+    def __init__(self, make: Callable[[Build], _Stage], inner: IProtocolFactory) -> None:
+        self._make, self._inner = make, inner
 
-    def buildProtocol(self, addr: IAddress | None) -> _Connect:
+    def buildProtocol(self, addr: IAddress | None) -> _Stage:
         inner = self._inner
-        return _Connect(lambda: inner.buildProtocol(addr), self._head, self._has_user)  # type: ignore[arg-type]
+        return self._make(lambda: inner.buildProtocol(addr))  # type: ignore[arg-type]
 
 
-class _Connect(Protocol):
-    """Sends CONNECT. When the proxy agrees, ``opened`` gives the provider's protocol, which gets all further bytes."""
+def _opened(protocol: IProtocol) -> Deferred[IProtocol]:
+    assert isinstance(protocol, _Stage), "made by a _StageFactory"
+    return protocol.opened
+
+
+class _Stage(Protocol):
+    """A part of connecting. After it ``opened`` gives the protocol that gets all further bytes."""
 
     transport: ITCPTransport
 
-    def __init__(self, build: Callable[[], IProtocol | None], head: bytes, has_user: bool) -> None:
+    def __init__(self, build: Build) -> None:
         self._build = build
-        self._head = head
-        self._has_user = has_user
-        self._answer = b""
-        self._head_received = b""
-        self._interim = 0  # bytes of 1xx answers
         self._inner: IProtocol | None = None
         self.opened: Deferred[IProtocol] = Deferred(lambda _: self.transport.abortConnection())
-
-    def connectionMade(self) -> None:
-        self.transport.write(self._head)
 
     def dataReceived(self, data: bytes) -> None:
         if self._inner is not None:
             self._inner.dataReceived(data)
         elif not self.opened.called:
-            since = max(0, len(self._answer) - 3)
-            self._answer += data
-            while (status := self._next_status(since)) is not None:
-                if not 100 <= status < 200 or status == 101:  # RFC 9110, section 15.2: after a 1xx the answer follows
-                    self._decide(status)
-                    return
-                since = 0
+            self._received(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._inner is not None:
             self._inner.connectionLost(reason)
         else:
-            when = "in the head of its answer" if self._answer else "before an answer"
-            self._fail(f"the proxy closed the connection {when}")
+            self._fail(self._why_lost(reason))
+
+    def _received(self, data: bytes) -> None:
+        """Bytes that belong to this part."""
+
+    def _why_lost(self, reason: Failure) -> str:
+        raise NotImplementedError
+
+    def _open(self) -> None:
+        self._inner = inner = self._build()
+        if inner is None:
+            self.transport.abortConnection()
+            return
+        inner.makeConnection(self.transport)
+        self.opened.callback(inner)
+
+    def _fail(self, reason: str | ProxyRefused) -> None:
+        if not self.opened.called:
+            self.opened.errback(UpstreamUnreachable(reason) if isinstance(reason, str) else reason)
+            self.transport.abortConnection()
+
+
+@implementer(IHandshakeListener)
+class _Handshake(_Stage):
+    """Waits until TLS with the proxy is ready, and its certificate was checked for its name."""
+
+    def handshakeCompleted(self) -> None:
+        """See IHandshakeListener."""
+        self._open()
+
+    def _why_lost(self, reason: Failure) -> str:
+        if isinstance(reason.value, reasons.CertificateRefused):
+            why = f"{reason.value.why}; the CA of the proxy must be one of this machine, and proxy must have its name"
+        else:
+            why = reasons.unreachable(reason, "in the handshake").message.replace("base_url", "proxy")
+        return f"no TLS with the proxy: {why}"
+
+
+class _Connect(_Stage):
+    """Sends CONNECT, and waits for the proxy's answer."""
+
+    def __init__(self, build: Build, head: bytes, has_user: bool) -> None:
+        super().__init__(build)
+        self._head = head
+        self._has_user = has_user
+        self._answer = b""
+        self._head_received = b""
+        self._interim = 0  # bytes of 1xx answers
+
+    def connectionMade(self) -> None:
+        self.transport.write(self._head)
+
+    def _received(self, data: bytes) -> None:
+        since = max(0, len(self._answer) - 3)
+        self._answer += data
+        while (status := self._next_status(since)) is not None:
+            if not 100 <= status < 200 or status == 101:  # RFC 9110, section 15.2: after a 1xx the answer follows
+                self._decide(status)
+                return
+            since = 0
+
+    def _why_lost(self, reason: Failure) -> str:
+        return f"the proxy closed the connection {'in the head of its' if self._answer else 'before an'} answer"
 
     def _next_status(self, since: int) -> int | None:
         """The status of a head, which is removed from the answer. None if the answer ends before, or is no answer.
@@ -146,7 +211,7 @@ class _Connect(Protocol):
         """
         answer = self._answer
         if not answer.startswith(_BEGINNING[: len(answer)]):
-            hint = "; it is encrypted: name the proxy's port for http://" if answer.startswith(_ENCRYPTED) else ""
+            hint = ": it is encrypted; does proxy need https://?" if answer.startswith(_ENCRYPTED) else ""
             self._fail(f"the proxy's answer is not HTTP/1.1{hint}")
             return None
         end = _END.search(answer, since)
@@ -170,17 +235,7 @@ class _Connect(Protocol):
             # In TLS the provider sends nothing before the gateway does.
             self._fail("the proxy sent data behind its answer to CONNECT")
         else:
-            self._inner = inner = self._build()
-            if inner is None:
-                self.transport.abortConnection()
-                return
-            inner.makeConnection(self.transport)
-            self.opened.callback(inner)
-
-    def _fail(self, reason: str | ProxyRefused) -> None:
-        if not self.opened.called:
-            self.opened.errback(UpstreamUnreachable(reason) if isinstance(reason, str) else reason)
-            self.transport.abortConnection()
+            self._open()
 
 
 class PlainProxyClient(ProviderClient):
