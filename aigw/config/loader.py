@@ -25,6 +25,7 @@ from aigw.config.mistakes import Mistake, line_of, not_following, worded
 from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener, TlsFiles
+from aigw.config.proxies import with_proxies
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
@@ -84,9 +85,10 @@ def build(
     tree, unset = expand(tree, environ)
     tls, tls_mistakes = _tls_from(environ)
     reader = Reader(whole_file(), folder)
+    unneeded: list[Mistake] = []
     if isinstance(tree, dict):
-        tree = _whole(tree)
-        later = list(crossed(tree, tls is not None))
+        tree, unusable, unneeded = with_proxies(_whole(tree), environ)
+        later = [*crossed(tree, tls is not None), *unusable]
         if "port" not in tree and environ.get("PORT"):
             tree = {**tree, "port": Expanded.of(environ["PORT"], "${PORT}")}
     else:
@@ -99,7 +101,7 @@ def build(
     found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later, *keys.mistakes]), *tls_mistakes]
     if found or keys.mistakes_in_file:
         raise ConfigError([*worded(found, file, root), *keys.mistakes_in_file])
-    advice = worded([*advice_on(made), *reader.warnings, *keys.warnings], file, root)
+    advice = worded([*advice_on(made), *reader.warnings, *unneeded, *keys.warnings], file, root)
     return _completed(
         keys.complete(made),
         tls,
@@ -167,6 +169,7 @@ def _secrets(made: Config) -> tuple[Secret, ...]:
     keys += [each.api_key for each in providers if each.api_key]
     keys += [*sent, *(token for value in sent if (token := value.token()))]
     keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
+    keys += dict.fromkeys(secret for each in providers if each.proxy for secret in each.proxy.secrets)
     return tuple(sorted(dict.fromkeys(keys), key=len, reverse=True))
 
 

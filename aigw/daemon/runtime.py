@@ -7,6 +7,7 @@ from copy import copy
 from typing import TypeVar
 
 from aigw.config.model import Config, Step
+from aigw.config.proxies import by_proxy
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.errors import ConfigError, NotReady
 from aigw.net.interfaces import Reactor
@@ -87,6 +88,11 @@ class Runtime:
         until = f", certificate valid for {self.identity.validity.days_left():.0f} days" if self.identity else ""
         return f"{served}{until}"
 
+    def log_proxies(self) -> None:
+        """Log which providers are called through a proxy, if any are."""
+        if proxies := by_proxy(self.config.providers.values()):
+            logs.info("The gateway calls providers through a proxy", proxies=proxies)
+
     def steps_unchanged_since(self, old: Runtime) -> list[Step]:
         """The steps whose provider is as it was in ``old``."""
         before, now = old.config.providers, self.config
@@ -109,9 +115,9 @@ class Runtime:
         """What is wrong with the dates of a certificate, now or soon."""
         return self.identity.validity.problem(EXPIRY_DAYS) if self.identity else None
 
-    def log_warnings(self, more: Sequence[str] = ()) -> None:
-        """Log the warnings, after ``more``."""
-        for warning in [*more, *self.warnings]:
+    def log_warnings(self) -> None:
+        """Log the warnings."""
+        for warning in self.warnings:
             logs.warn(warning)
         if self.identity is None:
             logs.warn("No TLS certificate is configured, so the gateway serves plain HTTP; set tls to serve HTTPS")

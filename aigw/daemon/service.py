@@ -22,7 +22,6 @@ from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
 from aigw.config import loader
-from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon.application import Parent, ProcessReactor, use_observer
@@ -92,7 +91,6 @@ class GatewayService(Service):
         self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ)
         self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
         self._is_urgent = False
-        self._ignored = ignored_proxies(environ or {})
         self._make_keys = partial(ChangingKeys, reactor, note=self._hide, environ=environ)
         self._runtime = self._read()
         self._key_changes = KeysWatch(reactor, lambda: self.config.keys_file, self._reload.begin)
@@ -123,7 +121,7 @@ class GatewayService(Service):
     def privilegedStartService(self) -> None:
         """Open the listeners, while the process may still be root; a failure is one log line and exit status 1."""
         super().privilegedStartService()
-        self._runtime.log_warnings(self._ignored)
+        self._runtime.log_warnings()
         self._limit()
         try:
             opened = self._listeners.open_new(self._runtime.listeners)
@@ -140,6 +138,7 @@ class GatewayService(Service):
         self._log_opened(self._listeners.open)
         routes, providers = len(self.config.routes), list(self.config.providers)
         logs.info("The gateway has started", version=__version__, routes=routes, providers=providers)
+        self._runtime.log_proxies()
         self._daily.start(86400)
         self._key_changes.start()
         self._telemetry.start()
@@ -202,6 +201,7 @@ class GatewayService(Service):
         routes, providers = len(new.config.routes), list(new.config.providers)
         serials = new.identity.serials if new.identity else []
         logs.info("The gateway has reloaded", routes=routes, providers=providers, serials=serials)
+        self._runtime.log_proxies()
         self._notify.ready(f"{new.summary()}; reloaded at {clock_time()}")
         return True
 
@@ -297,4 +297,4 @@ class GatewayService(Service):
 
     def warnings(self) -> list[str]:
         """Warnings about the configuration and the certificates."""
-        return [*self._ignored, *self._runtime.warnings, *self._runtime.expiry_warnings]
+        return [*self._runtime.warnings, *self._runtime.expiry_warnings]
