@@ -21,6 +21,8 @@ from aigw.access.keys import line_of, new_key
 from aigw.accounting import report
 from aigw.config import loader
 from aigw.config.model import Config
+from aigw.config.proxies import by_proxy
+from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon import dumpable, memory
 from aigw.daemon.output import escape_unwritable
 from aigw.daemon.service import GatewayService
@@ -176,7 +178,8 @@ def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoRe
 
     escape_unwritable(sys.stdout)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
-    raise SystemExit(0 if check(loaded, upstream, reactor, print, options["json"], options["try"]) else 1)
+    keys = ChangingKeys(reactor, loaded, environ=os.environ)
+    raise SystemExit(0 if check(loaded, upstream, keys, reactor, print, options["json"], options["try"]) else 1)
 
 
 def _print_usage(path: str, options: Options) -> NoReturn:
@@ -260,6 +263,8 @@ def _described(loaded: Config, warnings: Iterable[str]) -> str:
     for listener in configured_listeners(loaded):
         kind = "for administrators" if listener.admin else "plain http" if listener.insecure else "https"
         lines.append(f"listen {listener.endpoint} ({kind})")
+    for proxy, providers in by_proxy(loaded.providers.values()).items():
+        lines.append(f"proxy {proxy} for {', '.join(providers)}")
     for route in loaded.routes.values():
         more = [f"deadline {route.deadline:g}s"] if route.deadline else []
         more += ["held until whole"] if route.hold == "whole" else []

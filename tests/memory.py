@@ -17,8 +17,11 @@ from zope.interface import implementer
 
 from aigw.accounting.accounts import Accounts
 from aigw.config import loader
+from aigw.credentials.changing_keys import ChangingKeys, Run
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Gateway
+from aigw.proxy.keyed_upstream import with_keys
+from aigw.proxy.router import Router
 from aigw.server import api
 from aigw.server.connection_limits import ConnectionGuard
 from aigw.server.site import GatewaySite
@@ -106,15 +109,19 @@ class Door:
 class MemoryGateway:
     """``doors`` are the providers' ends by host name: step 1 is at ``p1``, step 2 at ``p2``."""
 
+    make_clock = SteadyClock
+
     def __init__(
         self,
         steps: int = 2,
         top: dict | None = None,
         sink: Sink | None = None,
+        run: Run | None = None,
         accounts: Accounts | None = None,
         **route: Any,
     ) -> None:
-        self.clock = SteadyClock()
+        """``run`` stands for the runs of every ``key_command``."""
+        self.clock = self.make_clock()
         self.doors: dict[str, Door] = {}
         self.records: list[Record] = []
         self.failed: list[AttemptRecord] = []
@@ -128,13 +135,17 @@ class MemoryGateway:
         self.config = settings = loader.build(written, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
         self.health = CooldownsByEndpoint(self.clock.seconds)
+        self.hidden = list(settings.secrets)  # as the log would hide them
+        self.keys = ChangingKeys(self.clock, settings, self.hidden.append, run=run)
+        router = Router(settings)
         self.gateway = Gateway(
             settings,
-            upstream,
+            with_keys(upstream, self.keys, router, self.clock),
             self.health,
             self.clock,
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
+            router=router,
         )
         tree = api.tree(settings, self.gateway, sink or self.records.append, pricing=accounts)
         self.site = GatewaySite(tree, self.clock)

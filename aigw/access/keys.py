@@ -64,12 +64,11 @@ class Keys:
             if not key:
                 continue
             digest = sha256(key).digest()
-            entry = known.get(digest)
-            if entry is None or not entry[1].digest.matches(digest):
+            if digest not in known or not known[digest][1].digest.matches(digest):
                 refused = refused or digest in others
                 wrong += digest not in others
                 continue
-            found, proof = entry
+            found, proof = known[digest]
             if proof.until is not None or proof.disabled:
                 ends = (*ends, proof)
             two = two or (caller is not None and caller is not found)

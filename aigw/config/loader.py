@@ -18,7 +18,7 @@ import yaml
 from aigw.config.addresses import admin_endpoint
 from aigw.config.advice import advice_on
 from aigw.config.cross_checks import crossed, limits_crossed
-from aigw.config.endpoint_names import defaults_crossed
+from aigw.config.endpoint_names import defaults_crossed, unserved
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
 from aigw.config.keys_file import KeysReader
 from aigw.config.mistakes import Mistake, line_of, not_following, worded
@@ -26,6 +26,7 @@ from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener, TlsFiles
 from aigw.config.prices import prices_of, unknown_providers, unpriced_budgets, with_unknown
+from aigw.config.proxies import with_proxies
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
@@ -33,6 +34,7 @@ from aigw.config.yaml_tree import expand, no_file, parse, read
 from aigw.errors import ConfigError
 from aigw.secret import Secret
 
+_LOCATED = ("cert_file", "key_file", "base_url", "ca_file", "key_command", "client_cert", "client_key")
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
 MAX_FILE = 1024 * 1024
 
@@ -98,9 +100,10 @@ def build(
     tree, unset = expand(tree, environ)
     tls, tls_mistakes = _tls_from(environ)
     reader = Reader(whole_file(), folder)
+    unneeded: list[Mistake] = []
     if isinstance(tree, dict):
-        tree = _whole(tree)
-        later = list(crossed(tree, tls is not None))
+        tree, unusable, unneeded = with_proxies(_whole(tree), environ)
+        later = [*crossed(tree, tls is not None), *unusable]
         if "port" not in tree and environ.get("PORT"):
             tree = {**tree, "port": Expanded.of(environ["PORT"], "${PORT}")}
         if "state" not in tree and environ.get("STATE_DIRECTORY"):  # which systemd sets
@@ -110,12 +113,13 @@ def build(
     made = reader.read(tree)
     if made is not None:
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
+        later += unserved(made.routes)
     keys = KeysReader(made, environ)
     prices, price_mistakes, price_warnings = prices_of(tree, folder)
     found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later, *keys.mistakes]), *tls_mistakes]
     if found or keys.mistakes_in_file or price_mistakes:
         raise ConfigError([*worded(found, file, root), *keys.mistakes_in_file, *price_mistakes])
-    advice = worded([*advice_on(made), *reader.warnings, *keys.warnings], file, root)
+    advice = worded([*advice_on(made), *reader.warnings, *unneeded, *keys.warnings], file, root)
     advice += [*price_warnings, *unknown_providers(prices, made.providers, str(made.prices))]
     made = keys.complete(msgspec.structs.replace(made, price_list=with_unknown(prices, made.unknown_price)))
     if unpriced := [Mistake(text, ("prices",)) for text in unpriced_budgets(made)]:
@@ -163,9 +167,7 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
     for path, entries in listed:
         paths += [(*path, index) for index in range(len(entries))]
         for index, entry in enumerate(entries):
-            paths += [
-                (*path, index, name) for name in ("cert_file", "key_file", "base_url", "ca_file") if name in entry
-            ]
+            paths += [(*path, index, name) for name in _LOCATED if name in entry]
     return {path_of(path): f"{file}, line {line_of(root, path)}" for path in paths}
 
 
@@ -184,12 +186,15 @@ def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], plac
 def _secrets(made: Config) -> tuple[Secret, ...]:
     """All keys that are known, the longest first, because one may begin with another."""
     providers = made.providers.values()
-    sent = [value for each in providers for name, value in each.headers.items() if is_secret(name, value)]
+    pairs = [pair for each in providers for sent in (each.headers, each.query) for pair in sent.items()]
+    sent = [value for name, value in pairs if is_secret(name, value)]
     keys: list[Secret] = [each.key for each in made.callers if each.key]
     keys += [*([made.admin_key] if made.admin_key else []), *made.literal_keys]
     keys += [each.api_key for each in providers if each.api_key]
     keys += [*sent, *(token for value in sent if (token := value.token()))]
-    return tuple(sorted(keys, key=len, reverse=True))
+    keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
+    keys += dict.fromkeys(secret for each in providers if each.proxy for secret in each.proxy.secrets)
+    return tuple(sorted(dict.fromkeys(keys), key=len, reverse=True))
 
 
 def with_callers(config: Config, environ: Mapping[str, str]) -> Config:

@@ -9,10 +9,14 @@ from typing import TypeVar
 
 from aigw.accounting.usage_file import missing_folder
 from aigw.config.model import Config, Step
+from aigw.config.proxies import by_proxy
+from aigw.credentials.changing_keys import ChangingKeys
 from aigw.errors import ConfigError, NotReady
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import Identity
+from aigw.proxy.keyed_upstream import with_keys
 from aigw.proxy.router import Router
+from aigw.secret import Secret
 from aigw.server.listeners import InheritedSocket, configured_listeners
 from aigw.telemetry import logs
 from aigw.upstream.providers import Connect, Upstream
@@ -25,9 +29,14 @@ class Runtime:
     """A configuration with its certificates, providers and listeners."""
 
     def __init__(
-        self, config: Config, reactor: Reactor, connect: Connect, inherited: Sequence[InheritedSocket]
+        self,
+        config: Config,
+        reactor: Reactor,
+        connect: Connect,
+        inherited: Sequence[InheritedSocket],
+        make_keys: Callable[[Config], ChangingKeys],
     ) -> None:
-        """Reads certificates and CA files; may run in a thread. Raises ConfigError with every mistake."""
+        """Reads certificates, CA files and key files; may run in a thread. Raises ConfigError with every mistake."""
         mistakes: list[str] = []
         self.config = config
         self.identity = _or_mistakes(mistakes, lambda: Identity(config.tls) if config.tls else None)
@@ -39,15 +48,36 @@ class Runtime:
         listeners = _or_mistakes(mistakes, lambda: configured_listeners(config, inherited))
         if mistakes or upstream is None or listeners is None:
             raise ConfigError([config.located(each) for each in mistakes])
+        self._reactor = reactor
         self.upstream = upstream
         self.router = Router(config)
+        self.keys = make_keys(config)
+        self.sender = with_keys(upstream, self.keys, self.router, reactor)
         self.listeners = listeners
 
     def with_callers_of(self, config: Config) -> Runtime:
         """The same with a configuration that differs in its callers only."""
         made = copy(self)
         made.config, made.router = config, Router(config)
+        made.sender = with_keys(self.upstream, self.keys, made.router, self._reactor)
         return made
+
+    @property
+    def secrets(self) -> list[Secret]:
+        """All keys, for redaction."""
+        return [*self.config.secrets, *self.keys.secrets]
+
+    def take_over(self, old: Runtime) -> None:
+        """Take the connections and the keys of ``old`` that are unchanged, before the first request."""
+        self.upstream.take_over(old.upstream)
+        if self.keys is not old.keys:
+            self.keys.take_over(old.keys)
+            self.keys.start()
+
+    def close(self) -> None:
+        """The gateway stops: abort every connection, and every command."""
+        self.upstream.close()
+        self.keys.close()
 
     def check_ready(self) -> None:
         """Raises NotReady."""
@@ -58,11 +88,21 @@ class Runtime:
         if self.identity.validity.days_to_wait() > 0:
             raise NotReady("A certificate of the gateway is not valid yet.", code="certificate_not_yet_valid")
 
+    @property
+    def served(self) -> dict[str, object]:
+        """What is served, for the log."""
+        return {"routes": len(self.config.routes), "providers": list(self.config.providers)}
+
     def summary(self) -> str:
         """What is served, in one line, for systemd."""
         served = f"Serving {len(self.config.routes)} routes with {len(self.config.providers)} providers"
         until = f", certificate valid for {self.identity.validity.days_left():.0f} days" if self.identity else ""
         return f"{served}{until}"
+
+    def log_proxies(self) -> None:
+        """Log which providers are called through a proxy, if any are."""
+        if proxies := by_proxy(self.config.providers.values()):
+            logs.info("The gateway calls providers through a proxy", proxies=proxies)
 
     def steps_unchanged_since(self, old: Runtime) -> list[Step]:
         """The steps whose provider is as it was in ``old``."""
@@ -73,16 +113,22 @@ class Runtime:
     @property
     def warnings(self) -> list[str]:
         """Warnings, for the log."""
-        return [*self.config.warnings, *map(self.config.located, self.identity.warnings if self.identity else ())]
+        found = [*(self.identity.warnings if self.identity else ()), *self.keys.warnings]
+        return [*self.config.warnings, *map(self.config.located, found)]
+
+    @property
+    def expiry_warnings(self) -> list[str]:
+        """A warning if a certificate is not valid now, or ends soon."""
+        return [f"a certificate {problem}"] if (problem := self.expiry_problem) else []
 
     @property
     def expiry_problem(self) -> str | None:
         """What is wrong with the dates of a certificate, now or soon."""
         return self.identity.validity.problem(EXPIRY_DAYS) if self.identity else None
 
-    def log_warnings(self, more: Sequence[str] = ()) -> None:
-        """Log the warnings, after ``more``."""
-        for warning in [*more, *self.warnings]:
+    def log_warnings(self) -> None:
+        """Log the warnings."""
+        for warning in self.warnings:
             logs.warn(warning)
         if self.identity is None:
             logs.warn("No TLS certificate is configured, so the gateway serves plain HTTP; set tls to serve HTTPS")

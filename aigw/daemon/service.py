@@ -23,8 +23,8 @@ from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
 from aigw.config import loader
-from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
+from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon.application import Parent, ProcessReactor, use_observer
 from aigw.daemon.drain import Drain
 from aigw.daemon.keys_watch import KeysWatch
@@ -37,6 +37,7 @@ from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.held import Running
+from aigw.secret import Secret
 from aigw.server import api
 from aigw.server.listeners import CannotListen, Listeners, address_of, inherited_sockets
 from aigw.server.resources import ApiResource
@@ -92,15 +93,15 @@ class GatewayService(Service):
         self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ, accounts)
         self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
         self._is_urgent = False
-        self._ignored = ignored_proxies(environ or {})
+        self._make_keys = partial(ChangingKeys, reactor, note=self._hide, environ=environ)
         self._runtime = self._read()
-        self._key_changes = KeysWatch(reactor, lambda: self.config.keys_file, self._keys_changed)
+        self._key_changes = KeysWatch(reactor, lambda: self.config.keys_file, self._reload.begin)
         self._identity = CurrentIdentity(self._runtime.identity)
         self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._runtime))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._runtime.listeners)
         self._telemetry.use(self.config)
-        self._redaction.use(self.config.secrets, self.config.has_hashed_keys)
+        self._redaction.use(self._runtime.secrets, self.config.has_hashed_keys)
 
     @property
     def config(self) -> Config:
@@ -122,7 +123,7 @@ class GatewayService(Service):
     def privilegedStartService(self) -> None:
         """Open the listeners, while the process may still be root; a failure is one log line and exit status 1."""
         super().privilegedStartService()
-        self._runtime.log_warnings(self._ignored)
+        self._runtime.log_warnings()
         self._limit()
         try:
             opened = self._listeners.open_new(self._runtime.listeners)
@@ -137,12 +138,13 @@ class GatewayService(Service):
         """Start the timers, and notify systemd."""
         super().startService()
         self._log_opened(self._listeners.open)
-        routes, providers = len(self.config.routes), list(self.config.providers)
-        logs.info("The gateway has started", version=__version__, routes=routes, providers=providers)
+        logs.info("The gateway has started", version=__version__, **self._runtime.served)
+        self._runtime.log_proxies()
         self._daily.start(86400)
         self._key_changes.start()
         self._telemetry.start()
         self.watchdog.start()
+        self._reactor.callWhenRunning(self._runtime.keys.start)
         self._reactor.callWhenRunning(lambda: self._notify.ready(self._runtime.summary()))
 
     # Reload
@@ -155,15 +157,15 @@ class GatewayService(Service):
         self._reads_all = True
         return self._reload.begin()
 
-    def _keys_changed(self) -> None:
-        if self._drain is None:
-            self._reload.begin()
-
     def _read(self) -> Runtime:
         reads_all, self._reads_all = self._reads_all, False
         if not reads_all:
             return self._runtime.with_callers_of(self._load_callers(self.config))
-        return Runtime(self._load(), self._reactor, self._connect, self._inherited)
+        return Runtime(self._load(), self._reactor, self._connect, self._inherited, self._make_keys)
+
+    def _hide(self, key: Secret) -> None:
+        """A key has changed: hide the new one before its first use."""
+        self._redaction.use([*self._runtime.secrets, key], self.config.has_hashed_keys)
 
     def _swap(self, new: Runtime) -> bool:
         """Replace the configuration, unless the gateway is stopping. An exception leaves everything unchanged."""
@@ -179,9 +181,9 @@ class GatewayService(Service):
         except BaseException:
             self._identity.identity = identity
             raise
-        self._redaction.use(new.config.secrets, new.config.has_hashed_keys)
+        self._redaction.use(new.secrets, new.config.has_hashed_keys)
         self._telemetry.use(new.config)
-        new.upstream.take_over(old.upstream)
+        new.take_over(old)
         self._cooldowns.forget_all_but(unchanged)
         self._runtime = new
         self._site.resource, self._admin_site.resource = trees
@@ -197,9 +199,9 @@ class GatewayService(Service):
         for listener in closed:
             logs.info("The gateway has closed a listener", address=listener.endpoint)
         self._reloads.take()
-        routes, providers = len(new.config.routes), list(new.config.providers)
         serials = new.identity.serials if new.identity else []
-        logs.info("The gateway has reloaded", routes=routes, providers=providers, serials=serials)
+        logs.info("The gateway has reloaded", **new.served, serials=serials)
+        self._runtime.log_proxies()
         self._notify.ready(f"{new.summary()}; reloaded at {clock_time()}")
         return True
 
@@ -220,14 +222,13 @@ class GatewayService(Service):
             self._drain.give_up()
 
         def finish(_: object) -> None:
-            self._runtime.upstream.close()
+            self._runtime.close()
             self.watchdog.stop()
             logs.info("The gateway has stopped")
 
         # /ready answers until the end that the gateway is not ready.
-        stopped.addBoth(lambda _: shown)
-        stopped.addBoth(lambda _: self._listeners.close(admin=True)).addBoth(lambda _: self._admin_site.abort())
-        stopped.addBoth(lambda _: self._telemetry.stop())
+        stopped.addBoth(lambda _: shown).addBoth(lambda _: self._listeners.close(admin=True))
+        stopped.addBoth(lambda _: self._admin_site.abort()).addBoth(lambda _: self._telemetry.stop())
         return stopped.addBoth(finish).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
 
     def stop_now(self) -> None:
@@ -254,7 +255,7 @@ class GatewayService(Service):
         """The resources for clients, and for administrators. Making them changes no state."""
         config = runtime.config
         state = (self._cooldowns, self._reactor, log_attempt)
-        gateway = Gateway(config, runtime.upstream, *state, running=self._running, router=runtime.router)
+        gateway = Gateway(config, runtime.sender, *state, running=self._running, router=runtime.router)
 
         def check_ready() -> None:
             if self._drain is not None:
@@ -296,5 +297,4 @@ class GatewayService(Service):
 
     def warnings(self) -> list[str]:
         """Warnings about the configuration and the certificates."""
-        problem = self._runtime.expiry_problem
-        return [*self._ignored, *self._runtime.warnings, *([f"a certificate {problem}"] if problem else ())]
+        return [*self._runtime.warnings, *self._runtime.expiry_warnings]

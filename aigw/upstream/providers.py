@@ -12,49 +12,54 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from aigw.config.addresses import socket_of
 from aigw.config.model import Provider
+from aigw.config.proxies import Proxy
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamUnreachable
 from aigw.net import headers
-from aigw.net.tls import authorities_in
+from aigw.net.tls import ClientIdentity, authorities_in
 from aigw.protocols import refusals
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.client import ProviderClient, ascii_url
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
+from aigw.upstream.proxies import BEFORE_PROXY, BEFORE_TUNNEL, PlainProxyClient, ThroughProxy, TlsProxy, Tunnel
 from aigw.upstream.response_parser import is_compressed
 from aigw.upstream.trust import ProviderTls, Trust
 
 MAX_REFUSAL = 64 * 1024
 REFUSAL_SECONDS = 2.0
 
+TrustKey = tuple[bytes, bool, "ClientIdentity | None"]  # the arguments of Trust
+_SYSTEM: TrustKey = b"", False, None
 Connect = Callable[[str, int], IStreamClientEndpoint]
 log = Logger()
 
 
 class Upstream:
-    """The providers, each with its own connections. ``connect`` makes an endpoint from host and port."""
+    """The providers, each with its own connections. ``connect`` makes an endpoint from host and port, or from the file
+    of a Unix socket and 0."""
 
     def __init__(self, clock: IReactorTime, providers: Iterable[Provider], connect: Connect) -> None:
-        """Reads each ``ca_file``, but opens no connection. Raises ConfigError."""
+        """Reads each ``ca_file`` and ``client_cert``, but opens no connection. Raises ConfigError."""
         self._clock = clock
         self._pools: dict[str, Pool] = {}
         self._clients: dict[str, ProviderClient] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
-        self._origins: dict[str, tuple[str, bytes, bool]] = {}
-        trusted: dict[tuple[bytes, bool], Trust] = {}
+        self._origins: dict[str, tuple[str, TrustKey, Proxy | None]] = {}
+        trusted: dict[TrustKey, Trust] = {}
         mistakes: list[str] = []
         for index, provider in enumerate(providers):
             try:
-                authorities = authorities_in(provider.ca_file) if provider.ca_file else b""
-                endpoint, secure = _endpoint(provider, authorities, trusted, connect)
+                key = _trust_key(provider)
+                endpoint, secure = _endpoint(provider, key, trusted, connect)
             except ConfigError as error:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
             self._endpoints[provider.name] = endpoint
-            self._pools[provider.name] = pool = Pool(clock, endpoint, secure)
-            self._clients[provider.name] = ProviderClient(pool, provider.base_url)
-            self._origins[provider.name] = provider.base_url, authorities, provider.legacy_tls
+            self._pools[provider.name], self._clients[provider.name] = _client(provider, endpoint, secure, clock)
+            self._origins[provider.name] = provider.base_url, key, provider.proxy
         if mistakes:
             raise ConfigError(mistakes)
 
@@ -106,21 +111,59 @@ class Upstream:
             pool.close()
 
 
+def _trust_key(provider: Provider) -> TrustKey:
+    """Reads the files that are named there. Raises ConfigError with every mistake in them."""
+    mistakes: list[str] = []
+    authorities, identity = b"", None
+    try:
+        authorities = authorities_in(provider.ca_file) if provider.ca_file else b""
+    except ConfigError as error:
+        mistakes += error.mistakes
+    try:
+        if provider.client_cert and provider.client_key:
+            identity = ClientIdentity(provider.client_cert, provider.client_key)
+    except ConfigError as error:
+        mistakes += error.mistakes
+    if mistakes:
+        raise ConfigError(mistakes)
+    return authorities, provider.legacy_tls, identity
+
+
 def _endpoint(
-    provider: Provider, authorities: bytes, trusted: dict[tuple[bytes, bool], Trust], connect: Connect
+    provider: Provider, key: TrustKey, trusted: dict[TrustKey, Trust], connect: Connect
 ) -> tuple[IStreamClientEndpoint, bool]:
     """The endpoint of the provider, and whether it uses TLS. ``trusted`` is for the next one that trusts the same."""
+    if socket := socket_of(provider.base_url):
+        return connect(socket, 0), False
     try:
         url = URL.from_text(ascii_url(provider.base_url))
         secure = url.scheme == "https"
-        endpoint = connect(url.host, url.port or 0)
+        if provider.proxy is None:
+            endpoint = connect(url.host, url.port or 0)
+        else:
+            endpoint = connect(provider.proxy.host, provider.proxy.port)
+            if provider.proxy.secure:
+                trust = trusted.get(_SYSTEM) or trusted.setdefault(_SYSTEM, Trust(*_SYSTEM))
+                endpoint = TlsProxy(wrapClientTLS(ProviderTls(provider.proxy.host, trust), endpoint))
+            tunnel = secure and Tunnel(endpoint, provider.proxy, url.host, url.port or 0)
+            endpoint = tunnel or ThroughProxy(endpoint)
         if secure:
-            key = authorities, provider.legacy_tls
             trust = trusted.get(key) or trusted.setdefault(key, Trust(*key))
             endpoint = wrapClientTLS(ProviderTls(url.host, trust), endpoint)
     except ValueError:  # the error's text is not used: it may have a key in it
         raise ConfigError(["base_url: the host is not a valid host name; check its spelling"]) from None
     return endpoint, secure
+
+
+def _client(
+    provider: Provider, endpoint: IStreamClientEndpoint, secure: bool, clock: IReactorTime
+) -> tuple[Pool, ProviderClient]:
+    if provider.proxy is None or secure:
+        phase = "" if provider.proxy is None else BEFORE_TUNNEL
+        pool = Pool(clock, endpoint, secure, bool(socket_of(provider.base_url)), phase)
+        return pool, ProviderClient(pool, provider.base_url)
+    pool = Pool(clock, endpoint, secure, phase=BEFORE_PROXY, most_idle=0)
+    return pool, PlainProxyClient(pool, provider.base_url, provider.proxy, clock)
 
 
 def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTime) -> Response | Deferred[Response]:
