@@ -34,7 +34,7 @@ Key = tuple[str, str]
 State = tuple[float, int, int]  # the end of the period in Unix seconds, what is spent, and what is reserved
 
 
-class Entry(msgspec.Struct, array_like=True):
+class BudgetLine(msgspec.Struct, array_like=True):
     """One line: whose budget, which one, and its state."""
 
     account: str
@@ -45,7 +45,7 @@ class Entry(msgspec.Struct, array_like=True):
 
 
 _encode = msgspec.json.encode
-_decode = msgspec.json.Decoder(Entry).decode
+_decode = msgspec.json.Decoder(BudgetLine).decode
 
 
 class JournaledLedger(Ledger):
@@ -209,7 +209,10 @@ class Journal:
 
     def _append(self, fd: int, states: Mapping[Key, State]) -> None:
         data = b"".join(
-            [_encode(Entry(*key, ends, spent, reserved)) + b"\n" for key, (ends, spent, reserved) in states.items()]
+            [
+                _encode(BudgetLine(*key, ends, spent, reserved)) + b"\n"
+                for key, (ends, spent, reserved) in states.items()
+            ]
         )
         done = 0
         while done < len(data):

@@ -16,7 +16,7 @@ from aigw.telemetry.record import Charge, Record
 _encode = msgspec.json.encode
 
 
-class Part(msgspec.Struct):
+class ChargedPart(msgspec.Struct):
     """What one of several attempts used."""
 
     provider: str
@@ -44,7 +44,7 @@ class Line(msgspec.Struct, kw_only=True):
     tokens: dict[str, int] = {}
     cost: Decimal | None = None
     estimated: bool = False
-    attempts: list[Part] = []
+    attempts: list[ChargedPart] = []
     lost: int | None = None
 
 

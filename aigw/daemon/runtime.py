@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aigw.accounting.usage_file import missing_folder
 from aigw.config.model import Config, Step
@@ -89,7 +89,7 @@ class Runtime:
             raise NotReady("A certificate of the gateway is not valid yet.", code="certificate_not_yet_valid")
 
     @property
-    def served(self) -> dict[str, object]:
+    def served(self) -> dict[str, Any]:
         """What is served, for the log."""
         return {"routes": len(self.config.routes), "providers": list(self.config.providers)}
 
