@@ -195,6 +195,8 @@ def complete(tree: dict) -> dict:
             each |= {"cert_file": "a.pem", "key_file": "a.key", **each}
     if isinstance(tree.get("usage"), dict):
         tree["usage"].setdefault("file", "usage.jsonl")
+    if "'usd'" in str(tree):
+        tree.setdefault("unknown_price", 15)
     for listener in [tree.get("admin"), *(tree.get("listen") or ())]:
         if isinstance(listener, dict):
             listener.setdefault("endpoint", "tcp:9464:interface=127.0.0.1")

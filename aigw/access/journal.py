@@ -208,12 +208,8 @@ class Journal:
         return done
 
     def _append(self, fd: int, states: Mapping[Key, State]) -> None:
-        data = b"".join(
-            [
-                _encode(BudgetLine(*key, ends, spent, reserved)) + b"\n"
-                for key, (ends, spent, reserved) in states.items()
-            ]
-        )
+        lines = [BudgetLine(*key, ends, spent, reserved) for key, (ends, spent, reserved) in states.items()]
+        data = b"".join([_encode(line) + b"\n" for line in lines])
         done = 0
         while done < len(data):
             done += os.write(fd, data[done:])
