@@ -98,7 +98,7 @@ class Facts(msgspec.Struct):
     held: float | None = None
     hedge: Logged[str | None] = None
     trace: Trace | None = None
-    estimated: Logged[bool] = False
+    estimated: bool = False
 
 
 class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule of dataclasses, not of msgspec
@@ -195,7 +195,10 @@ def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
 
 def for_log(record: Record) -> dict[str, object]:
     """The fields of the log line of a request. Attempts and skipped steps stay Structs: all their fields are logged."""
-    return dict(zip(_RECORD, _values_of(record), strict=True))
+    fields: dict[str, object] = dict(zip(_RECORD, _values_of(record), strict=True))
+    if record.estimated:
+        fields["estimated"] = True
+    return fields
 
 
 def milliseconds(seconds: float) -> int:
