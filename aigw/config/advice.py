@@ -41,14 +41,21 @@ _SHORT = (
 
 def _on_provider(provider: Provider, is_used: bool, index: int) -> Iterator[Mistake]:
     path = ("providers", index)
+    for number, key in enumerate(provider.api_keys):
+        if len(key) < SHORT_KEY:
+            yield Mistake(_SHORT, (*path, "api_keys", number))
     if provider.api_key and len(provider.api_key) < SHORT_KEY:
         yield Mistake(_SHORT, (*path, "api_key"))
+    if provider.balance != "sticky" and len(provider.api_keys) < 2:
+        yield Mistake("has no effect without several api_keys; add keys, or remove it", (*path, "balance"))
     sent_as = "authorization" if provider.auth == "bearer" else provider.auth
     header = next((name for name in provider.headers if name.lower() == sent_as), None)
-    if provider.api_key and header:
-        text = "is sent instead of api_key, so api_key has no effect; keep one of the two"
+    has_key = provider.keys[0] is not None
+    if has_key and header:
+        name = "api_keys" if provider.api_keys else "api_key"
+        text = f"is sent instead of {name}, so {name} has no effect; keep one of the two"
         yield Mistake(text, (*path, "headers", header))
-    sends_key = provider.api_key or any(is_secret(name, value) for name, value in provider.headers.items())
+    sends_key = has_key or any(is_secret(name, value) for name, value in provider.headers.items())
     url = urlsplit(provider.base_url)
     if url.scheme == "http" and sends_key and not is_private_host(url.hostname or ""):
         text = "sends a key unencrypted (http://) to a host outside your network; write https://"
@@ -75,9 +82,12 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
             "starts beside it; write a shorter time"
         )
         yield Mistake(text, (*path, "hedge", "after"))
-    seen: dict[tuple[str, str, str | None], Step] = {}
+    seen: dict[tuple[str, str, int, str | None], Step] = {}
     for step in route.steps:
-        same = seen.setdefault((step.provider.name, step.model, step.conflict_resolution), step)
+        if step.balance != "sticky" and not step.target:
+            text = "has no effect without targets; the balance of a provider's keys is a setting of the provider"
+            yield Mistake(text, (*path, "steps", step.number - 1, "balance"))
+        same = seen.setdefault((step.provider.name, step.model, step.key, step.conflict_resolution), step)
         if same is not step:
             text = f"is the same as step {same.number}; remove it, or use retries to repeat that step"
             yield Mistake(text, (*path, "steps", step.number - 1))

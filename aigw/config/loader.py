@@ -27,6 +27,7 @@ from aigw.config.model import Config, Listener, TlsFiles
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
+from aigw.config.targets import choices_crossed, with_choices
 from aigw.config.yaml_tree import expand, parse
 from aigw.errors import ConfigError
 from aigw.secret import Secret
@@ -105,13 +106,14 @@ def build(
     reader = Reader(whole_file(), folder)
     if isinstance(tree, dict):
         tree = _whole(tree)
-        later = list(crossed(tree, tls is not None))
+        later = [*crossed(tree, tls is not None), *choices_crossed(tree)]
         if "port" not in tree and environ.get("PORT"):
             tree = {**tree, "port": Expanded.of(environ["PORT"], "${PORT}")}
     else:
         later = []
     made = reader.read(tree)
     if made is not None:
+        made = msgspec.structs.replace(made, routes={name: with_choices(each) for name, each in made.routes.items()})
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
     found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later]), *tls_mistakes]
     if found:
@@ -166,7 +168,7 @@ def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], plac
     providers = made.providers.values()
     sent = [value for each in providers for name, value in each.headers.items() if is_secret(name, value)]
     keys: list[Secret] = [each.key for each in made.callers]
-    keys += [each.api_key for each in providers if each.api_key]
+    keys += [key for each in providers for key in each.keys if key]
     keys += [*sent, *(token for value in sent if (token := value.token()))]
     return msgspec.structs.replace(
         made,

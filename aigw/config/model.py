@@ -13,7 +13,7 @@ import msgspec
 from aigw.config.addresses import ListenAddress, Origin, Url
 from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
 from aigw.config.endpoint_names import DefaultName, EndpointName
-from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
+from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Unless, Written
 from aigw.config.values import (
     NAME,
     Connections,
@@ -27,14 +27,17 @@ from aigw.config.values import (
     Port,
     Refusal,
     Retries,
+    SessionName,
     Share,
     Size,
     Timeout,
     TotalSize,
+    Weight,
 )
 from aigw.secret import Secret
 
 MIB = 1024 * 1024
+SESSION_FROM = ("x-claude-code-session-id", "session_id", "x-session-id", "prompt_cache_key", "user")
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -89,7 +92,8 @@ class Listener(msgspec.Struct, frozen=True):
 
 class Provider(msgspec.Struct, frozen=True):
     """An API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs, ``legacy_tls`` allows
-    cipher suites without forward secrecy or AEAD. ``auth`` is the way in which ``api_key`` is sent."""
+    cipher suites without forward secrecy or AEAD. ``auth`` is the way in which a key is sent. Requests are spread over
+    ``api_keys`` by ``balance``."""
 
     name: Name
     base_url: Url
@@ -98,23 +102,36 @@ class Provider(msgspec.Struct, frozen=True):
     ca_file: FileName | None = None
     legacy_tls: Annotated[Flag, At("tls.legacy")] = False
     auth: Literal["bearer", "x-api-key"] = "bearer"
+    api_keys: tuple[Key, ...] = ()
+    balance: Literal["sticky", "round_robin", "least_pending"] = "sticky"
 
     @property
     def keys(self) -> tuple[Secret | None, ...]:
         """Its keys, at least one; None is sent as no key."""
-        return (self.api_key,)
+        return self.api_keys or (self.api_key,)
+
+
+class Target(msgspec.Struct, frozen=True):
+    """One of several providers and models among which a step chooses; ``weight`` is its share beside the others."""
+
+    provider: Annotated[Provider, Named("providers", NAME)]
+    model: Name
+    weight: Weight = 1.0
 
 
 class Step(msgspec.Struct, frozen=True):
     """One provider and model to try; limits in seconds, ``number`` counts from 1 within its route.
 
     ``key`` is the position of the provider's key that is sent, from 0. ``cooldown`` is how long it cools down after
-    failures in a row, 0 for never; ``retries`` how often it is repeated.
+    failures in a row, 0 for never; ``retries`` how often it is repeated. A step that is written with ``targets``, or
+    whose provider has several keys, becomes one Step of the same ``number`` for each target and key, see ``targets``.
+    ``target`` is then the target's position from 1, with its ``weight``, and ``key_number`` the key's position from 1.
+    ``counted``: its running attempts are counted.
     """
 
     number: Annotated[int, POSITION]
-    provider: Annotated[Provider, Named("providers", NAME)]
-    model: Name
+    provider: Annotated[Provider, Named("providers", NAME), Unless("targets")]
+    model: Annotated[Name, Unless("targets")]
     timeout: Annotated[Timeout, Inherited(300.0, top="default_timeout")]
     connect_timeout: Annotated[Timeout, Inherited(10.0)]
     idle_timeout: Annotated[Timeout, Inherited(120.0)]
@@ -122,6 +139,12 @@ class Step(msgspec.Struct, frozen=True):
     retries: Retries = 0
     conflict_resolution: Literal["tools", "format"] | None = None
     key: Annotated[int, NOT_WRITTEN] = 0
+    targets: tuple[Target, ...] = ()
+    balance: Literal["sticky", "weighted", "least_pending"] = "sticky"
+    target: Annotated[int, NOT_WRITTEN] = 0
+    weight: Annotated[float, NOT_WRITTEN] = 1.0
+    key_number: Annotated[int | None, NOT_WRITTEN] = None
+    counted: Annotated[bool, NOT_WRITTEN] = False
 
 
 class Hedge(msgspec.Struct, frozen=True):
@@ -149,7 +172,8 @@ class Route(msgspec.Struct, frozen=True):
     what follows if a step refused it as too long for the model. Where they are None the endpoint decides.
     ``default_for`` has the endpoints whose requests without a ``model`` come here. ``endpoints`` are those that it is
     for, any if empty: only a route for conversations is in the list of models.
-    ``hold`` is how much of an answer is held back before it is committed.
+    ``hold`` is how much of an answer is held back before it is committed. ``session_from`` names headers and members of
+    bodies whose values may name a request's session. ``has_choice``: several of its steps have one number.
     """
 
     name: Name
@@ -163,6 +187,8 @@ class Route(msgspec.Struct, frozen=True):
     hold: Literal["first_output", "whole"] = "first_output"
     keepalive: KeepAlive | None = None
     hedge: Hedge | None = None
+    session_from: Annotated[tuple[SessionName, ...], Inherited(SESSION_FROM)] = SESSION_FROM
+    has_choice: Annotated[bool, NOT_WRITTEN] = False
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

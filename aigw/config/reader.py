@@ -72,6 +72,8 @@ class Reader:
                     made[setting.attribute] = scope[setting.attribute]
                 elif setting.otherwise:
                     later.append(setting)
+                elif setting.unless and value.get(setting.unless) is not None:
+                    made[setting.attribute] = None
                 elif setting.required:
                     self._note((*path, name), "is required and missing")
                 else:

@@ -39,7 +39,8 @@ _NOT_THIS_ENDPOINT = frozenset([400, 404, 405, 422, 501])  # for example a model
 
 _VERSION = {b"anthropic-version": b"Anthropic-Version: 2023-06-01\r\n"}  # Anthropic refuses a request without one
 
-Answers = dict[tuple[str, str], "tuple[bool | None, str]"]  # by provider and model: whether it works, and why not
+# By provider, position of the key, and model: whether it works, and why not.
+Answers = dict[tuple[str, int, str], "tuple[bool | None, str]"]
 
 
 class Check:
@@ -58,12 +59,14 @@ class Check:
 
     async def _run(self, tries: bool) -> tuple[list[Checked], list[CheckedStep]]:
         providers = self._config.providers.values()
-        found = await gatherResults([Deferred.fromCoroutine(self._ask(provider)) for provider in providers])
+        asked = [(provider, key) for provider in providers for key in range(len(provider.keys))]
+        found = await gatherResults([Deferred.fromCoroutine(self._ask(*each)) for each in asked])
         answers: Answers = {}
         if tries:
-            usable = [provider for provider in found if provider.reachable]
+            usable = {each.provider: each for each in found if each.reachable}.values()
             await gatherResults([Deferred.fromCoroutine(self._try_all(each.provider, answers)) for each in usable])
-        return found, list(self._steps({each.provider: each for each in found}, answers))
+        by_key = {(provider.name, key): each for (provider, key), each in zip(asked, found, strict=True)}
+        return found, list(self._steps(by_key, answers))
 
     def _limited(self, asking: Coroutine[Deferred[object], object, T], seconds: float) -> Deferred[T]:
         def too_late(*_: object) -> Failure:
@@ -73,10 +76,10 @@ class Check:
 
     # The list of models
 
-    async def _ask(self, provider: Provider) -> Checked:
-        found = Checked(provider.name)
+    async def _ask(self, provider: Provider, key: int) -> Checked:
+        found = Checked(provider.name, key_number=key + 1 if len(provider.keys) > 1 else None)
         started = self._clock.seconds()
-        headers = self._headers(provider)
+        headers = self._headers(provider, key)
         url = f"{provider.base_url}/models"
         try:
             status, found.models = await self._limited(self._list(provider, url, headers), SECONDS)
@@ -88,7 +91,10 @@ class Check:
         found.reachable, found.certificate = True, True if provider.base_url.startswith("https:") else None
         found.latency_ms = round((self._clock.seconds() - started) * 1000)
         if status == 401:
-            found.key, found.problem = False, "the provider refuses the key (401); set api_key to a valid one"
+            found.key, found.problem = (
+                False,
+                f"the provider refuses the key (401); set {_setting(provider, key)} to a valid one",
+            )
         elif status in _UNKNOWN:
             found.note = f"the provider gives no list of models ({status}), so the key and the models cannot be checked"
         elif not 200 <= status < 300:
@@ -109,7 +115,7 @@ class Check:
         """Ask again without the key: a list that needs no key does not show whether the key is valid."""
         if found.models is None:
             found.note = "its list of models does not have the format of OpenAI"
-        if provider.api_key is None:
+        if provider.keys[0] is None:
             found.key_needed = False
             return
         try:
@@ -136,7 +142,7 @@ class Check:
     async def _try_all(self, provider: str, answers: Answers) -> None:
         for route in self._config.routes.values():
             for step in route.steps:
-                key = provider, step.model
+                key = provider, step.key, step.model
                 if step.provider.name == provider and key not in answers:
                     answers[key] = await self._try(step)
 
@@ -161,15 +167,15 @@ class Check:
         why = self._shown(f"{failure.message}: {reason}" if reason else failure.message)
         return (None if failure.status in _BUSY else False), why
 
-    def _headers(self, provider: Provider) -> Lines:
-        own = self._router.own_headers(provider)
+    def _headers(self, provider: Provider, key: int) -> Lines:
+        own = self._router.own_headers(provider, key)
         return {**_VERSION, **own} if provider.auth == "x-api-key" else own
 
     async def _request(
         self, step: Step, path: str, content: Mapping[str, object], member: str
     ) -> UpstreamFailure | None:
         """Why there was no answer, which has a list ``member``; None where there was one."""
-        headers = {**self._headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
+        headers = {**self._headers(step.provider, step.key), b"content-type": b"Content-Type: application/json\r\n"}
         attempt = Attempt(step, f"{step.provider.base_url}/{path}", headers, msgspec.json.encode(content))
         seconds = min(step.timeout, TRY_SECONDS)
 
@@ -193,17 +199,21 @@ class Check:
 
     # What follows for the steps
 
-    def _steps(self, found: dict[str, Checked], answers: Answers) -> Iterator[CheckedStep]:
+    def _steps(self, found: dict[tuple[str, int], Checked], answers: Answers) -> Iterator[CheckedStep]:
         for route in self._config.routes.values():
             for step in route.steps:
                 name = step.provider.name
-                result = CheckedStep(route.name, step.number, name, step.model)
-                _apply_list(result, found[name])
-                if (name, step.model) in answers:
+                result = CheckedStep(route.name, step.number, name, step.model, key_number=step.key_number)
+                _apply_list(result, found[name, step.key])
+                if (name, step.key, step.model) in answers:
                     result.tried = True
-                    result.works, words = answers[name, step.model]
+                    result.works, words = answers[name, step.key, step.model]
                     result.problem, result.note = (words, None) if result.works is False else (None, words or None)
                 yield result
+
+
+def _setting(provider: Provider, key: int) -> str:
+    return f"api_keys[{key}]" if provider.api_keys else "api_key"
 
 
 def _apply_list(step: CheckedStep, provider: Checked) -> None:

@@ -25,6 +25,7 @@ from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import failure_report, passed_refusals, retry_policy
 from aigw.proxy.answers import hold
+from aigw.proxy.balance import Balance
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.hedge import may_be_sent_twice
 from aigw.proxy.held import Running
@@ -32,7 +33,7 @@ from aigw.proxy.keepalive import KeptAlive
 from aigw.proxy.race import Race
 from aigw.proxy.relay import Answer, Relay, Responder
 from aigw.proxy.retry_policy import Verdict
-from aigw.proxy.router import Router, less_provider
+from aigw.proxy.router import Router
 from aigw.proxy.running_attempt import RunningAttempt
 from aigw.proxy.stored_responses import StoredResponses
 from aigw.proxy.whole import HoldWhole
@@ -68,17 +69,17 @@ class Gateway:
         self.running = Running(config.max_held) if running is None else running
         self.finishing = health.finishing
         self.budgets = health.budgets
+        self.balance = Balance(config, self.cooldowns, health.pending, random)
         self.stored = StoredResponses(config, upstream, self.router, self.cooldowns, health.response_ids, clock)
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         record.stream, record.requested_model = call.stream, call.model
         if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
-            return self.stored.serve(call, response_id, record, partial(self._start, call, client, record))
+            return self.stored.serve(
+                call, response_id, record, lambda only: Exchange(self, only, call, client, record).run()
+            )
         route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
-        return Exchange(self, route, call, client, record).run()
-
-    def _start(self, call: Call, client: Responder, record: RecordBuilder, route: Route) -> Deferred[None]:
         return Exchange(self, route, call, client, record).run()
 
 
@@ -99,7 +100,7 @@ class Exchange:
         if call.stream and route.keepalive is not None:
             self._client = self._kept_alive = KeptAlive(client, route.keepalive, call, record, self._clock)
         self._whole = HoldWhole(call, record, gateway.running.held, self._kept_alive) if route.hold == "whole" else None
-        self._left = list(route.steps)
+        self._left = gateway.balance.order(route, call, client, record) if route.has_choice else list(route.steps)
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
         self._refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}  # the last one of each step
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
@@ -156,6 +157,8 @@ class Exchange:
         limit = "deadline" if self._deadline < step_ends else limit
         probe = self._health.begin(attempt.step)
         running = RunningAttempt(self._record, attempt.step, attempt, started, seconds, step_ends, tries, probe, span)
+        if attempt.step.counted:
+            running.count(self._gateway.balance.pending)
         self._record.tried += 1
         self._record.waiting_since = started
         held = self._gateway.upstream.send(attempt).addCallback(self._hold, running)
@@ -208,7 +211,7 @@ class Exchange:
             flowing = held.flow(self._client, max(0.0, rest))
         except Exception:  # a fault of the gateway: the provider's answer ends too
             held.hang_up()
-            self._health.abandoned(running.step, running.probe)
+            running.abandon(self._health)
             raise
         return flowing.addBoth(self._flowed, running, held)
 
@@ -218,7 +221,7 @@ class Exchange:
         if failure.check(CancelledError):
             self.note_cancelled(running)
         elif not failure.check(UpstreamFailure):
-            self._health.abandoned(running.step, running.probe)
+            running.abandon(self._health)
         failure.trap(UpstreamFailure)
         error = cast(UpstreamFailure, failure.value)
         verdict = self.note_failure(error, running)
@@ -246,8 +249,7 @@ class Exchange:
         self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
         if isinstance(error, UpstreamRefused):
             self._refusals[step.number] = cast(Attempt, running.attempt), error
-        if verdict.key_refused:
-            self._left = less_provider(self._left, step.provider, self._record.skip)
+        self._left = retry_policy.left_after(error, verdict, step, self._left, self._health, self._record.skip)
         return verdict
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
@@ -259,9 +261,7 @@ class Exchange:
 
     def _give_up(self, is_late: bool) -> Deferred[None]:
         """No step or no time is left: the client gets a refusal if the route passes it on, else the gateway's error."""
-        cooldowns = [left for step in self._route.steps if (left := self._health.cooldown_left(step)) is not None]
-        refusals = [refusal for _, refusal in sorted(self._refusals.items())]
-        found = self._failures, refusals, self._gateway.keys, is_late, min(cooldowns, default=None)
+        found = self._failures, self._refusals, self._gateway.keys, is_late, self._health.shortest(self._route.steps)
         end = failure_report.in_the_end(self._route, self._call.endpoint, *found)
         return fail(end) if isinstance(end, GatewayError) else self._pass_on(*end)
 

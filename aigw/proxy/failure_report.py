@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from aigw.config.model import Route
 from aigw.errors import AllStepsFailed, DeadlineExceeded, GatewayError, UpstreamFailure, UpstreamRefused
@@ -26,16 +26,17 @@ def in_the_end(
     route: Route,
     endpoint: Endpoint,
     failures: Failures,
-    refusals: Iterable[tuple[Attempt, UpstreamRefused]],
+    refusals: Mapping[int, tuple[Attempt, UpstreamRefused]],
     keys: KeySearch,
     is_late: bool,
     shortest_cooldown: float | None,
 ) -> tuple[Attempt, UpstreamRefused] | GatewayError:
     """What the client gets if no step or no time is left: a refusal if the route passes it on, else an error.
 
-    ``refusals`` has the last refusal of each step. For ``shortest_cooldown`` see all_failed.
+    ``refusals`` has the last refusal of each step by its number. For ``shortest_cooldown`` see all_failed.
     """
-    passed = of_all_steps([failure for _, failure in failures], refusals, route, endpoint, keys)
+    in_order = [refusal for _, refusal in sorted(refusals.items())]
+    passed = of_all_steps([failure for _, failure in failures], in_order, route, endpoint, keys)
     if passed is not None:
         return passed
     if is_late:
@@ -94,7 +95,7 @@ def _with_reasons(beginning: str, failures: Failures, shown: list[dict[str, obje
     """
     ranked = sorted(zip(failures, shown, strict=True), key=lambda each: _rank(each[0][1]))
     reasons = list(
-        dict.fromkeys((record.provider, " ".join(str(entry["message"]).split())) for (record, _), entry in ranked)
+        dict.fromkeys((_who(record), " ".join(str(entry["message"]).split())) for (record, _), entry in ranked)
     )
     if not reasons:
         return f"{beginning}."
@@ -102,6 +103,10 @@ def _with_reasons(beginning: str, failures: Failures, shown: list[dict[str, obje
     share = (MOST_OF_A_MESSAGE - len(beginning) - len(first)) // max(1, len(reasons) - 1) - len(",  ()")
     others = [_named(name, reason, max(_LEAST_OF_A_REASON, share - len(name))) for name, reason in reasons[1:]]
     return f"{beginning}: {', '.join([first, *others])}"[:MOST_OF_A_MESSAGE]
+
+
+def _who(record: AttemptRecord) -> str:
+    return record.provider if record.key_number is None else f"{record.provider} key {record.key_number}"
 
 
 def _named(provider: str, reason: str, most: int) -> str:

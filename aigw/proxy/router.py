@@ -13,7 +13,6 @@ from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import nearest
-from aigw.proxy.cooldown import Skip
 from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
 
@@ -89,14 +88,6 @@ class Router:
         )
 
 
-def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
-    """``steps`` without those of a provider that refused the key. ``skip`` is called with each of those."""
-    for step in steps:
-        if step.provider.name == provider.name:
-            skip(step, "key_refused", None)
-    return [step for step in steps if step.provider.name != provider.name]
-
-
 def _headers(provider: Provider, key: Secret | None) -> Lines:
     """The headers of every request to the provider, with this key."""
     headers = {b"user-agent": _USER_AGENT}
@@ -109,7 +100,7 @@ def _headers(provider: Provider, key: Secret | None) -> Lines:
 
 def _keys(provider: Provider, secrets: Sequence[Secret]) -> tuple[Secret, ...]:
     """Those of ``secrets`` that are sent to the provider."""
-    sent = {*provider.headers.values(), *([provider.api_key] if provider.api_key else [])}
+    sent = {*provider.headers.values(), *(key for key in provider.keys if key)}
     sent |= {token for each in sent if (token := each.token())}
     return tuple(secret for secret in secrets if secret in sent)
 

@@ -34,7 +34,7 @@ FIELDS = frozenset(
         "address addresses answers closed config connections days delayed_calls drain_s dropped held_bytes in_flight "
         "lag_ms limit_bytes mistakes open_files providers refused repeats routes serials tls traceback version"
     ).split()
-).union(names_for(Record, "log"), names_for(AttemptRecord, "log"))
+).union(names_for(Record, "log"), names_for(AttemptRecord, "log"), names_for(AttemptRecord, "if set"))
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields", "reason", "until"}
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}

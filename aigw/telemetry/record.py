@@ -26,13 +26,15 @@ HEDGES = ("won", "lost", "no_answer", "over_share")
 T = TypeVar("T")
 Logged = Annotated[T, "log"]
 Public = Annotated[T, "log", "client"]  # a client sees it too, in an error that the gateway itself writes
+IfSet = Annotated[T, "if set"]  # in both places, unless it is None
 
 
 class AttemptRecord(msgspec.Struct, frozen=True):
     """One attempt: its result and how many milliseconds it took. ``message`` is the gateway's text.
 
     ``rests_s`` is how many seconds the step cools down because of it. ``host`` and ``path`` are of the URL that was
-    called. ``code`` is the provider's code for the failure, if that is one short word.
+    called. ``code`` is the provider's code for the failure, if that is one short word. ``key_number`` is the position
+    of the key that was sent, from 1, if the provider has several.
     """
 
     step: Public[int]
@@ -46,6 +48,7 @@ class AttemptRecord(msgspec.Struct, frozen=True):
     host: Logged[str] = ""
     path: Logged[str] = ""
     code: Logged[str | None] = None
+    key_number: IfSet[int | None] = None
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -70,7 +73,8 @@ class Facts(msgspec.Struct):
     provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
     get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
     written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
-    ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due.
+    ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due. ``key_number`` is
+    that of the attempt that answered.
     """
 
     request_id: str
@@ -94,6 +98,7 @@ class Facts(msgspec.Struct):
     keepalives: Logged[int] = 0
     held: float | None = None
     hedge: Logged[str | None] = None
+    key_number: IfSet[int | None] = None
     trace: Trace | None = None
 
 
@@ -125,7 +130,8 @@ class RecordBuilder(Facts, kw_only=True):
     """The record of a request that still runs.
 
     ``seconds`` is the clock, ``received`` the time when the request's body was complete, and ``waited`` how many
-    seconds the providers took, without those since ``waiting_since``.
+    seconds the providers took, without those since ``waiting_since``. ``session`` is what the request itself names, on
+    routes that choose a step by it; it is content of the client, so the Record does not have it.
     """
 
     seconds: Callable[[], float]
@@ -136,15 +142,17 @@ class RecordBuilder(Facts, kw_only=True):
     received: float = 0.0
     waited: float = 0.0
     waiting_since: float = 0.0
+    session: str | None = None
 
     def answered_by(self, step: Step, dropped: tuple[str, ...] = ()) -> None:
         """Note the step that answers. ``dropped`` names the members of the request that the step did not get."""
         self.step, self.provider, self.model = step.number, step.provider.name, step.model
+        self.key_number = step.key_number
         self.dropped = dropped
 
     def skip(self, step: Step, reason: str, until: float | None = None) -> None:
-        """Note that this step was skipped; only the first reason counts."""
-        if all(each.step != step.number for each in self.skipped):
+        """Note that this step was skipped; only the first reason counts. One that was tried by another key was not."""
+        if step.number not in [*(each.step for each in self.skipped), *(each.step for each in self.attempts)]:
             self.skipped += (Skipped(step.number, reason, None if until is None else round(until)),)
 
     def record(self, status: int) -> Record:
@@ -182,18 +190,25 @@ _values_of, _attempt_values, _skipped_values = (attrgetter(*names) for names in 
 
 def attempt_for_client(attempt: AttemptRecord) -> dict[str, object]:
     """The fields of an attempt that a client may see."""
-    return {name: getattr(attempt, name) for name in _ATTEMPT_OF_CLIENTS}
+    shown = {name: getattr(attempt, name) for name in _ATTEMPT_OF_CLIENTS}
+    return shown if attempt.key_number is None else {**shown, "key_number": attempt.key_number}
 
 
 def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
     """The fields of the log line of a failed attempt."""
-    return dict(zip(_ATTEMPT, _attempt_values(attempt), strict=True))
+    shown = dict(zip(_ATTEMPT, _attempt_values(attempt), strict=True))
+    return shown if attempt.key_number is None else {**shown, "key_number": attempt.key_number}
 
 
 def for_log(record: Record) -> dict[str, object]:
     """The fields of the log line of a request."""
     fields: dict[str, object] = dict(zip(_RECORD, _values_of(record), strict=True))
-    fields["attempts"] = [dict(zip(_ATTEMPT, _attempt_values(each), strict=True)) for each in record.attempts]
+    fields["attempts"] = [
+        dict(zip(_ATTEMPT, _attempt_values(each), strict=True)) if each.key_number is None else attempt_for_log(each)
+        for each in record.attempts
+    ]
+    if record.key_number is not None:
+        fields["key_number"] = record.key_number
     if record.skipped:  # without any it is an empty tuple already
         fields["skipped"] = [dict(zip(_SKIPPED, _skipped_values(each), strict=True)) for each in record.skipped]
     return fields
