@@ -14,7 +14,7 @@ from aigw.config.model import Step
 from aigw.proxy.balance import Pending
 from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.relay import Relay
-from aigw.telemetry.record import AttemptRecord, RecordBuilder, host_and_path, short_word
+from aigw.telemetry.record import AttemptRecord, KeyAttemptRecord, RecordBuilder, host_and_path, short_word
 from aigw.telemetry.trace_context import Span
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
@@ -102,7 +102,8 @@ class RunningAttempt(msgspec.Struct, eq=False):
         rests_s = None if rests is None else math.ceil(rests)
         where = host_and_path(step.provider.base_url, record.path[len("/v1/") :])
         what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
-        made = AttemptRecord(step.number, step.provider.name, step.model, *what, step.key_number)
+        whole = (step.number, step.provider.name, step.model, *what)
+        made = AttemptRecord(*whole) if step.key_number is None else KeyAttemptRecord(*whole, step.key_number)
         record.attempts.append(made)
         if record.trace is not None:
             record.trace.attempted(made, now, self.span)

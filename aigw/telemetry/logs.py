@@ -23,7 +23,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
 from aigw.telemetry.log_writer import LineFile, LogWriter, Write, to_descriptor
-from aigw.telemetry.record import AttemptRecord, Record, names_for
+from aigw.telemetry.record import KeyAttemptRecord, Record, names_for
 from aigw.telemetry.redaction import Redaction
 
 MAX_MESSAGE = 2000
@@ -34,7 +34,7 @@ FIELDS = frozenset(
         "address addresses answers closed config connections days delayed_calls drain_s dropped held_bytes in_flight "
         "lag_ms limit_bytes mistakes open_files providers refused repeats routes serials tls traceback version"
     ).split()
-).union(names_for(Record, "log"), names_for(AttemptRecord, "log"), names_for(AttemptRecord, "if set"))
+).union(names_for(Record, "log"), names_for(KeyAttemptRecord, "log"))
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields", "reason", "until"}
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}
@@ -159,21 +159,21 @@ def to_stream(
 
 def info(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields."""
-    _emit(LogLevel.info, message, request_id, fields)
+    write(LogLevel.info, message, request_id, fields)
 
 
 def warn(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields, as a warning."""
-    _emit(LogLevel.warn, message, request_id, fields)
+    write(LogLevel.warn, message, request_id, fields)
 
 
 def error(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields, as an error."""
-    _emit(LogLevel.error, message, request_id, fields)
+    write(LogLevel.error, message, request_id, fields)
 
 
-def _emit(level: object, message: str, request_id: str | None, fields: dict[str, object]) -> None:
-    """Do what ``Logger.emit`` does, but faster: ``emit`` searches all levels, and each request writes a line."""
+def write(level: object, message: str, request_id: str | None, fields: dict[str, object]) -> None:
+    """Log a message. Does what ``Logger.emit`` does, but faster: that searches all levels at each line."""
     log.observer(
         {
             "log_logger": log,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Annotated, TypeVar, get_args, get_type_hints
+from typing import Annotated, ClassVar, TypeVar, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,16 +26,16 @@ HEDGES = ("won", "lost", "no_answer", "over_share")
 T = TypeVar("T")
 Logged = Annotated[T, "log"]
 Public = Annotated[T, "log", "client"]  # a client sees it too, in an error that the gateway itself writes
-IfSet = Annotated[T, "if set"]  # in both places, unless it is None
 
 
 class AttemptRecord(msgspec.Struct, frozen=True):
     """One attempt: its result and how many milliseconds it took. ``message`` is the gateway's text.
 
     ``rests_s`` is how many seconds the step cools down because of it. ``host`` and ``path`` are of the URL that was
-    called. ``code`` is the provider's code for the failure, if that is one short word. ``key_number`` is the position
-    of the key that was sent, from 1, if the provider has several.
+    called. ``code`` is the provider's code for the failure, if that is one short word.
     """
+
+    key_number: ClassVar[int | None] = None
 
     step: Public[int]
     provider: Public[str]
@@ -48,7 +48,12 @@ class AttemptRecord(msgspec.Struct, frozen=True):
     host: Logged[str] = ""
     path: Logged[str] = ""
     code: Logged[str | None] = None
-    key_number: IfSet[int | None] = None
+
+
+class KeyAttemptRecord(AttemptRecord, frozen=True):
+    """One at a provider with several keys: ``key_number`` is the position of the key that was sent, from 1."""
+
+    key_number: Public[int] = 0  # type: ignore[misc]  # a field in place of a class variable
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -73,8 +78,8 @@ class Facts(msgspec.Struct):
     provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
     get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
     written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
-    ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due. ``key_number`` is
-    that of the attempt that answered.
+    ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due. The attempt that
+    answered had ``key_number``, if its provider has several keys.
     """
 
     request_id: str
@@ -98,7 +103,7 @@ class Facts(msgspec.Struct):
     keepalives: Logged[int] = 0
     held: float | None = None
     hedge: Logged[str | None] = None
-    key_number: IfSet[int | None] = None
+    key_number: int | None = None
     trace: Trace | None = None
 
 
@@ -183,9 +188,8 @@ def names_for(kind: type[msgspec.Struct], reader: str) -> tuple[str, ...]:
     return tuple(name for name in kind.__struct_fields__ if reader in get_args(hints[name])[1:])
 
 
-_RECORD, _ATTEMPT, _SKIPPED = (names_for(kind, "log") for kind in (Record, AttemptRecord, Skipped))
-_ATTEMPT_OF_CLIENTS = names_for(AttemptRecord, "client")
-_values_of, _attempt_values, _skipped_values = (attrgetter(*names) for names in (_RECORD, _ATTEMPT, _SKIPPED))
+_RECORD, _ATTEMPT_OF_CLIENTS = names_for(Record, "log"), names_for(AttemptRecord, "client")
+_values_of = attrgetter(*_RECORD)
 
 
 def attempt_for_client(attempt: AttemptRecord) -> dict[str, object]:
@@ -196,21 +200,14 @@ def attempt_for_client(attempt: AttemptRecord) -> dict[str, object]:
 
 def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
     """The fields of the log line of a failed attempt."""
-    shown = dict(zip(_ATTEMPT, _attempt_values(attempt), strict=True))
-    return shown if attempt.key_number is None else {**shown, "key_number": attempt.key_number}
+    return msgspec.structs.asdict(attempt)
 
 
 def for_log(record: Record) -> dict[str, object]:
-    """The fields of the log line of a request."""
+    """The fields of the log line of a request. Attempts and skipped steps stay Structs: all their fields are logged."""
     fields: dict[str, object] = dict(zip(_RECORD, _values_of(record), strict=True))
-    fields["attempts"] = [
-        dict(zip(_ATTEMPT, _attempt_values(each), strict=True)) if each.key_number is None else attempt_for_log(each)
-        for each in record.attempts
-    ]
     if record.key_number is not None:
         fields["key_number"] = record.key_number
-    if record.skipped:  # without any it is an empty tuple already
-        fields["skipped"] = [dict(zip(_SKIPPED, _skipped_values(each), strict=True)) for each in record.skipped]
     return fields
 
 
