@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pytest_twisted import ensureDeferred
 from twisted.internet.defer import fail
 from twisted.internet.error import ConnectionRefusedError
 
@@ -16,13 +17,17 @@ from aigw.config.model import Step
 from aigw.errors import ConfigError, UpstreamRefused
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
+from aigw.proxy.balance import key_names
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.retry_policy import is_same_for_keys
 from aigw.server import api
 from aigw.telemetry.record import RecordBuilder, for_log
-from tests.harness import AUTH, HELLO, KEY, request
+from tests import providers
+from tests.harness import AUTH, HELLO, KEY, request, until
 from tests.memory import MemoryGateway, Wire, error_of
 from tests.providers import DONE, ROLE, STREAM_HEAD, chunk, event, head
+from tests.test_daemon import run
+from tests.test_trace import Collector, set_environment
 
 KEYS = [f"canary-of-a-key-{number}-4711" for number in range(1, 5)]
 SPLIT = {"name": "many", "base_url": "http://many/v1", "api_keys": KEYS}
@@ -743,3 +748,101 @@ def test_i4_an_unknown_id_is_looked_up_with_each_key():
     assert found == key == 3
     wire.say(ok(RESPONSE.replace(b"resp_1", b"resp_9")))
     assert b" 200 " in client.take()[:20]
+
+
+# K6: what is shown
+
+
+def by_key(connection) -> None:
+    """A provider that repeats the key that it was sent: it refuses the first, is busy with the second."""
+    key = connection.provider.requests[-1].header("authorization").removeprefix("Bearer ")
+    number = KEYS.index(key) + 1
+    repeated = json.dumps({"error": {"message": f"{key} is wrong", "code": key}}).encode()
+    if number == 3:
+        providers.as_asked()(connection)
+    else:
+        status = {1: 401, 2: 429, 4: 500}[number]
+        providers.answer(status, repeated, X_Ratelimit_Key=key)(connection)
+
+
+@ensureDeferred
+async def test_k6_no_key_is_shown_and_each_is_named_by_its_position(world, monkeypatch):
+    collector = Collector()
+    set_environment(monkeypatch, collector.url)
+    provider = world.provider(by_key)
+    split = {"name": "many", "base_url": world.base_url(provider), "api_keys": KEYS}
+    steps = [{"provider": "many", "model": "m"}, {"targets": [{"provider": "many", "model": "n"}]}]
+    routes = [{"name": "route", "steps": steps}]
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    gateway = world.gateway(environ=environ, top={"providers": [split], "routes": routes})
+    seen = []
+    try:
+        for name in names(12):
+            for more in ({}, {"stream": True}):
+                got = await gateway.ask(headers={**AUTH, "X-Session-Id": name}, **more)
+                seen.append(str(got.headers) + repr(got.body))
+        status = (await gateway.get("/status.json", AUTH)).body.decode()
+        metrics = (await gateway.get("/metrics", AUTH)).body.decode()
+        await until(lambda: len(collector.spans()) > 24)
+    finally:
+        collector.close()
+    spans = str(collector.spans())
+    told = "".join([*seen, *world.log, status, metrics, spans])
+    digests = [name.decode() for name in key_names(gateway.service.config).values()]
+    assert [secret for secret in [*KEYS, *digests] if secret in told] == []
+    attempts = [each for record in world.records for each in record["attempts"]]
+    assert {each["key_number"] for each in attempts} == {1, 2, 3, 4}
+    assert {record.get("key_number") for record in world.records if record["status"] == 200} == {3}
+    assert 'aigw_attempts_total{route="route",step="1",provider="many",model="m",key="3",outcome="ok"}' in metrics
+    assert 'aigw_step_cooling_down{route="route",step="1",provider="many",model="m",key="1"} 1.0' in metrics
+    assert 'aigw_step_cooling_down{route="route",step="1",provider="many",model="m",key="3"} 0.0' in metrics
+    (route,) = json.loads(status)["routes"]
+    assert [(each["number"], each.get("target"), each["key_number"]) for each in route["steps"]] == [
+        *((1, None, number) for number in (1, 2, 3, 4)),
+        *((2, 1, number) for number in (1, 2, 3, 4)),
+    ]
+    assert [each["state"] for each in route["steps"][:3]] == ["resting", "resting", "answering"]
+    assert route["first_step_percent"] == 100
+    assert {each["key_number"] for each in json.loads(status)["failures"] if each["step"]} == {1, 2, 4}
+    assert 'key: "aigw.key"' in spans
+    assert all("x-aigw-key" in each for each in seen if "x-aigw-provider" in each)
+
+
+def test_k6_check_config_counts_keys_and_shows_none(tmp_path):
+    text = json.dumps(
+        {
+            "api_key": KEY,
+            "providers": [{**SPLIT, "balance": "round_robin"}, ONE],
+            "routes": [{"name": "r", "steps": [{"targets": THREE, "balance": "weighted"}, *TARGETS]}],
+        }
+    )
+    done = run(tmp_path, "--check-config", config=text)
+    assert done.returncode == 0
+    assert "canary" not in done.stdout + done.stderr
+    shown = [line.partition(" (timeout")[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert shown == [
+        "  1. weighted over targets",
+        "     target 1: many: a, 4 keys (round_robin), weight 1",
+        "     target 2: one: b, weight 2",
+        "     target 3: one: c, weight 1",
+        "  2. many: m, 4 keys (round_robin)",
+        "  3. one: n",
+    ]
+
+
+# K9: nothing set, nothing changed
+
+
+def test_k9_without_several_keys_and_targets_nothing_of_it_is_there():
+    world = MemoryGateway()
+    assert not any(route.has_choice for route in world.config.routes.values())
+    client = ask(world, "a")
+    (wire,) = world.doors["p1"].wires
+    wire.say(ok())
+    got = client.take()
+    assert b"x-aigw-key" not in got.lower()
+    (record,) = world.records
+    assert "key_number" not in str(for_log(record))
+    assert world.gateway.balance._plans == {}
+    one = gateway([{"targets": TARGETS[1:]}], providers=[SPLIT, ONE])
+    assert not one.config.routes["route"].has_choice, "one target with one key is no choice"
