@@ -99,7 +99,8 @@ def chosen(world: MemoryGateway, session: str = "") -> Step:
     path = "chat/completions"
     record = RecordBuilder("id", "POST", path, 0.0, seconds=world.clock.seconds)
     call = Call(ENDPOINTS[path], "route", False, {}, caller=world.config.callers[0])
-    order = world.gateway.balance.order(world.config.routes["route"], call, Session(session), record)
+    route = world.config.routes["route"]
+    order = world.gateway.balance.order(route, route.steps, call, Session(session), record)
     step = world.gateway.cooldowns[path].choose(order, record.skip)
     assert step is not None
     return step
@@ -357,6 +358,27 @@ def test_k2_a_provider_that_is_not_reachable_is_not_asked_with_its_other_keys():
     assert [each.provider for each in world.records[-1].attempts] == ["one"]
 
 
+def test_f8_a_hedge_goes_to_the_next_step_and_only_without_one_to_the_next_key():
+    hedge = {"after": "2s", "share": "100%"}
+    world = gateway(hedge=hedge)
+    ask(world, "a")
+    assert asked(world)
+    world.clock.advance(2.1)
+    assert asked(world) is None
+    asked(world, "one")[1].say(ok())
+    assert [each.outcome for each in world.records[0].attempts] == ["lost_race", "ok"]
+    world = gateway([{"provider": "many", "model": "m"}], hedge=hedge)
+    ask(world, "a")
+    key, _ = asked(world)
+    world.clock.advance(2.1)
+    other, wire = asked(world)
+    assert other != key
+    wire.say(ok())
+    (record,) = world.records
+    assert [(each.key_number, each.outcome) for each in record.attempts] == [(key, "lost_race"), (other, "ok")]
+    assert (record.step, record.key_number) == (1, other)
+
+
 def test_k2_with_retries_the_same_key_is_repeated_first():
     world = gateway([{"provider": "many", "model": "m", "retries": 1}])
     ask(world, "a")
@@ -468,7 +490,8 @@ def gateway_stops(world: MemoryGateway, client: Wire, wire: Wire) -> None:
 
 def loses_a_race(world: MemoryGateway, client: Wire, wire: Wire) -> None:
     world.clock.advance(2.1)
-    asked(world)[1].say(
+    assert len(world.health.pending) == 1, "the provider with one key is not counted"
+    asked(world, "one")[1].say(
         STREAM_HEAD + b"".join(map(chunk, [event({"content": "hi"}, finish_reason="stop"), DONE])) + b"0\r\n\r\n"
     )
 
@@ -560,6 +583,21 @@ def test_k3_the_next_target_is_tried_before_the_next_step_and_has_the_number_of_
     assert b"x-aigw-model: b\r\n" in got
     assert b"x-aigw-key" not in got, "that provider has one key"
     assert [(each.step, each.model) for each in world.records[-1].attempts] == [(1, "a"), (1, "b")]
+
+
+def test_k3_an_order_of_some_steps_is_that_of_all_without_the_others():
+    world = gateway([{"targets": THREE}, {"provider": "one", "model": "last"}])
+    route = world.config.routes["route"]
+    call = Call(ENDPOINTS["chat/completions"], "route", False, {}, caller=world.config.callers[0])
+    record = RecordBuilder("id", "POST", "", 0.0, seconds=world.clock.seconds)
+
+    def order(steps):
+        return world.gateway.balance.order(route, steps, call, Session("a"), record)
+
+    whole = order(route.steps)
+    assert sorted(map(id, whole)) == sorted(map(id, route.steps))
+    assert order(route.steps[1:]) == [step for step in whole if step is not route.steps[0]]
+    assert order(()) == []
 
 
 def test_k3_a_target_has_the_limits_of_its_step():

@@ -148,24 +148,30 @@ class Balance:
     def __init__(
         self, config: Config, cooldowns: Mapping[str, Health], pending: Pending, random: Callable[[], float]
     ) -> None:
+        self._routes = config.routes
         self._cooldowns = cooldowns
         self.pending = pending
         self._random = random
         self._key_names = key_names(config)
         self._plans: dict[str, _Plan] = {}  # made at the first request to each route
 
-    def order(self, route: Route, call: Call, client: Headers, record: RecordBuilder) -> list[Step]:
-        """The steps of the route, for this request. The session is noted in ``record``."""
+    def order(
+        self, route: Route, steps: Sequence[Step], call: Call, client: Headers, record: RecordBuilder
+    ) -> list[Step]:
+        """``steps``, all of the route's or some of them, for this request. The session is noted in ``record``."""
         plan = self._plans.get(route.name)
         if plan is None:
-            plan = self._plans[route.name] = _Plan(route, self._key_names)
+            plan = self._plans[route.name] = _Plan(self._routes[route.name], self._key_names)
         record.session = session_of(call, client, plan.session_from)
         session = record.session or (call.caller.name if call.caller is not None else "")
         hashed, health = session.encode(errors="backslashreplace"), self._cooldowns[call.endpoint.path]
-        steps: list[Step] = []
+        ordered: list[Step] = []
         for each in plan.steps:
-            steps += each.ordered(hashed, health, self.pending, self._random)
-        return steps
+            ordered += each.ordered(hashed, health, self.pending, self._random)
+        if len(ordered) == len(steps):
+            return ordered
+        wanted = {*map(id, steps)}
+        return [step for step in ordered if id(step) in wanted]
 
 
 def key_names(config: Config) -> dict[tuple[str, int], bytes]:

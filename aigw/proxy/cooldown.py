@@ -81,6 +81,8 @@ class Cooldowns:
 
         After that time one request probes the step. Until it is answered the step cools down for all other requests.
         """
+        if not self._states:
+            return None
         lefts = []
         for state in self._states_of(step):
             if state.until and step.cooldown:

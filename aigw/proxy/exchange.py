@@ -23,10 +23,11 @@ from aigw.net import headers
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.proxy import failure_report, passed_refusals, retry_policy
+from aigw.proxy import passed_refusals, retry_policy
 from aigw.proxy.answers import hold
 from aigw.proxy.balance import Balance
 from aigw.proxy.cooldown import CooldownsByEndpoint
+from aigw.proxy.failure_report import FailedAttempts
 from aigw.proxy.hedge import may_be_sent_twice
 from aigw.proxy.held import Running
 from aigw.proxy.keepalive import KeptAlive
@@ -38,7 +39,7 @@ from aigw.proxy.running_attempt import RunningAttempt
 from aigw.proxy.stored_responses import StoredResponses
 from aigw.proxy.whole import HoldWhole
 from aigw.secret import KeySearch
-from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder
+from aigw.telemetry.record import AttemptSink, RecordBuilder
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 from aigw.upstream.providers import Upstream
@@ -76,9 +77,8 @@ class Gateway:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         record.stream, record.requested_model = call.stream, call.model
         if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
-            return self.stored.serve(
-                call, response_id, record, lambda only: Exchange(self, only, call, client, record).run()
-            )
+            exchange = partial(Exchange, self, call=call, client=client, record=record)
+            return self.stored.serve(call, response_id, record, lambda route: exchange(route).run())
         route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
         return Exchange(self, route, call, client, record).run()
 
@@ -100,9 +100,10 @@ class Exchange:
         if call.stream and route.keepalive is not None:
             self._client = self._kept_alive = KeptAlive(client, route.keepalive, call, record, self._clock)
         self._whole = HoldWhole(call, record, gateway.running.held, self._kept_alive) if route.hold == "whole" else None
-        self._left = gateway.balance.order(route, call, client, record) if route.has_choice else list(route.steps)
-        self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
-        self._refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}  # the last one of each step
+        self._left = list(route.steps)
+        if route.has_choice:
+            self._left = gateway.balance.order(route, self._left, call, client, record)
+        self._failures = FailedAttempts()
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
         self._flowing: Answer | None = None
         self._running: Deferred[None] | None = None
@@ -138,9 +139,10 @@ class Exchange:
             raise Draining("The gateway is stopping, and no provider has answered yet.", headers={"Retry-After": "1"})
         return result
 
-    def next_step(self) -> Deferred[None]:
-        """Try the next step; give up if no step or no time is left."""
-        step = self._health.choose(self._left, self._record.skip)
+    def next_step(self, beside: RunningAttempt | None = None) -> Deferred[None]:
+        """See Chain: try the next step; give up if no step or no time is left."""
+        left = self._left if beside is None else retry_policy.other_keys_last(self._left, beside.step)
+        step = self._health.choose(left, self._record.skip)
         is_late = self._clock.seconds() >= self._deadline
         if step is None or is_late:
             return self._give_up(is_late)
@@ -244,11 +246,8 @@ class Exchange:
         verdict = retry_policy.decide(error, self.is_final(error))
         cooldown = retry_policy.apply(self._health, step, verdict, running.probe)
         attempted = running.ended(error.outcome, error.status, error.message, cooldown, error.words)
-        error.__traceback__ = error.__context__ = None  # their frames would keep the body in memory
-        self._failures.append((attempted, error))
+        self._failures.note(attempted, error, cast(Attempt, running.attempt))
         self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
-        if isinstance(error, UpstreamRefused):
-            self._refusals[step.number] = cast(Attempt, running.attempt), error
         self._left = retry_policy.left_after(error, verdict, step, self._left, self._health, self._record.skip)
         return verdict
 
@@ -261,8 +260,8 @@ class Exchange:
 
     def _give_up(self, is_late: bool) -> Deferred[None]:
         """No step or no time is left: the client gets a refusal if the route passes it on, else the gateway's error."""
-        found = self._failures, self._refusals, self._gateway.keys, is_late, self._health.shortest(self._route.steps)
-        end = failure_report.in_the_end(self._route, self._call.endpoint, *found)
+        found = self._route, self._call.endpoint, self._gateway.keys, is_late
+        end = self._failures.in_the_end(*found, self._health.shortest(self._route.steps))
         return fail(end) if isinstance(end, GatewayError) else self._pass_on(*end)
 
     def _flowed(self, result: Failure | None, running: RunningAttempt, held: Answer) -> None:

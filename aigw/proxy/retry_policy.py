@@ -121,6 +121,11 @@ def left_after(
     return kept
 
 
+def other_keys_last(steps: list[Step], slow: Step) -> list[Step]:
+    """``steps`` for an attempt beside a slow one: those that differ from it by the key alone are the last."""
+    return sorted(steps, key=lambda each: each.number == slow.number and each.target == slow.target)
+
+
 def retry_delay(failure: UpstreamFailure, tries: int, random: Callable[[], float]) -> float:
     """The seconds before a step is repeated. They double with each try, and are at least those of ``Retry-After``.
 
