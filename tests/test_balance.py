@@ -22,6 +22,7 @@ from aigw.proxy.exchange import Gateway
 from aigw.proxy.retry_policy import is_same_for_keys
 from aigw.server import api
 from aigw.telemetry.record import RecordBuilder, for_log
+from aigw.telemetry.terminal import readable
 from tests import providers
 from tests.harness import AUTH, HELLO, KEY, request, until
 from tests.memory import MemoryGateway, Wire, error_of
@@ -825,7 +826,9 @@ async def test_k6_no_key_is_shown_and_each_is_named_by_its_position(world, monke
     finally:
         collector.close()
     spans = str(collector.spans())
-    told = "".join([*seen, *world.log, status, metrics, spans])
+    lines = [readable(line) for line in world.log]
+    assert any("route -> many key 3 (m)" in line and "failed: many key" in line for line in lines)
+    told = "".join([*seen, *world.log, *lines, status, metrics, spans])
     digests = [name.decode() for name in key_names(gateway.service.config).values()]
     assert [secret for secret in [*KEYS, *digests] if secret in told] == []
     attempts = [each for record in world.records for each in record["attempts"]]
