@@ -96,7 +96,9 @@ class _Choices:
 
     def ordered(self, session: bytes, health: Health, pending: Pending, random: Callable[[], float]) -> list[Step]:
         """All steps of all choices, in the order for this request."""
-        match self._balance:
+        match self._balance if len(self._choices) > 1 else None:
+            case None:
+                ranked = self._choices
             case "sticky":
                 ranked = sorted(self._choices, key=lambda each: each.score(session), reverse=True)
             case "weighted":
@@ -105,7 +107,7 @@ class _Choices:
             case _:
                 ranked = self._in_turn(health)
                 if self._balance == "least_pending":
-                    ranked.sort(key=lambda each: (pending.of(each.steps) + 1) / each.weight)
+                    ranked = sorted(ranked, key=lambda each: (pending.of(each.steps) + 1) / each.weight)
         steps: list[Step] = []
         for each in ranked:
             steps += each.steps if each.below is None else each.below.ordered(session, health, pending, random)

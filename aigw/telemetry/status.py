@@ -62,6 +62,8 @@ _QUIET: HourStatus = {
     "ms": None,
     "minutes": [None] * MINUTES,
 }
+# Why a step cools down that did not fail itself: by whether its provider has one key at most.
+_ELSEWHERE = {True: "it failed on another route", False: "its provider or its key failed elsewhere"}
 _STATES = {True: "answering", False: "failed", None: "unused"}
 PIECE = 16  # steps of routes, which take up to a millisecond
 
@@ -152,7 +154,7 @@ def _step(step: Step, live: Snapshot, counters: StepCounters) -> StepStatus:
         "model": step.model,
         "state": "resting" if left is not None else _STATES[counters.answers],
         "until": None if left is None else math.ceil(time.time() + left),
-        "why": None if left is None else counters.why or "it failed on another route",
+        "why": None if left is None else counters.why or _ELSEWHERE[step.key_number is None],
         "tokens": counters.tokens,
         "hour": _hour(counters.hour, live.now),
         **choice,
