@@ -148,13 +148,19 @@ class Balance:
     """Orders the steps of routes that ``have_choice``. ``cooldowns`` are those by the path of an endpoint."""
 
     def __init__(
-        self, config: Config, cooldowns: Mapping[str, Health], pending: Pending, random: Callable[[], float]
+        self,
+        config: Config,
+        names: Mapping[tuple[str, int], bytes],
+        cooldowns: Mapping[str, Health],
+        pending: Pending,
+        random: Callable[[], float],
     ) -> None:
+        """For ``names`` see key_names."""
         self._routes = config.routes
         self._cooldowns = cooldowns
         self.pending = pending
         self._random = random
-        self._key_names = key_names(config)
+        self._names = names
         self._plans: dict[str, _Plan] = {}  # made at the first request to each route
 
     def order(
@@ -163,7 +169,7 @@ class Balance:
         """``steps``, all of the route's or some of them, for this request. The session is noted in ``record``."""
         plan = self._plans.get(route.name)
         if plan is None:
-            plan = self._plans[route.name] = _Plan(self._routes[route.name], self._key_names)
+            plan = self._plans[route.name] = _Plan(self._routes[route.name], self._names)
         record.session = session_of(call, client, plan.session_from)
         session = record.session or (call.caller.name if call.caller is not None else "")
         hashed, health = session.encode(errors="backslashreplace"), self._cooldowns[call.endpoint.path]

@@ -70,7 +70,7 @@ class Gateway:
         self.running = Running(config.max_held) if running is None else running
         self.finishing = health.finishing
         self.budgets = health.budgets
-        self.balance = Balance(config, self.cooldowns, health.pending, random)
+        self.balance = Balance(config, self.router.key_names, self.cooldowns, health.pending, random)
         self.stored = StoredResponses(config, upstream, self.router, self.cooldowns, health.response_ids, clock)
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:

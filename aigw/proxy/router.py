@@ -13,6 +13,7 @@ from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import nearest
+from aigw.proxy.balance import key_names
 from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
 
@@ -35,7 +36,8 @@ class _Routes(dict[str, Route]):
 class Router:
     """The routes of a configuration, and the parts of requests that do not depend on the call.
 
-    ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers.
+    ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers. For ``key_names``
+    see balance.
     """
 
     def __init__(self, config: Config) -> None:
@@ -49,6 +51,7 @@ class Router:
             for name, provider in config.providers.items()
             for number, key in enumerate(provider.keys)
         }
+        self.key_names = key_names(config)
         self._models = {
             step.model: msgspec.Raw(msgspec.json.encode(step.model))
             for route in config.routes.values()

@@ -23,7 +23,6 @@ from aigw.errors import (
 )
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
-from aigw.proxy.balance import key_names
 from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.relay import Answer
 from aigw.proxy.response_ids import Place, ResponseIds, is_id
@@ -60,7 +59,7 @@ class StoredResponses:
         self._clock = clock
         # With several callers nothing shows which of them an unknown id belongs to, so none of them reaches it.
         self._may_search = len(config.callers) == 1
-        self._keys = key_names(config)
+        self._keys = router.key_names
 
     def note(self, call: Call, route: Route, step: Step, held: Answer) -> None:
         """The step answers the call: remember the id of its answer."""
