@@ -145,7 +145,7 @@ def _choices_of(steps: Sequence[Step], key_names: Mapping[tuple[str, int], bytes
 
 
 class Balance:
-    """Orders the steps of routes that ``have_choice``. ``cooldowns`` are those by the path of an endpoint."""
+    """Orders the steps of routes with ``has_choice``. ``cooldowns`` are those by the path of an endpoint."""
 
     def __init__(
         self,
