@@ -51,9 +51,9 @@ class Otherwise(NamedTuple):
 
 
 class Unless(NamedTuple):
-    """The setting is required, unless the mapping has the setting ``other``. Its value is then None."""
+    """The setting is required, unless the mapping has the list ``entries``. Its value is then the first entry's."""
 
-    other: str
+    entries: str
 
 
 class OneOf(NamedTuple):
@@ -165,7 +165,7 @@ def shape_of(made: type, top: bool = True) -> Shape:
         if inherited:
             optional = nullable = True
         place.own[name] = Setting(
-            field.name, form, default, otherwise, inherited, nullable, unless.other if unless else ""
+            field.name, form, default, otherwise, inherited, nullable, unless.entries if unless else ""
         )
         if isinstance(form, Entries | Entry):
             below = form.shape
