@@ -1,4 +1,4 @@
-"""K: several keys of a provider and several targets of a step, through the whole gateway in memory."""
+"""J: several keys of a provider and several targets of a step, through the whole gateway in memory."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def names(number: int) -> list[str]:
     return [f"session-{each}" for each in range(number)]
 
 
-# K1: settings
+# J1: settings
 
 
 MISTAKES = [
@@ -125,7 +125,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("more", "mistake"), MISTAKES)
-def test_k1_a_mistake_about_keys_shows_none(more, mistake):
+def test_j1_a_mistake_about_keys_shows_none(more, mistake):
     provider = {"name": "many", "base_url": "http://many/v1", **more}
     with pytest.raises(ConfigError) as raised:
         gateway([{"provider": "many", "model": "m"}], [provider])
@@ -150,13 +150,13 @@ WRONG_STEPS = [
 
 
 @pytest.mark.parametrize(("step", "mistake"), WRONG_STEPS)
-def test_k3_a_mistake_about_targets_is_named(step, mistake):
+def test_j3_a_mistake_about_targets_is_named(step, mistake):
     with pytest.raises(ConfigError) as raised:
         gateway([step])
     assert [mistake in each for each in raised.value.mistakes] == [True], raised.value.mistakes
 
 
-def test_k1_and_k3_all_mistakes_are_reported_at_once():
+def test_j1_and_j3_all_mistakes_are_reported_at_once():
     providers = [{**SPLIT, "api_key": "x"}, ONE]
     with pytest.raises(ConfigError) as raised:
         gateway([{"targets": TARGETS, "model": "m"}, {"provider": "one"}], providers, session_from=["a b"])
@@ -173,7 +173,7 @@ ADVICE = [
 
 
 @pytest.mark.parametrize(("step", "providers", "advice"), ADVICE)
-def test_k1_what_has_no_effect_is_warned_of(step, providers, advice):
+def test_j1_what_has_no_effect_is_warned_of(step, providers, advice):
     world = gateway([{"provider": "many", "model": "m", **step}], providers)
     assert [advice in each for each in world.config.warnings] == [True]
 
@@ -202,7 +202,7 @@ def test_b10_a_file_with_keys_is_a_file_with_a_key(tmp_path):
         loader.load(file, environ)
 
 
-# K2: cooldowns of keys
+# J2: cooldowns of keys
 
 
 def key_chosen(world: MemoryGateway, session: str) -> int:
@@ -219,7 +219,7 @@ ASKS = [key_chosen, pytest.param(key_of, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("key_in", ASKS)
-def test_k4_each_of_1000_sessions_of_20_turns_stays_on_one_key_and_each_key_gets_its_share(key_in):
+def test_j4_each_of_1000_sessions_of_20_turns_stays_on_one_key_and_each_key_gets_its_share(key_in):
     world = gateway()
     seen: dict[str, set[int]] = {}
     for _ in range(20):
@@ -230,7 +230,7 @@ def test_k4_each_of_1000_sessions_of_20_turns_stays_on_one_key_and_each_key_gets
     assert all(abs(share[key] - 250) <= 25 for key in (1, 2, 3, 4)), share
 
 
-def test_k2_while_one_key_cools_down_only_its_sessions_move_and_they_come_back():
+def test_j2_while_one_key_cools_down_only_its_sessions_move_and_they_come_back():
     world, sessions = gateway(), names(1000)
     before = {name: key_chosen(world, name) for name in sessions}
     assert all(key_of(world, name) == before[name] for name in sessions[:20]), "it is what the gateway does"
@@ -250,7 +250,7 @@ def test_k2_while_one_key_cools_down_only_its_sessions_move_and_they_come_back()
     assert moved(world, sessions, before) == []
 
 
-def test_k4_a_key_that_is_removed_moves_a_quarter_and_one_that_is_added_a_fifth():
+def test_j4_a_key_that_is_removed_moves_a_quarter_and_one_that_is_added_a_fifth():
     sessions = names(1000)
     world = gateway()
     four = {name: key_chosen(world, name) for name in sessions}
@@ -265,13 +265,13 @@ def test_k4_a_key_that_is_removed_moves_a_quarter_and_one_that_is_added_a_fifth(
     assert {key_chosen(more, name) for name in gone} == {0}, "to the new one"
 
 
-def test_k4_it_is_the_same_in_each_process_and_in_each_order_of_the_keys():
+def test_j4_it_is_the_same_in_each_process_and_in_each_order_of_the_keys():
     again = gateway(providers=[{**SPLIT, "api_keys": KEYS[::-1]}, ONE])
     assert [key_chosen(gateway(), name) for name in names(20)] == [key_chosen(again, name) for name in names(20)]
     assert "".join(str(key_chosen(again, name)) for name in names(20)) == "22144434132332242414"
 
 
-def test_k2_a_refused_key_cools_down_for_all_models_and_the_next_key_is_tried():
+def test_j2_a_refused_key_cools_down_for_all_models_and_the_next_key_is_tried():
     steps = [{"provider": "many", "model": "m"}, {"provider": "many", "model": "n"}]
     world = gateway(steps)
     world_of_n = [{"name": "n", "steps": [{"provider": "many", "model": "n"}]}]
@@ -314,7 +314,7 @@ SAME = [400, 413, 415, 422]
 
 
 @pytest.mark.parametrize("status", [400, 402, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503])
-def test_k2_the_next_key_is_tried_where_it_can_help(status):
+def test_j2_the_next_key_is_tried_where_it_can_help(status):
     world = gateway()
     ask(world, "a")
     asked(world)[1].say(refused(status))
@@ -323,13 +323,13 @@ def test_k2_the_next_key_is_tried_where_it_can_help(status):
         assert asked(world, "one") is not None, "the next step is tried at once"
 
 
-def test_k2_a_wrong_key_that_is_refused_with_400_leads_to_the_next_key():
+def test_j2_a_wrong_key_that_is_refused_with_400_leads_to_the_next_key():
     assert not is_same_for_keys(UpstreamRefused(400, detail="API key not valid. Please pass a valid API key."))
     assert not is_same_for_keys(UpstreamRefused(400, words=["API_KEY_INVALID"]))
     assert is_same_for_keys(UpstreamRefused(400, detail="unknown parameter"))
 
 
-def test_k2_a_provider_that_is_silent_is_not_asked_with_its_other_keys():
+def test_j2_a_provider_that_is_silent_is_not_asked_with_its_other_keys():
     """T3. Its time-outs count for all its keys, or each of them would need its own two."""
     world = gateway(timeout="5s")
     for _ in range(2):
@@ -345,7 +345,7 @@ def test_k2_a_provider_that_is_silent_is_not_asked_with_its_other_keys():
     assert [each.reason for each in world.records[-1].skipped] == ["cooling_down"], "one entry for the step"
 
 
-def test_k2_a_provider_that_is_not_reachable_is_not_asked_with_its_other_keys():
+def test_j2_a_provider_that_is_not_reachable_is_not_asked_with_its_other_keys():
     world = gateway()
     world._door("many", 80).opens = fail(ConnectionRefusedError())
     world.doors["many"].opens.addErrback(lambda _: None)
@@ -380,7 +380,7 @@ def test_f8_a_hedge_goes_to_the_next_step_and_only_without_one_to_the_next_key()
     assert (record.step, record.key_number) == (1, other)
 
 
-def test_k2_with_retries_the_same_key_is_repeated_first():
+def test_j2_with_retries_the_same_key_is_repeated_first():
     world = gateway([{"provider": "many", "model": "m", "retries": 1}])
     ask(world, "a")
     key, wire = asked(world)
@@ -392,7 +392,7 @@ def test_k2_with_retries_the_same_key_is_repeated_first():
     assert asked(world)[0] != key
 
 
-def test_k2_if_all_keys_cool_down_the_next_step_is_tried_and_the_step_is_passed_over():
+def test_j2_if_all_keys_cool_down_the_next_step_is_tried_and_the_step_is_passed_over():
     world = gateway()
     client = ask(world, "a")
     for seconds in (40, 30, 20, 10):
@@ -405,14 +405,14 @@ def test_k2_if_all_keys_cool_down_the_next_step_is_tried_and_the_step_is_passed_
     assert client.take().lower().count(b"x-aigw-skipped: 1=cooling_down\r\n") == 1
 
 
-def test_k2_cooldown_0_never_rests_a_key():
+def test_j2_cooldown_0_never_rests_a_key():
     world = gateway([{"provider": "many", "model": "m", "cooldown": 0}])
     key = key_of(world, "a", refused(401))
     asked(world)[1].say(ok())
     assert key_of(world, "a") == key
 
 
-def test_k2_a_probe_of_a_refused_key_that_is_abandoned_leaves_the_next_one_to_probe():
+def test_j2_a_probe_of_a_refused_key_that_is_abandoned_leaves_the_next_one_to_probe():
     world = gateway()
     key = key_of(world, "a", refused(401))
     asked(world)[1].say(ok())
@@ -424,10 +424,10 @@ def test_k2_a_probe_of_a_refused_key_that_is_abandoned_leaves_the_next_one_to_pr
     assert key_of(world, "a") == key
 
 
-# K1: the other ways to spread
+# J1: the other ways to spread
 
 
-def test_k1_round_robin_takes_each_key_in_turn_and_leaves_out_those_that_cool_down():
+def test_j1_round_robin_takes_each_key_in_turn_and_leaves_out_those_that_cool_down():
     world = gateway(providers=[{**SPLIT, "balance": "round_robin"}, ONE])
     assert [key_of(world, "a") for _ in range(8)] == [1, 2, 3, 4, 1, 2, 3, 4]
     assert key_of(world, "a", refused(429, Retry_After="30")) == 1
@@ -436,7 +436,7 @@ def test_k1_round_robin_takes_each_key_in_turn_and_leaves_out_those_that_cool_do
     assert share == {2: 100, 3: 100, 4: 100}
 
 
-def test_k8_least_pending_takes_the_key_with_the_fewest_running_attempts():
+def test_j8_least_pending_takes_the_key_with_the_fewest_running_attempts():
     world = gateway(providers=[{**SPLIT, "balance": "least_pending"}, ONE])
     running = {}
     for _ in range(4):
@@ -511,7 +511,7 @@ EXITS = [
 
 
 @pytest.mark.parametrize(("exit_", "stream"), EXITS)
-def test_k8_a_running_attempt_is_counted_until_it_ends_however_it_ends(exit_, stream, failures):
+def test_j8_a_running_attempt_is_counted_until_it_ends_however_it_ends(exit_, stream, failures):
     more = {"hedge": {"after": "2s", "share": "100%"}} if exit_ is loses_a_race else {}
     world = gateway(providers=[{**SPLIT, "balance": "least_pending"}, ONE], timeout="30s", **more)
     client = ask(world, "a", stream=stream)
@@ -523,7 +523,7 @@ def test_k8_a_running_attempt_is_counted_until_it_ends_however_it_ends(exit_, st
         failures.clear()  # it is one
 
 
-# K3: targets
+# J3: targets
 
 THREE = [
     {"provider": "many", "model": "a"},
@@ -544,7 +544,7 @@ def model_of(world: MemoryGateway, session: str = "", answer: bytes | None = Non
     raise AssertionError("no provider was asked")
 
 
-def test_k3_sticky_targets_get_sessions_by_their_weights_and_keep_them():
+def test_j3_sticky_targets_get_sessions_by_their_weights_and_keep_them():
     world, sessions = gateway([{"targets": THREE}]), names(1000)
     first = {name: chosen(world, name).model for name in sessions}
     assert all(model_of(world, name) == first[name] for name in sessions[:20])
@@ -554,7 +554,7 @@ def test_k3_sticky_targets_get_sessions_by_their_weights_and_keep_them():
     assert all(chosen(less, name).model == first[name] for name in sessions if first[name] != "c"), "few moves"
 
 
-def test_k3_weighted_targets_get_requests_by_their_weights_whatever_the_session_is():
+def test_j3_weighted_targets_get_requests_by_their_weights_whatever_the_session_is():
     import random
 
     world = gateway([{"targets": THREE, "balance": "weighted"}])
@@ -563,7 +563,7 @@ def test_k3_weighted_targets_get_requests_by_their_weights_whatever_the_session_
     assert all(abs(share[model] - right) < 50 for model, right in {"a": 250, "b": 500, "c": 250}.items()), share
 
 
-def test_k3_least_pending_targets_count_all_keys_and_weigh():
+def test_j3_least_pending_targets_count_all_keys_and_weigh():
     world = gateway([{"targets": THREE, "balance": "least_pending"}])
     for _ in range(8):
         ask(world, "a")
@@ -572,7 +572,7 @@ def test_k3_least_pending_targets_count_all_keys_and_weigh():
     assert len(world.health.pending) == 8
 
 
-def test_k3_the_next_target_is_tried_before_the_next_step_and_has_the_number_of_its_step():
+def test_j3_the_next_target_is_tried_before_the_next_step_and_has_the_number_of_its_step():
     world = gateway([{"targets": THREE[:2]}, {"provider": "one", "model": "last"}])
     session = next(name for name in names(50) if model_of(world, name) == "a")
     client = ask(world, session)
@@ -586,7 +586,7 @@ def test_k3_the_next_target_is_tried_before_the_next_step_and_has_the_number_of_
     assert [(each.step, each.model) for each in world.records[-1].attempts] == [(1, "a"), (1, "b")]
 
 
-def test_k3_an_order_of_some_steps_is_that_of_all_without_the_others():
+def test_j3_an_order_of_some_steps_is_that_of_all_without_the_others():
     world = gateway([{"targets": THREE}, {"provider": "one", "model": "last"}])
     route = world.config.routes["route"]
     call = Call(ENDPOINTS["chat/completions"], "route", False, {}, caller=world.config.callers[0])
@@ -601,7 +601,7 @@ def test_k3_an_order_of_some_steps_is_that_of_all_without_the_others():
     assert order(()) == []
 
 
-def test_k3_a_target_has_the_limits_of_its_step():
+def test_j3_a_target_has_the_limits_of_its_step():
     world = gateway([{"targets": THREE, "timeout": "7s", "retries": 2, "conflict_resolution": "tools"}])
     assert {(s.number, s.timeout, s.retries, s.conflict_resolution) for s in world.config.routes["route"].steps} == {
         (1, 7.0, 2, "tools")
@@ -613,7 +613,7 @@ def test_k3_a_target_has_the_limits_of_its_step():
     ]
 
 
-# K5: the session
+# J5: the session
 
 
 CASES = [
@@ -631,7 +631,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("headers", "members", "session"), CASES)
-def test_k5_the_session_is_the_first_that_is_named(headers, members, session):
+def test_j5_the_session_is_the_first_that_is_named(headers, members, session):
     world = gateway()
     client = world.open()
     client.say(request({**HELLO, **members}, headers={**AUTH, **headers}))
@@ -642,12 +642,12 @@ def test_k5_the_session_is_the_first_that_is_named(headers, members, session):
         assert exchange._record.session == session
 
 
-def test_k5_without_one_it_is_the_caller():
+def test_j5_without_one_it_is_the_caller():
     world = gateway()
     assert len({key_of(world) for _ in range(20)}) == 1
 
 
-def test_k5_a_route_may_name_others_and_so_may_the_top():
+def test_j5_a_route_may_name_others_and_so_may_the_top():
     world = gateway(top={"session_from": ["X-Tenant", "metadata"]})
     client = world.open()
     client.say(request({**HELLO, "user": "u"}, headers={**AUTH, "X-Tenant": "t", "X-Session-Id": "s"}))
@@ -659,7 +659,7 @@ def test_k5_a_route_may_name_others_and_so_may_the_top():
     assert exchange._record.session == "u"
 
 
-def test_k5_a_long_one_is_bounded_and_still_tells_sessions_apart():
+def test_j5_a_long_one_is_bounded_and_still_tells_sessions_apart():
     world = gateway()
     beginning = "x" * 5000
     for member in ("user", "prompt_cache_key"):
@@ -671,7 +671,7 @@ def test_k5_a_long_one_is_bounded_and_still_tells_sessions_apart():
     assert len(set(found)) == 3
 
 
-def test_k5_it_is_in_no_header_for_a_provider_and_in_no_record():
+def test_j5_it_is_in_no_header_for_a_provider_and_in_no_record():
     world = gateway()
     client = world.open()
     client.say(request(HELLO, headers={**AUTH, "X-Session-Id": "canary-session", "Session_id": "canary-session"}))
@@ -789,7 +789,7 @@ def test_i4_an_unknown_id_is_looked_up_with_each_key():
     assert b" 200 " in client.take()[:20]
 
 
-# K6: what is shown
+# J6: what is shown
 
 
 def by_key(connection) -> None:
@@ -805,7 +805,7 @@ def by_key(connection) -> None:
 
 
 @ensureDeferred
-async def test_k6_no_key_is_shown_and_each_is_named_by_its_position(world, monkeypatch):
+async def test_j6_no_key_is_shown_and_each_is_named_by_its_position(world, monkeypatch):
     collector = Collector()
     set_environment(monkeypatch, collector.url)
     provider = world.provider(by_key)
@@ -849,7 +849,7 @@ async def test_k6_no_key_is_shown_and_each_is_named_by_its_position(world, monke
     assert all("x-aigw-key" in each for each in seen if "x-aigw-provider" in each)
 
 
-def test_k6_check_config_counts_keys_and_shows_none(tmp_path):
+def test_j6_check_config_counts_keys_and_shows_none(tmp_path):
     text = json.dumps(
         {
             "api_key": KEY,
@@ -871,10 +871,10 @@ def test_k6_check_config_counts_keys_and_shows_none(tmp_path):
     ]
 
 
-# K9: nothing set, nothing changed
+# J9: nothing set, nothing changed
 
 
-def test_k9_without_several_keys_and_targets_nothing_of_it_is_there():
+def test_j9_without_several_keys_and_targets_nothing_of_it_is_there():
     world = MemoryGateway()
     assert not any(route.has_choice for route in world.config.routes.values())
     client = ask(world, "a")

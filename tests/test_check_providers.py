@@ -58,7 +58,7 @@ async def check(world, provider, key=CANARY, model="m", tries=False, **more):
 
 
 @ensureDeferred
-async def test_k6_each_of_several_keys_is_asked_with_and_named_by_its_position(world):
+async def test_j6_each_of_several_keys_is_asked_with_and_named_by_its_position(world):
     def by_number(connection):
         key = connection.provider.requests[-1].header("authorization") or ""
         {"2": answer(401), "3": answer(429)}.get(key[-1:], models("m") if key else REFUSED)(connection)

@@ -207,6 +207,9 @@ def complete(tree: dict) -> dict:
     named = [each for route in tree["routes"] for step in route["steps"] for each in step.get("targets", [step])]
     used = dict.fromkeys(each["provider"] for each in named)
     for number, provider in enumerate(tree.setdefault("providers", [{"name": name} for name in used])):
+        for one, other in (("client_cert", "client_key"), ("client_key", "client_cert")):
+            if one in provider:
+                provider.setdefault(other, "beside.pem")
         provider.setdefault("name", f"p{number}")
         provider.setdefault("base_url", "https://api.example/v1")
     return tree

@@ -41,25 +41,31 @@ _SHORT = (
 
 def _on_provider(provider: Provider, is_used: bool, index: int) -> Iterator[Mistake]:
     path = ("providers", index)
-    for number, key in enumerate(provider.api_keys):
-        if len(key) < SHORT_KEY:
+    for number, each in enumerate(provider.api_keys):
+        if len(each) < SHORT_KEY:
             yield Mistake(_SHORT, (*path, "api_keys", number))
     if provider.api_key and len(provider.api_key) < SHORT_KEY:
         yield Mistake(_SHORT, (*path, "api_key"))
     if provider.balance != "sticky" and len(provider.api_keys) < 2:
         yield Mistake("has no effect without several api_keys; add keys, or remove it", (*path, "balance"))
-    sent_as = "authorization" if provider.auth == "bearer" else provider.auth
-    header = next((name for name in provider.headers if name.lower() == sent_as), None)
-    has_key = provider.keys[0] is not None
-    if has_key and header:
-        name = "api_keys" if provider.api_keys else "api_key"
-        text = f"is sent instead of {name}, so {name} has no effect; keep one of the two"
+    key = provider.key_setting
+    header = next((name for name in provider.headers if name.lower() == provider.key_header), None)
+    if key and header:
+        text = f"is sent instead of {key}, so {key} has no effect; keep one of the two"
         yield Mistake(text, (*path, "headers", header))
-    sends_key = has_key or any(is_secret(name, value) for name, value in provider.headers.items())
+    sent = [*provider.headers.items(), *provider.query.items()]
+    sends_key = key or any(is_secret(name, value) for name, value in sent)
     url = urlsplit(provider.base_url)
     if url.scheme == "http" and sends_key and not is_private_host(url.hostname or ""):
         text = "sends a key unencrypted (http://) to a host outside your network; write https://"
         yield Mistake(text, (*path, "base_url"))
+    if url.scheme == "http" and provider.client_cert:
+        text = "has no effect, because base_url begins with http://; write https://, or remove it and client_key"
+        yield Mistake(text, (*path, "client_cert"))
+    for endpoint in provider.paths:
+        if endpoint != "models" and not provider.serves(endpoint):
+            text = "has no effect, because the provider's endpoints do not have it; add it there, or remove it"
+            yield Mistake(text, (*path, "paths", endpoint))
     if not is_used:
         text = f"no route uses the provider {quoted(provider.name)!r}; name it in a step, or remove it"
         yield Mistake(text, path)
@@ -87,6 +93,9 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
         if step.balance != "sticky" and not step.target:
             text = "has no effect without targets; the balance of a provider's keys is a setting of the provider"
             yield Mistake(text, (*path, "steps", step.number - 1, "balance"))
+        if route.endpoints and not any([step.provider.serves(each) for each in route.endpoints]):
+            text = "is never tried: its provider serves none of the endpoints of the route; correct one of the two"
+            yield Mistake(text, (*path, "steps", step.number - 1))
         same = seen.setdefault((step.provider.name, step.model, step.key, step.conflict_resolution), step)
         if same is not step:
             text = f"is the same as step {same.number}; remove it, or use retries to repeat that step"

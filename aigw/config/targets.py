@@ -15,9 +15,6 @@ def choices_crossed(tree: dict[Any, Any]) -> Iterator[Mistake]:
     """Mistakes in the tree as written: two forms of one setting, a key or a target that is there twice."""
     for index, provider in enumerate(_mappings(tree.get("providers"))):
         keys = provider.get("api_keys")
-        if keys is not None and provider.get("api_key") is not None:
-            text = "cannot be used together with api_key; write all keys in api_keys, or keep api_key alone"
-            yield Mistake(text, ("providers", index, "api_keys"))
         yield from _repeated(keys, "key", ("providers", index, "api_keys"))
     for number, route in enumerate(_mappings(tree.get("routes"))):
         for index, step in enumerate(_mappings(route.get("steps"))):

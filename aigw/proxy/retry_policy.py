@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from aigw.config.model import Step
+from aigw.credentials.source import NoKey
 from aigw.errors import UpstreamFailure, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
 from aigw.protocols.refusals import KEY_REFUSED
 from aigw.proxy.cooldown import Cooldowns, Skip
@@ -60,6 +61,8 @@ def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
             if is_own_failure:
                 return Verdict(strike="failure", cooldown=failure.retry_after or 0, repeatable=True)
             return Verdict(strike="alive", repeatable=status in REPEATABLE)
+        case NoKey(retry_after=seconds):
+            return Verdict(cooldown=seconds, key_refused=True)
         case UpstreamTimeout(limit="deadline"):
             return Verdict()
         case UpstreamTimeout():

@@ -99,6 +99,7 @@ def _client(record: Record, trace: Trace, span: Span, offset: float) -> SpanData
             "gen_ai.request.model": attempt.model,
             "aigw.step": attempt.step,
             "aigw.outcome": attempt.outcome,
+            "url.path": attempt.path,
         }
         if attempt.key_number is not None:
             attributes["aigw.key"] = attempt.key_number
