@@ -370,12 +370,14 @@ def drained(steps):
             return
 
 
-def test_u6_a_session_is_in_the_line_bounded_and_printable():
-    builder = RecordBuilder("id", "POST", "/v1/x", 0.0, seconds=lambda: 0.0)
-    builder.session = "a\n" + "b" * 5000
-    made = builder.record(200)
-    assert for_log(made)["session"] == "a?" + "b" * 126
-    assert json.loads(line_of(made, 0.0))["session"] == "a?" + "b" * 126
+def test_u6_a_session_is_in_the_file_alone_bounded_and_printable(tmp_path):
+    book = Book(tmp_path)
+    for pricing, session in ((book.accounts, "a?" + "b" * 126), (None, None)):
+        builder = RecordBuilder("id", "POST", "/v1/x", 0.0, seconds=lambda: 0.0, pricing=pricing)
+        builder.session = "a\n" + "b" * 5000
+        made = builder.record(200)
+        assert "session" not in for_log(made)
+        assert json.loads(line_of(made, 0.0))["session"] == session
 
 
 def test_u6_the_log_has_the_cost_as_a_number(tmp_path):

@@ -2,5 +2,5 @@
 
 In reading order: model (each setting, once), callers (who may call), schema (the annotations of model), values,
 limit_values, addresses, credentials, endpoint_names, proxies and no_proxy (how values are written), prices (another
-file), yaml_tree, yaml_errors, reader (from tree to model), keys_file, cross_checks, file_mode, mistakes, quoting,
+file), yaml_tree, yaml_errors, reader, keys_file, targets (of a step), cross_checks, file_mode, mistakes, quoting,
 advice, loader."""

@@ -43,6 +43,7 @@ def holds_literal_key(tree: object) -> bool:
         any(literal(tree.get(name)) for name in ("api_key", "admin_key"))
         or any(literal(each.get("key")) for each in _mappings(tree.get("keys")))
         or any(literal(p.get("api_key")) for p in providers)
+        or any(literal(key) for p in providers if isinstance(keys := p.get("api_keys"), list) for key in keys)
         or any(literal_header(str(name), value) for name, value in headers)
         or any(has_literal_password(each.get("proxy"), _VARIABLE) for each in (tree, *providers))
     )

@@ -30,6 +30,7 @@ from aigw.config.proxies import with_proxies
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
+from aigw.config.targets import choices_crossed, with_choices
 from aigw.config.yaml_tree import expand, no_file, parse, read
 from aigw.errors import ConfigError
 from aigw.secret import Secret
@@ -103,7 +104,7 @@ def build(
     unneeded: list[Mistake] = []
     if isinstance(tree, dict):
         tree, unusable, unneeded = with_proxies(_whole(tree), environ)
-        later = [*crossed(tree, tls is not None), *unusable]
+        later = [*crossed(tree, tls is not None), *unusable, *choices_crossed(tree)]
         if "port" not in tree and environ.get("PORT"):
             tree = {**tree, "port": Expanded.of(environ["PORT"], "${PORT}")}
         if "state" not in tree and environ.get("STATE_DIRECTORY"):  # which systemd sets
@@ -112,6 +113,7 @@ def build(
         later = []
     made = reader.read(tree)
     if made is not None:
+        made = msgspec.structs.replace(made, routes={name: with_choices(each) for name, each in made.routes.items()})
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
         later += unserved(made.routes)
     keys = KeysReader(made, environ)
@@ -190,7 +192,7 @@ def _secrets(made: Config) -> tuple[Secret, ...]:
     sent = [value for name, value in pairs if is_secret(name, value)]
     keys: list[Secret] = [each.key for each in made.callers if each.key]
     keys += [*([made.admin_key] if made.admin_key else []), *made.literal_keys]
-    keys += [each.api_key for each in providers if each.api_key]
+    keys += [key for each in providers for key in each.keys if key]
     keys += [*sent, *(token for value in sent if (token := value.token()))]
     keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
     keys += dict.fromkeys(secret for each in providers if each.proxy for secret in each.proxy.secrets)

@@ -46,6 +46,9 @@ class BodySink(Protocol):
 class Responder(BodySink, Protocol):
     """Takes an answer for the client that sent the request."""
 
+    def header(self, name: bytes) -> bytes | None:
+        """The value of a header of the request, by its lower-case name."""
+
     def begin(self, status: int, headers: list[Header], length: int | None, is_early: bool = False) -> None:
         """Commit: send the head of the answer. ``length`` is the size of the body in bytes, None if it is not known.
 
@@ -106,13 +109,10 @@ class Answer(Protocol):
 
 @implementer(IPushProducer)
 class Relay(BodyProtocol, ABC):
-    """One answer. ``held`` fires with this Relay at the commit point; then ``flow`` sends it to the client.
-
-    ``held`` fails with UpstreamBroken. ``reported`` has what the provider reported so far, whatever becomes of it.
-    """
+    """One answer. ``held`` fires with this Relay at the commit point; then ``flow`` sends it to the client."""
 
     transport: Any
-    reported: ReportedUsage
+    reported: ReportedUsage  # so far, whatever becomes of the answer
     mislabelled = False  # whether the Content-Type of a stream is that of something else
     default_type = b"application/json"  # of an answer without Content-Type
     flows = False  # whether its time limit is that of a pause

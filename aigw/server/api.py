@@ -180,6 +180,8 @@ class EndpointResource(ApiResource):
             sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
             sent.append((b"x-aigw-provider", headers.value(record.provider)))
             sent.append((b"x-aigw-model", headers.value(record.model)))
+        if record.key_number is not None:
+            sent.append((b"x-aigw-key", b"%d" % record.key_number))
         if record.skipped:
             reasons = ", ".join(f"{each.step}={each.reason}" for each in record.skipped)
             sent.append((b"x-aigw-skipped", reasons.encode()))
@@ -267,8 +269,7 @@ def tree(
 ) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace.
 
-    ``admission`` has what callers have used; ``pricing`` is there if accounts are kept. Without it ``cost_of`` gives
-    the cost of a request by its record.
+    ``admission`` has what callers have used; ``pricing`` is there if accounts are kept, else ``cost_of`` gives costs.
     """
     admission = admission or Admission(Ledger(gateway.clock.seconds, time.time), gateway.clock)
     limited = Limited(gateway, admission, cost_of, pricing, config.routes)

@@ -45,6 +45,7 @@ class LimitedCall:
             self.write = client.write  # type: ignore[method-assign]  # there are no events
         self.end = client.end
         self.cut = client.cut
+        self.header = client.header
         self.release_body = client.release_body
         self.registerProducer = client.registerProducer
         self.unregisterProducer = client.unregisterProducer

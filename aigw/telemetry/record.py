@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from operator import attrgetter
-from typing import Annotated, Protocol, TypeVar, get_args, get_type_hints
+from typing import Annotated, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -40,6 +40,8 @@ class AttemptRecord(msgspec.Struct, frozen=True):
     called. ``code`` is the provider's code for the failure, if that is one short word.
     """
 
+    key_number: ClassVar[int | None] = None
+
     step: Public[int]
     provider: Public[str]
     model: Public[str]
@@ -51,6 +53,12 @@ class AttemptRecord(msgspec.Struct, frozen=True):
     host: Logged[str] = ""
     path: Logged[str] = ""
     code: Logged[str | None] = None
+
+
+class KeyAttemptRecord(AttemptRecord, frozen=True):
+    """One at a provider with several keys: ``key_number`` is the position of the key that was sent, from 1."""
+
+    key_number: Public[int] = 0  # type: ignore[misc]  # a field in place of a class variable
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -101,9 +109,10 @@ class Facts(msgspec.Struct):
     provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
     get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
     written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
-    ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due.
-    ``session`` is the client's own name for the conversation. ``charges`` are of all attempts whose use is known, if
-    accounts are kept; ``cost`` is the sum of their known costs in USD, ``estimated`` whether one of them is estimated.
+    ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due. The attempt that
+    answered had ``key_number``, if its provider has several keys. ``charges`` are of all attempts whose use is known,
+    if accounts are kept; ``cost`` is the sum of their known costs in USD, ``estimated`` whether one of them, or what
+    was charged to a limit of the caller, is estimated.
     """
 
     request_id: str
@@ -127,8 +136,8 @@ class Facts(msgspec.Struct):
     keepalives: Logged[int] = 0
     held: float | None = None
     hedge: Logged[str | None] = None
+    key_number: int | None = None
     trace: Trace | None = None
-    session: LoggedIfSet[str | None] = None
     cost: LoggedIfSet[Decimal | None] = None
     estimated: LoggedIfSet[bool] = False
     charges: tuple[Charge, ...] = ()
@@ -152,6 +161,7 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     ended: float = 0.0
     ttft: float | None = None
     overhead: float = 0.0
+    session: str | None = None
 
 
 Sink = Callable[[Record], None]
@@ -163,6 +173,8 @@ class RecordBuilder(Facts, kw_only=True):
 
     ``seconds`` is the clock, ``received`` the time when the request's body was complete, and ``waited`` how many
     seconds the providers took, without those since ``waiting_since``. ``pricing`` is there if accounts are kept.
+    ``session`` is what the request itself names, on routes that choose a step by it; it is content of the client, so
+    the Record has it only for the accounts.
     """
 
     seconds: Callable[[], float]
@@ -174,15 +186,17 @@ class RecordBuilder(Facts, kw_only=True):
     received: float = 0.0
     waited: float = 0.0
     waiting_since: float = 0.0
+    session: str | None = None
 
     def answered_by(self, step: Step, dropped: tuple[str, ...] = ()) -> None:
         """Note the step that answers. ``dropped`` names the members of the request that the step did not get."""
         self.step, self.provider, self.model = step.number, step.provider.name, step.model
+        self.key_number = step.key_number
         self.dropped = dropped
 
     def skip(self, step: Step, reason: str, until: float | None = None) -> None:
-        """Note that this step was skipped; only the first reason counts."""
-        if all(each.step != step.number for each in self.skipped):
+        """Note that this step was skipped; only the first reason counts. One that was tried by another key was not."""
+        if step.number not in [*(each.step for each in self.skipped), *(each.step for each in self.attempts)]:
             self.skipped += (Skipped(step.number, reason, None if until is None else round(until)),)
 
     def add(self, charge: Charge) -> None:
@@ -196,8 +210,6 @@ class RecordBuilder(Facts, kw_only=True):
         """Make the record; the request has ended."""
         if self.requested_model is not None:
             self.requested_model = requested(self.requested_model)
-        if self.session is not None:
-            self.session = requested(self.session, MAX_SESSION)
         ended, ttft = self.seconds(), None if self.first_byte is None else self.first_byte - self.started
         return Record(
             *_facts_of(self),
@@ -210,6 +222,7 @@ class RecordBuilder(Facts, kw_only=True):
             ended=ended,
             ttft=ttft,
             overhead=ended - self.received - self.waited,
+            session=None if self.session is None or self.pricing is None else requested(self.session, MAX_SESSION),
         )
 
 
@@ -229,7 +242,8 @@ _values_of = attrgetter(*_RECORD)
 
 def attempt_for_client(attempt: AttemptRecord) -> dict[str, object]:
     """The fields of an attempt that a client may see."""
-    return {name: getattr(attempt, name) for name in _ATTEMPT_OF_CLIENTS}
+    shown = {name: getattr(attempt, name) for name in _ATTEMPT_OF_CLIENTS}
+    return shown if attempt.key_number is None else {**shown, "key_number": attempt.key_number}
 
 
 def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
@@ -240,13 +254,12 @@ def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
 def for_log(record: Record) -> dict[str, object]:
     """The fields of the log line of a request. Attempts and skipped steps stay Structs: all their fields are logged."""
     fields: dict[str, object] = dict(zip(_RECORD, _values_of(record), strict=True))
-    if record.session is not None:
-        fields["session"] = record.session
-    if record.charges:
-        if record.cost is not None:
-            fields["cost"] = float(record.cost)
-        if record.estimated:
-            fields["estimated"] = True
+    if record.cost is not None:
+        fields["cost"] = float(record.cost)
+    if record.estimated:
+        fields["estimated"] = True
+    if record.key_number is not None:
+        fields["key_number"] = record.key_number
     return fields
 
 
