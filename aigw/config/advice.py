@@ -75,9 +75,9 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
             "starts beside it; write a shorter time"
         )
         yield Mistake(text, (*path, "hedge", "after"))
-    seen: dict[tuple[str, str, str | None], Step] = {}
+    seen: dict[tuple[object, ...], Step] = {}
     for step in route.steps:
-        same = seen.setdefault((step.provider.name, step.model, step.conflict_resolution), step)
+        same = seen.setdefault((step.provider.name, step.model, step.changes, step.max_body), step)
         if same is not step:
             text = f"is the same as step {same.number}; remove it, or use retries to repeat that step"
             yield Mistake(text, (*path, "steps", step.number - 1))

@@ -17,7 +17,7 @@ import yaml
 
 from aigw.config.addresses import admin_endpoint
 from aigw.config.advice import advice_on
-from aigw.config.cross_checks import crossed, limits_crossed
+from aigw.config.cross_checks import bodies_crossed, crossed, limits_crossed
 from aigw.config.endpoint_names import defaults_crossed
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
 from aigw.config.mistakes import Mistake, line_of, not_following, worded
@@ -113,6 +113,7 @@ def build(
     made = reader.read(tree)
     if made is not None:
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
+        later += bodies_crossed(made.routes)
     found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later]), *tls_mistakes]
     if found:
         raise ConfigError(worded(found, file, root))

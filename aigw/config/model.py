@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from aigw.config.addresses import ListenAddress, Origin, Url
+from aigw.config.bodies import BodyChanges, ConflictResolution, MemberName, Value, changes_of
 from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
 from aigw.config.endpoint_names import DefaultName, EndpointName
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
@@ -89,7 +90,8 @@ class Listener(msgspec.Struct, frozen=True):
 
 class Provider(msgspec.Struct, frozen=True):
     """An API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs, ``legacy_tls`` allows
-    cipher suites without forward secrecy or AEAD. ``auth`` is the way in which ``api_key`` is sent."""
+    cipher suites without forward secrecy or AEAD. ``auth`` is the way in which ``api_key`` is sent. ``ask_usage``: each
+    stream is asked for its usage, and a client that did not ask does not get it."""
 
     name: Name
     base_url: Url
@@ -98,6 +100,7 @@ class Provider(msgspec.Struct, frozen=True):
     ca_file: FileName | None = None
     legacy_tls: Annotated[Flag, At("tls.legacy")] = False
     auth: Literal["bearer", "x-api-key"] = "bearer"
+    ask_usage: Flag = False
 
     @property
     def keys(self) -> tuple[Secret | None, ...]:
@@ -109,7 +112,8 @@ class Step(msgspec.Struct, frozen=True):
     """One provider and model to try; limits in seconds, ``number`` counts from 1 within its route.
 
     ``key`` is the position of the provider's key that is sent, from 0. ``cooldown`` is how long it cools down after
-    failures in a row, 0 for never; ``retries`` how often it is repeated.
+    failures in a row, 0 for never; ``retries`` how often it is repeated. ``max_body`` is the size in bytes of the
+    largest request that it is tried for. ``changes`` are those of the body, from ``remove`` and the settings below it.
     """
 
     number: Annotated[int, POSITION]
@@ -120,8 +124,19 @@ class Step(msgspec.Struct, frozen=True):
     idle_timeout: Annotated[Timeout, Inherited(120.0)]
     cooldown: Annotated[Cooldown, Inherited(60.0)]
     retries: Retries = 0
-    conflict_resolution: Literal["tools", "format"] | None = None
+    remove: tuple[MemberName, ...] = ()
+    rename: dict[MemberName, MemberName] = {}
+    default: dict[MemberName, Value] = {}
+    set: dict[MemberName, Value] = {}
+    conflict_resolution: ConflictResolution | None = None
+    max_body: Size | None = None
     key: Annotated[int, NOT_WRITTEN] = 0
+    changes: Annotated[BodyChanges | None, NOT_WRITTEN] = None
+
+    def __post_init__(self) -> None:
+        """Prepare ``changes``; a copy with another provider has other ones."""
+        settings = self.remove, self.rename, self.default, self.set, self.conflict_resolution
+        msgspec.structs.force_setattr(self, "changes", changes_of(*settings, self.provider.ask_usage))
 
 
 class Hedge(msgspec.Struct, frozen=True):
@@ -149,7 +164,7 @@ class Route(msgspec.Struct, frozen=True):
     what follows if a step refused it as too long for the model. Where they are None the endpoint decides.
     ``default_for`` has the endpoints whose requests without a ``model`` come here. ``endpoints`` are those that it is
     for, any if empty: only a route for conversations is in the list of models.
-    ``hold`` is how much of an answer is held back before it is committed.
+    ``hold`` is how much of an answer is held back before it is committed. ``limits_bodies``: a step has ``max_body``.
     """
 
     name: Name
@@ -163,6 +178,12 @@ class Route(msgspec.Struct, frozen=True):
     hold: Literal["first_output", "whole"] = "first_output"
     keepalive: KeepAlive | None = None
     hedge: Hedge | None = None
+    limits_bodies: Annotated[bool, NOT_WRITTEN] = False
+
+    def __post_init__(self) -> None:
+        """Note once what each request would have to look for."""
+        limited = any([step.max_body is not None for step in self.steps])
+        msgspec.structs.force_setattr(self, "limits_bodies", limited)
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

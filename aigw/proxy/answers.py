@@ -15,7 +15,7 @@ from aigw.protocols import sse
 from aigw.protocols.endpoint import Call
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
-from aigw.protocols.scanner import HOLD_STREAM
+from aigw.protocols.scanner import HOLD_STREAM, StreamScanner
 from aigw.proxy.plain import Flowing, Plain, cut_short
 from aigw.proxy.relay import END_SECONDS, BodySink, Relay
 from aigw.upstream.connection import Response
@@ -33,10 +33,12 @@ class Stream(Relay):
     flows = True
     flushes = True
 
-    def __init__(self, call: Call, clock: IReactorTime, label: bytes, must_finish: MustFinish) -> None:
+    def __init__(
+        self, call: Call, clock: IReactorTime, label: bytes, must_finish: MustFinish, scanner: StreamScanner
+    ) -> None:
         """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``."""
         super().__init__(call.endpoint, clock)
-        self._scanner = call.endpoint.scanner()
+        self._scanner = scanner
         self._scanner.is_known_to_finish = must_finish
         self._scanner.results = call.results
         self.mislabelled = bool(label) and not label.startswith(b"text/event-stream")
@@ -207,13 +209,19 @@ class Stream(Relay):
         self._finish(broken)
 
 
-def hold(response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish) -> Deferred[Relay]:
-    """Read a 2xx answer up to the commit point. Fails with UpstreamBroken. A cancel aborts the provider's answer."""
+def hold(
+    response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish, hides_usage: bool = False
+) -> Deferred[Relay]:
+    """Read a 2xx answer up to the commit point. Fails with UpstreamBroken. A cancel aborts the provider's answer.
+
+    ``hides_usage``: the gateway asked for the usage of the stream, and the client did not.
+    """
     relay: Relay
     endpoint = call.endpoint
     label = response.given.get(b"content-type", [b""])[-1].lower()
     if call.stream:
-        relay = Stream(call, clock, label, must_finish)
+        make_scanner = (endpoint.scanner_without_usage if hides_usage else None) or endpoint.scanner
+        relay = Stream(call, clock, label, must_finish, make_scanner())
     elif endpoint.flows is not None:
         relay = Flowing(endpoint, clock, label, endpoint.flows)
     else:

@@ -32,7 +32,7 @@ from aigw.proxy.keepalive import KeptAlive
 from aigw.proxy.race import Race
 from aigw.proxy.relay import Answer, Relay, Responder
 from aigw.proxy.retry_policy import Verdict
-from aigw.proxy.router import Router, less_provider
+from aigw.proxy.router import Router, fitting, less_provider
 from aigw.proxy.running_attempt import RunningAttempt
 from aigw.proxy.stored_responses import StoredResponses
 from aigw.proxy.whole import HoldWhole
@@ -99,7 +99,7 @@ class Exchange:
         if call.stream and route.keepalive is not None:
             self._client = self._kept_alive = KeptAlive(client, route.keepalive, call, record, self._clock)
         self._whole = HoldWhole(call, record, gateway.running.held, self._kept_alive) if route.hold == "whole" else None
-        self._left = list(route.steps)
+        self._left = fitting(route, call, record.skip) if route.limits_bodies else list(route.steps)
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
         self._refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}  # the last one of each step
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
@@ -167,16 +167,16 @@ class Exchange:
         return served.addCallbacks(self.commit, self.fall_through, (running,), {}, (running,))
 
     def _hold(self, response: Response, running: RunningAttempt) -> Deferred[Relay] | Deferred[Answer]:
-        running.response, step = response, running.step
+        running.response, step, sent = response, running.step, cast(Attempt, running.attempt)
         must_finish = partial(self._gateway.finishing.expected, step, self._path)
-        held = hold(response, self._call, self._clock, must_finish)
+        held = hold(response, self._call, self._clock, must_finish, sent.difference.hides_usage)
         return held if self._whole is None else self._whole.hold(held.addCallback(running.note_output), step)
 
     def may_start_beside(self, running: RunningAttempt) -> bool:
         """See Chain."""
         is_early = self._clock.seconds() < self._deadline
         has_step = is_early and self._health.any_awake(self._left)
-        return has_step and running.attempt is not None and may_be_sent_twice(self._call, running.attempt)
+        return has_step and running.attempt is not None and may_be_sent_twice(self._call, running.attempt, self._left)
 
     def commit(self, held: Answer, running: RunningAttempt) -> Deferred[None]:
         """See Chain: send the head to the client, then let the body flow."""
@@ -190,7 +190,7 @@ class Exchange:
             if held.length is not None:
                 held.rewrite(self._gateway.router.without_keys[step.provider.name])
             length = held.length
-            self._record.answered_by(step, attempt.dropped)
+            self._record.answered_by(step, attempt.difference.dropped)
             if self._call.endpoint.id_in is not None:
                 self._gateway.stored.note(self._call, self._route, step, held)
             sent = headers.for_client(response.given.items())
@@ -252,7 +252,7 @@ class Exchange:
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
-        self._record.answered_by(attempt.step, attempt.dropped)
+        self._record.answered_by(attempt.step, attempt.difference.dropped)
         self._record.bytes_out = passed_refusals.pass_on(refusal, self._client, self._gateway.keys)
         self._client.end()
         return succeed(None)

@@ -77,16 +77,27 @@ class Router:
         """The request to a step."""
         name = step.provider.name
         own = self._headers[name, step.key]  # a header of the client does not replace these
-        body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
+        body, difference = call.endpoint.rewrite(call, self._models[step.model], step.changes)
         return Attempt(
             step=step,
             url=self._urls[name, call.endpoint.path],
             headers={**own, **call.headers, **own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()},
             body=body,
-            dropped=dropped,
+            difference=difference,
             tail=call.tail,
             method=call.method,
         )
+
+
+def fitting(route: Route, call: Call, skip: Skip) -> list[Step]:
+    """The steps of the route that take a request of this size. ``skip`` is called with each of the others."""
+    steps = []
+    for step in route.steps:
+        if step.max_body is None or call.size <= step.max_body:
+            steps.append(step)
+        else:
+            skip(step, "too_large", None)
+    return steps
 
 
 def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:

@@ -49,10 +49,10 @@ class AttemptRecord(msgspec.Struct, frozen=True):
 
 
 class Skipped(msgspec.Struct, frozen=True):
-    """A step that was skipped. ``reason`` is ``cooling_down`` or ``key_refused``.
+    """A step that was skipped. ``reason`` is ``cooling_down``, ``key_refused`` or ``too_large``.
 
     ``cooling_down``: ``until`` is the end of the cooldown in Unix seconds. ``key_refused``: the provider has refused
-    the same key in an attempt of another step.
+    the same key in an attempt of another step. ``too_large``: the request is over the step's ``max_body``.
     """
 
     step: Logged[int]
