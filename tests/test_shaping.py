@@ -6,13 +6,14 @@ import gzip
 import itertools
 import json
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 from hypothesis import strategies as st
 
 from aigw.config import loader
-from aigw.config.bodies import BodyChanges, BodyValue, changes_of
+from aigw.config.bodies import BodyChanges, Value, changes_of
 from aigw.config.yaml_tree import parse
 from aigw.errors import ConfigError
 from aigw.protocols.endpoints import ENDPOINTS
@@ -29,9 +30,7 @@ REAL = msgspec.Raw(b'"real"')
 FORMAT = b'"response_format":{"type":"json_object"}'
 
 
-def value(made: object) -> BodyValue:
-    text = made if isinstance(made, str) else json.dumps(made) if isinstance(made, int | float) else None
-    return BodyValue(json.dumps(made, separators=(",", ":")).encode(), None if text is None else text.encode())
+value = get_args(Value)[1].decode  # as the configuration reads it
 
 
 def changes(remove=(), rename=None, default=None, set=None, conflict=None, ask=False) -> BodyChanges | None:

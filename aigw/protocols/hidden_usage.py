@@ -39,7 +39,7 @@ class ChatScannerWithoutUsage(ChatScanner):
         """See StreamScanner."""
         is_event = not self.in_pieces
         rest = super().finish()
-        return b"" if is_event and find_usage(rest) and is_extra(rest, self.finished) else rest
+        return _before(rest) if is_event and find_usage(rest) and is_extra(rest, self.finished) else rest
 
     def _without_usage(self, data: bytes, at: int, finished: bool) -> bytes:
         """``data`` without the extra chunks among the whole events from ``at`` on."""
@@ -48,10 +48,16 @@ class ChatScannerWithoutUsage(ChatScanner):
             event, at = data[at : end.end()], end.end()
             if find_usage(event) and is_extra(event, finished):
                 self._skips_lf = at == len(data) and event.endswith(b"\r")
+                kept.append(_before(event))
             else:
                 kept.append(event)
                 finished = finished or _finishes(event)
         return b"".join([*kept, data[at:]])
+
+
+def _before(event: bytes) -> bytes:
+    """The BOM and the line ends in front of an event: of them one may be the LF behind the event before it."""
+    return event[: len(event) - len(event.lstrip(b"\r\n" + sse.BOM))]
 
 
 def is_extra(event: bytes, finished: bool) -> bool:
