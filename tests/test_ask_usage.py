@@ -1,4 +1,4 @@
-"""U1, U2: ``ask_usage`` asks a stream for its usage, and takes the chunk with it out of what the client gets."""
+"""W4, W5: ``ask_usage`` asks a stream for its usage, and takes the chunk with it out of what the client gets."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def cuts(sent: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("ends", [lambda written: written, crlf, cr], ids=["LF", "CRLF", "CR"])
-def test_u2_the_extra_chunk_is_not_for_the_client_wherever_the_reads_are_split(ends):
+def test_w5_the_extra_chunk_is_not_for_the_client_wherever_the_reads_are_split(ends):
     for name, parts in STREAMS.items():
         sent, wanted = map(ends, split(parts))
         usage = USAGE if name == "behind [DONE]" else read(sent, scanner=CHAT.scanner())[1]
@@ -146,7 +146,7 @@ def test_u2_the_extra_chunk_is_not_for_the_client_wherever_the_reads_are_split(e
         assert read(*[bytes([byte]) for byte in sent])[0] == wanted, name
 
 
-def test_u2_a_stream_that_is_not_asked_keeps_every_chunk():
+def test_w5_a_stream_that_is_not_asked_keeps_every_chunk():
     for name, parts in STREAMS.items():
         sent, _ = split(parts)
         got, _ = read(sent, scanner=CHAT.scanner())
@@ -154,7 +154,7 @@ def test_u2_a_stream_that_is_not_asked_keeps_every_chunk():
 
 
 @pytest.mark.parametrize("size", [1000, 5000, 70_000, 200_000])
-def test_u2_behind_an_event_that_is_passed_on_in_pieces(size):
+def test_w5_behind_an_event_that_is_passed_on_in_pieces(size):
     """The end of the large event and the extra chunk are in one read, in two, or the empty line is divided."""
     large = event({"content": "x" * (HOLD_STREAM + size)}, usage={"prompt_tokens": 1})
     for ends in (lambda written: written, crlf):
@@ -173,7 +173,7 @@ def test_u2_behind_an_event_that_is_passed_on_in_pieces(size):
     st.lists(st.integers(1, 400), max_size=8),
     examples=(60, 5000),
 )
-def test_u2_every_other_byte_stays(before, behind, is_crlf, sizes):
+def test_w5_every_other_byte_stays(before, behind, is_crlf, sizes):
     ends = crlf if is_crlf else lambda written: written
     sent, wanted = map(ends, split([*before, HEL, STOP, *behind, DONE]))
     reads, at = [], 0
@@ -199,7 +199,7 @@ def chunks(*events: bytes) -> bytes:
 SENT, WANTED = split([ROLE, HEL, LO, STOP, (extra(),), DONE])
 
 
-def test_u1_the_provider_is_asked_and_the_usage_is_in_the_record():
+def test_w4_the_provider_is_asked_and_the_usage_is_in_the_record():
     gateway = asking()
     client = gateway.ask(stream=True)
     provider = gateway.doors["p1"].wire
@@ -222,7 +222,7 @@ def test_u1_the_provider_is_asked_and_the_usage_is_in_the_record():
         (True, None, False),
     ],
 )
-def test_u2_a_client_that_asked_gets_it(ask, options, gets):
+def test_w5_a_client_that_asked_gets_it(ask, options, gets):
     gateway = asking(ask=ask)
     client = gateway.ask(stream=True, **({"stream_options": options} if options else {}))
     gateway.doors["p1"].wire.say(STREAM_HEAD + chunks(SENT) + LAST_CHUNK)
@@ -230,7 +230,7 @@ def test_u2_a_client_that_asked_gets_it(ask, options, gets):
     assert gateway.records[0].usage == USAGE
 
 
-def test_u2_the_step_that_answers_decides():
+def test_w5_the_step_that_answers_decides():
     """The first step was asked, the second one is not: its chunk is passed on."""
     providers = [{"name": f"p{n}", "base_url": f"http://p{n}/v1", "ask_usage": n == 1} for n in (1, 2)]
     gateway = MemoryGateway(2, {"providers": providers})
@@ -243,7 +243,7 @@ def test_u2_the_step_that_answers_decides():
 
 @pytest.mark.parametrize("size", [1, 7, 64, 10_000])
 @pytest.mark.parametrize("route", [{}, {"hold": "whole"}, {"keepalive": "15s"}, {"hedge": {"after": "1s"}}], ids=str)
-def test_u2_on_every_kind_of_route(route, size):
+def test_w5_on_every_kind_of_route(route, size):
     gateway = asking(2, **route)
     client = gateway.ask(stream=True)
     provider = gateway.doors["p1"].wire
@@ -255,7 +255,7 @@ def test_u2_on_every_kind_of_route(route, size):
     assert (gateway.records[0].usage, gateway.records[0].outcome) == (USAGE, "ok")
 
 
-def test_u2_of_a_hedge_that_wins():
+def test_w5_of_a_hedge_that_wins():
     gateway = asking(2, hedge={"after": "1s"})
     client = gateway.ask(stream=True)
     gateway.clock.advance(1.5)
@@ -264,7 +264,7 @@ def test_u2_of_a_hedge_that_wins():
     assert (gateway.records[0].usage, gateway.records[0].hedge) == (USAGE, "won")
 
 
-def test_u2_a_keep_alive_comes_in_place_of_it_and_between_two_events():
+def test_w5_a_keep_alive_comes_in_place_of_it_and_between_two_events():
     gateway = asking(keepalive="15s", idle_timeout="24h")
     client = gateway.ask(stream=True)
     provider = gateway.doors["p1"].wire
@@ -276,7 +276,7 @@ def test_u2_a_keep_alive_comes_in_place_of_it_and_between_two_events():
     assert unchunked(client.take()) == ROLE + HEL + STOP + COMMENT + DONE
 
 
-def test_u2_it_shows_that_the_provider_is_alive():
+def test_w5_it_shows_that_the_provider_is_alive():
     gateway = asking(idle_timeout="10s")
     client = gateway.ask(stream=True)
     provider = gateway.doors["p1"].wire
@@ -288,7 +288,7 @@ def test_u2_it_shows_that_the_provider_is_alive():
     assert unchunked(client.take()) == ROLE + HEL + STOP + DONE
 
 
-def test_u2_it_is_no_output():
+def test_w5_it_is_no_output():
     """It never commits an answer: a failure behind it leads to the next step."""
     gateway = asking(2)
     client = gateway.ask(stream=True)
@@ -297,7 +297,7 @@ def test_u2_it_is_no_output():
     assert unchunked(client.take()) == WANTED
 
 
-def test_u2_a_stream_that_breaks_behind_it_is_broken():
+def test_w5_a_stream_that_breaks_behind_it_is_broken():
     gateway = asking()
     client = gateway.ask(stream=True)
     provider = gateway.doors["p1"].wire
@@ -309,7 +309,7 @@ def test_u2_a_stream_that_breaks_behind_it_is_broken():
     assert (gateway.records[0].usage, gateway.records[0].outcome) == (USAGE, "stream_reset")
 
 
-def test_u2_a_client_that_does_not_read_holds_up_the_provider_as_before():
+def test_w5_a_client_that_does_not_read_holds_up_the_provider_as_before():
     gateway = asking()
     client = gateway.ask(stream=True)
     provider = gateway.doors["p1"].wire

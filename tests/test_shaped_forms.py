@@ -1,4 +1,4 @@
-"""R13: what a step changes in a form, and that every other byte of it stays."""
+"""W2: what a step changes in a form, and that every other byte of it stays."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize("model_first", [True, False], ids=["the model first", "the model last"])
-def test_r13_the_table(model_first):
+def test_w2_the_table(model_first):
     def whole_form(model: tuple[bytes, bytes], parts: list, more: list) -> bytes:
         placed = [model, *parts, FILE, *more] if model_first else [*parts, FILE, model, *more]
         return form(*placed, preamble=b"a preamble\r\n", epilogue=b"\r\nan epilogue")
@@ -98,7 +98,7 @@ def test_r13_the_table(model_first):
     b'content-disposition: form-data ;  NAME = "language"; x="name"',
     b'X-A: 1\r\nCONTENT-DISPOSITION: form-data; x=y; name="language"\r\nContent-Type: text/plain; name2="language"',
 ])  # fmt: skip
-def test_r13_a_rename_changes_the_bytes_of_the_name_alone(head):
+def test_w2_a_rename_changes_the_bytes_of_the_name_alone(head):
     sent, found = shaped(form(MODEL, (head, b"de"), FILE), changes(rename={"language": "lang"}))
     assert found.renamed == (("language", "lang"),)
     at = head.lower().index(b"name")
@@ -106,7 +106,7 @@ def test_r13_a_rename_changes_the_bytes_of_the_name_alone(head):
     assert sent == form(REAL, (head.replace(name, b'"lang"', 1), b"de"), FILE)
 
 
-def test_r13_a_model_that_was_missing_is_in_front_of_what_is_added():
+def test_w2_a_model_that_was_missing_is_in_front_of_what_is_added():
     sent, _ = shaped(form(field("prompt", "x")), changes(default={"a": "1"}), "images/edits")
     assert sent == form(field("prompt", "x"), REAL, field("a", "1"))
 
@@ -122,7 +122,7 @@ PARTS = st.tuples(NAMES, st.sampled_from(["", "x", "de\r\n", "--", "\r\n\r\n"]),
     *[st.dictionaries(NAMES, st.sampled_from(["1", "", "two\nlines", 3, True]), max_size=2)] * 2,
     examples=(60, 3000),
 )
-def test_r13_a_reader_of_forms_finds_what_the_settings_say(parts, remove, rename, default, replace):
+def test_w2_a_reader_of_forms_finds_what_the_settings_say(parts, remove, rename, default, replace):
     """Against Python's own reader of MIME, and a model that knows lists only."""
     rename = {old: name for old, name in rename.items() if old != name}
     given_parts = [field(name, text, more=b'; filename="f"' if is_file else b"") for name, text, is_file in parts]
@@ -160,7 +160,7 @@ def test_r13_a_reader_of_forms_finds_what_the_settings_say(parts, remove, rename
     ]
 
 
-def test_r13_through_the_gateway_each_step_gets_its_own_form():
+def test_w2_through_the_gateway_each_step_gets_its_own_form():
     gateway = gateway_with({"remove": ["language"]}, {"rename": {"language": "lang"}, "set": {"prompt": "x"}})
     body = form(MODEL, LANGUAGE, FILE)
     client = gateway.open()
@@ -177,7 +177,7 @@ def test_r13_through_the_gateway_each_step_gets_its_own_form():
     assert gateway.records[0].dropped == ()
 
 
-def test_f10_a_form_that_is_too_large_for_a_step():
+def test_w3_a_form_that_is_too_large_for_a_step():
     body = form(MODEL, FILE)
     for limit, name in ((max(1024, len(body)), "p1"), (1024, "p2")):
         gateway = gateway_with({"max_body": limit}, {})

@@ -1,4 +1,4 @@
-"""R12: what a step changes in a body, and that every other byte of it stays."""
+"""W1: what a step changes in a body, and that every other byte of it stays."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
-def test_r12_the_table(large):
+def test_w1_the_table(large):
     filler = [b'"input":"%s"' % (b"x" * SMALL)] if large else []
     for step, client, provider, difference in TABLE:
         sent, found = shaped(chat(*filler, *client), changes(**step))
@@ -103,7 +103,7 @@ def test_r12_the_table(large):
         assert found == Difference(**difference), (step, client)
 
 
-def test_r12_every_combination_of_the_four_settings():
+def test_w1_every_combination_of_the_four_settings():
     """Against a model that knows lists only: two members, each present or not, and each setting for each of them."""
     for has, remove, rename, default, replace in itertools.product(
         *[[(), ("a",), ("b",), ("a", "b")]] * 2, [{}, {"a": "b"}, {"b": "a"}, {"a": "c"}, {"a": "c", "b": "c"}],
@@ -147,7 +147,7 @@ WRITTEN = st.sampled_from([b"1.0", b"1e5", b'"\\ud83d"', b'{"b" : 1, "b":2}', b"
     st.booleans(),
     examples=(60, 3000),
 )  # fmt: skip
-def test_r12_whatever_is_not_touched_keeps_its_bytes_and_its_place(client, remove, rename, default, replace, large):
+def test_w1_whatever_is_not_touched_keeps_its_bytes_and_its_place(client, remove, rename, default, replace, large):
     rename = {old: new for old, new in rename.items() if old != new}
     members = [
         b'"%s":%s' % (name.encode(), raw) for name, raw in client.items() if name.lower() not in ("model", "stream")
@@ -162,12 +162,12 @@ def test_r12_whatever_is_not_touched_keeps_its_bytes_and_its_place(client, remov
     assert [*after][:2] == ["model", "messages"]
 
 
-def test_r12_without_settings_nothing_is_prepared():
+def test_w1_without_settings_nothing_is_prepared():
     assert changes_of((), {}, {}, {}, None, False) is None
     assert shaped(chat(b'"a":1'), None) == (chat(b'"a":1').replace(b"smart", b"real"), UNCHANGED)
 
 
-def test_r12_the_call_is_not_touched():
+def test_w1_the_call_is_not_touched():
     call = read_call(CHAT, chat(b'"a":1', b'"b":2'))
     first = CHAT.rewrite(call, REAL, changes(["a"], {"b": "x"}, {"c": 1}, {"messages": []}))
     second = CHAT.rewrite(call, REAL, None)
@@ -192,7 +192,7 @@ BODIES = {
 }
 
 
-def test_r12_at_every_endpoint_that_takes_json():
+def test_w1_at_every_endpoint_that_takes_json():
     assert {*ENDPOINTS} - {*BODIES} == {"images/variations", "audio/transcriptions", "audio/translations"}
     for path, body in BODIES.items():
         call = ENDPOINTS[path].read(RawRequest(ENDPOINTS[path], body, content_type=b"application/json"))
@@ -201,7 +201,7 @@ def test_r12_at_every_endpoint_that_takes_json():
         assert difference == Difference(dropped=("a",), added=("d", "s")), path
 
 
-def test_r12_a_model_that_was_missing_is_in_front_of_what_is_added():
+def test_w1_a_model_that_was_missing_is_in_front_of_what_is_added():
     sent, _ = shaped(b'{"input":"x"}', changes(default={"a": 1}), ENDPOINTS["moderations"])
     assert sent == b'{"input":"x","model":"real","a":1}'
 
@@ -230,14 +230,14 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])
-def test_u1_a_stream_that_lacks_it_is_asked_for_its_usage(path):
+def test_w4_a_stream_that_lacks_it_is_asked_for_its_usage(path):
     for client, provider, difference in OPTIONS:
         sent, found = shaped(chat(b'"stream":true', *client), changes(ask=True), ENDPOINTS[path])
         wanted = chat(b'"stream":true', *(client if provider is None else provider)).replace(b"smart", b"real")
         assert (sent, found) == (wanted, Difference(**difference)), client
 
 
-def test_u1_no_other_endpoint_is_asked():
+def test_w4_no_other_endpoint_is_asked():
     for path in {*BODIES} - {"chat/completions", "completions"}:
         body = BODIES[path].replace(b'"a":1', b'"stream":true,"stream_format":"sse"')
         call = ENDPOINTS[path].read(RawRequest(ENDPOINTS[path], body, content_type=b"application/json"))
@@ -245,7 +245,7 @@ def test_u1_no_other_endpoint_is_asked():
 
 
 @pytest.mark.parametrize("stream", [b'"stream":false', b'"stream":null', b'"n":1'])
-def test_u1_a_plain_request_is_not_asked(stream):
+def test_w4_a_plain_request_is_not_asked(stream):
     assert shaped(chat(stream), changes(ask=True)) == (chat(stream).replace(b"smart", b"real"), UNCHANGED)
 
 
@@ -259,7 +259,7 @@ def test_u1_a_plain_request_is_not_asked(stream):
         ({"set": {"stream_options": {"x": 1}}}, [ASKED], [b'"stream_options":{"x":1,"include_usage":true}'], False),
     ],
 )
-def test_u1_the_settings_of_the_step_come_before(step, client, provider, hides):
+def test_w4_the_settings_of_the_step_come_before(step, client, provider, hides):
     sent, found = shaped(chat(b'"stream":true', *client), changes(**step, ask=True))
     assert sent == chat(b'"stream":true', *provider).replace(b"smart", b"real")
     assert found.hides_usage == hides
@@ -280,7 +280,7 @@ def sent_to(gateway: MemoryGateway, name: str) -> dict:
     return json.loads(body_of(gateway.doors[name].wire.take()))
 
 
-def test_r12_each_step_gets_its_own_body_and_the_answer_names_what_was_dropped():
+def test_w1_each_step_gets_its_own_body_and_the_answer_names_what_was_dropped():
     gateway = gateway_with({"set": {"a": 1}}, {"rename": {"max_tokens": "max_completion_tokens"}, "remove": ["user"]})
     client = gateway.ask({**HELLO, "max_tokens": 5, "user": "u"})
     assert sent_to(gateway, "p1") == {**HELLO, "model": "m1", "max_tokens": 5, "user": "u", "a": 1}
@@ -291,7 +291,7 @@ def test_r12_each_step_gets_its_own_body_and_the_answer_names_what_was_dropped()
     assert gateway.records[0].dropped == ("user",)
 
 
-def test_r12_a_repeated_step_sends_the_same_body():
+def test_w1_a_repeated_step_sends_the_same_body():
     gateway = gateway_with({"retries": 1, "default": {"a": 1}})
     gateway.ask()
     first = gateway.doors["p1"].wire.take()
@@ -301,7 +301,7 @@ def test_r12_a_repeated_step_sends_the_same_body():
     assert json.loads(body_of(first))["a"] == 1
 
 
-def test_r12_a_compressed_body_is_changed_as_any_other():
+def test_w1_a_compressed_body_is_changed_as_any_other():
     gateway = gateway_with({"remove": ["user"], "set": {"seed": 7}})
     body = gzip.compress(json.dumps({**HELLO, "user": "u"}).encode())
     client = gateway.open()
@@ -320,7 +320,7 @@ def size_of(body: dict) -> int:
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(size_of(PADDED), True), (size_of(PADDED) - 1, False)])
-def test_f10_a_step_with_max_body_is_passed_over_for_a_larger_request(limit, fits):
+def test_w3_a_step_with_max_body_is_passed_over_for_a_larger_request(limit, fits):
     gateway = gateway_with({"max_body": limit}, {})
     client = gateway.open()
     client.say(request(json.dumps(PADDED).encode()))
@@ -334,7 +334,7 @@ def test_f10_a_step_with_max_body_is_passed_over_for_a_larger_request(limit, fit
     assert skipped == ([] if fits else [(1, "too_large", None)])
 
 
-def test_f10_if_the_request_is_too_large_for_every_step_it_is_413():
+def test_w3_if_the_request_is_too_large_for_every_step_it_is_413():
     gateway = gateway_with({"max_body": 1024}, {"max_body": "1500B"}, keepalive={"every": "1s", "before_output": True})
     client = gateway.ask({**PADDED, "stream": True})
     answered = client.take()
@@ -348,7 +348,7 @@ def test_f10_if_the_request_is_too_large_for_every_step_it_is_413():
     assert gateway.records[0].error == "request_too_large"
 
 
-def test_f10_if_the_others_fail_it_is_the_error_of_those():
+def test_w3_if_the_others_fail_it_is_the_error_of_those():
     gateway = gateway_with({"max_body": 1024}, {})
     client = gateway.ask(PADDED)
     gateway.doors["p2"].wire.say(head(500, Content_Length="0"))
@@ -357,7 +357,7 @@ def test_f10_if_the_others_fail_it_is_the_error_of_those():
     assert [each["step"] for each in error_of(answered)["attempts"]] == [2]
 
 
-def test_f10_the_size_is_that_of_the_client_s_body_uncompressed_and_before_changes():
+def test_w3_the_size_is_that_of_the_client_s_body_uncompressed_and_before_changes():
     gateway = gateway_with({"max_body": 1024, "remove": ["user"]}, {"max_body": 4096, "set": {"x": "y" * 9000}})
     client = gateway.open()
     client.say(request(gzip.compress(json.dumps(PADDED).encode()), headers={**AUTH, "Content-Encoding": "gzip"}))
@@ -366,7 +366,7 @@ def test_f10_the_size_is_that_of_the_client_s_body_uncompressed_and_before_chang
     assert not gateway.doors["p1"].wires
 
 
-def test_f10_of_a_hedge_too():
+def test_w3_of_a_hedge_too():
     gateway = gateway_with({}, {"max_body": 1024}, {}, hedge={"after": "1s"})
     gateway.ask({**PADDED, "stream": True})
     gateway.clock.advance(1.5)
@@ -408,7 +408,7 @@ def loaded(step: str, environ: dict | None = None):
     return read.routes["r"].steps[0]
 
 
-def test_r12_values_are_json_once_when_the_configuration_is_read():
+def test_w1_values_are_json_once_when_the_configuration_is_read():
     step = loaded(
         """
         remove: [seed, "timestamp_granularities[]"]
@@ -466,7 +466,7 @@ MISTAKES = [
 ]
 
 
-def test_r12_a_mistake_is_named():
+def test_w1_a_mistake_is_named():
     for line, mistake in MISTAKES:
         with pytest.raises(ConfigError) as caught:
             loaded(f"        {line}\n")

@@ -19,6 +19,9 @@ from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net.headers import Lines
 from aigw.net.interfaces import Reactor
+from aigw.protocols.endpoint import Call
+from aigw.protocols.endpoints import ENDPOINTS
+from aigw.protocols.envelope import Parts
 from aigw.protocols.refusals import read_refusal
 from aigw.proxy.router import Router
 from aigw.secret import KeySearch
@@ -148,9 +151,7 @@ class Check:
         if failure and "max_completion_tokens" in reason:  # OpenAI's reasoning models refuse max_tokens
             failure = await self._request(step, "chat/completions", {**chat, "max_completion_tokens": 1}, "choices")
             reason = (failure.detail or "") if failure else ""
-            if failure and "output limit was reached" in reason:
-                return True, ""  # the one token was reasoning
-        if failure is None:
+        if failure is None or "output limit was reached" in reason:  # the one token was reasoning
             return True, ""
         if isinstance(failure, UpstreamRefused) and failure.status in _NOT_THIS_ENDPOINT:
             embedding = {"model": step.model, "input": "Hi"}
@@ -170,7 +171,7 @@ class Check:
     ) -> UpstreamFailure | None:
         """Why there was no answer, which has a list ``member``; None where there was one."""
         headers = {**self._headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
-        attempt = Attempt(step, f"{step.provider.base_url}/{path}", headers, msgspec.json.encode(content))
+        attempt = Attempt(step, f"{step.provider.base_url}/{path}", headers, _body_for(step, path, content))
         seconds = min(step.timeout, TRY_SECONDS)
 
         async def answered() -> None:
@@ -204,6 +205,16 @@ class Check:
                     result.works, words = answers[name, step.model]
                     result.problem, result.note = (words, None) if result.works is False else (None, words or None)
                 yield result
+
+
+def _body_for(step: Step, path: str, content: Mapping[str, object]) -> bytes:
+    """A request with this content, as the step sends it."""
+    endpoint, members = (
+        ENDPOINTS[path],
+        {name: msgspec.Raw(msgspec.json.encode(each)) for name, each in content.items()},
+    )
+    written, _ = endpoint.rewrite(Call(endpoint, step.model, False, members), members["model"], step.changes)
+    return b"".join(written) if isinstance(written, Parts) else written
 
 
 def _apply_list(step: CheckedStep, provider: Checked) -> None:

@@ -23,7 +23,7 @@ class ChatScannerWithoutUsage(ChatScanner):
         """See StreamScanner."""
         within, finished = self.in_pieces, self.finished
         passed, meaning = super().feed(data)
-        if meaning is END:  # what the provider sends behind it is for nobody, but its usage counts
+        if meaning is END:  # what the provider sends behind it is not passed on, but its usage counts
             behind = data[max(0, data.rfind(b"[DONE]")) :]
             if find_usage(behind):
                 self.usage.add(behind)
