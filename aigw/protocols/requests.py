@@ -58,17 +58,18 @@ def read_images(raw: RawRequest) -> Call | Steps[Call]:
     return _read(raw, _images)
 
 
-MakeCall = Callable[[RawRequest, Members, bool], Call]
+MakeCall = Callable[[RawRequest, Members, int], Call]
 
 
 def _read(raw: RawRequest, make: MakeCall, with_messages: bool = False) -> Call | Steps[Call]:
+    size = len(raw.body)
     try:
-        members = envelope.split_small(raw.body)
+        members = envelope.split_small(raw.body) if size <= envelope.SMALL else None
     except ValueError as error:
         raise _refused(error, raw.body) from None
     if members is None:
         return _read_in_steps(raw, make, with_messages)
-    call = make(raw, members, False)
+    call = make(raw, members, size)
     if with_messages and ("messages" not in members or mistake_in_messages(members) is not None):
         raise _wrong_messages(members, mistake_in_messages)
     return call
@@ -80,13 +81,13 @@ def _read_in_steps(raw: RawRequest, make: MakeCall, with_messages: bool) -> Step
         members = yield from walk.members(with_messages)
     except ValueError as error:
         raise _refused(error, raw.body) from None
-    call = make(raw, members, len(raw.body) > envelope.SMALL)
+    call = make(raw, members, len(raw.body))
     if with_messages and ("messages" not in members or walk.mistake is not None):
         raise _wrong_messages(members, lambda _: walk.mistake)
     return call
 
 
-def _call(raw: RawRequest, members: Members, large: bool, streams: bool = True, results: int = 1) -> Call:
+def _call(raw: RawRequest, members: Members, size: int, streams: bool = True, results: int = 1) -> Call:
     if raw.endpoint.may_lack_model and bytes(members.get("model", envelope.ABSENT)) in (b"", b"null"):
         model = ""
     else:
@@ -97,21 +98,21 @@ def _call(raw: RawRequest, members: Members, large: bool, streams: bool = True, 
         name = next(each for each in members if each in envelope.OTHER_CASES)
         raise BadRequest(f"{name!r} must be written {name.casefold()!r}, in lower case.", param=name)
     stream = "stream" in members and _member(members, "stream", _flag, "true or false") is True
-    request = (raw.headers, raw.request_id, raw.caller, large, len(raw.body))
+    request = (raw.headers, raw.request_id, raw.caller, size > envelope.SMALL, size)
     return Call(raw.endpoint, model, stream and streams, members, *request, results=results, tail=raw.tail)
 
 
-def _unstreamed(raw: RawRequest, members: Members, large: bool) -> Call:
-    return _call(raw, members, large, streams=False)
+def _unstreamed(raw: RawRequest, members: Members, size: int) -> Call:
+    return _call(raw, members, size, streams=False)
 
 
-def _speech(raw: RawRequest, members: Members, large: bool) -> Call:
-    call = _call(raw, members, large, streams=False)
+def _speech(raw: RawRequest, members: Members, size: int) -> Call:
+    call = _call(raw, members, size, streams=False)
     return replace(call, stream=bytes(members.get("stream_format", envelope.ABSENT)) == b'"sse"')
 
 
-def _images(raw: RawRequest, members: Members, large: bool) -> Call:
-    return _call(raw, members, large, results=count(bytes(members.get("n", envelope.ABSENT))))
+def _images(raw: RawRequest, members: Members, size: int) -> Call:
+    return _call(raw, members, size, results=count(bytes(members.get("n", envelope.ABSENT))))
 
 
 def count(written: bytes) -> int:

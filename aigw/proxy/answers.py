@@ -18,6 +18,7 @@ from aigw.protocols.refusals import reason_in
 from aigw.protocols.scanner import HOLD_STREAM, StreamScanner
 from aigw.proxy.plain import Flowing, Plain, cut_short
 from aigw.proxy.relay import END_SECONDS, BodySink, Relay
+from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 
 NO_STREAM = "answered a streaming request without a stream"
@@ -34,11 +35,16 @@ class Stream(Relay):
     flushes = True
 
     def __init__(
-        self, call: Call, clock: IReactorTime, label: bytes, must_finish: MustFinish, scanner: StreamScanner
+        self,
+        call: Call,
+        clock: IReactorTime,
+        label: bytes,
+        must_finish: MustFinish,
+        make_scanner: Callable[[], StreamScanner],
     ) -> None:
         """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``."""
         super().__init__(call.endpoint, clock)
-        self._scanner = scanner
+        self._scanner = make_scanner()
         self._scanner.is_known_to_finish = must_finish
         self._scanner.results = call.results
         self.mislabelled = bool(label) and not label.startswith(b"text/event-stream")
@@ -210,18 +216,19 @@ class Stream(Relay):
 
 
 def hold(
-    response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish, hides_usage: bool = False
+    response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish, attempt: Attempt | None
 ) -> Deferred[Relay]:
-    """Read a 2xx answer up to the commit point. Fails with UpstreamBroken. A cancel aborts the provider's answer.
+    """Read a 2xx answer to ``attempt`` up to the commit point. Fails with UpstreamBroken.
 
-    ``hides_usage``: the gateway asked for the usage of the stream, and the client did not.
+    A cancel aborts the provider's answer.
     """
     relay: Relay
     endpoint = call.endpoint
     label = response.given.get(b"content-type", [b""])[-1].lower()
     if call.stream:
+        hides_usage = attempt is not None and attempt.difference.hides_usage
         make_scanner = (endpoint.scanner_without_usage if hides_usage else None) or endpoint.scanner
-        relay = Stream(call, clock, label, must_finish, make_scanner())
+        relay = Stream(call, clock, label, must_finish, make_scanner)
     elif endpoint.flows is not None:
         relay = Flowing(endpoint, clock, label, endpoint.flows)
     else:

@@ -167,9 +167,9 @@ class Exchange:
         return served.addCallbacks(self.commit, self.fall_through, (running,), {}, (running,))
 
     def _hold(self, response: Response, running: RunningAttempt) -> Deferred[Relay] | Deferred[Answer]:
-        running.response, step, sent = response, running.step, cast(Attempt, running.attempt)
+        running.response, step = response, running.step
         must_finish = partial(self._gateway.finishing.expected, step, self._path)
-        held = hold(response, self._call, self._clock, must_finish, sent.difference.hides_usage)
+        held = hold(response, self._call, self._clock, must_finish, running.attempt)
         return held if self._whole is None else self._whole.hold(held.addCallback(running.note_output), step)
 
     def may_start_beside(self, running: RunningAttempt) -> bool:
