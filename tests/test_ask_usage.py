@@ -6,15 +6,17 @@ import json
 
 import pytest
 from hypothesis import strategies as st
+from pytest_twisted import ensureDeferred
 from twisted.internet.error import ConnectionLost
 
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.meaning import END
 from aigw.protocols.scanner import HOLD_STREAM
-from tests.harness import HELLO
+from tests.harness import HELLO, KEY
 from tests.memory import MemoryGateway, body_of
 from tests.properties import given
-from tests.providers import COMMENT, DONE, ERROR_EVENT, LAST_CHUNK, ROLE, STREAM, STREAM_HEAD, chunk, event
+from tests.providers import COMMENT, DONE, ERROR_EVENT, LAST_CHUNK, ROLE, STREAM, STREAM_HEAD, chunk, event, stream
+from tests.test_clients import with_openai
 from tests.test_hold import unchunked
 
 CHAT = ENDPOINTS["chat/completions"]
@@ -127,7 +129,7 @@ def cuts(sent: bytes) -> list[int]:
         for text in (b"\n\n", b"\r\r", b"\n\r\n", b'"usage"', b"[DONE]")
         for at in range(len(sent))
         if sent.startswith(text, at)
-        for step in range(-2, 6)
+        for step in range(-1, 4)
     }
     return sorted(at for at in near | {*range(1, len(sent), 29)} if 0 < at < len(sent))
 
@@ -319,3 +321,37 @@ def test_w5_a_client_that_does_not_read_holds_up_the_provider_as_before():
     provider.say(chunks(LO, STOP, extra(), DONE) + LAST_CHUNK)
     client.producer.resumeProducing()
     assert unchunked(client.take()) == WANTED
+
+
+@ensureDeferred
+async def test_w5_the_openai_client_gets_usage_if_it_asked_and_no_chunk_without_choices_else(world):
+    """An o-series deployment behind ``rename``, ``remove`` and ``ask_usage``, as the official client finds it."""
+    provider = world.provider(stream(ROLE, HEL, LO, STOP, extra(), DONE))
+    gateway = world.gateway_of(
+        {
+            "api_key": KEY,
+            "listen": ["tcp:0:interface=127.0.0.1"],
+            "providers": [{"name": "azure", "base_url": world.base_url(provider), "api_key": "k1", "ask_usage": True}],
+            "routes": [{"name": "route", "steps": [{
+                "provider": "azure", "model": "o4", "rename": {"max_tokens": "max_completion_tokens"}, "remove": ["temperature"]
+            }]}],
+        },
+        tls=True,
+    )  # fmt: skip
+
+    def use(client):
+        more = {"model": "route", "messages": HELLO["messages"], "stream": True, "max_tokens": 9, "temperature": 0.5}
+        with client.chat.completions.create(**more) as chunks:
+            got = list(chunks)
+        assert [each.choices[0].delta.content or "" for each in got] == ["", "hel", "lo", ""]
+        assert [each.usage for each in got] == [None] * 4
+        with client.chat.completions.create(**more, stream_options={"include_usage": True}) as chunks:
+            *_, last = chunks
+        assert (last.choices, last.usage.total_tokens) == ([], 72)
+
+    await with_openai(gateway, use)
+    first, second = provider.bodies
+    assert first == second
+    assert (first["max_completion_tokens"], first["stream_options"]) == (9, {"include_usage": True})
+    assert not {"max_tokens", "temperature"} & {*first}
+    assert [record["usage"] for record in world.records] == [USAGE, USAGE]

@@ -65,7 +65,7 @@ TABLE = [
     ({"default": {"language": "de"}}, [], [], [LANGUAGE], {"added": ("language",)}),
     ({"default": {"language": "de"}}, [field("language", "")], [field("language", "")], [], {}),
     ({"default": {"file": "x"}}, [], [], [], {}),
-    ({"default": {"temperature": 0.5, "flag": True, "n": 3}}, [], [], [field("temperature", "0.5"), field("flag", "true"), field("n", "3")], {"added": ("temperature", "flag", "n")}),
+    ({"default": {"temperature": 0.5, "flag": True, "top": 3}}, [], [], [field("temperature", "0.5"), field("flag", "true"), field("top", "3")], {"added": ("temperature", "flag", "top")}),
     ({"default": {"a": None, "b": [1], "c": {"d": 1}, "e": "x\r\n--" + BOUNDARY.decode(), "f": "--x", "g": "a\nb - --c"}}, [], [], [field("g", "a\nb - --c")], {"added": ("g",)}),
     ({"set": {"language": "fr"}}, [LANGUAGE, PROMPT], [field("language", "fr"), PROMPT], [], {"replaced": ("language",)}),
     ({"set": {"language": "fr"}}, [field("language", ""), PROMPT], [field("language", "fr"), PROMPT], [], {"replaced": ("language",)}),

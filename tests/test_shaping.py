@@ -24,7 +24,9 @@ from tests.calls import read_call
 from tests.harness import AUTH, HELLO, request
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.properties import given
-from tests.providers import completion, head
+from tests.providers import STREAM_HEAD, chunk, completion, head
+from tests.test_hold import unchunked
+from tests.test_multipart import MODEL, form, named, part
 
 CHAT = ENDPOINTS["chat/completions"]
 REAL = msgspec.Raw(b'"real"')
@@ -310,6 +312,36 @@ def test_w1_a_compressed_body_is_changed_as_any_other():
     assert sent_to(gateway, "p1") == {**HELLO, "model": "m1", "seed": 7}
 
 
+IMAGE = b'data: {"type":"image_generation.completed","b64_json":"aGk="}\n\n'
+EDITED = IMAGE.replace(b"generation", b"edit")
+NUMBERS = [({"default": {"n": 2}}, None, 2), ({"set": {"n": 1}}, 2, 1), ({"remove": ["n"]}, 2, 1), ({"rename": {"n": "number"}}, 2, 1), ({"rename": {"number": "n"}}, None, 3), ({"set": {"n": None}}, 2, 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["images/generations", "images/edits"])
+@pytest.mark.parametrize(("step", "asked", "sent"), NUMBERS)
+def test_a7_w1_a_stream_of_images_has_as_many_as_the_step_asks_for(path, step, asked, sent):
+    gateway = gateway_with(step)
+    client = gateway.open()
+    numbers = {"number": 3, **({"n": asked} if asked else {})}
+    kind = named().decode()
+    if path == "images/edits":
+        fields = [part(name.encode(), b"%d" % number) for name, number in numbers.items()]
+        body: object = form(MODEL, part(b"stream", b"true"), *fields)
+        sent = asked if step == {"set": {"n": None}} else sent  # which a form cannot have
+        client.say(request(body, f"/v1/{path}", headers={**AUTH, "Content-Type": kind}))
+    else:
+        client.say(request({"model": "route", "prompt": "x", "stream": True, **numbers}, f"/v1/{path}"))
+    gateway.turns()
+    provider = gateway.doors["p1"].wire
+    image = EDITED if path == "images/edits" else IMAGE
+    provider.say(STREAM_HEAD)
+    for number in range(sent):
+        assert not client.value().endswith(b"\r\n0\r\n\r\n"), number
+        provider.say(chunk(image))
+    assert unchunked(client.take()) == image * sent
+    assert gateway.records[0].outcome == "ok"
+
+
 # max_body
 
 PADDED = {**HELLO, "user": "u" * 2000}
@@ -341,8 +373,8 @@ def test_w3_if_the_request_is_too_large_for_every_step_it_is_413():
     assert answered.startswith(b"HTTP/1.1 413 ")
     error = error_of(answered)
     assert (error["code"], error["type"]) == ("request_too_large", "invalid_request_error")
-    assert "'route'" in error["message"]
-    assert "1500 bytes" in error["message"]
+    assert "has 2" in error["message"]
+    assert error["message"].endswith("no step of the route 'route' takes more than 1500 bytes.")
     assert not gateway.doors["p1"].wires + gateway.doors["p2"].wires
     assert [each.reason for each in gateway.records[0].skipped] == ["too_large", "too_large"]
     assert gateway.records[0].error == "request_too_large"

@@ -136,7 +136,8 @@ class Step(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         """Prepare ``changes``; a copy with another provider has other ones."""
         settings = self.remove, self.rename, self.default, self.set, self.conflict_resolution
-        msgspec.structs.force_setattr(self, "changes", changes_of(*settings, self.provider.ask_usage))
+        asks = bool(self.provider and self.provider.ask_usage)
+        msgspec.structs.force_setattr(self, "changes", changes_of(*settings, asks))
 
 
 class Hedge(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from aigw.config.bodies import BodyChanges
 from aigw.errors import BadRequest
@@ -93,7 +94,11 @@ def _shaped(form: Upload, changes: BodyChanges) -> tuple[list[Edit], dict[str, b
     edits = [part.without for part in form.parts if part not in kept]
     edits += [form.renamed(part, name) for part, name in kept.items() if name != part.name]
     edits += [part.with_value(text) for part, text in texts.items()]
-    return edits, new, summed_up(dropped, renamed, [*new], replaced)
+    difference = summed_up(dropped, renamed, [*new], replaced)
+    if difference.touches("n"):
+        written = [texts.get(part) or form.value(part) for name, part in left if name == "n" and part.plain]
+        difference = replace(difference, results=count([*written, new.get("n", b"")][0].strip()))
+    return edits, new, difference
 
 
 def _is_form(raw: RawRequest) -> bool:

@@ -95,6 +95,10 @@ class Upload:
         pieces += [_NEW_PART % (self._boundary, name.encode(), text) for name, text in new.items()]
         return Parts([*pieces, view[self._last :]])
 
+    def value(self, part: Part) -> bytes:
+        """The value of a part."""
+        return bytes(memoryview(self._body or b"")[part.value : part.end])
+
     def renamed(self, part: Part, name: str) -> Edit:
         """The edit that gives a part another name, which needs no escapes."""
         found = _NAME_OF_PART.search(bytes(memoryview(self._body or b"")[part.head : part.value]))

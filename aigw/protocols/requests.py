@@ -112,7 +112,12 @@ def _speech(raw: RawRequest, members: Members, size: int) -> Call:
 
 
 def _images(raw: RawRequest, members: Members, size: int) -> Call:
-    return _call(raw, members, size, results=count(bytes(members.get("n", envelope.ABSENT))))
+    return _call(raw, members, size, results=_results(members))
+
+
+def _results(members: Members) -> int:
+    written = members.get("n", envelope.ABSENT)
+    return count(bytes(written)) if len(written) < 4 else 1
 
 
 def count(written: bytes) -> int:
@@ -191,7 +196,11 @@ def rewrite_nothing(call: Call, model: msgspec.Raw, changes: BodyChanges | None)
 
 def _changed(call: Call, members: Members, changes: BodyChanges) -> tuple[Members, Difference]:
     members, difference = shaped(members, changes)
-    if changes.ask_usage and call.stream and call.endpoint.scanner_without_usage is not None:
+    if not call.stream:
+        return members, difference
+    if difference.touches("n"):
+        difference = replace(difference, results=_results(members))
+    if changes.ask_usage and call.endpoint.scanner_without_usage is not None:
         return asked_for_usage(call.members, members, difference)
     return members, difference
 

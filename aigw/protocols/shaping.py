@@ -18,7 +18,8 @@ class Difference(msgspec.Struct, frozen=True):
 
     ``dropped`` are members of the client's that the step does not get; ``text.format`` is a member of the member
     ``text``. ``renamed`` has the old and the new names. ``added`` were not there; ``replaced`` have another value.
-    ``hides_usage``: the gateway asked for the usage of a stream, and the client did not.
+    ``hides_usage``: the gateway asked for the usage of a stream, and the client did not. ``results`` is how many
+    results a stream has, where the step changes that.
     """
 
     dropped: tuple[str, ...] = ()
@@ -26,6 +27,11 @@ class Difference(msgspec.Struct, frozen=True):
     added: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
     hides_usage: bool = False
+    results: int | None = None
+
+    def touches(self, name: str) -> bool:
+        """Whether a member with this name is another one, or is not there any more, or is new."""
+        return any([name in each for each in (self.dropped, self.added, self.replaced, *self.renamed)])
 
 
 UNCHANGED = Difference()

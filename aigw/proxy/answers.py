@@ -15,7 +15,8 @@ from aigw.protocols import sse
 from aigw.protocols.endpoint import Call
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
-from aigw.protocols.scanner import HOLD_STREAM, StreamScanner
+from aigw.protocols.scanner import HOLD_STREAM
+from aigw.protocols.shaping import UNCHANGED, Difference
 from aigw.proxy.plain import Flowing, Plain, cut_short
 from aigw.proxy.relay import END_SECONDS, BodySink, Relay
 from aigw.upstream.attempt import Attempt
@@ -40,13 +41,16 @@ class Stream(Relay):
         clock: IReactorTime,
         label: bytes,
         must_finish: MustFinish,
-        make_scanner: Callable[[], StreamScanner],
+        difference: Difference,
     ) -> None:
-        """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``."""
-        super().__init__(call.endpoint, clock)
-        self._scanner = make_scanner()
+        """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``;
+        ``difference`` is that between the request that was sent and the client's."""
+        endpoint = call.endpoint
+        super().__init__(endpoint, clock)
+        without_usage = endpoint.scanner_without_usage if difference.hides_usage else None
+        self._scanner = (without_usage or endpoint.scanner)()
         self._scanner.is_known_to_finish = must_finish
-        self._scanner.results = call.results
+        self._scanner.results = difference.results or call.results
         self.mislabelled = bool(label) and not label.startswith(b"text/event-stream")
         self._first: bytes | None = b""  # the first bytes, until it is known whether they are a stream
         self._body: bytearray | None = None  # the bytes, if they are not a stream
@@ -226,9 +230,8 @@ def hold(
     endpoint = call.endpoint
     label = response.given.get(b"content-type", [b""])[-1].lower()
     if call.stream:
-        hides_usage = attempt is not None and attempt.difference.hides_usage
-        make_scanner = (endpoint.scanner_without_usage if hides_usage else None) or endpoint.scanner
-        relay = Stream(call, clock, label, must_finish, make_scanner)
+        difference = UNCHANGED if attempt is None else attempt.difference
+        relay = Stream(call, clock, label, must_finish, difference)
     elif endpoint.flows is not None:
         relay = Flowing(endpoint, clock, label, endpoint.flows)
     else:

@@ -32,7 +32,7 @@ from aigw.proxy.keepalive import KeptAlive
 from aigw.proxy.race import Race
 from aigw.proxy.relay import Answer, Relay, Responder
 from aigw.proxy.retry_policy import Verdict
-from aigw.proxy.router import Router, fitting, less_provider
+from aigw.proxy.router import Router, fitted, less_provider
 from aigw.proxy.running_attempt import RunningAttempt
 from aigw.proxy.stored_responses import StoredResponses
 from aigw.proxy.whole import HoldWhole
@@ -90,8 +90,8 @@ class Exchange:
         self._clock = gateway.clock
         self._path = call.endpoint.path
         self._health = gateway.cooldowns[self._path]
-        self._route = route
         record.route = route.name
+        self._route = route = fitted(route, call, record.skip) if route.limits_bodies else route
         self._call = call
         self._client = client
         self._record = record
@@ -99,7 +99,7 @@ class Exchange:
         if call.stream and route.keepalive is not None:
             self._client = self._kept_alive = KeptAlive(client, route.keepalive, call, record, self._clock)
         self._whole = HoldWhole(call, record, gateway.running.held, self._kept_alive) if route.hold == "whole" else None
-        self._left = fitting(route, call, record.skip) if route.limits_bodies else list(route.steps)
+        self._left = list(route.steps)
         self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
         self._refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}  # the last one of each step
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from aigw.config.model import Route
-from aigw.errors import AllStepsFailed, DeadlineExceeded, GatewayError, TooLarge, UpstreamFailure, UpstreamRefused
+from aigw.errors import AllStepsFailed, DeadlineExceeded, GatewayError, UpstreamFailure, UpstreamRefused
 from aigw.protocols.endpoint import Endpoint
 from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST, of_all_steps
 from aigw.proxy.retry_policy import REPEATABLE
@@ -38,18 +38,9 @@ def in_the_end(
     passed = of_all_steps([failure for _, failure in failures], refusals, route, endpoint, keys)
     if passed is not None:
         return passed
-    if route.limits_bodies and not failures and not is_late:
-        return _too_large(route)
     if is_late:
         return too_late(route.deadline or 0, failures, keys)
     return all_failed(failures, keys, shortest_cooldown)
-
-
-def _too_large(route: Route) -> TooLarge:
-    """The 413 if no step was tried, because the request is too large for each of them."""
-    most = max(step.max_body or 0 for step in route.steps)
-    text = f"The request is too large for every step of the route {route.name!r}: the largest limit is {most} bytes."
-    return TooLarge(text)
 
 
 def all_failed(failures: Failures, keys: KeySearch, shortest_cooldown: float | None = None) -> AllStepsFailed:

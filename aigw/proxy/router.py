@@ -8,7 +8,7 @@ import msgspec
 
 from aigw import __version__
 from aigw.config.model import Config, Provider, Route, Step
-from aigw.errors import BadRequest, RouteNotFound
+from aigw.errors import BadRequest, RouteNotFound, TooLarge
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
@@ -89,15 +89,23 @@ class Router:
         )
 
 
-def fitting(route: Route, call: Call, skip: Skip) -> list[Step]:
-    """The steps of the route that take a request of this size. ``skip`` is called with each of the others."""
+def fitted(route: Route, call: Call, skip: Skip) -> Route:
+    """The route with the steps that take a request of this size. ``skip`` is called with each of the others.
+
+    Raises TooLarge where there is none.
+    """
     steps = []
     for step in route.steps:
         if step.max_body is None or call.size <= step.max_body:
             steps.append(step)
         else:
             skip(step, "too_large", None)
-    return steps
+    if not steps:
+        most = max(step.max_body or 0 for step in route.steps)
+        name = nearest.shown(route.name)
+        text = f"The request has {call.size} bytes, and no step of the route {name} takes more than {most} bytes."
+        raise TooLarge(text)
+    return msgspec.structs.replace(route, steps=tuple(steps))
 
 
 def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
