@@ -168,6 +168,13 @@ def test_w5_behind_an_event_that_is_passed_on_in_pieces(size):
             assert read(*first, *[bytes([byte]) for byte in sent[at:]])[0] == wanted, at
 
 
+def test_w5_the_rest_of_a_large_event_is_no_chunk_of_its_own():
+    """Its second line begins a read, and would be an extra chunk alone."""
+    large = b'data: "' + b"x" * (HOLD_STREAM + 10) + b"\n"
+    got, _ = read(ROLE + HEL, large, extra(), LO + STOP + DONE)
+    assert got == ROLE + HEL + large + extra() + LO + STOP + DONE
+
+
 @given(
     st.lists(st.sampled_from([ROLE, HEL, LO, COMMENT, b"\n", event({"content": "a"}, usage=USAGE), STOP]), max_size=6),
     st.lists(st.sampled_from([(extra(),), COMMENT, b"\n", (event({}, usage=USAGE),)]), max_size=4),
