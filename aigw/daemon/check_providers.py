@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import TypeVar
 
-import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
@@ -22,10 +21,9 @@ from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net.headers import Lines
 from aigw.net.interfaces import Reactor
-from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.protocols.envelope import Parts
 from aigw.protocols.refusals import read_refusal
+from aigw.protocols.requests import own_request
 from aigw.proxy.keyed_upstream import Sender, with_keys
 from aigw.proxy.router import MODELS, Router
 from aigw.upstream import body
@@ -222,7 +220,7 @@ class Check:
         """Why there was no answer, which has a list ``member``; None where there was one."""
         headers = {**self._headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
         url, tail = self._router.target(step.provider, path, step.model)
-        attempt = Attempt(step, url, headers, _body_for(step, path, content), tail=tail)
+        attempt = Attempt(step, url, headers, own_request(ENDPOINTS[path], content, step.changes), tail=tail)
         seconds = min(step.timeout, TRY_SECONDS)
 
         async def answered() -> None:
@@ -256,16 +254,6 @@ class Check:
                     result.works, words = answers[name, step.model]
                     result.problem, result.note = (words, None) if result.works is False else (None, words or None)
                 yield result
-
-
-def _body_for(step: Step, path: str, content: Mapping[str, object]) -> bytes:
-    """A request with this content, as the step sends it."""
-    endpoint, members = (
-        ENDPOINTS[path],
-        {name: msgspec.Raw(msgspec.json.encode(each)) for name, each in content.items()},
-    )
-    written, _ = endpoint.rewrite(Call(endpoint, step.model, False, members), members["model"], step.changes)
-    return b"".join(written) if isinstance(written, Parts) else written
 
 
 def _apply_list(step: CheckedStep, provider: Checked) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from msgspec.structs import replace
@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from aigw.config.bodies import BodyChanges
 from aigw.errors import BadRequest
 from aigw.protocols import envelope
-from aigw.protocols.endpoint import Call, RawRequest
+from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.envelope import Parts, Pieces, carries
 from aigw.protocols.shaping import UNCHANGED, Difference, asked_for_usage, shaped
 from aigw.protocols.skip import Steps, T
@@ -192,6 +192,13 @@ def rewrite_response(call: Call, model: msgspec.Raw, changes: BodyChanges | None
 def rewrite_nothing(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewritten:
     """The same of a request without a body."""
     return b"", UNCHANGED
+
+
+def own_request(endpoint: Endpoint, content: Mapping[str, object], changes: BodyChanges | None) -> bytes:
+    """The body of a request of the gateway's own, as a step with these changes sends it."""
+    members = {name: msgspec.Raw(msgspec.json.encode(each)) for name, each in content.items()}
+    body, _ = endpoint.rewrite(Call(endpoint, "", False, members), members["model"], changes)
+    return b"".join(body) if isinstance(body, Parts) else body
 
 
 def _changed(call: Call, members: Members, changes: BodyChanges) -> tuple[Members, Difference]:
