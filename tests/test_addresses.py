@@ -23,6 +23,8 @@ from aigw.config.model import Provider
 from aigw.errors import ConfigError, UpstreamUnreachable
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy.urls import Tail
+from aigw.upstream.client import ascii_url
+from aigw.upstream.providers import Upstream
 from aigw.upstream.reasons import no_socket
 from tests.certificates import authority, dns, issue
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until
@@ -815,6 +817,26 @@ async def test_u6_a_host_with_an_underscore_has_a_real_handshake_over_https(worl
     else:
         assert sent == b"", "the key is not sent"
         assert "TLS: the certificate is not for this host" in answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://my_llm/v1", "https://my_llm/v1"),
+        ("https://my_llm/ü%20ü", "https://my_llm/%C3%BC%20%C3%BC"),
+        ("https://my_llm.ü.example:8443/v1", "https://my_llm.xn--tda.example:8443/v1"),
+        ("https://ü.EXAMPLE/ü", "https://xn--tda.EXAMPLE/%C3%BC"),
+        ("https://ü。example", "https://xn--tda.example"),
+    ],
+)
+def test_u6_only_a_label_that_needs_it_is_encoded(url, expected):
+    assert ascii_url(url) == expected
+
+
+def test_u6_an_underscore_in_a_label_that_is_not_ascii_is_a_mistake():
+    provider = Provider("p", "https://ü_b.example/v1")
+    with pytest.raises(ConfigError, match="the host is not a valid host name"):
+        Upstream(reactor, [provider], lambda *_: None)
 
 
 @ensureDeferred
