@@ -35,6 +35,7 @@ from tests.providers import as_asked, begin_stream, completion, event
 from tests.test_certificates import serving
 from tests.test_check_providers import by_key, check, models
 from tests.test_clients import with_openai
+from tests.test_daemon import CONFIG, KEYS, run
 from tests.test_trace import attributes, collector  # noqa: F401
 
 CANARY = "canary4711secret-of-the/query+x"
@@ -521,6 +522,17 @@ async def test_u3_no_key_of_a_query_is_in_a_log_page_metric_span_error_or_answer
     for form in (CANARY, ESCAPED, ESCAPED.lower(), CANARY.encode().hex()):
         assert form not in text, text[max(0, text.index(form) - 300) : text.index(form) + 100]
     assert "r1" in text, "something was looked at"
+
+
+@pytest.mark.parametrize("mistake", ["", "    port: 5"], ids=["good", "with a mistake"])
+def test_u3_check_config_prints_no_key_of_a_query(tmp_path, mistake):
+    query = f'    query: {{key: "${{CANARY}}", sig: {CANARY}, api-version: 2024-10-21}}\n'
+    config = CONFIG.replace(
+        "providers:\n", f"providers:\n  - name: b\n    base_url: https://b.example/v1\n{query}{mistake}\n"
+    )
+    done = run(tmp_path, "--check-config", config=config, environ={**KEYS, "CANARY": CANARY})
+    assert done.returncode == (78 if mistake else 0), done.stderr
+    assert not [form for form in (CANARY, ESCAPED) if form in done.stdout + done.stderr]
 
 
 @ensureDeferred
