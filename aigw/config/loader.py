@@ -31,6 +31,7 @@ from aigw.config.yaml_tree import expand, parse
 from aigw.errors import ConfigError
 from aigw.secret import Secret
 
+_LOCATED = ("cert_file", "key_file", "base_url", "ca_file", "key_command", "client_cert", "client_key")
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
 MAX_FILE = 1024 * 1024
 
@@ -156,9 +157,7 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
     for path, entries in listed:
         paths += [(*path, index) for index in range(len(entries))]
         for index, entry in enumerate(entries):
-            paths += [
-                (*path, index, name) for name in ("cert_file", "key_file", "base_url", "ca_file") if name in entry
-            ]
+            paths += [(*path, index, name) for name in _LOCATED if name in entry]
     return {path_of(path): f"{file}, line {line_of(root, path)}" for path in paths}
 
 

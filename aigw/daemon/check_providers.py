@@ -11,18 +11,20 @@ from typing import TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from aigw.config.addresses import neighbours, socket_of
 from aigw.config.model import Config, Provider, Step
+from aigw.credentials.changing_keys import ChangingKeys
+from aigw.credentials.source import NoKey
+from aigw.daemon.check_answers import has_list, models_in
 from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net.headers import Lines
 from aigw.net.interfaces import Reactor
 from aigw.protocols.refusals import read_refusal
+from aigw.proxy.keyed_upstream import Sender, with_keys
 from aigw.proxy.router import MODELS, Router
-from aigw.secret import KeySearch
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.providers import Upstream
@@ -47,18 +49,24 @@ _OTHERS: dict[str, tuple[Mapping[str, object], str]] = {  # what is sent, and th
 }
 _VERSION = {b"anthropic-version": b"Anthropic-Version: 2023-06-01\r\n"}  # Anthropic refuses a request without one
 
+_REPLACE = {
+    "key_file": "replace the key in its key_file",
+    "key_command": "its key_command must print another one",
+}  # what an operator can do about a refused key
+
 Answers = dict[tuple[str, str], "tuple[bool | None, str]"]  # by provider and model: whether it works, and why not
 
 
 class Check:
     """All providers of a configuration, asked at once; the steps of one provider are tried one after the other."""
 
-    def __init__(self, config: Config, upstream: Upstream, clock: IReactorTime) -> None:
+    def __init__(self, config: Config, upstream: Sender, reactor: Reactor, keys: ChangingKeys | None = None) -> None:
+        """``upstream`` sends without the ``keys``, which may change."""
         self._config = config
         self._upstream = upstream
-        self._clock = clock
+        self._clock = reactor
         self._router = Router(config)
-        self._keys = KeySearch(config.secrets)
+        self._keyed = with_keys(upstream, keys or ChangingKeys(reactor, config), self._router, reactor)
 
     def run(self, tries: bool = False) -> Deferred[tuple[list[Checked], list[CheckedStep]]]:
         """The results, in the order of the configuration; with a real request to each step if it ``tries``."""
@@ -86,8 +94,13 @@ class Check:
         started = self._clock.seconds()
         headers = self._headers(provider)
         target = self._router.target(provider, MODELS, "")
+        no_key: NoKey | None = None
         try:
-            status, found.models = await self._limited(self._list(provider, target, headers), SECONDS)
+            try:
+                status, found.models = await self._limited(self._list(self._keyed, provider, target, headers), SECONDS)
+            except NoKey as error:
+                no_key = error
+                status, _ = await self._limited(self._list(self._upstream, provider, target, {}), SECONDS)
         except UpstreamFailure as error:
             socket = socket_of(provider.base_url)
             found.problem = f"{error.message} ({socket})" if socket else error.message
@@ -96,8 +109,12 @@ class Check:
             return found
         found.reachable, found.certificate = True, True if provider.base_url.startswith("https:") else None
         found.latency_ms = round((self._clock.seconds() - started) * 1000)
-        if status == 401:
-            found.key, found.problem = False, "the provider refuses the key (401); set api_key to a valid one"
+        if no_key is not None:
+            found.key = False
+            found.problem = self._shown(": ".join(filter(None, [no_key.message, no_key.reason])))
+        elif status == 401:
+            advice = _REPLACE.get(provider.key_setting or "", "set api_key to a valid one")
+            found.key, found.problem = False, f"the provider refuses the key (401); {advice}"
         elif status in _UNKNOWN:
             found.note = f"the provider gives no list of models ({status}), so the key and the models cannot be checked"
         elif not 200 <= status < 300:
@@ -109,23 +126,23 @@ class Check:
         return found
 
     async def _list(
-        self, provider: Provider, target: tuple[str, bytes], headers: Lines
+        self, sender: Sender, provider: Provider, target: tuple[str, bytes], headers: Lines
     ) -> tuple[int, frozenset[str] | None]:
         """The status of the answer, and the models in it if it is a list of some."""
         url, tail = target
-        response = await self._upstream.get(provider, url, headers, CONNECT_SECONDS, tail)
+        response = await sender.get(provider, url, headers, CONNECT_SECONDS, tail)
         data, whole = await body.read(response, MAX_LIST, SECONDS, self._clock)
-        return response.code, _names(data) if whole and 200 <= response.code < 300 else None
+        return response.code, models_in(data) if whole and 200 <= response.code < 300 else None
 
     async def _ask_without_key(self, provider: Provider, target: tuple[str, bytes], found: Checked) -> None:
         """Ask again without the key: a list that needs no key does not show whether the key is valid."""
         if found.models is None:
             found.note = "its list of models does not have the format of OpenAI"
-        if provider.api_key is None:
+        if provider.key_setting is None:
             found.key_needed = False
             return
         try:
-            status, _ = await self._limited(self._list(provider, target, {}), SECONDS)
+            status, _ = await self._limited(self._list(self._upstream, provider, target, {}), SECONDS)
         except UpstreamFailure:
             status = 0
         found.key = True if status in (401, 403) else None
@@ -138,7 +155,7 @@ class Check:
         for url in neighbours(provider.base_url):
             target = f"{url}/models", query
             try:
-                status, models = await self._limited(self._list(provider, target, headers), SECONDS)
+                status, models = await self._limited(self._list(self._keyed, provider, target, headers), SECONDS)
             except UpstreamFailure:
                 return
             if models is not None or status == 401:
@@ -208,10 +225,10 @@ class Check:
         seconds = min(step.timeout, TRY_SECONDS)
 
         async def answered() -> None:
-            data, whole = await body.read(await self._upstream.send(attempt), MAX_LIST, seconds, self._clock)
+            data, whole = await body.read(await self._keyed.send(attempt), MAX_LIST, seconds, self._clock)
             if not whole:
                 raise UpstreamBroken("the answer is incomplete")
-            if not _has_list(data, member):
+            if not has_list(data, member):
                 raise UpstreamBroken("answered 2xx without a result", detail=read_refusal(data).reason)
 
         try:
@@ -223,7 +240,7 @@ class Check:
     def _shown(self, text: str) -> str:
         """A provider's text for a terminal: bounded, without keys, without control characters."""
         printable = "".join(letter if letter.isprintable() else " " for letter in text[:4096])
-        return self._keys.hide_any_form(printable)[:300]
+        return self._router.keys.hide_any_form(printable)[:300]
 
     # What follows for the steps
 
@@ -251,27 +268,14 @@ def _apply_list(step: CheckedStep, provider: Checked) -> None:
         step.note = provider.note
 
 
-def _names(data: bytes) -> frozenset[str] | None:
-    """The ids in OpenAI's list; some providers write them as ``models/NAME``."""
-    try:
-        read = msgspec.json.decode(data)
-        entries = read["data"] if isinstance(read, dict) else read
-        ids = [entry["id"] for entry in entries]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return None
-    return frozenset(each.removeprefix("models/") for each in ids if isinstance(each, str))
-
-
-def _has_list(data: bytes, member: str) -> bool:
-    try:
-        read = msgspec.json.decode(data)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(read, dict) and isinstance(read.get(member), list) and bool(read[member])
-
-
 def check(
-    config: Config, upstream: Upstream, reactor: Reactor, write: Callable[[str], object], json: bool, tries: bool
+    config: Config,
+    upstream: Upstream,
+    keys: ChangingKeys,
+    reactor: Reactor,
+    write: Callable[[str], object],
+    json: bool,
+    tries: bool,
 ) -> bool:
     """Ask, print, and give whether every step works. Runs the reactor, which can run only once in a process."""
     works: list[bool] = []
@@ -281,9 +285,10 @@ def check(
         works.append(all(step.works for step in result[1]))
 
     def ask() -> None:
-        checking: Deferred[None] = Check(config, upstream, reactor).run(tries).addCallback(report)
+        checking: Deferred[None] = Check(config, upstream, reactor, keys).run(tries).addCallback(report)
         checking.addErrback(lambda failure: write(failure.getErrorMessage()))
-        checking.addBoth(lambda _: upstream.close()).addBoth(lambda _: reactor.stop())
+        checking.addBoth(lambda _: upstream.close()).addBoth(lambda _: keys.close())
+        checking.addBoth(lambda _: reactor.stop())
 
     reactor.callWhenRunning(ask)
     reactor.run()

@@ -18,7 +18,7 @@ from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import nearest
 from aigw.proxy.cooldown import Skip
 from aigw.proxy.urls import Tail, url_of
-from aigw.secret import Secret
+from aigw.secret import KeySearch, Secret
 from aigw.upstream.attempt import Attempt
 
 MODELS = "models"  # the list of them
@@ -49,8 +49,8 @@ class Part(NamedTuple):
 class Router:
     """The routes of a configuration, and the parts of requests that do not depend on the call.
 
-    ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers. ``parts`` has, by
-    name and endpoint, the routes of which some steps do not serve the endpoint.
+    ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers. ``keys`` finds
+    all keys. ``parts`` has, by name and endpoint, the routes of which some steps do not serve the endpoint.
     """
 
     def __init__(self, config: Config) -> None:
@@ -59,6 +59,8 @@ class Router:
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
         }
+        self.keys = KeySearch(config.secrets)
+        self._secrets = config.secrets
         self._headers = {
             (name, number): _headers(provider, key)
             for name, provider in config.providers.items()
@@ -90,6 +92,16 @@ class Router:
     def own_headers(self, provider: Provider, key: int = 0) -> Lines:
         """The headers of every request to the provider, with the key at this position."""
         return self._headers[provider.name, key]
+
+    def headers_with(self, provider: Provider, key: Secret, changing: Sequence[Secret]) -> Lines:
+        """The headers of every request to the provider, with a ``key`` that the configuration does not have.
+
+        From now on all ``changing`` keys, of which this is one, are hidden as those of the configuration are.
+        """
+        self.keys = KeySearch([*self._secrets, *changing])
+        known = [*_keys(provider, self._secrets), *changing]
+        self.without_keys[provider.name] = [each.out_of for each in known]
+        return _headers(provider, key)
 
     def part(self, route: Route, path: str, skip: Skip) -> Route:
         """The route as this endpoint has it. ``skip`` is called with each step that does not serve the endpoint.
@@ -161,9 +173,9 @@ def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list
 def _headers(provider: Provider, key: Secret | None) -> Lines:
     """The headers of every request to the provider, with this key."""
     headers = {b"user-agent": _USER_AGENT}
-    if key:
+    if key and provider.key_header:
         sent = _revealed(key)
-        headers |= {b"x-api-key": sent} if provider.auth == "x-api-key" else {b"authorization": b"Bearer " + sent}
+        headers[provider.key_header.encode()] = b"Bearer " + sent if provider.auth == "bearer" else sent
     headers |= {name.lower().encode(): _revealed(value) for name, value in provider.headers.items()}
     return {name: lines([(name, value)]) for name, value in headers.items()}
 

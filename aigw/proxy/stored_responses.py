@@ -24,13 +24,13 @@ from aigw.errors import (
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
 from aigw.proxy.cooldown import Cooldowns
+from aigw.proxy.keyed_upstream import Sender
 from aigw.proxy.relay import Answer
 from aigw.proxy.response_ids import Place, ResponseIds, is_id
 from aigw.proxy.router import Router
 from aigw.telemetry.record import RecordBuilder
 from aigw.upstream import body
 from aigw.upstream.connection import Response
-from aigw.upstream.providers import Upstream
 
 SEARCH_SECONDS = 10.0  # for each provider
 MOST_ASKED = 16  # providers, for one id
@@ -46,7 +46,7 @@ class StoredResponses:
     def __init__(
         self,
         config: Config,
-        upstream: Upstream,
+        upstream: Sender,
         router: Router,
         cooldowns: Mapping[str, Cooldowns],
         ids: ResponseIds,

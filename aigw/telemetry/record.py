@@ -53,8 +53,8 @@ class Skipped(msgspec.Struct, frozen=True):
     """A step that was skipped. ``reason`` is ``cooling_down``, ``key_refused`` or ``endpoint_not_served``.
 
     ``cooling_down``: ``until`` is the end of the cooldown in Unix seconds. ``key_refused``: the provider has refused
-    the same key in an attempt of another step. ``endpoint_not_served``: the ``endpoints`` of its provider do
-    not have that of the request.
+    the same key in an attempt of another step, or there is none for it. ``endpoint_not_served``: the ``endpoints`` of
+    its provider do not have that of the request.
     """
 
     step: Logged[int]

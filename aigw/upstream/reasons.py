@@ -127,7 +127,18 @@ def refused_by_us(problem: str) -> CertificateRefused:
 
 # Handshakes that failed before the certificate was checked, by a part of OpenSSL's text
 _NO_TLS = "the port does not use TLS; does base_url need http://?"
-_OLD = "the provider supports only old TLS; write `tls: {legacy: true}` to allow older cipher suites"
+# TLS alerts about the gateway's own certificate, or about a missing one
+_ABOUT_THE_CLIENT = (
+    "certificate required",
+    "alert bad certificate",
+    "alert unsupported certificate",
+    "alert certificate",
+    "alert unknown ca",
+    "alert access denied",
+)
+_SET_ONE = "set client_cert and client_key to a certificate that the provider accepts"
+_ALLOW_OLD = "; write `tls: {legacy: true}` to allow older cipher suites"
+_OLD = f"the provider supports only old TLS{_ALLOW_OLD}"
 _HANDSHAKES = {
     "wrong version number": _NO_TLS,
     "http request": _NO_TLS,
@@ -136,13 +147,12 @@ _HANDSHAKES = {
     "record layer failure": _NO_TLS,
     "unsupported protocol": _OLD,
     "alert protocol version": _OLD,
-    "alert handshake failure": _OLD,
+    "alert handshake failure": f"the provider asks for a certificate ({_SET_ONE}), or has only old TLS{_ALLOW_OLD}",
     "no shared cipher": _OLD,
     "wrong cipher returned": _OLD,
     "dh key too small": _OLD,
     "unrecognized name": "the provider does not serve the host of base_url; correct base_url",
-    "certificate required": "the provider requires a client certificate, which the gateway cannot send",
-    "alert bad certificate": "the provider requires a client certificate, which the gateway cannot send",
+    **dict.fromkeys(_ABOUT_THE_CLIENT, _SET_ONE),
 }
 
 
@@ -180,6 +190,15 @@ def unreachable(failure: Failure, handshake: str) -> UpstreamUnreachable:
     else:
         message = f"the connection failed: {type(failure.value).__name__}"
     return UpstreamUnreachable(message[:MOST])
+
+
+def refused_late(failure: Failure) -> UpstreamUnreachable | None:
+    """Why a connection ended, if the provider did not accept the gateway's certificate, or got none.
+
+    With TLS 1.3 a client's handshake is complete before the provider looks at that.
+    """
+    problem = openssl_reasons(failure.value) if failure.check(SSL.Error) else ""
+    return unreachable(failure, "") if any(words in problem for words in _ABOUT_THE_CLIENT) else None
 
 
 def too_slow(seconds: float, handshake: str) -> UpstreamTimeout:
