@@ -320,6 +320,14 @@ def test_u2_u3_so_is_the_look_up_of_an_id():
     assert asked(gateway, "p2") == ["GET /v1/responses/resp_1"]
 
 
+def test_u2_u3_a_plain_proxy_gets_the_whole_url():
+    settings = {"base_url": "http://llm.example/v1", "proxy": "http://proxy.example:3128"}
+    gateway = memory({**settings, "paths": {"chat/completions": AZURE}, "query": DATE})
+    ask(gateway, "/v1/chat/completions", HELLO)
+    url = "http://llm.example/v1/openai/deployments/org%2Fmodel-1/chat/completions?api-version=2024-10-21"
+    assert asked(gateway, "proxy.example") == [f"POST {url}"]
+
+
 def test_u2_of_a_model_that_a_client_chooses_nothing_is_kept():
     """The URLs that are kept are few, whatever the models are."""
     tail = Tail(["/chat"], [])
@@ -741,6 +749,16 @@ async def test_u5_a_large_body_goes_over_the_socket(world):
     gateway = world.gateway(f"http+unix://{world.folder}/llm.sock:/v1")
     assert (await gateway.ask({"messages": [{"role": "user", "content": "x" * 3_000_000}]})).status == 200
     assert len(provider.requests[0].body) > 3_000_000
+
+
+@pytest.mark.parametrize("url", ["http+unix:///run/x.sock:/v1", "http+unix://%2Frun%2Fx.sock/v1"])
+@pytest.mark.parametrize("environ", [{}, {"HTTP_PROXY": "http://proxy:3128", "ALL_PROXY": "http://proxy:3128"}])
+@pytest.mark.parametrize("top", [{}, {"proxy": "http://proxy:3128"}])
+def test_u5_no_proxy_is_on_the_way_to_a_unix_socket(url, environ, top):
+    routes = [{"name": "r", "steps": [{"provider": "p", "model": "m"}]}]
+    tree = {"api_key": KEY, "providers": [{"name": "p", "base_url": url}], "routes": routes, **top}
+    config = loader.build(tree, environ, Path("/nonexistent"))
+    assert config.providers["p"].proxy is None
 
 
 def closed_socket(file: Path) -> None:
