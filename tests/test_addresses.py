@@ -218,6 +218,28 @@ def test_u1_the_steps_keep_their_numbers_and_their_order_by_cooldown():
     assert b"x-aigw-step: 3\r\n" in got.lower()
 
 
+def test_u1_of_the_targets_of_a_step_those_are_left_that_serve_the_endpoint():
+    targets = [{"provider": name, "model": "m", "weight": weight} for name, weight in (("p1", 1000), ("p2", 1))]
+    gateway = memory(CHAT_ONLY, {}, {}, route={"steps": [{"targets": targets}, {"provider": "p3", "model": "m"}]})
+    client = ask(gateway, "/v1/embeddings", EMBED)
+    assert [asked(gateway, door) for door in ("p1", "p2")] == [[], ["POST /v1/embeddings"]]
+    answers(gateway, "p2", b'{"data": [{"embedding": [1]}]}')
+    assert skipped(client.take()) is None, "the step was not passed over"
+    one = memory(CHAT_ONLY, CHAT_ONLY, {}, route={"steps": [{"targets": targets}, {"provider": "p3", "model": "m"}]})
+    client = ask(one, "/v1/embeddings", EMBED)
+    answers(one, "p3", b'{"data": [{"embedding": [1]}]}')
+    assert skipped(client.take()) == "1=endpoint_not_served"
+
+
+def test_u1_several_keys_of_a_provider_are_one_step():
+    keys = {"api_keys": ["a-key-of-the-provider-1", "a-key-of-the-provider-2"]}
+    gateway = memory({**keys, **CHAT_ONLY}, {**keys, "query": DATE})
+    client = ask(gateway, "/v1/embeddings", EMBED)
+    assert (asked(gateway, "p1"), asked(gateway, "p2")) == ([], ["POST /v1/embeddings?api-version=2024-10-21"])
+    answers(gateway, "p2", b'{"data": [{"embedding": [1]}]}')
+    assert skipped(client.take()) == "1=endpoint_not_served"
+
+
 def test_u1_retry_after_is_that_of_the_steps_that_serve_it():
     gateway = memory({"endpoints": ["embeddings"]}, {})
     ask(gateway, "/v1/embeddings", EMBED)
