@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from aigw.config.bodies import BodyChanges
 from aigw.errors import BadRequest
 from aigw.protocols.endpoint import FORM, Call, RawRequest
-from aigw.protocols.multipart import Edit, Part, Upload, boundary_in, read_form
+from aigw.protocols.multipart import Edit, FormPart, Upload, boundary_in, read_form
 from aigw.protocols.requests import Rewritten, count, read_images, rewrite
 from aigw.protocols.shaping import UNCHANGED, Difference, summed_up
 from aigw.protocols.skip import Steps
@@ -51,19 +51,19 @@ def _shaped(form: Upload, changes: BodyChanges) -> tuple[list[Edit], dict[str, b
     Files and encoded fields stay as they are, and so does a field whose new value a form cannot have.
     """
     left = [(part.name, part) for part in form.parts]
-    texts: dict[Part, bytes] = {}
+    texts: dict[FormPart, bytes] = {}
     new: dict[str, bytes] = {}
     dropped: list[str] = []
     renamed: list[tuple[str, str]] = []
     replaced: list[str] = []
 
-    def plain(name: str) -> list[Part]:
+    def plain(name: str) -> list[FormPart]:
         return [part for each, part in left if each == name and part.plain]
 
     def is_there(name: str) -> bool:
         return name in new or any([each == name for each, _ in left])
 
-    def less(parts: Sequence[Part]) -> list[tuple[str, Part]]:
+    def less(parts: Sequence[FormPart]) -> list[tuple[str, FormPart]]:
         return [(each, part) for each, part in left if part not in parts]
 
     for name in changes.remove:

@@ -46,7 +46,7 @@ _NONE: Mapping[str, bytes] = {}
 Edit = tuple[int, int, bytes]  # what is between two offsets of a body, and the bytes in place of it
 
 
-class Part(NamedTuple):
+class FormPart(NamedTuple):
     """A part of a form, by the offsets of its boundary, its head, its value and the end of that.
 
     ``plain``: it is neither a file nor encoded.
@@ -74,7 +74,7 @@ class Part(NamedTuple):
 class Upload:
     """A form whose ``model`` can be replaced, and its other fields changed. New parts are put in front of the end."""
 
-    def __init__(self, body: bytes | bytearray, boundary: bytes, parts: list[Part], last: int) -> None:
+    def __init__(self, body: bytes | bytearray, boundary: bytes, parts: list[FormPart], last: int) -> None:
         """``last`` is the offset of the last boundary."""
         self._body: bytes | bytearray | None = body
         self._boundary = boundary
@@ -95,11 +95,11 @@ class Upload:
         pieces += [_NEW_PART % (self._boundary, name.encode(), text) for name, text in new.items()]
         return Parts([*pieces, view[self._last :]])
 
-    def value(self, part: Part) -> bytes:
+    def value(self, part: FormPart) -> bytes:
         """The value of a part."""
         return bytes(memoryview(self._body or b"")[part.value : part.end])
 
-    def renamed(self, part: Part, name: str) -> Edit:
+    def renamed(self, part: FormPart, name: str) -> Edit:
         """The edit that gives a part another name, which needs no escapes."""
         found = _NAME_OF_PART.search(bytes(memoryview(self._body or b"")[part.head : part.value]))
         start, end = found.span(1) if found else (0, 0)
@@ -128,7 +128,7 @@ def read_form(
     """The form, and the values of these fields, ``model`` among them. Raises BadRequest."""
     delimiter = b"--" + boundary
     values: dict[str, str] = {}
-    parts: list[Part] = []
+    parts: list[FormPart] = []
     number = 0
     end, behind, is_last = yield from _next_boundary(body, delimiter, 0)
     while not is_last:
@@ -142,7 +142,7 @@ def read_form(
         before, head = end + 2, behind
         # The line end in front of the next boundary is that of the empty line where there is no value at all.
         end, behind, is_last = yield from _next_boundary(body, delimiter, start - 2)
-        parts.append(Part(name, before, head, start, end, plain))
+        parts.append(FormPart(name, before, head, start, end, plain))
         if name not in fields:
             continue
         if name in values:
