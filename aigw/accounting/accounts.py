@@ -16,7 +16,8 @@ from aigw.config.model import Config, Step
 from aigw.config.prices import NO_PRICES, Prices, unpriced_budgets
 from aigw.protocols.charges import Usage, charged_tokens, cost
 from aigw.telemetry import logs
-from aigw.telemetry.record import Charge, Record
+from aigw.telemetry.pricing import Charge
+from aigw.telemetry.record import Record
 from aigw.telemetry.tracing import TelemetryReactor
 
 

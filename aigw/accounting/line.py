@@ -11,7 +11,8 @@ from functools import lru_cache
 import msgspec
 
 from aigw.protocols.charges import CHARGED_KINDS
-from aigw.telemetry.record import Charge, Record
+from aigw.telemetry.pricing import Charge
+from aigw.telemetry.record import Record
 
 _encode = msgspec.json.encode
 

@@ -17,20 +17,21 @@ import yaml
 
 from aigw.config.addresses import admin_endpoint
 from aigw.config.advice import advice_on
-from aigw.config.cross_checks import crossed, limits_crossed
+from aigw.config.cross_checks import bodies_crossed, crossed, limits_crossed
 from aigw.config.endpoint_names import defaults_crossed, unserved
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
 from aigw.config.keys_file import KeysReader
 from aigw.config.mistakes import Mistake, line_of, not_following, worded
 from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
-from aigw.config.model import Config, Listener, TlsFiles
+from aigw.config.model import Config, Listener
 from aigw.config.prices import prices_of, unknown_providers, unpriced_budgets, with_unknown
 from aigw.config.proxies import with_proxies
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
 from aigw.config.targets import choices_crossed, with_choices
+from aigw.config.tls_files import TlsFiles
 from aigw.config.yaml_tree import expand, no_file, parse, read
 from aigw.errors import ConfigError
 from aigw.secret import Secret
@@ -115,7 +116,7 @@ def build(
     if made is not None:
         made = msgspec.structs.replace(made, routes={name: with_choices(each) for name, each in made.routes.items()})
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
-        later += unserved(made.routes)
+        later += [*unserved(made.routes), *bodies_crossed(made.routes)]
     keys = KeysReader(made, environ)
     prices, price_mistakes, price_warnings = prices_of(tree, folder)
     found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later, *keys.mistakes]), *tls_mistakes]

@@ -30,7 +30,8 @@ from aigw.server.cors import CrossOrigin
 from aigw.server.limited import CostOf, Limited
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
-from aigw.telemetry.record import Pricing, RecordBuilder, Sink
+from aigw.telemetry.pricing import Pricing
+from aigw.telemetry.record import RecordBuilder, Sink
 from aigw.telemetry.trace_context import Trace
 
 BeginTrace = Callable[["bytes | None"], Trace]
@@ -117,8 +118,7 @@ class EndpointResource(ApiResource):
         request.record = RecordBuilder(request.request_id, method, self._path, now, seconds=self._seconds, received=now)
         if self.config.log_client_address:
             request.record.client_address = request.channel.client_address
-        if self._pricing is not None:
-            request.record.pricing = self._pricing
+        request.record.pricing = self._pricing
         if self._begin_trace is not None:
             request.record.trace = self._begin_trace(request.given.get(b"traceparent"))
         super().admit(request)

@@ -17,7 +17,8 @@ from aigw.config.model import Route
 from aigw.net.headers import Header
 from aigw.protocols.endpoint import Call
 from aigw.proxy.exchange import Gateway
-from aigw.telemetry.record import Pricing, RecordBuilder
+from aigw.telemetry.pricing import Pricing
+from aigw.telemetry.record import RecordBuilder
 
 if TYPE_CHECKING:
     from aigw.server.request import Request

@@ -7,11 +7,11 @@ filled while the request runs; its ``record`` makes the frozen Record that a sin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from operator import attrgetter
-from typing import Annotated, ClassVar, Protocol, TypeVar, get_args, get_type_hints
+from typing import Annotated, ClassVar, TypeVar, get_args, get_type_hints
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -19,6 +19,7 @@ import msgspec
 from aigw.config.addresses import MODEL, joined, path_at, socket_of
 from aigw.config.model import Step
 from aigw.config.prices import EXACT
+from aigw.telemetry.pricing import Charge, Pricing
 from aigw.telemetry.trace_context import Trace
 
 MAX_REQUESTED_MODEL = 64
@@ -62,41 +63,17 @@ class KeyAttemptRecord(AttemptRecord, frozen=True):
 
 
 class Skipped(msgspec.Struct, frozen=True):
-    """A step that was skipped. ``reason`` is ``cooling_down``, ``key_refused`` or ``endpoint_not_served``.
+    """A step that was skipped. ``reason`` is one of ``cooling_down``, ``key_refused``, ``endpoint_not_served``,
+    ``too_large``.
 
     ``cooling_down``: ``until`` is the end of the cooldown in Unix seconds. ``key_refused``: the provider has refused
     the same key in an attempt of another step, or there is none for it. ``endpoint_not_served``: the ``endpoints`` of
-    its provider do not have that of the request.
+    its provider do not have that of the request. ``too_large``: the request is over the step's ``max_body``.
     """
 
     step: Logged[int]
     reason: Logged[str]
     until: Logged[int | None] = None
-
-
-class Charge(msgspec.Struct, frozen=True):
-    """What one attempt used: tokens by disjoint kinds, none if none were reported, and their cost in USD.
-
-    ``cost`` is None if it is not known. ``estimated``: the provider did not report the tokens, or an unknown price was
-    assumed. ``is_priced``: the cost is known without that.
-    """
-
-    provider: str
-    model: str
-    tokens: Mapping[str, int]
-    cost: Decimal | None = None
-    estimated: bool = False
-    is_priced: bool = True
-
-
-class Pricing(Protocol):
-    """Knows what tokens cost."""
-
-    def charge(self, provider: str, model: str, usage: Mapping[str, int | Decimal], estimated: bool = False) -> Charge:
-        """The charge of an attempt by the ``usage`` that the provider reported, or that is estimated."""
-
-    def dearest(self, steps: Iterable[Step], tokens: Mapping[str, int]) -> Decimal:
-        """What tokens cost at the dearest of these steps, in USD; 0 if no step has a price."""
 
 
 class Facts(msgspec.Struct):

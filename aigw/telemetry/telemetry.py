@@ -14,8 +14,9 @@ from aigw.errors import UpstreamRefused
 from aigw.protocols.refusals import KEY_REFUSED
 from aigw.telemetry import logs
 from aigw.telemetry.counters import Counters
+from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.prometheus import Exposition
-from aigw.telemetry.record import AttemptRecord, Pricing, Record, Sink, attempt_for_log, for_log
+from aigw.telemetry.record import AttemptRecord, Record, Sink, attempt_for_log, for_log
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import TakeSnapshot
 from aigw.telemetry.status import status
