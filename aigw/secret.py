@@ -15,6 +15,7 @@ from aigw.string_search import StringSearch
 _SCHEME = re.compile(r"(?:bearer|basic|token|key|api-?key) +(\S{8,})", re.IGNORECASE)
 # A key of this form is long and mixed: an answer does not contain it by chance, as a number or as a member's name.
 _UNMISTAKABLE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=:%-]{20,}")
+MADE_HERE = re.compile(r"aigw_[A-Za-z0-9]{40}")  # the form of the keys that the gateway makes for callers
 _SIGNING = b"aigw cookie signing key 2"
 _BACKSLASHES = r"\\(?:\\|(?<=\\)u(?i:005c))*"  # a run of backslashes, each plain or escaped
 _FIRST = r"(?<!\\)(?<!\\u(?i:005c))"  # the start of such a run
@@ -61,6 +62,10 @@ class Secret:
     def matches(self, candidate: bytes) -> bool:
         """Whether ``candidate`` is this key, in a time that does not depend on where they differ."""
         return hmac.compare_digest(self._bytes, candidate)
+
+    def is_made_here(self) -> bool:
+        """Whether it has the form by which such keys are hidden, whether they are known or not."""
+        return MADE_HERE.fullmatch(self._value) is not None
 
     def digest(self) -> KeyDigest:
         """The SHA-256 of the key."""

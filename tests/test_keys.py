@@ -17,6 +17,7 @@ from aigw.config.callers import Caller, Proof
 from aigw.errors import ConfigError, Unauthorized, WrongKey
 from aigw.secret import KeyDigest
 from aigw.tap import Options, makeService
+from aigw.telemetry.redaction import Redaction
 from tests.harness import HELLO, KEY, request, until
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.test_cost import WHOLE
@@ -309,10 +310,38 @@ def test_w9_a_wrong_command_line_is_64(words, capsys):
     assert caught.value.code == 64
 
 
+# Hidden
+
+
+def test_w10_a_key_of_which_only_the_hash_is_known_is_hidden_by_its_form():
+    redaction = Redaction()
+    text = f'{{"requested_model":"{ALICE}","metric":"aigw_requests_total"}}'
+    assert redaction.hide(text) is text
+    redaction.use((), has_hashed=True)
+    assert redaction.hide(text) == '{"requested_model":"***","metric":"aigw_requests_total"}'
+    assert build(named("alice", ALICE)).has_hashed_keys
+    assert not build(api_key=KEY).has_hashed_keys
+    config = build({"name": "a", "key": ALICE}, {"name": "b", "key": "another-key-of-bob-12345"})
+    assert [each.digest() for each in config.secrets] == [
+        KeyDigest(hashlib.sha256(b"another-key-of-bob-12345").digest())
+    ]
+
+
+@ensureDeferred
+async def test_w10_no_key_and_no_hash_is_in_the_log_or_on_a_page(world):
+    gateway = world.gateway(world.provider(), top={"keys": [named("alice", ALICE, requests="3/m")], "admin_key": ADMIN})
+    for body in ({}, {"model": ALICE}, {"stream": True}, {}, {}):
+        await gateway.ask(body, headers={"Authorization": f"Bearer {ALICE}", "X-Request-Id": ALICE})
+    await gateway.ask(headers={"Authorization": f"Bearer {BOB}"})
+    pages = [(await gateway.get(path, {"X-Api-Key": ADMIN})).body.decode() for path in ("/status.json", "/metrics")]
+    shown = "\n".join([*world.log, *pages])
+    assert not [each for each in (ALICE, BOB, ADMIN, sha(ALICE), sha(ALICE).upper(), sha(BOB)) if each in shown]
+
+
 # What it costs
 
 
-def test_w10_the_time_of_a_look_up_does_not_depend_on_the_number_of_keys():
+def test_w1_the_time_of_a_look_up_does_not_depend_on_the_number_of_keys():
     many = [Caller(f"k{n}", proofs=(Proof(KeyDigest(hashlib.sha256(b"%d" % n).digest())),)) for n in range(10_000)]
     keys = Keys(many)
     assert keys.authenticate(b"9999", None) is many[-1]

@@ -43,7 +43,7 @@ class KeysReader:
                 self.mistakes.append(Mistake(text, ("admin_key",)))
             own[ADMIN] = config.admin_key
         self._callers = Callers(own)
-        self._literal += [each.key for each in config.keys if each.key is not None]
+        self._literal += [each.key for each in config.keys if each.key and not each.key.is_made_here()]
         self.mistakes += _crossed(config.groups, config.defaults, config.keys)
         self.mistakes += self._callers.add(config.keys, config.defaults)
         if config.keys_file is not None:
@@ -74,7 +74,7 @@ class KeysReader:
             later += self._callers.add(made.keys, made.defaults or config.defaults, shown)
             advice = [*advice_on_named_keys(made.keys, config.routes), *reader.warnings]
             self.warnings_in_file += worded(advice, shown, document.root)
-            self._literal += [each.key for each in made.keys if each.key is not None]
+            self._literal += [each.key for each in made.keys if each.key and not each.key.is_made_here()]
         self.mistakes_in_file += worded([*found, *not_following(unset, later)], shown, document.root)
 
     def complete(self, config: Config) -> Config:

@@ -229,11 +229,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ``port`` on every address with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all
     under way, ``max_held`` for all answers that are held until they are whole, in bytes. ``max_connections`` in all,
     ``max_per_address`` if that is limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of
-    ``cors_origins`` may call the gateway. ``prices`` is the file of ``price_list``; ``unknown_price``, in
-    USD per million tokens, is that of other models. ``literal_keys`` are those of
-    callers that a file holds, ``secrets`` all keys that are known, for redaction; ``warnings`` are for the log, in
-    which each request has its client's address if ``log_client_address``; ``places`` has file and line of settings
-    whose values are tried out later, by path."""
+    ``cors_origins`` may call the gateway. ``prices`` is the file of ``price_list``; ``unknown_price``, in USD per
+    million tokens, is that of other models. ``literal_keys`` are those of callers that a file holds, but for those of
+    the gateway's own form, ``secrets`` all keys that are known, for redaction; ``warnings`` are for the log, in which
+    each request has its client's address if ``log_client_address``; ``places`` has file and line of settings whose
+    values are tried out later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)] = ()
     providers: dict[str, Provider]

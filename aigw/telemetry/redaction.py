@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from aigw.secret import KeySearch, Secret
+from aigw.secret import MADE_HERE, KeySearch, Secret
 
 OLD_SECRETS = 200  # keys of earlier configurations that are still hidden
 
-_NAMED = re.compile(r"aigw_[A-Za-z0-9]{40}")  # as ``access.keys`` makes them
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"(:?)')  # a string before a colon is a name
 
 
-def _hide_named(hide: Callable[[str], str]) -> Callable[[str], str]:
+def _hide_made_here(hide: Callable[[str], str]) -> Callable[[str], str]:
     def hide_all(text: str) -> str:
         text = hide(text)
-        return _NAMED.sub("***", text) if _NAMED.search(text) else text
+        return MADE_HERE.sub("***", text) if MADE_HERE.search(text) else text
 
     return hide_all
 
@@ -40,7 +39,7 @@ class Redaction:
         older = [secret for secret in self._secrets if secret not in known]
         self._secrets = [*older[-OLD_SECRETS:], *secrets]
         # From a text to the text without keys; the same object if the text has none.
-        self.hide = _hide_named(KeySearch(self._secrets).hide) if has_hashed else KeySearch(self._secrets).hide
+        self.hide = _hide_made_here(KeySearch(self._secrets).hide) if has_hashed else KeySearch(self._secrets).hide
 
     def hide_in_values(self, text: bytes) -> bytes:
         """``text``, which is JSON or metrics, without keys in its values. Names stay: a key may be equal to a name."""
