@@ -14,6 +14,7 @@ from aigw.proxy.keyed_upstream import with_keys
 from aigw.proxy.router import Router
 from aigw.secret import Secret
 from aigw.server.listeners import InheritedSocket, configured_listeners
+from aigw.telemetry.redaction import Redaction
 from aigw.upstream.providers import Connect, Upstream
 
 T = TypeVar("T")
@@ -44,15 +45,16 @@ class Runtime:
         self.sender = with_keys(upstream, self.keys, self.router, reactor)
         self.listeners = listeners
 
-    @property
-    def secrets(self) -> list[Secret]:
-        """All keys, for redaction."""
-        return [*self.config.secrets, *self.keys.secrets]
+    def hide_keys(self, redaction: Redaction, before: Sequence[Secret] = ()) -> None:
+        """Hide the keys from now on, and those of ``before``, which running requests may have."""
+        redaction.use([*before, *self.config.secrets])
+        redaction.use_changing(self.keys.secrets)
 
-    def take_over(self, old: Runtime) -> None:
+    def take_over(self, old: Runtime, redaction: Redaction) -> None:
         """Take the connections and the keys of ``old`` that are unchanged, before the first request."""
         self.upstream.take_over(old.upstream)
         self.keys.take_over(old.keys)
+        self.hide_keys(redaction, old.keys.secrets)
         self.keys.start()
 
     def close(self) -> None:

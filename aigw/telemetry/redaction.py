@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from aigw.secret import KeySearch, Secret
+from aigw.secret import KeySearch, Secret, TwoSearches
 
 OLD_SECRETS = 200  # keys of earlier configurations that are still hidden
 
@@ -20,6 +20,7 @@ class Redaction:
 
     def __init__(self, secrets: Sequence[Secret] = ()) -> None:
         self._secrets: list[Secret] = []
+        self._changing: Sequence[Secret] = ()
         self.use(secrets)
 
     def use(self, secrets: Sequence[Secret]) -> None:
@@ -27,8 +28,15 @@ class Redaction:
         known = set(secrets)
         older = [secret for secret in self._secrets if secret not in known]
         self._secrets = [*older[-OLD_SECRETS:], *secrets]
+        self._fixed = KeySearch(self._secrets)
+        self.use_changing(self._changing)
+
+    def use_changing(self, secrets: Sequence[Secret]) -> None:
+        """Hide these keys, which change between two configurations, in place of the last ones that were given so."""
+        self._changing = secrets
+        both = TwoSearches(self._fixed, KeySearch(secrets)) if secrets else self._fixed
         # From a text to the text without keys; the same object if the text has none.
-        self.hide = KeySearch(self._secrets).hide
+        self.hide = both.hide
 
     def hide_in_values(self, text: bytes) -> bytes:
         """``text``, which is JSON or metrics, without keys in its values. Names stay: a key may be equal to a name."""
