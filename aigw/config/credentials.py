@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Annotated
 
@@ -66,6 +67,17 @@ def advice_on_header(value: object) -> str | None:
     return None
 
 
+def query_value(value: object) -> Secret:
+    """A value in a query, not percent-encoded; YAML reads a day such as ``2024-10-21`` as a date."""
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        value = value.isoformat()
+    if not isinstance(value, str):
+        raise ValueError("is not a string; write it in quotes")
+    if not value.isprintable() or value != value.strip():
+        raise ValueError("cannot be sent in a query; write printable characters, without a space at the start or end")
+    return Secret(str(value))
+
+
 def header_name(value: object) -> str:
     """A header that may be configured for a provider: a token (RFC 9110) that the gateway does not set itself."""
     if not isinstance(value, str) or not _HEADER.fullmatch(value):
@@ -127,3 +139,7 @@ HeaderName = Annotated[str, Written(header_name)]
 """See header_name."""
 HeaderValue = Annotated[Secret, Written(header_value, advice_on_header, secret=True)]
 """See header_value."""
+QueryValue = Annotated[
+    Secret, Written(query_value, lambda value: advice_on_header(value) if value else None, secret=True)
+]
+"""See query_value."""

@@ -13,16 +13,18 @@ import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
+from aigw.config.addresses import neighbours, socket_of
 from aigw.config.model import Config, Provider, Step
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.credentials.source import NoKey
+from aigw.daemon.check_answers import has_list, models_in
 from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net.headers import Lines
 from aigw.net.interfaces import Reactor
 from aigw.protocols.refusals import read_refusal
 from aigw.proxy.keyed_upstream import Sender, with_keys
-from aigw.proxy.router import Router
+from aigw.proxy.router import MODELS, Router
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.providers import Upstream
@@ -38,6 +40,13 @@ _UNKNOWN = frozenset([403, 404, 405, 429, 501])  # does not show whether a step 
 _BUSY = frozenset([408, 425, 429, 503, 529])  # does not show whether a step works either, after a real request
 _NOT_THIS_ENDPOINT = frozenset([400, 404, 405, 422, 501])  # for example a model for embeddings
 
+_HI = [{"role": "user", "content": "Hi"}]
+_OTHERS: dict[str, tuple[Mapping[str, object], str]] = {  # what is sent, and the member of the answer that has a list
+    "embeddings": ({"input": "Hi"}, "data"),
+    "messages": ({"messages": _HI, "max_tokens": 1}, "content"),
+    "responses": ({"input": "Hi", "max_output_tokens": 16}, "output"),
+    "completions": ({"prompt": "Hi", "max_tokens": 1}, "choices"),
+}
 _VERSION = {b"anthropic-version": b"Anthropic-Version: 2023-06-01\r\n"}  # Anthropic refuses a request without one
 
 _REPLACE = {
@@ -84,16 +93,17 @@ class Check:
         found = Checked(provider.name)
         started = self._clock.seconds()
         headers = self._headers(provider)
-        url = f"{provider.base_url}/models"
+        target = self._router.target(provider, MODELS, "")
         no_key: NoKey | None = None
         try:
             try:
-                status, found.models = await self._limited(self._list(self._keyed, provider, url, headers), SECONDS)
+                status, found.models = await self._limited(self._list(self._keyed, provider, target, headers), SECONDS)
             except NoKey as error:
                 no_key = error
-                status, _ = await self._limited(self._list(self._upstream, provider, url, {}), SECONDS)
+                status, _ = await self._limited(self._list(self._upstream, provider, target, {}), SECONDS)
         except UpstreamFailure as error:
-            found.problem = error.message
+            socket = socket_of(provider.base_url)
+            found.problem = f"{error.message} ({socket})" if socket else error.message
             found.reachable = "TLS" in error.message
             found.certificate = False if error.message.startswith(CERTIFICATE_REFUSED) else None
             return found
@@ -110,20 +120,21 @@ class Check:
         elif not 200 <= status < 300:
             found.problem = f"answered {status}"
         else:
-            await self._ask_without_key(provider, url, found)
-        if found.models is None and found.problem is None and status != 429:
+            await self._ask_without_key(provider, target, found)
+        if found.models is None and found.problem is None and status != 429 and MODELS not in provider.paths:
             await self._ask_neighbours(provider, headers, found)
         return found
 
     async def _list(
-        self, sender: Sender, provider: Provider, url: str, headers: Lines
+        self, sender: Sender, provider: Provider, target: tuple[str, bytes], headers: Lines
     ) -> tuple[int, frozenset[str] | None]:
         """The status of the answer, and the models in it if it is a list of some."""
-        response = await sender.get(provider, url, headers, CONNECT_SECONDS)
+        url, tail = target
+        response = await sender.get(provider, url, headers, CONNECT_SECONDS, tail)
         data, whole = await body.read(response, MAX_LIST, SECONDS, self._clock)
-        return response.code, _names(data) if whole and 200 <= response.code < 300 else None
+        return response.code, models_in(data) if whole and 200 <= response.code < 300 else None
 
-    async def _ask_without_key(self, provider: Provider, url: str, found: Checked) -> None:
+    async def _ask_without_key(self, provider: Provider, target: tuple[str, bytes], found: Checked) -> None:
         """Ask again without the key: a list that needs no key does not show whether the key is valid."""
         if found.models is None:
             found.note = "its list of models does not have the format of OpenAI"
@@ -131,7 +142,7 @@ class Check:
             found.key_needed = False
             return
         try:
-            status, _ = await self._limited(self._list(self._upstream, provider, url, {}), SECONDS)
+            status, _ = await self._limited(self._list(self._upstream, provider, target, {}), SECONDS)
         except UpstreamFailure:
             status = 0
         found.key = True if status in (401, 403) else None
@@ -140,11 +151,11 @@ class Check:
 
     async def _ask_neighbours(self, provider: Provider, headers: Lines, found: Checked) -> None:
         """Look for the API beside ``base_url``, on the same host."""
+        _, query = self._router.target(provider, MODELS, "")
         for url in neighbours(provider.base_url):
+            target = f"{url}/models", query
             try:
-                status, models = await self._limited(
-                    self._list(self._keyed, provider, f"{url}/models", headers), SECONDS
-                )
+                status, models = await self._limited(self._list(self._keyed, provider, target, headers), SECONDS)
             except UpstreamFailure:
                 return
             if models is not None or status == 401:
@@ -162,7 +173,10 @@ class Check:
 
     async def _try(self, step: Step) -> tuple[bool | None, str]:
         """Whether the step answers, and a note. A further request after a refusal costs no token."""
-        chat = {"model": step.model, "messages": [{"role": "user", "content": "Hi"}]}
+        serves = step.provider.serves
+        if not serves("chat/completions"):
+            return await self._try_without_chat(step)
+        chat = {"model": step.model, "messages": _HI}
         failure = await self._request(step, "chat/completions", {**chat, "max_tokens": 1}, "choices")
         reason = (failure.detail or "") if failure else ""
         if failure and "max_completion_tokens" in reason:  # OpenAI's reasoning models refuse max_tokens
@@ -173,13 +187,29 @@ class Check:
         if failure is None:
             return True, ""
         if isinstance(failure, UpstreamRefused) and failure.status in _NOT_THIS_ENDPOINT:
-            embedding = {"model": step.model, "input": "Hi"}
-            if await self._request(step, "embeddings", embedding, "data") is None:
-                return True, "answers embeddings requests, but not chat requests"
-            if await self._request(step, "messages", {**chat, "max_tokens": 1}, "content") is None:
-                return True, "answers messages requests, but not chat requests"
-        why = self._shown(f"{failure.message}: {reason}" if reason else failure.message)
-        return (None if failure.status in _BUSY else False), why
+            for path in ("embeddings", "messages"):
+                content, member = _OTHERS[path]
+                if serves(path) and await self._request(step, path, {"model": step.model, **content}, member) is None:
+                    return True, f"answers {path} requests, but not chat requests"
+        return self._why_not(failure)
+
+    async def _try_without_chat(self, step: Step) -> tuple[bool | None, str]:
+        """The same for a provider whose ``endpoints`` have no chat completions: one of the others."""
+        failure: UpstreamFailure | None = None
+        for path, (content, member) in _OTHERS.items():
+            if step.provider.serves(path):
+                failure = await self._request(step, path, {"model": step.model, **content}, member)
+                if failure is None:
+                    return True, f"answers {path} requests"
+                if not isinstance(failure, UpstreamRefused) or failure.status not in _NOT_THIS_ENDPOINT:
+                    break
+        if failure is None:
+            return None, "--try has no request for the endpoints of this provider"
+        return self._why_not(failure)
+
+    def _why_not(self, failure: UpstreamFailure) -> tuple[bool | None, str]:
+        text = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
+        return (None if failure.status in _BUSY else False), self._shown(text)
 
     def _headers(self, provider: Provider) -> Lines:
         own = self._router.own_headers(provider)
@@ -190,14 +220,15 @@ class Check:
     ) -> UpstreamFailure | None:
         """Why there was no answer, which has a list ``member``; None where there was one."""
         headers = {**self._headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
-        attempt = Attempt(step, f"{step.provider.base_url}/{path}", headers, msgspec.json.encode(content))
+        url, tail = self._router.target(step.provider, path, step.model)
+        attempt = Attempt(step, url, headers, msgspec.json.encode(content), tail=tail)
         seconds = min(step.timeout, TRY_SECONDS)
 
         async def answered() -> None:
             data, whole = await body.read(await self._keyed.send(attempt), MAX_LIST, seconds, self._clock)
             if not whole:
                 raise UpstreamBroken("the answer is incomplete")
-            if not _has_list(data, member):
+            if not has_list(data, member):
                 raise UpstreamBroken("answered 2xx without a result", detail=read_refusal(data).reason)
 
         try:
@@ -235,38 +266,6 @@ def _apply_list(step: CheckedStep, provider: Checked) -> None:
         step.works = True
     else:
         step.note = provider.note
-
-
-def neighbours(base_url: str) -> list[str]:
-    """Other URLs on the same host where the API may be, the most likely first."""
-    url = base_url.rstrip("/")
-    found = [url.removesuffix("/models")] if url.endswith("/models") else []
-    if url.endswith("/v1"):
-        found.append(url.removesuffix("/v1"))
-    else:
-        found.append(f"{found[0] if found else url}/v1")
-    origin = "/".join(url.split("/", 3)[:3])
-    found += [f"{origin}/{path}" for path in ("v1", "api/v1", "openai/v1")]
-    return [each for each in dict.fromkeys(found) if each not in (url, base_url)]
-
-
-def _names(data: bytes) -> frozenset[str] | None:
-    """The ids in OpenAI's list; some providers write them as ``models/NAME``."""
-    try:
-        read = msgspec.json.decode(data)
-        entries = read["data"] if isinstance(read, dict) else read
-        ids = [entry["id"] for entry in entries]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return None
-    return frozenset(each.removeprefix("models/") for each in ids if isinstance(each, str))
-
-
-def _has_list(data: bytes, member: str) -> bool:
-    try:
-        read = msgspec.json.decode(data)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(read, dict) and isinstance(read.get(member), list) and bool(read[member])
 
 
 def check(

@@ -72,11 +72,12 @@ class Gateway:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         record.stream, record.requested_model = call.stream, call.model
         if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
-            return self.stored.serve(call, response_id, record, partial(self._start, call, client, record))
+            exchange = partial(Exchange, self, call=call, client=client, record=record)
+            return self.stored.serve(call, response_id, record, lambda route: exchange(route).run())
         route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
-        return Exchange(self, route, call, client, record).run()
-
-    def _start(self, call: Call, client: Responder, record: RecordBuilder, route: Route) -> Deferred[None]:
+        if self.router.parts:
+            record.route = route.name
+            route = self.router.part(route, call.endpoint.path, record.skip)
         return Exchange(self, route, call, client, record).run()
 
 

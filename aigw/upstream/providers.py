@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from aigw.config.addresses import socket_of
 from aigw.config.model import Provider
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamUnreachable
 from aigw.net import headers
@@ -34,7 +35,8 @@ log = Logger()
 
 
 class Upstream:
-    """The providers, each with its own connections. ``connect`` makes an endpoint from host and port."""
+    """The providers, each with its own connections. ``connect`` makes an endpoint from host and port, or from the file
+    of a Unix socket and 0."""
 
     def __init__(self, clock: IReactorTime, providers: Iterable[Provider], connect: Connect) -> None:
         """Reads each ``ca_file`` and ``client_cert``, but opens no connection. Raises ConfigError."""
@@ -53,7 +55,7 @@ class Upstream:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
             self._endpoints[provider.name] = endpoint
-            self._pools[provider.name] = pool = Pool(clock, endpoint, secure)
+            self._pools[provider.name] = pool = Pool(clock, endpoint, secure, bool(socket_of(provider.base_url)))
             self._clients[provider.name] = ProviderClient(pool, provider.base_url)
             self._origins[provider.name] = provider.base_url, key
         if mistakes:
@@ -129,6 +131,8 @@ def _endpoint(
     provider: Provider, key: TrustKey, trusted: dict[TrustKey, Trust], connect: Connect
 ) -> tuple[IStreamClientEndpoint, bool]:
     """The endpoint of the provider, and whether it uses TLS. ``trusted`` is for the next one that trusts the same."""
+    if socket := socket_of(provider.base_url):
+        return connect(socket, 0), False
     try:
         url = URL.from_text(ascii_url(provider.base_url))
         secure = url.scheme == "https"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import ssl
+from typing import NoReturn
 
 from OpenSSL import SSL
 from twisted.internet import error
@@ -154,8 +156,27 @@ _HANDSHAKES = {
 }
 
 
+_SOCKETS = {
+    errno.ENOENT: "the Unix socket of base_url does not exist; start its server, or correct base_url",
+    errno.ENOTDIR: "the Unix socket of base_url does not exist; start its server, or correct base_url",
+    errno.EACCES: "permission denied: the gateway's user needs write permission for the Unix socket of base_url",
+    errno.EPERM: "permission denied: the gateway's user needs write permission for the Unix socket of base_url",
+    errno.ECONNREFUSED: "connection refused: no server listens on the Unix socket of base_url",
+}
+
+
+def no_socket(failure: Failure) -> NoReturn:
+    """Why there is no connection over a Unix socket. Raises UpstreamUnreachable."""
+    failure.trap(error.ConnectError)
+    code = getattr(failure.value, "osError", None)
+    full = "the Unix socket of base_url takes no connection now; its server may be overloaded"
+    raise UpstreamUnreachable(_SOCKETS.get(code or 0, full)) from None
+
+
 def unreachable(failure: Failure, handshake: str) -> UpstreamUnreachable:
     """Why connecting failed; ``handshake`` is the text of ``in_handshake`` if TCP was connected, and TLS was not."""
+    if isinstance(failure.value, UpstreamUnreachable):
+        return failure.value
     if failure.check(error.DNSLookupError):
         message = "name not found"
     elif failure.check(error.ConnectionRefusedError):
