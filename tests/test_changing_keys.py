@@ -662,3 +662,23 @@ def test_k9_many_long_tokens_are_found_and_take_little_to_search_for():
         assert search.hide(f"the key {token} and key-of-the-gateway") == "the key *** and ***"
         assert search.are_in_any_form(b64encode(token.encode()))
         assert search.without([(b"x", token.encode()), (b"y", b"key-of-the-gateway"), (b"z", b"z")]) == [(b"z", b"z")]
+
+
+def test_k4_a_run_that_cannot_even_begin_is_a_failure_like_others(failures):
+    """There may be no thread for it, where the number of tasks is limited."""
+
+    def run(*_):
+        raise RuntimeError("can't start new thread")
+
+    providers = [
+        {"name": "p1", "base_url": "http://p1/v1", "key_command": ["/bin/true"]},
+        {"name": "p2", "base_url": "http://p2/v1", "api_key": "key-of-p2"},
+    ]
+    world = MemoryGateway(2, {"providers": providers}, run=run)
+    world.ask()
+    assert [each.message for each in world.failed] == [
+        "there is no key for the provider: its key_command failed with an unexpected error"
+    ]
+    assert b"key-of-p2" in world.doors["p2"].wire.take()
+    assert len(failures) == 1
+    failures.clear()
