@@ -19,6 +19,7 @@ from twisted.python import usage
 from aigw import __version__
 from aigw.config import loader
 from aigw.config.model import Config
+from aigw.config.proxies import by_proxy
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon import dumpable, memory
 from aigw.daemon.output import escape_unwritable
@@ -218,6 +219,8 @@ def _described(loaded: Config, warnings: Iterable[str]) -> str:
     for listener in configured_listeners(loaded):
         kind = "for administrators" if listener.admin else "plain http" if listener.insecure else "https"
         lines.append(f"listen {listener.endpoint} ({kind})")
+    for proxy, providers in by_proxy(loaded.providers.values()).items():
+        lines.append(f"proxy {proxy} for {', '.join(providers)}")
     for route in loaded.routes.values():
         more = [f"deadline {route.deadline:g}s"] if route.deadline else []
         more += ["held until whole"] if route.hold == "whole" else []
