@@ -145,10 +145,10 @@ def is_there(pid: int) -> bool:
 def test_k4_the_environment_has_no_key_of_the_gateway_and_nothing_of_systemd():
     environ = {
         "PATH": "/bin", "HOME": "/root", "CLOUDSDK_CONFIG": "/etc/x", "ONE": "secret-key-1", "TWO": "Bearer secret-key-1",
-        "SHORT": "k1", "K1": "k1-beside", "NOTIFY_SOCKET": "/run/x", "LISTEN_FDS": "1", "OTEL_EXPORTER_OTLP_HEADERS": "a=b",
+        "SHORT": "k1", "K1": "k1-beside", "NOTIFY_SOCKET": "/run/x", "LISTEN_FDS": "1", "OTEL_EXPORTER_OTLP_HEADERS": "a=b", "https_proxy": "http://u:secret-key-1@proxy:3128",
     }  # fmt: skip
     kept = child.environment(environ, [Secret("secret-key-1"), Secret("k1")])
-    assert set(kept) == {"PATH", "HOME", "CLOUDSDK_CONFIG", "K1"}
+    assert set(kept) == {"PATH", "HOME", "CLOUDSDK_CONFIG", "K1", "https_proxy"}
 
 
 # In a real daemon
