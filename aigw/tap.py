@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any, ClassVar, NoReturn, TextIO
 
 from twisted.application.service import IService
@@ -18,7 +19,7 @@ from twisted.python import usage
 
 from aigw import __version__
 from aigw.config import loader
-from aigw.config.model import Config
+from aigw.config.model import Config, Step
 from aigw.config.proxies import by_proxy
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon import dumpable, memory
@@ -227,8 +228,20 @@ def _described(loaded: Config, warnings: Iterable[str]) -> str:
         more += [f"keep-alive each {route.keepalive.every:g}s"] if route.keepalive else []
         more += [f"hedge after {route.hedge.after:g}s"] if route.hedge else []
         lines.append(f"route {route.name}" + (f" ({', '.join(more)})" if more else ""))
-        for step in route.steps:
+        for _, several in groupby(route.steps, key=lambda step: step.number):
+            steps = list(several)
+            step = steps[0]
             limits = f"timeout {step.timeout:g}s, connect {step.connect_timeout:g}s, idle {step.idle_timeout:g}s"
             conflict = f", on conflict keep {step.conflict_resolution}" if step.conflict_resolution else ""
-            lines.append(f"  {step.number}. {step.provider.name}: {step.model} ({limits}{conflict})")
+            if step.target:
+                lines.append(f"  {step.number}. {step.balance} over targets ({limits}{conflict})")
+                targets = {each.target: each for each in steps}
+                lines += [f"     target {n}: {_target(each)}, weight {each.weight:g}" for n, each in targets.items()]
+            else:
+                lines.append(f"  {step.number}. {_target(step)} ({limits}{conflict})")
     return "\n".join([*lines, "The configuration is good."])
+
+
+def _target(step: Step) -> str:
+    keys = len(step.provider.keys)
+    return f"{step.provider.name}: {step.model}" + (f", {keys} keys ({step.provider.balance})" if keys > 1 else "")

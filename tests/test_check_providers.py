@@ -39,13 +39,13 @@ def by_key(with_key, without=REFUSED):
     return run
 
 
-async def check(world, provider, key=CANARY, model="m", tries=False, **more):
+async def check(world, provider, key=CANARY, model="m", tries=False, step=None, **more):
     if not isinstance(provider, str | None):
         more = {**({"ca_file": str(world.ca_file)} if provider.tls else {}), **more}
     tree = {
         "api_key": "k",
         "providers": [{"name": "p", "base_url": world.base_url(provider), **({"api_key": key} if key else {}), **more}],
-        "routes": [{"name": "r", "steps": [{"provider": "p", "model": model}]}],
+        "routes": [{"name": "r", "steps": [{"provider": "p", "model": model, **(step or {})}]}],
     }
     loaded = loader.build(tree, {}, world.folder)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
@@ -55,6 +55,31 @@ async def check(world, provider, key=CANARY, model="m", tries=False, **more):
     assert CANARY not in text
     assert "canary-content" not in text
     return checked[0], steps[0], text
+
+
+@ensureDeferred
+async def test_j6_each_of_several_keys_is_asked_with_and_named_by_its_position(world):
+    def by_number(connection):
+        key = connection.provider.requests[-1].header("authorization") or ""
+        {"2": answer(401), "3": answer(429)}.get(key[-1:], models("m") if key else REFUSED)(connection)
+
+    keys = [f"canary-of-a-key-{number}" for number in (1, 2, 3)]
+    for tries in (False, True):
+        provider = {"name": "p", "base_url": world.base_url(world.provider(by_number)), "api_keys": keys}
+        tree = {"api_key": "k", "providers": [provider]}
+        tree["routes"] = [{"name": "r", "steps": [{"provider": "p", "model": "m"}]}]
+        loaded = loader.build(tree, {}, world.folder)
+        upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
+        checked, steps = await bounded(Check(loaded, upstream, reactor).run(tries))
+        upstream.close()
+        text, data = as_text(checked, steps), json.loads(as_json(checked, steps))
+        assert "canary" not in text + json.dumps(data)
+        assert [(each["key_number"], each["key"]) for each in data["providers"]] == [(1, True), (2, False), (3, None)]
+        assert "set api_keys[1] to a valid one" in data["providers"][1]["problem"]
+        assert [each["key_number"] for each in data["steps"]] == [1, 2, 3]
+        works = [each["works"] for each in data["steps"]]
+        assert works == ([False, False, None] if tries else [True, False, None])  # its list is no answer to a chat
+        assert [line.split()[:3] for line in text.splitlines()[1:4]] == [["p", "key", str(n)] for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -238,6 +263,18 @@ async def test_d4_try_sends_each_step_a_real_request(world, monkeypatch, paths, 
     assert tried.line == "POST /v1/chat/completions HTTP/1.1"
     assert tried.header("authorization") == f"Bearer {CANARY}"
     assert json.loads(tried.body) == {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+
+
+@pytest.mark.parametrize("behaviour", [answer(), answer(400, LIMIT)])
+@ensureDeferred
+async def test_d4a_w1_try_sends_what_the_step_would_send(world, behaviour):
+    provider = world.provider(by_path(**{"v1__models": by_key(models("m")), "v1__chat__completions": behaviour}))
+    changed = {"rename": {"max_tokens": "max_completion_tokens"}, "set": {"user": "u"}}
+    _, step, _ = await check(world, provider, tries=True, step=changed)
+    assert step.works
+    (tried,) = [json.loads(seen.body) for seen in provider.requests if seen.line.startswith("POST")]
+    hi = [{"role": "user", "content": "Hi"}]
+    assert tried == {"model": "m", "messages": hi, "max_completion_tokens": 1, "user": "u"}
 
 
 @ensureDeferred

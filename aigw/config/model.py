@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from aigw.config.addresses import ListenAddress, Origin, ProviderPath, QueryName, Url, is_at_or_below
+from aigw.config.bodies import BodyChanges, ConflictResolution, MemberName, Value, changes_of
 from aigw.config.credentials import KEY, Auth, Command, HeaderName, HeaderValue, Key, QueryValue
 from aigw.config.endpoint_names import DefaultName, EndpointName, PathName
 from aigw.config.proxies import ProxyUrl
-from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
+from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Unless, Written
 from aigw.config.values import (
     NAME,
     Connections,
@@ -28,15 +29,18 @@ from aigw.config.values import (
     Port,
     Refusal,
     Retries,
+    SessionName,
     Share,
     Size,
     Timeout,
     TotalSize,
+    Weight,
 )
 from aigw.secret import Secret
 
 MIB = 1024 * 1024
-KEY_SETTINGS = ("api_key", "key_file", "key_command")  # of a provider, which has at most one of them
+KEY_SETTINGS = ("api_key", "api_keys", "key_file", "key_command")  # of a provider, which has at most one of them
+SESSION_FROM = ("x-claude-code-session-id", "session_id", "x-session-id", "prompt_cache_key", "user")
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -96,7 +100,10 @@ class Provider(msgspec.Struct, frozen=True):
     which it is sent. ``proxy`` is the HTTP proxy through which it is called.
 
     ``endpoints`` are those that it serves, each with what is below it; all if empty. ``paths`` has the paths of those
-    that are not at their usual place, ``query`` is sent with every request; its values may be keys."""
+    that are not at their usual place, ``query`` is sent with every request; its values may be keys.
+    ``ask_usage``: each stream is asked for its usage, and a client that did not ask does not get it.
+
+    Requests are spread over ``api_keys`` by ``balance``."""
 
     name: Name
     base_url: Url
@@ -112,7 +119,10 @@ class Provider(msgspec.Struct, frozen=True):
     endpoints: frozenset[EndpointName] = frozenset()
     paths: dict[PathName, ProviderPath] = {}
     query: dict[QueryName, QueryValue] = {}
+    api_keys: tuple[Key, ...] = ()
+    balance: Literal["sticky", "round_robin", "least_pending"] = "sticky"
     proxy: Annotated[ProxyUrl, Inherited(None)] = None
+    ask_usage: Flag = False
 
     def serves(self, endpoint: str) -> bool:
         """Whether requests to this endpoint, by its path behind ``/v1/``, may be sent to it."""
@@ -121,7 +131,7 @@ class Provider(msgspec.Struct, frozen=True):
     @property
     def keys(self) -> tuple[Secret | None, ...]:
         """Its keys, at least one; None is sent as no key. A key that may change is not here, but None."""
-        return (self.api_key,)
+        return self.api_keys or (self.api_key,)
 
     @property
     def key_setting(self) -> str | None:
@@ -136,23 +146,54 @@ class Provider(msgspec.Struct, frozen=True):
         return None if self.auth == "none" else self.auth.removeprefix("header:").lower()
 
 
+class Target(msgspec.Struct, frozen=True):
+    """One of several providers and models among which a step chooses; ``weight`` is its share beside the others."""
+
+    provider: Annotated[Provider, Named("providers", NAME)]
+    model: Name
+    weight: Weight = 1.0
+
+
 class Step(msgspec.Struct, frozen=True):
     """One provider and model to try; limits in seconds, ``number`` counts from 1 within its route.
 
     ``key`` is the position of the provider's key that is sent, from 0. ``cooldown`` is how long it cools down after
-    failures in a row, 0 for never; ``retries`` how often it is repeated.
+    failures in a row, 0 for never; ``retries`` how often it is repeated. ``max_body`` is the size in bytes of the
+    largest request that it is tried for. ``changes`` are those of the body, from ``remove`` and the settings below it.
+
+    A step that is written with ``targets``, or whose provider has several keys, becomes one Step of the same ``number``
+    for each target and key, see ``targets``. ``target`` is then the target's position from 1, with its ``weight``, and
+    ``key_number`` the key's position from 1. ``counted``: its running attempts are counted.
     """
 
     number: Annotated[int, POSITION]
-    provider: Annotated[Provider, Named("providers", NAME)]
-    model: Name
+    provider: Annotated[Provider, Named("providers", NAME), Unless("targets")]
+    model: Annotated[Name, Unless("targets")]
     timeout: Annotated[Timeout, Inherited(300.0, top="default_timeout")]
     connect_timeout: Annotated[Timeout, Inherited(10.0)]
     idle_timeout: Annotated[Timeout, Inherited(120.0)]
     cooldown: Annotated[Cooldown, Inherited(60.0)]
     retries: Retries = 0
-    conflict_resolution: Literal["tools", "format"] | None = None
+    remove: tuple[MemberName, ...] = ()
+    rename: dict[MemberName, MemberName] = {}
+    default: dict[MemberName, Value] = {}
+    set: dict[MemberName, Value] = {}
+    conflict_resolution: ConflictResolution | None = None
+    max_body: Size | None = None
     key: Annotated[int, NOT_WRITTEN] = 0
+    targets: tuple[Target, ...] = ()
+    balance: Literal["sticky", "weighted", "least_pending"] = "sticky"
+    target: Annotated[int, NOT_WRITTEN] = 0
+    weight: Annotated[float, NOT_WRITTEN] = 1.0
+    key_number: Annotated[int | None, NOT_WRITTEN] = None
+    counted: Annotated[bool, NOT_WRITTEN] = False
+    changes: Annotated[BodyChanges | None, NOT_WRITTEN] = None
+
+    def __post_init__(self) -> None:
+        """Prepare ``changes``; a copy with another provider has other ones."""
+        settings = self.remove, self.rename, self.default, self.set, self.conflict_resolution
+        asks = bool(self.provider and self.provider.ask_usage)
+        msgspec.structs.force_setattr(self, "changes", changes_of(*settings, asks))
 
 
 class Hedge(msgspec.Struct, frozen=True):
@@ -180,7 +221,9 @@ class Route(msgspec.Struct, frozen=True):
     what follows if a step refused it as too long for the model. Where they are None the endpoint decides.
     ``default_for`` has the endpoints whose requests without a ``model`` come here. ``endpoints`` are those that it is
     for, any if empty: only a route for conversations is in the list of models.
-    ``hold`` is how much of an answer is held back before it is committed.
+    ``hold`` is how much of an answer is held back before it is committed. ``session_from`` names headers and members of
+    bodies whose values may name a request's session. ``has_choice``: several of its steps have one number.
+    ``limits_bodies``: a step has ``max_body``.
     """
 
     name: Name
@@ -194,6 +237,14 @@ class Route(msgspec.Struct, frozen=True):
     hold: Literal["first_output", "whole"] = "first_output"
     keepalive: KeepAlive | None = None
     hedge: Hedge | None = None
+    session_from: Annotated[tuple[SessionName, ...], Inherited(SESSION_FROM)] = SESSION_FROM
+    has_choice: Annotated[bool, NOT_WRITTEN] = False
+    limits_bodies: Annotated[bool, NOT_WRITTEN] = False
+
+    def __post_init__(self) -> None:
+        """Note once what each request would have to look for."""
+        limited = any([step.max_body is not None for step in self.steps])
+        msgspec.structs.force_setattr(self, "limits_bodies", limited)
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import TypeVar
 
-import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
@@ -22,7 +21,9 @@ from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net.headers import Lines
 from aigw.net.interfaces import Reactor
+from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.refusals import read_refusal
+from aigw.protocols.requests import own_request
 from aigw.proxy.keyed_upstream import Sender, with_keys
 from aigw.proxy.router import MODELS, Router
 from aigw.upstream import body
@@ -54,7 +55,8 @@ _REPLACE = {
     "key_command": "its key_command must print another one",
 }  # what an operator can do about a refused key
 
-Answers = dict[tuple[str, str], "tuple[bool | None, str]"]  # by provider and model: whether it works, and why not
+# By provider, position of the key, and model: whether it works, and why not.
+Answers = dict[tuple[str, int, str], "tuple[bool | None, str]"]
 
 
 class Check:
@@ -74,12 +76,14 @@ class Check:
 
     async def _run(self, tries: bool) -> tuple[list[Checked], list[CheckedStep]]:
         providers = self._config.providers.values()
-        found = await gatherResults([Deferred.fromCoroutine(self._ask(provider)) for provider in providers])
+        asked = [(provider, key) for provider in providers for key in range(len(provider.keys))]
+        found = await gatherResults([Deferred.fromCoroutine(self._ask(*each)) for each in asked])
         answers: Answers = {}
         if tries:
-            usable = [provider for provider in found if provider.reachable]
+            usable = {each.provider: each for each in found if each.reachable}.values()
             await gatherResults([Deferred.fromCoroutine(self._try_all(each.provider, answers)) for each in usable])
-        return found, list(self._steps({each.provider: each for each in found}, answers))
+        by_key = {(provider.name, key): each for (provider, key), each in zip(asked, found, strict=True)}
+        return found, list(self._steps(by_key, answers))
 
     def _limited(self, asking: Coroutine[Deferred[object], object, T], seconds: float) -> Deferred[T]:
         def too_late(*_: object) -> Failure:
@@ -89,10 +93,10 @@ class Check:
 
     # The list of models
 
-    async def _ask(self, provider: Provider) -> Checked:
-        found = Checked(provider.name)
+    async def _ask(self, provider: Provider, key: int) -> Checked:
+        found = Checked(provider.name, key_number=key + 1 if len(provider.keys) > 1 else None)
         started = self._clock.seconds()
-        headers = self._headers(provider)
+        headers = self._headers(provider, key)
         target = self._router.target(provider, MODELS, "")
         no_key: NoKey | None = None
         try:
@@ -113,7 +117,8 @@ class Check:
             found.key = False
             found.problem = self._shown(": ".join(filter(None, [no_key.message, no_key.reason])))
         elif status == 401:
-            advice = _REPLACE.get(provider.key_setting or "", "set api_key to a valid one")
+            setting = f"api_keys[{key}]" if provider.api_keys else "api_key"
+            advice = _REPLACE.get(provider.key_setting or "", f"set {setting} to a valid one")
             found.key, found.problem = False, f"the provider refuses the key (401); {advice}"
         elif status in _UNKNOWN:
             found.note = f"the provider gives no list of models ({status}), so the key and the models cannot be checked"
@@ -167,7 +172,7 @@ class Check:
     async def _try_all(self, provider: str, answers: Answers) -> None:
         for route in self._config.routes.values():
             for step in route.steps:
-                key = provider, step.model
+                key = provider, step.key, step.model
                 if step.provider.name == provider and key not in answers:
                     answers[key] = await self._try(step)
 
@@ -182,9 +187,7 @@ class Check:
         if failure and "max_completion_tokens" in reason:  # OpenAI's reasoning models refuse max_tokens
             failure = await self._request(step, "chat/completions", {**chat, "max_completion_tokens": 1}, "choices")
             reason = (failure.detail or "") if failure else ""
-            if failure and "output limit was reached" in reason:
-                return True, ""  # the one token was reasoning
-        if failure is None:
+        if failure is None or "output limit was reached" in reason:  # the one token was reasoning
             return True, ""
         if isinstance(failure, UpstreamRefused) and failure.status in _NOT_THIS_ENDPOINT:
             for path in ("embeddings", "messages"):
@@ -211,17 +214,17 @@ class Check:
         text = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
         return (None if failure.status in _BUSY else False), self._shown(text)
 
-    def _headers(self, provider: Provider) -> Lines:
-        own = self._router.own_headers(provider)
+    def _headers(self, provider: Provider, key: int) -> Lines:
+        own = self._router.own_headers(provider, key)
         return {**_VERSION, **own} if provider.auth == "x-api-key" else own
 
     async def _request(
         self, step: Step, path: str, content: Mapping[str, object], member: str
     ) -> UpstreamFailure | None:
         """Why there was no answer, which has a list ``member``; None where there was one."""
-        headers = {**self._headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
+        headers = {**self._headers(step.provider, step.key), b"content-type": b"Content-Type: application/json\r\n"}
         url, tail = self._router.target(step.provider, path, step.model)
-        attempt = Attempt(step, url, headers, msgspec.json.encode(content), tail=tail)
+        attempt = Attempt(step, url, headers, own_request(ENDPOINTS[path], content, step.changes), tail=tail)
         seconds = min(step.timeout, TRY_SECONDS)
 
         async def answered() -> None:
@@ -244,15 +247,15 @@ class Check:
 
     # What follows for the steps
 
-    def _steps(self, found: dict[str, Checked], answers: Answers) -> Iterator[CheckedStep]:
+    def _steps(self, found: dict[tuple[str, int], Checked], answers: Answers) -> Iterator[CheckedStep]:
         for route in self._config.routes.values():
             for step in route.steps:
                 name = step.provider.name
-                result = CheckedStep(route.name, step.number, name, step.model)
-                _apply_list(result, found[name])
-                if (name, step.model) in answers:
+                result = CheckedStep(route.name, step.number, name, step.model, key_number=step.key_number)
+                _apply_list(result, found[name, step.key])
+                if (name, step.key, step.model) in answers:
                     result.tried = True
-                    result.works, words = answers[name, step.model]
+                    result.works, words = answers[name, step.key, step.model]
                     result.problem, result.note = (words, None) if result.works is False else (None, words or None)
                 yield result
 

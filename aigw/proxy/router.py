@@ -11,11 +11,12 @@ from aigw import __version__
 from aigw.config.addresses import MODEL
 from aigw.config.endpoint_names import NAMES
 from aigw.config.model import Config, Provider, Route, Step
-from aigw.errors import BadRequest, RouteNotFound
+from aigw.errors import BadRequest, RouteNotFound, TooLarge
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import nearest
+from aigw.proxy.balance import key_names
 from aigw.proxy.cooldown import Skip
 from aigw.proxy.urls import Tail, url_of
 from aigw.secret import KeySearch, Secret, TwoSearches
@@ -50,7 +51,8 @@ class Router:
     """The routes of a configuration, and the parts of requests that do not depend on the call.
 
     ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers. ``keys`` finds
-    all keys. ``parts`` has, by name and endpoint, the routes of which some steps do not serve the endpoint.
+    all keys. ``parts`` has, by name and endpoint, the routes of which some steps do not serve the endpoint. For
+    ``key_names`` see balance.
     """
 
     def __init__(self, config: Config) -> None:
@@ -66,6 +68,7 @@ class Router:
             for name, provider in config.providers.items()
             for number, key in enumerate(provider.keys)
         }
+        self.key_names = key_names(config)
         self._models = {
             step.model: msgspec.Raw(msgspec.json.encode(step.model))
             for route in config.routes.values()
@@ -130,13 +133,13 @@ class Router:
         if self._tails and (following := self._tails.get((name, path))):
             tail = following.after(step.model, tail)
         own = self._headers[name, step.key]  # a header of the client does not replace these
-        body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
+        body, difference = call.endpoint.rewrite(call, self._models[step.model], step.changes)
         return Attempt(
             step=step,
             url=self._urls[name, path],
             headers={**own, **call.headers, **own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()},
             body=body,
-            dropped=dropped,
+            difference=difference,
             tail=tail,
             method=call.method,
         )
@@ -162,12 +165,23 @@ def _parts(config: Config) -> Iterator[tuple[tuple[str, str], Part]]:
             yield (route.name, path), made[key]
 
 
-def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
-    """``steps`` without those of a provider that refused the key. ``skip`` is called with each of those."""
-    for step in steps:
-        if step.provider.name == provider.name:
-            skip(step, "key_refused", None)
-    return [step for step in steps if step.provider.name != provider.name]
+def fitted(route: Route, call: Call, skip: Skip) -> Route:
+    """The route with the steps that take a request of this size. ``skip`` is called with each of the others.
+
+    Raises TooLarge where there is none.
+    """
+    steps = []
+    for step in route.steps:
+        if step.max_body is None or call.size <= step.max_body:
+            steps.append(step)
+        else:
+            skip(step, "too_large", None)
+    if not steps:
+        most = max(step.max_body or 0 for step in route.steps)
+        name = nearest.shown(route.name)
+        text = f"The request has {call.size} bytes, and no step of the route {name} takes more than {most} bytes."
+        raise TooLarge(text)
+    return msgspec.structs.replace(route, steps=tuple(steps))
 
 
 def _headers(provider: Provider, key: Secret | None) -> Lines:
@@ -182,7 +196,7 @@ def _headers(provider: Provider, key: Secret | None) -> Lines:
 
 def _keys(provider: Provider, secrets: Sequence[Secret]) -> tuple[Secret, ...]:
     """Those of ``secrets`` that are sent to the provider."""
-    own = [provider.api_key] if provider.api_key else []
+    own = [key for key in provider.keys if key]
     sent = {*provider.headers.values(), *provider.query.values(), *own}
     sent |= {value.in_url() for value in provider.query.values()}
     sent |= {token for each in sent if (token := each.token())}
