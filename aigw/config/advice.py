@@ -77,8 +77,8 @@ def _on_provider(provider: Provider, is_used: bool, index: int) -> Iterator[Mist
     if url.scheme == "http" and sends_key and not is_private_host(url.hostname or ""):
         text = "sends a key unencrypted (http://) to a host outside your network; write https://"
         yield Mistake(text, (*path, "base_url"))
-    if url.scheme == "http" and provider.client_cert:
-        text = "has no effect, because base_url begins with http://; write https://, or remove it and client_key"
+    if url.scheme != "https" and provider.client_cert:
+        text = "has no effect without TLS; write a base_url with https://, or remove it and client_key"
         yield Mistake(text, (*path, "client_cert"))
     for endpoint in provider.paths:
         if endpoint != "models" and not provider.serves(endpoint):

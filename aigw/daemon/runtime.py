@@ -19,6 +19,7 @@ from aigw.proxy.router import Router
 from aigw.secret import Secret
 from aigw.server.listeners import InheritedSocket, configured_listeners
 from aigw.telemetry import logs
+from aigw.telemetry.redaction import Redaction
 from aigw.upstream.providers import Connect, Upstream
 
 T = TypeVar("T")
@@ -62,16 +63,19 @@ class Runtime:
         made.sender = with_keys(self.upstream, self.keys, made.router, self._reactor)
         return made
 
-    @property
-    def secrets(self) -> list[Secret]:
-        """All keys, for redaction."""
-        return [*self.config.secrets, *self.keys.secrets]
+    def hide_keys(self, redaction: Redaction, before: Sequence[Secret] = ()) -> None:
+        """Hide the keys from now on, and those of ``before``, which running requests may have."""
+        redaction.use([*before, *self.config.secrets], self.config.has_hashed_keys)
+        redaction.use_changing(self.keys.secrets)
 
-    def take_over(self, old: Runtime) -> None:
+    def take_over(self, old: Runtime, redaction: Redaction) -> None:
         """Take the connections and the keys of ``old`` that are unchanged, before the first request."""
         self.upstream.take_over(old.upstream)
-        if self.keys is not old.keys:
+        is_new = self.keys is not old.keys
+        if is_new:
             self.keys.take_over(old.keys)
+        self.hide_keys(redaction, old.keys.secrets)
+        if is_new:
             self.keys.start()
 
     def close(self) -> None:

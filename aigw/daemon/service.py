@@ -101,7 +101,7 @@ class GatewayService(Service):
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._runtime.listeners)
         self._telemetry.use(self.config)
-        self._redaction.use(self._runtime.secrets, self.config.has_hashed_keys)
+        self._runtime.hide_keys(self._redaction)
 
     @property
     def config(self) -> Config:
@@ -165,7 +165,7 @@ class GatewayService(Service):
 
     def _hide(self, key: Secret) -> None:
         """A key has changed: hide the new one before its first use."""
-        self._redaction.use([*self._runtime.secrets, key], self.config.has_hashed_keys)
+        self._redaction.use_changing([*self._runtime.keys.secrets, key])
 
     def _swap(self, new: Runtime) -> bool:
         """Replace the configuration, unless the gateway is stopping. An exception leaves everything unchanged."""
@@ -181,9 +181,8 @@ class GatewayService(Service):
         except BaseException:
             self._identity.identity = identity
             raise
-        self._redaction.use(new.secrets, new.config.has_hashed_keys)
+        new.take_over(old, self._redaction)
         self._telemetry.use(new.config)
-        new.take_over(old)
         self._cooldowns.forget_all_but(unchanged)
         self._runtime = new
         self._site.resource, self._admin_site.resource = trees

@@ -20,7 +20,7 @@ from aigw.proxy import nearest
 from aigw.proxy.balance import key_names
 from aigw.proxy.cooldown import Skip
 from aigw.proxy.urls import Tail, url_of
-from aigw.secret import KeySearch, Secret
+from aigw.secret import KeySearch, Secret, TwoSearches
 from aigw.upstream.attempt import Attempt
 
 MODELS = "models"  # the list of them
@@ -86,7 +86,7 @@ class Router:
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
         }
-        self.keys = KeySearch(config.secrets)
+        self.keys = self._fixed_keys = KeySearch(config.secrets)
         self._secrets = config.secrets
         self._headers = {
             (name, number): _headers(provider, key)
@@ -118,7 +118,7 @@ class Router:
 
         From now on all ``changing`` keys, of which this is one, are hidden as those of the configuration are.
         """
-        self.keys = KeySearch([*self._secrets, *changing])
+        self.keys = TwoSearches(self._fixed_keys, KeySearch(changing))
         known = [*_keys(provider, self._secrets), *changing]
         self.without_keys[provider.name] = [each.out_of for each in known]
         return _headers(provider, key)
