@@ -11,7 +11,7 @@ from aigw import __version__
 from aigw.config.addresses import MODEL
 from aigw.config.endpoint_names import NAMES
 from aigw.config.model import Config, Provider, Route, Step
-from aigw.errors import BadRequest, RouteNotFound
+from aigw.errors import BadRequest, RouteNotFound, TooLarge
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
@@ -133,13 +133,13 @@ class Router:
         if self._tails and (following := self._tails.get((name, path))):
             tail = following.after(step.model, tail)
         own = self._headers[name, step.key]  # a header of the client does not replace these
-        body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
+        body, difference = call.endpoint.rewrite(call, self._models[step.model], step.changes)
         return Attempt(
             step=step,
             url=self._urls[name, path],
             headers={**own, **call.headers, **own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()},
             body=body,
-            dropped=dropped,
+            difference=difference,
             tail=tail,
             method=call.method,
         )
@@ -163,6 +163,25 @@ def _parts(config: Config) -> Iterator[tuple[tuple[str, str], Part]]:
                 others = tuple(step for step in route.steps if step.number not in numbers)
                 made[key] = Part(msgspec.structs.replace(route, steps=served), others)
             yield (route.name, path), made[key]
+
+
+def fitted(route: Route, call: Call, skip: Skip) -> Route:
+    """The route with the steps that take a request of this size. ``skip`` is called with each of the others.
+
+    Raises TooLarge where there is none.
+    """
+    steps = []
+    for step in route.steps:
+        if step.max_body is None or call.size <= step.max_body:
+            steps.append(step)
+        else:
+            skip(step, "too_large", None)
+    if not steps:
+        most = max(step.max_body or 0 for step in route.steps)
+        name = nearest.shown(route.name)
+        text = f"The request has {call.size} bytes, and no step of the route {name} takes more than {most} bytes."
+        raise TooLarge(text)
+    return msgspec.structs.replace(route, steps=tuple(steps))
 
 
 def _headers(provider: Provider, key: Secret | None) -> Lines:

@@ -6,21 +6,21 @@ import msgspec
 
 from aigw.config.model import Step
 from aigw.protocols.envelope import Parts
+from aigw.protocols.shaping import UNCHANGED, Difference
 
 
 class Attempt(msgspec.Struct, frozen=True, eq=False):
     """One request to one provider. ``headers`` are lines by their lower-case names.
 
-    The headers have the provider's key, so ``repr`` does not show them. ``dropped`` names the members of the client's
-    request that are not in the body, because of the step's ``conflict_resolution``. ``url`` is one of few; ``tail``,
-    which a client has chosen, follows it.
+    The headers have the provider's key, so ``repr`` does not show them. ``difference`` is that between the body and the
+    client's. ``url`` is one of few; ``tail``, which a client has chosen, follows it.
     """
 
     step: Step
     url: str
     headers: dict[bytes, bytes]
     body: bytes | Parts
-    dropped: tuple[str, ...] = ()
+    difference: Difference = UNCHANGED
     tail: bytes = b""
     method: str = "POST"
 
