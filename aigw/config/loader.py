@@ -24,6 +24,7 @@ from aigw.config.mistakes import Mistake, line_of, not_following, worded
 from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener, TlsFiles
+from aigw.config.patterns import names_crossed
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
@@ -105,7 +106,7 @@ def build(
     reader = Reader(whole_file(), folder)
     if isinstance(tree, dict):
         tree = _whole(tree)
-        later = list(crossed(tree, tls is not None))
+        later = [*crossed(tree, tls is not None), *names_crossed(tree)]
         if "port" not in tree and environ.get("PORT"):
             tree = {**tree, "port": Expanded.of(environ["PORT"], "${PORT}")}
     else:

@@ -13,6 +13,7 @@ import msgspec
 from aigw.config.addresses import ListenAddress, Origin, Url
 from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
 from aigw.config.endpoint_names import DefaultName, EndpointName
+from aigw.config.patterns import RouteName, StepModel
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
 from aigw.config.values import (
     NAME,
@@ -114,7 +115,7 @@ class Step(msgspec.Struct, frozen=True):
 
     number: Annotated[int, POSITION]
     provider: Annotated[Provider, Named("providers", NAME)]
-    model: Name
+    model: StepModel
     timeout: Annotated[Timeout, Inherited(300.0, top="default_timeout")]
     connect_timeout: Annotated[Timeout, Inherited(10.0)]
     idle_timeout: Annotated[Timeout, Inherited(120.0)]
@@ -144,6 +145,8 @@ class KeepAlive(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
+    ``also`` has more names of it. A name that ends in a star stands for all names that begin so; ``models`` are those
+    of them that are in the list of models.
     ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
     ``when_refused`` is the answer if all steps refused the request: a 502, or the refusal. ``on_context_overflow`` is
     what follows if a step refused it as too long for the model. Where they are None the endpoint decides.
@@ -152,8 +155,10 @@ class Route(msgspec.Struct, frozen=True):
     ``hold`` is how much of an answer is held back before it is committed.
     """
 
-    name: Name
+    name: RouteName
     steps: tuple[Step, ...]
+    also: tuple[RouteName, ...] = ()
+    models: tuple[Name, ...] = ()
     deadline: Duration | None = None
     stop_on: frozenset[Refusal] = frozenset()
     when_refused: Annotated[Literal["report", "pass_on"] | None, Inherited(None)] = None

@@ -14,12 +14,14 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from aigw.config.model import Config, Provider, Step
+from aigw.config.model import Config, Provider, Route, Step
+from aigw.config.patterns import STAR
 from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net.headers import Lines
 from aigw.net.interfaces import Reactor
 from aigw.protocols.refusals import read_refusal
+from aigw.proxy.route_names import sent_models
 from aigw.proxy.router import Router
 from aigw.secret import KeySearch
 from aigw.upstream import body
@@ -135,14 +137,13 @@ class Check:
 
     async def _try_all(self, provider: str, answers: Answers) -> None:
         for route in self._config.routes.values():
-            for step in route.steps:
-                key = provider, step.model
-                if step.provider.name == provider and key not in answers:
-                    answers[key] = await self._try(step)
+            for step, model in _asked_of(route):
+                if step.provider.name == provider and STAR not in model and (provider, model) not in answers:
+                    answers[provider, model] = await self._try(step, model)
 
-    async def _try(self, step: Step) -> tuple[bool | None, str]:
+    async def _try(self, step: Step, model: str) -> tuple[bool | None, str]:
         """Whether the step answers, and a note. A further request after a refusal costs no token."""
-        chat = {"model": step.model, "messages": [{"role": "user", "content": "Hi"}]}
+        chat = {"model": model, "messages": [{"role": "user", "content": "Hi"}]}
         failure = await self._request(step, "chat/completions", {**chat, "max_tokens": 1}, "choices")
         reason = (failure.detail or "") if failure else ""
         if failure and "max_completion_tokens" in reason:  # OpenAI's reasoning models refuse max_tokens
@@ -153,7 +154,7 @@ class Check:
         if failure is None:
             return True, ""
         if isinstance(failure, UpstreamRefused) and failure.status in _NOT_THIS_ENDPOINT:
-            embedding = {"model": step.model, "input": "Hi"}
+            embedding = {"model": model, "input": "Hi"}
             if await self._request(step, "embeddings", embedding, "data") is None:
                 return True, "answers embeddings requests, but not chat requests"
             if await self._request(step, "messages", {**chat, "max_tokens": 1}, "content") is None:
@@ -195,18 +196,29 @@ class Check:
 
     def _steps(self, found: dict[str, Checked], answers: Answers) -> Iterator[CheckedStep]:
         for route in self._config.routes.values():
-            for step in route.steps:
+            for step, model in _asked_of(route):
                 name = step.provider.name
-                result = CheckedStep(route.name, step.number, name, step.model)
+                result = CheckedStep(route.name, step.number, name, model)
                 _apply_list(result, found[name])
-                if (name, step.model) in answers:
+                if (name, model) in answers:
                     result.tried = True
-                    result.works, words = answers[name, step.model]
+                    result.works, words = answers[name, model]
                     result.problem, result.note = (words, None) if result.works is False else (None, words or None)
                 yield result
 
 
+def _asked_of(route: Route) -> Iterator[tuple[Step, str]]:
+    """Each step with each model that it is known to send; with its own, which has a star, if none is known."""
+    for step in route.steps:
+        for model in sent_models(route, step) or [step.model]:
+            yield step, model
+
+
 def _apply_list(step: CheckedStep, provider: Checked) -> None:
+    if STAR in step.model:
+        step.works, step.problem = (False if provider.problem else None), provider.problem
+        step.note = None if provider.problem else "clients choose the model; name some in models of the route"
+        return
     if provider.models is not None:
         step.listed = step.model in provider.models or f"{step.model}:latest" in provider.models
     if provider.problem or step.listed is False:

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from aigw import __version__
 from aigw.config.model import Config, Provider, Route, Step
-from aigw.errors import BadRequest, RouteNotFound
+from aigw.config.patterns import STAR, replaced
+from aigw.errors import BadRequest
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.proxy import nearest
 from aigw.proxy.cooldown import Skip
+from aigw.proxy.route_names import Routes
 from aigw.secret import Secret
 from aigw.upstream.attempt import Attempt
 
 _USER_AGENT = f"aigw/{__version__}".encode()
-
-
-class _Routes(dict[str, Route]):
-    """The routes by their exact names. Raises RouteNotFound for another name."""
-
-    def __init__(self, routes: Mapping[str, Route]) -> None:
-        super().__init__(routes)
-        self._names = nearest.Names(routes)
-
-    def __missing__(self, model: str) -> Route:
-        advice = self._names.advice(model)
-        message = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
-        raise RouteNotFound(f"{message} GET /v1/models lists them.", param="model")
 
 
 class Router:
@@ -40,7 +28,7 @@ class Router:
     """
 
     def __init__(self, config: Config) -> None:
-        self.routes = _Routes(config.routes)
+        self.routes = Routes(config.routes.values())
         self._defaults = {path: route for route in config.routes.values() for path in route.default_for}
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
@@ -50,11 +38,7 @@ class Router:
             for name, provider in config.providers.items()
             for number, key in enumerate(provider.keys)
         }
-        self._models = {
-            step.model: msgspec.Raw(msgspec.json.encode(step.model))
-            for route in config.routes.values()
-            for step in route.steps
-        }
+        self._models = {step.model: _as_json(step.model) for route in config.routes.values() for step in route.steps}
         self._urls = {
             (name, path): f"{provider.base_url}/{path}"
             for name, provider in config.providers.items()
@@ -77,12 +61,18 @@ class Router:
         """The request to a step."""
         name = step.provider.name
         own = self._headers[name, step.key]  # a header of the client does not replace these
-        body, dropped = call.endpoint.rewrite(call, self._models[step.model], step.conflict_resolution)
+        if STAR in step.model:
+            model = replaced(step.model, self.routes.star(call.model))
+            written = _as_json(model)
+        else:
+            model, written = step.model, self._models[step.model]
+        body, dropped = call.endpoint.rewrite(call, written, step.conflict_resolution)
         return Attempt(
             step=step,
             url=self._urls[name, call.endpoint.path],
             headers={**own, **call.headers, **own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()},
             body=body,
+            model=model,
             dropped=dropped,
             tail=call.tail,
             method=call.method,
@@ -95,6 +85,10 @@ def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list
         if step.provider.name == provider.name:
             skip(step, "key_refused", None)
     return [step for step in steps if step.provider.name != provider.name]
+
+
+def _as_json(text: str) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(text))
 
 
 def _headers(provider: Provider, key: Secret | None) -> Lines:

@@ -11,7 +11,6 @@ from urllib.parse import parse_qs
 import msgspec
 from twisted.internet.defer import Deferred
 
-from aigw.config.endpoint_names import LISTED_FOR
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
 from aigw.net import headers
@@ -21,6 +20,7 @@ from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.response_ids import is_id
+from aigw.proxy.route_names import listed
 from aigw.proxy.router import Router
 from aigw.server.cors import CrossOrigin
 from aigw.server.request import Request
@@ -45,12 +45,10 @@ class ModelsResource(ApiResource):
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
         if not name:
-            routes = self.config.routes.values()
-            listed = [
-                route.name for route in routes if not (route.endpoints and LISTED_FOR.isdisjoint(route.endpoints))
-            ]
-            return msgspec.json.encode({"object": "list", "data": [model(name, self._created) for name in listed]})
-        return msgspec.json.encode(model(self._router.routes[name].name, self._created))
+            names = listed(self.config.routes.values())
+            return msgspec.json.encode({"object": "list", "data": [model(each, self._created) for each in names]})
+        self._router.routes[name]
+        return msgspec.json.encode(model(name, self._created))
 
 
 class EndpointResource(ApiResource):
@@ -146,7 +144,7 @@ class EndpointResource(ApiResource):
         if record.provider is not None and record.model is not None:
             sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
             sent.append((b"x-aigw-provider", headers.value(record.provider)))
-            sent.append((b"x-aigw-model", headers.value(record.model)))
+            sent.append((b"x-aigw-model", headers.value(record.sent_model or record.model)))
         if record.skipped:
             reasons = ", ".join(f"{each.step}={each.reason}" for each in record.skipped)
             sent.append((b"x-aigw-skipped", reasons.encode()))
