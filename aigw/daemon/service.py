@@ -31,6 +31,7 @@ from aigw.errors import Draining
 from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Gateway
+from aigw.proxy.explain import Explainer
 from aigw.proxy.held import Running
 from aigw.server import api
 from aigw.server.listeners import CannotListen, Listeners, address_of, inherited_sockets
@@ -243,7 +244,8 @@ class GatewayService(Service):
 
         root = api.tree(config, gateway, self._telemetry.record, self._telemetry.begin_trace)
         resources.add_resources(root, config, self._admin, check_ready)
-        return root, resources.tree(config, self._admin, check_ready)
+        explainer = Explainer(config, gateway.router, gateway.cooldowns)
+        return root, resources.tree(config, self._admin, check_ready, explainer)
 
     def _snapshot(self) -> Snapshot:
         identity = self._runtime.identity

@@ -38,7 +38,7 @@ class Router:
             for name, provider in config.providers.items()
             for number, key in enumerate(provider.keys)
         }
-        self._models = {step.model: _as_json(step.model) for route in config.routes.values() for step in route.steps}
+        self._models = {step.model: as_json(step.model) for route in config.routes.values() for step in route.steps}
         self._urls = {
             (name, path): f"{provider.base_url}/{path}"
             for name, provider in config.providers.items()
@@ -57,13 +57,17 @@ class Router:
         """The headers of every request to the provider, with the key at this position."""
         return self._headers[provider.name, key]
 
+    def sent_model(self, step: Step, call: Call) -> str:
+        """The model that the step sends: a star in it is what the star in the route's name stands for."""
+        return replaced(step.model, self.routes.star(call.model)) if STAR in step.model else step.model
+
     def attempt(self, step: Step, call: Call) -> Attempt:
         """The request to a step."""
         name = step.provider.name
         own = self._headers[name, step.key]  # a header of the client does not replace these
         if STAR in step.model:
-            model = replaced(step.model, self.routes.star(call.model))
-            written = _as_json(model)
+            model = self.sent_model(step, call)
+            written = as_json(model)
         else:
             model, written = step.model, self._models[step.model]
         body, dropped = call.endpoint.rewrite(call, written, step.conflict_resolution)
@@ -87,7 +91,8 @@ def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list
     return [step for step in steps if step.provider.name != provider.name]
 
 
-def _as_json(text: str) -> msgspec.Raw:
+def as_json(text: str) -> msgspec.Raw:
+    """``text`` as a JSON string."""
     return msgspec.Raw(msgspec.json.encode(text))
 
 

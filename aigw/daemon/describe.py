@@ -1,0 +1,64 @@
+"""What ``--check-config`` prints: listeners, providers, and routes with their steps and limits. No secret is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from aigw.config.model import Config, Provider, Route, Step
+from aigw.secret import KeySearch, Secret
+from aigw.server.listeners import configured_listeners
+
+
+def described(config: Config, warnings: Iterable[str]) -> str:
+    """A line for each warning, listener, provider, route and step."""
+    lines = [f"warning: {warning}" for warning in warnings]
+    for listener in configured_listeners(config):
+        kind = "for administrators" if listener.admin else "plain http" if listener.insecure else "https"
+        lines.append(f"listen {listener.endpoint} ({kind})")
+    lines += [
+        f"provider {each.name}: {each.base_url} ({', '.join(_facts(each))})" for each in config.providers.values()
+    ]
+    for route in config.routes.values():
+        lines += _of_route(route)
+    keys = KeySearch(config.secrets)
+    return "\n".join([*map(keys.hide_any_form, lines), "The configuration is good."])
+
+
+def _facts(provider: Provider) -> Iterator[str]:
+    """How the gateway calls a provider."""
+    keys = [key for key in provider.keys if key]
+    if len(keys) > 1:
+        yield f"{len(keys)} keys {', '.join(map(_source, keys))}"
+    elif keys:
+        yield f"key {_source(keys[0])}"
+    else:
+        yield "no key"
+    if keys:
+        yield f"sent as {'Authorization: Bearer' if provider.auth == 'bearer' else provider.auth}"
+    if provider.headers:
+        yield f"headers {' '.join(provider.headers)}"
+    if provider.ca_file:
+        yield f"CA {provider.ca_file}"
+    if provider.legacy_tls:
+        yield "legacy TLS"
+
+
+def _source(key: Secret) -> str:
+    """Where a key comes from."""
+    return f"from {' '.join(f'${{{name}}}' for name in key.variables)}" if key.variables else "in the file"
+
+
+def _of_route(route: Route) -> Iterator[str]:
+    more = [f"also {', '.join(route.also)}"] if route.also else []
+    more += [f"deadline {route.deadline:g}s"] if route.deadline else []
+    more += ["held until whole"] if route.hold == "whole" else []
+    more += [f"keep-alive each {route.keepalive.every:g}s"] if route.keepalive else []
+    more += [f"hedge after {route.hedge.after:g}s"] if route.hedge else []
+    yield f"route {route.name}" + (f" ({', '.join(more)})" if more else "")
+    yield from map(_of_step, route.steps)
+
+
+def _of_step(step: Step) -> str:
+    limits = f"timeout {step.timeout:g}s, connect {step.connect_timeout:g}s, idle {step.idle_timeout:g}s"
+    conflict = f", on conflict keep {step.conflict_resolution}" if step.conflict_resolution else ""
+    return f"  {step.number}. {step.provider.name}: {step.model} ({limits}{conflict})"
