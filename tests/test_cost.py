@@ -21,12 +21,13 @@ from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, Wire
 from tests.providers import STREAM_HEAD, chunk, event
 
-# What it costs, by Python functions and by C functions. A few per cent more are let pass: releases of Twisted and treq differ.
+# What it costs, by Python functions and by C functions. A few per cent more are let pass: releases of Twisted and treq
+# differ. ``bytes.find`` is counted; ``in`` is not, although it takes longer.
 BUDGET = {
-    "a plain request": (239, 213),
+    "a plain request": (239, 217),
     "a request with the headers of an SDK": (246, 227),
     "a chunk of a stream": (13, 13),
-    "a read that holds 50 chunks": (13, 19),
+    "a read that holds 50 chunks": (13, 27),
 }
 OVER, UNDER = 1.05, 0.85
 _NAMES = "Lang Package-Version OS Arch Runtime Async Retry-Count".split()

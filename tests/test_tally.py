@@ -12,6 +12,7 @@ from aigw.telemetry.logs import FIELDS
 from aigw.telemetry.record import (
     AttemptRecord,
     Record,
+    Skipped,
     attempt_for_client,
     attempt_for_log,
     for_log,
@@ -176,6 +177,8 @@ def test_b9_a_field_that_is_added_to_the_record_is_in_no_log_line_unless_it_is_a
     assert "secret_note" not in names_for(Wider, "log")
     assert {"started", "ended", "ttft", "overhead", "trace", "request_id"}.isdisjoint(for_log(record()))
     assert {*for_log(record())} == {*names_for(Record, "log")} <= FIELDS
+    for whole in (AttemptRecord, Skipped):  # these are logged as they are
+        assert names_for(whole, "log") == whole.__struct_fields__
 
 
 def test_f6_what_a_client_is_told_of_an_attempt_is_a_list_of_its_own():

@@ -49,7 +49,7 @@ def check_answer(member: str, body: bytes, label: bytes = b"", may_be_empty: boo
 def check_choices(body: bytes, label: bytes = b"") -> Mistake | None:
     """See check_answer, for chat and completions, where a choice may be a failure."""
     mistake = check_answer("choices", body)
-    if mistake is not None or not (b'"error"' in body or b'"abort"' in body):
+    if mistake is not None or (body.find(b'"error"') < 0 and body.find(b'"abort"') < 0):
         return mistake
     choices = _value(bytes(envelope.outlined(body.removeprefix(b"\xef\xbb\xbf")).choices))
     if not isinstance(choices, list) or not all(failed_choice(each) and not _has_content(each) for each in choices):
@@ -61,7 +61,7 @@ def check_choices(body: bytes, label: bytes = b"") -> Mistake | None:
 def check_response(body: bytes, label: bytes = b"") -> Mistake | None:
     """See check_answer, for a response, whose ``status`` may be ``failed``."""
     mistake = check_answer("output", body, may_be_empty=True)
-    if mistake is not None or b'"failed"' not in body:
+    if mistake is not None or body.find(b'"failed"') < 0:
         return mistake
     found = envelope.outlined(body.removeprefix(b"\xef\xbb\xbf"))
     return (ERROR, reason_in(_value(bytes(found.error)))) if bytes(found.status) == b'"failed"' else None

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
-BLOCK = 16  # events that are searched at once
+BLOCK = 4096  # bytes of events that are searched at once
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment of the gateway itself
 
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
@@ -24,7 +23,7 @@ _BEGINNINGS = BOM, b"data:", b"event:", b"id:", b"retry:", b":", b"error:"
 
 def boundary(data: bytes | bytearray) -> int:
     """The offset after the last whole event in ``data``; 0 if there is none."""
-    if b"\r" not in data:
+    if 13 not in data:  # a CR
         at = data.rfind(b"\n\n")
         return at + 2 if at >= 0 else 0
     end = 0
@@ -42,14 +41,17 @@ def events(data: bytes) -> Iterator[bytes]:
 
 
 def that_matter(data: bytes, matters: Callable[[bytes], bool]) -> Iterator[tuple[int, int]]:
-    """The start and end of each whole event in ``data`` that matters. Few do, so BLOCK events are searched at once."""
-    ends = [0, *[match.end() for match in _END.finditer(data)]]
-    for first in range(0, len(ends) - 1, BLOCK):
-        block = ends[first : first + BLOCK + 1]
-        if matters(data[block[0] : block[-1]]):
-            for start, end in pairwise(block):
-                if matters(data[start:end]):
-                    yield start, end
+    """The start and end of each whole event in ``data`` that matters. Few matter: BLOCK bytes are searched at once."""
+    start = 0
+    while start < len(data):
+        found = find_end(data, start + BLOCK)
+        end = len(data) if found is None else found.end()
+        if matters(data[start:end]):
+            for match in _END.finditer(data, start, end):
+                if matters(data[start : match.end()]):
+                    yield start, match.end()
+                start = match.end()
+        start = end
 
 
 def fields(event: bytes) -> tuple[str, bytes | None]:

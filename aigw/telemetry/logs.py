@@ -159,21 +159,21 @@ def to_stream(
 
 def info(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields."""
-    _emit(LogLevel.info, message, request_id, fields)
+    write(LogLevel.info, message, request_id, fields)
 
 
 def warn(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields, as a warning."""
-    _emit(LogLevel.warn, message, request_id, fields)
+    write(LogLevel.warn, message, request_id, fields)
 
 
 def error(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields, as an error."""
-    _emit(LogLevel.error, message, request_id, fields)
+    write(LogLevel.error, message, request_id, fields)
 
 
-def _emit(level: object, message: str, request_id: str | None, fields: dict[str, object]) -> None:
-    """Do what ``Logger.emit`` does, but faster: ``emit`` searches all levels, and each request writes a line."""
+def write(level: object, message: str, request_id: str | None, fields: dict[str, object]) -> None:
+    """Log a message. Does what ``Logger.emit`` does, but faster: that searches all levels at each line."""
     log.observer(
         {
             "log_logger": log,

@@ -177,9 +177,8 @@ def names_for(kind: type[msgspec.Struct], reader: str) -> tuple[str, ...]:
     return tuple(name for name in kind.__struct_fields__ if reader in get_args(hints[name])[1:])
 
 
-_RECORD, _ATTEMPT, _SKIPPED = (names_for(kind, "log") for kind in (Record, AttemptRecord, Skipped))
-_ATTEMPT_OF_CLIENTS = names_for(AttemptRecord, "client")
-_values_of, _attempt_values, _skipped_values = (attrgetter(*names) for names in (_RECORD, _ATTEMPT, _SKIPPED))
+_RECORD, _ATTEMPT_OF_CLIENTS = names_for(Record, "log"), names_for(AttemptRecord, "client")
+_values_of = attrgetter(*_RECORD)
 
 
 def attempt_for_client(attempt: AttemptRecord) -> dict[str, object]:
@@ -189,16 +188,12 @@ def attempt_for_client(attempt: AttemptRecord) -> dict[str, object]:
 
 def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
     """The fields of the log line of a failed attempt."""
-    return dict(zip(_ATTEMPT, _attempt_values(attempt), strict=True))
+    return msgspec.structs.asdict(attempt)
 
 
 def for_log(record: Record) -> dict[str, object]:
-    """The fields of the log line of a request."""
-    fields: dict[str, object] = dict(zip(_RECORD, _values_of(record), strict=True))
-    fields["attempts"] = [dict(zip(_ATTEMPT, _attempt_values(each), strict=True)) for each in record.attempts]
-    if record.skipped:  # without any it is an empty tuple already
-        fields["skipped"] = [dict(zip(_SKIPPED, _skipped_values(each), strict=True)) for each in record.skipped]
-    return fields
+    """The fields of the log line of a request. Attempts and skipped steps stay Structs: all their fields are logged."""
+    return dict(zip(_RECORD, _values_of(record), strict=True))
 
 
 def milliseconds(seconds: float) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import LogLevel
 
 from aigw.config.model import Config
 from aigw.protocols.refusals import KEY_REFUSED
@@ -80,8 +81,7 @@ class Telemetry:
         if self.tracing is not None:
             self.tracing.end(record)
         failed = record.outcome not in _NOT_BROKEN or (record.status >= 500 and record.error != "draining")
-        write = logs.warn if failed else logs.info
-        write("Request", record.request_id, **for_log(record))
+        logs.write(LogLevel.warn if failed else LogLevel.info, "Request", record.request_id, for_log(record))
 
 
 def log_attempt(request_id: str, route: str, attempt: AttemptRecord) -> None:
