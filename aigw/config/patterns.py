@@ -105,6 +105,7 @@ def _models_of(steps: Any, path: Path) -> Iterator[tuple[Path, Any]]:
     for number, step in enumerate(_listed(steps)):
         if isinstance(step, dict):
             yield (*path, number, "model"), step.get("model")
+            yield from _models_of(step.get("targets"), (*path, number, "targets"))
 
 
 def _models_crossed(route: dict[Any, Any], path: Path, names: list[str]) -> Iterator[Mistake]:

@@ -52,7 +52,7 @@ class StoredResponses:
         ids: ResponseIds,
         clock: IReactorTime,
     ) -> None:
-        self._routes = config.routes
+        self._configured = config.routes
         self._upstream = upstream
         self._router = router
         self._cooldowns = cooldowns
@@ -71,7 +71,7 @@ class StoredResponses:
 
         Fails with StateElsewhere if that step cannot be asked, with PathNotFound or BadRequest if there is none.
         """
-        routes = [self._router.routes[call.model]] if call.model else list(self._routes.values())
+        routes = [self._router.routes[call.model]] if call.model else list(self._configured.values())
         place = self._ids.place(_caller(call), response_id)
         if place is None and self._may_search:
             providers = list(dict.fromkeys(step.provider.name for route in routes for step in route.steps))
@@ -150,7 +150,7 @@ class StoredResponses:
     def _ask(self, call: Call, response_id: str, name: str) -> Deferred[bool | None]:
         """Whether the provider has the response; None where its answer does not show that."""
         provider = next(
-            step.provider for route in self._routes.values() for step in route.steps if step.provider.name == name
+            step.provider for route in self._configured.values() for step in route.steps if step.provider.name == name
         )
         own = self._router.own_headers(provider)
         sent = {**own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()}
