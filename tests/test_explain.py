@@ -16,9 +16,10 @@ from aigw.config.model import Config
 from aigw.daemon.describe import described
 from aigw.daemon.explain import explain
 from aigw.errors import BadRequest
+from aigw.explain.explained import Explained
+from aigw.explain.explainer import Explainer
+from aigw.explain.text import as_json, as_text
 from aigw.protocols.walk import whole
-from aigw.proxy.explain import Explained, Explainer
-from aigw.proxy.explain_text import as_json, as_text
 from aigw.secret import KeySearch
 from aigw.server.site import GatewaySite
 from aigw.telemetry.redaction import Redaction

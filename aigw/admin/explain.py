@@ -7,8 +7,9 @@ from twisted.internet.defer import Deferred
 from aigw.admin.access_control import AccessCheck
 from aigw.admin.resource import AdminResource, send
 from aigw.config.model import Config
-from aigw.proxy.explain import Explained, Explainer
-from aigw.proxy.explain_text import as_json, as_text
+from aigw.explain.explained import Explained
+from aigw.explain.explainer import Explainer
+from aigw.explain.text import as_json, as_text
 from aigw.secret import KeySearch
 from aigw.server.request import Request
 
@@ -17,7 +18,7 @@ TEXT = b"text/plain; charset=utf-8"
 
 
 class Explain(AdminResource):
-    """``POST /explain``: what the gateway would do with the request in the body, see ``proxy.explain``."""
+    """``POST /explain``: what the gateway would do with the request in the body, see ``explain``."""
 
     methods = (b"POST",)
     max_body = EXPLAINED_BYTES

@@ -21,8 +21,8 @@ from aigw.admin.resource import AdminNotFound, AdminResource, send
 from aigw.admin.session import Cookies, cookie, is_form, is_own_form, no_cookie
 from aigw.config.model import Config
 from aigw.errors import CrossSite, GatewayError, NotAForm, NotReady, Unauthorized, WrongKey
+from aigw.explain.explainer import Explainer
 from aigw.net.headers import Header
-from aigw.proxy.explain import Explainer
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource
 from aigw.telemetry.telemetry import Telemetry

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from aigw.config.model import Config
 from aigw.errors import BadRequest
+from aigw.explain.explainer import Explainer
+from aigw.explain.text import as_json, as_text
 from aigw.protocols.walk import whole
-from aigw.proxy.explain import Explainer
-from aigw.proxy.explain_text import as_json, as_text
 from aigw.proxy.router import Router
 from aigw.secret import KeySearch
 

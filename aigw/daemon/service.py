@@ -28,10 +28,10 @@ from aigw.daemon.runtime import Runtime
 from aigw.daemon.systemd import Notify
 from aigw.daemon.watchdog import Watchdog
 from aigw.errors import Draining
+from aigw.explain.explainer import Explainer
 from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Gateway
-from aigw.proxy.explain import Explainer
 from aigw.proxy.held import Running
 from aigw.server import api
 from aigw.server.listeners import CannotListen, Listeners, address_of, inherited_sockets

@@ -59,7 +59,9 @@ class Router:
 
     def sent_model(self, step: Step, call: Call) -> str:
         """The model that the step sends: a star in it is what the star in the route's name stands for."""
-        return replaced(step.model, self.routes.star(call.model)) if STAR in step.model else step.model
+        if STAR in step.model and (text := self.routes.star(call.model)):
+            return replaced(step.model, text)
+        return step.model
 
     def attempt(self, step: Step, call: Call) -> Attempt:
         """The request to a step."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from aigw.proxy.explain import Change, Explained, ExplainedStep
+from aigw.explain.explained import Change, Explained, ExplainedStep
 from aigw.secret import KeySearch
 
 _FOUND_BY = {
