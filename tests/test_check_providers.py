@@ -82,6 +82,7 @@ async def test_n4_a_star_without_models_is_unknown(world, tries):
     _, step, text = await check(world, provider, None, "*", tries, {"name": "o/*"})
     assert (step.model, step.listed, step.works, step.problem) == ("*", None, None, None)
     assert "clients choose the model; name some in models of the route" in text
+    assert "--try" not in text
     assert {each.line for each in provider.requests} == {"GET /v1/models HTTP/1.1"}
 
 

@@ -153,6 +153,10 @@ def test_n1_an_alias_is_a_name_of_the_route():
                 "routes[0].models[2]: 'a/' does not match a/* or c/*; write a name that does",
             ],
         ),
+        (
+            [route("a/*", models=["a/*"])],
+            ["routes[0].models[0]: 'a/*' has a *; write the whole name of a model"],
+        ),
         (  # with other mistakes, all at once
             [route("a", also=["b"], deadline="soon"), route("b")],
             [

@@ -115,7 +115,10 @@ def _models_crossed(route: dict[Any, Any], path: Path, names: list[str]) -> Iter
             text = "has no effect, because no name of the route ends in *; write other names of the route in also"
             yield Mistake(text, (*path, "models"))
             return
-        if isinstance(model, str) and all(star_of(pattern, model) is None for pattern in patterns):
+        if isinstance(model, str) and STAR in model:
+            text = f"{quoted(model)!r} has a *; write the whole name of a model"
+            yield Mistake(text, (*path, "models", number))
+        elif isinstance(model, str) and all(star_of(pattern, model) is None for pattern in patterns):
             listed = " or ".join(quoted(each) for each in patterns)
             yield Mistake(
                 f"{quoted(model)!r} does not match {listed}; write a name that does", (*path, "models", number)

@@ -40,13 +40,16 @@ class ModelsResource(ApiResource):
         super().__init__(config, cross_origin)
         self._router = router
         self._created = int(time.time())
+        self._list = b""  # made at the first request: many routes have a long one
 
     def render(self, request: Request) -> bytes:
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
         if not name:
-            names = listed(self.config.routes.values())
-            return msgspec.json.encode({"object": "list", "data": [model(each, self._created) for each in names]})
+            if not self._list:
+                shown = [model(each, self._created) for each in listed(self.config.routes.values())]
+                self._list = msgspec.json.encode({"object": "list", "data": shown})
+            return self._list
         self._router.routes[name]
         return msgspec.json.encode(model(name, self._created))
 
