@@ -6,13 +6,14 @@ import hmac
 import re
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
+from urllib.parse import quote
 
 from aigw.key_forms import SHORTEST, KeyForms, Text, without
 from aigw.string_search import StringSearch
 
 _SCHEME = re.compile(r"(?:bearer|basic|token|key|api-?key) +(\S{8,})", re.IGNORECASE)
 # A key of this form is long and mixed: an answer does not contain it by chance, as a number or as a member's name.
-_UNMISTAKABLE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=:-]{20,}")
+_UNMISTAKABLE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=:%-]{20,}")
 _SIGNING = b"aigw cookie signing key 2"
 _BACKSLASHES = r"\\(?:\\|(?<=\\)u(?i:005c))*"  # a run of backslashes, each plain or escaped
 _FIRST = r"(?<!\\)(?<!\\u(?i:005c))"  # the start of such a run
@@ -97,6 +98,10 @@ class Secret:
         written = _SCHEME.fullmatch(self._value)
         return Secret(written[1]) if written else None
 
+    def in_url(self) -> Secret:
+        """The key as it is sent in the query of a URL, percent-encoded."""
+        return Secret(quote(self._value, safe=""))
+
     def _is_ordinary(self) -> bool:
         """Whether each escaped form of the key becomes the key again when the escapes are removed."""
         value = self._value
@@ -142,9 +147,9 @@ class KeySearch:
         self._escaped = tuple(secret for secret in self._secrets if not secret._is_ordinary())
 
     def may_be_in(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a header's value contains a plain key, or a backslash, which may be the start of an escaped one."""
+        """Whether a header's value contains a plain key, or the sign of an escape, which may be part of another one."""
         values = b"\n".join([value for _, value in headers]).decode("latin-1")
-        return "\\" in values or bool(self._raw.found_in(values))
+        return "\\" in values or "%" in values or bool(self._raw.found_in(values))
 
     def without(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The headers whose values do not contain a key in any form."""

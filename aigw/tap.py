@@ -19,6 +19,7 @@ from twisted.python import usage
 from aigw import __version__
 from aigw.config import loader
 from aigw.config.model import Config
+from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon import dumpable, memory
 from aigw.daemon.describe import described
 from aigw.daemon.output import escape_unwritable
@@ -166,7 +167,8 @@ def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoRe
 
     escape_unwritable(sys.stdout)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
-    raise SystemExit(0 if check(loaded, upstream, reactor, print, options["json"], options["try"]) else 1)
+    keys = ChangingKeys(reactor, loaded, environ=os.environ)
+    raise SystemExit(0 if check(loaded, upstream, keys, reactor, print, options["json"], options["try"]) else 1)
 
 
 def _explain(loaded: Config, options: Options) -> NoReturn:

@@ -16,8 +16,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw.config import loader
+from aigw.credentials.changing_keys import ChangingKeys, Run
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Gateway
+from aigw.proxy.keyed_upstream import with_keys
+from aigw.proxy.router import Router
 from aigw.server import api
 from aigw.server.connection_limits import ConnectionGuard
 from aigw.server.site import GatewaySite
@@ -105,8 +108,13 @@ class Door:
 class MemoryGateway:
     """``doors`` are the providers' ends by host name: step 1 is at ``p1``, step 2 at ``p2``."""
 
-    def __init__(self, steps: int = 2, top: dict | None = None, sink: Sink | None = None, **route: Any) -> None:
-        self.clock = SteadyClock()
+    make_clock = SteadyClock
+
+    def __init__(
+        self, steps: int = 2, top: dict | None = None, sink: Sink | None = None, run: Run | None = None, **route: Any
+    ) -> None:
+        """``run`` stands for the runs of every ``key_command``."""
+        self.clock = self.make_clock()
         self.doors: dict[str, Door] = {}
         self.records: list[Record] = []
         self.failed: list[AttemptRecord] = []
@@ -120,13 +128,17 @@ class MemoryGateway:
         self.config = settings = loader.build(tree, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
         self.health = CooldownsByEndpoint(self.clock.seconds)
+        self.hidden = list(settings.secrets)  # as the log would hide them
+        self.keys = ChangingKeys(self.clock, settings, self.hidden.append, run=run)
+        router = Router(settings)
         self.gateway = Gateway(
             settings,
-            upstream,
+            with_keys(upstream, self.keys, router, self.clock),
             self.health,
             self.clock,
             lambda _, __, attempt: self.failed.append(attempt),
             lambda: 1.0,
+            router=router,
         )
         self.site = GatewaySite(api.tree(settings, self.gateway, sink or self.records.append), self.clock)
         self.limiter = self.site.limiter

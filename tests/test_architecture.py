@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-RULE = "errors secret  <  config  <  protocols  <  net telemetry  <  upstream access  <  proxy  <  server explain  <  admin  <  daemon  <  tap"
+RULE = "errors secret  <  config  <  protocols  <  net telemetry  <  upstream access credentials  <  proxy  <  server explain  <  admin  <  daemon  <  tap"
 BESIDE = {
     "key_forms": "secret",
     "string_search": "secret",

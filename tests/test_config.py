@@ -418,10 +418,10 @@ def test_b2_a_base_url(written, base_url):
         ("[https://a.example]", "write http(s)://host[:port]/path"),
         ("https://user:pass@a.example/", "put the key in api_key"),
         ("https://user@a.example/", "put the key in api_key"),
-        ("https://a.example/v1?key=1", "keys in api_key or headers"),
-        ("https://a.example/v1?", "keys in api_key or headers"),
-        ("'https://a.example/v1#top'", "keys in api_key or headers"),
-        ("'https://a.example/v1#'", "keys in api_key or headers"),
+        ("https://a.example/v1?key=1", "write the URL without it, and `query: {NAME: VALUE}` on the provider"),
+        ("https://a.example/v1?", "write the URL without it, and `query: {NAME: VALUE}` on the provider"),
+        ("'https://a.example/v1#top'", "contains a fragment (#); write http(s)://host[:port]/path"),
+        ("'https://a.example/v1#'", "contains a fragment (#); write http(s)://host[:port]/path"),
     ],
 )
 def test_b2_what_is_no_base_url(written, right):

@@ -204,6 +204,9 @@ def complete(tree: dict) -> dict:
             step.setdefault("model", "m")
     used = dict.fromkeys(step["provider"] for route in tree["routes"] for step in route["steps"])
     for number, provider in enumerate(tree.setdefault("providers", [{"name": name} for name in used])):
+        for one, other in (("client_cert", "client_key"), ("client_key", "client_cert")):
+            if one in provider:
+                provider.setdefault(other, "beside.pem")
         provider.setdefault("name", f"p{number}")
         provider.setdefault("base_url", "https://api.example/v1")
     return tree

@@ -45,7 +45,7 @@ def gateway(*routes: dict, steps: int = 3) -> MemoryGateway:
 
 
 def explainer(world: MemoryGateway, running: bool = True) -> Explainer:
-    return Explainer(world.config, world.gateway.router, world.gateway.cooldowns if running else None)
+    return Explainer(world.config, world.gateway.router, world.health if running else None)
 
 
 def explained(world: MemoryGateway, asked: object, running: bool = True) -> Explained:
@@ -87,7 +87,7 @@ def test_d4b_the_text():
         "route: a (by its name)",
         "note: an attempt without output for 3s may get a second one beside it, at the next step",
         "note: the answer is held until it is whole",
-        "cooldowns: unknown here, so the steps are in the order of the file; ask the gateway that runs: POST /explain",
+        "cooldowns: unknown here, so no step cools down; ask the gateway that runs: POST /explain",
         "steps, in the order in which they are tried:",
         "  step 1: p1: m1",
         "    POST http://p1/v1/chat/completions, 106 bytes",

@@ -10,7 +10,6 @@ from aigw.config.model import Config
 from aigw.explain.explained import Explained
 from aigw.explain.explainer import Explainer
 from aigw.explain.text import as_json, as_text
-from aigw.secret import KeySearch
 from aigw.server.request import Request
 
 EXPLAINED_BYTES = 1024 * 1024
@@ -26,15 +25,14 @@ class Explain(AdminResource):
     def __init__(self, config: Config, check_access: AccessCheck, explainer: Explainer) -> None:
         super().__init__(config, check_access)
         self._explainer = explainer
-        self._keys = KeySearch(config.secrets)
 
     def render(self, request: Request) -> Deferred[None]:
         """Text, or JSON for a client that accepts it. Fails with BadRequest."""
 
         def made(found: Explained) -> None:
             if b"json" in (request.header(b"accept") or b""):
-                send(request, b"application/json", as_json(found, self._keys))
+                send(request, b"application/json", as_json(found, self._explainer.keys))
             else:
-                send(request, TEXT, as_text(found, self._keys).encode())
+                send(request, TEXT, as_text(found, self._explainer.keys).encode())
 
         return request.site.slices.run(self._explainer.explain(bytes(request.body))).addCallback(made)

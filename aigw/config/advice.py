@@ -43,16 +43,24 @@ def _on_provider(provider: Provider, is_used: bool, index: int) -> Iterator[Mist
     path = ("providers", index)
     if provider.api_key and len(provider.api_key) < SHORT_KEY:
         yield Mistake(_SHORT, (*path, "api_key"))
-    sent_as = "authorization" if provider.auth == "bearer" else provider.auth
-    header = next((name for name in provider.headers if name.lower() == sent_as), None)
-    if provider.api_key and header:
-        text = "is sent instead of api_key, so api_key has no effect; keep one of the two"
+    key = provider.key_setting
+    header = next((name for name in provider.headers if name.lower() == provider.key_header), None)
+    if key and header:
+        text = f"is sent instead of {key}, so {key} has no effect; keep one of the two"
         yield Mistake(text, (*path, "headers", header))
-    sends_key = provider.api_key or any(is_secret(name, value) for name, value in provider.headers.items())
+    sent = [*provider.headers.items(), *provider.query.items()]
+    sends_key = key or any(is_secret(name, value) for name, value in sent)
     url = urlsplit(provider.base_url)
     if url.scheme == "http" and sends_key and not is_private_host(url.hostname or ""):
         text = "sends a key unencrypted (http://) to a host outside your network; write https://"
         yield Mistake(text, (*path, "base_url"))
+    if url.scheme == "http" and provider.client_cert:
+        text = "has no effect, because base_url begins with http://; write https://, or remove it and client_key"
+        yield Mistake(text, (*path, "client_cert"))
+    for endpoint in provider.paths:
+        if endpoint != "models" and not provider.serves(endpoint):
+            text = "has no effect, because the provider's endpoints do not have it; add it there, or remove it"
+            yield Mistake(text, (*path, "paths", endpoint))
     if not is_used:
         text = f"no route uses the provider {quoted(provider.name)!r}; name it in a step, or remove it"
         yield Mistake(text, path)
@@ -77,6 +85,9 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
         yield Mistake(text, (*path, "hedge", "after"))
     seen: dict[tuple[str, str, str | None], Step] = {}
     for step in route.steps:
+        if route.endpoints and not any([step.provider.serves(each) for each in route.endpoints]):
+            text = "is never tried: its provider serves none of the endpoints of the route; correct one of the two"
+            yield Mistake(text, (*path, "steps", step.number - 1))
         same = seen.setdefault((step.provider.name, step.model, step.conflict_resolution), step)
         if same is not step:
             text = f"is the same as step {same.number}; remove it, or use retries to repeat that step"

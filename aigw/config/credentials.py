@@ -1,11 +1,12 @@
-"""How keys and headers are written, and which of them are probably mistakes."""
+"""How keys, their commands and headers are written, and which of them are probably mistakes."""
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Annotated
 
-from aigw.config.quoting import variables_in
+from aigw.config.quoting import HIDDEN, Expanded, did_you_mean, quoted, variables_in
 from aigw.config.schema import Written
 from aigw.secret import Secret
 
@@ -14,6 +15,8 @@ _OURS = frozenset(
     "host content-length content-type transfer-encoding connection accept accept-encoding cookie te trailer upgrade "
     "keep-alive expect proxy-authorization x-request-id traceparent".split()
 )
+AUTH = ("bearer", "x-api-key", "api-key", "none")
+MOST_WORDS = 100
 _PLACEHOLDER = re.compile(r"[.*_-]+")
 _SCHEME = re.compile(r"(bearer|basic|token) +\S", re.IGNORECASE)
 _ELSEWHERE = re.compile(r"os\.environ/\w+|env[:/]\w+|%[A-Za-z_]\w*%|\{\{.*\}\}|\$\w+|<.*>", re.IGNORECASE)
@@ -64,6 +67,17 @@ def advice_on_header(value: object) -> str | None:
     return None
 
 
+def query_value(value: object) -> Secret:
+    """A value in a query, not percent-encoded; YAML reads a day such as ``2024-10-21`` as a date."""
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        value = value.isoformat()
+    if not isinstance(value, str):
+        raise ValueError("is not a string; write it in quotes")
+    if not value.isprintable() or value != value.strip():
+        raise ValueError("cannot be sent in a query; write printable characters, without a space at the start or end")
+    return Secret(str(value))
+
+
 def header_name(value: object) -> str:
     """A header that may be configured for a provider: a token (RFC 9110) that the gateway does not set itself."""
     if not isinstance(value, str) or not _HEADER.fullmatch(value):
@@ -73,11 +87,59 @@ def header_name(value: object) -> str:
     return str(value)
 
 
+def auth(value: object) -> str:
+    """The way in which a key is sent: one of AUTH, or ``header:NAME``."""
+    text = str(value) if isinstance(value, str) else ""
+    kind, colon, name = text.partition(":")
+    if colon and kind == "header":
+        try:
+            return f"header:{header_name(name)}"
+        except ValueError as error:
+            raise ValueError(f"names no header for a key: {quoted(name)!r} {error}") from None
+    if text not in AUTH:
+        raise ValueError(
+            f"is not a way to send a key; write {', '.join(AUTH)} or header:NAME{did_you_mean(text, AUTH)}"
+        )
+    return text
+
+
+def command(value: object) -> tuple[str, ...]:
+    """A program and its arguments. No shell reads them."""
+    right = "write [program, argument, ...], each in quotes"
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"is not a command; {right} (no shell reads it)")
+    for each in value:
+        if not isinstance(each, str) or "\0" in each or each != each.encode(errors="replace").decode():
+            raise ValueError(f"has an entry that is not a string; {right}")
+    if not value[0].strip() or len(value) > MOST_WORDS:
+        raise ValueError(f"has no program, or more than {MOST_WORDS} entries; {right}")
+    return tuple(str(each) for each in value)
+
+
+def advice_on_command(value: object) -> str | None:
+    """A warning about an argument that may be a key."""
+    arguments = value if isinstance(value, list) else []
+    if any(isinstance(each, Expanded) and quoted(str(each)) == HIDDEN for each in arguments):
+        return (
+            "has an argument from a variable that may be a key, and every user of this machine can see the arguments "
+            "of a process; let the command read the key itself"
+        )
+    return None
+
+
 KEY = Written(key, advice_on_key, secret=True)
 
 Key = Annotated[Secret, KEY]
 """See key."""
+Auth = Annotated[str, Written(auth)]
+"""See auth."""
+Command = Annotated[tuple[str, ...], Written(command, advice_on_command, secret=True, is_file=True)]
+"""See command. A program with a slash in it is a path, relative to the folder of the configuration file."""
 HeaderName = Annotated[str, Written(header_name)]
 """See header_name."""
 HeaderValue = Annotated[Secret, Written(header_value, advice_on_header, secret=True)]
 """See header_value."""
+QueryValue = Annotated[
+    Secret, Written(query_value, lambda value: advice_on_header(value) if value else None, secret=True)
+]
+"""See query_value."""

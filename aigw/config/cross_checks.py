@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from aigw.config.addresses import is_on_loopback
 from aigw.config.mistakes import Mistake
+from aigw.config.model import KEY_SETTINGS
 
 
 def crossed(tree: object, tls: bool) -> Iterator[Mistake]:
@@ -19,6 +20,10 @@ def crossed(tree: object, tls: bool) -> Iterator[Mistake]:
     if isinstance(written, dict) and written.get("client_certificate") is not None and not written.get("client_ca"):
         text = "needs client_ca, the CA of the clients' certificates; write both or neither"
         yield Mistake(text, ("tls", "client_certificate"))
+    listed = tree.get("providers")
+    for index, provider in enumerate(listed if isinstance(listed, list) else ()):
+        if isinstance(provider, dict):
+            yield from _in_provider(provider, ("providers", index))
     admin = tree.get("admin")
     if isinstance(admin, dict) and not _is_insecure(admin) and not is_on_loopback(str(admin.get("endpoint"))):
         text = "this listener needs no key and is beyond loopback; to allow that, write {endpoint: ..., insecure: true}"
@@ -36,6 +41,18 @@ def crossed(tree: object, tls: bool) -> Iterator[Mistake]:
         if plain and not is_on_loopback(endpoint):
             text = "plain HTTP beyond loopback is not allowed; configure tls, or write {endpoint: ..., insecure: true}"
             yield Mistake(text, ("listen", index))
+
+
+def _in_provider(written: Mapping[object, object], path: tuple[str | int, ...]) -> Iterator[Mistake]:
+    keys = [name for name in KEY_SETTINGS if written.get(name) is not None]
+    for name in keys[1:]:
+        yield Mistake(f"cannot be used together with {keys[0]}; keep one of the two", (*path, name))
+    if keys and written.get("auth") == "none":
+        yield Mistake(f"is none, so no key is sent; remove {keys[0]}, or write how the key is sent", (*path, "auth"))
+    for one, other in (("client_cert", "client_key"), ("client_key", "client_cert")):
+        if written.get(one) is not None and written.get(other) is None:
+            what = "key" if other == "client_key" else "certificate"
+            yield Mistake(f"needs {other}, the file with its {what}; write both or neither", (*path, one))
 
 
 def limits_crossed(body: int, bodies: int) -> Iterator[Mistake]:

@@ -16,6 +16,7 @@ NAMES = (
     *("moderations", "rerank", "images/generations", "images/edits", "images/variations"),
     *("audio/transcriptions", "audio/translations", "audio/speech"),
 )
+PATHS = (*NAMES, "responses/compact", "responses/input_tokens", "messages/count_tokens", "models")
 
 
 def _one_of(names: Sequence[str], what: str, value: object) -> str:
@@ -30,11 +31,28 @@ DefaultName = Annotated[
     str, Written(lambda value: _one_of(MAY_LACK_MODEL, "an endpoint whose requests may have no model", value))
 ]
 """The same of one whose requests may leave out ``model``."""
+PathName = Annotated[str, Written(lambda value: _one_of(PATHS, "an endpoint", value))]
+"""The same of one with a path of its own, or ``models``, the list that only the gateway itself asks for."""
+
+
+class _Provider(Protocol):
+    def serves(self, endpoint: str) -> bool: ...
+
+
+class _Step(Protocol):
+    @property
+    def provider(self) -> _Provider: ...
 
 
 class _Route(Protocol):
     @property
     def default_for(self) -> frozenset[str]: ...
+
+    @property
+    def endpoints(self) -> frozenset[str]: ...
+
+    @property
+    def steps(self) -> Sequence[_Step]: ...
 
 
 def defaults_crossed(routes: Mapping[str, _Route]) -> Iterator[Mistake]:
@@ -45,3 +63,16 @@ def defaults_crossed(routes: Mapping[str, _Route]) -> Iterator[Mistake]:
             if first.setdefault(endpoint, name) != name:
                 text = f"{endpoint} has a default route already, {first[endpoint]!r}; keep one of the two"
                 yield Mistake(text, ("routes", index, "default_for"))
+
+
+def unserved(routes: Mapping[str, _Route]) -> Iterator[Mistake]:
+    """A mistake for each endpoint that a route is for, and that the provider of none of its steps serves."""
+    for index, route in enumerate(routes.values()):
+        for setting, wanted in (("endpoints", route.endpoints), ("default_for", route.default_for)):
+            for endpoint in sorted(wanted):
+                if not any(step.provider.serves(endpoint) for step in route.steps):
+                    text = (
+                        f"no step of the route serves {endpoint}, by the endpoints of its providers; "
+                        "remove it here, or add it to a provider"
+                    )
+                    yield Mistake(text, ("routes", index, setting))

@@ -8,11 +8,16 @@ from pathlib import Path
 
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 _KEY_HEADER = re.compile(r"auth|key|token|secret", re.IGNORECASE)
-_NO_KEY_HEADER = re.compile(r"http-referer|referer|x-title|user-agent|openai-beta|.*-version", re.IGNORECASE)
+_NO_KEY_HEADER = re.compile(
+    r"http-referer|referer|x-title|user-agent|openai-beta|(?:.*[-_])?version|apiversion", re.IGNORECASE
+)
 
 
 def is_secret(header: str, value: object) -> bool:
-    """Whether a header's value is treated as a key. A short value is not: it would hide too much of the log."""
+    """Whether the value of a header, or of a name in a query, is treated as a key.
+
+    A short value is not: it would hide too much of the log.
+    """
     if _NO_KEY_HEADER.fullmatch(header):
         return False
     return _KEY_HEADER.search(header) is not None or len(value if hasattr(value, "__len__") else "") >= 8
@@ -31,7 +36,8 @@ def holds_literal_key(tree: object) -> bool:
         return False
     listed = tree.get("providers")
     providers = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-    headers = [item for p in providers if isinstance(h := p.get("headers"), dict) for item in h.items()]
+    sent = [pairs for p in providers for name in ("headers", "query") if isinstance(pairs := p.get(name), dict)]
+    headers = [item for pairs in sent for item in pairs.items()]
     return (
         literal(tree.get("api_key"))
         or any(literal(p.get("api_key")) for p in providers)

@@ -18,7 +18,7 @@ import yaml
 from aigw.config.addresses import admin_endpoint
 from aigw.config.advice import advice_on
 from aigw.config.cross_checks import crossed, limits_crossed
-from aigw.config.endpoint_names import defaults_crossed
+from aigw.config.endpoint_names import defaults_crossed, unserved
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
 from aigw.config.mistakes import Mistake, line_of, not_following, worded
 from aigw.config.mistakes import Path as TreePath
@@ -32,6 +32,7 @@ from aigw.config.yaml_tree import expand, parse
 from aigw.errors import ConfigError
 from aigw.secret import Secret
 
+_LOCATED = ("cert_file", "key_file", "base_url", "ca_file", "key_command", "client_cert", "client_key")
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")
 MAX_FILE = 1024 * 1024
 
@@ -114,6 +115,7 @@ def build(
     made = reader.read(tree)
     if made is not None:
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
+        later += unserved(made.routes)
     found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later]), *tls_mistakes]
     if found:
         raise ConfigError(worded(found, file, root))
@@ -156,24 +158,24 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
     for path, entries in listed:
         paths += [(*path, index) for index in range(len(entries))]
         for index, entry in enumerate(entries):
-            paths += [
-                (*path, index, name) for name in ("cert_file", "key_file", "base_url", "ca_file") if name in entry
-            ]
+            paths += [(*path, index, name) for name in _LOCATED if name in entry]
     return {path_of(path): f"{file}, line {line_of(root, path)}" for path in paths}
 
 
 def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], places: dict[str, str]) -> Config:
     """``made`` with the values that depend on several settings."""
     providers = made.providers.values()
-    sent = [value for each in providers for name, value in each.headers.items() if is_secret(name, value)]
+    pairs = [pair for each in providers for sent in (each.headers, each.query) for pair in sent.items()]
+    sent = [value for name, value in pairs if is_secret(name, value)]
     keys: list[Secret] = [each.key for each in made.callers]
     keys += [each.api_key for each in providers if each.api_key]
     keys += [*sent, *(token for value in sent if (token := value.token()))]
+    keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
     return msgspec.structs.replace(
         made,
         admin=made.admin and Listener(made.admin.endpoint, insecure=True, admin=True),
         tls=made.tls or tls,
-        secrets=tuple(sorted(keys, key=len, reverse=True)),  # one may begin with another
+        secrets=tuple(sorted(dict.fromkeys(keys), key=len, reverse=True)),  # one may begin with another
         warnings=tuple(warnings),
         places=places,
     )

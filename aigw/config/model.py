@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from aigw.config.addresses import ListenAddress, Origin, Url
-from aigw.config.credentials import KEY, HeaderName, HeaderValue, Key
-from aigw.config.endpoint_names import DefaultName, EndpointName
+from aigw.config.addresses import ListenAddress, Origin, ProviderPath, QueryName, Url, is_at_or_below
+from aigw.config.credentials import KEY, Auth, Command, HeaderName, HeaderValue, Key, QueryValue
+from aigw.config.endpoint_names import DefaultName, EndpointName, PathName
 from aigw.config.patterns import RouteName, StepModel
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
 from aigw.config.values import (
@@ -36,6 +36,7 @@ from aigw.config.values import (
 from aigw.secret import Secret
 
 MIB = 1024 * 1024
+KEY_SETTINGS = ("api_key", "key_file", "key_command")  # of a provider, which has at most one of them
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -90,20 +91,48 @@ class Listener(msgspec.Struct, frozen=True):
 
 class Provider(msgspec.Struct, frozen=True):
     """An API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs, ``legacy_tls`` allows
-    cipher suites without forward secrecy or AEAD. ``auth`` is the way in which ``api_key`` is sent."""
+    cipher suites without forward secrecy or AEAD. ``client_cert`` and ``client_key`` are the gateway's own certificate
+    there. The key is ``api_key``, the content of ``key_file``, or what ``key_command`` prints; ``auth`` is the way in
+    which it is sent.
+
+    ``endpoints`` are those that it serves, each with what is below it; all if empty. ``paths`` has the paths of those
+    that are not at their usual place, ``query`` is sent with every request; its values may be keys."""
 
     name: Name
     base_url: Url
     api_key: Key | None = None
+    key_file: FileName | None = None
+    key_command: Command | None = None
+    auth: Auth = "bearer"
     headers: dict[HeaderName, HeaderValue] = {}
     ca_file: FileName | None = None
+    client_cert: FileName | None = None
+    client_key: FileName | None = None
     legacy_tls: Annotated[Flag, At("tls.legacy")] = False
-    auth: Literal["bearer", "x-api-key"] = "bearer"
+    endpoints: frozenset[EndpointName] = frozenset()
+    paths: dict[PathName, ProviderPath] = {}
+    query: dict[QueryName, QueryValue] = {}
+
+    def serves(self, endpoint: str) -> bool:
+        """Whether requests to this endpoint, by its path behind ``/v1/``, may be sent to it."""
+        return not self.endpoints or any([is_at_or_below(endpoint, each) for each in self.endpoints])
 
     @property
     def keys(self) -> tuple[Secret | None, ...]:
-        """Its keys, at least one; None is sent as no key."""
+        """Its keys, at least one; None is sent as no key. A key that may change is not here, but None."""
         return (self.api_key,)
+
+    @property
+    def key_setting(self) -> str | None:
+        """The name of the setting that gives its key; None if it has no key."""
+        return next((name for name in KEY_SETTINGS if getattr(self, name)), None)
+
+    @property
+    def key_header(self) -> str | None:
+        """The header in which its key is sent, in lower case; None if no key is sent."""
+        if self.auth == "bearer":
+            return "authorization"
+        return None if self.auth == "none" else self.auth.removeprefix("header:").lower()
 
 
 class Step(msgspec.Struct, frozen=True):

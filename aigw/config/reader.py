@@ -117,7 +117,14 @@ class Reader:
             return None
         if form.advice and (advice := form.advice(value)):
             self.warnings.append(Mistake(f"{'the value' if form.secret else subject(value)} {advice}", path))
-        return str(self._folder / made) if form.is_file else made
+        return self._placed(made) if form.is_file else made
+
+    def _placed(self, made: Any) -> Any:
+        """A path, or a command whose program is one; a program without a slash is looked for in PATH."""
+        if isinstance(made, str):
+            return str(self._folder / made)
+        program, *arguments = made
+        return (str(self._folder / program) if "/" in program else program, *arguments)
 
     def _listed(self, value: Any, form: Any, path: Path) -> list[tuple[Any, Any, Path]]:
         if not isinstance(value, list) or not value:

@@ -10,7 +10,7 @@ from aigw.server.listeners import configured_listeners
 
 
 def described(config: Config, warnings: Iterable[str]) -> str:
-    """A line for each warning, listener, provider, route and step."""
+    """A line for each warning, listener, provider, route, step and target."""
     lines = [f"warning: {warning}" for warning in warnings]
     for listener in configured_listeners(config):
         kind = "for administrators" if listener.admin else "plain http" if listener.insecure else "https"
@@ -26,21 +26,36 @@ def described(config: Config, warnings: Iterable[str]) -> str:
 
 def _facts(provider: Provider) -> Iterator[str]:
     """How the gateway calls a provider."""
+    yield from _keys(provider)
+    if provider.headers:
+        yield f"headers {' '.join(provider.headers)}"
+    if provider.query:
+        yield f"query {' '.join(provider.query)}"
+    if provider.endpoints:
+        yield f"only for {' '.join(sorted(provider.endpoints))}"
+    if provider.paths:
+        yield f"paths of its own for {' '.join(provider.paths)}"
+    if provider.ca_file:
+        yield f"CA {provider.ca_file}"
+    if provider.client_cert:
+        yield f"client certificate {provider.client_cert}"
+    if provider.legacy_tls:
+        yield "legacy TLS"
+
+
+def _keys(provider: Provider) -> Iterator[str]:
+    """Where its keys come from, and how they are sent."""
     keys = [key for key in provider.keys if key]
-    if len(keys) > 1:
-        yield f"{len(keys)} keys {', '.join(map(_source, keys))}"
+    if provider.key_file:
+        yield f"key from the file {provider.key_file}"
+    elif provider.key_command:
+        yield f"key from the command {provider.key_command[0]}"  # its arguments may be secret
     elif keys:
         yield f"key {_source(keys[0])}"
     else:
         yield "no key"
-    if keys:
-        yield f"sent as {'Authorization: Bearer' if provider.auth == 'bearer' else provider.auth}"
-    if provider.headers:
-        yield f"headers {' '.join(provider.headers)}"
-    if provider.ca_file:
-        yield f"CA {provider.ca_file}"
-    if provider.legacy_tls:
-        yield "legacy TLS"
+    if provider.key_setting and provider.key_header:
+        yield f"sent as {'Authorization: Bearer' if provider.auth == 'bearer' else provider.key_header}"
 
 
 def _source(key: Secret) -> str:

@@ -11,7 +11,6 @@ from aigw.explain.explainer import Explainer
 from aigw.explain.text import as_json, as_text
 from aigw.protocols.walk import whole
 from aigw.proxy.router import Router
-from aigw.secret import KeySearch
 
 
 def explain(config: Config, path: str, write: Callable[[str], object], json: bool) -> int:
@@ -24,7 +23,8 @@ def explain(config: Config, path: str, write: Callable[[str], object], json: boo
                 data = file.read(config.max_body + 1)
         if len(data) > config.max_body:
             raise BadRequest(f"The request has over {config.max_body} bytes, the limit of limits.body.")
-        found = whole(Explainer(config, Router(config)).explain(data))
+        explainer = Explainer(config, Router(config))
+        found = whole(explainer.explain(data))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"
         print(f"aigw: {path}: the request cannot be read: {reason}", file=sys.stderr)
@@ -32,6 +32,5 @@ def explain(config: Config, path: str, write: Callable[[str], object], json: boo
     except BadRequest as error:
         print(f"aigw: {path}: {error.message}", file=sys.stderr)
         return 1
-    keys = KeySearch(config.secrets)
-    write(as_json(found, keys).decode().rstrip() if json else as_text(found, keys).rstrip())
+    write(as_json(found, explainer.keys).decode().rstrip() if json else as_text(found, explainer.keys).rstrip())
     return 1 if found.error is not None else 0

@@ -6,10 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from aigw.config.model import Config, Step
+from aigw.credentials.changing_keys import ChangingKeys
 from aigw.errors import ConfigError, NotReady
+from aigw.explain.explainer import Explainer
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import Identity
+from aigw.proxy.cooldown import CooldownsByEndpoint
+from aigw.proxy.keyed_upstream import with_keys
 from aigw.proxy.router import Router
+from aigw.secret import Secret
 from aigw.server.listeners import InheritedSocket, configured_listeners
 from aigw.upstream.providers import Connect, Upstream
 
@@ -20,9 +25,14 @@ class Runtime:
     """A configuration with its certificates, providers and listeners."""
 
     def __init__(
-        self, config: Config, reactor: Reactor, connect: Connect, inherited: Sequence[InheritedSocket]
+        self,
+        config: Config,
+        reactor: Reactor,
+        connect: Connect,
+        inherited: Sequence[InheritedSocket],
+        make_keys: Callable[[Config], ChangingKeys],
     ) -> None:
-        """Reads certificates and CA files; may run in a thread. Raises ConfigError with every mistake."""
+        """Reads certificates, CA files and key files; may run in a thread. Raises ConfigError with every mistake."""
         mistakes: list[str] = []
         self.config = config
         self.identity = _or_mistakes(mistakes, lambda: Identity(config.tls) if config.tls else None)
@@ -32,7 +42,25 @@ class Runtime:
             raise ConfigError([config.located(each) for each in mistakes])
         self.upstream = upstream
         self.router = Router(config)
+        self.keys = make_keys(config)
+        self.sender = with_keys(upstream, self.keys, self.router, reactor)
         self.listeners = listeners
+
+    @property
+    def secrets(self) -> list[Secret]:
+        """All keys, for redaction."""
+        return [*self.config.secrets, *self.keys.secrets]
+
+    def take_over(self, old: Runtime) -> None:
+        """Take the connections and the keys of ``old`` that are unchanged, before the first request."""
+        self.upstream.take_over(old.upstream)
+        self.keys.take_over(old.keys)
+        self.keys.start()
+
+    def close(self) -> None:
+        """The gateway stops: abort every connection, and every command."""
+        self.upstream.close()
+        self.keys.close()
 
     def check_ready(self) -> None:
         """Raises NotReady."""
@@ -42,6 +70,10 @@ class Runtime:
             raise NotReady("A certificate of the gateway has expired.", code="certificate_expired")
         if self.identity.validity.days_to_wait() > 0:
             raise NotReady("A certificate of the gateway is not valid yet.", code="certificate_not_yet_valid")
+
+    def explainer(self, health: CooldownsByEndpoint) -> Explainer:
+        """Explains requests with this configuration and the present state."""
+        return Explainer(self.config, self.router, health)
 
     def summary(self) -> str:
         """What is served, in one line, for systemd."""
@@ -58,7 +90,8 @@ class Runtime:
     @property
     def warnings(self) -> list[str]:
         """Warnings, for the log."""
-        return [*self.config.warnings, *map(self.config.located, self.identity.warnings if self.identity else ())]
+        found = [*(self.identity.warnings if self.identity else ()), *self.keys.warnings]
+        return [*self.config.warnings, *map(self.config.located, found)]
 
 
 def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:

@@ -21,6 +21,7 @@ from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
 from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
+from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon.application import Parent, ProcessReactor, use_observer
 from aigw.daemon.drain import Drain
 from aigw.daemon.reload import Reload, clock_time
@@ -28,11 +29,11 @@ from aigw.daemon.runtime import Runtime
 from aigw.daemon.systemd import Notify
 from aigw.daemon.watchdog import Watchdog
 from aigw.errors import Draining
-from aigw.explain.explainer import Explainer
 from aigw.net.tls import CurrentIdentity
 from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.held import Running
+from aigw.secret import Secret
 from aigw.server import api
 from aigw.server.listeners import CannotListen, Listeners, address_of, inherited_sockets
 from aigw.server.resources import ApiResource
@@ -85,13 +86,14 @@ class GatewayService(Service):
         self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
         self._is_urgent = False
         self._ignored = ignored_proxies(environ or {})
+        self._make_keys = partial(ChangingKeys, reactor, note=self._hide, environ=environ)
         self._runtime = self._read()
         self._identity = CurrentIdentity(self._runtime.identity)
         self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._runtime))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._runtime.listeners)
         self._telemetry.use(self.config)
-        self._redaction.use(self.config.secrets)
+        self._redaction.use(self._runtime.secrets)
 
     @property
     def config(self) -> Config:
@@ -133,6 +135,7 @@ class GatewayService(Service):
         self._daily.start(86400)
         self._telemetry.start()
         self.watchdog.start()
+        self._reactor.callWhenRunning(self._runtime.keys.start)
         self._reactor.callWhenRunning(lambda: self._notify.ready(self._runtime.summary()))
 
     # Reload
@@ -145,7 +148,11 @@ class GatewayService(Service):
         return self._reload.begin()
 
     def _read(self) -> Runtime:
-        return Runtime(self._load(), self._reactor, self._connect, self._inherited)
+        return Runtime(self._load(), self._reactor, self._connect, self._inherited, self._make_keys)
+
+    def _hide(self, key: Secret) -> None:
+        """A key has changed: hide the new one before its first use."""
+        self._redaction.use([*self._runtime.secrets, key])
 
     def _swap(self, new: Runtime) -> bool:
         """Replace the configuration, unless the gateway is stopping. An exception leaves everything unchanged."""
@@ -161,9 +168,9 @@ class GatewayService(Service):
         except BaseException:
             self._identity.identity = identity
             raise
-        self._redaction.use(new.config.secrets)
+        self._redaction.use(new.secrets)
         self._telemetry.use(new.config)
-        new.upstream.take_over(old.upstream)
+        new.take_over(old)
         self._cooldowns.forget_all_but(unchanged)
         self._runtime = new
         self._site.resource, self._admin_site.resource = trees
@@ -201,7 +208,7 @@ class GatewayService(Service):
             self._drain.give_up()
 
         def finish(_: object) -> None:
-            self._runtime.upstream.close()
+            self._runtime.close()
             self.watchdog.stop()
             logs.info("The gateway has stopped")
 
@@ -235,7 +242,7 @@ class GatewayService(Service):
         """The resources for clients, and for administrators. Making them changes no state."""
         config = runtime.config
         state = (self._cooldowns, self._reactor, log_attempt)
-        gateway = Gateway(config, runtime.upstream, *state, running=self._running, router=runtime.router)
+        gateway = Gateway(config, runtime.sender, *state, running=self._running, router=runtime.router)
 
         def check_ready() -> None:
             if self._drain is not None:
@@ -244,8 +251,7 @@ class GatewayService(Service):
 
         root = api.tree(config, gateway, self._telemetry.record, self._telemetry.begin_trace)
         resources.add_resources(root, config, self._admin, check_ready)
-        explainer = Explainer(config, gateway.router, gateway.cooldowns)
-        return root, resources.tree(config, self._admin, check_ready, explainer)
+        return root, resources.tree(config, self._admin, check_ready, runtime.explainer(self._cooldowns))
 
     def _snapshot(self) -> Snapshot:
         identity = self._runtime.identity

@@ -43,19 +43,19 @@ def _lines(found: Explained) -> Iterator[str]:
         yield f"route: {found.route} ({by})"
     for note in found.notes:
         yield f"note: {note}"
+    if found.passed_over:
+        yield "steps that are not tried:"
+    for each in found.passed_over:
+        yield f"  step {each.step}: {each.provider}: {each.model} ({each.reason})"
     if found.error is not None:
         code = f" {found.error.code}" if found.error.code else ""
         yield f"answer: {found.error.status}{code}: {found.error.message}"
         return
     if not found.cooldowns_known:
-        yield f"cooldowns: unknown here, so the steps are in the order of the file; {_LATER}"
+        yield f"cooldowns: unknown here, so no step cools down; {_LATER}"
     yield "steps, in the order in which they are tried:"
     for step in found.steps:
         yield from _of_step(step)
-    if found.passed_over:
-        yield "steps that are not tried:"
-    for each in found.passed_over:
-        yield f"  step {each.step}: {each.provider}: {each.model} ({each.reason})"
 
 
 def _of_step(step: ExplainedStep) -> Iterator[str]:

@@ -105,16 +105,20 @@ class _Loaded:
             self.context = self.options.getContext()
             self.context.check_privatekey()
         except SSL.Error as error:
-            wrong = f"{quoted_file(files.key_file)} is not the key of the certificate in {quoted_file(files.cert_file)}"
-            private: Any = key.to_cryptography_key()
-            if private.public_key() == shown.public_key():
-                wrong = f"OpenSSL refuses {quoted_file(files.cert_file)}: {openssl_reasons(error)}"
-            raise ConfigError([f"{path}: {wrong}"]) from None
+            raise ConfigError([f"{path}: {_why_not(error, chain[0], key, files.cert_file, files.key_file)}"]) from None
         for each in trusted or ():
             self.context.add_client_ca(each)  # so that a client with many certificates can choose the right one
         self.path, self.file, self.chain = path, files.cert_file, chain
         self.serial = f"{shown.serial_number:x}"
         self.names = _names_in(shown)
+
+
+def _why_not(error: SSL.Error, certificate: crypto.X509, key: crypto.PKey, cert_file: str, key_file: str) -> str:
+    """Why OpenSSL takes a certificate and a key not together."""
+    private: Any = key.to_cryptography_key()
+    if private.public_key() == certificate.to_cryptography().public_key():
+        return f"OpenSSL refuses {quoted_file(cert_file)}: {openssl_reasons(error)}"
+    return f"{quoted_file(key_file)} is not the key of the certificate in {quoted_file(cert_file)}"
 
 
 def openssl_reasons(problem: BaseException | None) -> str:
@@ -149,6 +153,44 @@ def authorities_in(ca_file: str) -> bytes:
     """The certificates in a provider's ``ca_file``, as PEM. Raises ConfigError."""
     found = _certificates("ca_file", ca_file)
     return b"".join(crypto.dump_certificate(crypto.FILETYPE_PEM, certificate) for certificate in found)
+
+
+class ClientIdentity:
+    """The gateway's own certificate for a provider that asks for one. Those with the same content are equal."""
+
+    def __init__(self, cert_file: str, key_file: str) -> None:
+        """Read both files. Raises ConfigError with every mistake in them."""
+        mistakes: list[str] = []
+        try:
+            self._chain = _certificates("client_cert", cert_file)
+        except ConfigError as error:
+            mistakes += error.mistakes
+        try:
+            self._key = _key("client_key", key_file)
+        except ConfigError as error:
+            mistakes += error.mistakes
+        if mistakes:
+            raise ConfigError(mistakes)
+        try:
+            self.use_in(SSL.Context(SSL.TLS_METHOD))
+        except SSL.Error as error:
+            wrong = _why_not(error, self._chain[0], self._key, cert_file, key_file)
+            raise ConfigError([f"client_cert: {wrong}"]) from None
+        self._content = b"".join(crypto.dump_certificate(crypto.FILETYPE_ASN1, each) for each in self._chain)
+
+    def use_in(self, context: SSL.Context) -> None:
+        """Show the certificate in connections of this context. Raises SSL.Error."""
+        context.use_certificate(self._chain[0])
+        for each in self._chain[1:]:
+            context.add_extra_chain_cert(each)
+        context.use_privatekey(self._key)
+        context.check_privatekey()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClientIdentity) and self._content == other._content  # a certificate has one key
+
+    def __hash__(self) -> int:
+        return hash(self._content)
 
 
 def _key(setting: str, path: str) -> crypto.PKey:

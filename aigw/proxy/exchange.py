@@ -29,6 +29,7 @@ from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.hedge import may_be_sent_twice
 from aigw.proxy.held import Running
 from aigw.proxy.keepalive import KeptAlive
+from aigw.proxy.keyed_upstream import Sender
 from aigw.proxy.race import Race
 from aigw.proxy.relay import Answer, Relay, Responder
 from aigw.proxy.retry_policy import Verdict
@@ -36,11 +37,9 @@ from aigw.proxy.router import Router, less_provider
 from aigw.proxy.running_attempt import RunningAttempt
 from aigw.proxy.stored_responses import StoredResponses
 from aigw.proxy.whole import HoldWhole
-from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
-from aigw.upstream.providers import Upstream
 
 
 class Gateway:
@@ -49,7 +48,7 @@ class Gateway:
     def __init__(
         self,
         config: Config,
-        upstream: Upstream,
+        upstream: Sender,
         health: CooldownsByEndpoint,
         clock: IReactorTime,
         note_failure: AttemptSink,
@@ -64,7 +63,6 @@ class Gateway:
         self.random = random
         self.clock = clock
         self.note_failure = note_failure
-        self.keys = KeySearch(config.secrets)
         self.running = Running(config.max_held) if running is None else running
         self.finishing = health.finishing
         self.budgets = health.budgets
@@ -74,11 +72,12 @@ class Gateway:
         """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
         record.stream, record.requested_model = call.stream, call.model
         if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
-            return self.stored.serve(call, response_id, record, partial(self._start, call, client, record))
+            exchange = partial(Exchange, self, call=call, client=client, record=record)
+            return self.stored.serve(call, response_id, record, lambda route: exchange(route).run())
         route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
-        return Exchange(self, route, call, client, record).run()
-
-    def _start(self, call: Call, client: Responder, record: RecordBuilder, route: Route) -> Deferred[None]:
+        if self.router.parts:
+            record.route = route.name
+            route = self.router.part(route, call.endpoint.path, record.skip)
         return Exchange(self, route, call, client, record).run()
 
 
@@ -201,8 +200,8 @@ class Exchange:
                 sent = headers.of_a_stream(sent, held.mislabelled)
             elif length is None and isinstance(response.length, int):
                 length = response.length
-            if self._gateway.keys.may_be_in(sent):
-                sent = self._gateway.keys.without(sent)
+            if self._gateway.router.keys.may_be_in(sent):
+                sent = self._gateway.router.keys.without(sent)
             self._client.begin(response.code, sent, length)
             self._flowing = held
             flowing = held.flow(self._client, max(0.0, rest))
@@ -233,7 +232,7 @@ class Exchange:
 
     def is_final(self, error: UpstreamFailure) -> bool:
         """See Chain."""
-        return passed_refusals.is_final(error, self._route, self._call.endpoint, self._gateway.keys)
+        return passed_refusals.is_final(error, self._route, self._call.endpoint, self._gateway.router.keys)
 
     def note_failure(self, error: UpstreamFailure, running: RunningAttempt) -> Verdict:
         """See Chain."""
@@ -253,7 +252,7 @@ class Exchange:
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
         self._record.answered_by(attempt.step, attempt.dropped, attempt.model)
-        self._record.bytes_out = passed_refusals.pass_on(refusal, self._client, self._gateway.keys)
+        self._record.bytes_out = passed_refusals.pass_on(refusal, self._client, self._gateway.router.keys)
         self._client.end()
         return succeed(None)
 
@@ -261,7 +260,7 @@ class Exchange:
         """No step or no time is left: the client gets a refusal if the route passes it on, else the gateway's error."""
         cooldowns = [left for step in self._route.steps if (left := self._health.cooldown_left(step)) is not None]
         refusals = [refusal for _, refusal in sorted(self._refusals.items())]
-        found = self._failures, refusals, self._gateway.keys, is_late, min(cooldowns, default=None)
+        found = self._failures, refusals, self._gateway.router.keys, is_late, min(cooldowns, default=None)
         end = failure_report.in_the_end(self._route, self._call.endpoint, *found)
         return fail(end) if isinstance(end, GatewayError) else self._pass_on(*end)
 

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from aigw.config.model import Step
+from aigw.credentials.source import NoKey
 from aigw.errors import UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.protocols.refusals import KEY_REFUSED
 from aigw.proxy.cooldown import Cooldowns
@@ -56,6 +57,8 @@ def decide(failure: UpstreamFailure, final: bool = False) -> Verdict:
             if is_own_failure:
                 return Verdict(strike="failure", cooldown=failure.retry_after or 0, repeatable=True)
             return Verdict(strike="alive", repeatable=status in REPEATABLE)
+        case NoKey(retry_after=seconds):
+            return Verdict(cooldown=seconds, key_refused=True)
         case UpstreamTimeout(limit="deadline"):
             return Verdict()
         case UpstreamTimeout():

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from aigw import __version__
+from aigw.config.addresses import MODEL
+from aigw.config.endpoint_names import NAMES
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.config.patterns import STAR, replaced
-from aigw.errors import BadRequest
+from aigw.errors import BadRequest, RouteNotFound
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
+from aigw.proxy import nearest
 from aigw.proxy.cooldown import Skip
 from aigw.proxy.route_names import Routes
-from aigw.secret import Secret
+from aigw.proxy.urls import Tail, url_of
+from aigw.secret import KeySearch, Secret
 from aigw.upstream.attempt import Attempt
 
+MODELS = "models"  # the list of them
+_NONE: frozenset[str] = frozenset()
 _USER_AGENT = f"aigw/{__version__}".encode()
+
+
+class Part(NamedTuple):
+    """A route as one endpoint has it: with the steps whose providers serve it, and those that are passed over."""
+
+    route: Route
+    passed_over: tuple[Step, ...]
 
 
 class Router:
     """The routes of a configuration, and the parts of requests that do not depend on the call.
 
-    ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers.
+    ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers. ``keys`` finds
+    all keys. ``parts`` has, by name and endpoint, the routes of which some steps do not serve the endpoint.
     """
 
     def __init__(self, config: Config) -> None:
@@ -33,17 +48,23 @@ class Router:
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
         }
+        self.keys = KeySearch(config.secrets)
+        self._secrets = config.secrets
         self._headers = {
             (name, number): _headers(provider, key)
             for name, provider in config.providers.items()
             for number, key in enumerate(provider.keys)
         }
         self._models = {step.model: as_json(step.model) for route in config.routes.values() for step in route.steps}
-        self._urls = {
-            (name, path): f"{provider.base_url}/{path}"
-            for name, provider in config.providers.items()
-            for path in ENDPOINTS
-        }
+        self.parts = dict(_parts(config))
+        self._urls: dict[tuple[str, str], str] = {}  # by provider and endpoint, each up to the model if it has one
+        self._tails: dict[tuple[str, str], Tail] = {}  # what follows them, where that is not the client's alone
+        for name, provider in config.providers.items():
+            query = [(each, _revealed(value).decode()) for each, value in provider.query.items()]
+            for path in (*ENDPOINTS, MODELS):
+                self._urls[name, path], *pieces = url_of(provider, path).split(MODEL)
+                if pieces or query:
+                    self._tails[name, path] = Tail(pieces, query)
 
     def default_for(self, path: str) -> Route:
         """The route of a request to this endpoint that names no model. Raises BadRequest where there is none."""
@@ -63,26 +84,79 @@ class Router:
             return replaced(step.model, text)
         return step.model
 
+    def headers_with(self, provider: Provider, key: Secret, changing: Sequence[Secret]) -> Lines:
+        """The headers of every request to the provider, with a ``key`` that the configuration does not have.
+
+        From now on all ``changing`` keys, of which this is one, are hidden as those of the configuration are.
+        """
+        self.keys = KeySearch([*self._secrets, *changing])
+        known = [*_keys(provider, self._secrets), *changing]
+        self.without_keys[provider.name] = [each.out_of for each in known]
+        return _headers(provider, key)
+
+    def part(self, route: Route, path: str, skip: Skip) -> Route:
+        """The route as this endpoint has it. ``skip`` is called with each step that does not serve the endpoint.
+
+        Raises RouteNotFound where no step does.
+        """
+        part = self.parts.get((route.name, path))
+        if part is None:
+            return route
+        for step in part.passed_over:
+            skip(step, "endpoint_not_served", None)
+        if not part.route.steps:
+            there = [f"/v1/{name}" for name in NAMES if any(step.provider.serves(name) for step in route.steps)]
+            text = f"The model {nearest.shown(route.name)} is not served at /v1/{path}, but at {', '.join(there)}."
+            raise RouteNotFound(text, param="model", code="endpoint_not_served")
+        return part.route
+
+    def target(self, provider: Provider, path: str, model: str, tail: bytes = b"") -> tuple[str, bytes]:
+        """The URL of an endpoint of the provider, or of ``models``, and what follows it."""
+        following = self._tails.get((provider.name, path))
+        return self._urls[provider.name, path], tail if following is None else following.after(model, tail)
+
     def attempt(self, step: Step, call: Call) -> Attempt:
         """The request to a step."""
-        name = step.provider.name
+        name, path, tail = step.provider.name, call.endpoint.path, call.tail
         own = self._headers[name, step.key]  # a header of the client does not replace these
         if STAR in step.model:
             model = self.sent_model(step, call)
             written = as_json(model)
         else:
             model, written = step.model, self._models[step.model]
+        if self._tails and (following := self._tails.get((name, path))):
+            tail = following.after(model, tail)
         body, dropped = call.endpoint.rewrite(call, written, step.conflict_resolution)
         return Attempt(
             step=step,
-            url=self._urls[name, call.endpoint.path],
+            url=self._urls[name, path],
             headers={**own, **call.headers, **own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()},
             body=body,
             model=model,
             dropped=dropped,
-            tail=call.tail,
+            tail=tail,
             method=call.method,
         )
+
+
+def _parts(config: Config) -> Iterator[tuple[tuple[str, str], Part]]:
+    """See Router.parts. Few parts of a route differ, and most routes have none."""
+    unserved = {
+        name: {path for path in ENDPOINTS if not provider.serves(path)}
+        for name, provider in config.providers.items()
+        if provider.endpoints
+    }
+    for route in config.routes.values():
+        lacking = [unserved.get(step.provider.name, _NONE) for step in route.steps]
+        made: dict[tuple[int, ...], Part] = {}
+        for path in _NONE.union(*lacking):
+            served = tuple(step for step, without in zip(route.steps, lacking, strict=True) if path not in without)
+            key = tuple(map(id, served))
+            if key not in made:
+                numbers = {step.number for step in served}
+                others = tuple(step for step in route.steps if step.number not in numbers)
+                made[key] = Part(msgspec.structs.replace(route, steps=served), others)
+            yield (route.name, path), made[key]
 
 
 def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
@@ -101,16 +175,18 @@ def as_json(text: str) -> msgspec.Raw:
 def _headers(provider: Provider, key: Secret | None) -> Lines:
     """The headers of every request to the provider, with this key."""
     headers = {b"user-agent": _USER_AGENT}
-    if key:
+    if key and provider.key_header:
         sent = _revealed(key)
-        headers |= {b"x-api-key": sent} if provider.auth == "x-api-key" else {b"authorization": b"Bearer " + sent}
+        headers[provider.key_header.encode()] = b"Bearer " + sent if provider.auth == "bearer" else sent
     headers |= {name.lower().encode(): _revealed(value) for name, value in provider.headers.items()}
     return {name: lines([(name, value)]) for name, value in headers.items()}
 
 
 def _keys(provider: Provider, secrets: Sequence[Secret]) -> tuple[Secret, ...]:
     """Those of ``secrets`` that are sent to the provider."""
-    sent = {*provider.headers.values(), *([provider.api_key] if provider.api_key else [])}
+    own = [provider.api_key] if provider.api_key else []
+    sent = {*provider.headers.values(), *provider.query.values(), *own}
+    sent |= {value.in_url() for value in provider.query.values()}
     sent |= {token for each in sent if (token := each.token())}
     return tuple(secret for secret in secrets if secret in sent)
 

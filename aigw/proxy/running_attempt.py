@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from aigw.config.model import Step
 from aigw.proxy.relay import Relay
-from aigw.telemetry.record import AttemptRecord, RecordBuilder, host_and_path, short_word
+from aigw.telemetry.record import AttemptRecord, RecordBuilder, called, host_and_path, short_word
 from aigw.telemetry.trace_context import Span
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
@@ -79,7 +79,8 @@ class RunningAttempt(msgspec.Struct, eq=False):
         record.waiting_since = now
         took = round((now - self.started) * 1000)
         rests_s = None if rests is None else math.ceil(rests)
-        where = host_and_path(step.provider.base_url, record.path[len("/v1/") :])
+        path, provider = record.path[len("/v1/") :], step.provider
+        where = called(step, path) if provider.paths else host_and_path(provider.base_url, path)
         what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
         made = AttemptRecord(step.number, step.provider.name, step.model, *what)
         record.attempts.append(made)

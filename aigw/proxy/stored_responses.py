@@ -24,13 +24,13 @@ from aigw.errors import (
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
 from aigw.proxy.cooldown import Cooldowns
+from aigw.proxy.keyed_upstream import Sender
 from aigw.proxy.relay import Answer
 from aigw.proxy.response_ids import Place, ResponseIds, is_id
 from aigw.proxy.router import Router
 from aigw.telemetry.record import RecordBuilder
 from aigw.upstream import body
 from aigw.upstream.connection import Response
-from aigw.upstream.providers import Upstream
 
 SEARCH_SECONDS = 10.0  # for each provider
 MOST_ASKED = 16  # providers, for one id
@@ -46,7 +46,7 @@ class StoredResponses:
     def __init__(
         self,
         config: Config,
-        upstream: Upstream,
+        upstream: Sender,
         router: Router,
         cooldowns: Mapping[str, Cooldowns],
         ids: ResponseIds,
@@ -70,8 +70,9 @@ class StoredResponses:
         """``start`` the call on its route, of which only the step that has the response is left.
 
         Fails with StateElsewhere if that step cannot be asked, with PathNotFound or BadRequest if there is none.
+        Raises RouteNotFound.
         """
-        routes = [self._router.routes[call.model]] if call.model else list(self._configured.values())
+        routes = self._routes(call, record)
         place = self._ids.place(_caller(call), response_id)
         if place is None and self._may_search:
             providers = list(dict.fromkeys(step.provider.name for route in routes for step in route.steps))
@@ -82,6 +83,17 @@ class StoredResponses:
         if place is None:
             return fail(_unknown(call, response_id))
         return self._start_at(place, call, response_id, routes, record, start)
+
+    def _routes(self, call: Call, record: RecordBuilder) -> list[Route]:
+        """The call's route, else all of them, with the steps whose providers serve the endpoint."""
+        if call.model:
+            return [self._router.part(self._router.routes[call.model], call.endpoint.path, record.skip)]
+        parts = self._router.parts
+        found = [
+            part.route if (part := parts.get((route.name, call.endpoint.path))) else route
+            for route in self._configured.values()
+        ]
+        return [route for route in found if route.steps]
 
     def _start_at(
         self,
@@ -149,12 +161,11 @@ class StoredResponses:
 
     def _ask(self, call: Call, response_id: str, name: str) -> Deferred[bool | None]:
         """Whether the provider has the response; None where its answer does not show that."""
-        provider = next(
-            step.provider for route in self._configured.values() for step in route.steps if step.provider.name == name
-        )
-        own = self._router.own_headers(provider)
+        step = next(step for route in self._configured.values() for step in route.steps if step.provider.name == name)
+        own = self._router.own_headers(step.provider)
         sent = {**own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()}
-        url, tail = f"{provider.base_url}/{call.endpoint.path.partition('/')[0]}", f"/{response_id}".encode()
+        path, wanted = call.endpoint.path.partition("/")[0], response_id.encode()
+        url, tail = self._router.target(step.provider, path, step.model, b"/" + wanted)
 
         def read(response: Response) -> Deferred[bool | None]:
             taken = body.read(response, _BEGINNING, SEARCH_SECONDS, self._clock)
@@ -162,10 +173,10 @@ class StoredResponses:
 
         def decide(status: int, data: bytes) -> bool | None:
             if 200 <= status < 300:
-                return re.search(rb'"id"\s*:\s*"%s"' % re.escape(tail[1:]), data) is not None
+                return re.search(rb'"id"\s*:\s*"%s"' % re.escape(wanted), data) is not None
             return False if status in _NOT_THERE else None
 
-        answered: Deferred[Any] = self._upstream.get(provider, url, sent, SEARCH_SECONDS, tail).addCallback(read)
+        answered: Deferred[Any] = self._upstream.get(step.provider, url, sent, SEARCH_SECONDS, tail).addCallback(read)
         return within(answered, SEARCH_SECONDS, self._clock, lambda: UpstreamTimeout("answer", SEARCH_SECONDS))
 
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import Annotated, TypeVar, get_args, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from aigw.config.addresses import MODEL, joined, path_at, socket_of
 from aigw.config.model import Step
 from aigw.telemetry.trace_context import Trace
 
@@ -49,10 +50,11 @@ class AttemptRecord(msgspec.Struct, frozen=True):
 
 
 class Skipped(msgspec.Struct, frozen=True):
-    """A step that was skipped. ``reason`` is ``cooling_down`` or ``key_refused``.
+    """A step that was skipped. ``reason`` is ``cooling_down``, ``key_refused`` or ``endpoint_not_served``.
 
     ``cooling_down``: ``until`` is the end of the cooldown in Unix seconds. ``key_refused``: the provider has refused
-    the same key in an attempt of another step.
+    the same key in an attempt of another step, or there is none for it. ``endpoint_not_served``: the ``endpoints`` of
+    its provider do not have that of the request.
     """
 
     step: Logged[int]
@@ -207,11 +209,25 @@ def requested(model: str) -> str:
     return model if model.isprintable() else "".join([each if each.isprintable() else "?" for each in model])
 
 
+def called(step: Step, endpoint: str) -> tuple[str, str]:
+    """See host_and_path, for a provider with ``paths``. It is not kept, because a client may have chosen the model."""
+    provider = step.provider
+    path = path_at(provider.paths, endpoint).replace(MODEL, quote(step.model, safe=""))
+    return _split(joined(provider.base_url, path))
+
+
 @lru_cache(maxsize=8192)
 def host_and_path(base_url: str, endpoint: str) -> tuple[str, str]:
-    """The host of a provider's base URL, with its port if one is given, and the path of an endpoint below that URL."""
-    parts = urlsplit(f"{base_url}/{endpoint}")
-    return parts.netloc.rpartition("@")[2], parts.path
+    """The host of a provider's base URL, with its port if one is given, and the path of an endpoint below that URL.
+
+    In place of the host of a Unix socket there is ``unix:`` and its file. There is no query, which may hold a key.
+    """
+    return _split(f"{base_url}/{endpoint}")
+
+
+def _split(url: str) -> tuple[str, str]:
+    socket, parts = socket_of(url), urlsplit(url)
+    return f"unix:{socket}" if socket else parts.netloc.rpartition("@")[2], parts.path
 
 
 def short_word(words: Sequence[str]) -> str | None:

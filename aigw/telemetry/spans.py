@@ -99,6 +99,7 @@ def _client(record: Record, trace: Trace, span: Span, offset: float) -> SpanData
             "gen_ai.request.model": attempt.model,
             "aigw.step": attempt.step,
             "aigw.outcome": attempt.outcome,
+            "url.path": attempt.path,
         }
         if attempt.status is not None:
             attributes["http.response.status_code"] = attempt.status

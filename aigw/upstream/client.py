@@ -11,6 +11,7 @@ from hyperlink import URL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
 
+from aigw.config.addresses import socket_of
 from aigw.protocols.envelope import Parts
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
@@ -20,9 +21,12 @@ class ProviderClient(HTTPClient):
     """Calls to one provider over its Pool."""
 
     def __init__(self, pool: Pool, base_url: str) -> None:
-        """``Host`` is the host of ``base_url``. HTTPClient's own __init__ would only make a store for cookies."""
+        """``Host`` is the host of ``base_url``, ``localhost`` for a Unix socket.
+
+        HTTPClient's own __init__ would only make a store for cookies.
+        """
         self._pool = pool
-        self._host = URL.from_text(ascii_url(base_url)).authority()
+        self._host = "localhost" if socket_of(base_url) else URL.from_text(ascii_url(base_url)).authority()
         self._starts: dict[tuple[str, str], bytes] = {}  # the beginning of a request's head, by method and URL
         self._rest = f" HTTP/1.1\r\nHost: {self._host}\r\nAccept-Encoding: identity\r\n".encode("ascii")
 

@@ -30,6 +30,7 @@ from aigw.errors import UpstreamBroken
 from aigw.net import tcp
 from aigw.net.write import write
 from aigw.protocols.envelope import Parts
+from aigw.upstream import reasons
 from aigw.upstream.response_parser import ResponseParser
 
 MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head: two writes are cheaper
@@ -269,10 +270,7 @@ class Connection(Protocol):
                 answer.errback(Failure(Stale()))
             else:
                 broken = UpstreamBroken("the provider closed the connection in the head of its answer")
-                answer.errback(
-                    Failure(
-                        broken if self._received else NoAnswer("the provider closed the connection before an answer")
-                    )
-                )
+                silent = reasons.refused_late(reason) or NoAnswer("the provider closed the connection before an answer")
+                answer.errback(Failure(broken if self._received else silent))
         else:
             self._hand_on()

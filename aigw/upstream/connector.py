@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw.net.interfaces import Reactor
+from aigw.upstream.reasons import no_socket
 
 CACHE_SECONDS = 30.0
 NEXT_ADDRESS_SECONDS = 0.25  # RFC 8305, section 5
@@ -86,7 +87,7 @@ class Resolver:
 
 @implementer(IStreamClientEndpoint)
 class Host:
-    """A host and port to connect to; the host may be an address."""
+    """A host and port to connect to; the host may be an address, or the file of a Unix socket, which begins with /."""
 
     def __init__(self, reactor: Reactor, names: Resolver, host: str, port: int) -> None:
         self._reactor = reactor
@@ -96,6 +97,9 @@ class Host:
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """See IStreamClientEndpoint."""
+        if self._host.startswith("/"):
+            socket: IStreamClientEndpoint = UNIXClientEndpoint(self._reactor, self._host, timeout=NO_LIMIT)
+            return socket.connect(factory).addErrback(no_socket)
         if isIPAddress(self._host) or isIPv6Address(self._host):
             return self._endpoint(self._host).connect(factory)
 

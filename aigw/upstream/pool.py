@@ -26,11 +26,14 @@ MAX_IDLE = 100
 class Pool:
     """The connections to one provider, the most recently used first."""
 
-    def __init__(self, clock: IReactorTime, endpoint: IStreamClientEndpoint, secure: bool) -> None:
-        """``endpoint`` connects to the provider, over TLS if ``secure``."""
+    def __init__(
+        self, clock: IReactorTime, endpoint: IStreamClientEndpoint, secure: bool, is_socket: bool = False
+    ) -> None:
+        """``endpoint`` connects to the provider, over TLS if ``secure``; ``is_socket``: by a Unix socket."""
         self._clock = clock
         self._endpoint = endpoint
         self._secure = secure
+        self._never_tls = is_socket
         self._answered = False
         self._factory = _ConnectionFactory(self, secure)
         self._idle: dict[Connection, float] = {}  # each with the time when it is closed
@@ -67,7 +70,8 @@ class Pool:
 
     def _send_on_new(self, head: bytes, body: bytes | Parts, connect_timeout: float) -> Deferred[Response]:
         answered = self.connect(connect_timeout).addCallback(lambda connection: connection.send(head, body))
-        return answered if self._answered or self._secure else answered.addErrback(_suggest_https)
+        may_be_tls = not (self._answered or self._secure or self._never_tls)
+        return answered.addErrback(_suggest_https) if may_be_tls else answered
 
     def opened(self, connection: Connection) -> None:
         """Remember a new connection."""

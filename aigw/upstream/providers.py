@@ -12,10 +12,11 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from aigw.config.addresses import socket_of
 from aigw.config.model import Provider
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamUnreachable
 from aigw.net import headers
-from aigw.net.tls import authorities_in
+from aigw.net.tls import ClientIdentity, authorities_in
 from aigw.protocols import refusals
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
@@ -28,33 +29,35 @@ from aigw.upstream.trust import ProviderTls, Trust
 MAX_REFUSAL = 64 * 1024
 REFUSAL_SECONDS = 2.0
 
+TrustKey = tuple[bytes, bool, "ClientIdentity | None"]  # the arguments of Trust
 Connect = Callable[[str, int], IStreamClientEndpoint]
 log = Logger()
 
 
 class Upstream:
-    """The providers, each with its own connections. ``connect`` makes an endpoint from host and port."""
+    """The providers, each with its own connections. ``connect`` makes an endpoint from host and port, or from the file
+    of a Unix socket and 0."""
 
     def __init__(self, clock: IReactorTime, providers: Iterable[Provider], connect: Connect) -> None:
-        """Reads each ``ca_file``, but opens no connection. Raises ConfigError."""
+        """Reads each ``ca_file`` and ``client_cert``, but opens no connection. Raises ConfigError."""
         self._clock = clock
         self._pools: dict[str, Pool] = {}
         self._clients: dict[str, ProviderClient] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
-        self._origins: dict[str, tuple[str, bytes, bool]] = {}
-        trusted: dict[tuple[bytes, bool], Trust] = {}
+        self._origins: dict[str, tuple[str, TrustKey]] = {}
+        trusted: dict[TrustKey, Trust] = {}
         mistakes: list[str] = []
         for index, provider in enumerate(providers):
             try:
-                authorities = authorities_in(provider.ca_file) if provider.ca_file else b""
-                endpoint, secure = _endpoint(provider, authorities, trusted, connect)
+                key = _trust_key(provider)
+                endpoint, secure = _endpoint(provider, key, trusted, connect)
             except ConfigError as error:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
             self._endpoints[provider.name] = endpoint
-            self._pools[provider.name] = pool = Pool(clock, endpoint, secure)
+            self._pools[provider.name] = pool = Pool(clock, endpoint, secure, bool(socket_of(provider.base_url)))
             self._clients[provider.name] = ProviderClient(pool, provider.base_url)
-            self._origins[provider.name] = provider.base_url, authorities, provider.legacy_tls
+            self._origins[provider.name] = provider.base_url, key
         if mistakes:
             raise ConfigError(mistakes)
 
@@ -106,16 +109,35 @@ class Upstream:
             pool.close()
 
 
+def _trust_key(provider: Provider) -> TrustKey:
+    """Reads the files that are named there. Raises ConfigError with every mistake in them."""
+    mistakes: list[str] = []
+    authorities, identity = b"", None
+    try:
+        authorities = authorities_in(provider.ca_file) if provider.ca_file else b""
+    except ConfigError as error:
+        mistakes += error.mistakes
+    try:
+        if provider.client_cert and provider.client_key:
+            identity = ClientIdentity(provider.client_cert, provider.client_key)
+    except ConfigError as error:
+        mistakes += error.mistakes
+    if mistakes:
+        raise ConfigError(mistakes)
+    return authorities, provider.legacy_tls, identity
+
+
 def _endpoint(
-    provider: Provider, authorities: bytes, trusted: dict[tuple[bytes, bool], Trust], connect: Connect
+    provider: Provider, key: TrustKey, trusted: dict[TrustKey, Trust], connect: Connect
 ) -> tuple[IStreamClientEndpoint, bool]:
     """The endpoint of the provider, and whether it uses TLS. ``trusted`` is for the next one that trusts the same."""
+    if socket := socket_of(provider.base_url):
+        return connect(socket, 0), False
     try:
         url = URL.from_text(ascii_url(provider.base_url))
         secure = url.scheme == "https"
         endpoint = connect(url.host, url.port or 0)
         if secure:
-            key = authorities, provider.legacy_tls
             trust = trusted.get(key) or trusted.setdefault(key, Trust(*key))
             endpoint = wrapClientTLS(ProviderTls(url.host, trust), endpoint)
     except ValueError:  # the error's text is not used: it may have a key in it

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import ssl
+from typing import NoReturn
 
 from OpenSSL import SSL
 from twisted.internet import error
@@ -125,7 +127,18 @@ def refused_by_us(problem: str) -> CertificateRefused:
 
 # Handshakes that failed before the certificate was checked, by a part of OpenSSL's text
 _NO_TLS = "the port does not use TLS; does base_url need http://?"
-_OLD = "the provider supports only old TLS; write `tls: {legacy: true}` to allow older cipher suites"
+# TLS alerts about the gateway's own certificate, or about a missing one
+_ABOUT_THE_CLIENT = (
+    "certificate required",
+    "alert bad certificate",
+    "alert unsupported certificate",
+    "alert certificate",
+    "alert unknown ca",
+    "alert access denied",
+)
+_SET_ONE = "set client_cert and client_key to a certificate that the provider accepts"
+_ALLOW_OLD = "; write `tls: {legacy: true}` to allow older cipher suites"
+_OLD = f"the provider supports only old TLS{_ALLOW_OLD}"
 _HANDSHAKES = {
     "wrong version number": _NO_TLS,
     "http request": _NO_TLS,
@@ -134,18 +147,36 @@ _HANDSHAKES = {
     "record layer failure": _NO_TLS,
     "unsupported protocol": _OLD,
     "alert protocol version": _OLD,
-    "alert handshake failure": _OLD,
+    "alert handshake failure": f"the provider asks for a certificate ({_SET_ONE}), or has only old TLS{_ALLOW_OLD}",
     "no shared cipher": _OLD,
     "wrong cipher returned": _OLD,
     "dh key too small": _OLD,
     "unrecognized name": "the provider does not serve the host of base_url; correct base_url",
-    "certificate required": "the provider requires a client certificate, which the gateway cannot send",
-    "alert bad certificate": "the provider requires a client certificate, which the gateway cannot send",
+    **dict.fromkeys(_ABOUT_THE_CLIENT, _SET_ONE),
 }
+
+
+_SOCKETS = {
+    errno.ENOENT: "the Unix socket of base_url does not exist; start its server, or correct base_url",
+    errno.ENOTDIR: "the Unix socket of base_url does not exist; start its server, or correct base_url",
+    errno.EACCES: "permission denied: the gateway's user needs write permission for the Unix socket of base_url",
+    errno.EPERM: "permission denied: the gateway's user needs write permission for the Unix socket of base_url",
+    errno.ECONNREFUSED: "connection refused: no server listens on the Unix socket of base_url",
+}
+
+
+def no_socket(failure: Failure) -> NoReturn:
+    """Why there is no connection over a Unix socket. Raises UpstreamUnreachable."""
+    failure.trap(error.ConnectError)
+    code = getattr(failure.value, "osError", None)
+    full = "the Unix socket of base_url takes no connection now; its server may be overloaded"
+    raise UpstreamUnreachable(_SOCKETS.get(code or 0, full)) from None
 
 
 def unreachable(failure: Failure, handshake: str) -> UpstreamUnreachable:
     """Why connecting failed; ``handshake`` is the text of ``in_handshake`` if TCP was connected, and TLS was not."""
+    if isinstance(failure.value, UpstreamUnreachable):
+        return failure.value
     if failure.check(error.DNSLookupError):
         message = "name not found"
     elif failure.check(error.ConnectionRefusedError):
@@ -159,6 +190,15 @@ def unreachable(failure: Failure, handshake: str) -> UpstreamUnreachable:
     else:
         message = f"the connection failed: {type(failure.value).__name__}"
     return UpstreamUnreachable(message[:MOST])
+
+
+def refused_late(failure: Failure) -> UpstreamUnreachable | None:
+    """Why a connection ended, if the provider did not accept the gateway's certificate, or got none.
+
+    With TLS 1.3 a client's handshake is complete before the provider looks at that.
+    """
+    problem = openssl_reasons(failure.value) if failure.check(SSL.Error) else ""
+    return unreachable(failure, "") if any(words in problem for words in _ABOUT_THE_CLIENT) else None
 
 
 def too_slow(seconds: float, handshake: str) -> UpstreamTimeout:

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from aigw.net.tls import FORWARD_SECRET_AEAD, certificates_of
+from aigw.net.tls import FORWARD_SECRET_AEAD, ClientIdentity, certificates_of
 from aigw.upstream.hostname import reference_of, why_not_for
 from aigw.upstream.reasons import Trusted, refused_by_openssl, refused_by_us
 
@@ -28,10 +28,11 @@ class Trust:
     200 providers the garbage collector held up the event loop for 0.4 s after a reload.
     """
 
-    def __init__(self, authorities: bytes = b"", legacy: bool = False) -> None:
+    def __init__(self, authorities: bytes = b"", legacy: bool = False, identity: ClientIdentity | None = None) -> None:
         """Trusts ``authorities`` (PEM) or, if they are empty, the CAs of the system.
 
         A certificate in ``authorities`` is trusted without its issuer. ``legacy`` allows old cipher suites too.
+        ``identity`` is shown to a provider that asks for a certificate.
         """
         self.authorities = Trusted.CA_FILE if authorities else Trusted.of_the_system()
         context = SSL.Context(SSL.TLS_METHOD)
@@ -41,6 +42,8 @@ class Trust:
         context.set_mode(SSL.MODE_RELEASE_BUFFERS)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_alpn_protos([b"http/1.1"])
+        if identity is not None:
+            identity.use_in(context)
         if not authorities:
             context.set_default_verify_paths()
         store = context.get_cert_store()
