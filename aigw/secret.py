@@ -58,7 +58,7 @@ class Secret:
         self._encoded = KeyForms(value)
 
     def reveal(self) -> str:
-        """The key itself; called only where the headers for a provider are made."""
+        """The key itself; called only where the headers for a provider or a proxy are made."""
         return self._value
 
     def matches(self, candidate: bytes) -> bool:

@@ -24,6 +24,13 @@ from twisted.logger import globalLogPublisher
 from tests.harness import World
 
 
+def pytest_configure():
+    """The proxies of this machine are no test's."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        os.environ.pop(name, None)
+        os.environ.pop(name.upper(), None)
+
+
 def pytest_collection_finish():
     """What is there before the first test is no test's garbage; collecting is then quick."""
     gc.collect()

@@ -285,7 +285,7 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "listen tcp:0:interface=127.0.0.1 (plain http)",
-        "provider a: http://127.0.0.1:1/v1 (key from ${A_KEY}, sent as Authorization: Bearer)",
+        "provider a: http://127.0.0.1:1/v1 (key from ${A_KEY}, sent as Authorization: Bearer, proxy none)",
         "route r (deadline 120s)",
         "  1. a: m (timeout 90s, connect 10s, idle 120s)",
         "The configuration is good.",
@@ -373,20 +373,36 @@ def test_b9_keys_that_are_too_short_are_warned_of(tmp_path):
     assert "warning" not in done.stdout
 
 
-def test_b24_variables_that_name_a_proxy_are_warned_of_once_and_their_values_are_not_shown(tmp_path):
-    secret = "http://user:canary-password@proxy.example:3128"
-    environ = {**KEYS, "HTTPS_PROXY": secret, "http_proxy": secret, "ALL_PROXY": "", "NO_PROXY": "x"}
-    said = "HTTPS_PROXY and http_proxy have no effect: the gateway calls the providers directly, without a proxy"
-    with Daemon(tmp_path, environ=environ) as daemon:
+def test_b24_p4_a_start_names_the_proxies_of_the_environment_and_never_a_password(tmp_path):
+    proxy = "http://user:canary%2Dpassword@proxy.example:3128"
+    environ = {
+        **KEYS,
+        "HTTPS_PROXY": proxy,
+        "http_proxy": "http://user:canary@other:1",
+        "ALL_PROXY": "",
+        "NO_PROXY": "x",
+    }
+    config = CONFIG.replace("http://127.0.0.1:1/v1", "https://api.example/v1")
+    assert config != CONFIG
+    with Daemon(tmp_path, config=config, environ=environ) as daemon:
         daemon.wait_for("The gateway has started")
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for("The gateway has reloaded")
+        daemon.wait_for("The gateway calls providers through a proxy", 2)
         lines = daemon.lines()
-    assert [line["level"] for line in lines if line["message"] == said] == ["WARN"]
-    assert "canary" not in json.dumps(lines)
-    done = run(tmp_path, "--check-config", environ={**KEYS, "https_proxy": secret})
-    assert "https_proxy has no effect" in done.stdout
+        shown = subprocess.run(
+            ["ps", "-ww", "-o", "args", "-p", str(daemon.process.pid)], capture_output=True, text=True
+        )
+    named = [line["fields"] for line in lines if line["message"] == "The gateway calls providers through a proxy"]
+    assert named == [{"proxies": {"http://proxy.example:3128 (HTTPS_PROXY)": ["a"]}}] * 2
+    assert "canary" not in json.dumps(lines) + shown.stdout
+    done = run(tmp_path, "--check-config", config=config, environ=environ)
+    assert "proxy http://proxy.example:3128 (HTTPS_PROXY))\n" in done.stdout
     assert "canary" not in done.stdout + done.stderr
+    wrong = run(tmp_path, "--check-config", config=config, environ={**KEYS, "https_proxy": "socks5://u:canary@x:1"})
+    assert wrong.returncode == 78
+    assert "the value of https_proxy in the environment is a SOCKS proxy" in wrong.stderr
+    assert "canary" not in wrong.stdout + wrong.stderr
 
 
 def test_the_demo_stops_at_once_when_told_twice(tmp_path):

@@ -1,6 +1,6 @@
 """The configuration file. Nothing here imports Twisted.
 
 In reading order: model (each setting, once), schema (the annotations of model), values, addresses, credentials,
-endpoint_names and patterns (how values are written), yaml_tree, yaml_errors, reader (from tree to model), cross_checks,
-file_mode and mistakes (in a file), quoting (what a message may show), advice (warnings), loader (from file to model).
+endpoint_names, proxies, no_proxy and patterns (how values are written), yaml_tree, yaml_errors, reader (from tree to
+model), cross_checks, file_mode and mistakes (in a file), quoting (what a message may show), advice (warnings), loader.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from aigw.config.addresses import is_private_host
@@ -13,7 +13,6 @@ from aigw.config.quoting import quoted
 
 SHORT_KEY = 8
 GUESSED_KEY = 20
-_PROXIES = frozenset(["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"])
 
 
 def advice_on(config: Config) -> Iterator[Mistake]:
@@ -92,12 +91,3 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
         if same is not step:
             text = f"is the same as step {same.number}; remove it, or use retries to repeat that step"
             yield Mistake(text, (*path, "steps", step.number - 1))
-
-
-def ignored_proxies(environ: Mapping[str, str]) -> list[str]:
-    """A warning where variables name a proxy, which other programs would use; their values may hold a password."""
-    names = [name for name in environ if name.upper() in _PROXIES and environ[name]]
-    if not names:
-        return []
-    which = f"{' and '.join(sorted(names))} {'has' if len(names) == 1 else 'have'} no effect"
-    return [f"{which}: the gateway calls the providers directly, without a proxy"]

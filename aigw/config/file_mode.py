@@ -6,6 +6,8 @@ import re
 import stat
 from pathlib import Path
 
+from aigw.config.proxies import has_literal_password
+
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 _KEY_HEADER = re.compile(r"auth|key|token|secret", re.IGNORECASE)
 _NO_KEY_HEADER = re.compile(
@@ -42,6 +44,7 @@ def holds_literal_key(tree: object) -> bool:
         literal(tree.get("api_key"))
         or any(literal(p.get("api_key")) for p in providers)
         or any(literal_header(str(name), value) for name, value in headers)
+        or any(has_literal_password(each.get("proxy"), _VARIABLE) for each in (tree, *providers))
     )
 
 

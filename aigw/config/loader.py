@@ -25,6 +25,7 @@ from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener, TlsFiles
 from aigw.config.patterns import names_crossed
+from aigw.config.proxies import with_proxies
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
@@ -105,9 +106,10 @@ def build(
     tree, unset = expand(tree, environ)
     tls, tls_mistakes = _tls_from(environ)
     reader = Reader(whole_file(), folder)
+    unneeded: list[Mistake] = []
     if isinstance(tree, dict):
-        tree = _whole(tree)
-        later = [*crossed(tree, tls is not None), *names_crossed(tree)]
+        tree, unusable, unneeded = with_proxies(_whole(tree), environ)
+        later = [*crossed(tree, tls is not None), *names_crossed(tree), *unusable]
         if "port" not in tree and environ.get("PORT"):
             tree = {**tree, "port": Expanded.of(environ["PORT"], "${PORT}")}
     else:
@@ -119,7 +121,7 @@ def build(
     found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later]), *tls_mistakes]
     if found:
         raise ConfigError(worded(found, file, root))
-    advice = worded([*advice_on(made), *reader.warnings], file, root)
+    advice = worded([*advice_on(made), *reader.warnings, *unneeded], file, root)
     return _completed(
         made, tls, [*warnings, *advice], _places(tree, file, root) if root and isinstance(tree, dict) else {}
     )
@@ -171,6 +173,7 @@ def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], plac
     keys += [each.api_key for each in providers if each.api_key]
     keys += [*sent, *(token for value in sent if (token := value.token()))]
     keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
+    keys += dict.fromkeys(secret for each in providers if each.proxy for secret in each.proxy.secrets)
     return msgspec.structs.replace(
         made,
         admin=made.admin and Listener(made.admin.endpoint, insecure=True, admin=True),

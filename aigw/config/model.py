@@ -14,6 +14,7 @@ from aigw.config.addresses import ListenAddress, Origin, ProviderPath, QueryName
 from aigw.config.credentials import KEY, Auth, Command, HeaderName, HeaderValue, Key, QueryValue
 from aigw.config.endpoint_names import DefaultName, EndpointName, PathName
 from aigw.config.patterns import RouteName, StepModel
+from aigw.config.proxies import ProxyUrl
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
 from aigw.config.values import (
     NAME,
@@ -93,7 +94,7 @@ class Provider(msgspec.Struct, frozen=True):
     """An API; ``headers`` go with every request to it, ``ca_file`` replaces the system's CAs, ``legacy_tls`` allows
     cipher suites without forward secrecy or AEAD. ``client_cert`` and ``client_key`` are the gateway's own certificate
     there. The key is ``api_key``, the content of ``key_file``, or what ``key_command`` prints; ``auth`` is the way in
-    which it is sent.
+    which it is sent. ``proxy`` is the HTTP proxy through which it is called.
 
     ``endpoints`` are those that it serves, each with what is below it; all if empty. ``paths`` has the paths of those
     that are not at their usual place, ``query`` is sent with every request; its values may be keys."""
@@ -112,6 +113,7 @@ class Provider(msgspec.Struct, frozen=True):
     endpoints: frozenset[EndpointName] = frozenset()
     paths: dict[PathName, ProviderPath] = {}
     query: dict[QueryName, QueryValue] = {}
+    proxy: Annotated[ProxyUrl, Inherited(None)] = None
 
     def serves(self, endpoint: str) -> bool:
         """Whether requests to this endpoint, by its path behind ``/v1/``, may be sent to it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from aigw.config import proxies
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.secret import KeySearch, Secret
 from aigw.server.listeners import configured_listeners
@@ -35,6 +36,7 @@ def _facts(provider: Provider) -> Iterator[str]:
         yield f"only for {' '.join(sorted(provider.endpoints))}"
     if provider.paths:
         yield f"paths of its own for {' '.join(provider.paths)}"
+    yield f"proxy {proxies.described(provider.proxy)}"
     if provider.ca_file:
         yield f"CA {provider.ca_file}"
     if provider.client_cert:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from aigw.config.model import Config, Step
+from aigw.config.proxies import by_proxy
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.errors import ConfigError, NotReady
 from aigw.explain.explainer import Explainer
@@ -16,6 +17,7 @@ from aigw.proxy.keyed_upstream import with_keys
 from aigw.proxy.router import Router
 from aigw.secret import Secret
 from aigw.server.listeners import InheritedSocket, configured_listeners
+from aigw.telemetry import logs
 from aigw.upstream.providers import Connect, Upstream
 
 T = TypeVar("T")
@@ -80,6 +82,11 @@ class Runtime:
         served = f"Serving {len(self.config.routes)} routes with {len(self.config.providers)} providers"
         until = f", certificate valid for {self.identity.validity.days_left():.0f} days" if self.identity else ""
         return f"{served}{until}"
+
+    def log_proxies(self) -> None:
+        """Log which providers are called through a proxy, if any are."""
+        if proxies := by_proxy(self.config.providers.values()):
+            logs.info("The gateway calls providers through a proxy", proxies=proxies)
 
     def steps_unchanged_since(self, old: Runtime) -> list[Step]:
         """The steps whose provider is as it was in ``old``."""

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from twisted.application.service import Service
@@ -19,7 +19,6 @@ from aigw import __version__
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
-from aigw.config.advice import ignored_proxies
 from aigw.config.model import Config, Listener
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon.application import Parent, ProcessReactor, use_observer
@@ -85,7 +84,6 @@ class GatewayService(Service):
         self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ)
         self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
         self._is_urgent = False
-        self._ignored = ignored_proxies(environ or {})
         self._make_keys = partial(ChangingKeys, reactor, note=self._hide, environ=environ)
         self._runtime = self._read()
         self._identity = CurrentIdentity(self._runtime.identity)
@@ -115,7 +113,7 @@ class GatewayService(Service):
     def privilegedStartService(self) -> None:
         """Open the listeners, while the process may still be root; a failure is one log line and exit status 1."""
         super().privilegedStartService()
-        self._warn(self._ignored)
+        self._warn()
         self._limit()
         try:
             opened = self._listeners.open_new(self._runtime.listeners)
@@ -132,6 +130,7 @@ class GatewayService(Service):
         self._log_opened(self._listeners.open)
         routes, providers = len(self.config.routes), list(self.config.providers)
         logs.info("The gateway has started", version=__version__, routes=routes, providers=providers)
+        self._runtime.log_proxies()
         self._daily.start(86400)
         self._telemetry.start()
         self.watchdog.start()
@@ -189,6 +188,7 @@ class GatewayService(Service):
         routes, providers = len(new.config.routes), list(new.config.providers)
         serials = new.identity.serials if new.identity else []
         logs.info("The gateway has reloaded", routes=routes, providers=providers, serials=serials)
+        self._runtime.log_proxies()
         self._notify.ready(f"{new.summary()}; reloaded at {clock_time()}")
         return True
 
@@ -281,8 +281,8 @@ class GatewayService(Service):
             message = f"The gateway has opened {'the admin listener' if listener.admin else 'a listener'}"
             logs.info(message, address=address_of(port), tls=not listener.insecure)
 
-    def _warn(self, more: Sequence[str] = ()) -> None:
-        for warning in [*more, *self._runtime.warnings]:
+    def _warn(self) -> None:
+        for warning in self._runtime.warnings:
             logs.warn(warning)
         if self._runtime.identity is None:
             logs.warn("No TLS certificate is configured, so the gateway serves plain HTTP; set tls to serve HTTPS")
@@ -291,7 +291,7 @@ class GatewayService(Service):
         """Warnings about the configuration and the certificates."""
         identity = self._runtime.identity
         problem = identity.validity.problem(EXPIRY_DAYS) if identity else None
-        return [*self._ignored, *self._runtime.warnings, *([f"a certificate {problem}"] if problem else ())]
+        return [*self._runtime.warnings, *([f"a certificate {problem}"] if problem else ())]
 
     def _warn_of_expiry(self) -> None:
         identity = self._runtime.identity

@@ -20,6 +20,7 @@ from aigw.errors import (
     StateElsewhere,
     UpstreamFailure,
     UpstreamTimeout,
+    UpstreamUnreachable,
 )
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
@@ -31,6 +32,7 @@ from aigw.proxy.router import Router
 from aigw.telemetry.record import RecordBuilder
 from aigw.upstream import body
 from aigw.upstream.connection import Response
+from aigw.upstream.proxies import ProxyRefused
 
 SEARCH_SECONDS = 10.0  # for each provider
 MOST_ASKED = 16  # providers, for one id
@@ -200,7 +202,8 @@ def _elsewhere(text: str, seconds: float | None = None, **more: Any) -> StateEls
 def _as_elsewhere(failure: Failure) -> Failure:
     """A provider that cannot be reached: nothing else can answer, so it is no failure of all steps."""
     error: Any = failure.value
-    if not failure.check(AllStepsFailed) or {each["outcome"] for each in error.details["attempts"]} != {"unreachable"}:
+    outcomes = {each["outcome"] for each in error.details["attempts"]} if failure.check(AllStepsFailed) else set()
+    if not outcomes or not outcomes <= {UpstreamUnreachable.outcome, ProxyRefused.outcome}:
         return failure
     text = "its provider cannot be reached, and no other has it"
     return Failure(_elsewhere(text, 1, details=error.details))

@@ -32,7 +32,7 @@ MAX_LINE = 64 * 1024
 FIELDS = frozenset(
     (
         "address addresses answers closed config connections days delayed_calls drain_s dropped held_bytes in_flight "
-        "lag_ms limit_bytes mistakes open_files providers refused repeats routes serials tls traceback version"
+        "lag_ms limit_bytes mistakes open_files providers proxies refused repeats routes serials tls traceback version"
     ).split()
 ).union(names_for(Record, "log"), names_for(AttemptRecord, "log"))
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields", "reason", "until"}

@@ -9,6 +9,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import LogLevel
 
 from aigw.config.model import Config
+from aigw.errors import UpstreamRefused
 from aigw.protocols.refusals import KEY_REFUSED
 from aigw.telemetry import logs
 from aigw.telemetry.counters import Counters
@@ -87,5 +88,6 @@ class Telemetry:
 def log_attempt(request_id: str, route: str, attempt: AttemptRecord) -> None:
     """Log one line for a failed attempt."""
     fields = attempt_for_log(attempt)
-    write = logs.error if attempt.status in KEY_REFUSED else logs.warn  # an operator must replace a refused key
+    key_refused = attempt.outcome == UpstreamRefused.outcome and attempt.status in KEY_REFUSED
+    write = logs.error if key_refused else logs.warn  # an operator must replace a refused key
     write(f"Step failed: {fields.pop('message')}", request_id, route=route, **fields)

@@ -27,19 +27,28 @@ class Pool:
     """The connections to one provider, the most recently used first."""
 
     def __init__(
-        self, clock: IReactorTime, endpoint: IStreamClientEndpoint, secure: bool, is_socket: bool = False
+        self,
+        clock: IReactorTime,
+        endpoint: IStreamClientEndpoint,
+        secure: bool,
+        is_socket: bool = False,
+        phase: str = "",
+        most_idle: int = MAX_IDLE,
     ) -> None:
-        """``endpoint`` connects to the provider, over TLS if ``secure``; ``is_socket``: by a Unix socket."""
+        """``endpoint`` connects to the provider, over TLS if ``secure``; ``is_socket``: by a Unix socket. ``phase`` is
+        what it does before TLS, if that is not TCP alone: the text about a time limit that passes meanwhile.
+        ``most_idle``: 0 reuses no connection."""
         self._clock = clock
         self._endpoint = endpoint
         self._secure = secure
         self._never_tls = is_socket
+        self._phase = phase
         self._answered = False
         self._factory = _ConnectionFactory(self, secure)
         self._idle: dict[Connection, float] = {}  # each with the time when it is closed
         self._reaper: IDelayedCall | None = None
         self._open: set[Connection] = set()
-        self._most_idle = MAX_IDLE
+        self._most_idle = most_idle
 
     def use_endpoint(self, endpoint: IStreamClientEndpoint) -> None:
         """Use this endpoint, which is for the same provider, for new connections."""
@@ -131,7 +140,7 @@ class Pool:
 
         def too_late() -> None:
             cancel()
-            result.errback(Failure(reasons.too_slow(seconds, handshake)))
+            result.errback(Failure(reasons.too_slow(seconds, handshake or self._phase)))
 
         def ready(protocol: IProtocol) -> Connection | Deferred[Connection]:
             nonlocal handshake

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from aigw.config.addresses import socket_of
 from aigw.config.model import Provider
+from aigw.config.proxies import Proxy
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamUnreachable
 from aigw.net import headers
 from aigw.net.tls import ClientIdentity, authorities_in
@@ -23,6 +24,7 @@ from aigw.upstream.attempt import Attempt
 from aigw.upstream.client import ProviderClient, ascii_url
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
+from aigw.upstream.proxies import BEFORE_PROXY, BEFORE_TUNNEL, PlainProxyClient, ThroughProxy, TlsProxy, Tunnel
 from aigw.upstream.response_parser import is_compressed
 from aigw.upstream.trust import ProviderTls, Trust
 
@@ -30,6 +32,7 @@ MAX_REFUSAL = 64 * 1024
 REFUSAL_SECONDS = 2.0
 
 TrustKey = tuple[bytes, bool, "ClientIdentity | None"]  # the arguments of Trust
+_SYSTEM: TrustKey = b"", False, None
 Connect = Callable[[str, int], IStreamClientEndpoint]
 log = Logger()
 
@@ -44,7 +47,7 @@ class Upstream:
         self._pools: dict[str, Pool] = {}
         self._clients: dict[str, ProviderClient] = {}
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
-        self._origins: dict[str, tuple[str, TrustKey]] = {}
+        self._origins: dict[str, tuple[str, TrustKey, Proxy | None]] = {}
         trusted: dict[TrustKey, Trust] = {}
         mistakes: list[str] = []
         for index, provider in enumerate(providers):
@@ -55,9 +58,8 @@ class Upstream:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
             self._endpoints[provider.name] = endpoint
-            self._pools[provider.name] = pool = Pool(clock, endpoint, secure, bool(socket_of(provider.base_url)))
-            self._clients[provider.name] = ProviderClient(pool, provider.base_url)
-            self._origins[provider.name] = provider.base_url, key
+            self._pools[provider.name], self._clients[provider.name] = _client(provider, endpoint, secure, clock)
+            self._origins[provider.name] = provider.base_url, key, provider.proxy
         if mistakes:
             raise ConfigError(mistakes)
 
@@ -136,13 +138,32 @@ def _endpoint(
     try:
         url = URL.from_text(ascii_url(provider.base_url))
         secure = url.scheme == "https"
-        endpoint = connect(url.host, url.port or 0)
+        if provider.proxy is None:
+            endpoint = connect(url.host, url.port or 0)
+        else:
+            endpoint = connect(provider.proxy.host, provider.proxy.port)
+            if provider.proxy.secure:
+                trust = trusted.get(_SYSTEM) or trusted.setdefault(_SYSTEM, Trust(*_SYSTEM))
+                endpoint = TlsProxy(wrapClientTLS(ProviderTls(provider.proxy.host, trust), endpoint))
+            tunnel = secure and Tunnel(endpoint, provider.proxy, url.host, url.port or 0)
+            endpoint = tunnel or ThroughProxy(endpoint)
         if secure:
             trust = trusted.get(key) or trusted.setdefault(key, Trust(*key))
             endpoint = wrapClientTLS(ProviderTls(url.host, trust), endpoint)
     except ValueError:  # the error's text is not used: it may have a key in it
         raise ConfigError(["base_url: the host is not a valid host name; check its spelling"]) from None
     return endpoint, secure
+
+
+def _client(
+    provider: Provider, endpoint: IStreamClientEndpoint, secure: bool, clock: IReactorTime
+) -> tuple[Pool, ProviderClient]:
+    if provider.proxy is None or secure:
+        phase = "" if provider.proxy is None else BEFORE_TUNNEL
+        pool = Pool(clock, endpoint, secure, bool(socket_of(provider.base_url)), phase)
+        return pool, ProviderClient(pool, provider.base_url)
+    pool = Pool(clock, endpoint, secure, phase=BEFORE_PROXY, most_idle=0)
+    return pool, PlainProxyClient(pool, provider.base_url, provider.proxy, clock)
 
 
 def _refuse_unless_2xx(response: Response, provider: Provider, clock: IReactorTime) -> Response | Deferred[Response]:

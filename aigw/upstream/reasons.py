@@ -201,10 +201,10 @@ def refused_late(failure: Failure) -> UpstreamUnreachable | None:
     return unreachable(failure, "") if any(words in problem for words in _ABOUT_THE_CLIENT) else None
 
 
-def too_slow(seconds: float, handshake: str) -> UpstreamTimeout:
-    """Connecting took longer than ``seconds``; ``handshake`` is as in ``unreachable``."""
+def too_slow(seconds: float, phase: str) -> UpstreamTimeout:
+    """Connecting took longer than ``seconds``; ``phase`` is the text of ``in_handshake``, or one about a proxy."""
     slow = UpstreamTimeout("connect", seconds)
-    slow.message += f" {handshake}" if handshake else ""
+    slow.message += f" {phase}" if phase else ""
     return slow
 
 
