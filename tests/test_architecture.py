@@ -17,7 +17,7 @@ BESIDE = {
     "__main__": "tap",
 }  # files that stand where another does
 PURE = ("config", "protocols")
-PURE_FILES = "proxy/cooldown proxy/router proxy/route_names proxy/nearest access/keys telemetry/record telemetry/counters telemetry/last_hour telemetry/prometheus telemetry/status net/headers net/addresses upstream/hostname".split()
+PURE_FILES = "proxy/balance proxy/cooldown proxy/router proxy/route_names proxy/nearest access/keys telemetry/record telemetry/counters telemetry/last_hour telemetry/prometheus telemetry/status net/headers net/addresses upstream/hostname".split()
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "aigw"

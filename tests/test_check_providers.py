@@ -93,6 +93,31 @@ async def test_n4_a_star_at_a_provider_that_cannot_be_reached_does_not_work(worl
     assert step.problem
 
 
+@ensureDeferred
+async def test_j6_each_of_several_keys_is_asked_with_and_named_by_its_position(world):
+    def by_number(connection):
+        key = connection.provider.requests[-1].header("authorization") or ""
+        {"2": answer(401), "3": answer(429)}.get(key[-1:], models("m") if key else REFUSED)(connection)
+
+    keys = [f"canary-of-a-key-{number}" for number in (1, 2, 3)]
+    for tries in (False, True):
+        provider = {"name": "p", "base_url": world.base_url(world.provider(by_number)), "api_keys": keys}
+        tree = {"api_key": "k", "providers": [provider]}
+        tree["routes"] = [{"name": "r", "steps": [{"provider": "p", "model": "m"}]}]
+        loaded = loader.build(tree, {}, world.folder)
+        upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
+        checked, steps = await bounded(Check(loaded, upstream, reactor).run(tries))
+        upstream.close()
+        text, data = as_text(checked, steps), json.loads(as_json(checked, steps))
+        assert "canary" not in text + json.dumps(data)
+        assert [(each["key_number"], each["key"]) for each in data["providers"]] == [(1, True), (2, False), (3, None)]
+        assert "set api_keys[1] to a valid one" in data["providers"][1]["problem"]
+        assert [each["key_number"] for each in data["steps"]] == [1, 2, 3]
+        works = [each["works"] for each in data["steps"]]
+        assert works == ([False, False, None] if tries else [True, False, None])  # its list is no answer to a chat
+        assert [line.split()[:3] for line in text.splitlines()[1:4]] == [["p", "key", str(n)] for n in (1, 2, 3)]
+
+
 @pytest.mark.parametrize("tls", [False, True])
 @ensureDeferred
 async def test_a_good_provider(world, tls):

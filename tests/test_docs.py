@@ -25,7 +25,7 @@ from pytest_twisted import ensureDeferred
 from aigw import errors
 from aigw.config import loader
 from aigw.config.endpoint_names import NAMES
-from aigw.config.model import Config
+from aigw.config.model import SESSION_FROM, Config
 from aigw.config.schema import OneOf, Shape, settings
 from aigw.daemon import demo, init
 from aigw.protocols.endpoints import ENDPOINTS
@@ -126,6 +126,7 @@ def test_every_link_leads_somewhere(page):
 COMPUTED = {  # by the loader, or by the endpoint
     "port": "`$PORT`, then `8080`",
     "limits.bodies": "`512MiB`, or `body` if that is more",
+    "session_from": ", ".join(f"`{name}`" for name in SESSION_FROM),
     "when_refused": "by endpoint: `pass_on` on `messages` and `responses`, else `report`",
     "on_context_overflow": "by endpoint: `return` on `messages` and `responses`, else `next`",
 }
@@ -200,9 +201,11 @@ def complete(tree: dict) -> dict:
     for number, route in enumerate(tree.setdefault("routes", [{}])):
         route.setdefault("name", "openai/*" if "models" in route else f"r{number}")
         for step in route.setdefault("steps", [{}]):
-            step.setdefault("provider", tree["providers"][0].get("name", "p0") if "providers" in tree else "p0")
-            step.setdefault("model", "m")
-    used = dict.fromkeys(step["provider"] for route in tree["routes"] for step in route["steps"])
+            for each in step.get("targets", [step]):
+                each.setdefault("provider", tree["providers"][0].get("name", "p0") if "providers" in tree else "p0")
+                each.setdefault("model", "m")
+    named = [each for route in tree["routes"] for step in route["steps"] for each in step.get("targets", [step])]
+    used = dict.fromkeys(each["provider"] for each in named)
     for number, provider in enumerate(tree.setdefault("providers", [{"name": name} for name in used])):
         for one, other in (("client_cert", "client_key"), ("client_key", "client_cert")):
             if one in provider:

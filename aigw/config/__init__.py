@@ -2,5 +2,5 @@
 
 In reading order: model (each setting, once), schema (the annotations of model), values, addresses, credentials,
 endpoint_names, proxies, no_proxy and patterns (how values are written), yaml_tree, yaml_errors, reader (from tree to
-model), cross_checks, file_mode and mistakes (in a file), quoting (what a message may show), advice (warnings), loader.
+model), targets (of a step), cross_checks, file_mode, mistakes (in a file), quoting (what is shown), advice, loader.
 """

@@ -40,8 +40,13 @@ _SHORT = (
 
 def _on_provider(provider: Provider, is_used: bool, index: int) -> Iterator[Mistake]:
     path = ("providers", index)
+    for number, each in enumerate(provider.api_keys):
+        if len(each) < SHORT_KEY:
+            yield Mistake(_SHORT, (*path, "api_keys", number))
     if provider.api_key and len(provider.api_key) < SHORT_KEY:
         yield Mistake(_SHORT, (*path, "api_key"))
+    if provider.balance != "sticky" and len(provider.api_keys) < 2:
+        yield Mistake("has no effect without several api_keys; add keys, or remove it", (*path, "balance"))
     key = provider.key_setting
     header = next((name for name in provider.headers if name.lower() == provider.key_header), None)
     if key and header:
@@ -82,12 +87,15 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
             "starts beside it; write a shorter time"
         )
         yield Mistake(text, (*path, "hedge", "after"))
-    seen: dict[tuple[str, str, str | None], Step] = {}
+    seen: dict[tuple[str, str, int, str | None], Step] = {}
     for step in route.steps:
+        if step.balance != "sticky" and not step.target:
+            text = "has no effect without targets; the balance of a provider's keys is a setting of the provider"
+            yield Mistake(text, (*path, "steps", step.number - 1, "balance"))
         if route.endpoints and not any([step.provider.serves(each) for each in route.endpoints]):
             text = "is never tried: its provider serves none of the endpoints of the route; correct one of the two"
             yield Mistake(text, (*path, "steps", step.number - 1))
-        same = seen.setdefault((step.provider.name, step.model, step.conflict_resolution), step)
+        same = seen.setdefault((step.provider.name, step.model, step.key, step.conflict_resolution), step)
         if same is not step:
             text = f"is the same as step {same.number}; remove it, or use retries to repeat that step"
             yield Mistake(text, (*path, "steps", step.number - 1))

@@ -29,6 +29,7 @@ from aigw.config.proxies import with_proxies
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
+from aigw.config.targets import choices_crossed, with_choices
 from aigw.config.yaml_tree import expand, parse
 from aigw.errors import ConfigError
 from aigw.secret import Secret
@@ -109,13 +110,14 @@ def build(
     unneeded: list[Mistake] = []
     if isinstance(tree, dict):
         tree, unusable, unneeded = with_proxies(_whole(tree), environ)
-        later = [*crossed(tree, tls is not None), *names_crossed(tree), *unusable]
+        later = [*crossed(tree, tls is not None), *unusable, *choices_crossed(tree), *names_crossed(tree)]
         if "port" not in tree and environ.get("PORT"):
             tree = {**tree, "port": Expanded.of(environ["PORT"], "${PORT}")}
     else:
         later = []
     made = reader.read(tree)
     if made is not None:
+        made = msgspec.structs.replace(made, routes={name: with_choices(each) for name, each in made.routes.items()})
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
         later += unserved(made.routes)
     found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later]), *tls_mistakes]
@@ -170,7 +172,7 @@ def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], plac
     pairs = [pair for each in providers for sent in (each.headers, each.query) for pair in sent.items()]
     sent = [value for name, value in pairs if is_secret(name, value)]
     keys: list[Secret] = [each.key for each in made.callers]
-    keys += [each.api_key for each in providers if each.api_key]
+    keys += [key for each in providers for key in each.keys if key]
     keys += [*sent, *(token for value in sent if (token := value.token()))]
     keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
     keys += dict.fromkeys(secret for each in providers if each.proxy for secret in each.proxy.secrets)

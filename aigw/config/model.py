@@ -15,7 +15,7 @@ from aigw.config.credentials import KEY, Auth, Command, HeaderName, HeaderValue,
 from aigw.config.endpoint_names import DefaultName, EndpointName, PathName
 from aigw.config.patterns import RouteName, StepModel
 from aigw.config.proxies import ProxyUrl
-from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Written
+from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Unless, Written
 from aigw.config.values import (
     NAME,
     Connections,
@@ -29,15 +29,18 @@ from aigw.config.values import (
     Port,
     Refusal,
     Retries,
+    SessionName,
     Share,
     Size,
     Timeout,
     TotalSize,
+    Weight,
 )
 from aigw.secret import Secret
 
 MIB = 1024 * 1024
-KEY_SETTINGS = ("api_key", "key_file", "key_command")  # of a provider, which has at most one of them
+KEY_SETTINGS = ("api_key", "api_keys", "key_file", "key_command")  # of a provider, which has at most one of them
+SESSION_FROM = ("x-claude-code-session-id", "session_id", "x-session-id", "prompt_cache_key", "user")
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -97,7 +100,9 @@ class Provider(msgspec.Struct, frozen=True):
     which it is sent. ``proxy`` is the HTTP proxy through which it is called.
 
     ``endpoints`` are those that it serves, each with what is below it; all if empty. ``paths`` has the paths of those
-    that are not at their usual place, ``query`` is sent with every request; its values may be keys."""
+    that are not at their usual place, ``query`` is sent with every request; its values may be keys.
+
+    Requests are spread over ``api_keys`` by ``balance``."""
 
     name: Name
     base_url: Url
@@ -113,6 +118,8 @@ class Provider(msgspec.Struct, frozen=True):
     endpoints: frozenset[EndpointName] = frozenset()
     paths: dict[PathName, ProviderPath] = {}
     query: dict[QueryName, QueryValue] = {}
+    api_keys: tuple[Key, ...] = ()
+    balance: Literal["sticky", "round_robin", "least_pending"] = "sticky"
     proxy: Annotated[ProxyUrl, Inherited(None)] = None
 
     def serves(self, endpoint: str) -> bool:
@@ -122,7 +129,7 @@ class Provider(msgspec.Struct, frozen=True):
     @property
     def keys(self) -> tuple[Secret | None, ...]:
         """Its keys, at least one; None is sent as no key. A key that may change is not here, but None."""
-        return (self.api_key,)
+        return self.api_keys or (self.api_key,)
 
     @property
     def key_setting(self) -> str | None:
@@ -137,16 +144,27 @@ class Provider(msgspec.Struct, frozen=True):
         return None if self.auth == "none" else self.auth.removeprefix("header:").lower()
 
 
+class Target(msgspec.Struct, frozen=True):
+    """One of several providers and models among which a step chooses; ``weight`` is its share beside the others."""
+
+    provider: Annotated[Provider, Named("providers", NAME)]
+    model: StepModel
+    weight: Weight = 1.0
+
+
 class Step(msgspec.Struct, frozen=True):
     """One provider and model to try; limits in seconds, ``number`` counts from 1 within its route.
 
     ``key`` is the position of the provider's key that is sent, from 0. ``cooldown`` is how long it cools down after
-    failures in a row, 0 for never; ``retries`` how often it is repeated.
+    failures in a row, 0 for never; ``retries`` how often it is repeated. A step that is written with ``targets``, or
+    whose provider has several keys, becomes one Step of the same ``number`` for each target and key, see ``targets``.
+    ``target`` is then the target's position from 1, with its ``weight``, and ``key_number`` the key's position from 1.
+    ``counted``: its running attempts are counted.
     """
 
     number: Annotated[int, POSITION]
-    provider: Annotated[Provider, Named("providers", NAME)]
-    model: StepModel
+    provider: Annotated[Provider, Named("providers", NAME), Unless("targets")]
+    model: Annotated[StepModel, Unless("targets")]
     timeout: Annotated[Timeout, Inherited(300.0, top="default_timeout")]
     connect_timeout: Annotated[Timeout, Inherited(10.0)]
     idle_timeout: Annotated[Timeout, Inherited(120.0)]
@@ -154,6 +172,12 @@ class Step(msgspec.Struct, frozen=True):
     retries: Retries = 0
     conflict_resolution: Literal["tools", "format"] | None = None
     key: Annotated[int, NOT_WRITTEN] = 0
+    targets: tuple[Target, ...] = ()
+    balance: Literal["sticky", "weighted", "least_pending"] = "sticky"
+    target: Annotated[int, NOT_WRITTEN] = 0
+    weight: Annotated[float, NOT_WRITTEN] = 1.0
+    key_number: Annotated[int | None, NOT_WRITTEN] = None
+    counted: Annotated[bool, NOT_WRITTEN] = False
 
 
 class Hedge(msgspec.Struct, frozen=True):
@@ -183,7 +207,8 @@ class Route(msgspec.Struct, frozen=True):
     what follows if a step refused it as too long for the model. Where they are None the endpoint decides.
     ``default_for`` has the endpoints whose requests without a ``model`` come here. ``endpoints`` are those that it is
     for, any if empty: only a route for conversations is in the list of models.
-    ``hold`` is how much of an answer is held back before it is committed.
+    ``hold`` is how much of an answer is held back before it is committed. ``session_from`` names headers and members of
+    bodies whose values may name a request's session. ``has_choice``: several of its steps have one number.
     """
 
     name: RouteName
@@ -199,6 +224,8 @@ class Route(msgspec.Struct, frozen=True):
     hold: Literal["first_output", "whole"] = "first_output"
     keepalive: KeepAlive | None = None
     hedge: Hedge | None = None
+    session_from: Annotated[tuple[SessionName, ...], Inherited(SESSION_FROM)] = SESSION_FROM
+    has_choice: Annotated[bool, NOT_WRITTEN] = False
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -111,7 +111,9 @@ def _host(written: str) -> str | None:
         address = address_of(written[1:-1])
         return str(address) if address else None
     host = in_ascii(written)
-    return host if _NAME.fullmatch(host) else None
+    if address := address_of(host):
+        return str(address)
+    return host if _NAME.fullmatch(host) and not host.rstrip(".").rpartition(".")[2].isdecimal() else None
 
 
 def has_literal_password(value: object, variable: re.Pattern[str]) -> bool:

@@ -70,7 +70,7 @@ class Reader:
             if given is NO_DEFAULT or (given is None and setting.nullable):
                 if setting.inherited:
                     made[setting.attribute] = scope[setting.attribute]
-                elif setting.otherwise:
+                elif setting.otherwise or (setting.unless and value.get(setting.unless) is not None):
                     later.append(setting)
                 elif setting.required:
                     self._note((*path, name), "is required and missing")
@@ -79,8 +79,12 @@ class Reader:
             else:
                 made[setting.attribute] = self._value(given, setting.form, (*path, name), scope)
         for setting in later:
-            if setting.otherwise and not self.mistakes:
+            if self.mistakes:
+                break
+            if setting.otherwise:
                 made[setting.attribute] = setting.otherwise.value(made)
+            else:
+                made[setting.attribute] = getattr(made[setting.unless][0], setting.attribute)
         return made
 
     def _passed(self, value: dict[Any, Any], shape: Shape, path: Path) -> dict[str, Any]:

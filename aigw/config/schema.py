@@ -50,6 +50,12 @@ class Otherwise(NamedTuple):
     value: Callable[[Mapping[str, Any]], object]
 
 
+class Unless(NamedTuple):
+    """The setting is required, unless the mapping has the list ``entries``. Its value is then the first entry's."""
+
+    entries: str
+
+
 class OneOf(NamedTuple):
     """One of a few words, each with the value that it stands for. A ``Literal`` is one whose words are the values."""
 
@@ -111,6 +117,7 @@ class Setting(NamedTuple):
     otherwise: Otherwise | None = None
     inherited: Inherited | None = None
     nullable: bool = False
+    unless: str = ""
 
     @property
     def required(self) -> bool:
@@ -146,6 +153,7 @@ def shape_of(made: type, top: bool = True) -> Shape:
             continue
         default = field.default if field.default_factory is NO_DEFAULT else field.default_factory()
         otherwise, inherited = _mark(marks, Otherwise), _mark(marks, Inherited)
+        unless = _mark(marks, Unless)
         nullable = bool(optional or otherwise or default in ((), frozenset()))
         form = _form(hint, marks)
         *groups, name = (_mark(marks, At) or At(field.name)).name.split(".")
@@ -156,7 +164,9 @@ def shape_of(made: type, top: bool = True) -> Shape:
             place = group
         if inherited:
             optional = nullable = True
-        place.own[name] = Setting(field.name, form, default, otherwise, inherited, nullable)
+        place.own[name] = Setting(
+            field.name, form, default, otherwise, inherited, nullable, unless.entries if unless else ""
+        )
         if isinstance(form, Entries | Entry):
             below = form.shape
             from_below = {each.attribute: each for each in below.own.values() if isinstance(each, Setting)}

@@ -10,6 +10,7 @@ from aigw.config.schema import Written
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_SESSION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)\s*%")
 LONG_TIMEOUT = 3600
 MOST_OF_A_NAME = 256  # characters
@@ -87,6 +88,19 @@ def _bytes(value: object, most: int, written: str) -> int:
     raise ValueError(f"is not a size; write 32MiB, 512KiB or a number of bytes, from 1KiB to {written}")
 
 
+def _weight(value: object) -> float:
+    written = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,4}(\.\d{1,6})?", written) or not 0 < float(written) <= 1000:
+        raise ValueError("is not a weight; write a number more than 0 and at most 1000, such as 1, 3 or 0.5")
+    return float(written)
+
+
+def _session_name(value: object) -> str:
+    if not isinstance(value, str) or not _SESSION_NAME.fullmatch(value):
+        raise ValueError("is neither a header nor a member of a body; write letters, digits, hyphens and underscores")
+    return str(value)
+
+
 def _share(value: object) -> float:
     match = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None or not 0 < float(match[1]) <= 100:
@@ -137,6 +151,10 @@ Drain = Annotated[float, Written(lambda value: _or_zero(value, "not at all"))]
 """Seconds, written as a Duration is, or 0 for not at all."""
 Share = Annotated[float, Written(_share)]
 """A share, written ``5%``; more than 0 and at most 1."""
+Weight = Annotated[float, Written(_weight)]
+"""How many sessions or requests a target gets, compared with the others of its step; more than 0, at most 1000."""
+SessionName = Annotated[str, Written(_session_name)]
+"""A header, or a member at the top of a request's body, whose value names the session."""
 Size = Annotated[int, Written(lambda value: _bytes(value, 1024**3, "1024MiB"))]
 """Bytes, written ``32MiB``, ``512KiB`` or as a number of bytes; at least 1 KiB and at most 1 GiB."""
 TotalSize = Annotated[int, Written(lambda value: _bytes(value, 1024**4, "1024GiB"))]

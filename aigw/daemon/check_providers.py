@@ -55,7 +55,8 @@ _REPLACE = {
     "key_command": "its key_command must print another one",
 }  # what an operator can do about a refused key
 
-Answers = dict[tuple[str, str], "tuple[bool | None, str]"]  # by provider and model: whether it works, and why not
+# By provider, position of the key, and model: whether it works, and why not.
+Answers = dict[tuple[str, int, str], "tuple[bool | None, str]"]
 
 
 class Check:
@@ -75,12 +76,14 @@ class Check:
 
     async def _run(self, tries: bool) -> tuple[list[Checked], list[CheckedStep]]:
         providers = self._config.providers.values()
-        found = await gatherResults([Deferred.fromCoroutine(self._ask(provider)) for provider in providers])
+        asked = [(provider, key) for provider in providers for key in range(len(provider.keys))]
+        found = await gatherResults([Deferred.fromCoroutine(self._ask(*each)) for each in asked])
         answers: Answers = {}
         if tries:
-            usable = [provider for provider in found if provider.reachable]
+            usable = {each.provider: each for each in found if each.reachable}.values()
             await gatherResults([Deferred.fromCoroutine(self._try_all(each.provider, answers)) for each in usable])
-        return found, list(self._steps({each.provider: each for each in found}, answers))
+        by_key = {(provider.name, key): each for (provider, key), each in zip(asked, found, strict=True)}
+        return found, list(self._steps(by_key, answers))
 
     def _limited(self, asking: Coroutine[Deferred[object], object, T], seconds: float) -> Deferred[T]:
         def too_late(*_: object) -> Failure:
@@ -90,10 +93,10 @@ class Check:
 
     # The list of models
 
-    async def _ask(self, provider: Provider) -> Checked:
-        found = Checked(provider.name)
+    async def _ask(self, provider: Provider, key: int) -> Checked:
+        found = Checked(provider.name, key_number=key + 1 if len(provider.keys) > 1 else None)
         started = self._clock.seconds()
-        headers = self._headers(provider)
+        headers = self._headers(provider, key)
         target = self._router.target(provider, MODELS, "")
         no_key: NoKey | None = None
         try:
@@ -114,7 +117,8 @@ class Check:
             found.key = False
             found.problem = self._shown(": ".join(filter(None, [no_key.message, no_key.reason])))
         elif status == 401:
-            advice = _REPLACE.get(provider.key_setting or "", "set api_key to a valid one")
+            setting = f"api_keys[{key}]" if provider.api_keys else "api_key"
+            advice = _REPLACE.get(provider.key_setting or "", f"set {setting} to a valid one")
             found.key, found.problem = False, f"the provider refuses the key (401); {advice}"
         elif status in _UNKNOWN:
             found.note = f"the provider gives no list of models ({status}), so the key and the models cannot be checked"
@@ -168,8 +172,9 @@ class Check:
     async def _try_all(self, provider: str, answers: Answers) -> None:
         for route in self._config.routes.values():
             for step, model in asked_of(route):
-                if step.provider.name == provider and STAR not in model and (provider, model) not in answers:
-                    answers[provider, model] = await self._try(step, model)
+                key = provider, step.key, model
+                if step.provider.name == provider and STAR not in model and key not in answers:
+                    answers[key] = await self._try(step, model)
 
     async def _try(self, step: Step, model: str) -> tuple[bool | None, str]:
         """Whether the step answers, and a note. A further request after a refusal costs no token."""
@@ -211,15 +216,15 @@ class Check:
         text = f"{failure.message}: {failure.detail}" if failure.detail else failure.message
         return (None if failure.status in _BUSY else False), self._shown(text)
 
-    def _headers(self, provider: Provider) -> Lines:
-        own = self._router.own_headers(provider)
+    def _headers(self, provider: Provider, key: int) -> Lines:
+        own = self._router.own_headers(provider, key)
         return {**_VERSION, **own} if provider.auth == "x-api-key" else own
 
     async def _request(
         self, step: Step, path: str, content: Mapping[str, object], member: str
     ) -> UpstreamFailure | None:
         """Why there was no answer, which has a list ``member``; None where there was one."""
-        headers = {**self._headers(step.provider), b"content-type": b"Content-Type: application/json\r\n"}
+        headers = {**self._headers(step.provider, step.key), b"content-type": b"Content-Type: application/json\r\n"}
         url, tail = self._router.target(step.provider, path, str(content["model"]))
         attempt = Attempt(step, url, headers, msgspec.json.encode(content), tail=tail)
         seconds = min(step.timeout, TRY_SECONDS)
@@ -244,15 +249,15 @@ class Check:
 
     # What follows for the steps
 
-    def _steps(self, found: dict[str, Checked], answers: Answers) -> Iterator[CheckedStep]:
+    def _steps(self, found: dict[tuple[str, int], Checked], answers: Answers) -> Iterator[CheckedStep]:
         for route in self._config.routes.values():
             for step, model in asked_of(route):
                 name = step.provider.name
-                result = CheckedStep(route.name, step.number, name, model)
-                apply_list(result, found[name])
-                if (name, model) in answers:
+                result = CheckedStep(route.name, step.number, name, model, key_number=step.key_number)
+                apply_list(result, found[name, step.key])
+                if (name, step.key, model) in answers:
                     result.tried = True
-                    result.works, words = answers[name, model]
+                    result.works, words = answers[name, step.key, model]
                     result.problem, result.note = (words, None) if result.works is False else (None, words or None)
                 yield result
 

@@ -15,6 +15,7 @@ class Checked(msgspec.Struct):
     """One provider. ``certificate`` and ``key`` are True, False, or None if there is none or it is unknown.
 
     ``problem`` is why no step of it can work; ``note`` is other information. ``models`` is None without a list.
+    ``key_number`` is the position of its key from 1, if it has several: each of them is asked with.
     """
 
     provider: str
@@ -26,12 +27,14 @@ class Checked(msgspec.Struct):
     note: str | None = None
     models: frozenset[str] | None = None
     key_needed: bool = True
+    key_number: int | None = None
 
 
 class CheckedStep(msgspec.Struct):
     """One step. ``works`` is None if it is unknown, ``listed`` if the provider gives no list.
 
-    ``problem`` is why it does not work; ``note`` is why that is unknown, or other information.
+    ``problem`` is why it does not work; ``note`` is why that is unknown, or other information. ``key_number`` is as in
+    Checked.
     """
 
     route: str
@@ -43,6 +46,7 @@ class CheckedStep(msgspec.Struct):
     tried: bool = False
     problem: str | None = None
     note: str | None = None
+    key_number: int | None = None
 
 
 def as_text(checked: Sequence[Checked], steps: Sequence[CheckedStep]) -> str:
@@ -51,13 +55,17 @@ def as_text(checked: Sequence[Checked], steps: Sequence[CheckedStep]) -> str:
     for each in checked:
         latency = "-" if each.latency_ms is None else f"{each.latency_ms} ms"
         verdicts = [_WORDS[each.reachable], _WORDS[each.certificate], _WORDS[each.key]]
-        providers.append([each.provider, *verdicts, latency, each.problem or each.note or ""])
+        providers.append([_named(each), *verdicts, latency, each.problem or each.note or ""])
     rows = [["route", "step", "provider", "model", "listed", "works", ""]]
     for step in steps:
         works = "unknown" if step.works is None else _WORDS[step.works]
         words = step.problem or step.note or ""
-        rows.append([step.route, str(step.step), step.provider, step.model, _WORDS[step.listed], works, words])
+        rows.append([step.route, str(step.step), _named(step), step.model, _WORDS[step.listed], works, words])
     return f"{_table(providers)}\n\n{_table(rows)}\n\n{_sum(steps)}"
+
+
+def _named(one: Checked | CheckedStep) -> str:
+    return one.provider if one.key_number is None else f"{one.provider} key {one.key_number}"
 
 
 def _sum(steps: Sequence[CheckedStep]) -> str:
@@ -77,9 +85,17 @@ def as_json(checked: Sequence[Checked], steps: Sequence[CheckedStep]) -> str:
     for each in checked:
         shown = {**msgspec.structs.asdict(each), "models": None if each.models is None else len(each.models)}
         del shown["key_needed"]
-        providers.append(shown)
-    shape = {"works": all(step.works for step in steps), "providers": providers, "steps": steps}
+        providers.append(_with_key(shown))
+    shown_steps = [_with_key(msgspec.structs.asdict(step)) for step in steps]
+    shape = {"works": all(step.works for step in steps), "providers": providers, "steps": shown_steps}
     return msgspec.json.format(msgspec.json.encode(shape), indent=2).decode()
+
+
+def _with_key(shown: dict[str, object]) -> dict[str, object]:
+    """Without the position of the key where the provider has one key or none."""
+    if shown["key_number"] is None:
+        del shown["key_number"]
+    return shown
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from aigw.config import proxies
 from aigw.config.model import Config, Provider, Route, Step
@@ -52,6 +53,9 @@ def _keys(provider: Provider) -> Iterator[str]:
         yield f"key from the file {provider.key_file}"
     elif provider.key_command:
         yield f"key from the command {provider.key_command[0]}"  # its arguments may be secret
+    elif provider.api_keys:
+        yield f"{_count(len(keys), 'key')} {', '.join(map(_source, keys))}"
+        yield f"balance {provider.balance}"
     elif keys:
         yield f"key {_source(keys[0])}"
     else:
@@ -65,6 +69,10 @@ def _source(key: Secret) -> str:
     return f"from {' '.join(f'${{{name}}}' for name in key.variables)}" if key.variables else "in the file"
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _of_route(route: Route) -> Iterator[str]:
     more = [f"also {', '.join(route.also)}"] if route.also else []
     more += [f"deadline {route.deadline:g}s"] if route.deadline else []
@@ -72,10 +80,24 @@ def _of_route(route: Route) -> Iterator[str]:
     more += [f"keep-alive each {route.keepalive.every:g}s"] if route.keepalive else []
     more += [f"hedge after {route.hedge.after:g}s"] if route.hedge else []
     yield f"route {route.name}" + (f" ({', '.join(more)})" if more else "")
-    yield from map(_of_step, route.steps)
+    for _, several in groupby(route.steps, key=lambda step: step.number):
+        yield from _of_step(list(several))
 
 
-def _of_step(step: Step) -> str:
-    limits = f"timeout {step.timeout:g}s, connect {step.connect_timeout:g}s, idle {step.idle_timeout:g}s"
-    conflict = f", on conflict keep {step.conflict_resolution}" if step.conflict_resolution else ""
-    return f"  {step.number}. {step.provider.name}: {step.model} ({limits}{conflict})"
+def _of_step(steps: list[Step]) -> Iterator[str]:
+    """One step, with each of its targets; ``steps`` has one for each target and key."""
+    step = steps[0]
+    facts = [f"timeout {step.timeout:g}s", f"connect {step.connect_timeout:g}s", f"idle {step.idle_timeout:g}s"]
+    facts += [f"on conflict keep {step.conflict_resolution}"] if step.conflict_resolution else []
+    limits = f"({', '.join(facts)})"
+    if not step.target:
+        yield f"  {step.number}. {_target(step)} {limits}"
+        return
+    yield f"  {step.number}. {step.balance} over targets {limits}"
+    for number, each in {each.target: each for each in steps}.items():
+        yield f"     target {number}: {_target(each)}, weight {each.weight:g}"
+
+
+def _target(step: Step) -> str:
+    keys = len(step.provider.keys)
+    return f"{step.provider.name}: {step.model}" + (f", {keys} keys ({step.provider.balance})" if keys > 1 else "")

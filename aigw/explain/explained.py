@@ -10,20 +10,22 @@ import msgspec
 class Change(msgspec.Struct, frozen=True, omit_defaults=True):
     """One member of the body that a step gets in another way. ``value`` is there if the settings give it.
 
-    ``size`` is that of the client's value in bytes.
+    ``size`` is that of the client's value in bytes. ``to`` is the new name of a member that is renamed.
     """
 
     member: str
-    change: Literal["added", "removed", "replaced"]
+    change: Literal["added", "removed", "renamed", "replaced"]
     size: int | None = None
     value: msgspec.Raw | None = None
+    to: str | None = None
 
 
 class ExplainedStep(msgspec.Struct, frozen=True):
     """One step, in the order in which it would be tried.
 
     ``cools_down_s`` is None if it does not cool down now. ``probe``: its cooldown is over, and it has not answered
-    since. ``bytes`` is the size of its body.
+    since. ``bytes`` is the size of its body. ``target`` and ``key`` are positions from 1, where a step has several;
+    ``choice`` is how they are chosen.
     """
 
     step: int
@@ -34,6 +36,9 @@ class ExplainedStep(msgspec.Struct, frozen=True):
     changes: list[Change]
     cools_down_s: int | None = None
     probe: bool = False
+    target: int | None = None
+    key: int | None = None
+    choice: str | None = None
 
 
 class PassedOver(msgspec.Struct, frozen=True):
@@ -59,7 +64,8 @@ class Explained(msgspec.Struct):
 
     ``found_by``: the route has this name, or another name (``also``), or a name with a star, which stands for ``star``;
     or the request names none, and the route is the default of its endpoint. ``name`` is that name.
-    ``cooldowns_known`` is False where no gateway runs.
+    ``cooldowns_known`` is False where no gateway runs. ``session`` is what names the session of the request, if a step
+    is chosen by it.
     """
 
     endpoint: str
@@ -72,6 +78,7 @@ class Explained(msgspec.Struct):
     found_by: Literal["name", "also", "pattern", "default_for"] | None = None
     name: str | None = None
     star: str | None = None
+    session: str | None = None
     notes: list[str] = []
     steps: list[ExplainedStep] = []
     passed_over: list[PassedOver] = []

@@ -21,11 +21,12 @@ from aigw.protocols.endpoint import JSON, Call, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.skip import Steps
 from aigw.protocols.walk import Members
+from aigw.proxy.balance import Balance, session_of
 from aigw.proxy.cooldown import Cooldowns, CooldownsByEndpoint
 from aigw.proxy.router import Router, as_json
 from aigw.proxy.urls import url_of
 from aigw.secret import KeySearch
-from aigw.telemetry.record import requested
+from aigw.telemetry.record import RecordBuilder, requested
 
 MOST_MEMBERS = 100
 MAX_NAME = 64  # characters of a member
@@ -82,9 +83,19 @@ class Explainer:
                 found.passed_over = [*found.passed_over, passed]
 
         route = self._router.part(route, path, skip)
-        for step in self._cooldowns[path].order(route.steps):
+        steps: Sequence[Step] = route.steps
+        if route.has_choice:
+            steps = self._balanced(route, steps, call, asked)
+            found.session = _session(route, call, asked)
+        for step in self._cooldowns[path].order(steps):
             yield
             found.steps = [*found.steps, self._step(step, call, self._cooldowns[path])]
+
+    def _balanced(self, route: Route, steps: Sequence[Step], call: Call, asked: Asked) -> list[Step]:
+        """In the order of a Balance of its own: a request by turns would change the order of the next request."""
+        balance = Balance(self._config, self._router.key_names, self._cooldowns, self._health.pending, lambda: 0.5)
+        record = RecordBuilder("", "", "", 0.0, seconds=lambda: 0.0)
+        return balance.order(route, steps, call, asked, record)
 
     def _step(self, step: Step, call: Call, health: Cooldowns) -> ExplainedStep:
         provider, model = step.provider, self._router.sent_model(step, call)
@@ -102,6 +113,9 @@ class Explainer:
             list(_changes(call.members, written, dropped)),
             None if left is None else round(left),
             left is None and health.cools_down(step),
+            step.target or None,
+            step.key_number,
+            _choice(step),
         )
 
 
@@ -112,6 +126,22 @@ def _notes(route: Route, call: Call) -> Iterator[str]:
         yield f"an attempt without output for {route.hedge.after:g}s may get a second one beside it, at the next step"
     if route.hold == "whole":
         yield "the answer is held until it is whole"
+
+
+def _session(route: Route, call: Call, asked: Asked) -> str:
+    """What names the session of the request. Its value is content of the client."""
+    for name in route.session_from:
+        header = name.lower().encode()
+        if session_of(call, asked, [(name, header)]) is not None:
+            return f"the header {name}" if asked.header(header) else f"the member {name}"
+    return "the caller" if call.caller is not None else "the caller, which is not known here"
+
+
+def _choice(step: Step) -> str | None:
+    """How the step was chosen among those of its number."""
+    among = [f"{step.balance} among targets"] if step.target else []
+    among += [f"{step.provider.balance} among {len(step.provider.keys)} keys"] if step.key_number else []
+    return ", ".join(among) or None
 
 
 def _changes(members: Members, model: msgspec.Raw, dropped: Sequence[str]) -> Iterator[Change]:

@@ -41,6 +41,8 @@ def _lines(found: Explained) -> Iterator[str]:
     if found.found_by is not None:
         by = _FOUND_BY[found.found_by].format(name=found.name, star=found.star)
         yield f"route: {found.route} ({by})"
+    if found.session is not None:
+        yield f"session: from {found.session}"
     for note in found.notes:
         yield f"note: {note}"
     if found.passed_over:
@@ -61,7 +63,10 @@ def _lines(found: Explained) -> Iterator[str]:
 def _of_step(step: ExplainedStep) -> Iterator[str]:
     cooling = f", cools down for {step.cools_down_s} s" if step.cools_down_s is not None else ""
     probe = ", its cooldown is over and this request finds out whether it works again" if step.probe else ""
-    yield f"  step {step.step}: {step.provider}: {step.model}{cooling}{probe}"
+    position = f", target {step.target}" if step.target is not None else ""
+    position += f", key {step.key}" if step.key is not None else ""
+    choice = f" ({step.choice})" if step.choice is not None else ""
+    yield f"  step {step.step}{position}: {step.provider}: {step.model}{choice}{cooling}{probe}"
     yield f"    POST {step.url}, {step.bytes} bytes"
     for change in step.changes:
         yield f"    {_of_change(change)}"
@@ -71,6 +76,8 @@ def _of_change(change: Change) -> str:
     value = "" if change.value is None else bytes(change.value).decode()
     if change.change == "removed":
         return f"{change.member} is removed" + (f" ({change.size} bytes)" if change.size is not None else "")
+    if change.change == "renamed":
+        return f"{change.member} becomes {change.to} ({change.size} bytes)"
     if change.change == "added":
         return f"{change.member} is added" + (f": {value}" if value else "")
     return f"{change.member} becomes {value}" if value else f"{change.member} is replaced"

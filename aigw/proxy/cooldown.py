@@ -1,7 +1,8 @@
 """Which steps cool down, and until when. A step that cools down is tried last. Nothing here uses the network.
 
 There is one state for each provider, key, model and endpoint: a server that fails at embeddings may work for chat.
-Routes with the same provider, key and model share it. It is kept at a reload.
+Routes with the same provider, key and model share it. It is kept at a reload. Where a provider has several keys, one
+that is refused has a state beside these, for all its models.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 from aigw.config.model import Step
+from aigw.proxy.balance import Pending
 from aigw.proxy.finishing import Finishing
 from aigw.proxy.hedge import Budgets
 from aigw.proxy.response_ids import ResponseIds
@@ -20,7 +22,8 @@ Kind = Literal["failure", "timeout", "refusal"]
 IN_A_ROW: dict[Kind, int] = {"failure": 3, "timeout": 2, "refusal": 3}  # of one kind, until the step cools down
 MAX_COOLDOWN = 600.0  # seconds
 
-Key = tuple[str, int, str]  # a provider's name, the position of its key, a model
+Key = tuple[str, int, str]  # a provider's name, the position of its key, a model or EVERY_MODEL
+EVERY_MODEL = ""
 Skip = Callable[[Step, str, "float | None"], None]  # a step, why it is skipped, and until when in Unix seconds
 
 
@@ -45,6 +48,7 @@ class Cooldowns:
 
     def forget_all_but(self, kept: Collection[Key]) -> None:
         """Keep the states of these steps, which a reload did not change. All other states are removed."""
+        kept = {*kept, *((provider, key, EVERY_MODEL) for provider, key, _ in kept)}
         self._states = {key: state for key, state in self._states.items() if key in kept}
 
     def choose(self, steps: Sequence[Step], skip: Skip) -> Step | None:
@@ -64,52 +68,62 @@ class Cooldowns:
         """``steps``, with those that cool down at the end: the shortest cooldown first."""
         if not self._states:
             return steps
-        cooling = {step.number: left for step in steps if (left := self.cooldown_left(step)) is not None}
-        ready = [step for step in steps if step.number not in cooling]
-        return ready + sorted((s for s in steps if s.number in cooling), key=lambda step: cooling[step.number])
+        known = [(self.cooldown_left(step), step) for step in steps]
+        cooling = sorted([(left, step) for left, step in known if left is not None], key=lambda pair: pair[0])
+        return [*(step for left, step in known if left is None), *(step for _, step in cooling)]
+
+    def shortest(self, steps: Iterable[Step]) -> float | None:
+        """The shortest cooldown of these steps, in seconds; None if none cools down."""
+        return min((left for step in steps if (left := self.cooldown_left(step)) is not None), default=None)
 
     def cooldown_left(self, step: Step) -> float | None:
         """The seconds until the end of the step's cooldown, None if it does not cool down.
 
         After that time one request probes the step. Until it is answered the step cools down for all other requests.
         """
-        state = self._states.get(_key(step))
-        if state is None or not state.until or step.cooldown == 0:
+        if not self._states:
             return None
-        left = state.until - self._seconds()
-        return max(0.0, left) if left > 0 or state.probing else None
+        lefts = []
+        for state in self._states_of(step):
+            if state.until and step.cooldown:
+                left = state.until - self._seconds()
+                if left > 0 or state.probing:
+                    lefts.append(max(0.0, left))
+        return max(lefts, default=None)
 
     def cools_down(self, step: Step) -> bool:
         """Whether the step was cooled down and has not answered since, even if the cooldown's time is over."""
-        state = self._states.get(_key(step))
-        return state is not None and state.until > 0 and step.cooldown > 0
+        return any([state.until > 0 and step.cooldown > 0 for state in self._states_of(step)])
 
     def begin(self, step: Step) -> bool:
         """An attempt at the step starts. Gives whether it is the probe: the first attempt after the cooldown's time."""
-        state = self._states.get(_key(step)) if self._states else None
-        if state is None or not state.until or step.cooldown == 0 or state.probing or state.until > self._seconds():
+        if not self._states or step.cooldown == 0:
             return False
-        state.probing = True
+        due = [each for each in self._states_of(step) if each.until]
+        if not due or any([each.probing or each.until > self._seconds() for each in due]):
+            return False
+        for each in due:
+            each.probing = True
         return True
 
     def succeeded(self, step: Step) -> None:
         """The step answered: remove its state."""
         if self._states:
-            self._states.pop(_key(step), None)
+            for key in _keys(step):
+                self._states.pop(key, None)
 
     def answered(self, step: Step, probe: bool) -> None:
         """The provider works and refused this request (400, 404, ...): the count of failures in a row restarts."""
-        state = self._states.get(_key(step))
-        if state is not None:
+        for state in self._states_of(step):
             state.kind, state.count = None, 0
             if probe:
                 state.until, state.probing = 0.0, False
 
     def abandoned(self, step: Step, probe: bool) -> None:
         """The attempt ended without information about the step: the client left, or the request had no time."""
-        state = self._states.get(_key(step))
-        if state is not None and probe:
-            state.probing = False
+        if probe:
+            for state in self._states_of(step):
+                state.probing = False
 
     def failed(self, step: Step, probe: bool) -> None:
         """A connection failure, a broken answer or a 5xx."""
@@ -121,7 +135,7 @@ class Cooldowns:
 
     def refused(self, step: Step, probe: bool) -> None:
         """A 402 or 403, which may be about the request alone. It shows that the provider works."""
-        state = self._states.get(_key(step))
+        state = self._states.get(_keys(step)[0])
         if probe and state is not None and state.kind != "refusal":
             self.answered(step, probe)
             probe = False
@@ -129,13 +143,20 @@ class Cooldowns:
 
     def cool_down(self, step: Step, seconds: float, probe: bool) -> None:
         """Start the step's cooldown now, for at most MAX_COOLDOWN seconds."""
+        self._cool_down(step, seconds, probe, _keys(step)[0])
+
+    def key_refused(self, step: Step, seconds: float, probe: bool) -> None:
+        """The same for a key that is refused: of several keys of a provider, this one for all its models."""
+        self._cool_down(step, seconds, probe, _keys(step)[-1])
+
+    def _cool_down(self, step: Step, seconds: float, probe: bool, key: Key) -> None:
         self.abandoned(step, probe)
         if step.cooldown > 0:
-            state = self._state(step)
+            state = self._states.setdefault(key, _State())
             state.until = max(state.until, self._seconds() + min(seconds, MAX_COOLDOWN))
 
     def _strike(self, step: Step, kind: Kind, probe: bool) -> None:
-        state = self._state(step)
+        state = self._states.setdefault(_keys(step)[0], _State())
         state.count = state.count + 1 if state.kind == kind else 1
         state.kind = kind
         # The step cools down again at once after a failed probe. A step that already cools down, and was tried because
@@ -145,8 +166,8 @@ class Cooldowns:
         else:
             self.abandoned(step, probe)
 
-    def _state(self, step: Step) -> _State:
-        return self._states.setdefault(_key(step), _State())
+    def _states_of(self, step: Step) -> list[_State]:
+        return [state for key in _keys(step) if (state := self._states.get(key)) is not None]
 
 
 class CooldownsByEndpoint:
@@ -156,6 +177,7 @@ class CooldownsByEndpoint:
         self.finishing = Finishing()  # kept at a reload, as the cooldowns are
         self.response_ids = ResponseIds()
         self.budgets = Budgets()  # and so are these
+        self.pending = Pending()
         self._seconds = seconds
         self._by_path: dict[str, Cooldowns] = {}
 
@@ -168,7 +190,7 @@ class CooldownsByEndpoint:
 
     def forget_all_but(self, steps: Iterable[Step]) -> None:
         """See Cooldowns."""
-        kept = {_key(step) for step in steps}
+        kept = {_keys(step)[0] for step in steps}
         for each in self._by_path.values():
             each.forget_all_but(kept)
 
@@ -183,5 +205,7 @@ class CooldownsByEndpoint:
         return any([each.cools_down(step) for each in self._by_path.values()])
 
 
-def _key(step: Step) -> Key:
-    return step.provider.name, step.key, step.model
+def _keys(step: Step) -> list[Key]:
+    """The keys of its states: its own, and where its provider has several keys that of the key for all models."""
+    own = step.provider.name, step.key, step.model
+    return [own] if step.key_number is None else [own, (step.provider.name, step.key, EVERY_MODEL)]

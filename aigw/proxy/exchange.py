@@ -23,9 +23,11 @@ from aigw.net import headers
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.proxy import failure_report, passed_refusals, retry_policy
+from aigw.proxy import passed_refusals, retry_policy
 from aigw.proxy.answers import hold
+from aigw.proxy.balance import Balance
 from aigw.proxy.cooldown import CooldownsByEndpoint
+from aigw.proxy.failure_report import FailedAttempts
 from aigw.proxy.hedge import may_be_sent_twice
 from aigw.proxy.held import Running
 from aigw.proxy.keepalive import KeptAlive
@@ -33,11 +35,11 @@ from aigw.proxy.keyed_upstream import Sender
 from aigw.proxy.race import Race
 from aigw.proxy.relay import Answer, Relay, Responder
 from aigw.proxy.retry_policy import Verdict
-from aigw.proxy.router import Router, less_provider
+from aigw.proxy.router import Router
 from aigw.proxy.running_attempt import RunningAttempt
 from aigw.proxy.stored_responses import StoredResponses
 from aigw.proxy.whole import HoldWhole
-from aigw.telemetry.record import AttemptRecord, AttemptSink, RecordBuilder
+from aigw.telemetry.record import AttemptSink, RecordBuilder
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 
@@ -66,6 +68,7 @@ class Gateway:
         self.running = Running(config.max_held) if running is None else running
         self.finishing = health.finishing
         self.budgets = health.budgets
+        self.balance = Balance(config, self.router.key_names, self.cooldowns, health.pending, random)
         self.stored = StoredResponses(config, upstream, self.router, self.cooldowns, health.response_ids, clock)
 
     def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
@@ -99,8 +102,9 @@ class Exchange:
             self._client = self._kept_alive = KeptAlive(client, route.keepalive, call, record, self._clock)
         self._whole = HoldWhole(call, record, gateway.running.held, self._kept_alive) if route.hold == "whole" else None
         self._left = list(route.steps)
-        self._failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
-        self._refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}  # the last one of each step
+        if route.has_choice:
+            self._left = gateway.balance.order(route, self._left, call, client, record)
+        self._failures = FailedAttempts()
         self._deadline = math.inf if route.deadline is None else self._clock.seconds() + route.deadline
         self._flowing: Answer | None = None
         self._running: Deferred[None] | None = None
@@ -136,9 +140,10 @@ class Exchange:
             raise Draining("The gateway is stopping, and no provider has answered yet.", headers={"Retry-After": "1"})
         return result
 
-    def next_step(self) -> Deferred[None]:
-        """Try the next step; give up if no step or no time is left."""
-        step = self._health.choose(self._left, self._record.skip)
+    def next_step(self, beside: RunningAttempt | None = None) -> Deferred[None]:
+        """See Chain: try the next step; give up if no step or no time is left."""
+        left = self._left if beside is None else retry_policy.other_keys_last(self._left, beside.step)
+        step = self._health.choose(left, self._record.skip)
         is_late = self._clock.seconds() >= self._deadline
         if step is None or is_late:
             return self._give_up(is_late)
@@ -155,6 +160,8 @@ class Exchange:
         limit = "deadline" if self._deadline < step_ends else limit
         probe = self._health.begin(attempt.step)
         running = RunningAttempt(self._record, attempt.step, attempt, started, seconds, step_ends, tries, probe, span)
+        if attempt.step.counted:
+            running.count(self._gateway.balance.pending)
         self._record.tried += 1
         self._record.waiting_since = started
         held = self._gateway.upstream.send(attempt).addCallback(self._hold, running)
@@ -207,7 +214,7 @@ class Exchange:
             flowing = held.flow(self._client, max(0.0, rest))
         except Exception:  # a fault of the gateway: the provider's answer ends too
             held.hang_up()
-            self._health.abandoned(running.step, running.probe)
+            running.abandon(self._health)
             raise
         return flowing.addBoth(self._flowed, running, held)
 
@@ -217,7 +224,7 @@ class Exchange:
         if failure.check(CancelledError):
             self.note_cancelled(running)
         elif not failure.check(UpstreamFailure):
-            self._health.abandoned(running.step, running.probe)
+            running.abandon(self._health)
         failure.trap(UpstreamFailure)
         error = cast(UpstreamFailure, failure.value)
         verdict = self.note_failure(error, running)
@@ -240,13 +247,9 @@ class Exchange:
         verdict = retry_policy.decide(error, self.is_final(error))
         cooldown = retry_policy.apply(self._health, step, verdict, running.probe)
         attempted = running.ended(error.outcome, error.status, error.message, cooldown, error.words)
-        error.__traceback__ = error.__context__ = None  # their frames would keep the body in memory
-        self._failures.append((attempted, error))
+        self._failures.note(attempted, error, cast(Attempt, running.attempt))
         self._gateway.note_failure(self._record.request_id, self._route.name, attempted)
-        if isinstance(error, UpstreamRefused):
-            self._refusals[step.number] = cast(Attempt, running.attempt), error
-        if verdict.key_refused:
-            self._left = less_provider(self._left, step.provider, self._record.skip)
+        self._left = retry_policy.left_after(error, verdict, step, self._left, self._health, self._record.skip)
         return verdict
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
@@ -258,10 +261,8 @@ class Exchange:
 
     def _give_up(self, is_late: bool) -> Deferred[None]:
         """No step or no time is left: the client gets a refusal if the route passes it on, else the gateway's error."""
-        cooldowns = [left for step in self._route.steps if (left := self._health.cooldown_left(step)) is not None]
-        refusals = [refusal for _, refusal in sorted(self._refusals.items())]
-        found = self._failures, refusals, self._gateway.router.keys, is_late, min(cooldowns, default=None)
-        end = failure_report.in_the_end(self._route, self._call.endpoint, *found)
+        found = self._route, self._call.endpoint, self._gateway.router.keys, is_late
+        end = self._failures.in_the_end(*found, self._health.shortest(self._route.steps))
         return fail(end) if isinstance(end, GatewayError) else self._pass_on(*end)
 
     def _flowed(self, result: Failure | None, running: RunningAttempt, held: Answer) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+
+import msgspec
 
 from aigw.config.model import Route
 from aigw.errors import AllStepsFailed, DeadlineExceeded, GatewayError, UpstreamFailure, UpstreamRefused
@@ -22,25 +24,33 @@ MOST_OF_A_MESSAGE = 1000
 _LEAST_OF_A_REASON = 20
 
 
-def in_the_end(
-    route: Route,
-    endpoint: Endpoint,
-    failures: Failures,
-    refusals: Iterable[tuple[Attempt, UpstreamRefused]],
-    keys: KeySearch,
-    is_late: bool,
-    shortest_cooldown: float | None,
-) -> tuple[Attempt, UpstreamRefused] | GatewayError:
-    """What the client gets if no step or no time is left: a refusal if the route passes it on, else an error.
+class FailedAttempts(msgspec.Struct, eq=False):
+    """The failed attempts of one request, and the last refusal of each step by its number."""
 
-    ``refusals`` has the last refusal of each step. For ``shortest_cooldown`` see all_failed.
-    """
-    passed = of_all_steps([failure for _, failure in failures], refusals, route, endpoint, keys)
-    if passed is not None:
-        return passed
-    if is_late:
-        return too_late(route.deadline or 0, failures, keys)
-    return all_failed(failures, keys, shortest_cooldown)
+    failures: list[tuple[AttemptRecord, UpstreamFailure]] = []
+    refusals: dict[int, tuple[Attempt, UpstreamRefused]] = {}
+
+    def note(self, record: AttemptRecord, failure: UpstreamFailure, attempt: Attempt) -> None:
+        """One more has failed."""
+        failure.__traceback__ = failure.__context__ = None  # their frames would keep the body in memory
+        self.failures.append((record, failure))
+        if isinstance(failure, UpstreamRefused):
+            self.refusals[record.step] = attempt, failure
+
+    def in_the_end(
+        self, route: Route, endpoint: Endpoint, keys: KeySearch, is_late: bool, shortest_cooldown: float | None
+    ) -> tuple[Attempt, UpstreamRefused] | GatewayError:
+        """What the client gets if no step or no time is left: a refusal if the route passes it on, else an error.
+
+        For ``shortest_cooldown`` see all_failed.
+        """
+        refusals = [refusal for _, refusal in sorted(self.refusals.items())]
+        passed = of_all_steps([failure for _, failure in self.failures], refusals, route, endpoint, keys)
+        if passed is not None:
+            return passed
+        if is_late:
+            return too_late(route.deadline or 0, self.failures, keys)
+        return all_failed(self.failures, keys, shortest_cooldown)
 
 
 def all_failed(failures: Failures, keys: KeySearch, shortest_cooldown: float | None = None) -> AllStepsFailed:
@@ -94,7 +104,7 @@ def _with_reasons(beginning: str, failures: Failures, shown: list[dict[str, obje
     """
     ranked = sorted(zip(failures, shown, strict=True), key=lambda each: _rank(each[0][1]))
     reasons = list(
-        dict.fromkeys((record.provider, " ".join(str(entry["message"]).split())) for (record, _), entry in ranked)
+        dict.fromkeys((_who(record), " ".join(str(entry["message"]).split())) for (record, _), entry in ranked)
     )
     if not reasons:
         return f"{beginning}."
@@ -102,6 +112,10 @@ def _with_reasons(beginning: str, failures: Failures, shown: list[dict[str, obje
     share = (MOST_OF_A_MESSAGE - len(beginning) - len(first)) // max(1, len(reasons) - 1) - len(",  ()")
     others = [_named(name, reason, max(_LEAST_OF_A_REASON, share - len(name))) for name, reason in reasons[1:]]
     return f"{beginning}: {', '.join([first, *others])}"[:MOST_OF_A_MESSAGE]
+
+
+def _who(record: AttemptRecord) -> str:
+    return record.provider if record.key_number is None else f"{record.provider} key {record.key_number}"
 
 
 def _named(provider: str, reason: str, most: int) -> str:

@@ -76,6 +76,10 @@ class KeptAlive:
 
     # From the exchange
 
+    def header(self, name: bytes) -> bytes | None:
+        """See Responder."""
+        return self._client.header(name)
+
     def begin(self, status: int, sent: list[headers.Header], length: int | None, is_early: bool = False) -> None:
         """See Responder. If the answer has begun already, its head cannot be changed."""
         if self._is_early:

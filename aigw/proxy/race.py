@@ -24,8 +24,8 @@ from aigw.telemetry.record import RecordBuilder
 class Chain(Protocol):
     """The steps of the request's route, and what becomes of each attempt."""
 
-    def next_step(self) -> Deferred[None]:
-        """Try the next step; it comes back by ``Race.enter``."""
+    def next_step(self, beside: RunningAttempt) -> Deferred[None]:
+        """Try the next step beside this attempt; it comes back by ``Race.enter``."""
 
     def may_start_beside(self, running: RunningAttempt) -> bool:
         """Whether the request may have a second attempt, and a step for it."""
@@ -91,7 +91,7 @@ class Race:
             return
         self._record.hedge = "no_answer"
         self._record.waited += self._clock.seconds() - self._record.waiting_since  # the second attempt resets that
-        self._chain.next_step()
+        self._chain.next_step(first)
 
     def _ended(self, result: Any, running: RunningAttempt) -> None:
         """The attempt has reached its commit point, has failed, or is cancelled."""

@@ -45,6 +45,9 @@ class BodySink(Protocol):
 class Responder(BodySink, Protocol):
     """Takes an answer for the client that sent the request."""
 
+    def header(self, name: bytes) -> bytes | None:
+        """The value of a header of the request, by its lower-case name."""
+
     def begin(self, status: int, headers: list[Header], length: int | None, is_early: bool = False) -> None:
         """Commit: send the head of the answer. ``length`` is the size of the body in bytes, None if it is not known.
 

@@ -15,11 +15,12 @@ is_id = re.compile(r"(?!\.+\Z)[A-Za-z0-9_.~:+=-]{1,512}").fullmatch
 
 
 class Place(NamedTuple):
-    """The place of an id: the provider, and the route and the model that were asked."""
+    """The place of an id: the provider, the model and the route that were asked, and the digest of the key."""
 
     provider: str
     model: str = ""
     route: str = ""
+    key: bytes = b""
 
 
 class ResponseIds:

@@ -17,6 +17,7 @@ from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import nearest
+from aigw.proxy.balance import key_names
 from aigw.proxy.cooldown import Skip
 from aigw.proxy.route_names import Routes
 from aigw.proxy.urls import Tail, url_of
@@ -39,7 +40,8 @@ class Router:
     """The routes of a configuration, and the parts of requests that do not depend on the call.
 
     ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers. ``keys`` finds
-    all keys. ``parts`` has, by name and endpoint, the routes of which some steps do not serve the endpoint.
+    all keys. ``parts`` has, by name and endpoint, the routes of which some steps do not serve the endpoint. For
+    ``key_names`` see balance.
     """
 
     def __init__(self, config: Config) -> None:
@@ -55,6 +57,7 @@ class Router:
             for name, provider in config.providers.items()
             for number, key in enumerate(provider.keys)
         }
+        self.key_names = key_names(config)
         self._models = {step.model: as_json(step.model) for route in config.routes.values() for step in route.steps}
         self.parts = dict(_parts(config))
         self._urls: dict[tuple[str, str], str] = {}  # by provider and endpoint, each up to the model if it has one
@@ -159,14 +162,6 @@ def _parts(config: Config) -> Iterator[tuple[tuple[str, str], Part]]:
             yield (route.name, path), made[key]
 
 
-def less_provider(steps: Sequence[Step], provider: Provider, skip: Skip) -> list[Step]:
-    """``steps`` without those of a provider that refused the key. ``skip`` is called with each of those."""
-    for step in steps:
-        if step.provider.name == provider.name:
-            skip(step, "key_refused", None)
-    return [step for step in steps if step.provider.name != provider.name]
-
-
 def as_json(text: str) -> msgspec.Raw:
     """``text`` as a JSON string."""
     return msgspec.Raw(msgspec.json.encode(text))
@@ -184,7 +179,7 @@ def _headers(provider: Provider, key: Secret | None) -> Lines:
 
 def _keys(provider: Provider, secrets: Sequence[Secret]) -> tuple[Secret, ...]:
     """Those of ``secrets`` that are sent to the provider."""
-    own = [provider.api_key] if provider.api_key else []
+    own = [key for key in provider.keys if key]
     sent = {*provider.headers.values(), *provider.query.values(), *own}
     sent |= {value.in_url() for value in provider.query.values()}
     sent |= {token for each in sent if (token := each.token())}

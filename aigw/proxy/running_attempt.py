@@ -11,8 +11,10 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from aigw.config.model import Step
+from aigw.proxy.balance import Pending
+from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.relay import Relay
-from aigw.telemetry.record import AttemptRecord, RecordBuilder, called, host_and_path, short_word
+from aigw.telemetry.record import AttemptRecord, KeyAttemptRecord, RecordBuilder, called, host_and_path, short_word
 from aigw.telemetry.trace_context import Span
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
@@ -24,7 +26,7 @@ class RunningAttempt(msgspec.Struct, eq=False):
 
     ``tries`` counts those of the step; ``probe``: it finds out whether the step's cooldown is over. ``held`` fires with
     an Answer at the commit point, or fails; ``response`` is there once its head is. ``has_output``: its first output is
-    held, where that is not the commit point; ``lost``: another one has won.
+    held, where that is not the commit point; ``lost``: another one has won. ``pending`` counts it while it runs.
     """
 
     record: RecordBuilder
@@ -40,6 +42,7 @@ class RunningAttempt(msgspec.Struct, eq=False):
     response: Response | None = None
     has_output: bool = False
     lost: bool = False
+    pending: Pending | None = None
 
     @property
     def status(self) -> int | None:
@@ -55,6 +58,22 @@ class RunningAttempt(msgspec.Struct, eq=False):
         """End it; its connection is closed at once."""
         if self.held is not None:
             self.held.cancel()
+
+    def count(self, pending: Pending) -> None:
+        """Count it among those that run, until it has ended."""
+        pending.begin(self.step)
+        self.pending = pending
+
+    def leave(self) -> None:
+        """It does not run any more."""
+        if self.pending is not None:
+            self.pending.end(self.step)
+            self.pending = None
+
+    def abandon(self, cooldowns: Cooldowns) -> None:
+        """A fault of the gateway ended it, which shows nothing about its step."""
+        self.leave()
+        cooldowns.abandoned(self.step, self.probe)
 
     def cancelled(self, interrupted: bool) -> None:
         """Record why it was cancelled; ``interrupted``: the gateway is stopping."""
@@ -74,6 +93,8 @@ class RunningAttempt(msgspec.Struct, eq=False):
         self, outcome: str, status: int | None, message: str, rests: float | None = None, words: Sequence[str] = ()
     ) -> AttemptRecord:
         """Record what became of it."""
+        if self.pending is not None:
+            self.leave()
         step, record, now = self.step, self.record, self.record.seconds()
         record.waited += now - record.waiting_since
         record.waiting_since = now
@@ -82,7 +103,8 @@ class RunningAttempt(msgspec.Struct, eq=False):
         path, provider = record.path[len("/v1/") :], step.provider
         where = called(step, path) if provider.paths else host_and_path(provider.base_url, path)
         what = (outcome, status, took, message, rests_s, *where, short_word(words) if words else None)
-        made = AttemptRecord(step.number, step.provider.name, step.model, *what)
+        whole = (step.number, step.provider.name, step.model, *what)
+        made = AttemptRecord(*whole) if step.key_number is None else KeyAttemptRecord(*whole, step.key_number)
         record.attempts.append(made)
         if record.trace is not None:
             record.trace.attempted(made, now, self.span)

@@ -62,11 +62,13 @@ class StoredResponses:
         self._clock = clock
         # With several callers nothing shows which of them an unknown id belongs to, so none of them reaches it.
         self._may_search = len(config.callers) == 1
+        self._keys = router.key_names
 
     def note(self, call: Call, route: Route, step: Step, held: Answer) -> None:
         """The step answers the call: remember the id of its answer."""
         if call.endpoint.id_in is not None and (response_id := call.endpoint.id_in(held.beginning)):
-            self._ids.note(_caller(call), response_id, Place(step.provider.name, step.model, route.name))
+            place = Place(step.provider.name, step.model, route.name, self._keys[step.provider.name, step.key])
+            self._ids.note(_caller(call), response_id, place)
 
     def serve(self, call: Call, response_id: str, record: RecordBuilder, start: Start) -> Deferred[None]:
         """``start`` the call on its route, of which only the step that has the response is left.
@@ -77,11 +79,11 @@ class StoredResponses:
         routes = self._routes(call, record)
         place = self._ids.place(_caller(call), response_id)
         if place is None and self._may_search:
-            providers = list(dict.fromkeys(step.provider.name for route in routes for step in route.steps))
-            if len(providers) > 1 and is_id(response_id):
-                found = self._search(call, response_id, providers[:MOST_ASKED], record)
+            steps = {(step.provider.name, step.key): step for route in routes for step in route.steps}
+            if len(steps) > 1 and is_id(response_id):
+                found = self._search(call, response_id, list(steps.values())[:MOST_ASKED], record)
                 return found.addCallback(self._start_at, call, response_id, routes, record, start)
-            place = Place(providers[0]) if len(providers) == 1 else None
+            place = Place(next(iter(steps))[0]) if len(steps) == 1 else None
         if place is None:
             return fail(_unknown(call, response_id))
         return self._start_at(place, call, response_id, routes, record, start)
@@ -106,10 +108,13 @@ class StoredResponses:
         record: RecordBuilder,
         start: Start,
     ) -> Deferred[None]:
-        found = _step_at(place, routes)
+        found = self._step_at(place, routes)
         if found is None:
             where = f"the route {call.model!r}" if call.model else "the configuration"
-            return fail(_elsewhere(f"{where} has no step of the provider {place.provider!r}, which has the response"))
+            has_provider = any(step.provider.name == place.provider for route in routes for step in route.steps)
+            what = "key" if has_provider else "step"
+            text = f"{where} has no {what} of the provider {place.provider!r}, which has the response"
+            return fail(_elsewhere(f"{text} by another key" if has_provider else text))
         route, step = found
         rests = self._cooldowns[call.endpoint.path].cooldown_left(step)
         if rests is not None:
@@ -123,36 +128,54 @@ class StoredResponses:
                 self._ids.forget(_caller(call), response_id)
             return result
 
-        return start(replace(route, steps=(step,))).addBoth(ended)
+        return start(replace(route, steps=(step,), has_choice=False)).addBoth(ended)
 
-    def _search(self, call: Call, response_id: str, providers: Iterable[str], record: RecordBuilder) -> Deferred[Place]:
-        """Ask each provider once whether it has the response, one after the other."""
+    def _step_at(self, place: Place, routes: Iterable[Route]) -> tuple[Route, Step] | None:
+        """The step that has what is at the place: of its route and model if there is one, else of its provider.
+
+        Of several keys only the one that made it has it. A single key may have been replaced by another of its owner.
+        """
+        steps = [
+            (route, step)
+            for route in routes
+            for step in route.steps
+            if step.provider.name == place.provider
+            and (step.key_number is None or self._keys[place.provider, step.key] == place.key)
+        ]
+        alike = [each for each in steps if each[1].model == place.model]
+        return next((each for each in alike if each[0].name == place.route), next(iter([*alike, *steps]), None))
+
+    def _search(self, call: Call, response_id: str, steps: Iterable[Step], record: RecordBuilder) -> Deferred[Place]:
+        """Ask each provider once with each of its keys whether it has the response, one after the other."""
         began = self._clock.seconds()
-        left = iter(providers)
+        left = iter(steps)
         silent: list[str] = []
 
         def ask_next() -> Deferred[Place]:
-            name = next(left, None)
-            if name is None:
+            step = next(left, None)
+            if step is None:
                 if silent:
-                    text = f"the response is unknown here, and {' and '.join(map(repr, silent))} cannot be asked"
+                    names = " and ".join(map(repr, dict.fromkeys(silent)))
+                    text = f"the response is unknown here, and {names} cannot be asked"
                     return fail(_elsewhere(text, 1))
                 return fail(_unknown(call, response_id))
-            return self._ask(call, response_id, name).addCallbacks(
-                decide, no_answer, callbackArgs=(name,), errbackArgs=(name,)
+            return self._ask(call, response_id, step).addCallbacks(
+                decide, no_answer, callbackArgs=(step,), errbackArgs=(step,)
             )
 
-        def decide(has_it: bool | None, name: str) -> Place | Deferred[Place]:
+        def decide(has_it: bool | None, step: Step) -> Place | Deferred[Place]:
+            name = step.provider.name
             if has_it:
-                self._ids.note(_caller(call), response_id, Place(name))
-                return Place(name)
+                place = Place(name, key=self._keys[name, step.key])
+                self._ids.note(_caller(call), response_id, place)
+                return place
             if has_it is None:
                 silent.append(name)
             return ask_next()
 
-        def no_answer(failure: Failure, name: str) -> Deferred[Place]:
+        def no_answer(failure: Failure, step: Step) -> Deferred[Place]:
             failure.trap(UpstreamFailure)
-            silent.append(name)
+            silent.append(step.provider.name)
             return ask_next()
 
         def waited(result: Any) -> Any:
@@ -161,10 +184,9 @@ class StoredResponses:
 
         return ask_next().addBoth(waited)
 
-    def _ask(self, call: Call, response_id: str, name: str) -> Deferred[bool | None]:
+    def _ask(self, call: Call, response_id: str, step: Step) -> Deferred[bool | None]:
         """Whether the provider has the response; None where its answer does not show that."""
-        step = next(step for route in self._configured.values() for step in route.steps if step.provider.name == name)
-        own = self._router.own_headers(step.provider)
+        own = self._router.own_headers(step.provider, step.key)
         sent = {**own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()}
         path, wanted = call.endpoint.path.partition("/")[0], response_id.encode()
         url, tail = self._router.target(step.provider, path, step.model, b"/" + wanted)
@@ -180,13 +202,6 @@ class StoredResponses:
 
         answered: Deferred[Any] = self._upstream.get(step.provider, url, sent, SEARCH_SECONDS, tail).addCallback(read)
         return within(answered, SEARCH_SECONDS, self._clock, lambda: UpstreamTimeout("answer", SEARCH_SECONDS))
-
-
-def _step_at(place: Place, routes: Iterable[Route]) -> tuple[Route, Step] | None:
-    """The step that has what is at the place: of its route and model if there is one, else of its provider."""
-    steps = [(route, step) for route in routes for step in route.steps if step.provider.name == place.provider]
-    alike = [each for each in steps if each[1].model == place.model]
-    return next((each for each in alike if each[0].name == place.route), next(iter([*alike, *steps]), None))
 
 
 def _caller(call: Call) -> str:

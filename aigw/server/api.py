@@ -148,6 +148,8 @@ class EndpointResource(ApiResource):
             sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
             sent.append((b"x-aigw-provider", headers.value(record.provider)))
             sent.append((b"x-aigw-model", headers.value(record.sent_model or record.model)))
+        if record.key_number is not None:
+            sent.append((b"x-aigw-key", b"%d" % record.key_number))
         if record.skipped:
             reasons = ", ".join(f"{each.step}={each.reason}" for each in record.skipped)
             sent.append((b"x-aigw-skipped", reasons.encode()))

@@ -18,8 +18,8 @@ _METHODS = b"GET, HEAD, POST, DELETE"
 _SECONDS = b"600"  # that a browser may keep the answer to a preflight
 _NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]{1,4096}")
 _EXPOSED = (
-    b"x-request-id, x-aigw-route, x-aigw-attempts, x-aigw-step, x-aigw-provider, x-aigw-model, x-aigw-skipped, "
-    b"x-aigw-dropped, retry-after, retry-after-ms, x-should-retry, x-upstream-request-id"
+    b"x-request-id, x-aigw-route, x-aigw-attempts, x-aigw-step, x-aigw-provider, x-aigw-model, x-aigw-key, "
+    b"x-aigw-skipped, x-aigw-dropped, retry-after, retry-after-ms, x-should-retry, x-upstream-request-id"
 )
 
 

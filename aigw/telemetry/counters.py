@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from aigw.config.model import Route
+from aigw.config.model import Route, Step
 from aigw.protocols.usage import KINDS, by_kind
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
 from aigw.telemetry.record import HEDGES, AttemptRecord, Record
@@ -22,7 +22,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 NOT_FAILURES = frozenset(["client_gone", "draining", "lost_race"])  # outcomes of attempts that are no success either
 
-StepKey = tuple[int, str, str]
+StepKey = tuple[int, str, str] | tuple[int, str, str, int]  # the position of the key only if there are several
 # These series exist from the start: an alert then sees the first such request as an increase.
 _REQUESTS = ((200, "ok"), (502, "error"))
 _REQUESTS_WITHOUT_ROUTE = ((400, "error"), (401, "error"), (404, "error"))
@@ -92,6 +92,12 @@ class RouteCounters:
         self.steps: dict[StepKey, StepCounters] = {}
 
 
+def step_key(step: Step) -> StepKey:
+    """The key of a step's counters."""
+    key: StepKey = step.number, step.provider.name, step.model
+    return key if step.key_number is None else (*key, step.key_number)
+
+
 class Counters:
     """All routes by name, all models by provider and name, and the latest failures."""
 
@@ -110,7 +116,7 @@ class Counters:
             steps: dict[StepKey, StepCounters] = {}
             for step in route.steps:
                 model_key = step.provider.name, step.model
-                key = step.number, *model_key
+                key = step_key(step)
                 if model_key not in models:
                     models[model_key] = self.models.get(model_key) or ModelCounters()
                 steps[key] = counters.steps.get(key) or StepCounters(models[model_key])
@@ -147,11 +153,13 @@ class Counters:
             route.hedges[record.hedge] += 1
         minute = None
         for attempt in attempts:
-            step_key = attempt.step, attempt.provider, attempt.model
-            if step_key not in route.steps:
+            at: StepKey = attempt.step, attempt.provider, attempt.model
+            if attempt.key_number is not None:
+                at = (*at, attempt.key_number)
+            if at not in route.steps:
                 step = None
                 continue
-            step = route.steps[step_key]
+            step = route.steps[at]
             outcome = attempt.outcome
             if outcome == "ok":
                 step.attempts["ok"] += 1

@@ -23,7 +23,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
 from aigw.telemetry.log_writer import LineFile, LogWriter, Write, to_descriptor
-from aigw.telemetry.record import AttemptRecord, Record, names_for
+from aigw.telemetry.record import KeyAttemptRecord, Record, names_for
 from aigw.telemetry.redaction import Redaction
 
 MAX_MESSAGE = 2000
@@ -34,7 +34,7 @@ FIELDS = frozenset(
         "address addresses answers closed config connections days delayed_calls drain_s dropped held_bytes in_flight "
         "lag_ms limit_bytes mistakes open_files providers proxies refused repeats routes serials tls traceback version"
     ).split()
-).union(names_for(Record, "log"), names_for(AttemptRecord, "log"))
+).union(names_for(Record, "log"), names_for(KeyAttemptRecord, "log"))
 _OURS = FIELDS | {"time", "level", "message", "request_id", "fields", "reason", "until"}
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}

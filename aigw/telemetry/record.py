@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Annotated, TypeVar, get_args, get_type_hints
+from typing import Annotated, ClassVar, TypeVar, get_args, get_type_hints
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -36,6 +36,8 @@ class AttemptRecord(msgspec.Struct, frozen=True):
     called. ``code`` is the provider's code for the failure, if that is one short word.
     """
 
+    key_number: ClassVar[int | None] = None
+
     step: Public[int]
     provider: Public[str]
     model: Public[str]
@@ -47,6 +49,12 @@ class AttemptRecord(msgspec.Struct, frozen=True):
     host: Logged[str] = ""
     path: Logged[str] = ""
     code: Logged[str | None] = None
+
+
+class KeyAttemptRecord(AttemptRecord, frozen=True):
+    """One at a provider with several keys: ``key_number`` is the position of the key that was sent, from 1."""
+
+    key_number: Public[int] = 0  # type: ignore[misc]  # a field in place of a class variable
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -72,7 +80,8 @@ class Facts(msgspec.Struct):
     provider reported, never an estimate. ``dropped`` names the members of the request that the answering step did not
     get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
     written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
-    ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due.
+    ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due. The attempt that
+    answered had ``key_number``, if its provider has several keys.
     """
 
     request_id: str
@@ -96,6 +105,7 @@ class Facts(msgspec.Struct):
     keepalives: Logged[int] = 0
     held: float | None = None
     hedge: Logged[str | None] = None
+    key_number: int | None = None
     trace: Trace | None = None
 
 
@@ -127,7 +137,8 @@ class RecordBuilder(Facts, kw_only=True):
     """The record of a request that still runs.
 
     ``seconds`` is the clock, ``received`` the time when the request's body was complete, and ``waited`` how many
-    seconds the providers took, without those since ``waiting_since``.
+    seconds the providers took, without those since ``waiting_since``. ``session`` is what the request itself names, on
+    routes that choose a step by it; it is content of the client, so the Record does not have it.
     """
 
     seconds: Callable[[], float]
@@ -139,16 +150,18 @@ class RecordBuilder(Facts, kw_only=True):
     waited: float = 0.0
     waiting_since: float = 0.0
     sent_model: str = ""
+    session: str | None = None
 
     def answered_by(self, step: Step, dropped: tuple[str, ...] = (), sent_model: str = "") -> None:
         """Note the step that answers. ``dropped`` names the members of the request that the step did not get.
         ``sent_model`` is what the provider got; a step's model with a star has more of them than a record may name."""
         self.step, self.provider, self.model = step.number, step.provider.name, step.model
+        self.key_number = step.key_number
         self.dropped, self.sent_model = dropped, sent_model
 
     def skip(self, step: Step, reason: str, until: float | None = None) -> None:
-        """Note that this step was skipped; only the first reason counts."""
-        if all(each.step != step.number for each in self.skipped):
+        """Note that this step was skipped; only the first reason counts. One that was tried by another key was not."""
+        if step.number not in [*(each.step for each in self.skipped), *(each.step for each in self.attempts)]:
             self.skipped += (Skipped(step.number, reason, None if until is None else round(until)),)
 
     def record(self, status: int) -> Record:
@@ -185,7 +198,8 @@ _values_of = attrgetter(*_RECORD)
 
 def attempt_for_client(attempt: AttemptRecord) -> dict[str, object]:
     """The fields of an attempt that a client may see."""
-    return {name: getattr(attempt, name) for name in _ATTEMPT_OF_CLIENTS}
+    shown = {name: getattr(attempt, name) for name in _ATTEMPT_OF_CLIENTS}
+    return shown if attempt.key_number is None else {**shown, "key_number": attempt.key_number}
 
 
 def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
@@ -195,7 +209,10 @@ def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
 
 def for_log(record: Record) -> dict[str, object]:
     """The fields of the log line of a request. Attempts and skipped steps stay Structs: all their fields are logged."""
-    return dict(zip(_RECORD, _values_of(record), strict=True))
+    fields: dict[str, object] = dict(zip(_RECORD, _values_of(record), strict=True))
+    if record.key_number is not None:
+        fields["key_number"] = record.key_number
+    return fields
 
 
 def milliseconds(seconds: float) -> int:

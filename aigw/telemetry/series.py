@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from aigw.telemetry.counters import OTHER, OUTCOMES, Counters, Histogram, RouteCounters, StepCounters
+from aigw.telemetry.counters import OTHER, OUTCOMES, Counters, Histogram, RouteCounters, StepCounters, StepKey, step_key
 from aigw.telemetry.snapshot import Snapshot
 
 PIECE = 32  # routes, steps or models
@@ -48,14 +48,15 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
     routes = [(labels, each) for labels, _, each in named]
     if OTHER not in counters.routes:
         routes = [(route_labels(OTHER), counters.other), *routes]
-    steps = [
-        (f'{labels},step="{number}",{model_labels(provider, model)}', step)
-        for labels, _, route in named
-        for (number, provider, model), step in route.steps.items()
-    ]
+
+    def step_labels(key: StepKey) -> str:
+        number, provider, model, *keys = key
+        return ",".join([f'step="{number}"', model_labels(provider, model), *(f'key="{each}"' for each in keys)])
+
+    steps = [(f"{labels},{step_labels(key)}", step) for labels, _, route in named for key, step in route.steps.items()]
     models = [(model_labels(*key), model) for key, model in counters.models.items()]
     configured = [
-        (f'{route_labels(route.name)},step="{step.number}",{model_labels(step.provider.name, step.model)}', step)
+        (f"{route_labels(route.name)},{step_labels(step_key(step))}", step)
         for route in live.config.routes.values()
         for step in route.steps
     ]

@@ -101,6 +101,8 @@ def _client(record: Record, trace: Trace, span: Span, offset: float) -> SpanData
             "aigw.outcome": attempt.outcome,
             "url.path": attempt.path,
         }
+        if attempt.key_number is not None:
+            attributes["aigw.key"] = attempt.key_number
         if attempt.status is not None:
             attributes["http.response.status_code"] = attempt.status
         failed = attempt.outcome
@@ -118,7 +120,10 @@ def _client(record: Record, trace: Trace, span: Span, offset: float) -> SpanData
 
 def _answering(record: Record, spans: list[Span]) -> Span:
     """That of the attempt that answered, which may have begun before another one."""
-    of_step = [span for span in spans if span.record is not None and span.record.step == record.step]
+    found = record.step, record.provider, record.model, record.key_number
+    of_step = [
+        span for span in spans if (it := span.record) and (it.step, it.provider, it.model, it.key_number) == found
+    ]
     return (of_step or spans)[-1]
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from aigw import __version__
 from aigw.config.model import Step
-from aigw.telemetry.counters import Counters, StepCounters
+from aigw.telemetry.counters import Counters, StepCounters, step_key
 from aigw.telemetry.last_hour import MINUTES, Failed, Hour
 from aigw.telemetry.snapshot import Snapshot
 
@@ -32,8 +32,16 @@ class HourStatus(TypedDict):
     minutes: list[int | None]
 
 
-class StepStatus(TypedDict):
-    """One step of a route. ``until`` and ``why`` are of its cooldown, None without one."""
+class ChoiceStatus(TypedDict, total=False):
+    """What a step of a route chooses from: the positions of a target, and of a key if the provider has several."""
+
+    target: int
+    key_number: int
+
+
+class StepStatus(ChoiceStatus):
+    """One step of a route, or one of its targets and keys. ``until`` and ``why`` are of its cooldown, None without
+    one."""
 
     number: int
     provider: str
@@ -54,6 +62,8 @@ _QUIET: HourStatus = {
     "ms": None,
     "minutes": [None] * MINUTES,
 }
+# Why a step cools down that did not fail itself: by whether its provider has one key at most.
+_ELSEWHERE = {True: "it failed on another route", False: "its provider or its key failed elsewhere"}
 _STATES = {True: "answering", False: "failed", None: "unused"}
 PIECE = 16  # steps of routes, which take up to a millisecond
 
@@ -91,9 +101,9 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
     for route, counted, steps in named:
         encoded, answered = [], []
         for step in route.steps:
-            one = _step(step, live, steps[step.number, step.provider.name, step.model])
+            one = _step(step, live, steps[step_key(step)])
             encoded.append(hide(msgspec.json.encode(one)))
-            answered.append(one["hour"]["ok"])
+            answered.append((step.number, one["hour"]["ok"]))
             made += 1
             if made % PIECE == 0:
                 yield
@@ -106,7 +116,7 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
             "keepalive_s": route.keepalive and route.keepalive.every,
             "keepalives": counted.keepalives,
             "hedge": route.hedge and {"after_s": route.hedge.after, "share": route.hedge.share, **counted.hedges},
-            "first_step_percent": _percent(answered[0], sum(answered)),
+            "first_step_percent": _percent(sum(ok for n, ok in answered if n == 1), sum(ok for _, ok in answered)),
         }
         routes.append(_with_list(hide(msgspec.json.encode(whole)), "steps", encoded))
     return _with_list(hide(msgspec.json.encode(shown)), "routes", routes)
@@ -133,15 +143,21 @@ def _percent(part: int, of: int) -> int | None:
 
 def _step(step: Step, live: Snapshot, counters: StepCounters) -> StepStatus:
     left = live.cooldown_left(step)
+    choice: ChoiceStatus = {}
+    if step.target:
+        choice["target"] = step.target
+    if step.key_number is not None:
+        choice["key_number"] = step.key_number
     return {
         "number": step.number,
         "provider": step.provider.name,
         "model": step.model,
         "state": "resting" if left is not None else _STATES[counters.answers],
         "until": None if left is None else math.ceil(time.time() + left),
-        "why": None if left is None else counters.why or "it failed on another route",
+        "why": None if left is None else counters.why or _ELSEWHERE[step.key_number is None],
         "tokens": counters.tokens,
         "hour": _hour(counters.hour, live.now),
+        **choice,
     }
 
 
@@ -154,6 +170,7 @@ def _failed(failed: Failed) -> dict[str, object]:
         "step": attempt and attempt.step,
         "provider": attempt and attempt.provider,
         "model": attempt and attempt.model,
+        **({"key_number": attempt.key_number} if attempt and attempt.key_number is not None else {}),
         "outcome": failed.outcome,
         "status": failed.status,
         "message": failed.message,

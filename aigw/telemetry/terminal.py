@@ -89,7 +89,7 @@ def _request(request_id: str, fields: dict[str, Any]) -> list[tuple[str, str]]:
     paint = _GREEN if ok else _RED if fields["status"] >= 500 or fields["status"] < 400 else _YELLOW
     where = fields["route"] or f"{fields['method']} {fields['path']}"
     if fields["provider"]:
-        where += f" -> {fields['provider']} ({fields['model']})"
+        where += f" -> {_who(fields)} ({fields['model']})"
     facts = [_span(fields["duration_ms"])]
     if fields["stream"]:
         facts = [
@@ -100,10 +100,8 @@ def _request(request_id: str, fields: dict[str, Any]) -> list[tuple[str, str]]:
     if tokens := fields["usage"].get("total_tokens"):
         facts.append(f"{tokens} tokens")
     no_failure = ("ok", "lost_race")
-    failed = [
-        f"{each['provider']} {each['outcome']}" for each in fields["attempts"] if each["outcome"] not in no_failure
-    ]
-    if slower := [each["provider"] for each in fields["attempts"] if each["outcome"] == "lost_race"]:
+    failed = [f"{_who(each)} {each['outcome']}" for each in fields["attempts"] if each["outcome"] not in no_failure]
+    if slower := [_who(each) for each in fields["attempts"] if each["outcome"] == "lost_race"]:
         facts.append(f"slower: {', '.join(slower)}")
     if failed:
         facts.append(f"failed: {', '.join(failed)}")
@@ -111,6 +109,12 @@ def _request(request_id: str, fields: dict[str, Any]) -> list[tuple[str, str]]:
     if not ok:
         words += [(fields["error"] or fields["outcome"], paint), (f"id {request_id}", _DIM)]
     return words
+
+
+def _who(fields: dict[str, Any]) -> str:
+    """The provider of a request or an attempt, with the position of the key if it has several."""
+    key = fields.get("key_number")
+    return str(fields["provider"]) if key is None else f"{fields['provider']} key {key}"
 
 
 def _named(request_id: str | None, fields: dict[str, object]) -> str:
