@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from aigw.config.bodies import BodyChanges, ConflictResolution
 from aigw.config.model import Caller
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.envelope import Pieces
@@ -30,6 +31,7 @@ def read_call(
     return found if isinstance(found, Call) else whole(found)
 
 
-def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> bytes | Pieces:
+def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: ConflictResolution | None) -> bytes | Pieces:
     """The body for a step."""
-    return call.endpoint.rewrite(call, model, conflict_resolution)[0]
+    changes = conflict_resolution and BodyChanges(conflict_resolution=conflict_resolution)
+    return call.endpoint.rewrite(call, model, changes)[0]

@@ -23,6 +23,8 @@ from aigw.config.model import Provider
 from aigw.errors import ConfigError, UpstreamUnreachable
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy.urls import Tail
+from aigw.upstream.client import ascii_url
+from aigw.upstream.providers import Upstream
 from aigw.upstream.reasons import no_socket
 from tests.certificates import authority, dns, issue
 from tests.harness import AUTH, HELLO, KEY, bounded, request, until
@@ -33,6 +35,7 @@ from tests.providers import as_asked, begin_stream, completion, event
 from tests.test_certificates import serving
 from tests.test_check_providers import by_key, check, models
 from tests.test_clients import with_openai
+from tests.test_daemon import CONFIG, KEYS, run
 from tests.test_trace import attributes, collector  # noqa: F401
 
 CANARY = "canary4711secret-of-the/query+x"
@@ -215,6 +218,28 @@ def test_u1_the_steps_keep_their_numbers_and_their_order_by_cooldown():
     assert b"x-aigw-step: 3\r\n" in got.lower()
 
 
+def test_u1_of_the_targets_of_a_step_those_are_left_that_serve_the_endpoint():
+    targets = [{"provider": name, "model": "m", "weight": weight} for name, weight in (("p1", 1000), ("p2", 1))]
+    gateway = memory(CHAT_ONLY, {}, {}, route={"steps": [{"targets": targets}, {"provider": "p3", "model": "m"}]})
+    client = ask(gateway, "/v1/embeddings", EMBED)
+    assert [asked(gateway, door) for door in ("p1", "p2")] == [[], ["POST /v1/embeddings"]]
+    answers(gateway, "p2", b'{"data": [{"embedding": [1]}]}')
+    assert skipped(client.take()) is None, "the step was not passed over"
+    one = memory(CHAT_ONLY, CHAT_ONLY, {}, route={"steps": [{"targets": targets}, {"provider": "p3", "model": "m"}]})
+    client = ask(one, "/v1/embeddings", EMBED)
+    answers(one, "p3", b'{"data": [{"embedding": [1]}]}')
+    assert skipped(client.take()) == "1=endpoint_not_served"
+
+
+def test_u1_several_keys_of_a_provider_are_one_step():
+    keys = {"api_keys": ["a-key-of-the-provider-1", "a-key-of-the-provider-2"]}
+    gateway = memory({**keys, **CHAT_ONLY}, {**keys, "query": DATE})
+    client = ask(gateway, "/v1/embeddings", EMBED)
+    assert (asked(gateway, "p1"), asked(gateway, "p2")) == ([], ["POST /v1/embeddings?api-version=2024-10-21"])
+    answers(gateway, "p2", b'{"data": [{"embedding": [1]}]}')
+    assert skipped(client.take()) == "1=endpoint_not_served"
+
+
 def test_u1_retry_after_is_that_of_the_steps_that_serve_it():
     gateway = memory({"endpoints": ["embeddings"]}, {})
     ask(gateway, "/v1/embeddings", EMBED)
@@ -315,6 +340,14 @@ def test_u2_u3_so_is_the_look_up_of_an_id():
     assert asked(gateway, "p1") == [f"GET /r/org%2Fmodel-1/resp_1?key={ESCAPED}"]
     answers(gateway, "p1", b"{}", 404)
     assert asked(gateway, "p2") == ["GET /v1/responses/resp_1"]
+
+
+def test_u2_u3_a_plain_proxy_gets_the_whole_url():
+    settings = {"base_url": "http://llm.example/v1", "proxy": "http://proxy.example:3128"}
+    gateway = memory({**settings, "paths": {"chat/completions": AZURE}, "query": DATE})
+    ask(gateway, "/v1/chat/completions", HELLO)
+    url = "http://llm.example/v1/openai/deployments/org%2Fmodel-1/chat/completions?api-version=2024-10-21"
+    assert asked(gateway, "proxy.example") == [f"POST {url}"]
 
 
 def test_u2_of_a_model_that_a_client_chooses_nothing_is_kept():
@@ -521,6 +554,17 @@ async def test_u3_no_key_of_a_query_is_in_a_log_page_metric_span_error_or_answer
     assert "r1" in text, "something was looked at"
 
 
+@pytest.mark.parametrize("mistake", ["", "    port: 5"], ids=["good", "with a mistake"])
+def test_u3_check_config_prints_no_key_of_a_query(tmp_path, mistake):
+    query = f'    query: {{key: "${{CANARY}}", sig: {CANARY}, api-version: 2024-10-21}}\n'
+    config = CONFIG.replace(
+        "providers:\n", f"providers:\n  - name: b\n    base_url: https://b.example/v1\n{query}{mistake}\n"
+    )
+    done = run(tmp_path, "--check-config", config=config, environ={**KEYS, "CANARY": CANARY})
+    assert done.returncode == (78 if mistake else 0), done.stderr
+    assert not [form for form in (CANARY, ESCAPED) if form in done.stdout + done.stderr]
+
+
 @ensureDeferred
 async def test_u3_check_providers_sends_the_query_and_prints_no_key_of_it(world):
     provider = world.provider(
@@ -600,7 +644,8 @@ async def test_u2_u3_the_openai_client_reaches_a_provider_of_the_shape_of_azure(
                 "name": "azure",
                 "base_url": f"https://127.0.0.1:{provider.port}",
                 "ca_file": str(world.ca_file),
-                "headers": {"api-key": "azure-key"},
+                "api_key": "azure-key",
+                "auth": "api-key",
                 "endpoints": ["chat/completions", "embeddings"],
                 "query": {"api-version": "2024-10-21"},
                 "paths": {name: f"openai/deployments/{{model}}/{name}" for name in ("chat/completions", "embeddings")},
@@ -728,6 +773,16 @@ async def test_u5_a_large_body_goes_over_the_socket(world):
     assert len(provider.requests[0].body) > 3_000_000
 
 
+@pytest.mark.parametrize("url", ["http+unix:///run/x.sock:/v1", "http+unix://%2Frun%2Fx.sock/v1"])
+@pytest.mark.parametrize("environ", [{}, {"HTTP_PROXY": "http://proxy:3128", "ALL_PROXY": "http://proxy:3128"}])
+@pytest.mark.parametrize("top", [{}, {"proxy": "http://proxy:3128"}])
+def test_u5_no_proxy_is_on_the_way_to_a_unix_socket(url, environ, top):
+    routes = [{"name": "r", "steps": [{"provider": "p", "model": "m"}]}]
+    tree = {"api_key": KEY, "providers": [{"name": "p", "base_url": url}], "routes": routes, **top}
+    config = loader.build(tree, environ, Path("/nonexistent"))
+    assert config.providers["p"].proxy is None
+
+
 def closed_socket(file: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(file))
@@ -815,6 +870,26 @@ async def test_u6_a_host_with_an_underscore_has_a_real_handshake_over_https(worl
     else:
         assert sent == b"", "the key is not sent"
         assert "TLS: the certificate is not for this host" in answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://my_llm/v1", "https://my_llm/v1"),
+        ("https://my_llm/ü%20ü", "https://my_llm/%C3%BC%20%C3%BC"),
+        ("https://my_llm.ü.example:8443/v1", "https://my_llm.xn--tda.example:8443/v1"),
+        ("https://ü.EXAMPLE/ü", "https://xn--tda.EXAMPLE/%C3%BC"),
+        ("https://ü。example", "https://xn--tda.example"),
+    ],
+)
+def test_u6_only_a_label_that_needs_it_is_encoded(url, expected):
+    assert ascii_url(url) == expected
+
+
+def test_u6_an_underscore_in_a_label_that_is_not_ascii_is_a_mistake():
+    provider = Provider("p", "https://ü_b.example/v1")
+    with pytest.raises(ConfigError, match="the host is not a valid host name"):
+        Upstream(reactor, [provider], lambda *_: None)
 
 
 @ensureDeferred

@@ -39,18 +39,18 @@ def by_key(with_key, without=REFUSED):
     return run
 
 
-async def check(world, provider, key=CANARY, model="m", tries=False, route=None, **more):
+async def check(world, provider, key=CANARY, model="m", tries=False, route=None, step=None, **more):
     if not isinstance(provider, str | None):
         more = {**({"ca_file": str(world.ca_file)} if provider.tls else {}), **more}
-    checked, steps, text = await check_all(world, provider, key, model, tries, route or {}, **more)
+    checked, steps, text = await check_all(world, provider, key, model, tries, route or {}, step, **more)
     return checked[0], steps[0], text
 
 
-async def check_all(world, provider, key, model, tries, route, **more):
+async def check_all(world, provider, key, model, tries, route, step=None, **more):
     tree = {
         "api_key": "k",
         "providers": [{"name": "p", "base_url": world.base_url(provider), **({"api_key": key} if key else {}), **more}],
-        "routes": [{"name": "r", "steps": [{"provider": "p", "model": model}], **route}],
+        "routes": [{"name": "r", "steps": [{"provider": "p", "model": model, **(step or {})}], **route}],
     }
     loaded = loader.build(tree, {}, world.folder)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
@@ -299,6 +299,18 @@ async def test_d4_try_sends_each_step_a_real_request(world, monkeypatch, paths, 
     assert tried.line == "POST /v1/chat/completions HTTP/1.1"
     assert tried.header("authorization") == f"Bearer {CANARY}"
     assert json.loads(tried.body) == {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+
+
+@pytest.mark.parametrize("behaviour", [answer(), answer(400, LIMIT)])
+@ensureDeferred
+async def test_d4a_w1_try_sends_what_the_step_would_send(world, behaviour):
+    provider = world.provider(by_path(**{"v1__models": by_key(models("m")), "v1__chat__completions": behaviour}))
+    changed = {"rename": {"max_tokens": "max_completion_tokens"}, "set": {"user": "u"}}
+    _, step, _ = await check(world, provider, tries=True, step=changed)
+    assert step.works
+    (tried,) = [json.loads(seen.body) for seen in provider.requests if seen.line.startswith("POST")]
+    hi = [{"role": "user", "content": "Hi"}]
+    assert tried == {"model": "m", "messages": hi, "max_completion_tokens": 1, "user": "u"}
 
 
 @ensureDeferred

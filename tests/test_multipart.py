@@ -12,9 +12,11 @@ import pytest
 from hypothesis import strategies as st
 from pytest_twisted import ensureDeferred
 
+from aigw.config.bodies import BodyChanges
 from aigw.errors import BadRequest
 from aigw.protocols.endpoint import Call, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS
+from aigw.protocols.shaping import UNCHANGED
 from aigw.protocols.walk import whole
 from tests.harness import AUTH, KEY, bounded, request
 from tests.memory import MemoryGateway, error_of
@@ -54,9 +56,10 @@ def read(body: bytes, kind: bytes | None = None, path: str = TRANSCRIPTIONS) -> 
 
 
 def sent(body: bytes, kind: bytes | None = None, model: str = "real", path: str = TRANSCRIPTIONS) -> bytes:
-    made, dropped = ENDPOINTS[path].rewrite(read(body, kind, path), msgspec.Raw(msgspec.json.encode(model)), "tools")
+    changes = BodyChanges(conflict_resolution="tools")
+    made, difference = ENDPOINTS[path].rewrite(read(body, kind, path), msgspec.Raw(msgspec.json.encode(model)), changes)
     data = made if isinstance(made, bytes) else b"".join(made)
-    assert (len(made), dropped) == (len(data), ())
+    assert (len(made), difference) == (len(data), UNCHANGED)
     return data
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
+from aigw.config.bodies import BodyChanges
 from aigw.config.model import Caller
 from aigw.errors import AllStepsFailed, BadRequest, RouteNotFound, StreamBroken
 from aigw.protocols.endpoint import Endpoint
@@ -599,7 +600,8 @@ def test_b8_each_endpoint_looks_at_its_own_format_only(resolution):
     ],
 )
 def test_b8_what_was_dropped_is_named(endpoint, body, resolution, dropped):
-    assert endpoint.rewrite(read_call(endpoint, body), msgspec.Raw(b'"real"'), resolution)[1] == dropped
+    changes = resolution and BodyChanges(conflict_resolution=resolution)
+    assert endpoint.rewrite(read_call(endpoint, body), msgspec.Raw(b'"real"'), changes)[1].dropped == dropped
 
 
 @pytest.mark.parametrize("large", [False, True])

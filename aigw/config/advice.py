@@ -87,7 +87,7 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
             "starts beside it; write a shorter time"
         )
         yield Mistake(text, (*path, "hedge", "after"))
-    seen: dict[tuple[str, str, int, str | None], Step] = {}
+    seen: dict[tuple[object, ...], Step] = {}
     for step in route.steps:
         if step.balance != "sticky" and not step.target:
             text = "has no effect without targets; the balance of a provider's keys is a setting of the provider"
@@ -95,7 +95,7 @@ def _on_route(route: Route, index: int) -> Iterator[Mistake]:
         if route.endpoints and not any([step.provider.serves(each) for each in route.endpoints]):
             text = "is never tried: its provider serves none of the endpoints of the route; correct one of the two"
             yield Mistake(text, (*path, "steps", step.number - 1))
-        same = seen.setdefault((step.provider.name, step.model, step.key, step.conflict_resolution), step)
+        same = seen.setdefault((step.provider.name, step.model, step.key, step.changes, step.max_body), step)
         if same is not step:
             text = f"is the same as step {same.number}; remove it, or use retries to repeat that step"
             yield Mistake(text, (*path, "steps", step.number - 1))

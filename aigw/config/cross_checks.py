@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from aigw.config.addresses import is_on_loopback
 from aigw.config.mistakes import Mistake
-from aigw.config.model import KEY_SETTINGS
+from aigw.config.model import KEY_SETTINGS, Route
 
 
 def crossed(tree: object, tls: bool) -> Iterator[Mistake]:
@@ -60,6 +60,15 @@ def limits_crossed(body: int, bodies: int) -> Iterator[Mistake]:
     if bodies < body:
         text = "is less than limits.body, the limit of one request; raise limits.bodies or lower limits.body"
         yield Mistake(text, ("limits", "bodies"))
+
+
+def bodies_crossed(routes: Mapping[str, Route]) -> Iterator[Mistake]:
+    """A mistake for each member that is renamed to itself."""
+    for index, route in enumerate(routes.values()):
+        for step in route.steps:
+            for old in [old for old, new in step.rename.items() if old == new]:
+                path = ("routes", index, "steps", step.number - 1, "rename", old)
+                yield Mistake("is renamed to itself; write another name, or remove it", path)
 
 
 def _is_insecure(listener: Mapping[object, object]) -> bool:

@@ -17,7 +17,7 @@ import yaml
 
 from aigw.config.addresses import admin_endpoint
 from aigw.config.advice import advice_on
-from aigw.config.cross_checks import crossed, limits_crossed
+from aigw.config.cross_checks import bodies_crossed, crossed, limits_crossed
 from aigw.config.endpoint_names import defaults_crossed, unserved
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
 from aigw.config.mistakes import Mistake, line_of, not_following, worded
@@ -119,7 +119,7 @@ def build(
     if made is not None:
         made = msgspec.structs.replace(made, routes={name: with_choices(each) for name, each in made.routes.items()})
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
-        later += unserved(made.routes)
+        later += [*unserved(made.routes), *bodies_crossed(made.routes)]
     found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later]), *tls_mistakes]
     if found:
         raise ConfigError(worded(found, file, root))

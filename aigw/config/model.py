@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from aigw.config.addresses import ListenAddress, Origin, ProviderPath, QueryName, Url, is_at_or_below
+from aigw.config.bodies import BodyChanges, ConflictResolution, MemberName, Value, changes_of
 from aigw.config.credentials import KEY, Auth, Command, HeaderName, HeaderValue, Key, QueryValue
 from aigw.config.endpoint_names import DefaultName, EndpointName, PathName
 from aigw.config.patterns import RouteName, StepModel
@@ -101,6 +102,7 @@ class Provider(msgspec.Struct, frozen=True):
 
     ``endpoints`` are those that it serves, each with what is below it; all if empty. ``paths`` has the paths of those
     that are not at their usual place, ``query`` is sent with every request; its values may be keys.
+    ``ask_usage``: each stream is asked for its usage, and a client that did not ask does not get it.
 
     Requests are spread over ``api_keys`` by ``balance``."""
 
@@ -121,6 +123,7 @@ class Provider(msgspec.Struct, frozen=True):
     api_keys: tuple[Key, ...] = ()
     balance: Literal["sticky", "round_robin", "least_pending"] = "sticky"
     proxy: Annotated[ProxyUrl, Inherited(None)] = None
+    ask_usage: Flag = False
 
     def serves(self, endpoint: str) -> bool:
         """Whether requests to this endpoint, by its path behind ``/v1/``, may be sent to it."""
@@ -156,10 +159,12 @@ class Step(msgspec.Struct, frozen=True):
     """One provider and model to try; limits in seconds, ``number`` counts from 1 within its route.
 
     ``key`` is the position of the provider's key that is sent, from 0. ``cooldown`` is how long it cools down after
-    failures in a row, 0 for never; ``retries`` how often it is repeated. A step that is written with ``targets``, or
-    whose provider has several keys, becomes one Step of the same ``number`` for each target and key, see ``targets``.
-    ``target`` is then the target's position from 1, with its ``weight``, and ``key_number`` the key's position from 1.
-    ``counted``: its running attempts are counted.
+    failures in a row, 0 for never; ``retries`` how often it is repeated. ``max_body`` is the size in bytes of the
+    largest request that it is tried for. ``changes`` are those of the body, from ``remove`` and the settings below it.
+
+    A step that is written with ``targets``, or whose provider has several keys, becomes one Step of the same ``number``
+    for each target and key, see ``targets``. ``target`` is then the target's position from 1, with its ``weight``, and
+    ``key_number`` the key's position from 1. ``counted``: its running attempts are counted.
     """
 
     number: Annotated[int, POSITION]
@@ -170,7 +175,12 @@ class Step(msgspec.Struct, frozen=True):
     idle_timeout: Annotated[Timeout, Inherited(120.0)]
     cooldown: Annotated[Cooldown, Inherited(60.0)]
     retries: Retries = 0
-    conflict_resolution: Literal["tools", "format"] | None = None
+    remove: tuple[MemberName, ...] = ()
+    rename: dict[MemberName, MemberName] = {}
+    default: dict[MemberName, Value] = {}
+    set: dict[MemberName, Value] = {}
+    conflict_resolution: ConflictResolution | None = None
+    max_body: Size | None = None
     key: Annotated[int, NOT_WRITTEN] = 0
     targets: tuple[Target, ...] = ()
     balance: Literal["sticky", "weighted", "least_pending"] = "sticky"
@@ -178,6 +188,13 @@ class Step(msgspec.Struct, frozen=True):
     weight: Annotated[float, NOT_WRITTEN] = 1.0
     key_number: Annotated[int | None, NOT_WRITTEN] = None
     counted: Annotated[bool, NOT_WRITTEN] = False
+    changes: Annotated[BodyChanges | None, NOT_WRITTEN] = None
+
+    def __post_init__(self) -> None:
+        """Prepare ``changes``; a copy with another provider has other ones."""
+        settings = self.remove, self.rename, self.default, self.set, self.conflict_resolution
+        asks = bool(self.provider and self.provider.ask_usage)
+        msgspec.structs.force_setattr(self, "changes", changes_of(*settings, asks))
 
 
 class Hedge(msgspec.Struct, frozen=True):
@@ -209,6 +226,7 @@ class Route(msgspec.Struct, frozen=True):
     for, any if empty: only a route for conversations is in the list of models.
     ``hold`` is how much of an answer is held back before it is committed. ``session_from`` names headers and members of
     bodies whose values may name a request's session. ``has_choice``: several of its steps have one number.
+    ``limits_bodies``: a step has ``max_body``.
     """
 
     name: RouteName
@@ -226,6 +244,12 @@ class Route(msgspec.Struct, frozen=True):
     hedge: Hedge | None = None
     session_from: Annotated[tuple[SessionName, ...], Inherited(SESSION_FROM)] = SESSION_FROM
     has_choice: Annotated[bool, NOT_WRITTEN] = False
+    limits_bodies: Annotated[bool, NOT_WRITTEN] = False
+
+    def __post_init__(self) -> None:
+        """Note once what each request would have to look for."""
+        limited = any([step.max_body is not None for step in self.steps])
+        msgspec.structs.force_setattr(self, "limits_bodies", limited)
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

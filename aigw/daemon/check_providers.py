@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import TypeVar
 
-import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
@@ -23,7 +22,9 @@ from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net.headers import Lines
 from aigw.net.interfaces import Reactor
+from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.refusals import read_refusal
+from aigw.protocols.requests import own_request
 from aigw.proxy.keyed_upstream import Sender, with_keys
 from aigw.proxy.router import MODELS, Router
 from aigw.upstream import body
@@ -187,9 +188,7 @@ class Check:
         if failure and "max_completion_tokens" in reason:  # OpenAI's reasoning models refuse max_tokens
             failure = await self._request(step, "chat/completions", {**chat, "max_completion_tokens": 1}, "choices")
             reason = (failure.detail or "") if failure else ""
-            if failure and "output limit was reached" in reason:
-                return True, ""  # the one token was reasoning
-        if failure is None:
+        if failure is None or "output limit was reached" in reason:  # the one token was reasoning
             return True, ""
         if isinstance(failure, UpstreamRefused) and failure.status in _NOT_THIS_ENDPOINT:
             for path in ("embeddings", "messages"):
@@ -226,7 +225,7 @@ class Check:
         """Why there was no answer, which has a list ``member``; None where there was one."""
         headers = {**self._headers(step.provider, step.key), b"content-type": b"Content-Type: application/json\r\n"}
         url, tail = self._router.target(step.provider, path, str(content["model"]))
-        attempt = Attempt(step, url, headers, msgspec.json.encode(content), tail=tail)
+        attempt = Attempt(step, url, headers, own_request(ENDPOINTS[path], content, step.changes), tail=tail)
         seconds = min(step.timeout, TRY_SECONDS)
 
         async def answered() -> None:

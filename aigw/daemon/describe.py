@@ -37,6 +37,8 @@ def _facts(provider: Provider) -> Iterator[str]:
         yield f"only for {' '.join(sorted(provider.endpoints))}"
     if provider.paths:
         yield f"paths of its own for {' '.join(provider.paths)}"
+    if provider.ask_usage:
+        yield "streams are asked for their usage"
     yield f"proxy {proxies.described(provider.proxy)}"
     if provider.ca_file:
         yield f"CA {provider.ca_file}"
@@ -89,6 +91,10 @@ def _of_step(steps: list[Step]) -> Iterator[str]:
     step = steps[0]
     facts = [f"timeout {step.timeout:g}s", f"connect {step.connect_timeout:g}s", f"idle {step.idle_timeout:g}s"]
     facts += [f"on conflict keep {step.conflict_resolution}"] if step.conflict_resolution else []
+    facts += [f"for bodies up to {step.max_body} bytes"] if step.max_body else []
+    for setting in ("remove", "rename", "default", "set"):
+        names = getattr(step, setting)
+        facts += [f"{setting} {' '.join(names)}"] if names else []
     limits = f"({', '.join(facts)})"
     if not step.target:
         yield f"  {step.number}. {_target(step)} {limits}"

@@ -9,21 +9,19 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from urllib.parse import quote
 
-import msgspec
-
 from aigw.config.addresses import MODEL
 from aigw.config.model import Config, Route, Step
 from aigw.errors import GatewayError
 from aigw.explain.asked import Asked, read
-from aigw.explain.explained import Change, Explained, ExplainedStep, PassedOver, Refused
+from aigw.explain.changes import changes_of
+from aigw.explain.explained import Explained, ExplainedStep, PassedOver, Refused
 from aigw.net import headers
 from aigw.protocols.endpoint import JSON, Call, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.skip import Steps
-from aigw.protocols.walk import Members
 from aigw.proxy.balance import Balance, session_of
 from aigw.proxy.cooldown import Cooldowns, CooldownsByEndpoint
-from aigw.proxy.router import Router, as_json
+from aigw.proxy.router import Router, as_json, fitted
 from aigw.proxy.urls import url_of
 from aigw.secret import KeySearch
 from aigw.telemetry.record import RecordBuilder, requested
@@ -83,6 +81,8 @@ class Explainer:
                 found.passed_over = [*found.passed_over, passed]
 
         route = self._router.part(route, path, skip)
+        if route.limits_bodies:
+            route = fitted(route, call, skip)
         steps: Sequence[Step] = route.steps
         if route.has_choice:
             steps = self._balanced(route, steps, call, asked)
@@ -100,7 +100,7 @@ class Explainer:
     def _step(self, step: Step, call: Call, health: Cooldowns) -> ExplainedStep:
         provider, model = step.provider, self._router.sent_model(step, call)
         written = as_json(model)
-        body, dropped = call.endpoint.rewrite(call, written, step.conflict_resolution)
+        body, difference = call.endpoint.rewrite(call, written, step.changes)
         left = health.cooldown_left(step)
         url = url_of(provider, call.endpoint.path).replace(MODEL, quote(model, safe=""))
         query = "&".join(f"{quote(name, safe='')}=***" for name in provider.query)
@@ -110,7 +110,7 @@ class Explainer:
             model,
             f"{url}?{query}" if query else url,
             len(body),
-            list(_changes(call.members, written, dropped)),
+            list(changes_of(call.members, written, difference, step.changes)),
             None if left is None else round(left),
             left is None and health.cools_down(step),
             step.target or None,
@@ -142,12 +142,3 @@ def _choice(step: Step) -> str | None:
     among = [f"{step.balance} among targets"] if step.target else []
     among += [f"{step.provider.balance} among {len(step.provider.keys)} keys"] if step.key_number else []
     return ", ".join(among) or None
-
-
-def _changes(members: Members, model: msgspec.Raw, dropped: Sequence[str]) -> Iterator[Change]:
-    """The difference between a client's body and that for a step. ``dropped`` may name members of members."""
-    before = members.get("model")
-    if before is None or bytes(before) != bytes(model):
-        yield Change("model", "added" if before is None else "replaced", value=model)
-    for name in dropped:
-        yield Change(name, "removed", len(members[name]) if name in members else None)

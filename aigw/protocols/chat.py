@@ -15,11 +15,11 @@ _ABOUT_A_CHOICE = frozenset(
     "content_filter_results content_filter_offsets content_filter_raw".split()
 )
 _ABOUT_A_MESSAGE = frozenset(["role", "name"])
-_ABOUT_A_STREAM = frozenset(
+ABOUT_A_STREAM = frozenset(
     "id object created model provider usage system_fingerprint service_tier prompt_filter_results base_resp".split()
 )
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"(?!null")([^"]+)"')
-_NOT_GIVEN = ("", "null")
+NOT_GIVEN = ("", "null")
 
 
 class ChatScanner(StreamScanner):
@@ -40,7 +40,7 @@ class ChatScanner(StreamScanner):
             if "type" not in value and is_error(value):
                 self.error = value
                 return ERROR
-            nothing = "choices" in value or all(name in _ABOUT_A_STREAM for name in value)
+            nothing = "choices" in value or all(name in ABOUT_A_STREAM for name in value)
             return SILENCE if nothing else OUTPUT
         if not isinstance(choices, list):
             return OUTPUT
@@ -76,7 +76,7 @@ class ChatScanner(StreamScanner):
             if not isinstance(index, int) or not 0 <= index < MOST_CHOICES:
                 index = 0
             self._begun |= {index}
-            if isinstance(reason, str) and reason not in _NOT_GIVEN:
+            if isinstance(reason, str) and reason not in NOT_GIVEN:
                 self._finished |= {index}
                 ended = True
             if index or self._finished:

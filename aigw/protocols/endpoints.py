@@ -14,6 +14,7 @@ from aigw.protocols.chat import ChatScanner
 from aigw.protocols.endpoint import FORM, JSON, Endpoint
 from aigw.protocols.error_bodies import error_body, message_error_body
 from aigw.protocols.forms import read_images_or_upload, read_upload, rewrite_upload
+from aigw.protocols.hidden_usage import ChatScannerWithoutUsage
 from aigw.protocols.media import check_audio, check_transcript, is_audio
 from aigw.protocols.messages import MessagesScanner
 from aigw.protocols.requests import (
@@ -33,6 +34,7 @@ from aigw.protocols.typed_events import ImageEditScanner, ImageScanner, SpeechSc
 
 _data = partial(check_answer, "data")
 _results = partial(check_answer, "results")
+_chat = (rewrite, check_choices, ChatScanner, error_body, ChatScannerWithoutUsage)
 _no_stream = (read_unstreamed, rewrite_response)
 _plain = (read_unstreamed, rewrite)
 _transcript = (read_upload, rewrite_upload, check_transcript, TranscriptScanner, error_body)
@@ -56,8 +58,8 @@ _of_messages: dict[str, Any] = {
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
     for endpoint in [
-        Endpoint("chat/completions", read_chat, rewrite, check_choices, ChatScanner, error_body),
-        Endpoint("completions", read_json, rewrite, check_choices, ChatScanner, error_body),
+        Endpoint("chat/completions", read_chat, *_chat),
+        Endpoint("completions", read_json, *_chat),
         Endpoint("embeddings", *_plain, _data, ChatScanner, error_body),
         Endpoint(
             "responses",

@@ -31,13 +31,12 @@ _NO_NUMBER = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[,\]}\s])")
 
 
 def split_small(body: bytes | bytearray) -> Members | None:
-    """The members of the object in ``body``; None if a Walk is needed. Raises ValueError, or TooMuch.
+    """The members of the object in ``body``, of at most SMALL bytes; None if a Walk is needed. Raises ValueError, or
+    TooMuch.
 
     If a name is repeated the last value is used. msgspec refuses lone surrogate escapes, which RFC 8259 allows and
     JavaScript clients send: such a body needs a Walk.
     """
-    if len(body) > SMALL:
-        return None
     try:
         members = _members.decode(body)
     except RecursionError:
@@ -55,7 +54,7 @@ def split_small(body: bytes | bytearray) -> Members | None:
 
 def split_members(body: bytes | bytearray) -> Members:
     """The members of the object in ``body``, small or large, read at once. Raises ValueError, or TooMuch."""
-    members = split_small(body)
+    members = split_small(body) if len(body) <= SMALL else None
     return whole(Walk(body).members()) if members is None else members
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Sequence
 
+import msgspec
+from msgspec.structs import replace
+
+from aigw.config.bodies import BodyChanges
 from aigw.errors import BadRequest
 from aigw.protocols.endpoint import FORM, Call, RawRequest
-from aigw.protocols.multipart import boundary_in, read_form
+from aigw.protocols.multipart import Edit, FormPart, Upload, boundary_in, read_form
 from aigw.protocols.requests import Rewritten, count, read_images, rewrite
+from aigw.protocols.shaping import UNCHANGED, Difference, summed_up
 from aigw.protocols.skip import Steps
 
 _FIELDS = frozenset(["model", "stream", "n"])
@@ -26,12 +31,74 @@ def read_images_or_upload(raw: RawRequest) -> Call | Steps[Call]:
     return _read(raw) if _is_form(raw) else read_images(raw)
 
 
-def rewrite_upload(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> Rewritten:
-    """The call's body for a step: only the bytes of the model change. See ``requests.rewrite`` for one in JSON."""
+def rewrite_upload(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewritten:
+    """The call's body for a step: only the bytes of the model change, and those of the fields that the step changes.
+
+    See ``requests.rewrite`` for one in JSON.
+    """
     if call.form is None:
-        return rewrite(call, model, conflict_resolution)
+        return rewrite(call, model, changes)
     name: str = msgspec.json.decode(model)
-    return call.form.with_model(name.encode()), ()
+    if changes is None:
+        return call.form.with_model(name.encode()), UNCHANGED
+    edits, added, difference = _shaped(call.form, changes)
+    return call.form.with_model(name.encode(), edits, added), difference
+
+
+def _shaped(form: Upload, changes: BodyChanges) -> tuple[list[Edit], dict[str, bytes], Difference]:
+    """See ``shaping.shaped``: the edits, the new parts by their names, and the difference.
+
+    Files and encoded fields stay as they are, and so does a field whose new value a form cannot have.
+    """
+    left = [(part.name, part) for part in form.parts]
+    texts: dict[FormPart, bytes] = {}
+    new: dict[str, bytes] = {}
+    dropped: list[str] = []
+    renamed: list[tuple[str, str]] = []
+    replaced: list[str] = []
+
+    def plain(name: str) -> list[FormPart]:
+        return [part for each, part in left if each == name and part.plain]
+
+    def is_there(name: str) -> bool:
+        return name in new or any([each == name for each, _ in left])
+
+    def less(parts: Sequence[FormPart]) -> list[tuple[str, FormPart]]:
+        return [(each, part) for each, part in left if part not in parts]
+
+    for name in changes.remove:
+        if found := plain(name):
+            left = less(found)
+            dropped.append(name)
+    for old, name in changes.rename:
+        found = plain(old)
+        if found and is_there(name):
+            left = less(found)
+            dropped.append(old)
+        elif found:
+            left = [(name if part in found else each, part) for each, part in left]
+            renamed.append((old, name))
+    for name, value in changes.default:
+        if value.text is not None and not is_there(name):
+            new[name] = value.text
+    for name, value in changes.set:
+        if value.text is None:
+            continue
+        if found := plain(name):
+            texts[found[0]] = value.text
+            left = less(found[1:])
+            replaced.append(name)
+        elif name in new or not is_there(name):
+            new[name] = value.text
+    kept = {part: name for name, part in left}
+    edits = [part.without for part in form.parts if part not in kept]
+    edits += [form.renamed(part, name) for part, name in kept.items() if name != part.name]
+    edits += [part.with_value(text) for part, text in texts.items()]
+    difference = summed_up(dropped, renamed, [*new], replaced)
+    if difference.touches("n"):
+        written = [texts.get(part) or form.value(part) for name, part in left if name == "n" and part.plain]
+        difference = replace(difference, results=count([*written, new.get("n", b"")][0].strip()))
+    return edits, new, difference
 
 
 def _is_form(raw: RawRequest) -> bool:
@@ -53,6 +120,7 @@ def _read(raw: RawRequest) -> Steps[Call]:
         raw.headers,
         raw.request_id,
         raw.caller,
+        size=len(raw.body),
         form=form,
         results=count(values.get("n", "").strip().encode()),
     )

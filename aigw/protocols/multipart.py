@@ -1,4 +1,4 @@
-"""A body of multipart/form-data (RFC 7578): where its ``model`` is. Only the heads of its parts are read.
+"""A body of multipart/form-data (RFC 7578): its parts, and where its ``model`` is. Only the heads of parts are read.
 
 A parser that calls back for each byte that looks like a boundary would need seconds for 25 MB of line ends. Here the
 boundary is searched, in short steps, and every byte but those of the model reaches the provider as it came.
@@ -7,7 +7,8 @@ boundary is searched, in short steps, and every byte but those of the model reac
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
+from typing import NamedTuple
 
 from aigw.errors import BadRequest
 from aigw.protocols.envelope import OTHER_CASES, Parts
@@ -35,25 +36,74 @@ _ESCAPED = re.compile(rb';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;
 _LITERAL = re.compile(rb';[ \t]*([^\s=;"]+)[ \t]*=[ \t]*("[^"]*"|[^\s;"]*)[ \t]*')  # as browsers write a backslash
 _SIGNS = re.compile(r"\W")  # of a name; some readers remove quotes, or read ``model[]`` as a list ``model``
 _NO_CODINGS = (b"", b"7bit", b"8bit", b"binary")
-_NEW_PART = b'--%s\r\nContent-Disposition: form-data; name="model"\r\n\r\n%s\r\n'
+_NEW_PART = b'--%s\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+_NAME_OF_PART = re.compile(
+    rb'content-disposition[ \t]*:[^\r\n]*?;[ \t]*name[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s;"]*)', re.IGNORECASE
+)
+
+_NONE: Mapping[str, bytes] = {}
+
+Edit = tuple[int, int, bytes]  # what is between two offsets of a body, and the bytes in place of it
+
+
+class FormPart(NamedTuple):
+    """A part of a form, by the offsets of its boundary, its head, its value and the end of that.
+
+    ``plain``: it is neither a file nor encoded.
+    """
+
+    name: str
+    start: int
+    head: int
+    value: int
+    end: int
+    plain: bool
+
+    @property
+    def without(self) -> Edit:
+        """The edit that removes it."""
+        return self.start, self.end + 2, b""
+
+    def with_value(self, text: bytes) -> Edit:
+        """The edit that replaces its value."""
+        if self.end < self.value:  # the line end of its empty line is that in front of the next boundary
+            return self.value, self.value, text + b"\r\n"
+        return self.value, self.end, text
 
 
 class Upload:
-    """A form whose ``model`` can be replaced. Where it has none, a part with it is put in front of the end."""
+    """A form whose ``model`` can be replaced, and its other fields changed. New parts are put in front of the end."""
 
-    def __init__(self, body: bytes | bytearray, boundary: bytes, start: int, end: int) -> None:
-        """``start`` and ``end`` are of the value; both are of the last boundary where there is none."""
+    def __init__(self, body: bytes | bytearray, boundary: bytes, parts: list[FormPart], last: int) -> None:
+        """``last`` is the offset of the last boundary."""
         self._body: bytes | bytearray | None = body
         self._boundary = boundary
-        self._start = start
-        self._end = end
+        self._last = last
+        self.parts = parts
 
-    def with_model(self, model: bytes) -> Parts:
-        """The body for a step."""
+    def with_model(self, model: bytes, edits: Iterable[Edit] = (), added: Mapping[str, bytes] = _NONE) -> Parts:
+        """The body for a step; ``added`` are names and values of new parts."""
         view = memoryview(self._body or b"")
-        if self._start == self._end:
-            model = _NEW_PART % (self._boundary, model)
-        return Parts([view[: self._start], model, view[self._end :]])
+        own = next((part for part in self.parts if part.name == "model"), None)
+        new = {**({} if own else {"model": model}), **added}
+        pieces: list[bytes | memoryview] = []
+        at = 0
+        for start, end, text in sorted([*edits, *([own.with_value(model)] if own else [])]):
+            pieces += view[at:start], text
+            at = end
+        pieces.append(view[at : self._last])
+        pieces += [_NEW_PART % (self._boundary, name.encode(), text) for name, text in new.items()]
+        return Parts([*pieces, view[self._last :]])
+
+    def value(self, part: FormPart) -> bytes:
+        """The value of a part."""
+        return bytes(memoryview(self._body or b"")[part.value : part.end])
+
+    def renamed(self, part: FormPart, name: str) -> Edit:
+        """The edit that gives a part another name, which needs no escapes."""
+        found = _NAME_OF_PART.search(bytes(memoryview(self._body or b"")[part.head : part.value]))
+        start, end = found.span(1) if found else (0, 0)
+        return part.head + start, part.head + end, b'"%s"' % name.encode()
 
     def release(self) -> None:
         """Forget the body."""
@@ -78,7 +128,7 @@ def read_form(
     """The form, and the values of these fields, ``model`` among them. Raises BadRequest."""
     delimiter = b"--" + boundary
     values: dict[str, str] = {}
-    model = None
+    parts: list[FormPart] = []
     number = 0
     end, behind, is_last = yield from _next_boundary(body, delimiter, 0)
     while not is_last:
@@ -88,20 +138,20 @@ def read_form(
         start = body.find(b"\r\n\r\n", behind - 2, behind + MOST_OF_A_HEAD) + 4
         if start < 4:
             raise BadRequest(f"The head of part {number} of the form has no end, or has over {MOST_OF_A_HEAD} bytes.")
-        name = _field(bytes(body[behind : start - 4]), number, fields)
+        name, plain = _field(bytes(body[behind : start - 4]), number, fields)
+        before, head = end + 2, behind
         # The line end in front of the next boundary is that of the empty line where there is no value at all.
         end, behind, is_last = yield from _next_boundary(body, delimiter, start - 2)
-        if name is None:
+        parts.append(FormPart(name, before, head, start, end, plain))
+        if name not in fields:
             continue
         if name in values:
             raise BadRequest(f"The form has two fields {name!r}; send one.", param=name)
         values[name] = _text(bytes(body[start : min(end, start + MOST_OF_A_VALUE + 1)]), name)
-        if name == "model":
-            model = start, max(start, end)
     if not number:
         raise BadRequest("The form has no parts.")
     yield from _check_epilogue(body, delimiter, behind)
-    return Upload(body, boundary, *(model or (end + 2, end + 2))), values
+    return Upload(body, boundary, parts, end + 2), values
 
 
 def _next_boundary(body: bytes | bytearray, delimiter: bytes, at: int) -> Steps[tuple[int, int, bool]]:
@@ -153,8 +203,9 @@ def _check_hidden(body: bytes | bytearray, start: int, end: int) -> Steps[None]:
         yield
 
 
-def _field(head: bytes, number: int, fields: Container[str]) -> str | None:
-    """The name of a part if it is one of ``fields``. Raises BadRequest where another reader may find another name."""
+def _field(head: bytes, number: int, fields: Container[str]) -> tuple[str, bool]:
+    """The name of a part, and whether it is plain. Raises BadRequest where another reader may find another name, and if
+    one of ``fields`` is not plain."""
     wrong = BadRequest(f"The head of part {number} of the form is wrong; it needs one Content-Disposition with a name.")
     headers: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n"):
@@ -171,12 +222,11 @@ def _field(head: bytes, number: int, fields: Container[str]) -> str | None:
     plain = _SIGNS.sub("", name)
     if plain in OTHER_CASES or (plain != name and plain in fields):
         raise BadRequest(f"The field {name!r} must be written {plain.casefold()!r}.", param=plain.casefold())
-    if name not in fields:
-        return None
     coding = headers.get(b"content-transfer-encoding", b"").lower()
-    if coding not in _NO_CODINGS or any([each.startswith(b"filename") for each in parameters]):
+    is_plain = coding in _NO_CODINGS and not any([each.startswith(b"filename") for each in parameters])
+    if name in fields and not is_plain:
         raise BadRequest(f"The field {name!r} must be a plain value, and no file and not encoded.", param=name)
-    return name
+    return name, is_plain
 
 
 def _parameters(written: bytes) -> dict[bytes, bytes] | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
+from msgspec.structs import replace
 
+from aigw.config.bodies import BodyChanges
 from aigw.errors import BadRequest
 from aigw.protocols import envelope
-from aigw.protocols.endpoint import Call, RawRequest
+from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.envelope import Parts, Pieces, carries
+from aigw.protocols.shaping import UNCHANGED, Difference, asked_for_usage, shaped
 from aigw.protocols.skip import Steps, T
 from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages
 
-Rewritten = tuple[bytes | Parts, tuple[str, ...]]
+Rewritten = tuple[bytes | Parts, Difference]
 
 _MAGIC = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b\x08": "gzip"}  # compressed data begins so, and JSON does not
 _text = msgspec.json.Decoder(str)
@@ -55,17 +58,18 @@ def read_images(raw: RawRequest) -> Call | Steps[Call]:
     return _read(raw, _images)
 
 
-MakeCall = Callable[[RawRequest, Members, bool], Call]
+MakeCall = Callable[[RawRequest, Members, int], Call]
 
 
 def _read(raw: RawRequest, make: MakeCall, with_messages: bool = False) -> Call | Steps[Call]:
+    size = len(raw.body)
     try:
-        members = envelope.split_small(raw.body)
+        members = envelope.split_small(raw.body) if size <= envelope.SMALL else None
     except ValueError as error:
         raise _refused(error, raw.body) from None
     if members is None:
         return _read_in_steps(raw, make, with_messages)
-    call = make(raw, members, False)
+    call = make(raw, members, size)
     if with_messages and ("messages" not in members or mistake_in_messages(members) is not None):
         raise _wrong_messages(members, mistake_in_messages)
     return call
@@ -77,13 +81,13 @@ def _read_in_steps(raw: RawRequest, make: MakeCall, with_messages: bool) -> Step
         members = yield from walk.members(with_messages)
     except ValueError as error:
         raise _refused(error, raw.body) from None
-    call = make(raw, members, len(raw.body) > envelope.SMALL)
+    call = make(raw, members, len(raw.body))
     if with_messages and ("messages" not in members or walk.mistake is not None):
         raise _wrong_messages(members, lambda _: walk.mistake)
     return call
 
 
-def _call(raw: RawRequest, members: Members, large: bool, streams: bool = True, results: int = 1) -> Call:
+def _call(raw: RawRequest, members: Members, size: int, streams: bool = True, results: int = 1) -> Call:
     if raw.endpoint.may_lack_model and bytes(members.get("model", envelope.ABSENT)) in (b"", b"null"):
         model = ""
     else:
@@ -94,21 +98,26 @@ def _call(raw: RawRequest, members: Members, large: bool, streams: bool = True, 
         name = next(each for each in members if each in envelope.OTHER_CASES)
         raise BadRequest(f"{name!r} must be written {name.casefold()!r}, in lower case.", param=name)
     stream = "stream" in members and _member(members, "stream", _flag, "true or false") is True
-    request = (raw.headers, raw.request_id, raw.caller, large)
+    request = (raw.headers, raw.request_id, raw.caller, size > envelope.SMALL, size)
     return Call(raw.endpoint, model, stream and streams, members, *request, results=results, tail=raw.tail)
 
 
-def _unstreamed(raw: RawRequest, members: Members, large: bool) -> Call:
-    return _call(raw, members, large, streams=False)
+def _unstreamed(raw: RawRequest, members: Members, size: int) -> Call:
+    return _call(raw, members, size, streams=False)
 
 
-def _speech(raw: RawRequest, members: Members, large: bool) -> Call:
-    call = _call(raw, members, large, streams=False)
-    return msgspec.structs.replace(call, stream=bytes(members.get("stream_format", envelope.ABSENT)) == b'"sse"')
+def _speech(raw: RawRequest, members: Members, size: int) -> Call:
+    call = _call(raw, members, size, streams=False)
+    return replace(call, stream=bytes(members.get("stream_format", envelope.ABSENT)) == b'"sse"')
 
 
-def _images(raw: RawRequest, members: Members, large: bool) -> Call:
-    return _call(raw, members, large, results=count(bytes(members.get("n", envelope.ABSENT))))
+def _images(raw: RawRequest, members: Members, size: int) -> Call:
+    return _call(raw, members, size, results=_results(members))
+
+
+def _results(members: Members) -> int:
+    written = members.get("n", envelope.ABSENT)
+    return count(bytes(written)) if len(written) < 4 else 1
 
 
 def count(written: bytes) -> int:
@@ -148,38 +157,65 @@ def _member(members: Members, name: str, decoder: msgspec.json.Decoder[T], right
         raise BadRequest(f"'{name}' must be {right}.", param=name) from None
 
 
-def rewrite(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> Rewritten:
-    """The call's body for a step, and the names of the members that were dropped.
+def rewrite(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewritten:
+    """The call's body for a step, and what the step changes in it.
 
     The body has the step's model. Where the step cannot take both tools and ``response_format``, one is dropped.
     """
     members = {**call.members, "model": model}
-    dropped: tuple[str, ...] = ()
-    if conflict_resolution and _has_tools(members) and _is_format(members.get("response_format")):
-        names = ("response_format",) if conflict_resolution == "tools" else TOOL_MEMBERS
-        dropped = tuple(name for name in names if members.pop(name, None) is not None)
-    return (Pieces(members) if call.large else envelope.dumps(members)), dropped
+    difference = UNCHANGED
+    if changes is not None:
+        members, difference = _changed(call, members, changes)
+        if changes.conflict_resolution and _has_tools(members) and _is_format(members.get("response_format")):
+            names = ("response_format",) if changes.conflict_resolution == "tools" else TOOL_MEMBERS
+            difference = _without(names, members, difference)
+    return (Pieces(members) if call.large else envelope.dumps(members)), difference
 
 
-def rewrite_response(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> Rewritten:
+def rewrite_response(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewritten:
     """See rewrite, for the Responses API, where the format is ``text.format``. The rest of ``text`` is not changed."""
     members = {**call.members, "model": model}
-    dropped: tuple[str, ...] = ()
-    if conflict_resolution and _has_tools(members) and "text" in members:
-        text = _members_of(members["text"])
-        if _is_format(text.get("format")):
-            if conflict_resolution == "tools":
+    difference = UNCHANGED
+    if changes is not None:
+        members, difference = _changed(call, members, changes)
+        if changes.conflict_resolution and _has_tools(members) and "text" in members:
+            text = _members_of(members["text"])
+            if _is_format(text.get("format")) and changes.conflict_resolution == "tools":
                 del text["format"]
                 members["text"] = msgspec.Raw(envelope.dumps(text) if text else b"{}")
-                dropped = ("text.format",)
-            else:
-                dropped = tuple(name for name in TOOL_MEMBERS if members.pop(name, None) is not None)
-    return (Pieces(members) if call.large else envelope.dumps(members)), dropped
+                difference = replace(difference, dropped=(*difference.dropped, "text.format"))
+            elif _is_format(text.get("format")):
+                difference = _without(TOOL_MEMBERS, members, difference)
+    return (Pieces(members) if call.large else envelope.dumps(members)), difference
 
 
-def rewrite_nothing(call: Call, model: msgspec.Raw, conflict_resolution: str | None) -> Rewritten:
+def rewrite_nothing(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewritten:
     """The same of a request without a body."""
-    return b"", ()
+    return b"", UNCHANGED
+
+
+def own_request(endpoint: Endpoint, content: Mapping[str, object], changes: BodyChanges | None) -> bytes:
+    """The body of a request of the gateway's own, as a step with these changes sends it."""
+    members = {name: msgspec.Raw(msgspec.json.encode(each)) for name, each in content.items()}
+    body, _ = endpoint.rewrite(Call(endpoint, "", False, members), members["model"], changes)
+    return b"".join(body) if isinstance(body, Parts) else body
+
+
+def _changed(call: Call, members: Members, changes: BodyChanges) -> tuple[Members, Difference]:
+    members, difference = shaped(members, changes)
+    if not call.stream:
+        return members, difference
+    if difference.touches("n"):
+        difference = replace(difference, results=_results(members))
+    if changes.ask_usage and call.endpoint.scanner_without_usage is not None:
+        return asked_for_usage(call.members, members, difference)
+    return members, difference
+
+
+def _without(names: tuple[str, ...], members: Members, difference: Difference) -> Difference:
+    """Remove these members, because the step cannot take them beside others."""
+    dropped = [name for name in names if members.pop(name, None) is not None]
+    return replace(difference, dropped=(*difference.dropped, *dropped))
 
 
 def previous_response(call: Call) -> str:

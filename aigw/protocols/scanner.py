@@ -58,7 +58,7 @@ class StreamScanner(ABC):
         self._rest = bytearray()  # the incomplete event
         self._rest_is_silence: bool | None = None  # None: not examined yet
         self._every_event = False  # each event is examined
-        self._in_pieces, self._before = False, b""  # whether a large event is sent in pieces, and its last bytes
+        self.in_pieces, self._before = False, b""  # whether a large event is sent in pieces, and its last bytes
         self._ends = False  # it ends the stream
 
     @abstractmethod
@@ -124,7 +124,7 @@ class StreamScanner(ABC):
         The last event may lack its empty line.
         """
         rest, self._rest = bytes(self._rest), bytearray()
-        if self._in_pieces:
+        if self.in_pieces:
             self._note_pieces(self._before + rest)
         elif sse.is_whole(rest):
             rest, _ = self._examine(rest, whole=True)
@@ -136,12 +136,12 @@ class StreamScanner(ABC):
 
     def give_up_event(self) -> bytes:
         """The bytes that end an event of which only a part was passed on."""
-        return b"\n\n" if self._in_pieces else b""
+        return b"\n\n" if self.in_pieces else b""
 
     def _feed_closely(self, data: bytes) -> tuple[bytes, Meaning]:
         passed = self._feed_any(data) if self.has_output else self._feed_first(data)
         if self.has_output:
-            self._closely = self._in_pieces or self._every_event or bool(self._rest)
+            self._closely = self.in_pieces or self._every_event or bool(self._rest)
         return passed
 
     # Before the first output: event by event
@@ -198,23 +198,23 @@ class StreamScanner(ABC):
             if len(self._rest) + len(data) <= HOLD_STREAM and self._continues_the_rest(data):
                 return b"", self._keep(data)
             data, self._rest, self._rest_is_silence = bytes(self._rest) + data, bytearray(), None
-        meaning = OUTPUT if self._in_pieces or not sse.is_silence(data) else SILENCE
-        end = sse.end_of_events(self._before, data, self._in_pieces)
+        meaning = OUTPUT if self.in_pieces or not sse.is_silence(data) else SILENCE
+        end = sse.end_of_events(self._before, data, self.in_pieces)
         if end != len(data):
-            if (self._in_pieces and end == 0) or len(data) - end > HOLD_STREAM:
+            if (self.in_pieces and end == 0) or len(data) - end > HOLD_STREAM:
                 end = 0  # too large to wait for: it is passed on in pieces
             else:
                 data, self._rest = data[:end], bytearray(data[end:])
         if not data:
             return data, meaning
         found = OUTPUT
-        if self._in_pieces or end == 0:
+        if self.in_pieces or end == 0:
             seen = self._before + data
-            self._in_pieces = end == 0
-            self._before = b" " + seen[-OVERLAP:] if self._in_pieces else b""
+            self.in_pieces = end == 0
+            self._before = b" " + seen[-OVERLAP:] if self.in_pieces else b""
             self.remember(seen)
             self._ends = self._note_pieces(seen) is END or self._ends
-            found = END if self._ends and not self._in_pieces else OUTPUT  # the end is all of its event
+            found = END if self._ends and not self.in_pieces else OUTPUT  # the end is all of its event
         elif meaning is not SILENCE:
             self.remember(data)
             data, found = self._examine(data)

@@ -83,6 +83,13 @@ def end_of_events(before: bytes, data: bytes, inside: bool) -> int:
     return end
 
 
+def end_of_first(before: bytes, data: bytes) -> int:
+    """The offset after the event that ends first in ``data``; its size if none does. See ``end_of_events``."""
+    before = before[-3:]
+    ends = (end for match in _END.finditer(before + data) if (end := match.end() - len(before)) > 0)
+    return next(ends, len(data))
+
+
 def is_between_events(tail: bytes) -> bool:
     """Whether a stream whose last three bytes are these is between two events. Behind CRLF and CR an LF may follow."""
     return tail.endswith((b"\n\n", b"\n\r\n", b"\r\r", b"\r\r\n"))

@@ -59,7 +59,7 @@ class TypedScanner(StreamScanner):
     def note_in_pieces(self, data: bytes) -> Meaning:
         """See StreamScanner: pieces overlap."""
         found, seen = self.end_in_pieces.search(data) is not None, self._end_seen
-        self._end_seen = self._in_pieces and (seen or found)
+        self._end_seen = self.in_pieces and (seen or found)
         return self._note_end() if found and not seen else OUTPUT
 
     def _note_end(self) -> Meaning:

@@ -16,8 +16,10 @@ from aigw.protocols.endpoint import Call
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
 from aigw.protocols.scanner import HOLD_STREAM
+from aigw.protocols.shaping import UNCHANGED, Difference
 from aigw.proxy.plain import Flowing, Plain, cut_short
 from aigw.proxy.relay import END_SECONDS, BodySink, Relay
+from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 
 NO_STREAM = "answered a streaming request without a stream"
@@ -33,12 +35,22 @@ class Stream(Relay):
     flows = True
     flushes = True
 
-    def __init__(self, call: Call, clock: IReactorTime, label: bytes, must_finish: MustFinish) -> None:
-        """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``."""
-        super().__init__(call.endpoint, clock)
-        self._scanner = call.endpoint.scanner()
+    def __init__(
+        self,
+        call: Call,
+        clock: IReactorTime,
+        label: bytes,
+        must_finish: MustFinish,
+        difference: Difference,
+    ) -> None:
+        """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``;
+        ``difference`` is that between the request that was sent and the client's."""
+        endpoint = call.endpoint
+        super().__init__(endpoint, clock)
+        without_usage = endpoint.scanner_without_usage if difference.hides_usage else None
+        self._scanner = (without_usage or endpoint.scanner)()
         self._scanner.is_known_to_finish = must_finish
-        self._scanner.results = call.results
+        self._scanner.results = difference.results or call.results
         self.mislabelled = bool(label) and not label.startswith(b"text/event-stream")
         self._first: bytes | None = b""  # the first bytes, until it is known whether they are a stream
         self._body: bytearray | None = None  # the bytes, if they are not a stream
@@ -207,13 +219,19 @@ class Stream(Relay):
         self._finish(broken)
 
 
-def hold(response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish) -> Deferred[Relay]:
-    """Read a 2xx answer up to the commit point. Fails with UpstreamBroken. A cancel aborts the provider's answer."""
+def hold(
+    response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish, attempt: Attempt | None
+) -> Deferred[Relay]:
+    """Read a 2xx answer to ``attempt`` up to the commit point. Fails with UpstreamBroken.
+
+    A cancel aborts the provider's answer.
+    """
     relay: Relay
     endpoint = call.endpoint
     label = response.given.get(b"content-type", [b""])[-1].lower()
     if call.stream:
-        relay = Stream(call, clock, label, must_finish)
+        difference = UNCHANGED if attempt is None else attempt.difference
+        relay = Stream(call, clock, label, must_finish, difference)
     elif endpoint.flows is not None:
         relay = Flowing(endpoint, clock, label, endpoint.flows)
     else:

@@ -35,7 +35,7 @@ from aigw.proxy.keyed_upstream import Sender
 from aigw.proxy.race import Race
 from aigw.proxy.relay import Answer, Relay, Responder
 from aigw.proxy.retry_policy import Verdict
-from aigw.proxy.router import Router
+from aigw.proxy.router import Router, fitted
 from aigw.proxy.running_attempt import RunningAttempt
 from aigw.proxy.stored_responses import StoredResponses
 from aigw.proxy.whole import HoldWhole
@@ -92,8 +92,8 @@ class Exchange:
         self._clock = gateway.clock
         self._path = call.endpoint.path
         self._health = gateway.cooldowns[self._path]
-        self._route = route
         record.route = route.name
+        self._route = route = fitted(route, call, record.skip) if route.limits_bodies else route
         self._call = call
         self._client = client
         self._record = record
@@ -175,14 +175,14 @@ class Exchange:
     def _hold(self, response: Response, running: RunningAttempt) -> Deferred[Relay] | Deferred[Answer]:
         running.response, step = response, running.step
         must_finish = partial(self._gateway.finishing.expected, step, self._path)
-        held = hold(response, self._call, self._clock, must_finish)
+        held = hold(response, self._call, self._clock, must_finish, running.attempt)
         return held if self._whole is None else self._whole.hold(held.addCallback(running.note_output), step)
 
     def may_start_beside(self, running: RunningAttempt) -> bool:
         """See Chain."""
         is_early = self._clock.seconds() < self._deadline
         has_step = is_early and self._health.any_awake(self._left)
-        return has_step and running.attempt is not None and may_be_sent_twice(self._call, running.attempt)
+        return has_step and running.attempt is not None and may_be_sent_twice(self._call, running.attempt, self._left)
 
     def commit(self, held: Answer, running: RunningAttempt) -> Deferred[None]:
         """See Chain: send the head to the client, then let the body flow."""
@@ -196,7 +196,7 @@ class Exchange:
             if held.length is not None:
                 held.rewrite(self._gateway.router.without_keys[step.provider.name])
             length = held.length
-            self._record.answered_by(step, attempt.dropped, attempt.model)
+            self._record.answered_by(step, attempt.difference.dropped, attempt.model)
             if self._call.endpoint.id_in is not None:
                 self._gateway.stored.note(self._call, self._route, step, held)
             sent = headers.for_client(response.given.items())
@@ -254,7 +254,7 @@ class Exchange:
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
-        self._record.answered_by(attempt.step, attempt.dropped, attempt.model)
+        self._record.answered_by(attempt.step, attempt.difference.dropped, attempt.model)
         self._record.bytes_out = passed_refusals.pass_on(refusal, self._client, self._gateway.router.keys)
         self._client.end()
         return succeed(None)

@@ -5,6 +5,9 @@ The budgets are small and outlive a reload; nothing here touches the network.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from aigw.config.model import Step
 from aigw.protocols.endpoint import Call
 from aigw.protocols.requests import uses_state
 from aigw.upstream.attempt import Attempt
@@ -15,9 +18,11 @@ MOST_ROUTES = 10_000
 _ONE = 1 - 1e-9  # what many small shares add up to
 
 
-def may_be_sent_twice(call: Call, attempt: Attempt) -> bool:
-    """Whether a second provider may work on ``call``, of which ``attempt`` was the first."""
-    return len(attempt.body) <= MOST_TWICE and not uses_state(call.members)
+def may_be_sent_twice(call: Call, attempt: Attempt, left: Iterable[Step]) -> bool:
+    """Whether a second provider may work on ``call``, of which ``attempt`` was the first; ``left`` has its step."""
+    if len(attempt.body) > MOST_TWICE or uses_state(call.members):
+        return False
+    return not any([step.changes is not None and step.changes.adds_state for step in (attempt.step, *left)])
 
 
 class Budget:

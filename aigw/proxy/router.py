@@ -12,7 +12,7 @@ from aigw.config.addresses import MODEL
 from aigw.config.endpoint_names import NAMES
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.config.patterns import STAR, replaced
-from aigw.errors import BadRequest, RouteNotFound
+from aigw.errors import BadRequest, RouteNotFound, TooLarge
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
@@ -129,14 +129,14 @@ class Router:
             model, written = step.model, self._models[step.model]
         if self._tails and (following := self._tails.get((name, path))):
             tail = following.after(model, tail)
-        body, dropped = call.endpoint.rewrite(call, written, step.conflict_resolution)
+        body, difference = call.endpoint.rewrite(call, written, step.changes)
         return Attempt(
             step=step,
             url=self._urls[name, path],
             headers={**own, **call.headers, **own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()},
             body=body,
             model=model,
-            dropped=dropped,
+            difference=difference,
             tail=tail,
             method=call.method,
         )
@@ -165,6 +165,25 @@ def _parts(config: Config) -> Iterator[tuple[tuple[str, str], Part]]:
 def as_json(text: str) -> msgspec.Raw:
     """``text`` as a JSON string."""
     return msgspec.Raw(msgspec.json.encode(text))
+
+
+def fitted(route: Route, call: Call, skip: Skip) -> Route:
+    """The route with the steps that take a request of this size. ``skip`` is called with each of the others.
+
+    Raises TooLarge where there is none.
+    """
+    steps = []
+    for step in route.steps:
+        if step.max_body is None or call.size <= step.max_body:
+            steps.append(step)
+        else:
+            skip(step, "too_large", None)
+    if not steps:
+        most = max(step.max_body or 0 for step in route.steps)
+        name = nearest.shown(route.name)
+        text = f"The request has {call.size} bytes, and no step of the route {name} takes more than {most} bytes."
+        raise TooLarge(text)
+    return msgspec.structs.replace(route, steps=tuple(steps))
 
 
 def _headers(provider: Provider, key: Secret | None) -> Lines:

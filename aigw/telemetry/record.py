@@ -58,11 +58,12 @@ class KeyAttemptRecord(AttemptRecord, frozen=True):
 
 
 class Skipped(msgspec.Struct, frozen=True):
-    """A step that was skipped. ``reason`` is ``cooling_down``, ``key_refused`` or ``endpoint_not_served``.
+    """A step that was skipped. ``reason`` is one of ``cooling_down``, ``key_refused``, ``endpoint_not_served``,
+    ``too_large``.
 
     ``cooling_down``: ``until`` is the end of the cooldown in Unix seconds. ``key_refused``: the provider has refused
     the same key in an attempt of another step, or there is none for it. ``endpoint_not_served``: the ``endpoints`` of
-    its provider do not have that of the request.
+    its provider do not have that of the request. ``too_large``: the request is over the step's ``max_body``.
     """
 
     step: Logged[int]

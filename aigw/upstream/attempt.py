@@ -6,15 +6,15 @@ import msgspec
 
 from aigw.config.model import Step
 from aigw.protocols.envelope import Parts
+from aigw.protocols.shaping import UNCHANGED, Difference
 
 
 class Attempt(msgspec.Struct, frozen=True, eq=False):
     """One request to one provider. ``headers`` are lines by their lower-case names.
 
-    The headers have the provider's key, so ``repr`` does not show them. ``dropped`` names the members of the client's
-    request that are not in the body, because of the step's ``conflict_resolution``. ``model`` is the model that is
-    sent: that of the step, with a client's text in place of its star. ``url`` is one of few; ``tail``, which a client
-    has chosen, follows it.
+    The headers have the provider's key, so ``repr`` does not show them. ``difference`` is that between the body and the
+    client's. ``model`` is the model that is sent: that of the step, with a client's text in place of its star. ``url``
+    is one of few; ``tail``, which a client has chosen, follows it.
     """
 
     step: Step
@@ -22,7 +22,7 @@ class Attempt(msgspec.Struct, frozen=True, eq=False):
     headers: dict[bytes, bytes]
     body: bytes | Parts
     model: str = ""
-    dropped: tuple[str, ...] = ()
+    difference: Difference = UNCHANGED
     tail: bytes = b""
     method: str = "POST"
 

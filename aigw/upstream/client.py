@@ -7,6 +7,9 @@ of relaying a small request.
 
 from __future__ import annotations
 
+import re
+from urllib.parse import quote
+
 from hyperlink import URL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
@@ -15,6 +18,9 @@ from aigw.config.addresses import socket_of
 from aigw.protocols.envelope import Parts
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
+
+_INTERNATIONAL = re.compile(r"[^.:]*[^\x00-\x7f.:][^.:]*")  # a label of a host
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class ProviderClient(HTTPClient):
@@ -56,5 +62,12 @@ class ProviderClient(HTTPClient):
 
 
 def ascii_url(url: str) -> str:
-    """An international URL in its ASCII form. Raises ValueError."""
-    return url if url.isascii() else str(URL.from_text(url).to_uri().to_text())
+    """An international URL in its ASCII form. Raises ValueError.
+
+    IDNA is for labels that need it: it allows no underscore, which another label of the host may have.
+    """
+    if url.isascii():
+        return url
+    scheme, _, authority, *path = url.split("/", 3)
+    host = _INTERNATIONAL.sub(lambda label: URL.from_text(f"http://{label[0]}").to_uri().host, authority)
+    return "/".join([scheme, "", host, *(quote(each, safe=_PRINTABLE) for each in path)])
