@@ -157,6 +157,18 @@ def test_n1_an_alias_is_a_name_of_the_route():
             [route("a/*", models=["a/*"])],
             ["routes[0].models[0]: 'a/*' has a *; write the whole name of a model"],
         ),
+        (
+            [
+                {
+                    "name": "a",
+                    "steps": [{"targets": [{"provider": "p1", "model": "m"}, {"provider": "p1", "model": "*"}]}],
+                }
+            ],
+            [
+                "routes[0].steps[0].targets[1].model: has a *, but the name 'a' of the route has none that it could "
+                "stand for; write a model, or end each name of the route in *"
+            ],
+        ),
         (  # with other mistakes, all at once
             [route("a", also=["b"], deadline="soon"), route("b")],
             [
@@ -293,6 +305,27 @@ def test_n2_the_next_step_has_its_own_model():
     assert json.loads(body_of(world.doors["p2"].wire.take()))["model"] == "openai/o3"
     world.doors["p2"].wire.say(WHOLE)
     assert b"\r\nX-Aigw-Model: openai/o3\r\n" in client.take()
+
+
+def test_n2_targets_and_a_path_have_the_star_too():
+    providers = [
+        {"name": "p1", "base_url": "http://p1/v1", "paths": {"chat/completions": "at/{model}/chat"}},
+        {"name": "p2", "base_url": "http://p2/v1"},
+    ]
+    targets = [{"provider": "p1", "model": "*"}, {"provider": "p2", "model": "x-*"}]
+    world = MemoryGateway(
+        top={"providers": providers, "routes": [{"name": "openai/*", "steps": [{"targets": targets}]}]}
+    )
+    client = world.ask(model="openai/a/b c")
+    sent = {}
+    for _ in targets:
+        (name,) = [name for name, door in world.doors.items() if name not in sent and door.wires]
+        said = world.doors[name].wire.take()
+        sent[name] = said.split(b" ")[1], json.loads(body_of(said))["model"]
+        world.doors[name].wire.say(head(503, Content_Length="0"))
+    assert sent == {"p1": (b"/v1/at/a%2Fb%20c/chat", "a/b c"), "p2": (b"/v1/chat/completions", "x-a/b c")}
+    assert client.take().startswith(b"HTTP/1.1 502 ")
+    assert {each.path for each in world.records[0].attempts} == {"/v1/at/%2A/chat", "/v1/chat/completions"}
 
 
 @pytest.mark.parametrize(("asked", "status"), [(b"w/whisper", None), (b"w/--" + BOUNDARY, 404)])
