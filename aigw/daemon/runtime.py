@@ -9,8 +9,10 @@ from aigw.config.model import Config, Step
 from aigw.config.proxies import by_proxy
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.errors import ConfigError, NotReady
+from aigw.explain.explainer import Explainer
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import Identity
+from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.keyed_upstream import with_keys
 from aigw.proxy.router import Router
 from aigw.secret import Secret
@@ -72,6 +74,10 @@ class Runtime:
             raise NotReady("A certificate of the gateway has expired.", code="certificate_expired")
         if self.identity.validity.days_to_wait() > 0:
             raise NotReady("A certificate of the gateway is not valid yet.", code="certificate_not_yet_valid")
+
+    def explainer(self, health: CooldownsByEndpoint) -> Explainer:
+        """Explains requests with this configuration and the present state."""
+        return Explainer(self.config, self.router, health)
 
     def summary(self) -> str:
         """What is served, in one line, for systemd."""

@@ -196,7 +196,7 @@ class Exchange:
             if held.length is not None:
                 held.rewrite(self._gateway.router.without_keys[step.provider.name])
             length = held.length
-            self._record.answered_by(step, attempt.difference.dropped)
+            self._record.answered_by(step, attempt.difference.dropped, attempt.model)
             if self._call.endpoint.id_in is not None:
                 self._gateway.stored.note(self._call, self._route, step, held)
             sent = headers.for_client(response.given.items())
@@ -254,7 +254,7 @@ class Exchange:
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
-        self._record.answered_by(attempt.step, attempt.difference.dropped)
+        self._record.answered_by(attempt.step, attempt.difference.dropped, attempt.model)
         self._record.bytes_out = passed_refusals.pass_on(refusal, self._client, self._gateway.router.keys)
         self._client.end()
         return succeed(None)

@@ -54,6 +54,7 @@ class StoredResponses:
         ids: ResponseIds,
         clock: IReactorTime,
     ) -> None:
+        self._configured = config.routes
         self._upstream = upstream
         self._router = router
         self._cooldowns = cooldowns
@@ -94,7 +95,7 @@ class StoredResponses:
         parts = self._router.parts
         found = [
             part.route if (part := parts.get((route.name, call.endpoint.path))) else route
-            for route in self._router.routes.values()
+            for route in self._configured.values()
         ]
         return [route for route in found if route.steps]
 

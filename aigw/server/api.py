@@ -11,7 +11,6 @@ from urllib.parse import parse_qs
 import msgspec
 from twisted.internet.defer import Deferred
 
-from aigw.config.endpoint_names import LISTED_FOR
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
 from aigw.net import headers
@@ -21,6 +20,7 @@ from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.response_ids import is_id
+from aigw.proxy.route_names import listed
 from aigw.proxy.router import Router
 from aigw.server.cors import CrossOrigin
 from aigw.server.request import Request
@@ -40,17 +40,18 @@ class ModelsResource(ApiResource):
         super().__init__(config, cross_origin)
         self._router = router
         self._created = int(time.time())
+        self._list = b""  # made at the first request: many routes have a long one
 
     def render(self, request: Request) -> bytes:
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
         if not name:
-            routes = self.config.routes.values()
-            listed = [
-                route.name for route in routes if not (route.endpoints and LISTED_FOR.isdisjoint(route.endpoints))
-            ]
-            return msgspec.json.encode({"object": "list", "data": [model(name, self._created) for name in listed]})
-        return msgspec.json.encode(model(self._router.routes[name].name, self._created))
+            if not self._list:
+                shown = [model(each, self._created) for each in listed(self.config.routes.values())]
+                self._list = msgspec.json.encode({"object": "list", "data": shown})
+            return self._list
+        self._router.routes[name]
+        return msgspec.json.encode(model(name, self._created))
 
 
 class EndpointResource(ApiResource):
@@ -146,7 +147,7 @@ class EndpointResource(ApiResource):
         if record.provider is not None and record.model is not None:
             sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
             sent.append((b"x-aigw-provider", headers.value(record.provider)))
-            sent.append((b"x-aigw-model", headers.value(record.model)))
+            sent.append((b"x-aigw-model", headers.value(record.sent_model or record.model)))
         if record.key_number is not None:
             sent.append((b"x-aigw-key", b"%d" % record.key_number))
         if record.skipped:
