@@ -264,7 +264,7 @@ class GatewayService(Service):
 
         root = api.tree(config, gateway, self._telemetry.record, self._telemetry.begin_trace, self._admission)
         resources.add_resources(root, config, self._admin, check_ready)
-        return root, resources.tree(config, self._admin, check_ready)
+        return root, resources.tree(config, self._admin, check_ready, runtime.explainer(self._cooldowns))
 
     def _snapshot(self) -> Snapshot:
         identity = self._runtime.identity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
 from urllib.parse import parse_qs
@@ -15,7 +15,6 @@ from aigw.access.admission import Admission, Store
 from aigw.access.errors import limit_headers
 from aigw.access.keys import Keys
 from aigw.access.ledger import Ledger
-from aigw.config.endpoint_names import LISTED_FOR
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
 from aigw.net import headers
@@ -25,6 +24,7 @@ from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.response_ids import is_id
+from aigw.proxy.route_names import Routes, listed
 from aigw.proxy.router import Router
 from aigw.server.cors import CrossOrigin
 from aigw.server.limited import CostOf, Limited
@@ -45,19 +45,23 @@ class ModelsResource(ApiResource):
         super().__init__(config, cross_origin)
         self._router = router
         self._created = int(time.time())
+        self._list = b""  # made at the first request: many routes have a long one
 
     def render(self, request: Request) -> bytes:
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
         routes = self._router.visible[request.caller.routes if request.caller is not None else ()]
         if not name:
-            listed = [
-                route.name
-                for route in routes.values()
-                if not (route.endpoints and LISTED_FOR.isdisjoint(route.endpoints))
-            ]
-            return msgspec.json.encode({"object": "list", "data": [model(name, self._created) for name in listed]})
-        return msgspec.json.encode(model(routes[name].name, self._created))
+            if not isinstance(routes, Routes):  # of a caller that may not use all
+                return _list_of(routes.listed(), self._created)
+            self._list = self._list or _list_of(listed(routes.routes), self._created)
+            return self._list
+        routes[name]
+        return msgspec.json.encode(model(name, self._created))
+
+
+def _list_of(names: Iterable[str], created: int) -> bytes:
+    return msgspec.json.encode({"object": "list", "data": [model(each, created) for each in names]})
 
 
 class UsageResource(ApiResource):
@@ -175,7 +179,7 @@ class EndpointResource(ApiResource):
         if record.provider is not None and record.model is not None:
             sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
             sent.append((b"x-aigw-provider", headers.value(record.provider)))
-            sent.append((b"x-aigw-model", headers.value(record.model)))
+            sent.append((b"x-aigw-model", headers.value(record.sent_model or record.model)))
         if record.key_number is not None:
             sent.append((b"x-aigw-key", b"%d" % record.key_number))
         if record.skipped:
