@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import NoReturn
 from urllib.parse import quote
@@ -45,12 +45,16 @@ def _escape(character: str) -> str:
 
 
 class Secret:
-    """A key. It shows as ``***`` wherever it is printed, formatted or logged, and cannot be pickled or JSON-encoded."""
+    """A key. It shows as ``***`` wherever it is printed, formatted or logged, and cannot be pickled or JSON-encoded.
 
-    __slots__ = ("_bytes", "_encoded", "_forms", "_value")
+    ``variables`` are the names of those that it was made from. They may be shown.
+    """
 
-    def __init__(self, value: str) -> None:
+    __slots__ = ("_bytes", "_encoded", "_forms", "_value", "variables")
+
+    def __init__(self, value: str, variables: Sequence[str] = ()) -> None:
         self._value = value
+        self.variables = tuple(variables)
         self._bytes = value.encode()
         self._forms: re.Pattern[str] | None = None  # compiled at the first use, because that takes a millisecond
         self._encoded = KeyForms(value)

@@ -56,6 +56,8 @@ def run(folder, *words, **more):
         (["check", "-c", "f"], ["--check-config", "-c", "f"]),
         (["check-providers", "--json"], ["--check-providers", "--json"]),
         (["check-providers", "--try"], ["--check-providers", "--try"]),
+        (["explain", "r.json", "-c", "f"], ["--explain", "r.json", "-c", "f"]),
+        (["explain", "-", "--json"], ["--explain", "-", "--json"]),
         (["--version"], ["--version"]),
     ],
 )

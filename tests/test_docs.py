@@ -214,7 +214,7 @@ def complete(tree: dict) -> dict:
         for budget in limits.get("budget", ()):
             budget |= {"per": "day", **({} if "usd" in budget else {"tokens": 1}), **budget}
     for number, route in enumerate(tree.setdefault("routes", [{}])):
-        route.setdefault("name", f"r{number}")
+        route.setdefault("name", "openai/*" if "models" in route else f"r{number}")
         for step in route.setdefault("steps", [{}]):
             for each in step.get("targets", [step]):
                 each.setdefault("provider", tree["providers"][0].get("name", "p0") if "providers" in tree else "p0")

@@ -14,11 +14,14 @@ from twisted.web.server import NOT_DONE_YET
 
 from aigw.access.errors import NotAllowed
 from aigw.admin.access_control import AccessCheck, allow_all, allow_local, is_near, with_key
+from aigw.admin.explain import Explain
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.page import Page
+from aigw.admin.resource import AdminNotFound, AdminResource, send
 from aigw.admin.session import Cookies, cookie, is_form, is_own_form, no_cookie
 from aigw.config.model import Config
-from aigw.errors import CrossSite, GatewayError, NotAForm, NotReady, PathNotFound, Unauthorized, WrongKey
+from aigw.errors import CrossSite, GatewayError, NotAForm, NotReady, Unauthorized, WrongKey
+from aigw.explain.explainer import Explainer
 from aigw.net.headers import Header
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource
@@ -40,36 +43,6 @@ class AdminState(NamedTuple):
     telemetry: Telemetry
     viewers: LiveFeed
     cookies: Cookies
-
-
-class AdminResource(ApiResource):
-    """A resource of the status pages, with the check of who may see it."""
-
-    def __init__(self, config: Config, check_access: AccessCheck) -> None:
-        super().__init__(config)
-        self.check_access = check_access
-
-    def identify(self, request: Request) -> None:
-        """Raises what the gate does."""
-        self.check_access(request)
-
-    def getChild(self, path: bytes, request: Request) -> AdminResource:
-        """Anything below that is not a resource of its own is unknown."""
-        return AdminNotFound(self.config, self.check_access)
-
-    def headers(self, request: Request) -> list[Header]:
-        """The pages show the present state, so they are not cached."""
-        return [*super().headers(request), (b"cache-control", b"no-store")]
-
-
-class AdminNotFound(AdminResource):
-    """Every unknown path."""
-
-    methods = ()
-
-    def wrong_path(self, request: Request) -> GatewayError:
-        """What there is."""
-        return PathNotFound("Unknown path; there are /status, /status.json, /metrics, /ready and /health.")
 
 
 class AdminRoot(AdminNotFound):
@@ -239,15 +212,6 @@ def to_the_page(request: Request, set_cookie: str) -> int:
     return NOT_DONE_YET
 
 
-def send(request: Request, kind: bytes, body: bytes, *headers: Header) -> int:
-    """Answer with a body that is not JSON."""
-    own = [(b"content-type", kind), (b"x-content-type-options", b"nosniff"), *headers]
-    request.begin(200, own, len(body))
-    request.write(body)
-    request.end()
-    return NOT_DONE_YET
-
-
 def add_resources(
     root: ApiResource,
     config: Config,
@@ -268,9 +232,13 @@ def add_resources(
     root.putChild(b"metrics", MetricsResource(config, ask, state.telemetry))
 
 
-def tree(config: Config, state: AdminState, check_ready: CheckReady) -> ApiResource:
-    """The tree of the listener for administrators: these resources without a key, and no API."""
+def tree(config: Config, state: AdminState, check_ready: CheckReady, explainer: Explainer) -> ApiResource:
+    """The tree of the listener for administrators: these resources without a key, and no API.
+
+    An explanation has the addresses of providers, so it is not on the other listeners, where every client has a key.
+    """
     root = AdminRoot(config, allow_local)
     root.putChild(b"health", HealthResource(config))
+    root.putChild(b"explain", Explain(config, allow_local, explainer))
     add_resources(root, config, state, check_ready, allow_local)
     return root

@@ -25,6 +25,7 @@ from aigw.config.mistakes import Mistake, line_of, not_following, worded
 from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener
+from aigw.config.patterns import names_crossed
 from aigw.config.prices import prices_of, unknown_providers, unpriced_budgets, with_unknown
 from aigw.config.proxies import with_proxies
 from aigw.config.quoting import Expanded
@@ -105,7 +106,7 @@ def build(
     unneeded: list[Mistake] = []
     if isinstance(tree, dict):
         tree, unusable, unneeded = with_proxies(_whole(tree), environ)
-        later = [*crossed(tree, tls is not None), *unusable, *choices_crossed(tree)]
+        later = [*crossed(tree, tls is not None), *unusable, *choices_crossed(tree), *names_crossed(tree)]
         if "port" not in tree and environ.get("PORT"):
             tree = {**tree, "port": Expanded.of(environ["PORT"], "${PORT}")}
         if "state" not in tree and environ.get("STATE_DIRECTORY"):  # which systemd sets

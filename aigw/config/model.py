@@ -15,6 +15,7 @@ from aigw.config.bodies import BodyChanges, ConflictResolution, MemberName, Valu
 from aigw.config.callers import ADMIN, DEFAULT, Caller, Group, KeyDefaults, NamedKey
 from aigw.config.credentials import KEY, Auth, Command, HeaderName, HeaderValue, Key, QueryValue
 from aigw.config.endpoint_names import DefaultName, EndpointName, PathName
+from aigw.config.patterns import RouteName, StepModel
 from aigw.config.prices import NO_PRICES, PricePerMillion, Prices
 from aigw.config.proxies import ProxyUrl
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, Otherwise, Unless, Written
@@ -119,7 +120,7 @@ class Target(msgspec.Struct, frozen=True):
     """One of several providers and models among which a step chooses; ``weight`` is its share beside the others."""
 
     provider: Annotated[Provider, Named("providers", NAME)]
-    model: Name
+    model: StepModel
     weight: Weight = 1.0
 
 
@@ -137,7 +138,7 @@ class Step(msgspec.Struct, frozen=True):
 
     number: Annotated[int, POSITION]
     provider: Annotated[Provider, Named("providers", NAME), Unless("targets")]
-    model: Annotated[Name, Unless("targets")]
+    model: Annotated[StepModel, Unless("targets")]
     timeout: Annotated[Timeout, Inherited(300.0, top="default_timeout")]
     connect_timeout: Annotated[Timeout, Inherited(10.0)]
     idle_timeout: Annotated[Timeout, Inherited(120.0)]
@@ -185,6 +186,8 @@ class KeepAlive(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
+    ``also`` has more names of it. A name that ends in a star stands for all names that begin so; ``models`` are those
+    of them that are in the list of models.
     ``stop_on`` has the statuses, codes and types of refusals that go to the client instead of to the next step.
     ``when_refused`` is the answer if all steps refused the request: a 502, or the refusal. ``on_context_overflow`` is
     what follows if a step refused it as too long for the model. Where they are None the endpoint decides.
@@ -195,8 +198,10 @@ class Route(msgspec.Struct, frozen=True):
     ``limits_bodies``: a step has ``max_body``.
     """
 
-    name: Name
+    name: RouteName
     steps: tuple[Step, ...]
+    also: tuple[RouteName, ...] = ()
+    models: tuple[Name, ...] = ()
     deadline: Duration | None = None
     stop_on: frozenset[Refusal] = frozenset()
     when_refused: Annotated[Literal["report", "pass_on"] | None, Inherited(None)] = None

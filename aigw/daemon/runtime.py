@@ -12,8 +12,10 @@ from aigw.config.model import Config, Step
 from aigw.config.proxies import by_proxy
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.errors import ConfigError, NotReady
+from aigw.explain.explainer import Explainer
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import Identity
+from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.keyed_upstream import with_keys
 from aigw.proxy.router import Router
 from aigw.secret import Secret
@@ -65,7 +67,7 @@ class Runtime:
 
     def hide_keys(self, redaction: Redaction, before: Sequence[Secret] = ()) -> None:
         """Hide the keys from now on, and those of ``before``, which running requests may have."""
-        redaction.use([*before, *self.config.secrets], self.config.has_hashed_keys)
+        redaction.use([*before, *self.config.secrets], any(caller.proofs for caller in self.config.callers))
         redaction.use_changing(self.keys.secrets)
 
     def take_over(self, old: Runtime, redaction: Redaction) -> None:
@@ -96,6 +98,10 @@ class Runtime:
     def served(self) -> dict[str, Any]:
         """What is served, for the log."""
         return {"routes": len(self.config.routes), "providers": list(self.config.providers)}
+
+    def explainer(self, health: CooldownsByEndpoint) -> Explainer:
+        """Explains requests with this configuration and the present state."""
+        return Explainer(self.config, self.router, health)
 
     def summary(self) -> str:
         """What is served, in one line, for systemd."""

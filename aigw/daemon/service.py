@@ -264,7 +264,7 @@ class GatewayService(Service):
         sink, pricing = self._telemetry.record, self._telemetry.pricing(config)
         root = api.tree(config, gateway, sink, self._telemetry.begin_trace, self._admission, pricing=pricing)
         resources.add_resources(root, config, self._admin, check_ready)
-        return root, resources.tree(config, self._admin, check_ready)
+        return root, resources.tree(config, self._admin, check_ready, runtime.explainer(self._cooldowns))
 
     def _snapshot(self) -> Snapshot:
         identity = self._runtime.identity

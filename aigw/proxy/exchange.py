@@ -77,8 +77,8 @@ class Gateway:
         if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
             exchange = partial(Exchange, self, call=call, client=client, record=record)
             return self.stored.serve(call, response_id, record, lambda route: exchange(route).run())
-        routes = self.router.visible[call.caller.routes if call.caller is not None else ()]
-        route = routes[call.model] if call.model else routes.default_for(call.endpoint.path)
+        router, mine = self.router, call.caller.routes if call.caller is not None else ()
+        route = router.visible[mine][call.model] if call.model else router.default_for(call.endpoint.path, mine)
         if self.router.parts:
             record.route = route.name
             route = self.router.part(route, call.endpoint.path, record.skip)
@@ -197,7 +197,7 @@ class Exchange:
             if held.length is not None:
                 held.rewrite(self._gateway.router.without_keys[step.provider.name])
             length = held.length
-            self._record.answered_by(step, attempt.difference.dropped)
+            self._record.answered_by(step, attempt.difference.dropped, attempt.model)
             if self._call.endpoint.id_in is not None:
                 self._gateway.stored.note(self._call, self._route, step, held)
             sent = headers.for_client(response.given.items())
@@ -255,7 +255,7 @@ class Exchange:
 
     def _pass_on(self, attempt: Attempt, refusal: UpstreamRefused) -> Deferred[None]:
         """The client gets the refusal as the provider sent it."""
-        self._record.answered_by(attempt.step, attempt.difference.dropped)
+        self._record.answered_by(attempt.step, attempt.difference.dropped, attempt.model)
         self._record.bytes_out = passed_refusals.pass_on(refusal, self._client, self._gateway.router.keys)
         self._client.end()
         return succeed(None)

@@ -94,7 +94,7 @@ class StoredResponses:
             return [self._router.part(visible[call.model], call.endpoint.path, record.skip)]
         parts = self._router.parts
         found = [
-            part.route if (part := parts.get((route.name, call.endpoint.path))) else route for route in visible.values()
+            part.route if (part := parts.get((route.name, call.endpoint.path))) else route for route in visible.routes
         ]
         return [route for route in found if route.steps]
 

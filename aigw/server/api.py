@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
 from urllib.parse import parse_qs
@@ -11,11 +11,10 @@ from urllib.parse import parse_qs
 import msgspec
 from twisted.internet.defer import Deferred
 
-from aigw.access.admission import Admission, Store
+from aigw.access.admission import Admission
 from aigw.access.errors import limit_headers
 from aigw.access.keys import Keys
 from aigw.access.ledger import Ledger
-from aigw.config.endpoint_names import LISTED_FOR
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
 from aigw.net import headers
@@ -25,9 +24,10 @@ from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.response_ids import is_id
+from aigw.proxy.route_names import Routes, listed
 from aigw.proxy.router import Router
 from aigw.server.cors import CrossOrigin
-from aigw.server.limited import CostOf, Limited
+from aigw.server.limited import CostOf, Limited, UsageResource
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
 from aigw.telemetry.pricing import Pricing
@@ -46,34 +46,23 @@ class ModelsResource(ApiResource):
         super().__init__(config, cross_origin)
         self._router = router
         self._created = int(time.time())
+        self._list = b""  # made at the first request: many routes have a long one
 
     def render(self, request: Request) -> bytes:
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
         routes = self._router.visible[request.caller.routes if request.caller is not None else ()]
         if not name:
-            listed = [
-                route.name
-                for route in routes.values()
-                if not (route.endpoints and LISTED_FOR.isdisjoint(route.endpoints))
-            ]
-            return msgspec.json.encode({"object": "list", "data": [model(name, self._created) for name in listed]})
-        return msgspec.json.encode(model(routes[name].name, self._created))
+            if not isinstance(routes, Routes):  # of a caller that may not use all
+                return _list_of(routes.listed(), self._created)
+            self._list = self._list or _list_of(listed(routes.routes), self._created)
+            return self._list
+        routes[name]
+        return msgspec.json.encode(model(name, self._created))
 
 
-class UsageResource(ApiResource):
-    """``GET /v1/usage``: what the caller has used, and what it has left of its limits and of those of its group."""
-
-    def __init__(self, config: Config, store: Store, cross_origin: CrossOrigin | None = None) -> None:
-        super().__init__(config, cross_origin)
-        self._store = store
-
-    def render(self, request: Request) -> bytes:
-        """Of the caller alone."""
-        caller = request.caller
-        assert caller is not None
-        accounts = [self._store.usage_of(account) for account in caller.accounts]
-        return msgspec.json.encode({"object": "usage", "caller": caller.name, "data": accounts})
+def _list_of(names: Iterable[str], created: int) -> bytes:
+    return msgspec.json.encode({"object": "list", "data": [model(each, created) for each in names]})
 
 
 class EndpointResource(ApiResource):
@@ -179,7 +168,7 @@ class EndpointResource(ApiResource):
         if record.provider is not None and record.model is not None:
             sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
             sent.append((b"x-aigw-provider", headers.value(record.provider)))
-            sent.append((b"x-aigw-model", headers.value(record.model)))
+            sent.append((b"x-aigw-model", headers.value(record.sent_model or record.model)))
         if record.key_number is not None:
             sent.append((b"x-aigw-key", b"%d" % record.key_number))
         if record.skipped:

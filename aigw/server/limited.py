@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
 from twisted.internet.defer import Deferred
 
-from aigw.access.admission import Admission
+from aigw.access.admission import Admission, Store
 from aigw.access.errors import as_upstream
 from aigw.access.estimates import Estimate, estimate, used
 from aigw.access.ledger import Claim
 from aigw.accounting.estimated import complete
 from aigw.config.callers import PICO, Caller
-from aigw.config.model import Route
+from aigw.config.model import Config, Route
 from aigw.net.headers import Header
 from aigw.protocols.endpoint import Call
 from aigw.proxy.exchange import Gateway
+from aigw.server.cors import CrossOrigin
+from aigw.server.resources import ApiResource
 from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.record import RecordBuilder
 
@@ -128,3 +131,18 @@ class Limited:
         """Count a request that was refused before it was a call."""
         if request.caller is not None:
             self._store.count_request(Claim(request.caller.accounts))
+
+
+class UsageResource(ApiResource):
+    """``GET /v1/usage``: what the caller has used, and what it has left of its limits and of those of its group."""
+
+    def __init__(self, config: Config, store: Store, cross_origin: CrossOrigin | None = None) -> None:
+        super().__init__(config, cross_origin)
+        self._store = store
+
+    def render(self, request: Request) -> bytes:
+        """Of the caller alone."""
+        caller = request.caller
+        assert caller is not None
+        accounts = [self._store.usage_of(account) for account in caller.accounts]
+        return msgspec.json.encode({"object": "usage", "caller": caller.name, "data": accounts})

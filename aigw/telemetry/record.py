@@ -163,13 +163,15 @@ class RecordBuilder(Facts, kw_only=True):
     received: float = 0.0
     waited: float = 0.0
     waiting_since: float = 0.0
+    sent_model: str = ""
     session: str | None = None
 
-    def answered_by(self, step: Step, dropped: tuple[str, ...] = ()) -> None:
-        """Note the step that answers. ``dropped`` names the members of the request that the step did not get."""
+    def answered_by(self, step: Step, dropped: tuple[str, ...] = (), sent_model: str = "") -> None:
+        """Note the step that answers. ``dropped`` names the members of the request that the step did not get.
+        ``sent_model`` is what the provider got; a step's model with a star has more of them than a record may name."""
         self.step, self.provider, self.model = step.number, step.provider.name, step.model
         self.key_number = step.key_number
-        self.dropped = dropped
+        self.dropped, self.sent_model = dropped, sent_model
 
     def skip(self, step: Step, reason: str, until: float | None = None) -> None:
         """Note that this step was skipped; only the first reason counts. One that was tried by another key was not."""
