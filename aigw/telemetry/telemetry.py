@@ -82,7 +82,8 @@ class Telemetry:
         if self.tracing is not None:
             self.tracing.end(record)
         failed = record.outcome not in _NOT_BROKEN or (record.status >= 500 and record.error != "draining")
-        logs.write(LogLevel.warn if failed else LogLevel.info, "Request", record.request_id, for_log(record))
+        level = LogLevel.warn if failed else LogLevel.info
+        logs.write(level, "Request", record.request_id, for_log(record), are_known=True)
 
 
 def log_attempt(request_id: str, route: str, attempt: AttemptRecord) -> None:
