@@ -134,6 +134,7 @@ class Step(msgspec.Struct, frozen=True):
     A step that is written with ``targets``, or whose provider has several keys, becomes one Step of the same ``number``
     for each target and key, see ``targets``. ``target`` is then the target's position from 1, with its ``weight``, and
     ``key_number`` the key's position from 1. ``counted``: its running attempts are counted.
+    ``patterns`` are the names of its route, the longest first, if its model has a star.
     """
 
     number: Annotated[int, POSITION]
@@ -156,6 +157,7 @@ class Step(msgspec.Struct, frozen=True):
     target: Annotated[int, NOT_WRITTEN] = 0
     weight: Annotated[float, NOT_WRITTEN] = 1.0
     key_number: Annotated[int | None, NOT_WRITTEN] = None
+    patterns: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
     counted: Annotated[bool, NOT_WRITTEN] = False
     changes: Annotated[BodyChanges | None, NOT_WRITTEN] = None
 

@@ -12,7 +12,7 @@ from aigw.config.addresses import MODEL
 from aigw.config.endpoint_names import NAMES
 from aigw.config.limit_values import matches
 from aigw.config.model import Config, Provider, Route, Step
-from aigw.config.patterns import STAR, replaced
+from aigw.config.patterns import STAR, replaced, star_of
 from aigw.errors import BadRequest, RouteNotFound, TooLarge
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
@@ -88,9 +88,8 @@ class Router:
 
     def sent_model(self, step: Step, call: Call) -> str:
         """The model that the step sends: a star in it is what the star in the route's name stands for."""
-        if STAR in step.model and (text := self.routes.star(call.model)):
-            return replaced(step.model, text)
-        return step.model
+        found = next(filter(None, (star_of(pattern, call.model) for pattern in step.patterns)), None)
+        return step.model if found is None else replaced(step.model, found)
 
     def headers_with(self, provider: Provider, key: Secret, changing: Sequence[Secret]) -> Lines:
         """The headers of every request to the provider, with a ``key`` that the configuration does not have.

@@ -178,7 +178,7 @@ def write(
 ) -> None:
     """Log a message. Does what ``Logger.emit`` does, but faster: that searches all levels at each line.
 
-    ``are_known``: all names of ``fields`` are in FIELDS, so that nobody has to look.
+    ``are_known``: all names of ``fields`` are in FIELDS, so they are not looked up again.
     """
     log.observer(
         {
