@@ -1,4 +1,4 @@
-"""U5 to U10: what requests are charged, and that the file, the metrics and the page have one sum."""
+"""E5 to E10: what requests are charged, and that the file, the metrics and the page have one sum."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def gone(client: Wire) -> None:
     client.lost(ConnectionDone())
 
 
-def test_u6_the_line_of_a_request_and_its_record_have_tokens_and_cost(tmp_path):
+def test_e6_the_line_of_a_request_and_its_record_have_tokens_and_cost(tmp_path):
     book = Book(tmp_path)
     book.world.ask()
     book.door("p1").say(whole(USAGE))
@@ -163,7 +163,7 @@ IMAGE = {"created": 1, "data": [{"b64_json": "AA=="}]}
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )  # fmt: skip
-def test_u5_every_endpoint_that_reports_tokens_is_charged(tmp_path, path, body, answered, tokens):
+def test_e5_every_endpoint_that_reports_tokens_is_charged(tmp_path, path, body, answered, tokens):
     book = Book(tmp_path)
     post(book, path, body)
     data = json.dumps(answered).encode()
@@ -180,7 +180,7 @@ def test_u5_every_endpoint_that_reports_tokens_is_charged(tmp_path, path, body, 
         ("messages/count_tokens", {"input_tokens": 11}),
     ],
 )
-def test_u5_a_count_of_tokens_is_not_charged(tmp_path, path, answered):
+def test_e5_a_count_of_tokens_is_not_charged(tmp_path, path, answered):
     book = Book(tmp_path)
     post(book, path, {**MESSAGE, "input": "hi"})
     data = json.dumps(answered).encode()
@@ -189,7 +189,7 @@ def test_u5_a_count_of_tokens_is_not_charged(tmp_path, path, answered):
     assert not book.telemetry.counters.unpriced
 
 
-def test_u5_a_stored_response_is_charged_once(tmp_path):
+def test_e5_a_stored_response_is_charged_once(tmp_path):
     book = Book(tmp_path)
     data = json.dumps({**RESPONSE, "usage": OF_RESPONSES}).encode()
     post(book, "responses", {"model": "route", "input": "hi"})
@@ -201,7 +201,7 @@ def test_u5_a_stored_response_is_charged_once(tmp_path):
     assert [line["cost"] for line in book.lines] == [0.0025, 0]
 
 
-def test_u5_a_stream_is_charged_by_its_last_usage(tmp_path):
+def test_e5_a_stream_is_charged_by_its_last_usage(tmp_path):
     book = Book(tmp_path)
     book.world.ask(stream=True)
     events = [
@@ -215,7 +215,7 @@ def test_u5_a_stream_is_charged_by_its_last_usage(tmp_path):
     assert [line["cost"] for line in book.lines] == [0.0025]
 
 
-def test_u5_a_stream_of_a_client_that_left_is_charged_what_was_reported(tmp_path):
+def test_e5_a_stream_of_a_client_that_left_is_charged_what_was_reported(tmp_path):
     book = Book(tmp_path)
     client = post(book, "messages", {**MESSAGE, "stream": True})
     book.door("p1").say(begun({"input_tokens": 100, "output_tokens": 1}) + TEXT)
@@ -225,7 +225,7 @@ def test_u5_a_stream_of_a_client_that_left_is_charged_what_was_reported(tmp_path
 
 
 @pytest.mark.parametrize("reason", ["is no answer", "breaks before its output"])
-def test_u5_an_attempt_that_failed_is_charged_what_it_reported(tmp_path, reason):
+def test_e5_an_attempt_that_failed_is_charged_what_it_reported(tmp_path, reason):
     book = Book(tmp_path)
     if reason == "is no answer":
         book.world.ask()
@@ -247,7 +247,7 @@ def test_u5_an_attempt_that_failed_is_charged_what_it_reported(tmp_path, reason)
     ]
 
 
-def test_u5_an_answer_without_output_is_charged_what_it_reported(tmp_path):
+def test_e5_an_answer_without_output_is_charged_what_it_reported(tmp_path):
     """Its usage is in the read that shows the failure."""
     book = Book(tmp_path, steps=1)
     book.world.ask(stream=True)
@@ -257,7 +257,7 @@ def test_u5_an_answer_without_output_is_charged_what_it_reported(tmp_path):
     assert (line["status"], line["provider"], line["cost"]) == (502, "p1", 0.0025)
 
 
-def test_u5_a_retry_is_charged_and_so_is_what_it_repeats(tmp_path):
+def test_e5_a_retry_is_charged_and_so_is_what_it_repeats(tmp_path):
     book = Book(
         tmp_path,
         top={"routes": [{"name": "route", "steps": [{"provider": "p1", "model": "model-of-p1", "retries": 1}]}]},
@@ -271,7 +271,7 @@ def test_u5_a_retry_is_charged_and_so_is_what_it_repeats(tmp_path):
     assert len(line["attempts"]) == 2
 
 
-def test_u5_both_attempts_of_a_hedged_request_are_charged(tmp_path):
+def test_e5_both_attempts_of_a_hedged_request_are_charged(tmp_path):
     book = Book(tmp_path, hedge={"after": "1s", "share": "100%"})
     usage = {"input_tokens": 600, "output_tokens": 50, "cache_read_input_tokens": 400}
     post(book, "messages", {**MESSAGE, "stream": True})
@@ -284,7 +284,7 @@ def test_u5_both_attempts_of_a_hedged_request_are_charged(tmp_path):
     assert [each["provider"] for each in line["attempts"]] == ["p1", "p2"]
 
 
-def test_u3_what_the_provider_reports_counts_more_than_the_price(tmp_path):
+def test_e3_what_the_provider_reports_counts_more_than_the_price(tmp_path):
     book = Book(tmp_path)
     book.world.ask()
     book.door("p1").say(whole({**USAGE, "cost": 0.000123}))
@@ -292,7 +292,7 @@ def test_u3_what_the_provider_reports_counts_more_than_the_price(tmp_path):
 
 
 @pytest.mark.parametrize("answered", [whole(USAGE), whole(None)], ids=["no price", "no usage"])
-def test_u4_an_unknown_cost_is_null_and_is_counted(tmp_path, answered):
+def test_e4_an_unknown_cost_is_null_and_is_counted(tmp_path, answered):
     book = Book(tmp_path, "" if answered == whole(USAGE) else PRICES)
     book.world.ask()
     book.door("p1").say(answered)
@@ -301,7 +301,7 @@ def test_u4_an_unknown_cost_is_null_and_is_counted(tmp_path, answered):
     assert "cost" not in for_log(book.records[0])
 
 
-def test_u4_without_prices_no_cost_is_missed(tmp_path):
+def test_e4_without_prices_no_cost_is_missed(tmp_path):
     book = Book(tmp_path, None)
     book.world.ask()
     book.door("p1").say(whole(USAGE))
@@ -309,13 +309,13 @@ def test_u4_without_prices_no_cost_is_missed(tmp_path):
     assert not [name for name in book.metrics if name.startswith("aigw_unpriced")]
 
 
-def test_u6_a_request_that_no_provider_answered_costs_nothing(tmp_path):
+def test_e6_a_request_that_no_provider_answered_costs_nothing(tmp_path):
     book = Book(tmp_path)
     book.world.ask(model="nothing")
     assert [(line["status"], line["route"], line["cost"]) for line in book.lines] == [(404, None, 0)]
 
 
-def test_u7_a_request_of_nobody_who_is_known_has_no_line(tmp_path):
+def test_e7_a_request_of_nobody_who_is_known_has_no_line(tmp_path):
     """Or anyone could fill the disk."""
     accounts, written = Accounts(Clock()), []  # type: ignore[arg-type]
     accounts._file = type("File", (), {"write": staticmethod(written.append)})()
@@ -325,7 +325,7 @@ def test_u7_a_request_of_nobody_who_is_known_has_no_line(tmp_path):
     assert decode(written[0].encode()).caller == "default"
 
 
-def test_u9_metrics_and_page_have_requests_tokens_and_cost_by_caller(tmp_path):
+def test_e9_metrics_and_page_have_requests_tokens_and_cost_by_caller(tmp_path):
     book = Book(tmp_path)
     for _ in range(3):
         book.world.ask()
@@ -348,7 +348,7 @@ def test_u9_metrics_and_page_have_requests_tokens_and_cost_by_caller(tmp_path):
     assert (caller["name"], caller["requests"], caller["cost_usd"]) == ("default", 3, 0.0075)
 
 
-def test_u10_without_the_settings_no_byte_changes(tmp_path):
+def test_e10_without_the_settings_no_byte_changes(tmp_path):
     book = Book(tmp_path, None, usage=False)
     book.world.ask()
     book.door("p1").say(whole({**USAGE, "cost": 1.5}))
@@ -370,7 +370,7 @@ def drained(steps):
             return
 
 
-def test_u6_a_session_is_in_the_file_alone_bounded_and_printable(tmp_path):
+def test_e6_a_session_is_in_the_file_alone_bounded_and_printable(tmp_path):
     book = Book(tmp_path)
     for pricing, session in ((book.accounts, "a?" + "b" * 126), (None, None)):
         builder = RecordBuilder("id", "POST", "/v1/x", 0.0, seconds=lambda: 0.0, pricing=pricing)
@@ -380,7 +380,7 @@ def test_u6_a_session_is_in_the_file_alone_bounded_and_printable(tmp_path):
         assert json.loads(line_of(made, 0.0))["session"] == session
 
 
-def test_u6_the_log_has_the_cost_as_a_number(tmp_path):
+def test_e6_the_log_has_the_cost_as_a_number(tmp_path):
     lines: list[dict] = []
 
     class File:
@@ -551,13 +551,13 @@ KEYS = pytest.mark.parametrize("key", [KEY, KEY_OF_ALICE], ids=["without limits"
 
 
 @KEYS
-def test_u9_ledger_metrics_and_budget_are_one_sum(tmp_path, key):
+def test_e9_ledger_metrics_and_budget_are_one_sum(tmp_path, key):
     played(tmp_path, 800, key)
 
 
 @pytest.mark.slow
 @KEYS
-def test_u9_ledger_metrics_and_budget_are_one_sum_of_100000_requests(tmp_path, capsys, key):
+def test_e9_ledger_metrics_and_budget_are_one_sum_of_100000_requests(tmp_path, capsys, key):
     begun_at = time.process_time()
     played(tmp_path, 100_000, key)
     with capsys.disabled():
@@ -568,7 +568,7 @@ def test_u9_ledger_metrics_and_budget_are_one_sum_of_100000_requests(tmp_path, c
 
 
 @ensureDeferred
-async def test_u7_a_gateway_writes_the_file_and_takes_new_prices_without_a_reload(world):
+async def test_e7_a_gateway_writes_the_file_and_takes_new_prices_without_a_reload(world):
     prices, usage = world.folder / "prices.yaml", world.folder / "usage.jsonl"
     prices.write_text("p1: {model-1: {input: 1, output: 1}}")
     top = {"prices": "prices.yaml", "usage": {"file": "usage.jsonl", "rotate": "day"}}
@@ -595,7 +595,7 @@ async def test_u7_a_gateway_writes_the_file_and_takes_new_prices_without_a_reloa
     await until(lambda: usage.exists() and usage.read_bytes().count(b"\n") == 1)
 
 
-def test_u4_an_unknown_price_is_assumed_and_counted(tmp_path):
+def test_e4_an_unknown_price_is_assumed_and_counted(tmp_path):
     book = Book(tmp_path, "", top={"unknown_price": 10})
     book.world.ask()
     book.door("p1").say(whole(USAGE))
@@ -604,7 +604,7 @@ def test_u4_an_unknown_price_is_assumed_and_counted(tmp_path):
     assert book.metrics['aigw_unpriced_requests_total{provider="p1",model="model-of-p1"}'] == 1
 
 
-def test_u5_a_budget_in_usd_is_reserved_at_the_dearest_step(tmp_path):
+def test_e5_a_budget_in_usd_is_reserved_at_the_dearest_step(tmp_path):
     """One request at a time passes where two would pass the limit."""
     budget = [{"usd": 0.02, "per": "day"}]
     book = Book(tmp_path, top={"keys": [{**LIMITED, "budget": budget}]})
@@ -620,7 +620,7 @@ def test_u5_a_budget_in_usd_is_reserved_at_the_dearest_step(tmp_path):
 
 
 @ensureDeferred
-async def test_u4_new_prices_that_a_budget_misses_are_not_taken(world):
+async def test_e4_new_prices_that_a_budget_misses_are_not_taken(world):
     (world.folder / "prices.yaml").write_text("p1: {model-1: {input: 1, output: 1}}")
     gateway = world.gateway(world.provider(answer()), top={"prices": "prices.yaml", "keys": [LIMITED]})
     (world.folder / "prices.yaml").write_text("p1: {other: {input: 1, output: 1}}")

@@ -350,7 +350,7 @@ NOT_RUN = {
     r"(\.venv/bin/)?pip install ": "an index of packages; tests/test_packaging.py::test_it_installs_into_a_fresh_environment_and_twistd_knows_it",
     r"aigw demo$": "tests/test_daemon.py::test_the_demo_shows_fallback_by_the_lines_that_it_prints",
     r"curl \S+/v1/audio/transcriptions ": "a recording; tests/test_sdk_endpoints.py::test_r3a_the_python_client",
-    r"aigw usage ": "it needs requests; tests/test_usage_file.py::test_u8_the_command_needs_no_key",
+    r"aigw usage ": "it needs requests; tests/test_usage_file.py::test_e8_the_command_needs_no_key",
     # Root and systemd
     r"(sudo )?contrib/systemd/install\.sh install-service": "tests/booted/test_service.py::test_install_service_makes_it_active_and_it_answers_over_tls",
     r"SSH_HOST=\S+ contrib/systemd/install\.sh deploy": "tests/booted/test_deploy.py::test_deploy_from_nothing_then_an_upgrade_then_a_broken_version",

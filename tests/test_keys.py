@@ -77,7 +77,7 @@ def chat(model: str = "route") -> dict:
 # Who a client is
 
 
-def test_w1_a_caller_is_known_by_the_hash_of_its_key():
+def test_c1_a_caller_is_known_by_the_hash_of_its_key():
     gateway = world(named("alice", ALICE))
     assert status(ask(gateway, ALICE, chat())) == 200
     assert status(ask(gateway, KEY, chat())) == 200
@@ -86,18 +86,18 @@ def test_w1_a_caller_is_known_by_the_hash_of_its_key():
     assert [each.caller for each in gateway.records] == ["alice", "default", "", ""]
 
 
-def test_w1_a_literal_key_and_one_from_a_variable_are_hashed_at_load():
+def test_c1_a_literal_key_and_one_from_a_variable_are_hashed_at_load():
     config = build({"name": "alice", "key": "${ALICE}"}, {"name": "bob", "key": BOB}, environ={"ALICE": ALICE})
     assert [each.key for each in config.callers] == [None, None]
     assert [Keys(config.callers).authenticate(key.encode(), None).name for key in (ALICE, BOB)] == ["alice", "bob"]
 
 
-def test_w1_api_key_may_be_missing_where_there_are_keys():
+def test_c1_api_key_may_be_missing_where_there_are_keys():
     assert [each.name for each in build(named("alice", ALICE)).callers] == ["alice"]
     assert mistakes() == ["api_key: is required and missing; write it, or keys, or keys_file"]
 
 
-def test_w2_two_entries_of_a_name_are_one_caller_with_two_keys():
+def test_c2_two_entries_of_a_name_are_one_caller_with_two_keys():
     config = build(named("alice", ALICE, requests="5/m"), named("alice", BOB))
     (caller,) = config.callers
     keys = Keys(config.callers)
@@ -106,7 +106,7 @@ def test_w2_two_entries_of_a_name_are_one_caller_with_two_keys():
 
 
 @pytest.mark.parametrize(("disabled", "now", "why"), [(True, 0, "is disabled"), (False, 100, "has expired")])
-def test_w3_a_key_that_is_over_is_401_and_no_guess(disabled, now, why):
+def test_c3_a_key_that_is_over_is_401_and_no_guess(disabled, now, why):
     caller = Caller("alice", proofs=(Proof(KeyDigest(hashlib.sha256(b"a").digest()), 100.0, disabled),))
     assert disabled or Keys([caller], now=lambda: 99.9).authenticate(b"a", None) is caller
     with pytest.raises(Unauthorized, match=why) as caught:
@@ -114,7 +114,7 @@ def test_w3_a_key_that_is_over_is_401_and_no_guess(disabled, now, why):
     assert not isinstance(caught.value, WrongKey)
 
 
-def test_w3_one_key_of_a_rotation_ends_and_the_other_stays():
+def test_c3_one_key_of_a_rotation_ends_and_the_other_stays():
     config = build(named("alice", ALICE, not_after="2026-01-31"), named("alice", BOB))
     keys = Keys(config.callers, now=lambda: 1769904000.0)  # 2026-02-01T00:00:00Z
     assert keys.authenticate(BOB.encode(), None).name == "alice"
@@ -147,20 +147,20 @@ def test_w3_one_key_of_a_rotation_ends_and_the_other_stays():
         ([named("a", ALICE, assume="none")], "keys[0].assume: 'none' is not a number of tokens"),
     ],
 )
-def test_w4_a_mistake_names_the_place_and_no_key(keys, mistake):
+def test_c4_a_mistake_names_the_place_and_no_key(keys, mistake):
     (found,) = mistakes(*keys, api_key=KEY)
     assert found.startswith(mistake)
     assert not [each for each in (ALICE, BOB, sha(ALICE), sha(BOB)) if each in found]
 
 
-def test_w4_the_admin_key_is_another_than_api_key():
+def test_c4_the_admin_key_is_another_than_api_key():
     assert mistakes(api_key=KEY, admin_key=KEY)[0].startswith("admin_key: is the same as api_key")
 
 
 # Which routes it may use
 
 
-def test_w5_a_route_that_a_key_may_not_use_is_like_one_that_does_not_exist():
+def test_c5_a_route_that_a_key_may_not_use_is_like_one_that_does_not_exist():
     gateway = world(named("alice", ALICE, routes=["fast", "gpt-*"]))
     assert status(ask(gateway, ALICE, chat("gpt-small"))) == 200
     hidden, unknown = (error_of(ask(gateway, ALICE, chat(name))) for name in ("route", "roote"))
@@ -171,7 +171,7 @@ def test_w5_a_route_that_a_key_may_not_use_is_like_one_that_does_not_exist():
     assert status(ask(gateway, KEY, chat("route"))) == 200
 
 
-def test_w5_the_list_of_models_has_only_what_a_key_may_use():
+def test_c5_the_list_of_models_has_only_what_a_key_may_use():
     gateway = world(named("alice", ALICE, routes=["fast", "gpt-*"]))
     listed = json.loads(body_of(ask(gateway, ALICE, None, "/v1/models", "GET")))["data"]
     assert [each["id"] for each in listed] == ["fast", "gpt-large", "gpt-small"]
@@ -180,14 +180,14 @@ def test_w5_the_list_of_models_has_only_what_a_key_may_use():
     assert (status(one), error_of(one)["code"]) == (status(other), error_of(other)["code"]) == (404, "model_not_found")
 
 
-def test_w5_the_default_route_of_an_endpoint_is_no_way_around():
+def test_c5_the_default_route_of_an_endpoint_is_no_way_around():
     route = {"steps": [{"provider": "p1", "model": "m"}], "name": "mod", "default_for": ["moderations"]}
     gateway = MemoryGateway(steps=1, top={"keys": [named("alice", ALICE, routes=["fast"])], "routes": [route]})
     assert status(ask(gateway, ALICE, {"input": "x"}, "/v1/moderations")) == 400
     assert not gateway.doors["p1"].wires
 
 
-def test_w5_a_pattern_that_stands_for_no_route_is_a_warning():
+def test_c5_a_pattern_that_stands_for_no_route_is_a_warning():
     (warning,) = [each for each in build(named("a", ALICE, routes=["rout"])).warnings if "routes" in each]
     assert warning == "keys[0].routes[0]: 'rout' is the name of no route"
 
@@ -195,7 +195,7 @@ def test_w5_a_pattern_that_stands_for_no_route_is_a_warning():
 # The key for the pages
 
 
-def test_w6_the_admin_key_may_not_spend():
+def test_c6_the_admin_key_may_not_spend():
     gateway = world(named("alice", ALICE), admin_key=ADMIN)
     answer = ask(gateway, ADMIN, chat())
     assert (status(answer), error_of(answer)["code"]) == (403, "key_not_allowed")
@@ -206,7 +206,7 @@ def test_w6_the_admin_key_may_not_spend():
 
 @pytest.mark.parametrize("path", ["/status.json", "/metrics", "/status"])
 @ensureDeferred
-async def test_w6_who_may_see_the_pages(world, path):
+async def test_c6_who_may_see_the_pages(world, path):
     def get(gateway, key):
         return gateway.get(path, {"X-Api-Key": key})
 
@@ -226,7 +226,7 @@ def write(path: Path, *keys: dict, **more) -> None:
     path.chmod(0o600)
 
 
-def test_w7_the_keys_of_a_file_of_its_own(tmp_path):
+def test_c7_the_keys_of_a_file_of_its_own(tmp_path):
     write(tmp_path / "keys.yaml", named("bob", BOB, group="team"), defaults={"requests": "5/m"})
     config = build(
         named("alice", ALICE),
@@ -239,7 +239,7 @@ def test_w7_the_keys_of_a_file_of_its_own(tmp_path):
     assert shown == [("alice", [("key alice", (7, 60))]), ("bob", [("key bob", (5, 60)), ("group team", None)])]
 
 
-def test_w7_a_mistake_in_the_file_of_keys_names_that_file_and_its_line(tmp_path):
+def test_c7_a_mistake_in_the_file_of_keys_names_that_file_and_its_line(tmp_path):
     path = tmp_path / "keys.yaml"
     path.write_text(f"keys:\n  - name: bob\n    key_sha256: {sha(BOB)}\n    requests: many\n")
     (found,) = mistakes(api_key=KEY, keys_file="keys.yaml", folder=tmp_path)
@@ -250,7 +250,7 @@ def test_w7_a_mistake_in_the_file_of_keys_names_that_file_and_its_line(tmp_path)
     ]
 
 
-def test_w7_a_file_with_a_literal_key_that_all_may_read_is_refused(tmp_path):
+def test_c7_a_file_with_a_literal_key_that_all_may_read_is_refused(tmp_path):
     path = tmp_path / "keys.yaml"
     write(path, {"name": "bob", "key": BOB})
     path.chmod(0o644)
@@ -258,13 +258,13 @@ def test_w7_a_file_with_a_literal_key_that_all_may_read_is_refused(tmp_path):
     assert "chmod 600" in found
 
 
-def test_w7_an_empty_file_of_keys_has_none(tmp_path):
+def test_c7_an_empty_file_of_keys_has_none(tmp_path):
     (tmp_path / "keys.yaml").write_text("")
     assert build(keys_file="keys.yaml", folder=tmp_path).callers == ()
 
 
 @ensureDeferred
-async def test_w8_a_change_of_the_file_of_keys_applies_within_a_second_and_alone(world):
+async def test_c8_a_change_of_the_file_of_keys_applies_within_a_second_and_alone(world):
     path = world.folder / "keys.yaml"
     write(path, named("alice", ALICE))
     gateway = world.gateway(world.provider(), top={"keys_file": str(path)})
@@ -287,7 +287,7 @@ async def test_w8_a_change_of_the_file_of_keys_applies_within_a_second_and_alone
 # New keys
 
 
-def test_w9_a_new_key_has_a_form_that_scanners_know(capsys):
+def test_c9_a_new_key_has_a_form_that_scanners_know(capsys):
     options = Options()
     options.parseOptions(["--new-key", "ann \u00e9"])
     with pytest.raises(SystemExit) as caught:
@@ -304,7 +304,7 @@ def test_w9_a_new_key_has_a_form_that_scanners_know(capsys):
 
 
 @pytest.mark.parametrize("words", [["--new-key", ""], ["--new-key", "a", "--demo"], ["--new-key", "a", "-c", "x"]])
-def test_w9_a_wrong_command_line_is_64(words, capsys):
+def test_c9_a_wrong_command_line_is_64(words, capsys):
     with pytest.raises(SystemExit) as caught:
         Options().parseOptions(words)
     assert caught.value.code == 64
@@ -313,7 +313,7 @@ def test_w9_a_wrong_command_line_is_64(words, capsys):
 # Hidden
 
 
-def test_w10_a_key_of_which_only_the_hash_is_known_is_hidden_by_its_form():
+def test_c10_a_key_of_which_only_the_hash_is_known_is_hidden_by_its_form():
     redaction = Redaction()
     text = f'{{"requested_model":"{ALICE}","metric":"aigw_requests_total"}}'
     assert redaction.hide(text) is text
@@ -326,7 +326,7 @@ def test_w10_a_key_of_which_only_the_hash_is_known_is_hidden_by_its_form():
 
 
 @ensureDeferred
-async def test_w10_no_key_and_no_hash_is_in_the_log_or_on_a_page(world):
+async def test_c10_no_key_and_no_hash_is_in_the_log_or_on_a_page(world):
     gateway = world.gateway(world.provider(), top={"keys": [named("alice", ALICE, requests="3/m")], "admin_key": ADMIN})
     for body in ({}, {"model": ALICE}, {"stream": True}, {}, {}):
         await gateway.ask(body, headers={"Authorization": f"Bearer {ALICE}", "X-Request-Id": ALICE})
@@ -339,7 +339,7 @@ async def test_w10_no_key_and_no_hash_is_in_the_log_or_on_a_page(world):
 # What it costs
 
 
-def test_w1_the_time_of_a_look_up_does_not_depend_on_the_number_of_keys():
+def test_c1_the_time_of_a_look_up_does_not_depend_on_the_number_of_keys():
     many = [Caller(f"k{n}", proofs=(Proof(KeyDigest(hashlib.sha256(b"%d" % n).digest())),)) for n in range(10_000)]
     keys = Keys(many)
     assert keys.authenticate(b"9999", None) is many[-1]

@@ -1,4 +1,4 @@
-"""L6: the real clients back off on a short limit and stop on a budget; W2: a key is replaced under load."""
+"""L6: the real clients back off on a short limit and stop on a budget; C2: a key is replaced under load."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_l6_a_client_stops_on_a_budget(world, client):
 
 
 @ensureDeferred
-async def test_w2_a_key_is_replaced_under_load_and_no_request_fails(world):
+async def test_c2_a_key_is_replaced_under_load_and_no_request_fails(world):
     path = world.folder / "keys.yaml"
     write(path, named("alice", ALICE, concurrency=50))
     gateway = world.gateway(world.provider(), top={"keys_file": str(path)})

@@ -1,4 +1,4 @@
-"""U1 to U4: the file of prices, the disjoint kinds of tokens, and what an answer costs."""
+"""E1 to E4: the file of prices, the disjoint kinds of tokens, and what an answer costs."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ FORTY = [
 @pytest.mark.parametrize(
     ("model", "usage", "expected"), FORTY, ids=[f"{n}-{each[0]}" for n, each in enumerate(FORTY, 1)]
 )
-def test_u2_the_cost_of_forty_usage_objects_is_what_a_hand_computes(model, usage, expected):
+def test_e2_the_cost_of_forty_usage_objects_is_what_a_hand_computes(model, usage, expected):
     """They reach the gateway as JSON, alone, in an event, and at the end of a large body."""
     assert len(FORTY) >= 40
     whole = json.dumps({"choices": [], "usage": usage}).encode()
@@ -138,7 +138,7 @@ def test_u2_the_cost_of_forty_usage_objects_is_what_a_hand_computes(model, usage
 @pytest.mark.parametrize(
     "usage", [each[1] for each in FORTY if "total_tokens" in each[1] and "prompt_tokens" in each[1]]
 )
-def test_u2_no_token_is_in_two_kinds(usage):
+def test_e2_no_token_is_in_two_kinds(usage):
     tokens = charged_tokens(charges_in(json.dumps(usage).encode()) or {})
     assert sum(tokens.values()) == usage["total_tokens"]
     assert min(tokens.values()) >= 0
@@ -161,7 +161,7 @@ def test_u2_no_token_is_in_two_kinds(usage):
         ({"type": "duration", "seconds": 3.5}, {}),
     ],
 )  # fmt: skip
-def test_u2_kinds_are_disjoint(usage, kinds):
+def test_e2_kinds_are_disjoint(usage, kinds):
     assert charged_tokens(charges_in(json.dumps(usage).encode()) or {}) == kinds
 
 
@@ -169,7 +169,7 @@ def test_u2_kinds_are_disjoint(usage, kinds):
     "amount",
     ['"-1"', "-1", "-0.5", "true", "null", "[1]", "{}", "NaN", "Infinity", "1e400", "1e999999999999", '"x"', "1000001"],
 )
-def test_u3_an_amount_that_is_none_is_not_used(amount):
+def test_e3_an_amount_that_is_none_is_not_used(amount):
     data = b'{"prompt_tokens": 10, "completion_tokens": 5, "cost": %s}' % amount.encode()
     charges = charges_in(data)
     assert charges is not None
@@ -177,7 +177,7 @@ def test_u3_an_amount_that_is_none_is_not_used(amount):
     assert cost(TABLE, "p", "plain", charges) == Decimal("0.000075")
 
 
-def test_u3_an_amount_keeps_its_digits():
+def test_e3_an_amount_keeps_its_digits():
     charges = charges_in(b'{"cost": 0.000123456789}')
     assert charges is not None
     assert cost(TABLE, "nobody", "m", charges) == Decimal("0.000123456789")
@@ -195,12 +195,12 @@ def test_u3_an_amount_keeps_its_digits():
         ("p", "free", {}, True),
     ],
 )
-def test_u4_what_has_no_price_has_no_cost(provider, model, usage, known):
+def test_e4_what_has_no_price_has_no_cost(provider, model, usage, known):
     found = cost(TABLE, provider, model, charges_in(json.dumps(usage).encode()) or {})
     assert (found is not None) == known
 
 
-def test_u2_the_counts_in_the_log_are_those_of_before():
+def test_e2_the_counts_in_the_log_are_those_of_before():
     """B9: what is charged and not logged, and the amount, are in no log line."""
     usage = chat(100, 5, cost=0.5, **{"prompt_tokens_details": {"cached_tokens": 20, "cache_write_tokens": 30}})
     data = json.dumps(usage).encode()
@@ -236,7 +236,7 @@ def test_u2_the_counts_in_the_log_are_those_of_before():
         ("p: {m: {input: 1", ["line 1"]),
     ],
 )
-def test_u1_all_mistakes_of_the_file_are_reported_with_their_lines(text, mistakes):
+def test_e1_all_mistakes_of_the_file_are_reported_with_their_lines(text, mistakes):
     with pytest.raises(ConfigError) as raised:
         parse_prices(text, "prices.yaml")
     for part, found in zip(mistakes, raised.value.mistakes, strict=True):
@@ -244,7 +244,7 @@ def test_u1_all_mistakes_of_the_file_are_reported_with_their_lines(text, mistake
         assert part in found
 
 
-def test_u1_a_number_may_be_written_in_any_way():
+def test_e1_a_number_may_be_written_in_any_way():
     prices, warnings = parse_prices(
         'p: {m: {input: 3, output: "0.60", cache_read: 7.5e-2, cache_write: 1e1}}', "prices.yaml"
     )
@@ -254,19 +254,19 @@ def test_u1_a_number_may_be_written_in_any_way():
     assert warnings == []
 
 
-def test_u1_a_price_for_one_token_is_warned_of():
+def test_e1_a_price_for_one_token_is_warned_of():
     _, warnings = parse_prices("p: {m: {input: 0.0000025, output: 0}}", "prices.yaml")
     assert warnings == [
         "prices.yaml, line 1: p.m.input: 2.5e-06 is very little for a million tokens; multiply a price for one token by 1000000"
     ]
 
 
-def test_u1_an_empty_file_has_no_prices():
+def test_e1_an_empty_file_has_no_prices():
     assert parse_prices("", "prices.yaml")[0].models == {}
 
 
 @pytest.mark.parametrize(("make", "reason"), [(lambda path: None, "cannot be read"), (lambda path: path.mkdir(), "not a regular file"), (lambda path: path.write_bytes(b"p: \xff"), "not UTF-8")])  # fmt: skip
-def test_u1_a_file_that_cannot_be_read_is_a_mistake(tmp_path, make, reason):
+def test_e1_a_file_that_cannot_be_read_is_a_mistake(tmp_path, make, reason):
     make(tmp_path / "prices.yaml")
     with pytest.raises(ConfigError, match=reason):
         load_prices(str(tmp_path / "prices.yaml"))
@@ -281,14 +281,14 @@ def tree_with(**more):
     }
 
 
-def test_u1_mistakes_in_both_files_are_reported_at_once(tmp_path):
+def test_e1_mistakes_in_both_files_are_reported_at_once(tmp_path):
     (tmp_path / "prices.yaml").write_text("p: {m: {input: x}}")
     with pytest.raises(ConfigError) as raised:
         loader.build(tree_with(prices="prices.yaml", drain="x"), {}, tmp_path)
     assert [each.partition(": ")[0] for each in raised.value.mistakes] == ["drain", f"{tmp_path}/prices.yaml, line 1"]
 
 
-def test_u1_the_prices_are_a_part_of_the_configuration(tmp_path):
+def test_e1_the_prices_are_a_part_of_the_configuration(tmp_path):
     (tmp_path / "prices.yaml").write_text("p: {m: {input: 1}}\nproviderr: {m: {input: 1}}")
     config = loader.build(tree_with(prices="prices.yaml"), {}, tmp_path)
     assert [step.model for step in unpriced(config.routes["r"].steps, config.price_list)] == ["n"]
@@ -296,7 +296,7 @@ def test_u1_the_prices_are_a_part_of_the_configuration(tmp_path):
     assert config.keeps_accounts
 
 
-def test_u10_without_the_settings_no_accounts_are_kept():
+def test_e10_without_the_settings_no_accounts_are_kept():
     config = loader.build(tree_with(), {}, Path("/nonexistent"))
     assert (config.prices, config.usage, config.keeps_accounts) == (None, None, False)
     assert len(unpriced(config.routes["r"].steps, config.price_list)) == 2
@@ -316,7 +316,7 @@ def budget_of(folder: Path, prices: str, **more):
     return loader.build(tree_with(prices="prices.yaml", keys=[key], **more), {}, folder)
 
 
-def test_u4_a_budget_in_usd_needs_a_price_for_each_step(tmp_path):
+def test_e4_a_budget_in_usd_needs_a_price_for_each_step(tmp_path):
     with pytest.raises(ConfigError) as raised:
         budget_of(tmp_path, "p: {m: {input: 1, output: 1}}")
     assert raised.value.mistakes == [
@@ -328,7 +328,7 @@ def test_u4_a_budget_in_usd_needs_a_price_for_each_step(tmp_path):
     assert budget_of(tmp_path, "", key={"routes": ["other"]})
 
 
-def test_u4_an_unknown_price_is_assumed_for_tokens_of_every_kind(tmp_path):
+def test_e4_an_unknown_price_is_assumed_for_tokens_of_every_kind(tmp_path):
     config = budget_of(tmp_path, "p: {m: {input: 1, output: 1}}", unknown_price=5)
     unknown = config.price_list.unknown
     assert unknown is not None

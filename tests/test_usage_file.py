@@ -1,4 +1,4 @@
-"""U7 and U8: the file with one line for each request, and the report that reads it."""
+"""E7 and E8: the file with one line for each request, and the report that reads it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir())
 
 
-def test_u7_each_day_has_a_file_of_its_own(file, wall, tmp_path):
+def test_e7_each_day_has_a_file_of_its_own(file, wall, tmp_path):
     put(file, "1\n")
     wall.now += DAY
     put(file, "2\n", "3\n")
@@ -81,7 +81,7 @@ def test_u7_each_day_has_a_file_of_its_own(file, wall, tmp_path):
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in names(tmp_path)} == {0o600}
 
 
-def test_u7_the_file_of_an_earlier_run_is_renamed_by_its_day(file, wall, tmp_path):
+def test_e7_the_file_of_an_earlier_run_is_renamed_by_its_day(file, wall, tmp_path):
     path = tmp_path / "usage.jsonl"
     path.write_text("old\n")
     os.utime(path, (NOON - 2 * DAY, NOON - 2 * DAY))
@@ -89,7 +89,7 @@ def test_u7_the_file_of_an_earlier_run_is_renamed_by_its_day(file, wall, tmp_pat
     assert (tmp_path / "usage.jsonl.2027-01-13").read_text() == "old\n"
 
 
-def test_u7_no_file_is_overwritten(file, wall, tmp_path):
+def test_e7_no_file_is_overwritten(file, wall, tmp_path):
     (tmp_path / "usage.jsonl.2027-01-15").write_text("earlier\n")
     put(file, "1\n")
     wall.now += DAY
@@ -98,7 +98,7 @@ def test_u7_no_file_is_overwritten(file, wall, tmp_path):
     assert (tmp_path / "usage.jsonl.2027-01-15.1").read_text() == "1\n"
 
 
-def test_u7_a_clock_that_is_set_back_begins_no_new_day(file, wall, tmp_path):
+def test_e7_a_clock_that_is_set_back_begins_no_new_day(file, wall, tmp_path):
     put(file, "1\n")
     wall.now -= 2 * DAY
     put(file, "2\n")
@@ -107,7 +107,7 @@ def test_u7_a_clock_that_is_set_back_begins_no_new_day(file, wall, tmp_path):
     assert names(tmp_path) == ["usage.jsonl"]
 
 
-def test_u7_without_rotate_there_is_one_file(file, wall, tmp_path):
+def test_e7_without_rotate_there_is_one_file(file, wall, tmp_path):
     file.use(str(tmp_path / "usage.jsonl"), False)
     put(file, "1\n")
     wall.now += DAY
@@ -115,14 +115,14 @@ def test_u7_without_rotate_there_is_one_file(file, wall, tmp_path):
     assert names(tmp_path) == ["usage.jsonl"]
 
 
-def test_u7_a_file_that_was_moved_is_opened_anew(file, tmp_path):
+def test_e7_a_file_that_was_moved_is_opened_anew(file, tmp_path):
     put(file, "1\n")
     (tmp_path / "usage.jsonl").rename(tmp_path / "usage.jsonl.1")
     put(file, "2\n")
     assert ((tmp_path / "usage.jsonl.1").read_text(), (tmp_path / "usage.jsonl").read_text()) == ("1\n", "2\n")
 
 
-def test_u7_a_reload_changes_the_file(file, tmp_path):
+def test_e7_a_reload_changes_the_file(file, tmp_path):
     put(file, "1\n")
     file.use(str(tmp_path / "other.jsonl"), False)
     put(file, "2\n")
@@ -133,14 +133,14 @@ def test_u7_a_reload_changes_the_file(file, tmp_path):
     assert (tmp_path / "other.jsonl").read_text() == "2\n3\n"
 
 
-def test_u7_half_a_line_of_a_process_that_was_killed_stays_alone(file, tmp_path):
+def test_e7_half_a_line_of_a_process_that_was_killed_stays_alone(file, tmp_path):
     (tmp_path / "usage.jsonl").write_text('{"time": "20')
     os.utime(tmp_path / "usage.jsonl", (NOON, NOON))
     put(file)
     assert (tmp_path / "usage.jsonl").read_text() == '{"time": "20\n' + LINE
 
 
-def test_u7_two_processes_rename_a_file_once(tmp_path, wall):
+def test_e7_two_processes_rename_a_file_once(tmp_path, wall):
     """Each opens what the other has made, and no line is lost."""
     files = [UsageFile(wall) for _ in range(2)]
     for each in files:
@@ -172,7 +172,7 @@ def log():
     globalLogPublisher.removeObserver(observer)
 
 
-def test_u7_a_full_disk_is_one_line_of_the_log_and_no_line_is_lost(file, tmp_path, monkeypatch):
+def test_e7_a_full_disk_is_one_line_of_the_log_and_no_line_is_lost(file, tmp_path, monkeypatch):
     full, tried = threading.Event(), threading.Semaphore(0)
     full.set()
     real = os.write
@@ -202,7 +202,7 @@ def test_u7_a_full_disk_is_one_line_of_the_log_and_no_line_is_lost(file, tmp_pat
     assert file.lost == 0
 
 
-def test_u7_what_does_not_fit_in_memory_is_counted_and_reported(tmp_path, wall, monkeypatch):
+def test_e7_what_does_not_fit_in_memory_is_counted_and_reported(tmp_path, wall, monkeypatch):
     monkeypatch.setattr(usage_file, "AGAIN_SECONDS", 0.001)
     file = UsageFile(wall)
     folder = tmp_path / "later"
@@ -224,7 +224,7 @@ def test_u7_what_does_not_fit_in_memory_is_counted_and_reported(tmp_path, wall, 
     assert sum(each.lost or 0 for each in found) == file.lost > 0
 
 
-def test_u7_what_is_no_file_is_reported(file, tmp_path, monkeypatch):
+def test_e7_what_is_no_file_is_reported(file, tmp_path, monkeypatch):
     monkeypatch.setattr(usage_file, "AGAIN_SECONDS", 0.001)
     (tmp_path / "usage.jsonl").mkdir()
     with log() as lines:
@@ -274,7 +274,7 @@ def report_of(path: str, by: str = "key", begin: str | None = None) -> dict[tupl
     return {names: (each.requests, each.cost) for names, each in found.groups.items()}
 
 
-def test_u8_the_files_of_all_days_are_read(path):
+def test_e8_the_files_of_all_days_are_read(path):
     assert report_of(path) == {("alice",): (3, Decimal("3.25")), ("bob",): (2, Decimal("0.25"))}
 
 
@@ -290,11 +290,11 @@ def test_u8_the_files_of_all_days_are_read(path):
         ("30m", 1),
     ],
 )
-def test_u8_since_leaves_out_what_is_older(path, begin, requests):
+def test_e8_since_leaves_out_what_is_older(path, begin, requests):
     assert report_of(path, begin=begin)["alice",][0] == requests
 
 
-def test_u8_each_attempt_is_counted_with_its_provider_and_model(path):
+def test_e8_each_attempt_is_counted_with_its_provider_and_model(path):
     assert report_of(path, "provider,model") == {
         ("p", "m"): (4, Decimal("1.4")), ("q", "n"): (0, Decimal("0.1")), ("p", "old"): (1, Decimal(2)),
     }  # fmt: skip
@@ -309,7 +309,7 @@ def test_u8_each_attempt_is_counted_with_its_provider_and_model(path):
         ("session", {("-",)}),
     ],
 )
-def test_u8_groups(path, by, groups):
+def test_e8_groups(path, by, groups):
     assert set(report_of(path, by)) == groups
 
 
@@ -319,7 +319,7 @@ def shown(path: str, by: str = "key", begin: str | None = None, is_csv: bool = F
     return out.getvalue().splitlines(), warned.getvalue().splitlines()
 
 
-def test_u8_the_table_has_a_total_and_what_is_missing_is_told(path):
+def test_e8_the_table_has_a_total_and_what_is_missing_is_told(path):
     lines, warned = shown(path)
     assert [each.split() for each in lines] == [
         "key requests input output cache_read cache_write reasoning cost_usd unpriced estimated".split(),
@@ -330,7 +330,7 @@ def test_u8_the_table_has_a_total_and_what_is_missing_is_told(path):
     assert [each.partition(" ")[0] for each in warned] == ["1", "4"]
 
 
-def test_u8_csv(path):
+def test_e8_csv(path):
     lines, _ = shown(path, "key,model", is_csv=True)
     assert lines[:2] == [
         "key,model,requests,input,output,cache_read,cache_write,reasoning,cost_usd,unpriced,estimated",
@@ -338,7 +338,7 @@ def test_u8_csv(path):
     ]
 
 
-def test_u8_a_name_cannot_control_the_terminal(path, tmp_path):
+def test_e8_a_name_cannot_control_the_terminal(path, tmp_path):
     Path(path).write_text(line(caller="a\x1b[2Jb"))
     os.utime(path, (NOON, NOON))
     assert shown(path, begin="12h")[0][1].startswith("a?[2Jb ")
@@ -355,12 +355,12 @@ def test_u8_a_name_cannot_control_the_terminal(path, tmp_path):
         ("key", "-1d", "is no time"),
     ],
 )
-def test_u8_a_wrong_option_is_named(path, by, begin, reason):
+def test_e8_a_wrong_option_is_named(path, by, begin, reason):
     with pytest.raises(ReportError, match=reason):
         print_report(path, by, begin, NOON, False, io.StringIO(), io.StringIO())
 
 
-def test_u8_a_file_that_is_missing_or_cannot_be_read_is_named(tmp_path):
+def test_e8_a_file_that_is_missing_or_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ReportError, match="there is no file"):
         files_of(str(tmp_path / "usage.jsonl"), 0)
     (tmp_path / "usage.jsonl.1.gz").write_bytes(b"\x1f\x8b\x08 no")
@@ -369,21 +369,21 @@ def test_u8_a_file_that_is_missing_or_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("broken", [b"{}\n", b"[]\n", b"\xff\xfe\n", b'{"time": 1}\n', b"x" * 3_000_000 + b"\n", b'{"time": "2027", "cost": "x"}\n', b'{"time":"2027","tokens":{"input":1.5}}\n'])  # fmt: skip
-def test_u8_a_line_that_is_none_is_counted_and_the_rest_is_read(tmp_path, broken):
+def test_e8_a_line_that_is_none_is_counted_and_the_rest_is_read(tmp_path, broken):
     (tmp_path / "usage.jsonl").write_bytes(broken + line().encode())
     lines, (warned,) = shown(str(tmp_path / "usage.jsonl"))
     assert lines[1].split()[:2] == ["alice", "1"]
     assert "could not be read" in warned
 
 
-def test_u8_too_many_groups_are_refused(tmp_path, monkeypatch):
+def test_e8_too_many_groups_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("aigw.accounting.report.MAX_GROUPS", 3)
     (tmp_path / "usage.jsonl").write_text("".join(line(session=str(n)) for n in range(5)))
     with pytest.raises(ReportError, match="write fewer names"):
         report_of(str(tmp_path / "usage.jsonl"), "session")
 
 
-def test_u8_the_sum_of_many_small_amounts_is_exact(tmp_path):
+def test_e8_the_sum_of_many_small_amounts_is_exact(tmp_path):
     (tmp_path / "usage.jsonl").write_text(line(cost=0.0000001) * 1000)
     found = read([str(tmp_path / "usage.jsonl")], ("key",), 0.0)
     assert found.groups["alice",].cost == Decimal("0.0001")
@@ -398,7 +398,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "aigw", "usage", *options], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)  # fmt: skip
 
 
-def test_u8_the_command_needs_no_key(tmp_path):
+def test_e8_the_command_needs_no_key(tmp_path):
     """The configuration names variables that are not set where an administrator looks at the accounts."""
     (tmp_path / "config.yaml").write_text("api_key: ${NOT_SET_HERE}\nusage: {file: usage.jsonl}\n")
     got = run(tmp_path)
@@ -415,7 +415,7 @@ def test_u8_the_command_needs_no_key(tmp_path):
 
 
 @pytest.mark.slow
-def test_u8_a_million_lines_are_read_in_bounded_memory(tmp_path, capsys):
+def test_e8_a_million_lines_are_read_in_bounded_memory(tmp_path, capsys):
     with (tmp_path / "usage.jsonl").open("w") as file:
         for number in range(1_000_000):
             file.write(line(caller=f"k{number % 100}", cost=0.0001))
@@ -429,7 +429,7 @@ def test_u8_a_million_lines_are_read_in_bounded_memory(tmp_path, capsys):
         print(f" [{time.process_time() - begun:.0f} s of CPU, {grown} KiB more]", end="")
 
 
-def test_u7_a_folder_that_is_missing_is_a_mistake(tmp_path):
+def test_e7_a_folder_that_is_missing_is_a_mistake(tmp_path):
     text = "api_key: 0123456789abcdef0123456789\nusage:\n  file: no/usage.jsonl\nproviders: [{name: p, base_url: http://127.0.0.1:9/v1}]\nroutes: [{name: r, steps: [{provider: p, model: m}]}]\n"
     (tmp_path / "config.yaml").write_text(text)
     (tmp_path / "config.yaml").chmod(0o600)
