@@ -38,6 +38,7 @@ setup(
     extras_require={
         "otel": ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"],
         "compression": ["zstandard>=0.22", "brotli>=1.2"],  # bodies of requests; gzip and deflate need nothing
+        "store": ["txredisapi>=1.6"],  # limits that several gateways share in a Valkey or Redis
         "bench": ["matplotlib>=3.7"],  # the chart of contrib/bench
         "test": [
             "pytest>=8",
@@ -50,6 +51,7 @@ setup(
             "opentelemetry-sdk>=1.30",
             "opentelemetry-exporter-otlp-proto-http>=1.30",
             "trustme>=1.1",
+            "txredisapi>=1.6",
             "zstandard>=0.22",
             "brotli>=1.2",
             "build>=1.2",

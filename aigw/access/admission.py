@@ -9,12 +9,15 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
 
 from aigw.access.errors import refused
 from aigw.access.ledger import Claim, LimitReached
 from aigw.config.callers import Account
 from aigw.config.model import Config
+from aigw.errors import RequestError
 
+POLL_SECONDS = 0.5
 MOST_WAITING = 100  # requests that wait for a slot of one account
 
 
@@ -23,6 +26,10 @@ class Store(Protocol):
 
     A store in this process gives values. One elsewhere may give Deferreds; a cancel of one must free what it took.
     """
+
+    @property
+    def failures(self) -> int:
+        """How often it could not be used in time, since the start."""
 
     def use(self, config: Config) -> None:
         """Limits are those of this configuration from now on."""
@@ -45,7 +52,7 @@ class Store(Protocol):
     def count_refused(self, claim: Claim) -> object:
         """Count a request that found no slot in its time."""
 
-    def usage_of(self, account: Account) -> dict[str, object]:
+    def usage_of(self, account: Account) -> dict[str, object] | Deferred[dict[str, object]]:
         """What the account has used and what it has left, as JSON."""
 
 
@@ -75,6 +82,7 @@ class Admission:
         self._clock = clock
         self._wall = wall
         self.queues: dict[str, OrderedDict[_Waiting, None]] = {}  # by the account whose slots are taken
+        self._polling: IDelayedCall | None = None  # while requests wait for slots that other processes use too
 
     def ask(self, claim: Claim, wait: float) -> Deferred[None] | None:
         """Admit a request, or have it wait so many seconds for a slot; None if that is done. Raises RequestError."""
@@ -85,12 +93,14 @@ class Admission:
     ) -> Deferred[None] | None:
         """The same, where the store has been asked."""
         return (
-            reached.addCallback(self._decide, claim, wait)
+            reached.addCallback(self._decide, claim, wait, True)
             if isinstance(reached, Deferred)
             else self._decide(reached, claim, wait)
         )
 
-    def _decide(self, reached: LimitReached | None, claim: Claim, wait: float) -> Deferred[None] | None:
+    def _decide(
+        self, reached: LimitReached | None, claim: Claim, wait: float, is_shared: bool = False
+    ) -> Deferred[None] | None:
         if reached is None:
             return None
         if reached.kind != "concurrency":
@@ -102,6 +112,8 @@ class Admission:
         waiting = _Waiting(claim, reached, done)
         waiting.timer = self._clock.callLater(wait, self._too_late, waiting)
         self.queues.setdefault(reached.account.name, OrderedDict())[waiting] = None
+        if is_shared and self._polling is None:
+            self._polling = self._clock.callLater(POLL_SECONDS, self._poll)
         return done
 
     def end(self, claim: Claim, tokens: int, money: int = 0) -> None:
@@ -143,14 +155,30 @@ class Admission:
             if queue:
                 self._retry(next(iter(queue)))
 
+    def _poll(self) -> None:
+        """A slot that another process frees is for the request that has waited longest in this one."""
+        self._polling = self._clock.callLater(POLL_SECONDS, self._poll) if self.queues else None
+        for queue in list(self.queues.values()):
+            self._retry(next(iter(queue)))
+
     def _retry(self, waiting: _Waiting) -> None:
         self._remove(waiting)
         waiting.claim.requests = waiting.claim.window = None
-        reached = self.store.admit(waiting.claim)
+        try:
+            reached = self.store.admit(waiting.claim)
+        except RequestError:
+            self._not_retried(Failure(), waiting)
+            return
         if isinstance(reached, Deferred):
-            reached.addCallbacks(self._retried, waiting.done.errback, (waiting,))
+            reached.addCallbacks(self._retried, self._not_retried, (waiting,), errbackArgs=(waiting,))
         else:
             self._retried(reached, waiting)
+
+    def _not_retried(self, failure: Failure, waiting: _Waiting) -> None:
+        """The store is away, and requests are to be refused then."""
+        waiting.stop()
+        if not waiting.done.called:
+            waiting.done.errback(failure)
 
     def _retried(self, reached: LimitReached | None, waiting: _Waiting) -> None:
         if waiting.done.called:  # its client has left, or its time is over

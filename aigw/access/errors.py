@@ -42,6 +42,13 @@ class TokensLimited(RateLimited):
     type = "tokens"
 
 
+class StoreUnavailable(RequestError):
+    """The store of the limits cannot be used, and requests are to be refused then: 503."""
+
+    status = 503
+    code = "limits_unavailable"
+
+
 class BudgetSpent(RequestError):
     """A budget of the caller is spent: 429, which clients do not repeat."""
 

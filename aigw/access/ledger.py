@@ -73,6 +73,8 @@ class Claim(msgspec.Struct, eq=False):
 class Ledger:
     """The counts of all accounts, by their names. ``seconds`` is a steady clock, ``wall`` gives Unix seconds."""
 
+    failures = 0  # memory is always there
+
     def __init__(self, seconds: Callable[[], float], wall: Callable[[], float]) -> None:
         self._seconds = seconds
         self._wall = wall

@@ -46,6 +46,7 @@ def holds_literal_key(tree: object) -> bool:
         or any(literal(key) for p in providers if isinstance(keys := p.get("api_keys"), list) for key in keys)
         or any(literal_header(str(name), value) for name, value in headers)
         or any(has_literal_password(each.get("proxy"), _VARIABLE) for each in (tree, *providers))
+        or has_literal_password(tree.get("store"), _VARIABLE)
     )
 
 

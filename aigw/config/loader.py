@@ -197,6 +197,7 @@ def _secrets(made: Config) -> tuple[Secret, ...]:
     keys += [key for each in providers for key in each.keys if key]
     keys += [*sent, *(token for value in sent if (token := value.token()))]
     keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
+    keys += made.store.secrets if made.store is not None else ()
     keys += dict.fromkeys(secret for each in providers if each.proxy for secret in each.proxy.secrets)
     return tuple(sorted(dict.fromkeys(keys), key=len, reverse=True))
 

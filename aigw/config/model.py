@@ -19,6 +19,7 @@ from aigw.config.patterns import RouteName, StepModel
 from aigw.config.prices import NO_PRICES, PricePerMillion, Prices
 from aigw.config.proxies import ProxyUrl
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, Otherwise, Unless, Written
+from aigw.config.store import Instances, StoreUrl
 from aigw.config.tls_files import TlsFiles
 from aigw.config.values import (
     NAME,
@@ -237,10 +238,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     under way, ``max_held`` for all answers that are held until they are whole, in bytes. ``max_connections`` in all,
     ``max_per_address`` if that is limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of
     ``cors_origins`` may call the gateway. ``prices`` is the file of ``price_list``; ``unknown_price``, in USD per
-    million tokens, is that of other models. ``literal_keys`` are those of callers that a file holds, but for those of
-    the gateway's own form, ``secrets`` all keys that are known, for redaction; ``warnings`` are for the log, in which
-    each request has its client's address if ``log_client_address``; ``places`` has file and line of settings whose
-    values are tried out later, by path."""
+    million tokens, is that of other models. ``store`` has the limits of all ``instances`` of the gateway.
+    ``literal_keys`` are those of callers that a file holds, but for those of the gateway's own form, ``secrets`` all
+    keys that are known, for redaction; ``warnings`` are for the log, in which each request has its client's address if
+    ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)] = ()
     providers: dict[str, Provider]
@@ -268,6 +269,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     defaults: KeyDefaults | None = None
     keys: tuple[NamedKey, ...] = ()
     keys_file: FileName | None = None
+    store: StoreUrl = None
+    instances: Instances = 2
+    on_store_failure: Literal["local", "refuse"] = "local"
     literal_keys: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()

@@ -17,7 +17,7 @@ from twisted.internet.task import LoopingCall
 
 from aigw import __version__
 from aigw.access.admission import Admission
-from aigw.access.journal import JournaledLedger
+from aigw.access.shared_store import SharedStore
 from aigw.accounting.accounts import Accounts
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
@@ -78,7 +78,7 @@ class GatewayService(Service):
         self._inherited = list(inherited_sockets(reactor))
         self._cooldowns = CooldownsByEndpoint(time.monotonic)
         self._running = Running()
-        self._admission = Admission(JournaledLedger(time.monotonic, time.time), reactor)
+        self._admission = Admission(SharedStore(reactor), reactor)
         self.watchdog = Watchdog(reactor, self._notify.alive, notify_every)
         self._daily = LoopingCall(lambda: self._runtime.warn_of_expiry())
         self._daily.clock = reactor
@@ -276,6 +276,7 @@ class GatewayService(Service):
             connections=self._site.limiter.open,
             refused=self._site.limiter.refused,
             refused_keys=self._site.refused_keys.total,
+            store_failures=self._admission.store.failures,
             lag=self.watchdog.lag,
             certificate_expires=identity.validity.expires if identity else None,
             reloads=self._reloads,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults, succeed
 
 from aigw.access.admission import Admission, Store
 from aigw.access.errors import as_upstream
@@ -140,9 +140,17 @@ class UsageResource(ApiResource):
         super().__init__(config, cross_origin)
         self._store = store
 
-    def render(self, request: Request) -> bytes:
+    def render(self, request: Request) -> bytes | Deferred[None]:
         """Of the caller alone."""
         caller = request.caller
         assert caller is not None
-        accounts = [self._store.usage_of(account) for account in caller.accounts]
-        return msgspec.json.encode({"object": "usage", "caller": caller.name, "data": accounts})
+        name = caller.name
+        found = [self._store.usage_of(account) for account in caller.accounts]
+        if not any([isinstance(each, Deferred) for each in found]):
+            return _shown(name, found)
+        waits = gatherResults([each if isinstance(each, Deferred) else succeed(each) for each in found])
+        return waits.addCallback(lambda accounts: request.answer(200, _shown(name, accounts)))
+
+
+def _shown(name: str, accounts: Sequence[object]) -> bytes:
+    return msgspec.json.encode({"object": "usage", "caller": name, "data": accounts})

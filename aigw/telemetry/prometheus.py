@@ -84,6 +84,12 @@ def _of_the_daemon(live: Snapshot) -> Families:
         "Lines of the log that were dropped, not written.",
         live.log_lines_dropped,
     )
+    if live.config.store is not None:
+        yield CounterMetricFamily(
+            "aigw_store_failures",
+            "Calls of the store of limits that failed or took too long.",
+            live.store_failures,
+        )
     if live.held is not None:
         yield GaugeMetricFamily(
             "aigw_held_bytes", "Bytes of answers that are held until they are whole.", live.held.now

@@ -45,8 +45,8 @@ class HeldState(Protocol):
 class Snapshot(msgspec.Struct, frozen=True):
     """The state at one moment. ``now`` is on the gateway's clock, ``certificate_expires`` in Unix seconds.
 
-    ``refused`` (connections) and ``refused_keys`` count since the start. ``lag`` is how late the last check of the
-    event loop ran, in seconds. ``cooldown_left`` gives the seconds until a step's cooldown ends, or None.
+    ``refused`` (connections), ``refused_keys`` and ``store_failures`` count since the start. ``lag`` is how late the
+    last check of the event loop ran, in seconds. ``cooldown_left`` gives the seconds until a step's cooldown ends.
     ``cools_down`` is true from the failure that began the cooldown until the step's next answer.
     """
 
@@ -64,6 +64,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     cools_down: Callable[[Step], bool]
     held: HeldState | None = None
     log_lines_dropped: int = 0
+    store_failures: int = 0
 
 
 TakeSnapshot = Callable[[], Snapshot]

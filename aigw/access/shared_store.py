@@ -1,0 +1,266 @@
+"""The counts of limits that several gateways share, in a Valkey or Redis; without one, those of this process.
+
+Each admission is one script for all limits of a request. A store that does not answer in LIMIT_SECONDS never keeps a
+request waiting: its limits are then local ones, a share of the whole, until the store answers again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from aigw.access.errors import StoreUnavailable
+from aigw.access.journal import JournaledLedger
+from aigw.access.ledger import Claim, Ledger, LimitReached
+from aigw.access.scripts import ADMIT, LEASE_SECONDS, LOOK, REFUSE, RENEW, RENEW_SECONDS, SETTLE
+from aigw.access.store_link import Connect, RedisLink
+from aigw.access.store_state import ShortLimit, StoreState
+from aigw.access.stored_accounts import Described, Share, prefixed, reached_in
+from aigw.config.callers import Account
+from aigw.config.model import Config
+from aigw.config.store import Store
+
+MOST_LEASES = 1000  # renewed by one script
+
+Reached = LimitReached | Deferred[LimitReached | None] | None
+
+
+class SharedStore:
+    """See Store in ``admission``."""
+
+    admit: Callable[[Claim], Reached]
+    settle: Callable[..., object]
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        seconds: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        connect: Connect = RedisLink,
+    ) -> None:
+        self._clock = clock
+        self.state = StoreState(clock, connect, self._recovered, self._renew_in_time)
+        self._alone = JournaledLedger(seconds, wall)
+        self._spare = Ledger(seconds, wall)  # while the store is away
+        self._share = Share(self._spare)
+        self._described = Described(wall)
+        self._store: Store | None = None
+        self._refuses = False
+        self._started = False
+        self._renewed = 0.0
+        self._held: dict[Claim, str] = {}  # the leases
+        self._owed: dict[str, tuple[Account, int, int, int]] = {}  # what was used while the store was away
+        self._name = os.urandom(8).hex()
+        self._leases = 0
+        self.admit, self.settle = self._alone.admit, self._alone.settle  # without a store there is nothing between
+
+    @property
+    def failures(self) -> int:
+        """How many calls of the store failed or took too long, since the start."""
+        return self.state.failures
+
+    # Begin and end
+
+    def use(self, config: Config) -> None:
+        """See Store. Another store takes over at once; what the old one has counted stays there."""
+        self._share.instances, self._refuses = config.instances, config.on_store_failure == "refuse"
+        store = config.store
+        if store is None:
+            self._alone.use(config)
+        if store == self._store:
+            return
+        self.state.close()
+        self._store, self._owed = store, {}
+        if store is None:
+            self.admit = self._alone.admit
+            return
+        self.admit, self.settle = self._admit, self._settle  # a settlement finds out where the claim was admitted
+        if self._started:
+            self.state.open(store, self._instead)
+
+    def start(self) -> None:
+        """See Store."""
+        self._started = True
+        self._alone.start()
+        if self._store is not None:
+            self.state.open(self._store, self._instead)
+
+    def finish(self) -> None:
+        """See Store."""
+        self.state.close()
+        self._alone.finish()
+
+    def _instead(self) -> str:
+        return "requests of keys with limits get 503" if self._refuses else "limits are local ones"
+
+    # Admission
+
+    def _admit(self, claim: Claim) -> Reached:
+        if not self.state.is_up:
+            return self._admit_locally(claim)
+        self._leases += 1
+        lease = f"{self._name}-{self._leases}|{claim.tokens}|{claim.money}"
+        keys, args = self._described.of(claim.accounts)
+        first = [lease.partition("|")[0], str(claim.tokens), str(claim.money), _milliseconds(LEASE_SECONDS)]
+        result: Deferred[LimitReached | None] = Deferred(lambda _: None)
+        accounts = claim.accounts
+
+        def too_late() -> None:
+            self.state.too_slow()
+            instead()
+
+        def instead() -> None:
+            if not result.called:
+                try:
+                    result.callback(self._admit_locally(claim))
+                except StoreUnavailable as error:
+                    result.errback(error)
+
+        def answered(line: str) -> None:
+            limit.stop()
+            numbers = [float(word) for word in line.split()]
+            reached = reached_in(numbers, claim, self._described)
+            if result.called:  # too late, or the client has left
+                if reached is None:
+                    self._charge(accounts, lease, 0, 0)
+                return
+            if reached is None:
+                self._held[claim] = lease
+                claim.admitted = True
+            result.callback(reached)
+
+        def failed(failure: Failure) -> None:
+            limit.stop()
+            self.state.failed(failure)
+            instead()
+
+        limit = ShortLimit(self._clock, too_late)
+        self.state.run(ADMIT, keys, [*first, *args]).addCallback(answered).addErrback(failed)
+        return result
+
+    def _admit_locally(self, claim: Claim) -> LimitReached | None:
+        """Raises StoreUnavailable where no local limits are wanted."""
+        if self._refuses:
+            raise StoreUnavailable("The gateway cannot reach the store of its limits. Please try again.")
+        return self._share.admit(claim)
+
+    # Settlement
+
+    def _settle(self, claim: Claim, tokens: int, money: int = 0) -> object:
+        lease = self._held.pop(claim, None)
+        if lease is not None:
+            return self._charge(claim.accounts, lease, tokens, money)
+        if self._share.settle(claim, tokens, money):
+            return self._charge(claim.accounts, "", tokens, money, taken=1)
+        self._alone.settle(claim, tokens, money)  # there was no store when it was admitted
+        return None
+
+    def _charge(
+        self, accounts: tuple[Account, ...], lease: str, tokens: int, money: int, taken: int = 0
+    ) -> Deferred[None] | None:
+        if not self.state.is_open:
+            return None
+        if not self.state.is_up:
+            self._owe(accounts, tokens, money, taken)
+            return None
+        keys, args = self._described.of(accounts)
+
+        def failed(failure: Failure) -> None:
+            self.state.failed(failure)
+            self._owe(accounts, tokens, money, taken)
+
+        sent = self.state.run(SETTLE, keys, [lease, str(tokens), str(money), str(taken), *args])
+        return sent.addCallbacks(lambda _: None, failed)
+
+    def _owe(self, accounts: tuple[Account, ...], tokens: int, money: int, taken: int) -> None:
+        for account in accounts:
+            _, *before = self._owed.get(account.name, (account, 0, 0, 0))
+            self._owed[account.name] = (account, before[0] + tokens, before[1] + money, before[2] + taken)
+
+    def count_request(self, claim: Claim) -> object:
+        """See Store."""
+        claim.tokens = claim.money = 0
+
+        def counted(reached: LimitReached | None) -> None:
+            if reached is None:
+                self.settle(claim, 0)
+
+        if self._store is None:
+            self._alone.count_request(claim)
+            return None
+        if self._refuses and not self.state.is_up:
+            return None
+        reached = self._admit(claim)
+        if isinstance(reached, Deferred):
+            return reached.addCallback(counted).addErrback(lambda failure: failure.trap(StoreUnavailable) and None)
+        counted(reached)
+        return None
+
+    def count_refused(self, claim: Claim) -> object:
+        """See Store."""
+        if not self.state.is_up:
+            ledger = self._alone if self._store is None else self._spare
+            ledger.count_refused(claim)
+            return None
+        names = [prefixed(account) for account in claim.accounts]
+        return self.state.run(REFUSE, names, []).addErrback(self.state.failed)
+
+    def usage_of(self, account: Account) -> dict[str, object] | Deferred[dict[str, object]]:
+        """See Store."""
+        if self._store is None:
+            return self._alone.usage_of(account)
+        if not self.state.is_up:
+            return self._share.usage_of(account)
+        keys, args = self._described.of((account,))
+        result: Deferred[dict[str, object]] = Deferred(lambda _: None)
+
+        def instead() -> None:
+            if not result.called:
+                result.callback(self._share.usage_of(account))
+
+        def answered(line: str) -> None:
+            limit.stop()
+            if not result.called:
+                result.callback(self._described.shown(account, [float(word) for word in line.split()]))
+
+        def failed(failure: Failure) -> None:
+            limit.stop()
+            self.state.failed(failure)
+            instead()
+
+        limit = ShortLimit(self._clock, instead)
+        self.state.run(LOOK, keys, args[1:]).addCallback(answered).addErrback(failed)
+        return result
+
+    # Leases, and what the store has missed
+
+    def _recovered(self) -> None:
+        self._renew()
+        owed, self._owed = self._owed, {}
+        for account, tokens, money, taken in owed.values():
+            self._charge((account,), "", tokens, money, taken)
+
+    def _renew_in_time(self) -> None:
+        if self._clock.seconds() - self._renewed >= RENEW_SECONDS:
+            self._renew()
+
+    def _renew(self) -> None:
+        """Renew the leases of running requests; those that the store has lost are there again."""
+        self._renewed = self._clock.seconds()
+        by_account: dict[str, list[str]] = {}
+        for claim, lease in self._held.items():
+            for account in claim.accounts:
+                by_account.setdefault(prefixed(account), []).append(lease)
+        for name, leases in by_account.items():
+            for first in range(0, len(leases), MOST_LEASES):
+                args = [_milliseconds(LEASE_SECONDS), *leases[first : first + MOST_LEASES]]
+                self.state.run(RENEW, [name, f"{name}:leases"], args).addErrback(self.state.failed)
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))

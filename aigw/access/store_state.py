@@ -1,0 +1,159 @@
+"""Whether the store can be used: it answers in time, and takes what is written. While it is away it is probed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from aigw.access.scripts import PROBE
+from aigw.access.store_link import Connect, Link, StoreError
+from aigw.config.store import Store
+from aigw.telemetry import logs
+
+LIMIT_SECONDS = 0.05
+LOG_SECONDS = 60.0
+PROBE_SECONDS = 1.0
+CONNECT_SECONDS = 1.0  # in which the first connection is no failure
+FIRST_SECONDS = 0.01  # between the first probes
+REVIVE_SECONDS = 10.0
+
+_PROBE_KEY = "aigw:{limits}:probe"
+
+
+class ShortLimit:
+    """Calls ``passed`` after LIMIT_SECONDS, unless it is stopped before. An answer that is here already counts."""
+
+    def __init__(self, clock: IReactorTime, passed: Callable[[], None]) -> None:
+        self._clock = clock
+        self._passed = passed
+        self._timer: IDelayedCall | None = clock.callLater(LIMIT_SECONDS, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = self._clock.callLater(0, self._pass)  # the reactor runs timers before it reads
+
+    def _pass(self) -> None:
+        self._timer = None
+        self._passed()
+
+    def stop(self) -> None:
+        """The answer is here."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+
+class StoreState:
+    """Owns the connection. ``failures`` counts the calls that failed or took longer than LIMIT_SECONDS.
+
+    ``recovered`` is called when the store can be used again, ``tick`` each second while it can.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, connect: Connect, recovered: Callable[[], None], tick: Callable[[], None]
+    ) -> None:
+        self.failures = 0
+        self.is_up = False
+        self._clock = clock
+        self._connect = connect
+        self._recovered = recovered
+        self._each_second = tick
+        self._link: Link | None = None
+        self._name = ""
+        self._instead: Callable[[], str] = str
+        self._probing = False
+        self._opened = self._revived = 0.0
+        self._first: IDelayedCall | None = None
+        self._logged = -LOG_SECONDS
+        self._reported = False  # that it is away
+        self._ticks = LoopingCall(self._tick)
+        self._ticks.clock = clock
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a store, be it away or not."""
+        return self._link is not None
+
+    def open(self, store: Store, instead: Callable[[], str]) -> None:
+        """Connect. ``instead`` says in a line of the log what happens while the store is away."""
+        self._link, self._name, self._instead = self._connect(store), str(store), instead
+        self._link.start()
+        self._opened = self._revived = self._clock.seconds()
+        self._ticks.start(PROBE_SECONDS, now=False)
+        self._first = self._clock.callLater(FIRST_SECONDS, self._probe)
+
+    def close(self) -> None:
+        """Use it no more."""
+        link, self._link = self._link, None
+        self.is_up = self._probing = False
+        if self._ticks.running:
+            self._ticks.stop()
+        if self._first is not None and self._first.active():
+            self._first.cancel()
+        if link is not None:
+            link.close()
+
+    def run(self, script: str, keys: Sequence[str], args: Sequence[str]) -> Deferred[str]:
+        """See Link. The caller reports a failure."""
+        return fail(StoreError("it is not used any more")) if self._link is None else self._link.run(script, keys, args)
+
+    def too_slow(self) -> None:
+        """A call took longer than LIMIT_SECONDS."""
+        self.failed(Failure(StoreError(f"it took longer than {LIMIT_SECONDS * 1000:g} ms")))
+
+    def failed(self, failure: Failure) -> None:
+        """A call failed: the store is away until a probe succeeds."""
+        if self._link is None:
+            return
+        self.failures += 1
+        self.is_up = False
+        now = self._clock.seconds()
+        if now - self._logged >= LOG_SECONDS:
+            self._logged, self._reported = now, True
+            message = f"The gateway cannot use the store: {self._instead()}"
+            logs.warn(message, store=self._name, reason=_reason(failure))
+
+    def _tick(self) -> None:
+        if self.is_up:
+            self._each_second()
+        else:
+            self._probe()
+
+    def _probe(self) -> None:
+        link, began = self._link, self._clock.seconds()
+        if link is None or self._probing or self.is_up:
+            return
+        if began - self._revived >= REVIVE_SECONDS:
+            self._revived = began
+            link.revive()
+        self._probing = True
+
+        def answered(_: str) -> None:
+            if link is self._link:
+                self._probing = False
+                if self._clock.seconds() - began <= LIMIT_SECONDS:
+                    self._use_again()
+
+        def failed(failure: Failure) -> None:
+            if link is self._link:
+                self._probing = False
+                if self._clock.seconds() - self._opened < CONNECT_SECONDS:
+                    self._first = self._clock.callLater(FIRST_SECONDS, self._probe)
+                else:
+                    self.failed(failure)
+
+        link.run(PROBE, [_PROBE_KEY], []).addCallbacks(answered, failed)
+
+    def _use_again(self) -> None:
+        self.is_up = True
+        if self._reported:
+            self._reported = False
+            logs.info("The gateway uses the store again", store=self._name)
+        self._recovered()
+
+
+def _reason(failure: Failure) -> str:
+    return (str(failure.value) or type(failure.value).__name__)[:200]
