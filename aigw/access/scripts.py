@@ -175,7 +175,7 @@ return redis.status_reply('0')
 """
 )
 
-LOOK = (
+USAGE = (
     _COMMON
     + """
 local account = read_account()

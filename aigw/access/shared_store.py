@@ -16,14 +16,14 @@ from twisted.python.failure import Failure
 
 from aigw.access.errors import StoreUnavailable
 from aigw.access.journal import JournaledLedger
-from aigw.access.ledger import Claim, Ledger, LimitReached
-from aigw.access.scripts import ADMIT, LEASE_SECONDS, LOOK, REFUSE, RENEW, RENEW_SECONDS, SETTLE
+from aigw.access.ledger import Claim, Counts, Ledger, LimitReached
+from aigw.access.scripts import ADMIT, LEASE_SECONDS, REFUSE, RENEW, RENEW_SECONDS, SETTLE, USAGE
 from aigw.access.store_link import Connect, RedisLink
 from aigw.access.store_state import ShortLimit, StoreState
 from aigw.access.stored_accounts import Described, Share, prefixed, reached_in
 from aigw.config.callers import Account
 from aigw.config.model import Config
-from aigw.config.store import Store
+from aigw.config.store import StoreAddress
 
 MOST_LEASES = 1000  # renewed by one script
 
@@ -49,7 +49,7 @@ class SharedStore:
         self._spare = Ledger(seconds, wall)  # while the store is away
         self._share = Share(self._spare)
         self._described = Described(wall)
-        self._store: Store | None = None
+        self._store: StoreAddress | None = None
         self._refuses = False
         self._started = False
         self._renewed = 0.0
@@ -210,6 +210,10 @@ class SharedStore:
         names = [prefixed(account) for account in claim.accounts]
         return self.state.run(REFUSE, names, []).addErrback(self.state.failed)
 
+    def counts_of(self, account: Account) -> Counts:
+        """What this process counts by itself, where there is no store."""
+        return self._alone.counts_of(account)
+
     def usage_of(self, account: Account) -> dict[str, object] | Deferred[dict[str, object]]:
         """See Store."""
         if self._store is None:
@@ -234,7 +238,7 @@ class SharedStore:
             instead()
 
         limit = ShortLimit(self._clock, instead)
-        self.state.run(LOOK, keys, args[1:]).addCallback(answered).addErrback(failed)
+        self.state.run(USAGE, keys, args[1:]).addCallback(answered).addErrback(failed)
         return result
 
     # Leases, and what the store has missed

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.ssl import optionsForClientTLS
 
-from aigw.config.store import Store
+from aigw.config.store import StoreAddress
 
 REPLY_SECONDS = 5.0  # without an answer the connection is closed, and opened again
 CONNECT_SECONDS = 5.0
@@ -16,7 +16,7 @@ DISCOVERY_SECONDS = 1.0  # sentinels, which answer at once
 
 
 class StoreError(Exception):
-    """The store cannot be used; the text says why."""
+    """The store cannot be used; the text has the reason."""
 
 
 class Link(Protocol):
@@ -35,13 +35,13 @@ class Link(Protocol):
         """Close the connection, and open none."""
 
 
-Connect = Callable[[Store], Link]
+Connect = Callable[[StoreAddress], Link]
 
 
 class RedisLink:
     """A Link to a Valkey or Redis, with one connection: its scripts run one after the other anyway."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: StoreAddress) -> None:
         self._store = store
         self._handler: Any = None
         self._sentinel: Any = None

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from aigw.access.scripts import PROBE
 from aigw.access.store_link import Connect, Link, StoreError
-from aigw.config.store import Store
+from aigw.config.store import StoreAddress
 from aigw.telemetry import logs
 
 LIMIT_SECONDS = 0.05
@@ -77,8 +77,8 @@ class StoreState:
         """Whether there is a store, be it away or not."""
         return self._link is not None
 
-    def open(self, store: Store, instead: Callable[[], str]) -> None:
-        """Connect. ``instead`` says in a line of the log what happens while the store is away."""
+    def open(self, store: StoreAddress, instead: Callable[[], str]) -> None:
+        """Connect. ``instead`` gives the text for the log: what happens while the store is away."""
         self._link, self._name, self._instead = self._connect(store), str(store), instead
         self._link.start()
         self._opened = self._revived = self._clock.seconds()

@@ -64,7 +64,7 @@ class Described:
         return ends - self._wall()
 
     def shown(self, account: Account, numbers: Sequence[float]) -> dict[str, object]:
-        """What the script LOOK has answered, in the form of Ledger.usage_of."""
+        """What the script USAGE has answered, in the form of Ledger.usage_of."""
         taken, used, cost, refused, running, requests, spent, held, reset, held_money, *budgets = numbers
         kind, _, name = account.name.partition(" ")
         limits: dict[str, object] = {}

@@ -22,7 +22,7 @@ _PATH = re.compile(r"(?:/([0-9]{1,5})?)?(?:\?sentinel=([A-Za-z0-9._-]+))?")
 _RIGHT = "write valkey://host:6379/0, or valkey://:${NAME}@host:6379/0 with a password"
 
 
-class Store(msgspec.Struct, frozen=True):
+class StoreAddress(msgspec.Struct, frozen=True):
     """A Valkey or Redis. ``hosts`` are those of its sentinels if ``sentinel`` is set, the name of what they watch."""
 
     hosts: tuple[tuple[str, int], ...]
@@ -42,7 +42,7 @@ class Store(msgspec.Struct, frozen=True):
         return ", ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
 
 
-def _store(value: object) -> Store:
+def _store(value: object) -> StoreAddress:
     scheme, found, rest = str(value).strip().partition("://")
     if not isinstance(value, str) or not found or scheme.lower() not in SCHEMES:
         raise ValueError(f"is not the URL of a store; {_RIGHT}; valkeys:// is with TLS")
@@ -68,7 +68,7 @@ def _store(value: object) -> Store:
     if has_user and not (has_password and password):
         raise ValueError(f"has an empty password; {_RIGHT}")
     known = Secret(unquote(password)) if has_user else None
-    return Store(tuple(places), int(database or 0), secure, unquote(user) or None, known, sentinel)
+    return StoreAddress(tuple(places), int(database or 0), secure, unquote(user) or None, known, sentinel)
 
 
 def _instances(value: object) -> int:
@@ -77,7 +77,7 @@ def _instances(value: object) -> int:
     return value
 
 
-StoreUrl = Annotated[Store | None, Written(_store, secret=True)]
+StoreUrl = Annotated[StoreAddress | None, Written(_store, secret=True)]
 """``valkey://[user:password@]host[:port][/database]``; ``redis`` is the same, ``valkeys`` and ``rediss`` with TLS."""
 Instances = Annotated[int, Written(_instances)]
 """How many gateways share a store, 1 to 1000."""
