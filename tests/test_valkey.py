@@ -21,7 +21,7 @@ from twisted.internet.task import deferLater
 from tests import harness
 from tests.harness import HELLO, bounded, request, until
 from tests.providers import answer, as_asked, begin_stream, event
-from tests.test_daemon import KEYS, Daemon
+from tests.test_daemon import KEYS, FreshDaemon
 from tests.test_keys import ALICE, named
 
 pytestmark = [pytest.mark.valkey, pytest.mark.skipif(not shutil.which("redis-server"), reason="needs redis-server")]
@@ -79,7 +79,7 @@ class Process(harness.Gateway):
             "instances": 3,
         }
         environ = {**KEYS, "PASSWORD": PASSWORD}
-        self.daemon = Daemon(folder, "-c", "config.yaml", config=json.dumps(config), environ=environ)
+        self.daemon = FreshDaemon(folder, "-c", "config.yaml", config=json.dumps(config), environ=environ)
         world._closers.append(self.kill)
         self.world, self.tls = world, False
         self.admin = self.daemon.wait_for("The gateway has opened the admin listener")["address"]

@@ -25,6 +25,7 @@ from aigw.config.callers import Account
 from aigw.config.model import Config
 from aigw.config.store import StoreAddress
 
+MOST_ENDED = 10_000
 MOST_LEASES = 1000  # renewed by one script
 
 Reached = LimitReached | Deferred[LimitReached | None] | None
@@ -55,6 +56,7 @@ class SharedStore:
         self._renewed = 0.0
         self._held: dict[Claim, str] = {}  # the leases
         self._owed: dict[str, tuple[Account, int, int, int]] = {}  # what was used while the store was away
+        self._ended: dict[str, tuple[tuple[Account, ...], float]] = {}  # leases to free, until they are free anyway
         self._name = os.urandom(8).hex()
         self._leases = 0
         self.admit, self.settle = self._alone.admit, self._alone.settle  # without a store there is nothing between
@@ -75,7 +77,7 @@ class SharedStore:
         if store == self._store:
             return
         self.state.close()
-        self._store, self._owed = store, {}
+        self._store, self._owed, self._ended = store, {}, {}
         if store is None:
             self.admit = self._alone.admit
             return
@@ -136,6 +138,7 @@ class SharedStore:
 
         def failed(failure: Failure) -> None:
             limit.stop()
+            self._owe(accounts, lease, 0, 0, 0)  # it may have been admitted
             self.state.failed(failure)
             instead()
 
@@ -166,18 +169,20 @@ class SharedStore:
         if not self.state.is_open:
             return None
         if not self.state.is_up:
-            self._owe(accounts, tokens, money, taken)
+            self._owe(accounts, lease, tokens, money, taken)
             return None
         keys, args = self._described.of(accounts)
 
         def failed(failure: Failure) -> None:
             self.state.failed(failure)
-            self._owe(accounts, tokens, money, taken)
+            self._owe(accounts, lease, tokens, money, taken)
 
         sent = self.state.run(SETTLE, keys, [lease, str(tokens), str(money), str(taken), *args])
         return sent.addCallbacks(lambda _: None, failed)
 
-    def _owe(self, accounts: tuple[Account, ...], tokens: int, money: int, taken: int) -> None:
+    def _owe(self, accounts: tuple[Account, ...], lease: str, tokens: int, money: int, taken: int) -> None:
+        if lease and len(self._ended) < MOST_ENDED:
+            self._ended[lease] = accounts, self._clock.seconds() + LEASE_SECONDS
         for account in accounts:
             _, *before = self._owed.get(account.name, (account, 0, 0, 0))
             self._owed[account.name] = (account, before[0] + tokens, before[1] + money, before[2] + taken)
@@ -246,8 +251,13 @@ class SharedStore:
     def _recovered(self) -> None:
         self._renew()
         owed, self._owed = self._owed, {}
+        ended, self._ended = self._ended, {}
+        for lease, (accounts, until) in ended.items():
+            if self._clock.seconds() < until:
+                self._charge(accounts, lease, 0, 0)
         for account, tokens, money, taken in owed.values():
-            self._charge((account,), "", tokens, money, taken)
+            if tokens or money or taken:
+                self._charge((account,), "", tokens, money, taken)
 
     def _renew_in_time(self) -> None:
         if self._clock.seconds() - self._renewed >= RENEW_SECONDS:
