@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 from twisted.internet.base import DelayedCall
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from aigw.config import loader
 from aigw.credentials import key_command
 from aigw.credentials.child import Printed
+from aigw.credentials.source import NoKey
 from aigw.errors import ConfigError
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, SteadyClock, Wire, body_of, error_of
@@ -246,6 +247,23 @@ def test_k4_a_run_that_takes_longer_than_10_seconds_is_ended():
     assert (issuer.runs, issuer.cancelled) == (1, 1)
     world.served()
     assert "took longer than 10 s and was ended" in world.failed[0].message
+
+
+@pytest.mark.parametrize("printed", [Printed(b"token-1-of-the-issuer"), Printed(b"", problem="is down")])
+def test_k8_one_that_is_cancelled_because_another_has_its_key_leaves_the_others_theirs(printed, logged):
+    run: Deferred[Printed] = Deferred()
+    key = key_command.KeyCommand("p1", lambda: run, QuickClock(), lambda key: None)
+    first, second, third = (key.wait() for _ in range(3))
+    first.addBoth(lambda _: second.cancel())
+    second.addErrback(lambda failure: failure.trap(CancelledError))
+    ends: list[Any] = []
+    third.addBoth(ends.append)
+    run.callback(printed)
+    if printed.problem:
+        assert ends[0].check(NoKey)
+    else:
+        assert ends[0].matches(printed.out)
+    assert [level for level, _ in logged] == ["error" if printed.problem else "info"]
 
 
 # 401
@@ -556,7 +574,7 @@ def holds(data):
 
 UNUSABLE = {
     "gone": (gone, "cannot be read: No such file or directory"),
-    "a folder": (folder, "cannot be read: Is a directory"),
+    "a folder": (folder, "is not a regular file"),
     "a pipe": (pipe, "is not a regular file"),
     "empty": (holds(b""), "is empty"),
     "white space": (holds(b" \n\t\n"), "is empty"),
@@ -587,6 +605,9 @@ def test_k3_a_file_that_cannot_be_used_keeps_the_old_key_and_is_warned_of_once(t
     assert world.sent() == "key-1-in-the-file"
     spoil(path)
     assert [world.sent() for _ in range(3)] == ["key-1-in-the-file"] * 3
+    opened = os.listdir("/proc/self/fd")
+    assert world.sent() == "key-1-in-the-file"
+    assert os.listdir("/proc/self/fd") == opened, "no descriptor is left open"
     ((level, text),) = logged
     assert level == "warn"
     assert text.startswith(f"The key_file of a provider cannot be used, so the old key stays in use: it {why}")

@@ -157,7 +157,8 @@ class KeyCommand:
             self._run_in(max(RETRY_FIRST, ends - before - now))
         waiting, self._waiting = self._waiting, {}
         for each in waiting:
-            each.callback(key)
+            if not each.called:  # cancelled by a callback of an earlier one
+                each.callback(key)
 
     def _ended_early(self, failure: Failure) -> None:
         self._running = None
@@ -190,7 +191,8 @@ class KeyCommand:
     def _refuse_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for each in waiting:
-            each.errback(self._no_key())
+            if not each.called:
+                each.errback(self._no_key())
 
     def _no_key(self) -> NoKey:
         text = f"there is no key for the provider: its key_command {self._problem}"
