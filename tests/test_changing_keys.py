@@ -297,6 +297,20 @@ def test_k7_a_provider_that_refuses_the_new_key_too_has_refused_it():
     assert issuer.runs == 2
 
 
+def test_k7_a_command_that_prints_the_refused_key_again_is_no_reason_to_repeat():
+    """As tools do that keep a token in a file until it ends."""
+    issuer = Issuer(None)
+    world = World(issuer)
+    client = world.ask()
+    issuer.runs = 0
+    assert world.answer(REFUSED) == 1
+    assert world.answer(REFUSED) == 0
+    world.answer(name="p2")
+    assert status(client)[1]["x-aigw-step"] == "2"
+    assert (issuer.runs, world.tokens) == (1, ["token-1-of-the-issuer"])
+    assert [(each.status, each.rests_s) for each in world.failed] == [(401, 60)]
+
+
 def test_k7_a_provider_that_refuses_every_key_does_not_start_a_child_for_each_request():
     issuer = Issuer(None)
     world = World(issuer, steps=1, cooldown=0)

@@ -106,7 +106,7 @@ class KeyCommand:
             self._forced, self._next = self._clock.seconds(), -math.inf
             logs.warn("A provider refused its key (401), so its key_command runs again", provider=self._provider)
         renewed: Deferred[Any] = self.wait()
-        return renewed.addErrback(_none_without_key)
+        return renewed.addCallbacks(lambda key: None if key == refused else key, _none_without_key)
 
     def _leave(self, waiting: Deferred[Secret]) -> None:
         self._waiting.pop(waiting, None)
