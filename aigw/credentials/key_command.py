@@ -60,6 +60,11 @@ class KeyCommand:
         self._problem = self._words = ""  # of the last run: why it failed, and what the command wrote
         self._forced = -math.inf  # when it last ran because of a 401
 
+    @property
+    def runs(self) -> bool:
+        """See KeySource."""
+        return self._running is not None
+
     def start(self) -> None:
         """See KeySource."""
         self._keeps_fresh = True

@@ -40,6 +40,11 @@ class KeyFile:
         except (OSError, ValueError) as error:
             self.problem = _reason(error)
 
+    @property
+    def runs(self) -> bool:
+        """See KeySource."""
+        return False
+
     def start(self) -> None:
         """See KeySource."""
 
