@@ -432,8 +432,38 @@ def test_j1_round_robin_takes_each_key_in_turn_and_leaves_out_those_that_cool_do
     assert [key_of(world, "a") for _ in range(8)] == [1, 2, 3, 4, 1, 2, 3, 4]
     assert key_of(world, "a", refused(429, Retry_After="30")) == 1
     asked(world)[1].say(ok())
-    share = Counter(key_chosen(world, "a") for _ in range(300))
-    assert share == {2: 100, 3: 100, 4: 100}
+    share = Counter(key_of(world, "a") for _ in range(30))
+    assert share == {2: 10, 3: 10, 4: 10}
+
+
+@pytest.mark.parametrize("keys", ["round_robin", "least_pending"])
+def test_j1_each_key_gets_its_share_behind_targets_that_take_turns(keys):
+    pair = [
+        {"name": name, "base_url": "http://many/v1", "api_keys": pair, "balance": keys}
+        for name, pair in (("a", KEYS[:2]), ("b", KEYS[2:]))
+    ]
+    targets = [{"provider": name, "model": "m"} for name in ("a", "b")]
+    world = gateway([{"targets": targets, "balance": "least_pending"}], pair)
+    assert Counter(key_of(world) for _ in range(40)) == {1: 10, 2: 10, 3: 10, 4: 10}
+
+
+def test_j1_each_key_gets_its_share_of_every_second_request():
+    world = gateway(
+        [{"provider": "one", "model": "n", "cooldown": "0s"}, {"provider": "many", "model": "m"}],
+        [{**SPLIT, "balance": "round_robin"}, ONE],
+    )
+    used: list[int] = []
+    for number in range(16):
+        ask(world)
+        _, first = asked(world, "one")
+        if number % 2:
+            first.say(ok())
+        else:
+            first.say(refused(500))
+            key, wire = asked(world)
+            wire.say(ok())
+            used.append(key)
+    assert Counter(used) == {1: 2, 2: 2, 3: 2, 4: 2}
 
 
 def test_j8_least_pending_takes_the_key_with_the_fewest_running_attempts():

@@ -191,6 +191,7 @@ class CooldownsByEndpoint:
     def forget_all_but(self, steps: Iterable[Step]) -> None:
         """See Cooldowns."""
         kept = {_keys(step)[0] for step in steps}
+        self.pending.forget_all_but(kept)
         for each in self._by_path.values():
             each.forget_all_but(kept)
 
