@@ -11,17 +11,30 @@ from aigw.daemon.init import init
 
 EX_USAGE = 64
 IN_FOREGROUND = ["-n", "--pidfile=", "aigw"]
-COMMANDS = {"demo": ["--demo"], "check": ["--check-config"], "check-providers": ["--check-providers"]}
+COMMANDS = {
+    "demo": ["--demo"],
+    "check": ["--check-config"],
+    "check-providers": ["--check-providers"],
+    "usage": ["--usage"],
+    "new-key": ["--new-key"],
+    "explain": ["--explain"],
+}
 
 HELP = """\
 Usage: aigw [-c FILE] [--json-log]    run the gateway in the foreground
        aigw demo                      run a demo on 127.0.0.1 that needs no configuration, key or network
        aigw init [FILE]               ask a few questions and write a configuration
-       aigw check [-c FILE]           check the configuration and print its routes; exit with 0, or with 78
-                                      if it has a mistake
+       aigw check [-c FILE]           check the configuration, print its providers and routes; exit with 0,
+                                      or with 78 if it has a mistake
        aigw check-providers [-c FILE] [--try] [--json]
                                       ask each provider for its models; with --try, also send a request of
                                       one token to each step; exit with 0 if all steps work, else with 1
+       aigw usage [-c FILE] [--by=key,route,model] [--since=7d] [--csv]
+                                      print what was used, from the file of usage
+       aigw new-key NAME              print a new key for a caller, and its line for the configuration
+       aigw explain FILE [-c FILE] [--json]
+                                      print what the gateway would do with the request in FILE (- for stdin), and
+                                      send nothing; exit with 0, or with 1 if the client would get an error at once
        aigw --version                 print the version
        aigw help                      print this text
 
@@ -33,9 +46,11 @@ To run a daemon with a pid file, a log file or another user, use: twistd aigw (s
 
 
 def translate(words: Sequence[str]) -> list[str]:
-    """The arguments of twistd for those of ``aigw``. Raises ValueError for an unknown command."""
+    """The arguments of twistd for those of ``aigw``. Raises ValueError for a wrong command."""
     if not words or words[0].startswith("-"):
         return [*IN_FOREGROUND, *words]
+    if words[0] == "explain" and (len(words) < 2 or words[1].startswith("--")):
+        raise ValueError("explain needs the file of a request: aigw explain FILE")
     try:
         return [*IN_FOREGROUND, *COMMANDS[words[0]], *words[1:]]
     except KeyError:

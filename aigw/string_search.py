@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 FEW = 12  # so many are quicker looked for one by one
 WIDTHS = (32, 16, 8, 1)
+MOST_WIDTH = 64  # of the end by which a string is found; a token may have thousands of characters
 
 
 class StringSearch:
@@ -40,7 +41,7 @@ class _Group:
     __slots__ = ("_by_window", "_runs", "_size")
 
     def __init__(self, strings: Iterable[str]) -> None:
-        width = min(map(len, strings))
+        width = min(MOST_WIDTH, *map(len, strings))
         self._size = size = max(1, width // 2)
         self._by_window: dict[str, list[tuple[str, int]]] = {}
         for each in strings:

@@ -8,9 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import groupby
 from typing import Any, ClassVar, NoReturn, TextIO
 
 from twisted.application.service import IService
@@ -18,18 +17,19 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from aigw import __version__
+from aigw.access.keys import line_of, new_key
+from aigw.accounting import report
 from aigw.config import loader
-from aigw.config.model import Config, Step
-from aigw.config.proxies import by_proxy
+from aigw.config.model import Config
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon import dumpable, memory
+from aigw.daemon.describe import described
 from aigw.daemon.output import escape_unwritable
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import handle_signal, handle_stops, ignore
 from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
 from aigw.errors import ConfigError
 from aigw.net.interfaces import Reactor
-from aigw.server.listeners import configured_listeners
 from aigw.telemetry import logs, terminal
 from aigw.telemetry.log_file import LogFile
 from aigw.telemetry.log_writer import to_syslog
@@ -51,13 +51,23 @@ class Options(usage.Options):
         "An OpenAI-compatible gateway: a client names a route, and the gateway tries its providers until one answers."
     )
     optParameters: ClassVar = [
-        ["config", "c", None, "the configuration file (default: ./config.yaml, then /etc/ai-gateway/config.yaml)"]
+        ["config", "c", None, "the configuration file (default: ./config.yaml, then /etc/ai-gateway/config.yaml)"],
+        ["by", None, None, f"with --usage: one or more of {','.join(report.COLUMNS)} (default: key)"],
+        ["since", None, None, "with --usage: 7d, 12h, or a date such as 2026-11-01, in UTC (default: all)"],
+        ["new-key", None, None, "print a new key for the caller of this name, and its line for the file; then exit"],
+        [
+            "explain",
+            None,
+            None,
+            "print what the gateway would do with the request in this file (- for stdin), and send nothing; exit with "
+            "0, or with 1 if the client would get an error at once",
+        ],
     ]
     optFlags: ClassVar = [
         [
             "check-config",
             None,
-            "check the configuration, print its routes, and exit with 0, or with 78 if it has a mistake",
+            "check the configuration, print its providers and routes, and exit with 0, or with 78 if it has a mistake",
         ],
         [
             "check-providers",
@@ -65,7 +75,9 @@ class Options(usage.Options):
             "ask each provider for its models and print which steps work; exit with 0 if all do, else with 1",
         ],
         ["try", None, "with --check-providers: also send a real request of one token to each step"],
-        ["json", None, "with --check-providers: print JSON"],
+        ["json", None, "with --check-providers or --explain: print JSON"],
+        ["usage", None, "print what was used, from the file of `usage` in the configuration"],
+        ["csv", None, "with --usage: print CSV"],
         ["demo", None, "run a demo on 127.0.0.1 that needs no configuration, key or network"],
         ["json-log", None, "write the log as JSON on a terminal too (in a file or pipe it always is JSON)"],
     ]
@@ -85,14 +97,23 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Raises UsageError if one of the options would be ignored."""
-        kinds = [name for name in ("check-config", "check-providers", "demo") if self[name]]
+        kinds = ["check-config", "check-providers", "usage", "demo", "explain", "new-key"]
+        kinds = [name for name in kinds if self[name] not in (None, 0)]
         if len(kinds) > 1:
             raise usage.UsageError(f"--{kinds[0]} and --{kinds[1]} cannot be used together; give one of them")
-        for name in ("json", "try"):
-            if self[name] and not self["check-providers"]:
-                raise usage.UsageError(f"--{name} can be used only with --check-providers")
+        if self["json"] and not (self["check-providers"] or self["explain"]):
+            raise usage.UsageError("--json can be used only with --check-providers or --explain")
+        if self["try"] and not self["check-providers"]:
+            raise usage.UsageError("--try can be used only with --check-providers")
+        for name in ("by", "since", "csv"):
+            if self[name] and not self["usage"]:
+                raise usage.UsageError(f"--{name} can be used only with --usage")
         if self["demo"] and self["config"] is not None:
             raise usage.UsageError("--demo has its own configuration; leave out --config")
+        if self["new-key"] is not None and self["config"] is not None:
+            raise usage.UsageError("--new-key reads no configuration; leave out --config")
+        if self["new-key"] is not None and not (self["new-key"].strip() and self["new-key"].isprintable()):
+            raise usage.UsageError("--new-key needs a name of printable characters, such as --new-key alice")
         if self["demo"] and self.parent and not (self.parent["nodaemon"] or self.parent["debug"]):
             raise usage.UsageError("--demo runs only in the foreground; run: twistd -n aigw --demo")
 
@@ -104,6 +125,8 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The service that twistd runs. A mistake in the configuration ends the process with exit status 78."""
+    if options["new-key"] is not None:
+        _print_new_key(options["new-key"])
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
@@ -120,8 +143,12 @@ def makeService(options: Options) -> IService:
             handle_stops(reactor, show.stop_now)
             return show
         path = loader.find(path)
+        if options["usage"]:
+            _print_usage(loader.usage_file(path, os.environ), options)
         if not only_check and not options["check-providers"]:
             dumpable.forbid()
+        if options["explain"]:
+            _explain(loader.load(path.absolute(), Environment(os.environ), str(path)), options)
         if options["check-providers"]:
             _check_providers(loader.load(path.absolute(), Environment(os.environ), str(path)), reactor, options)
         service = GatewayService(
@@ -133,14 +160,21 @@ def makeService(options: Options) -> IService:
             notify=Notify(os.environ),
             notify_every=(watchdog_seconds(os.environ, os.getpid()) or math.inf) / 3,
             environ=os.environ,
+            load_callers=partial(loader.with_callers, environ=Environment(os.environ)),
         )
     except ConfigError as error:
-        in_words = only_check or options["check-providers"] or _for_people(options.parent, options["json-log"])
+        in_words = (
+            only_check
+            or options["check-providers"]
+            or options["usage"]
+            or options["explain"]
+            or _for_people(options.parent, options["json-log"])
+        )
         _report(error, str(path or "The configuration"), in_words=bool(in_words))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
         escape_unwritable(sys.stdout)
-        print(_described(service.config, service.warnings()))
+        print(described(service.config, service.warnings()))
         raise SystemExit(0)
     handle_stops(reactor, service.stop_now)
     handle_signal(reactor, signal.SIGHUP, service.reload)
@@ -156,6 +190,32 @@ def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoRe
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
     keys = ChangingKeys(reactor, loaded, environ=os.environ)
     raise SystemExit(0 if check(loaded, upstream, keys, reactor, print, options["json"], options["try"]) else 1)
+
+
+def _print_usage(path: str, options: Options) -> NoReturn:
+    escape_unwritable(sys.stdout)
+    by, since, is_csv = options["by"] or "key", options["since"], bool(options["csv"])
+    try:
+        report.print_report(path, by, since, time.time(), is_csv, sys.stdout, sys.stderr)
+    except report.ReportError as error:
+        print(f"aigw: {error}", file=sys.stderr)
+        raise SystemExit(EX_USAGE if str(error).startswith("--") else 1) from None
+    raise SystemExit(0)
+
+
+def _print_new_key(name: str) -> NoReturn:
+    escape_unwritable(sys.stdout)
+    key = new_key()
+    print(f"The key, which is shown only now; give it to {name}:\n  {key}")
+    print(f"The line for keys, in the configuration or in keys_file:\n  {line_of(name, key)}")
+    raise SystemExit(0)
+
+
+def _explain(loaded: Config, options: Options) -> NoReturn:
+    from aigw.daemon.explain import explain
+
+    escape_unwritable(sys.stdout)
+    raise SystemExit(explain(loaded, options["explain"], print, options["json"]))
 
 
 def _freeze() -> None:
@@ -212,36 +272,3 @@ def _report(error: ConfigError, path: str, in_words: bool) -> None:
         "aigw_fields": {"config": path, "mistakes": error.mistakes},
     }
     logs.JsonLines(stderr)(event)
-
-
-def _described(loaded: Config, warnings: Iterable[str]) -> str:
-    """What runs, for ``--check-config``: listeners, routes with their steps and limits, and no secret."""
-    lines = [f"warning: {warning}" for warning in warnings]
-    for listener in configured_listeners(loaded):
-        kind = "for administrators" if listener.admin else "plain http" if listener.insecure else "https"
-        lines.append(f"listen {listener.endpoint} ({kind})")
-    for proxy, providers in by_proxy(loaded.providers.values()).items():
-        lines.append(f"proxy {proxy} for {', '.join(providers)}")
-    for route in loaded.routes.values():
-        more = [f"deadline {route.deadline:g}s"] if route.deadline else []
-        more += ["held until whole"] if route.hold == "whole" else []
-        more += [f"keep-alive each {route.keepalive.every:g}s"] if route.keepalive else []
-        more += [f"hedge after {route.hedge.after:g}s"] if route.hedge else []
-        lines.append(f"route {route.name}" + (f" ({', '.join(more)})" if more else ""))
-        for _, several in groupby(route.steps, key=lambda step: step.number):
-            steps = list(several)
-            step = steps[0]
-            limits = f"timeout {step.timeout:g}s, connect {step.connect_timeout:g}s, idle {step.idle_timeout:g}s"
-            conflict = f", on conflict keep {step.conflict_resolution}" if step.conflict_resolution else ""
-            if step.target:
-                lines.append(f"  {step.number}. {step.balance} over targets ({limits}{conflict})")
-                targets = {each.target: each for each in steps}
-                lines += [f"     target {n}: {_target(each)}, weight {each.weight:g}" for n, each in targets.items()]
-            else:
-                lines.append(f"  {step.number}. {_target(step)} ({limits}{conflict})")
-    return "\n".join([*lines, "The configuration is good."])
-
-
-def _target(step: Step) -> str:
-    keys = len(step.provider.keys)
-    return f"{step.provider.name}: {step.model}" + (f", {keys} keys ({step.provider.balance})" if keys > 1 else "")

@@ -631,6 +631,16 @@ def test_j3_an_order_of_some_steps_is_that_of_all_without_the_others():
     assert order(()) == []
 
 
+def test_j3_a_target_whose_provider_does_not_serve_the_endpoint_gets_nothing():
+    """U1. The step is not passed over: its other target is tried."""
+    world = gateway([{"targets": TARGETS}], [{**SPLIT, "endpoints": ["embeddings"]}, ONE])
+    for name in names(8):
+        client = ask(world, name)
+        assert asked(world) is None
+        asked(world, "one")[1].say(ok())
+        assert b"x-aigw-skipped" not in client.take().lower()
+
+
 def test_j3_a_target_has_the_limits_of_its_step():
     world = gateway([{"targets": THREE, "timeout": "7s", "retries": 2, "conflict_resolution": "tools"}])
     assert {(s.number, s.timeout, s.retries, s.conflict_resolution) for s in world.config.routes["route"].steps} == {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
+from base64 import b64encode
 from bisect import insort
 from typing import Any
 
@@ -17,6 +19,7 @@ from aigw.config import loader
 from aigw.credentials import key_command
 from aigw.credentials.child import Printed
 from aigw.errors import ConfigError
+from aigw.secret import KeySearch, Secret, TwoSearches
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, SteadyClock, Wire, body_of, error_of
 from tests.providers import completion, head
@@ -647,3 +650,35 @@ def test_k7_a_401_reads_the_file_again_and_repeats_the_request_if_the_key_differ
 
 def test_k6_the_pauses_after_failures_are_bounded():
     assert key_command.RETRY_MOST <= 30
+
+
+def test_k9_many_long_tokens_are_found_and_take_little_to_search_for():
+    """A token of a cloud has 2,000 characters. A search for 100 of them took minutes to prepare, and gigabytes."""
+    tokens = [f"{number:04}".join("eyJhbGciOiJSUzI1NiIs.-_" for _ in range(80)) for number in range(100)]
+    started = time.process_time()
+    search = TwoSearches(KeySearch([Secret("key-of-the-gateway")]), KeySearch(map(Secret, tokens)))
+    assert time.process_time() - started < 3
+    for token in tokens[::33]:
+        assert search.hide(f"the key {token} and key-of-the-gateway") == "the key *** and ***"
+        assert search.are_in_any_form(b64encode(token.encode()))
+        assert search.without([(b"x", token.encode()), (b"y", b"key-of-the-gateway"), (b"z", b"z")]) == [(b"z", b"z")]
+
+
+def test_k4_a_run_that_cannot_even_begin_is_a_failure_like_others(failures):
+    """There may be no thread for it, where the number of tasks is limited."""
+
+    def run(*_):
+        raise RuntimeError("can't start new thread")
+
+    providers = [
+        {"name": "p1", "base_url": "http://p1/v1", "key_command": ["/bin/true"]},
+        {"name": "p2", "base_url": "http://p2/v1", "api_key": "key-of-p2"},
+    ]
+    world = MemoryGateway(2, {"providers": providers}, run=run)
+    world.ask()
+    assert [each.message for each in world.failed] == [
+        "there is no key for the provider: its key_command failed with an unexpected error"
+    ]
+    assert b"key-of-p2" in world.doors["p2"].wire.take()
+    assert len(failures) == 1
+    failures.clear()

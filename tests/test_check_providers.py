@@ -39,13 +39,18 @@ def by_key(with_key, without=REFUSED):
     return run
 
 
-async def check(world, provider, key=CANARY, model="m", tries=False, step=None, **more):
+async def check(world, provider, key=CANARY, model="m", tries=False, route=None, step=None, **more):
     if not isinstance(provider, str | None):
         more = {**({"ca_file": str(world.ca_file)} if provider.tls else {}), **more}
+    checked, steps, text = await check_all(world, provider, key, model, tries, route or {}, step, **more)
+    return checked[0], steps[0], text
+
+
+async def check_all(world, provider, key, model, tries, route, step=None, **more):
     tree = {
         "api_key": "k",
         "providers": [{"name": "p", "base_url": world.base_url(provider), **({"api_key": key} if key else {}), **more}],
-        "routes": [{"name": "r", "steps": [{"provider": "p", "model": model, **(step or {})}]}],
+        "routes": [{"name": "r", "steps": [{"provider": "p", "model": model, **(step or {})}], **route}],
     }
     loaded = loader.build(tree, {}, world.folder)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
@@ -54,7 +59,38 @@ async def check(world, provider, key=CANARY, model="m", tries=False, step=None, 
     text = as_text(checked, steps) + as_json(checked, steps)
     assert CANARY not in text
     assert "canary-content" not in text
-    return checked[0], steps[0], text
+    return checked, steps, text
+
+
+@pytest.mark.parametrize("tries", [False, True])
+@ensureDeferred
+async def test_n4_a_star_is_asked_for_with_the_models_of_its_route(world, tries):
+    listed, chat = models("a", "x-b"), answer(body=b'{"choices": [{}]}')
+    provider = world.provider(lambda c: (listed if c.provider.requests[-1].line.startswith("GET") else chat)(c))
+    route = {"name": "o/*", "models": ["o/a", "o/c"]}
+    _, steps, _ = await check_all(world, provider, None, "*", tries, route)
+    assert [(step.route, step.model, step.listed) for step in steps] == [("o/*", "a", True), ("o/*", "c", False)]
+    assert [step.works for step in steps] == ([True, True] if tries else [True, False])
+    asked = [json.loads(each.body)["model"] for each in provider.requests if each.line.startswith("POST")]
+    assert asked == (["a", "c"] if tries else [])
+
+
+@pytest.mark.parametrize("tries", [False, True])
+@ensureDeferred
+async def test_n4_a_star_without_models_is_unknown(world, tries):
+    provider = world.provider(models("a"))
+    _, step, text = await check(world, provider, None, "*", tries, {"name": "o/*"})
+    assert (step.model, step.listed, step.works, step.problem) == ("*", None, None, None)
+    assert "clients choose the model; name some in models of the route" in text
+    assert "--try" not in text
+    assert {each.line for each in provider.requests} == {"GET /v1/models HTTP/1.1"}
+
+
+@ensureDeferred
+async def test_n4_a_star_at_a_provider_that_cannot_be_reached_does_not_work(world):
+    _, step, _ = await check(world, f"http://127.0.0.1:{world.dead_port()}/v1", None, "*", False, {"name": "o/*"})
+    assert (step.works, step.note) == (False, None)
+    assert step.problem
 
 
 @ensureDeferred

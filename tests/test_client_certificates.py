@@ -168,4 +168,4 @@ def test_k10_a_certificate_without_tls_has_no_effect_and_is_warned_of(world):
     entry = {"name": "p1", "base_url": world.base_url(provider), "api_key": "key-of-p1", **OURS}
     gateway = world.gateway(provider, top={"providers": [entry]})
     (warning,) = gateway.service.config.warnings
-    assert warning.startswith("providers[0].client_cert: has no effect, because base_url begins with http://")
+    assert warning.startswith("providers[0].client_cert: has no effect without TLS")

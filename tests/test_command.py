@@ -56,6 +56,8 @@ def run(folder, *words, **more):
         (["check", "-c", "f"], ["--check-config", "-c", "f"]),
         (["check-providers", "--json"], ["--check-providers", "--json"]),
         (["check-providers", "--try"], ["--check-providers", "--try"]),
+        (["explain", "r.json", "-c", "f"], ["--explain", "r.json", "-c", "f"]),
+        (["explain", "-", "--json"], ["--explain", "-", "--json"]),
         (["--version"], ["--version"]),
     ],
 )
@@ -64,7 +66,7 @@ def test_d6_a_command_is_nothing_but_twistd_s(words, options):
 
 
 def test_each_command_is_an_option_of_twistd_aigw_and_stands_in_the_help():
-    names = {f"--{name}" for name, *_ in Options.optFlags}
+    names = {f"--{name}" for name, *_ in [*Options.optFlags, *Options.optParameters]}
     for name, options in COMMANDS.items():
         assert set(options) <= names
         assert f"aigw {name} " in HELP

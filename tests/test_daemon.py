@@ -285,6 +285,7 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "listen tcp:0:interface=127.0.0.1 (plain http)",
+        "provider a: http://127.0.0.1:1/v1 (key from ${A_KEY}, sent as Authorization: Bearer, proxy none)",
         "route r (deadline 120s)",
         "  1. a: m (timeout 90s, connect 10s, idle 120s)",
         "The configuration is good.",
@@ -297,6 +298,8 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
         (["--demo", "--check-config"], "--check-config and --demo cannot be used together"),
         (["--demo", "--check-providers"], "--check-providers and --demo cannot be used together"),
         (["--check-config", "--check-providers"], "--check-config and --check-providers cannot be used together"),
+        (["--explain", "r.json", "--check-config"], "--check-config and --explain cannot be used together"),
+        (["--explain", "r.json", "--try"], "--try can be used only with --check-providers"),
         (["--demo", "-c", "config.yaml"], "leave out --config"),
         (["--json"], "--json can be used only with --check-providers"),
         (["--try", "--check-config"], "--try can be used only with --check-providers"),
@@ -394,7 +397,7 @@ def test_b24_p4_a_start_names_the_proxies_of_the_environment_and_never_a_passwor
     assert named == [{"proxies": {"http://proxy.example:3128 (HTTPS_PROXY)": ["a"]}}] * 2
     assert "canary" not in json.dumps(lines) + shown.stdout
     done = run(tmp_path, "--check-config", config=config, environ=environ)
-    assert "proxy http://proxy.example:3128 (HTTPS_PROXY) for a\n" in done.stdout
+    assert "proxy http://proxy.example:3128 (HTTPS_PROXY))\n" in done.stdout
     assert "canary" not in done.stdout + done.stderr
     wrong = run(tmp_path, "--check-config", config=config, environ={**KEYS, "https_proxy": "socks5://u:canary@x:1"})
     assert wrong.returncode == 78

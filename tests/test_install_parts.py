@@ -272,6 +272,23 @@ def test_d4_an_installed_service_can_check_its_providers(tmp_path, words, run):
     assert said.stdout.strip().endswith(f"aigw {run.format(here=tmp_path.resolve())}")
 
 
+def test_d4b_an_installed_service_can_explain_a_request(tmp_path):
+    program(tmp_path / "release/venv/bin/twistd", 'echo "$@" && cat')
+    environ = {**os.environ, "AI_GATEWAY_RELEASE": str(tmp_path / "release"), "PATH": before_path(tmp_path / "bin")}
+    program(tmp_path / "bin/systemd-run", 'echo "$@" && cat')
+    (tmp_path / "r.json").write_text("{the request}")
+    for words, options in [(["r.json"], ""), (["--json", "r.json"], " --json")]:
+        command = [SYSTEMD / "ai-gateway", "explain", *words]
+        said = subprocess.run(
+            command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30, check=True
+        )
+        assert said.stdout.endswith(f"aigw -c /etc/ai-gateway/config.yaml --explain -{options}{{the request}}")
+    without = subprocess.run(
+        command[:2], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (without.returncode, "needs the file of a request" in without.stderr) == (64, True)
+
+
 def test_d4_the_installed_command_refuses_what_the_check_does_not_know(tmp_path):
     command = [SYSTEMD / "ai-gateway", "check-providers", "--tray"]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)

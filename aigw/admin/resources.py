@@ -12,13 +12,16 @@ from urllib.parse import parse_qs
 from twisted.internet.defer import Deferred
 from twisted.web.server import NOT_DONE_YET
 
-from aigw.access.keys import authenticate
+from aigw.access.errors import NotAllowed
 from aigw.admin.access_control import AccessCheck, allow_all, allow_local, is_near, with_key
+from aigw.admin.explain import Explain
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.page import Page
+from aigw.admin.resource import AdminNotFound, AdminResource, send
 from aigw.admin.session import Cookies, cookie, is_form, is_own_form, no_cookie
 from aigw.config.model import Config
-from aigw.errors import CrossSite, GatewayError, NotAForm, NotReady, PathNotFound, Unauthorized, WrongKey
+from aigw.errors import CrossSite, GatewayError, NotAForm, NotReady, Unauthorized, WrongKey
+from aigw.explain.explainer import Explainer
 from aigw.net.headers import Header
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource
@@ -30,6 +33,7 @@ FORM_BYTES = 4096
 # Read at the start: during an upgrade the files of the package may be replaced.
 _PAGE, _FORM = Page("status.html"), Page("login.html")
 _WRONG = '<p class="wrong" role="alert">The API key is wrong.</p>'
+_NOT_ALLOWED = '<p class="wrong" role="alert">This API key is for requests. The page needs the admin key.</p>'
 _SIGN_OUT = '<form method="post" action="status/logout"><button>Sign out</button></form>'
 
 
@@ -39,36 +43,6 @@ class AdminState(NamedTuple):
     telemetry: Telemetry
     viewers: LiveFeed
     cookies: Cookies
-
-
-class AdminResource(ApiResource):
-    """A resource of the status pages, with the check of who may see it."""
-
-    def __init__(self, config: Config, check_access: AccessCheck) -> None:
-        super().__init__(config)
-        self.check_access = check_access
-
-    def identify(self, request: Request) -> None:
-        """Raises what the gate does."""
-        self.check_access(request)
-
-    def getChild(self, path: bytes, request: Request) -> AdminResource:
-        """Anything below that is not a resource of its own is unknown."""
-        return AdminNotFound(self.config, self.check_access)
-
-    def headers(self, request: Request) -> list[Header]:
-        """The pages show the present state, so they are not cached."""
-        return [*super().headers(request), (b"cache-control", b"no-store")]
-
-
-class AdminNotFound(AdminResource):
-    """Every unknown path."""
-
-    methods = ()
-
-    def wrong_path(self, request: Request) -> GatewayError:
-        """What there is."""
-        return PathNotFound("Unknown path; there are /status, /status.json, /metrics, /ready and /health.")
 
 
 class AdminRoot(AdminNotFound):
@@ -172,10 +146,12 @@ class SignIn(Form):
         """Back to the page, or once more the form."""
         keys = parse_qs(request.body.decode("latin-1")).get("key", [""])
         try:
-            caller = authenticate(self.config.callers, keys[0].strip().encode("latin-1", "replace"), None)
+            caller = request.site.resource.keys.admin(keys[0].strip().encode("latin-1", "replace"), None)
         except WrongKey as error:
             request.channel.site.refused_keys.delay(request, error, lambda: show_form(request, _WRONG))
             return NOT_DONE_YET
+        except NotAllowed:
+            return show_form(request, _NOT_ALLOWED)
         except Unauthorized:
             return show_form(request, _WRONG)
         return to_the_page(request, cookie(caller, time.time(), request.isSecure()))
@@ -191,7 +167,7 @@ class SignOut(Form):
     def render(self, request: Request) -> int:
         """A redirect to the form. Open pages connect again, because this cookie may have opened some."""
         sent = (request.header(b"cookie") or b"").decode("latin-1")
-        if self._state.cookies.sign_out(self.config.callers, sent, time.time(), request.isSecure()):
+        if self._state.cookies.sign_out(self.config.admins, sent, time.time(), request.isSecure()):
             self._state.viewers.ask_again()
         return to_the_page(request, no_cookie(request.isSecure()))
 
@@ -236,15 +212,6 @@ def to_the_page(request: Request, set_cookie: str) -> int:
     return NOT_DONE_YET
 
 
-def send(request: Request, kind: bytes, body: bytes, *headers: Header) -> int:
-    """Answer with a body that is not JSON."""
-    own = [(b"content-type", kind), (b"x-content-type-options", b"nosniff"), *headers]
-    request.begin(200, own, len(body))
-    request.write(body)
-    request.end()
-    return NOT_DONE_YET
-
-
 def add_resources(
     root: ApiResource,
     config: Config,
@@ -253,7 +220,7 @@ def add_resources(
     check_access: AccessCheck | None = None,
 ) -> None:
     """Put the resources below ``root``. Without ``check_access`` they need a key, except ``/ready``."""
-    ask = check_access or with_key(config.callers, state.cookies)
+    ask = check_access or with_key(config.admins, state.cookies)
     status = Status(config, ask)
     root.putChild(b"status", status)
     status.putChild(b"events", Events(config, ask, state))
@@ -265,9 +232,13 @@ def add_resources(
     root.putChild(b"metrics", MetricsResource(config, ask, state.telemetry))
 
 
-def tree(config: Config, state: AdminState, check_ready: CheckReady) -> ApiResource:
-    """The tree of the listener for administrators: these resources without a key, and no API."""
+def tree(config: Config, state: AdminState, check_ready: CheckReady, explainer: Explainer) -> ApiResource:
+    """The tree of the listener for administrators: these resources without a key, and no API.
+
+    An explanation has the addresses of providers, so it is not on the other listeners, where every client has a key.
+    """
     root = AdminRoot(config, allow_local)
     root.putChild(b"health", HealthResource(config))
+    root.putChild(b"explain", Explain(config, allow_local, explainer))
     add_resources(root, config, state, check_ready, allow_local)
     return root

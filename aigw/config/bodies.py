@@ -7,11 +7,12 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from aigw.config.mistakes import Path, name_of, shown
+from aigw.config.quoting import Expanded
 from aigw.config.schema import Written
 
 ConflictResolution = Literal["tools", "format"]
@@ -26,10 +27,14 @@ _STATE = ("previous_response_id", "conversation", "store", "background")
 
 
 class BodyValue(NamedTuple):
-    """A value as JSON, and as the text of a field of a form; None where a field cannot have it."""
+    """A value as JSON, and as the text of a field of a form; None where a field cannot have it.
+
+    ``shown`` is the same JSON for an operator, with ``${NAME}`` for what comes from a variable and may be a key.
+    """
 
     json: bytes
     text: bytes | None
+    shown: bytes
 
 
 class BodyChanges(msgspec.Struct, frozen=True):
@@ -94,7 +99,16 @@ def _body_value(value: object) -> BodyValue:
         encoded = _dumped(value, ascii_only=False).encode()
     except UnicodeEncodeError:  # a lone surrogate
         encoded = _dumped(value, ascii_only=True).encode()
-    return BodyValue(encoded, _as_text(value, encoded))
+    return BodyValue(encoded, _as_text(value, encoded), _dumped(_as_written(value), ascii_only=True).encode())
+
+
+def _as_written(value: Any) -> Any:
+    """The value with the text of the file for each text that was made from variables."""
+    if isinstance(value, dict):
+        return {_as_written(name): _as_written(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_as_written(each) for each in value]
+    return value.written if isinstance(value, Expanded) else value
 
 
 def _dumped(value: object, ascii_only: bool) -> str:

@@ -6,7 +6,7 @@ import datetime
 import re
 from typing import Annotated
 
-from aigw.config.quoting import HIDDEN, Expanded, did_you_mean, quoted
+from aigw.config.quoting import HIDDEN, Expanded, did_you_mean, quoted, variables_in
 from aigw.config.schema import Written
 from aigw.secret import Secret
 
@@ -34,7 +34,7 @@ def header_value(value: object) -> Secret:
         raise ValueError(
             "cannot be sent in a header; write printable ASCII characters, without a space at the start or the end"
         )
-    return Secret(str(value))
+    return Secret(str(value), variables_in(value))
 
 
 def key(value: object) -> Secret:

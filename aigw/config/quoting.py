@@ -36,6 +36,11 @@ class Expanded(str):
         return made
 
 
+def variables_in(value: object) -> list[str]:
+    """The names of the variables that a value was made from."""
+    return re.findall(r"\$\{([^}]*)\}", value.written) if isinstance(value, Expanded) else []
+
+
 def quoted(text: str) -> str:
     """``text`` if it is short or made of words and a few digits, as names are; else HIDDEN.
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from aigw.config.mistakes import Mistake, Path
 from aigw.config.model import Route, Step
+from aigw.config.patterns import STAR
 
 
 def choices_crossed(tree: dict[Any, Any]) -> Iterator[Mistake]:
@@ -43,9 +44,17 @@ def _repeated(listed: object, what: str, path: Path) -> Iterator[Mistake]:
 
 
 def with_choices(route: Route) -> Route:
-    """The route with one step for each target and key of a step; all of them have its number."""
-    steps = tuple(each for step in route.steps for each in _each_target(step))
-    if len(steps) == len(route.steps) and not any(step.target for step in steps):
+    """The route with one step for each target and key of a step; all of them have its number.
+
+    A step whose model has a star gets the names of the route that the star can be taken from.
+    """
+    patterns = tuple(sorted((route.name, *route.also), key=len, reverse=True))
+    steps = tuple(
+        replace(each, patterns=patterns) if STAR in each.model else each
+        for step in route.steps
+        for each in _each_target(step)
+    )
+    if list(map(id, steps)) == list(map(id, route.steps)):
         return route
     return replace(route, steps=steps, has_choice=len(steps) > len(route.steps))
 

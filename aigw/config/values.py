@@ -13,6 +13,7 @@ _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
 _SESSION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)\s*%")
 LONG_TIMEOUT = 3600
+MOST_OF_A_NAME = 256  # characters
 
 
 def _duration(value: object) -> float:
@@ -115,10 +116,9 @@ def _flag(value: object) -> bool:
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 256:
-        raise ValueError(
-            "is not a name; write a string of 1 to 256 printable characters, in quotes if YAML would read a number"
-        )
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > MOST_OF_A_NAME:
+        right = f"write a string of 1 to {MOST_OF_A_NAME} printable characters"
+        raise ValueError(f"is not a name; {right}, in quotes if YAML would read a number")
     return str(value)
 
 

@@ -43,6 +43,8 @@ def in_words(error: Exception, text: str) -> Mistake:
         return _mistake("the line is indented with a tab; indent with spaces", line)
     if "cannot start any token" in problem:
         return _mistake("a value begins with a character that needs quotes; write the value in quotes", line)
+    if "while scanning an alias" in context or "undefined alias" in problem:
+        return _mistake('a value begins with a *, which needs quotes; write "*" in quotes', line)
     if "could not determine a constructor" in problem:
         return _mistake("a value begins with !, which starts a type that is unknown; write the value in quotes", line)
     if "expected <block end>" in problem:

@@ -53,13 +53,14 @@ class ChangingKeys:
             file = KeyFile(provider.name, provider.key_file, self._note)
             shown = f"{path}.key_file: {quoted_file(provider.key_file)}"
             if file.problem:
-                self.warnings.append(f"{shown}: {file.problem}; until it has a key no request goes to the provider")
+                text = "no request goes to the provider before the gateway has read a key from it"
+                self.warnings.append(f"{shown}: {file.problem}; {text}")
             elif file.advice:
                 self.warnings.append(f"{shown}: the key {file.advice}")
             return file
         command = provider.key_command or ()
         if shutil.which(command[0], path=self._environ.get("PATH")) is None:
-            text = "there is no such program; until there is one no request goes to the provider"
+            text = "there is no such program; no request goes to the provider before the command has printed a key"
             self.warnings.append(f"{path}.key_command: {quoted_file(command[0])}: {text}")
         return KeyCommand(provider.name, partial(self._run, command, self._environ), self._reactor, self._note)
 

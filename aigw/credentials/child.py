@@ -29,6 +29,7 @@ _OF_THE_GATEWAY = frozenset(
     "LISTEN_FDS LISTEN_FDNAMES LISTEN_PID NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC MAINPID "
     "OTEL_EXPORTER_OTLP_HEADERS OTEL_EXPORTER_OTLP_TRACES_HEADERS".split()
 )
+_NEEDED = frozenset(["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"])  # to reach an issuer, with a password or without
 
 
 class Printed(NamedTuple):
@@ -47,15 +48,21 @@ def run(reactor: IReactorFromThreads, command: Sequence[str], environ: Mapping[s
 
 
 def environment(environ: Mapping[str, str], keys: Iterable[Secret]) -> dict[str, str]:
-    """The gateway's environment for a command: without the variables that hold one of its keys, or are systemd's."""
+    """The gateway's environment for a command, without the variables that hold one of its keys, or are systemd's.
+
+    Those that name a proxy stay, although they may hold its password.
+    """
     keys = list(keys)
     search = KeySearch(key for key in keys if len(key) >= SHORTEST)
     return {
         name: value
         for name, value in environ.items()
-        if name not in _OF_THE_GATEWAY
-        and search.hide(value) is value
-        and not any(key.matches(value.encode(errors="surrogateescape")) for key in keys)
+        if name.upper() in _NEEDED
+        or (
+            name not in _OF_THE_GATEWAY
+            and search.hide(value) is value
+            and not any(key.matches(value.encode(errors="surrogateescape")) for key in keys)
+        )
     }
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -116,7 +116,7 @@ class KeyCommand:
     def _begin(self) -> None:
         self._stop_timer()
         began = self._clock.seconds(), self._unix_time()
-        running: Deferred[Any] = within(self._run(), RUN_SECONDS, self._clock, _TooSlow)
+        running: Deferred[Any] = within(maybeDeferred(self._run), RUN_SECONDS, self._clock, _TooSlow)
         self._running = running
         running.addCallbacks(self._take, self._ended_early, callbackArgs=began)
         running.addErrback(self._crashed)

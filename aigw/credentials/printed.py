@@ -77,7 +77,7 @@ def _time(value: object, name: str) -> float:
 
 def shown(error: bytes, out: bytes) -> str:
     """What a command wrote to its standard error, for the log: in one line, bounded, without what may be a key."""
-    printed = out.decode(errors="replace").split()[:100]
+    printed = out.decode(errors="replace").split()[:20]
     keys = KeySearch(Secret(word) for word in printed if len(word) >= 8 and _is_mixed(word))
     text = keys.hide(" ".join(error.decode(errors="replace").split()))
     text = _WORD.sub(_without_key, text)

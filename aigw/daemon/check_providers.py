@@ -14,9 +14,10 @@ from twisted.python.failure import Failure
 
 from aigw.config.addresses import neighbours, socket_of
 from aigw.config.model import Config, Provider, Step
+from aigw.config.patterns import STAR
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.credentials.source import NoKey
-from aigw.daemon.check_answers import has_list, models_in
+from aigw.daemon.check_answers import apply_list, asked_of, has_list, models_in
 from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net.headers import Lines
@@ -171,17 +172,17 @@ class Check:
 
     async def _try_all(self, provider: str, answers: Answers) -> None:
         for route in self._config.routes.values():
-            for step in route.steps:
-                key = provider, step.key, step.model
-                if step.provider.name == provider and key not in answers:
-                    answers[key] = await self._try(step)
+            for step, model in asked_of(route):
+                key = provider, step.key, model
+                if step.provider.name == provider and STAR not in model and key not in answers:
+                    answers[key] = await self._try(step, model)
 
-    async def _try(self, step: Step) -> tuple[bool | None, str]:
+    async def _try(self, step: Step, model: str) -> tuple[bool | None, str]:
         """Whether the step answers, and a note. A further request after a refusal costs no token."""
         serves = step.provider.serves
         if not serves("chat/completions"):
-            return await self._try_without_chat(step)
-        chat = {"model": step.model, "messages": _HI}
+            return await self._try_without_chat(step, model)
+        chat = {"model": model, "messages": _HI}
         failure = await self._request(step, "chat/completions", {**chat, "max_tokens": 1}, "choices")
         reason = (failure.detail or "") if failure else ""
         if failure and "max_completion_tokens" in reason:  # OpenAI's reasoning models refuse max_tokens
@@ -192,16 +193,16 @@ class Check:
         if isinstance(failure, UpstreamRefused) and failure.status in _NOT_THIS_ENDPOINT:
             for path in ("embeddings", "messages"):
                 content, member = _OTHERS[path]
-                if serves(path) and await self._request(step, path, {"model": step.model, **content}, member) is None:
+                if serves(path) and await self._request(step, path, {"model": model, **content}, member) is None:
                     return True, f"answers {path} requests, but not chat requests"
         return self._why_not(failure)
 
-    async def _try_without_chat(self, step: Step) -> tuple[bool | None, str]:
+    async def _try_without_chat(self, step: Step, model: str) -> tuple[bool | None, str]:
         """The same for a provider whose ``endpoints`` have no chat completions: one of the others."""
         failure: UpstreamFailure | None = None
         for path, (content, member) in _OTHERS.items():
             if step.provider.serves(path):
-                failure = await self._request(step, path, {"model": step.model, **content}, member)
+                failure = await self._request(step, path, {"model": model, **content}, member)
                 if failure is None:
                     return True, f"answers {path} requests"
                 if not isinstance(failure, UpstreamRefused) or failure.status not in _NOT_THIS_ENDPOINT:
@@ -223,7 +224,7 @@ class Check:
     ) -> UpstreamFailure | None:
         """Why there was no answer, which has a list ``member``; None where there was one."""
         headers = {**self._headers(step.provider, step.key), b"content-type": b"Content-Type: application/json\r\n"}
-        url, tail = self._router.target(step.provider, path, step.model)
+        url, tail = self._router.target(step.provider, path, str(content["model"]))
         attempt = Attempt(step, url, headers, own_request(ENDPOINTS[path], content, step.changes), tail=tail)
         seconds = min(step.timeout, TRY_SECONDS)
 
@@ -249,26 +250,15 @@ class Check:
 
     def _steps(self, found: dict[tuple[str, int], Checked], answers: Answers) -> Iterator[CheckedStep]:
         for route in self._config.routes.values():
-            for step in route.steps:
+            for step, model in asked_of(route):
                 name = step.provider.name
-                result = CheckedStep(route.name, step.number, name, step.model, key_number=step.key_number)
-                _apply_list(result, found[name, step.key])
-                if (name, step.key, step.model) in answers:
+                result = CheckedStep(route.name, step.number, name, model, key_number=step.key_number)
+                apply_list(result, found[name, step.key])
+                if (name, step.key, model) in answers:
                     result.tried = True
-                    result.works, words = answers[name, step.key, step.model]
+                    result.works, words = answers[name, step.key, model]
                     result.problem, result.note = (words, None) if result.works is False else (None, words or None)
                 yield result
-
-
-def _apply_list(step: CheckedStep, provider: Checked) -> None:
-    if provider.models is not None:
-        step.listed = step.model in provider.models or f"{step.model}:latest" in provider.models
-    if provider.problem or step.listed is False:
-        step.works, step.problem = False, provider.problem or "the provider does not list the model; correct model"
-    elif step.listed and (provider.key or not provider.key_needed):
-        step.works = True
-    else:
-        step.note = provider.note
 
 
 def check(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from aigw.config.patterns import STAR
+
 _WORDS = {True: "yes", False: "no", None: "-"}
 
 
@@ -72,7 +74,7 @@ def _sum(steps: Sequence[CheckedStep]) -> str:
     text = f"{good} of {len(steps)} steps can work."
     if unknown:
         text += f" For {len(unknown)} that is unknown."
-        if not all(step.tried for step in unknown):
+        if not all(step.tried or STAR in step.model for step in unknown):
             text += " To find out, send a real request of one token to each step with --try."
     return text
 

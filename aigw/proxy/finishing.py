@@ -6,6 +6,7 @@ The state is small and is kept at a reload. Nothing here uses the network.
 from __future__ import annotations
 
 from aigw.config.model import Step
+from aigw.config.patterns import STAR
 
 MOST = 10_000  # models
 
@@ -17,7 +18,12 @@ class Finishing:
         self._known: dict[tuple[str, str, str], None] = {}
 
     def note(self, step: Step, path: str) -> None:
-        """Note that the model gave one. Above MOST models, the one that was noted first is removed."""
+        """Note that the model gave one. Above MOST models, the one that was noted first is removed.
+
+        A model with a star is many models, of which clients choose the names: nothing is noted of them.
+        """
+        if STAR in step.model:
+            return
         key = step.provider.name, step.model, path
         if key not in self._known:
             self._known[key] = None

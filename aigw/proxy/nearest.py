@@ -60,7 +60,8 @@ def _listed(names: list[str], word: str) -> str:
 
 
 def _plain(name: str) -> str:
-    return name[:MOST].casefold()[:MOST]
+    """The beginning, in lower case and without the star at the end of a pattern."""
+    return name.removesuffix("*")[:MOST].casefold()[:MOST]
 
 
 def _pairs(plain: str) -> set[str]:

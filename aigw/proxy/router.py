@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -10,7 +10,9 @@ import msgspec
 from aigw import __version__
 from aigw.config.addresses import MODEL
 from aigw.config.endpoint_names import NAMES
+from aigw.config.limit_values import matches
 from aigw.config.model import Config, Provider, Route, Step
+from aigw.config.patterns import STAR, replaced, star_of
 from aigw.errors import BadRequest, RouteNotFound, TooLarge
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
@@ -18,26 +20,14 @@ from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import nearest
 from aigw.proxy.balance import key_names
 from aigw.proxy.cooldown import Skip
+from aigw.proxy.route_names import Routes, Visible
 from aigw.proxy.urls import Tail, url_of
-from aigw.secret import KeySearch, Secret
+from aigw.secret import KeySearch, Secret, TwoSearches
 from aigw.upstream.attempt import Attempt
 
 MODELS = "models"  # the list of them
 _NONE: frozenset[str] = frozenset()
 _USER_AGENT = f"aigw/{__version__}".encode()
-
-
-class _Routes(dict[str, Route]):
-    """The routes by their exact names. Raises RouteNotFound for another name."""
-
-    def __init__(self, routes: Mapping[str, Route]) -> None:
-        super().__init__(routes)
-        self._names = nearest.Names(routes)
-
-    def __missing__(self, model: str) -> Route:
-        advice = self._names.advice(model)
-        message = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
-        raise RouteNotFound(f"{message} GET /v1/models lists them.", param="model")
 
 
 class Part(NamedTuple):
@@ -50,18 +40,19 @@ class Part(NamedTuple):
 class Router:
     """The routes of a configuration, and the parts of requests that do not depend on the call.
 
-    ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers. ``keys`` finds
-    all keys. ``parts`` has, by name and endpoint, the routes of which some steps do not serve the endpoint. For
-    ``key_names`` see balance.
+    ``visible`` has, by the patterns of a caller, the routes that it may use. ``without_keys`` has, by provider, the
+    functions that remove the provider's keys from its answers. ``keys`` finds all keys. ``parts`` has, by name and
+    endpoint, the routes of which some steps do not serve the endpoint. For ``key_names`` see balance.
     """
 
     def __init__(self, config: Config) -> None:
-        self.routes = _Routes(config.routes)
+        self.routes = Routes(config.routes.values())
+        self.visible = Visible(self.routes)
         self._defaults = {path: route for route in config.routes.values() for path in route.default_for}
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
         }
-        self.keys = KeySearch(config.secrets)
+        self.keys = self._fixed_keys = KeySearch(config.secrets)
         self._secrets = config.secrets
         self._headers = {
             (name, number): _headers(provider, key)
@@ -69,11 +60,7 @@ class Router:
             for number, key in enumerate(provider.keys)
         }
         self.key_names = key_names(config)
-        self._models = {
-            step.model: msgspec.Raw(msgspec.json.encode(step.model))
-            for route in config.routes.values()
-            for step in route.steps
-        }
+        self._models = {step.model: as_json(step.model) for route in config.routes.values() for step in route.steps}
         self.parts = dict(_parts(config))
         self._urls: dict[tuple[str, str], str] = {}  # by provider and endpoint, each up to the model if it has one
         self._tails: dict[tuple[str, str], Tail] = {}  # what follows them, where that is not the client's alone
@@ -84,10 +71,13 @@ class Router:
                 if pieces or query:
                     self._tails[name, path] = Tail(pieces, query)
 
-    def default_for(self, path: str) -> Route:
-        """The route of a request to this endpoint that names no model. Raises BadRequest where there is none."""
+    def default_for(self, path: str, patterns: tuple[str, ...] = ()) -> Route:
+        """The route of a request to this endpoint that names no model. Raises BadRequest where there is none.
+
+        ``patterns`` are those of the routes that the caller may use, all if empty.
+        """
         route = self._defaults.get(path)
-        if route is None:
+        if route is None or (patterns and not matches(patterns, route.name)):
             right = f"name a route, as no route of this gateway has 'default_for: [{path}]'"
             raise BadRequest(f"'model' is missing; {right}.", param="model")
         return route
@@ -96,12 +86,17 @@ class Router:
         """The headers of every request to the provider, with the key at this position."""
         return self._headers[provider.name, key]
 
+    def sent_model(self, step: Step, call: Call) -> str:
+        """The model that the step sends: a star in it is what the star in the route's name stands for."""
+        found = next(filter(None, (star_of(pattern, call.model) for pattern in step.patterns)), None)
+        return step.model if found is None else replaced(step.model, found)
+
     def headers_with(self, provider: Provider, key: Secret, changing: Sequence[Secret]) -> Lines:
         """The headers of every request to the provider, with a ``key`` that the configuration does not have.
 
         From now on all ``changing`` keys, of which this is one, are hidden as those of the configuration are.
         """
-        self.keys = KeySearch([*self._secrets, *changing])
+        self.keys = TwoSearches(self._fixed_keys, KeySearch(changing))
         known = [*_keys(provider, self._secrets), *changing]
         self.without_keys[provider.name] = [each.out_of for each in known]
         return _headers(provider, key)
@@ -130,15 +125,21 @@ class Router:
     def attempt(self, step: Step, call: Call) -> Attempt:
         """The request to a step."""
         name, path, tail = step.provider.name, call.endpoint.path, call.tail
-        if self._tails and (following := self._tails.get((name, path))):
-            tail = following.after(step.model, tail)
         own = self._headers[name, step.key]  # a header of the client does not replace these
-        body, difference = call.endpoint.rewrite(call, self._models[step.model], step.changes)
+        if STAR in step.model:
+            model = self.sent_model(step, call)
+            written = as_json(model)
+        else:
+            model, written = step.model, self._models[step.model]
+        if self._tails and (following := self._tails.get((name, path))):
+            tail = following.after(model, tail)
+        body, difference = call.endpoint.rewrite(call, written, step.changes)
         return Attempt(
             step=step,
             url=self._urls[name, path],
             headers={**own, **call.headers, **own, b"x-request-id": b"X-Request-Id: %s\r\n" % call.request_id.encode()},
             body=body,
+            model=model,
             difference=difference,
             tail=tail,
             method=call.method,
@@ -163,6 +164,11 @@ def _parts(config: Config) -> Iterator[tuple[tuple[str, str], Part]]:
                 others = tuple(step for step in route.steps if step.number not in numbers)
                 made[key] = Part(msgspec.structs.replace(route, steps=served), others)
             yield (route.name, path), made[key]
+
+
+def as_json(text: str) -> msgspec.Raw:
+    """``text`` as a JSON string."""
+    return msgspec.Raw(msgspec.json.encode(text))
 
 
 def fitted(route: Route, call: Call, skip: Skip) -> Route:

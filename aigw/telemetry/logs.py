@@ -22,6 +22,7 @@ from twisted.internet.interfaces import IReactorCore
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
+from aigw.telemetry.duplicates import DuplicateFilter
 from aigw.telemetry.log_writer import LineFile, LogWriter, Write, to_descriptor
 from aigw.telemetry.record import KeyAttemptRecord, Record, names_for
 from aigw.telemetry.redaction import Redaction
@@ -172,8 +173,13 @@ def error(message: str, request_id: str | None = None, **fields: object) -> None
     write(LogLevel.error, message, request_id, fields)
 
 
-def write(level: object, message: str, request_id: str | None, fields: dict[str, object]) -> None:
-    """Log a message. Does what ``Logger.emit`` does, but faster: that searches all levels at each line."""
+def write(
+    level: object, message: str, request_id: str | None, fields: dict[str, object], are_known: bool = False
+) -> None:
+    """Log a message. Does what ``Logger.emit`` does, but faster: that searches all levels at each line.
+
+    ``are_known``: all names of ``fields`` are in FIELDS, so they are not looked up again.
+    """
     log.observer(
         {
             "log_logger": log,
@@ -185,6 +191,7 @@ def write(level: object, message: str, request_id: str | None, fields: dict[str,
             "aigw_message": message,
             "aigw_request_id": request_id,
             "aigw_fields": fields,
+            "aigw_are_known": are_known,
         }
     )
 
@@ -216,7 +223,7 @@ def _line(event: LogEvent, level: object, hide: Hide) -> str:
             fields["repeats"] = repeats
     else:
         message = event["aigw_message"]
-        if not fields.keys() <= FIELDS:
+        if not event.get("aigw_are_known") and not fields.keys() <= FIELDS:
             fields = {name: value for name, value in fields.items() if name in FIELDS}
     if len(message) > MAX_MESSAGE:  # keys are hidden first: a part of a key would not be found
         message = hide(message)[:MAX_MESSAGE]
@@ -267,30 +274,3 @@ def _plain(value: object, hide: Hide) -> Any:
     if isinstance(value, msgspec.Struct):
         return _plain(msgspec.structs.asdict(value), hide)
     return hide(value if isinstance(value, str) else repr(value)).encode(errors="replace").decode()
-
-
-WINDOW_SECONDS = 60.0
-MAX_KINDS = 200
-
-
-class DuplicateFilter:
-    """Admits one event of a kind in WINDOW_SECONDS and counts the others. ``seconds`` is a monotonic clock."""
-
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        self._seconds = seconds
-        self._kinds: dict[object, list[float]] = {}  # when one was admitted, and how many were held back since
-
-    def admit(self, kind: object) -> int | None:
-        """None if the event must not be logged; else how many of its kind were held back since the last one."""
-        now = self._seconds()
-        known = self._kinds.get(kind)
-        if known is None:
-            if len(self._kinds) >= MAX_KINDS:
-                del self._kinds[next(iter(self._kinds))]
-            self._kinds[kind] = [now, 0]
-            return 0
-        if now - known[0] < WINDOW_SECONDS:
-            known[1] += 1
-            return None
-        held_back, known[:] = int(known[1]), [now, 0]
-        return held_back
