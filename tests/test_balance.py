@@ -805,6 +805,28 @@ def test_i1_the_place_of_an_id_is_its_key_and_not_the_position_of_that(left):
         assert error_of(client.take())["code"] == "state_elsewhere"
 
 
+@pytest.mark.parametrize("status", [401, 429])
+def test_j2_a_refusal_behind_a_reload_is_one_of_the_key_that_was_sent(status):
+    world = gateway()
+    ask(world, "a")
+    key, wire = asked(world)
+    reloaded(world, [{**SPLIT, "api_keys": KEYS[::-1]}, ONE])
+    wire.say(refused(status, Retry_After="30"))
+    steps = world.gateway.router.routes["route"].steps
+    cooling = [KEYS[3 - step.key] for step in steps if world.health.cooldown_left(step) is not None]
+    assert cooling == [KEYS[key - 1]]
+
+
+def test_j8_an_attempt_that_a_reload_finds_running_is_counted_for_its_key():
+    world = gateway(providers=[{**SPLIT, "balance": "least_pending"}, ONE])
+    for _ in KEYS[:3]:
+        ask(world, "a")
+        asked(world)
+    reloaded(world, [{**SPLIT, "balance": "least_pending", "api_keys": KEYS[::-1]}, ONE])
+    ask(world, "a")
+    assert asked(world)[0] == 4
+
+
 def test_i1_a_single_key_that_was_replaced_still_has_what_the_old_one_made():
     world = gateway(providers=[{**SPLIT, "api_keys": KEYS[:1]}, ONE])
     responses(world, user="a")

@@ -19,12 +19,22 @@ import msgspec
 
 from aigw.config.model import Config, Route, Step
 from aigw.protocols.endpoint import Call
+from aigw.secret import Secret
 from aigw.telemetry.record import RecordBuilder
 
 MOST_OF_A_SESSION = 256  # characters
 _MOST_READ = 4096  # bytes of a member
 _NUMBER = re.compile(rb"-?\d{1,40}")
 _text = msgspec.json.Decoder(str)
+
+
+Used = tuple[str, "Secret | int | None", str]  # a provider's name, a key, a model
+
+
+def used_by(step: Step) -> Used:
+    """What a step uses. Of several keys of a provider it has the key itself, whose position a reload may change."""
+    provider = step.provider
+    return provider.name, 0 if step.key_number is None else provider.keys[step.key], step.model
 
 
 class Headers(Protocol):
@@ -46,33 +56,33 @@ class Pending:
     these were last used. A reload keeps it."""
 
     def __init__(self) -> None:
-        self._running: dict[tuple[str, int, str], int] = {}
-        self._last: dict[tuple[str, int, str], int] = {}  # the number of the last attempt
+        self._running: dict[Used, int] = {}
+        self._last: dict[Used, int] = {}  # the number of the last attempt
         self._begun = 0
 
     def begin(self, step: Step) -> None:
         """An attempt starts."""
-        key = step.provider.name, step.key, step.model
+        key = used_by(step)
         self._running[key] = self._running.get(key, 0) + 1
         self._begun += 1
         self._last[key] = self._begun
 
     def end(self, step: Step) -> None:
         """It has ended, however it did."""
-        key = step.provider.name, step.key, step.model
+        key = used_by(step)
         self._running[key] -= 1
         if not self._running[key]:
             del self._running[key]
 
     def of(self, steps: Iterable[Step]) -> int:
         """Those of all these steps."""
-        return sum([self._running.get((step.provider.name, step.key, step.model), 0) for step in steps])
+        return sum([self._running.get(used_by(step), 0) for step in steps])
 
     def last_used(self, steps: Iterable[Step]) -> int:
         """The number of the last attempt at one of these steps: the smallest one was used the longest time ago."""
-        return max([self._last.get((step.provider.name, step.key, step.model), 0) for step in steps])
+        return max([self._last.get(used_by(step), 0) for step in steps])
 
-    def forget_all_but(self, kept: Collection[tuple[str, int, str]]) -> None:
+    def forget_all_but(self, kept: Collection[Used]) -> None:
         """Keep the order of these, which a reload did not change. What runs is counted until it ends."""
         self._last = {key: number for key, number in self._last.items() if key in kept}
 
