@@ -216,6 +216,20 @@ async def test_l11_no_request_fails_and_none_waits(world, tmp_path, redis, fault
 
 
 @ensureDeferred
+async def test_l11_a_wrong_password_is_a_store_that_is_away(world, tmp_path, redis):
+    store = f"valkey://:the-wrong-password@127.0.0.1:{redis.port}/0"
+    (gateway,) = start_all(world, tmp_path, redis, world.provider(), 1, store, requests="100000/h")
+    await pause(2.5)
+    await times_of(gateway, 5)
+    assert gateway.failures() >= 1
+    log = gateway.daemon.log.read_text()
+    assert "cannot use the store" in log
+    assert "Unhandled" not in log
+    assert "Traceback" not in log
+    assert "the-wrong-password" not in log
+
+
+@ensureDeferred
 async def test_l11_sentinels_name_another_server(world, tmp_path):
     folders = [tmp_path / name for name in ("one", "two", "sentinel")]
     for folder in folders:

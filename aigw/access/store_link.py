@@ -68,6 +68,7 @@ class RedisLink:
             tls = optionsForClientTLS(host) if store.secure else None
             connect = {"connectTimeout": CONNECT_SECONDS, "ssl_context_factory": tls}
             self._handler = txredisapi.lazyConnection(host, port, **own, **connect)
+        self._handler._factory.deferred.addErrback(lambda _: None)  # of a wrong password, which it logs too
 
     def revive(self) -> None:
         """See Link."""

@@ -20,7 +20,7 @@ LOG_SECONDS = 60.0
 PROBE_SECONDS = 1.0
 CONNECT_SECONDS = 1.0  # in which the first connection is no failure
 FIRST_SECONDS = 0.01  # between the first probes
-REVIVE_SECONDS = 10.0
+REVIVE_SECONDS = 60.0  # each attempt is a line of the log
 
 _PROBE_KEY = "aigw:{limits}:probe"
 
