@@ -18,7 +18,7 @@ from twisted.python import usage
 
 from aigw import __version__
 from aigw.access.keys import line_of, new_key
-from aigw.accounting import report
+from aigw.accounting.line import COLUMNS
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.credentials.changing_keys import ChangingKeys
@@ -52,7 +52,7 @@ class Options(usage.Options):
     )
     optParameters: ClassVar = [
         ["config", "c", None, "the configuration file (default: ./config.yaml, then /etc/ai-gateway/config.yaml)"],
-        ["by", None, None, f"with --usage: one or more of {','.join(report.COLUMNS)} (default: key)"],
+        ["by", None, None, f"with --usage: one or more of {','.join(COLUMNS)} (default: key)"],
         ["since", None, None, "with --usage: 7d, 12h, or a date such as 2026-11-01, in UTC (default: all)"],
         ["new-key", None, None, "print a new key for the caller of this name, and its line for the file; then exit"],
         [
@@ -193,6 +193,8 @@ def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoRe
 
 
 def _print_usage(path: str, options: Options) -> NoReturn:
+    from aigw.accounting import report
+
     escape_unwritable(sys.stdout)
     by, since, is_csv = options["by"] or "key", options["since"], bool(options["csv"])
     try:
