@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,20 @@ def test_d4b_a_member_within_a_member_and_an_added_model():
     lines = text_of(world, {"path": "/v1/responses", "body": body})
     assert "    text.format is removed\n" in lines
     assert '    model is added: "m1"\n' in text_of(world, {"path": "/v1/moderations", "body": {"input": "x"}})
+
+
+def test_d4b_what_the_settings_add_and_the_step_cannot_take():
+    """W1 and B8: it is not sent, so nothing is said of it, and the client lost nothing."""
+    step = {**STEPS[0], "set": {"response_format": {"type": "json_object"}, "text": {"format": {"type": "json"}}}}
+    world = gateway({"name": "a", "steps": [step]})
+    lines = text_of(world, {**HELLO, "model": "a", "tools": [{}]})
+    assert "response_format" not in lines
+    client = world.ask(model="a", tools=[{}])
+    assert b"response_format" not in world.doors["p1"].wire.take()
+    world.doors["p1"].wire.say(WHOLE)
+    assert b"X-Aigw-Dropped" not in client.take()
+    lines = text_of(world, {"path": "/v1/responses", "body": {"model": "a", "input": "x", "tools": [{}]}}).splitlines()
+    assert lines[-2:] == ['    text is added: {"format":{"type":"json"}}', "    text.format is removed"]
 
 
 @pytest.mark.parametrize(
@@ -382,3 +399,31 @@ def test_d4b_the_command_and_its_exit_status(tmp_path, capsys, content, status, 
     printed = capsys.readouterr()
     assert (out in printed.out, bool(printed.out)) == (True, bool(out))
     assert (printed.err.startswith(err.format(path)), bool(printed.err)) == (True, bool(err))
+
+
+def test_d4b_a_closed_input_is_no_request(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert explain(with_keys(tmp_path), "-", print, False) == 1
+    assert capsys.readouterr().err.startswith("aigw: -: The request is not a JSON object: ")
+
+
+@pytest.mark.parametrize(
+    ("broken", "err"), [("full", "aigw: the output cannot be written: No space left on device\n"), ("left", "")]
+)
+def test_d4_d4b_an_output_that_cannot_be_written(broken, err):
+    """A full disk, or a reader such as ``head`` that leaves: exit status 1, and no traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    code = "from aigw.daemon.output import put; put('x' * 100_000)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=full if broken == "full" else writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    os.close(full)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, err)
