@@ -22,7 +22,7 @@ from aigw.config.model import Config
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon import dumpable, memory
 from aigw.daemon.describe import described
-from aigw.daemon.output import escape_unwritable
+from aigw.daemon.output import escape_unwritable, put
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import handle_signal, handle_stops, ignore
 from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
@@ -90,6 +90,10 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Raises UsageError if one of the options would be ignored."""
+        if self["config"] == "":
+            raise usage.UsageError("--config needs the name of a file")
+        if self["explain"] == "":
+            raise usage.UsageError("--explain needs the file of a request, or - for stdin")
         kinds = [name for name in ("check-config", "check-providers", "demo", "explain") if self[name]]
         if len(kinds) > 1:
             raise usage.UsageError(f"--{kinds[0]} and --{kinds[1]} cannot be used together; give one of them")
@@ -153,7 +157,7 @@ def makeService(options: Options) -> IService:
         raise SystemExit(EX_CONFIG) from None
     if only_check:
         escape_unwritable(sys.stdout)
-        print(described(service.config, service.warnings()))
+        put(described(service.config, service.warnings()))
         raise SystemExit(0)
     handle_stops(reactor, service.stop_now)
     handle_signal(reactor, signal.SIGHUP, service.reload)
@@ -168,14 +172,14 @@ def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoRe
     escape_unwritable(sys.stdout)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
     keys = ChangingKeys(reactor, loaded, environ=os.environ)
-    raise SystemExit(0 if check(loaded, upstream, keys, reactor, print, options["json"], options["try"]) else 1)
+    raise SystemExit(0 if check(loaded, upstream, keys, reactor, put, options["json"], options["try"]) else 1)
 
 
 def _explain(loaded: Config, options: Options) -> NoReturn:
     from aigw.daemon.explain import explain
 
     escape_unwritable(sys.stdout)
-    raise SystemExit(explain(loaded, options["explain"], print, options["json"]))
+    raise SystemExit(explain(loaded, options["explain"], put, options["json"]))
 
 
 def _freeze() -> None:
