@@ -15,6 +15,8 @@ COMMANDS = {
     "demo": ["--demo"],
     "check": ["--check-config"],
     "check-providers": ["--check-providers"],
+    "usage": ["--usage"],
+    "new-key": ["--new-key"],
     "explain": ["--explain"],
 }
 
@@ -27,6 +29,9 @@ Usage: aigw [-c FILE] [--json-log]    run the gateway in the foreground
        aigw check-providers [-c FILE] [--try] [--json]
                                       ask each provider for its models; with --try, also send a request of
                                       one token to each step; exit with 0 if all steps work, else with 1
+       aigw usage [-c FILE] [--by=key,route,model] [--since=7d] [--csv]
+                                      print what was used, from the file of usage
+       aigw new-key NAME              print a new key for a caller, and its line for the configuration
        aigw explain FILE [-c FILE] [--json]
                                       print what the gateway would do with the request in FILE (- for stdin), and
                                       send nothing; exit with 0, or with 1 if the client would get an error at once

@@ -1,10 +1,11 @@
-"""Keys: a Secret is printed as ``***``, and a KeySearch finds and hides keys in texts."""
+"""Keys: a Secret and a KeyDigest are printed as ``***``, and a KeySearch finds and hides keys in texts."""
 
 from __future__ import annotations
 
 import hmac
 import re
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from typing import NoReturn
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from aigw.string_search import StringSearch
 _SCHEME = re.compile(r"(?:bearer|basic|token|key|api-?key) +(\S{8,})", re.IGNORECASE)
 # A key of this form is long and mixed: an answer does not contain it by chance, as a number or as a member's name.
 _UNMISTAKABLE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=:%-]{20,}")
+MADE_HERE = re.compile(r"aigw_[A-Za-z0-9]{40}")  # the form of the keys that the gateway makes for callers
 _SIGNING = b"aigw cookie signing key 2"
 _BACKSLASHES = r"\\(?:\\|(?<=\\)u(?i:005c))*"  # a run of backslashes, each plain or escaped
 _FIRST = r"(?<!\\)(?<!\\u(?i:005c))"  # the start of such a run
@@ -64,6 +66,14 @@ class Secret:
     def matches(self, candidate: bytes) -> bool:
         """Whether ``candidate`` is this key, in a time that does not depend on where they differ."""
         return hmac.compare_digest(self._bytes, candidate)
+
+    def is_made_here(self) -> bool:
+        """Whether it has the form by which such keys are hidden, whether they are known or not."""
+        return MADE_HERE.fullmatch(self._value) is not None
+
+    def digest(self) -> KeyDigest:
+        """The SHA-256 of the key."""
+        return KeyDigest(sha256(self._bytes).digest())
 
     def signature(self, data: bytes) -> str:
         """The HMAC-SHA256 of ``data``, in hexadecimal. Only an owner of the key can compute it.
@@ -124,6 +134,34 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret cannot be pickled or copied")
+
+
+class KeyDigest:
+    """The SHA-256 of a key, by which the gateway knows a key that it does not have. It shows as ``***``, as a key does.
+
+    A plain hash is enough for a key of many random characters: nothing shorter than the key can be tried in its place.
+    """
+
+    __slots__ = ("sha256",)
+
+    def __init__(self, sha256: bytes) -> None:
+        self.sha256 = sha256
+
+    def matches(self, digest: bytes) -> bool:
+        """Whether ``digest`` is this one, in a time that does not depend on where they differ."""
+        return hmac.compare_digest(self.sha256, digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeyDigest) and self.matches(other.sha256)
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a KeyDigest cannot be pickled or copied")
 
 
 class KeySearch:

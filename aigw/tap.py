@@ -17,6 +17,8 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from aigw import __version__
+from aigw.access.keys import line_of, new_key
+from aigw.accounting import report
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.credentials.changing_keys import ChangingKeys
@@ -50,6 +52,9 @@ class Options(usage.Options):
     )
     optParameters: ClassVar = [
         ["config", "c", None, "the configuration file (default: ./config.yaml, then /etc/ai-gateway/config.yaml)"],
+        ["by", None, None, f"with --usage: one or more of {','.join(report.COLUMNS)} (default: key)"],
+        ["since", None, None, "with --usage: 7d, 12h, or a date such as 2026-11-01, in UTC (default: all)"],
+        ["new-key", None, None, "print a new key for the caller of this name, and its line for the file; then exit"],
         [
             "explain",
             None,
@@ -71,6 +76,8 @@ class Options(usage.Options):
         ],
         ["try", None, "with --check-providers: also send a real request of one token to each step"],
         ["json", None, "with --check-providers or --explain: print JSON"],
+        ["usage", None, "print what was used, from the file of `usage` in the configuration"],
+        ["csv", None, "with --usage: print CSV"],
         ["demo", None, "run a demo on 127.0.0.1 that needs no configuration, key or network"],
         ["json-log", None, "write the log as JSON on a terminal too (in a file or pipe it always is JSON)"],
     ]
@@ -94,15 +101,23 @@ class Options(usage.Options):
             raise usage.UsageError("--config needs the name of a file")
         if self["explain"] == "":
             raise usage.UsageError("--explain needs the file of a request, or - for stdin")
-        kinds = [name for name in ("check-config", "check-providers", "demo", "explain") if self[name]]
+        kinds = ["check-config", "check-providers", "usage", "demo", "explain", "new-key"]
+        kinds = [name for name in kinds if self[name] not in (None, 0)]
         if len(kinds) > 1:
             raise usage.UsageError(f"--{kinds[0]} and --{kinds[1]} cannot be used together; give one of them")
         if self["json"] and not (self["check-providers"] or self["explain"]):
             raise usage.UsageError("--json can be used only with --check-providers or --explain")
         if self["try"] and not self["check-providers"]:
             raise usage.UsageError("--try can be used only with --check-providers")
+        for name in ("by", "since", "csv"):
+            if self[name] and not self["usage"]:
+                raise usage.UsageError(f"--{name} can be used only with --usage")
         if self["demo"] and self["config"] is not None:
             raise usage.UsageError("--demo has its own configuration; leave out --config")
+        if self["new-key"] is not None and self["config"] is not None:
+            raise usage.UsageError("--new-key reads no configuration; leave out --config")
+        if self["new-key"] is not None and not (self["new-key"].strip() and self["new-key"].isprintable()):
+            raise usage.UsageError("--new-key needs a name of printable characters, such as --new-key alice")
         if self["demo"] and self.parent and not (self.parent["nodaemon"] or self.parent["debug"]):
             raise usage.UsageError("--demo runs only in the foreground; run: twistd -n aigw --demo")
 
@@ -114,6 +129,8 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The service that twistd runs. A mistake in the configuration ends the process with exit status 78."""
+    if options["new-key"] is not None:
+        _print_new_key(options["new-key"])
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
@@ -130,6 +147,8 @@ def makeService(options: Options) -> IService:
             handle_stops(reactor, show.stop_now)
             return show
         path = loader.find(path)
+        if options["usage"]:
+            _print_usage(loader.usage_file(path, os.environ), options)
         if not only_check and not options["check-providers"]:
             dumpable.forbid()
         if options["explain"]:
@@ -145,11 +164,13 @@ def makeService(options: Options) -> IService:
             notify=Notify(os.environ),
             notify_every=(watchdog_seconds(os.environ, os.getpid()) or math.inf) / 3,
             environ=os.environ,
+            load_callers=partial(loader.with_callers, environ=Environment(os.environ)),
         )
     except ConfigError as error:
         in_words = (
             only_check
             or options["check-providers"]
+            or options["usage"]
             or options["explain"]
             or _for_people(options.parent, options["json-log"])
         )
@@ -173,6 +194,25 @@ def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoRe
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
     keys = ChangingKeys(reactor, loaded, environ=os.environ)
     raise SystemExit(0 if check(loaded, upstream, keys, reactor, put, options["json"], options["try"]) else 1)
+
+
+def _print_usage(path: str, options: Options) -> NoReturn:
+    escape_unwritable(sys.stdout)
+    by, since, is_csv = options["by"] or "key", options["since"], bool(options["csv"])
+    try:
+        report.print_report(path, by, since, time.time(), is_csv, sys.stdout, sys.stderr)
+    except report.ReportError as error:
+        print(f"aigw: {error}", file=sys.stderr)
+        raise SystemExit(EX_USAGE if str(error).startswith("--") else 1) from None
+    raise SystemExit(0)
+
+
+def _print_new_key(name: str) -> NoReturn:
+    escape_unwritable(sys.stdout)
+    key = new_key()
+    print(f"The key, which is shown only now; give it to {name}:\n  {key}")
+    print(f"The line for keys, in the configuration or in keys_file:\n  {line_of(name, key)}")
+    raise SystemExit(0)
 
 
 def _explain(loaded: Config, options: Options) -> NoReturn:

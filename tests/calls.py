@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from aigw.config.bodies import BodyChanges, ConflictResolution
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.envelope import Pieces
 from aigw.protocols.skip import Steps

@@ -15,6 +15,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from aigw.accounting.accounts import Accounts
 from aigw.config import loader
 from aigw.credentials.changing_keys import ChangingKeys, Run
 from aigw.proxy.cooldown import CooldownsByEndpoint
@@ -111,7 +112,13 @@ class MemoryGateway:
     make_clock = SteadyClock
 
     def __init__(
-        self, steps: int = 2, top: dict | None = None, sink: Sink | None = None, run: Run | None = None, **route: Any
+        self,
+        steps: int = 2,
+        top: dict | None = None,
+        sink: Sink | None = None,
+        run: Run | None = None,
+        accounts: Accounts | None = None,
+        **route: Any,
     ) -> None:
         """``run`` stands for the runs of every ``key_command``."""
         self.clock = self.make_clock()
@@ -119,13 +126,13 @@ class MemoryGateway:
         self.records: list[Record] = []
         self.failed: list[AttemptRecord] = []
         names = [f"p{number}" for number in range(1, steps + 1)]
-        tree = {
+        written = {
             "api_key": KEY,
             "providers": [{"name": n, "base_url": f"http://{n}/v1", "api_key": f"key-of-{n}"} for n in names],
             "routes": [{"name": "route", "steps": [{"provider": n, "model": f"model-of-{n}"} for n in names], **route}],
             **(top or {}),
         }
-        self.config = settings = loader.build(tree, {}, Path("/nonexistent"))
+        self.config = settings = loader.build(written, {}, Path("/nonexistent"))
         upstream = Upstream(self.clock, settings.providers.values(), self._door)
         self.health = CooldownsByEndpoint(self.clock.seconds)
         self.hidden = list(settings.secrets)  # as the log would hide them
@@ -140,7 +147,8 @@ class MemoryGateway:
             lambda: 1.0,
             router=router,
         )
-        self.site = GatewaySite(api.tree(settings, self.gateway, sink or self.records.append), self.clock)
+        tree = api.tree(settings, self.gateway, sink or self.records.append, pricing=accounts)
+        self.site = GatewaySite(tree, self.clock)
         self.limiter = self.site.limiter
         self.limiter.connections = settings.max_connections
         self.limiter.per_address = settings.max_per_address

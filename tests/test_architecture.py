@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-RULE = "errors secret  <  config  <  protocols  <  net telemetry  <  upstream access credentials  <  proxy  <  server explain  <  admin  <  daemon  <  tap"
+RULE = "errors secret  <  config  <  protocols  <  net telemetry  <  upstream access accounting credentials  <  proxy  <  server explain  <  admin  <  daemon  <  tap"
 BESIDE = {
     "key_forms": "secret",
     "string_search": "secret",
@@ -17,7 +17,7 @@ BESIDE = {
     "__main__": "tap",
 }  # files that stand where another does
 PURE = ("config", "protocols")
-PURE_FILES = "proxy/balance proxy/cooldown proxy/router proxy/route_names proxy/nearest access/keys telemetry/record telemetry/counters telemetry/last_hour telemetry/prometheus telemetry/status net/headers net/addresses upstream/hostname".split()
+PURE_FILES = "accounting/line accounting/report proxy/balance proxy/cooldown proxy/router access/keys access/errors access/limits access/ledger access/estimates telemetry/record telemetry/counters telemetry/last_hour telemetry/prometheus telemetry/status net/headers net/addresses upstream/hostname proxy/route_names proxy/nearest".split()
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "aigw"

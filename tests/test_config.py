@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 
 from aigw.config import file_mode, loader
-from aigw.config.model import Listener, TlsFiles
+from aigw.config.model import Listener
 from aigw.config.quoting import quoted, quoted_file
+from aigw.config.tls_files import TlsFiles
 from aigw.daemon.service import GatewayService
 from aigw.errors import ConfigError
 from tests.properties import given

@@ -125,6 +125,7 @@ def test_every_link_leads_somewhere(page):
 
 COMPUTED = {  # by the loader, or by the endpoint
     "port": "`$PORT`, then `8080`",
+    "state": "`$STATE_DIRECTORY`, then none",
     "limits.bodies": "`512MiB`, or `body` if that is more",
     "session_from": ", ".join(f"`{name}`" for name in SESSION_FROM),
     "when_refused": "by endpoint: `pass_on` on `messages` and `responses`, else `report`",
@@ -193,11 +194,25 @@ def complete(tree: dict) -> dict:
             tree["tls"].setdefault("client_ca", "ca.pem")
         for each in tree["tls"].get("certificates", ()):
             each |= {"cert_file": "a.pem", "key_file": "a.key", **each}
+    if isinstance(tree.get("usage"), dict):
+        tree["usage"].setdefault("file", "usage.jsonl")
+    if "'usd'" in str(tree):
+        tree.setdefault("unknown_price", 15)
     for listener in [tree.get("admin"), *(tree.get("listen") or ())]:
         if isinstance(listener, dict):
             listener.setdefault("endpoint", "tcp:9464:interface=127.0.0.1")
             if "10.0.0.5" in listener["endpoint"]:
                 listener["insecure"] = True
+    for part in ("keys", "groups"):
+        for each in tree.get(part, ()):
+            each.setdefault("name", "a-name")
+    for each in tree.get("keys", ()):
+        each |= {} if "key" in each or "key_sha256" in each else {"key": "a-key-of-a-caller-12345"}
+        if "group" in each:
+            tree.setdefault("groups", [{"name": each["group"]}])
+    for limits in (*tree.get("keys", ()), *tree.get("groups", ()), tree.get("defaults") or {}):
+        for budget in limits.get("budget", ()):
+            budget |= {"per": "day", **({} if "usd" in budget else {"tokens": 1}), **budget}
     for number, route in enumerate(tree.setdefault("routes", [{}])):
         route.setdefault("name", "openai/*" if "models" in route else f"r{number}")
         for step in route.setdefault("steps", [{}]):
@@ -217,8 +232,11 @@ def complete(tree: dict) -> dict:
 
 def load(tree: dict, folder: Path) -> Config:
     text = yaml.safe_dump(tree)
+    shutil.copy(ROOT / "conf" / "prices.yaml", folder)  # what `prices` names in each example
     (folder / "config.yaml").write_text(text)
     (folder / "config.yaml").chmod(0o600)
+    if "keys_file" in tree:
+        (folder / tree["keys_file"]).touch()
     environ = {name: f"a-value-of-{name}-here" for name in re.findall(r"\$\{(\w+)\}", text)}
     environ["AIGW_ADMIN"] = "unix:/run/aigw/1.sock"  # as the template unit has it
     return loader.load(folder / "config.yaml", environ)
@@ -294,7 +312,7 @@ def test_b9_every_field_of_the_line_of_a_request_is_documented():
 def test_b9_the_lines_of_the_demo_have_the_fields_that_it_writes():
     lines = [json.loads(line) for _, text in blocks(DOCS / "getting-started.md", "json") for line in text.splitlines()]
     failed, request = [list(line["fields"]) for line in lines]
-    assert request == list(names_for(Record, "log"))
+    assert request == [name for name in names_for(Record, "log") if name not in names_for(Record, "if set")]
     assert set(failed) == {"route", *names_for(AttemptRecord, "log")} - {"message"}
 
 
@@ -332,6 +350,7 @@ NOT_RUN = {
     r"(\.venv/bin/)?pip install ": "an index of packages; tests/test_packaging.py::test_it_installs_into_a_fresh_environment_and_twistd_knows_it",
     r"aigw demo$": "tests/test_daemon.py::test_the_demo_shows_fallback_by_the_lines_that_it_prints",
     r"curl \S+/v1/audio/transcriptions ": "a recording; tests/test_sdk_endpoints.py::test_r3a_the_python_client",
+    r"aigw usage ": "it needs requests; tests/test_usage_file.py::test_e8_the_command_needs_no_key",
     # Root and systemd
     r"(sudo )?contrib/systemd/install\.sh install-service": "tests/booted/test_service.py::test_install_service_makes_it_active_and_it_answers_over_tls",
     r"SSH_HOST=\S+ contrib/systemd/install\.sh deploy": "tests/booted/test_deploy.py::test_deploy_from_nothing_then_an_upgrade_then_a_broken_version",

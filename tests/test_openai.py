@@ -10,7 +10,7 @@ from hypothesis import example
 from hypothesis import strategies as st
 
 from aigw.config.bodies import BodyChanges
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 from aigw.errors import AllStepsFailed, BadRequest, RouteNotFound, StreamBroken
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.endpoints import ENDPOINTS, model

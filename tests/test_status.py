@@ -18,7 +18,8 @@ from aigw.admin.live_feed import EVERY_SECONDS, MOST, MOST_SECONDS, LiveFeed
 from aigw.admin.page import Page
 from aigw.admin.session import cookie as cookie_of
 from aigw.config import loader
-from aigw.config.model import Caller, Config
+from aigw.config.callers import Caller
+from aigw.config.model import Config
 from aigw.errors import Draining
 from aigw.secret import Secret
 from aigw.telemetry.counters import Counters

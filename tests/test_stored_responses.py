@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import fail
 from twisted.internet.error import ConnectionRefusedError
 
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.response_ids import MOST, Place, ResponseIds, is_id

@@ -1,4 +1,6 @@
-"""Which clients may call.
+"""Which clients may call, and how much.
 
-In reading order: keys (from credentials to a caller), refused_keys (counted, logged and slowed down).
+In reading order: keys (from credentials to a caller), refused_keys (counted and slowed down), limits (the arithmetic),
+ledger (what is used), journal (keeps the budgets on the disk), estimates (of tokens), admission (of a request, and its
+settlement), errors (403, 429).
 """

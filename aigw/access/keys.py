@@ -1,37 +1,127 @@
-"""From the keys in a request to its Caller."""
+"""From the keys in a request to its Caller. 10,000 keys cost a request no more than one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import secrets
+import string
+import time
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 
-from aigw.config.model import Caller
+from aigw.access.errors import NotAllowed
+from aigw.config.callers import Caller, Proof
 from aigw.errors import BadRequest, Unauthorized, WrongKey
 
+PREFIX, PUBLIC, SECRET = "aigw_", 8, 32
+
+_CHARACTERS = string.ascii_letters + string.digits
 _HEADERS = {"WWW-Authenticate": "Bearer"}
 
 
-def authenticate(
-    callers: Sequence[Caller], api_key: bytes | None, authorization: bytes | None, azure: bytes | None = None
-) -> Caller:
-    """The caller whose key is in ``X-Api-Key``, in ``Api-Key`` or, as a Bearer token, in ``Authorization``, or in more.
+class Keys:
+    """All keys that the gateway knows, by their SHA-256. ``admins`` have those that only open the pages."""
 
-    Every key is compared, each in constant time, so the time of the answer does not depend on the keys.
-    Raises Unauthorized without a key, WrongKey if a key is wrong, BadRequest for the keys of two callers.
+    def __init__(
+        self, callers: Sequence[Caller], admins: Sequence[Caller] = (), now: Callable[[], float] = time.time
+    ) -> None:
+        """``now`` gives Unix seconds. An admin that is one of the callers may do both."""
+        self._now = now
+        self._callers = _by_digest(callers)
+        self._admins = _by_digest(admins)
+
+    def authenticate(self, api_key: bytes | None, authorization: bytes | None, azure: bytes | None = None) -> Caller:
+        """The caller whose key is in ``X-Api-Key``, ``Api-Key`` or ``Authorization`` (a Bearer token), or in several.
+
+        Raises Unauthorized without a key and for one that is over, WrongKey if a key is wrong, NotAllowed for a key
+        that only opens the pages, BadRequest for the keys of two callers.
+        """
+        return self._found(self._callers, self._admins, api_key, authorization, azure, _ADMIN)
+
+    def admin(self, api_key: bytes | None, authorization: bytes | None) -> Caller:
+        """The same of who may see the pages. Raises NotAllowed for the key of another caller."""
+        return self._found(self._admins, self._callers, api_key, authorization, None, _NO_ADMIN)
+
+    def _found(
+        self,
+        known: _Known,
+        others: _Known,
+        api_key: bytes | None,
+        authorization: bytes | None,
+        azure: bytes | None,
+        refusal: str,
+    ) -> Caller:
+        """The time of this does not depend on the keys that are known: only hashes are looked up and compared."""
+        token = None
+        if authorization:
+            scheme, _, rest = authorization.partition(b" ")
+            if scheme.lower() == b"bearer":
+                token = rest.strip()
+        caller: Caller | None = None
+        ends: tuple[Proof, ...] = ()
+        wrong, two, refused = 0, False, False
+        for key in (api_key, azure, token):
+            if not key:
+                continue
+            digest = sha256(key).digest()
+            if digest not in known or not known[digest][1].digest.matches(digest):
+                refused = refused or digest in others
+                wrong += digest not in others
+                continue
+            found, proof = known[digest]
+            if proof.until is not None or proof.disabled:
+                ends = (*ends, proof)
+            two = two or (caller is not None and caller is not found)
+            caller = found
+        if wrong:
+            raise wrong_key(wrong)
+        if refused:
+            raise NotAllowed(refusal)
+        if caller is None:
+            raise Unauthorized(
+                "The request has no API key; send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'.",
+                headers=_HEADERS,
+            )
+        if two:
+            raise BadRequest(
+                "X-Api-Key, Api-Key and Authorization hold the keys of two different callers; send one of the headers."
+            )
+        for proof in ends:
+            self._check(proof)
+        return caller
+
+    def _check(self, proof: Proof) -> None:
+        if proof.disabled or (proof.until is not None and self._now() >= proof.until):
+            why = "is disabled" if proof.disabled else "has expired"
+            message = f"The API key {why}; ask the operator of this gateway for another one."
+            raise Unauthorized(message, headers=_HEADERS)
+
+
+_Known = dict[bytes, tuple[Caller, Proof]]
+_ADMIN = "The admin key opens the status page and the metrics only; send the key of a caller."
+_NO_ADMIN = "This API key is for requests; the status page and the metrics need the admin key."
+
+
+def _by_digest(callers: Sequence[Caller]) -> _Known:
+    """The callers by the hash of each of their keys."""
+    known: _Known = {}
+    for caller in callers:
+        proofs = (Proof(caller.key.digest()), *caller.proofs) if caller.key is not None else caller.proofs
+        known |= {proof.digest.sha256: (caller, proof) for proof in proofs}
+    return known
+
+
+def new_key(choose: Callable[[str], str] = secrets.choice) -> str:
+    """A new key: ``aigw_``, 8 characters that may be shown, and 32 that are secret. Scanners for secrets know the form.
+
+    32 of 62 characters are 190 bits, so that a plain SHA-256 is as good as a slow one.
     """
-    scheme, _, token = (authorization or b"").partition(b" ")
-    offered = [key for key in (api_key, azure, token.strip() if scheme.lower() == b"bearer" else None) if key]
-    if not offered:
-        raise Unauthorized(
-            "The request has no API key; send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'.", headers=_HEADERS
-        )
-    found = [caller for key in offered for caller in callers if caller.key.matches(key)]
-    if len(found) < len(offered):
-        raise wrong_key(len(offered) - len(found))
-    if len(found) > 1 and any([each is not found[0] for each in found]):
-        raise BadRequest(
-            "X-Api-Key, Api-Key and Authorization hold the keys of two different callers; send one of the headers."
-        )
-    return found[0]
+    return PREFIX + "".join([choose(_CHARACTERS) for _ in range(PUBLIC + SECRET)])
+
+
+def line_of(name: str, key: str) -> str:
+    """The entry of ``keys`` for a new key."""
+    return f'- {{name: {json.dumps(name, ensure_ascii=False)}, key_sha256: "{sha256(key.encode()).hexdigest()}"}}'
 
 
 def wrong_key(tried: int) -> WrongKey:

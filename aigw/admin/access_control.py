@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import ITransport
 
-from aigw.access.keys import authenticate, wrong_key
+from aigw.access.keys import wrong_key
 from aigw.admin.session import Cookies
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 from aigw.errors import Misdirected, Unauthorized, WrongKey
 from aigw.server.request import Request
 
@@ -23,20 +23,24 @@ _PORT = re.compile(r":\d*\Z")
 AccessCheck = Callable[[Request], None]
 
 
-def with_key(callers: Sequence[Caller], cookies: Cookies) -> AccessCheck:
-    """Allow clients with a key or a cookie. Raises as ``authenticate`` does, WrongKey for a forged cookie too."""
+def with_key(admins: Sequence[Caller], cookies: Cookies) -> AccessCheck:
+    """Allow clients with a key or a cookie of one of ``admins``.
+
+    Raises as ``Keys.admin`` does, WrongKey for a forged cookie too.
+    """
 
     def check(request: Request) -> None:
         request.caller = caller_of(request)
 
     def caller_of(request: Request) -> Caller:
         try:
-            return authenticate(callers, request.header(b"x-api-key"), request.header(b"authorization"))
+            keys = request.site.resource.keys
+            return keys.admin(request.header(b"x-api-key"), request.header(b"authorization"))
         except WrongKey:
             raise
         except Unauthorized:
             sent = (request.header(b"cookie") or b"").decode("latin-1")
-            caller, forged = cookies.verify(callers, sent, time.time(), request.isSecure()) if sent else (None, 0)
+            caller, forged = cookies.verify(admins, sent, time.time(), request.isSecure()) if sent else (None, 0)
             if forged:
                 raise wrong_key(forged) from None
             if caller is None:

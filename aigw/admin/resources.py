@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 from twisted.internet.defer import Deferred
 from twisted.web.server import NOT_DONE_YET
 
-from aigw.access.keys import authenticate
+from aigw.access.errors import NotAllowed
 from aigw.admin.access_control import AccessCheck, allow_all, allow_local, is_near, with_key
 from aigw.admin.explain import Explain
 from aigw.admin.live_feed import LiveFeed
@@ -33,6 +33,7 @@ FORM_BYTES = 4096
 # Read at the start: during an upgrade the files of the package may be replaced.
 _PAGE, _FORM = Page("status.html"), Page("login.html")
 _WRONG = '<p class="wrong" role="alert">The API key is wrong.</p>'
+_NOT_ALLOWED = '<p class="wrong" role="alert">This API key is for requests. The page needs the admin key.</p>'
 _SIGN_OUT = '<form method="post" action="status/logout"><button>Sign out</button></form>'
 
 
@@ -145,10 +146,12 @@ class SignIn(Form):
         """Back to the page, or once more the form."""
         keys = parse_qs(request.body.decode("latin-1")).get("key", [""])
         try:
-            caller = authenticate(self.config.callers, keys[0].strip().encode("latin-1", "replace"), None)
+            caller = request.site.resource.keys.admin(keys[0].strip().encode("latin-1", "replace"), None)
         except WrongKey as error:
             request.channel.site.refused_keys.delay(request, error, lambda: show_form(request, _WRONG))
             return NOT_DONE_YET
+        except NotAllowed:
+            return show_form(request, _NOT_ALLOWED)
         except Unauthorized:
             return show_form(request, _WRONG)
         return to_the_page(request, cookie(caller, time.time(), request.isSecure()))
@@ -164,7 +167,7 @@ class SignOut(Form):
     def render(self, request: Request) -> int:
         """A redirect to the form. Open pages connect again, because this cookie may have opened some."""
         sent = (request.header(b"cookie") or b"").decode("latin-1")
-        if self._state.cookies.sign_out(self.config.callers, sent, time.time(), request.isSecure()):
+        if self._state.cookies.sign_out(self.config.admins, sent, time.time(), request.isSecure()):
             self._state.viewers.ask_again()
         return to_the_page(request, no_cookie(request.isSecure()))
 
@@ -217,7 +220,7 @@ def add_resources(
     check_access: AccessCheck | None = None,
 ) -> None:
     """Put the resources below ``root``. Without ``check_access`` they need a key, except ``/ready``."""
-    ask = check_access or with_key(config.callers, state.cookies)
+    ask = check_access or with_key(config.admins, state.cookies)
     status = Status(config, ask)
     root.putChild(b"status", status)
     status.putChild(b"events", Events(config, ask, state))

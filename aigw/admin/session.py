@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 
 SECONDS = 12 * 3600
 SECURE, PLAIN = "__Host-aigw", "aigw"  # browsers accept the first only with Secure, for this host and for every path
@@ -57,6 +57,7 @@ class Cookies:
 
 def cookie(caller: Caller, now: float, secure: bool) -> str:
     """The value of ``Set-Cookie``; ``now`` in Unix seconds, ``secure`` if the browser uses TLS."""
+    assert caller.key is not None  # of an admin
     expires, which = int(now) + SECONDS, os.urandom(16).hex()
     return _attributes(f"{expires}.{which}.{caller.key.signature(_text(expires, which))}", SECONDS, secure)
 
@@ -93,7 +94,7 @@ def _signers(
         if parts is None or int(parts[1]) <= now:
             continue
         expires, which, signature = int(parts[1]), parts[2], parts[3]
-        signers = [caller for caller in callers if caller.key.signs(_text(expires, which), signature)]
+        signers = [each for each in callers if each.key and each.key.signs(_text(expires, which), signature)]
         yield signers[0] if signers else None, expires, which
 
 

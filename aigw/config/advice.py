@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from urllib.parse import urlsplit
 
 from aigw.config.addresses import is_private_host
+from aigw.config.callers import NamedKey, advice_on_keys
 from aigw.config.file_mode import is_secret
-from aigw.config.mistakes import Mistake
+from aigw.config.mistakes import Mistake, Path
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.config.quoting import quoted
+from aigw.secret import Secret
 
 SHORT_KEY = 8
 GUESSED_KEY = 20
@@ -17,12 +19,12 @@ GUESSED_KEY = 20
 
 def advice_on(config: Config) -> Iterator[Mistake]:
     """Warnings by the path of the setting."""
-    key = config.callers[0].key
-    if len(key) < GUESSED_KEY:
-        text = f"has fewer than {GUESSED_KEY} characters and is easy to guess; use a longer key (openssl rand -hex 32)"
-        yield Mistake(text, ("api_key",))
-    if len(key) < SHORT_KEY:
-        yield Mistake(_SHORT, ("api_key",))
+    for caller in config.callers:
+        if caller.key is not None:
+            yield from _on_key(caller.key, ("api_key",))
+    if config.admin_key is not None:
+        yield from _on_key(config.admin_key, ("admin_key",))
+    yield from advice_on_named_keys(config.keys, config.routes)
     if "*" in config.cors_origins:
         text = "is '*': the pages of all sites may call the gateway with a key; name the sites that have one"
         yield Mistake(text, ("cors", "origins"))
@@ -31,6 +33,23 @@ def advice_on(config: Config) -> Iterator[Mistake]:
         yield from _on_provider(provider, provider.name in used, index)
     for index, route in enumerate(config.routes.values()):
         yield from _on_route(route, index)
+
+
+def advice_on_named_keys(keys: Iterable[NamedKey], routes: Collection[str]) -> Iterator[Mistake]:
+    """The same on the keys of one file."""
+    keys = tuple(keys)
+    for index, each in enumerate(keys):
+        if each.key is not None:
+            yield from _on_key(each.key, ("keys", index, "key"))
+    yield from advice_on_keys(keys, routes)
+
+
+def _on_key(key: Secret, path: Path) -> Iterator[Mistake]:
+    if len(key) < GUESSED_KEY:
+        text = f"has fewer than {GUESSED_KEY} characters and is easy to guess; use a longer key (openssl rand -hex 32)"
+        yield Mistake(text, path)
+    if len(key) < SHORT_KEY:
+        yield Mistake(_SHORT, path)
 
 
 _SHORT = (

@@ -14,6 +14,11 @@ def crossed(tree: object, tls: bool) -> Iterator[Mistake]:
     """Found in the tree as written, to be reported with all others. ``tls``: the environment has a certificate."""
     if not isinstance(tree, dict):
         return
+    if "api_key" not in tree and tree.get("keys") is None and tree.get("keys_file") is None:
+        yield Mistake("is required and missing; write it, or keys, or keys_file", ("api_key",))
+    for name in ("api_key", "admin_key"):
+        if tree.get(name, "") is None:
+            yield Mistake("the value is empty; write the key, or better ${NAME}, or remove it", (name,))
     if "port" in tree and tree.get("listen") is not None:
         yield Mistake("cannot be used together with listen, which has its own ports; keep one of the two", ("port",))
     written = tree.get("tls")

@@ -36,17 +36,21 @@ def holds_literal_key(tree: object) -> bool:
 
     if not isinstance(tree, dict):
         return False
-    listed = tree.get("providers")
-    providers = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    providers = _mappings(tree.get("providers"))
     sent = [pairs for p in providers for name in ("headers", "query") if isinstance(pairs := p.get(name), dict)]
     headers = [item for pairs in sent for item in pairs.items()]
     return (
-        literal(tree.get("api_key"))
+        any(literal(tree.get(name)) for name in ("api_key", "admin_key"))
+        or any(literal(each.get("key")) for each in _mappings(tree.get("keys")))
         or any(literal(p.get("api_key")) for p in providers)
         or any(literal(key) for p in providers if isinstance(keys := p.get("api_keys"), list) for key in keys)
         or any(literal_header(str(name), value) for name, value in headers)
         or any(has_literal_password(each.get("proxy"), _VARIABLE) for each in (tree, *providers))
     )
+
+
+def _mappings(value: object) -> list[dict[object, object]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def check_file_mode(path: Path, mode: int, literal: bool) -> tuple[list[str], list[str]]:

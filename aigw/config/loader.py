@@ -20,17 +20,20 @@ from aigw.config.advice import advice_on
 from aigw.config.cross_checks import bodies_crossed, crossed, limits_crossed
 from aigw.config.endpoint_names import defaults_crossed, unserved
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
+from aigw.config.keys_file import KeysReader
 from aigw.config.mistakes import Mistake, line_of, not_following, worded
 from aigw.config.mistakes import Path as TreePath
 from aigw.config.mistakes import shown as path_of
-from aigw.config.model import Config, Listener, TlsFiles
+from aigw.config.model import Config, Listener
 from aigw.config.patterns import names_crossed
+from aigw.config.prices import prices_of, unknown_providers, unpriced_budgets, with_unknown
 from aigw.config.proxies import with_proxies
 from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, shape_of
 from aigw.config.targets import choices_crossed, with_choices
-from aigw.config.yaml_tree import expand, parse
+from aigw.config.tls_files import TlsFiles
+from aigw.config.yaml_tree import expand, no_file, parse, read
 from aigw.errors import ConfigError
 from aigw.secret import Secret
 
@@ -52,35 +55,14 @@ def find(path: str | None) -> Path:
         if stat.S_ISREG(mode):
             return Path(place)
         if path:
-            raise ConfigError([_no_file(place, mode)])
+            raise ConfigError([no_file(place, mode)])
     raise ConfigError([f"there is no configuration file {path or ' or '.join(PLACES)}; name one with -c FILE"])
-
-
-def _no_file(place: str, mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return f"{place}: this is a folder; name a file with -c FILE, for example {os.path.join(place, 'config.yaml')}"
-    return f"{place}: this is not a regular file; name one with -c FILE"
 
 
 def load(path: Path, environ: Mapping[str, str], shown: str = "") -> Config:
     """Read, check and resolve ``path``, which messages call ``shown``. Raises ConfigError with every mistake in it."""
     shown = shown or str(path)
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            data = file.read(MAX_FILE + 1)
-        text = data.decode()
-    except IsADirectoryError:
-        raise ConfigError([_no_file(shown, stat.S_IFDIR)]) from None
-    except OSError as error:
-        raise ConfigError([f"{shown}: cannot be read: {error.strerror}"]) from None
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{shown}, line {line}: the file is not UTF-8; save it in that encoding"]) from None
-    if len(data) > MAX_FILE:
-        raise ConfigError(
-            [f"{shown}: the file is larger than {MAX_FILE} bytes; name a configuration file with -c FILE"]
-        )
+    text, mode = read(path, shown, MAX_FILE)
     document = parse(text)
     if document.tree is None:
         empty = [f"{shown}: the file is empty; write api_key, providers and routes"]
@@ -89,6 +71,20 @@ def load(path: Path, environ: Mapping[str, str], shown: str = "") -> Config:
     mistakes = [*document.mistakes, *map(Mistake, refused)]
     folder = path.absolute().parent
     return build(document.tree, environ, folder, mistakes, warnings, shown, document.root)
+
+
+def usage_file(path: Path, environ: Mapping[str, str]) -> str:
+    """The file of ``usage`` in the configuration at ``path``; nothing else in it need be right. Raises ConfigError."""
+    try:
+        tree = parse(path.read_bytes()[:MAX_FILE].decode()).tree
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read: {getattr(error, 'strerror', 'it is not UTF-8')}"]) from None
+    named = tree.get("usage") if isinstance(tree, dict) else None
+    file, unset = expand(named.get("file") if isinstance(named, dict) else None, environ)
+    if not isinstance(file, str) or not file.strip() or "\0" in file or unset:
+        reason = unset[0].text if unset else "the configuration names no file of usage; write usage: {file: FILE}"
+        raise ConfigError([f"{path}: usage.file: {reason}"])
+    return str(path.absolute().parent / file)
 
 
 def build(
@@ -113,6 +109,8 @@ def build(
         later = [*crossed(tree, tls is not None), *unusable, *choices_crossed(tree), *names_crossed(tree)]
         if "port" not in tree and environ.get("PORT"):
             tree = {**tree, "port": Expanded.of(environ["PORT"], "${PORT}")}
+        if "state" not in tree and environ.get("STATE_DIRECTORY"):  # which systemd sets
+            tree = {**tree, "state": Expanded.of(environ["STATE_DIRECTORY"].partition(":")[0], "${STATE_DIRECTORY}")}
     else:
         later = []
     made = reader.read(tree)
@@ -120,12 +118,21 @@ def build(
         made = msgspec.structs.replace(made, routes={name: with_choices(each) for name, each in made.routes.items()})
         later += [*limits_crossed(made.max_body, made.max_bodies), *defaults_crossed(made.routes)]
         later += [*unserved(made.routes), *bodies_crossed(made.routes)]
-    found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later]), *tls_mistakes]
-    if found:
-        raise ConfigError(worded(found, file, root))
-    advice = worded([*advice_on(made), *reader.warnings, *unneeded], file, root)
+    keys = KeysReader(made, environ)
+    prices, price_mistakes, price_warnings = prices_of(tree, folder)
+    found = [*mistakes, *unset, *not_following(unset, [*reader.mistakes, *later, *keys.mistakes]), *tls_mistakes]
+    if found or keys.mistakes_in_file or price_mistakes:
+        raise ConfigError([*worded(found, file, root), *keys.mistakes_in_file, *price_mistakes])
+    advice = worded([*advice_on(made), *reader.warnings, *unneeded, *keys.warnings], file, root)
+    advice += [*price_warnings, *unknown_providers(prices, made.providers, str(made.prices))]
+    made = keys.complete(msgspec.structs.replace(made, price_list=with_unknown(prices, made.unknown_price)))
+    if unpriced := [Mistake(text, ("prices",)) for text in unpriced_budgets(made)]:
+        raise ConfigError(worded(unpriced, file, root))
     return _completed(
-        made, tls, [*warnings, *advice], _places(tree, file, root) if root and isinstance(tree, dict) else {}
+        made,
+        tls,
+        [*warnings, *advice, *keys.warnings_in_file],
+        _places(tree, file, root) if root and isinstance(tree, dict) else {},
     )
 
 
@@ -158,6 +165,8 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
     paths += [("listen", index) for index in range(len(tree.get("listen") or ()))]
     tls = tree.get("tls") or {}
     paths += [("tls", name) for name in tls]
+    paths += [("usage", "file")] if tree.get("usage") else []
+    paths += [("state",)] if tree.get("state") else []
     listed = [(("tls", "certificates"), tls.get("certificates") or ()), (("providers",), tree["providers"])]
     for path, entries in listed:
         paths += [(*path, index) for index in range(len(entries))]
@@ -168,22 +177,39 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
 
 def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], places: dict[str, str]) -> Config:
     """``made`` with the values that depend on several settings."""
-    providers = made.providers.values()
-    pairs = [pair for each in providers for sent in (each.headers, each.query) for pair in sent.items()]
-    sent = [value for name, value in pairs if is_secret(name, value)]
-    keys: list[Secret] = [each.key for each in made.callers]
-    keys += [key for each in providers for key in each.keys if key]
-    keys += [*sent, *(token for value in sent if (token := value.token()))]
-    keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
-    keys += dict.fromkeys(secret for each in providers if each.proxy for secret in each.proxy.secrets)
     return msgspec.structs.replace(
         made,
         admin=made.admin and Listener(made.admin.endpoint, insecure=True, admin=True),
         tls=made.tls or tls,
-        secrets=tuple(sorted(dict.fromkeys(keys), key=len, reverse=True)),  # one may begin with another
+        secrets=_secrets(made),
         warnings=tuple(warnings),
         places=places,
     )
+
+
+def _secrets(made: Config) -> tuple[Secret, ...]:
+    """All keys that are known, the longest first, because one may begin with another."""
+    providers = made.providers.values()
+    pairs = [pair for each in providers for sent in (each.headers, each.query) for pair in sent.items()]
+    sent = [value for name, value in pairs if is_secret(name, value)]
+    keys: list[Secret] = [each.key for each in made.callers if each.key]
+    keys += [*([made.admin_key] if made.admin_key else []), *made.literal_keys]
+    keys += [key for each in providers for key in each.keys if key]
+    keys += [*sent, *(token for value in sent if (token := value.token()))]
+    keys += [value.in_url() for each in providers for name, value in each.query.items() if is_secret(name, value)]
+    keys += dict.fromkeys(secret for each in providers if each.proxy for secret in each.proxy.secrets)
+    return tuple(sorted(dict.fromkeys(keys), key=len, reverse=True))
+
+
+def with_callers(config: Config, environ: Mapping[str, str]) -> Config:
+    """A configuration with its keys_file read afresh. Raises ConfigError."""
+    keys = KeysReader(config, environ)
+    if keys.mistakes_in_file:
+        raise ConfigError(keys.mistakes_in_file)
+    made = keys.complete(config)
+    if unpriced := list(unpriced_budgets(made)):
+        raise ConfigError(unpriced)
+    return msgspec.structs.replace(made, secrets=_secrets(made))
 
 
 def _tls_from(environ: Mapping[str, str]) -> tuple[TlsFiles | None, list[Mistake]]:

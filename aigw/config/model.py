@@ -12,11 +12,14 @@ import msgspec
 
 from aigw.config.addresses import ListenAddress, Origin, ProviderPath, QueryName, Url, is_at_or_below
 from aigw.config.bodies import BodyChanges, ConflictResolution, MemberName, Value, changes_of
+from aigw.config.callers import ADMIN, DEFAULT, Caller, Group, KeyDefaults, NamedKey
 from aigw.config.credentials import KEY, Auth, Command, HeaderName, HeaderValue, Key, QueryValue
 from aigw.config.endpoint_names import DefaultName, EndpointName, PathName
 from aigw.config.patterns import RouteName, StepModel
+from aigw.config.prices import NO_PRICES, PricePerMillion, Prices
 from aigw.config.proxies import ProxyUrl
-from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, OneOf, Otherwise, Unless, Written
+from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, Otherwise, Unless, Written
+from aigw.config.tls_files import TlsFiles
 from aigw.config.values import (
     NAME,
     Connections,
@@ -44,46 +47,12 @@ KEY_SETTINGS = ("api_key", "api_keys", "key_file", "key_command")  # of a provid
 SESSION_FROM = ("x-claude-code-session-id", "session_id", "x-session-id", "prompt_cache_key", "user")
 
 
-class Caller(msgspec.Struct, frozen=True):
-    """A client or a group of clients with one key."""
-
-    name: str
-    key: Secret
-
-
 def _callers(value: object) -> tuple[Caller, ...]:
-    return (Caller("default", KEY.decode(value)),)
-
-
-def _has_client_ca(made: Mapping[str, Any]) -> bool:
-    return made["client_ca"] is not None
+    return (Caller(DEFAULT, KEY.decode(value)),)
 
 
 def _enough_for_one_body(made: Mapping[str, Any]) -> int:
     return max(512 * MIB, int(made["max_body"]))
-
-
-class CertificateFiles(msgspec.Struct, frozen=True):
-    """A certificate chain and its key, both PEM."""
-
-    cert_file: FileName
-    key_file: FileName
-
-
-class TlsFiles(CertificateFiles, frozen=True):
-    """The listeners' default certificate, and ``others``, chosen by SNI.
-
-    With a ``client_ca`` clients may send a certificate of that CA, and must if ``client_required``.
-    """
-
-    others: Annotated[tuple[CertificateFiles, ...], At("certificates")] = ()
-    client_ca: FileName | None = None
-    client_required: Annotated[
-        bool,
-        At("client_certificate"),
-        OneOf((("required", True), ("optional", False))),
-        Otherwise(_has_client_ca),
-    ] = False
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -254,16 +223,26 @@ class Route(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "limits_bodies", limited)
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole configuration. ``listeners`` is empty where the file names none: ``port`` on every address
-    with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all under way, ``max_held`` for
-    all answers that are held until they are whole, in bytes. ``max_connections`` in all, ``max_per_address`` if that is
-    limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of ``cors_origins`` may call the
-    gateway. ``secrets`` are all keys, for redaction; ``warnings`` are for the log, in which each request has its
-    client's address if ``log_client_address``; ``places`` has file and line of settings whose values are tried out
-    later, by path."""
+class UsageSettings(msgspec.Struct, frozen=True):
+    """The file with one line for each request, for accounting. ``rotate``: each day (UTC) has a file of its own."""
 
-    callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)]
+    file: FileName
+    rotate: Literal["day"] | None = None
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole configuration. ``callers`` are all who may call: the one with ``api_key``, and those of ``keys`` and
+    of the ``keys_file``, with their ``defaults`` and ``groups``. ``listeners`` is empty where the file names none:
+    ``port`` on every address with TLS, on loopback without. ``max_body`` is for one request, ``max_bodies`` for all
+    under way, ``max_held`` for all answers that are held until they are whole, in bytes. ``max_connections`` in all,
+    ``max_per_address`` if that is limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of
+    ``cors_origins`` may call the gateway. ``prices`` is the file of ``price_list``; ``unknown_price``, in USD per
+    million tokens, is that of other models. ``literal_keys`` are those of callers that a file holds, but for those of
+    the gateway's own form, ``secrets`` all keys that are known, for redaction; ``warnings`` are for the log, in which
+    each request has its client's address if ``log_client_address``; ``places`` has file and line of settings whose
+    values are tried out later, by path."""
+
+    callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)] = ()
     providers: dict[str, Provider]
     routes: dict[str, Route]
     port: Port = 8080
@@ -279,9 +258,37 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive: Annotated[Duration, At("limits.keep_alive")] = 75.0
     max_held: Annotated[TotalSize, At("limits.held")] = 64 * MIB
     log_client_address: Annotated[Flag, At("log.client_address")] = True
+    prices: FileName | None = None
+    usage: UsageSettings | None = None
+    state: FileName | None = None
+    unknown_price: PricePerMillion | None = None
+    price_list: Annotated[Prices, NOT_WRITTEN] = NO_PRICES
+    admin_key: Key | None = None
+    groups: dict[str, Group] = {}
+    defaults: KeyDefaults | None = None
+    keys: tuple[NamedKey, ...] = ()
+    keys_file: FileName | None = None
+    literal_keys: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
     places: Annotated[dict[str, str], NOT_WRITTEN] = {}
+
+    @property
+    def admins(self) -> tuple[Caller, ...]:
+        """Who may see the pages with a key: who has ``admin_key`` or, without one, ``api_key``."""
+        if self.admin_key is not None:
+            return (Caller(ADMIN, self.admin_key),)
+        return tuple(caller for caller in self.callers if caller.key is not None)
+
+    @property
+    def keeps_accounts(self) -> bool:
+        """Whether it is recorded what each caller uses."""
+        return bool(self.prices or self.usage or self.unknown_price is not None)
+
+    @property
+    def has_hashed_keys(self) -> bool:
+        """Whether there are callers of whose keys only the hashes are known."""
+        return any(caller.proofs for caller in self.callers)
 
     def located(self, mistake: str) -> str:
         """``PATH: TEXT``, found after the file was read, with file and line before it."""

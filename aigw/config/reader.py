@@ -28,12 +28,13 @@ from aigw.config.schema import (
 class Reader:
     """Reads one tree by the shape of the whole file, and collects ``mistakes`` and ``warnings``."""
 
-    def __init__(self, shape: Shape, folder: Folder) -> None:
+    def __init__(self, shape: Shape, folder: Folder, names: Mapping[str, dict[str, Any]] | None = None) -> None:
+        """``names`` has entries of lists in another file, by the setting, for settings that name one of them."""
         self.mistakes: list[Mistake] = []
         self.warnings: list[Mistake] = []
         self._shape = shape
         self._folder = folder
-        self._names: dict[str, dict[str, Any]] = {}
+        self._names: dict[str, dict[str, Any]] = dict(names or {})
 
     def read(self, tree: Any) -> Any:
         """The struct that the tree describes; None if there are mistakes."""

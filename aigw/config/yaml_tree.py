@@ -1,4 +1,4 @@
-"""The YAML of a file: its tree, the lines of its values, and names that are written twice, which YAML allows.
+"""The YAML of a file: its text, its tree, the lines of its values, and names that are written twice, which YAML allows.
 
 ``${NAME}`` is replaced after the YAML is parsed, so a key may hold any character, and comments are left unchanged.
 libyaml parses, where PyYAML has it: 2,000 routes take 0.4 s instead of 7. No message quotes what may be a key.
@@ -6,8 +6,11 @@ libyaml parses, where PyYAML has it: 2,000 routes take 0.4 s instead of 7. No me
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 import yaml
@@ -15,12 +18,14 @@ import yaml
 from aigw.config.mistakes import Mistake, Path, name_of
 from aigw.config.quoting import Expanded, did_you_mean, quoted
 from aigw.config.yaml_errors import in_words
+from aigw.errors import ConfigError
 
 MAX_NODES = 100_000
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _BARE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEYS = (("api_key",), ("admin_key",), ("key",))
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -30,6 +35,32 @@ class Document(NamedTuple):
     tree: object
     root: yaml.Node | None
     mistakes: list[Mistake]
+
+
+def read(path: FilePath, shown: str, most: int) -> tuple[str, int]:
+    """The text of a file of at most so many bytes, which messages call ``shown``, and its mode. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(most + 1)
+        text = data.decode()
+    except IsADirectoryError:
+        raise ConfigError([no_file(shown, stat.S_IFDIR)]) from None
+    except OSError as error:
+        raise ConfigError([f"{shown}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{shown}, line {line}: the file is not UTF-8; save it in that encoding"]) from None
+    if len(data) > most:
+        raise ConfigError([f"{shown}: the file is larger than {most} bytes; name a configuration file with -c FILE"])
+    return text, mode
+
+
+def no_file(place: str, mode: int) -> str:
+    """What is there in place of a file."""
+    if stat.S_ISDIR(mode):
+        return f"{place}: this is a folder; name a file with -c FILE, for example {os.path.join(place, 'config.yaml')}"
+    return f"{place}: this is not a regular file; name one with -c FILE"
 
 
 def parse(text: str) -> Document:
@@ -78,7 +109,7 @@ def _doubled(node: yaml.Node, path: Path, seen: set[int]) -> Iterator[Mistake]:
             yield from _doubled(value, (*path, index), seen)
 
 
-def expand(tree: object, environ: Mapping[str, str]) -> tuple[object, list[Mistake]]:
+def expand(tree: object, environ: Mapping[str, str], most: int = MAX_NODES) -> tuple[object, list[Mistake]]:
     """``tree`` with ``${NAME}`` in its strings replaced from ``environ``, and a mistake for each unknown variable.
 
     Aliases become copies; a tree that contains itself, or is too large with the copies, is a mistake too.
@@ -102,12 +133,12 @@ def expand(tree: object, environ: Mapping[str, str]) -> tuple[object, list[Mista
     def walk(value: object, path: Path) -> object:
         nonlocal count
         count += 1
-        if count > MAX_NODES:
+        if count > most:
             raise RecursionError
         if isinstance(value, str):
             if "$" not in value:
                 return value
-            if path[-1:] == ("api_key",) and ("${" in _VARIABLE.sub("", value) or _BARE.fullmatch(value)):
+            if path[-1:] in _KEYS and ("${" in _VARIABLE.sub("", value) or _BARE.fullmatch(value)):
                 mistakes.append(Mistake("seems to be a variable in another syntax; write ${NAME}", path))
             replaced = _VARIABLE.sub(lambda match: value_of(match, path), value)
             return Expanded.of(replaced, value) if _VARIABLE.search(value) else value

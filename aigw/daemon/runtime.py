@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from copy import copy
+from typing import Any, TypeVar
 
+from aigw.accounting.usage_file import missing_folder
 from aigw.config.model import Config, Step
 from aigw.config.proxies import by_proxy
 from aigw.credentials.changing_keys import ChangingKeys
@@ -22,6 +25,7 @@ from aigw.telemetry.redaction import Redaction
 from aigw.upstream.providers import Connect, Upstream
 
 T = TypeVar("T")
+EXPIRY_DAYS = 14.0
 
 
 class Runtime:
@@ -39,27 +43,42 @@ class Runtime:
         mistakes: list[str] = []
         self.config = config
         self.identity = _or_mistakes(mistakes, lambda: Identity(config.tls) if config.tls else None)
+        if config.usage is not None:
+            mistakes += missing_folder("usage.file", os.path.dirname(config.usage.file))
+        if config.state is not None:
+            mistakes += missing_folder("state", config.state)
         upstream = _or_mistakes(mistakes, lambda: Upstream(reactor, config.providers.values(), connect))
         listeners = _or_mistakes(mistakes, lambda: configured_listeners(config, inherited))
         if mistakes or upstream is None or listeners is None:
             raise ConfigError([config.located(each) for each in mistakes])
+        self._reactor = reactor
         self.upstream = upstream
         self.router = Router(config)
         self.keys = make_keys(config)
         self.sender = with_keys(upstream, self.keys, self.router, reactor)
         self.listeners = listeners
 
+    def with_callers_of(self, config: Config) -> Runtime:
+        """The same with a configuration that differs in its callers only."""
+        made = copy(self)
+        made.config, made.router = config, Router(config)
+        made.sender = with_keys(self.upstream, self.keys, made.router, self._reactor)
+        return made
+
     def hide_keys(self, redaction: Redaction, before: Sequence[Secret] = ()) -> None:
         """Hide the keys from now on, and those of ``before``, which running requests may have."""
-        redaction.use([*before, *self.config.secrets])
+        redaction.use([*before, *self.config.secrets], any(caller.proofs for caller in self.config.callers))
         redaction.use_changing(self.keys.secrets)
 
     def take_over(self, old: Runtime, redaction: Redaction) -> None:
         """Take the connections and the keys of ``old`` that are unchanged, before the first request."""
         self.upstream.take_over(old.upstream)
-        self.keys.take_over(old.keys)
+        is_new = self.keys is not old.keys
+        if is_new:
+            self.keys.take_over(old.keys)
         self.hide_keys(redaction, old.keys.secrets)
-        self.keys.start()
+        if is_new:
+            self.keys.start()
 
     def close(self) -> None:
         """The gateway stops: abort every connection, and every command."""
@@ -74,6 +93,11 @@ class Runtime:
             raise NotReady("A certificate of the gateway has expired.", code="certificate_expired")
         if self.identity.validity.days_to_wait() > 0:
             raise NotReady("A certificate of the gateway is not valid yet.", code="certificate_not_yet_valid")
+
+    @property
+    def served(self) -> dict[str, Any]:
+        """What is served, for the log."""
+        return {"routes": len(self.config.routes), "providers": list(self.config.providers)}
 
     def explainer(self, health: CooldownsByEndpoint) -> Explainer:
         """Explains requests with this configuration and the present state."""
@@ -101,6 +125,29 @@ class Runtime:
         """Warnings, for the log."""
         found = [*(self.identity.warnings if self.identity else ()), *self.keys.warnings]
         return [*self.config.warnings, *map(self.config.located, found)]
+
+    @property
+    def expiry_warnings(self) -> list[str]:
+        """A warning if a certificate is not valid now, or ends soon."""
+        return [f"a certificate {problem}"] if (problem := self.expiry_problem) else []
+
+    @property
+    def expiry_problem(self) -> str | None:
+        """What is wrong with the dates of a certificate, now or soon."""
+        return self.identity.validity.problem(EXPIRY_DAYS) if self.identity else None
+
+    def log_warnings(self) -> None:
+        """Log the warnings."""
+        for warning in self.warnings:
+            logs.warn(warning)
+        if self.identity is None:
+            logs.warn("No TLS certificate is configured, so the gateway serves plain HTTP; set tls to serve HTTPS")
+
+    def warn_of_expiry(self) -> None:
+        """Log it if a certificate ends soon, or is not valid now."""
+        if self.identity and (problem := self.expiry_problem):
+            report = logs.warn if self.identity.validity.is_good() else logs.error
+            report(f"A certificate {problem}")
 
 
 def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:

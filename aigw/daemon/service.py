@@ -16,13 +16,18 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 
 from aigw import __version__
+from aigw.access.admission import Admission
+from aigw.access.journal import JournaledLedger
+from aigw.accounting.accounts import Accounts
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
+from aigw.config import loader
 from aigw.config.model import Config, Listener
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon.application import Parent, ProcessReactor, use_observer
 from aigw.daemon.drain import Drain
+from aigw.daemon.keys_watch import KeysWatch
 from aigw.daemon.reload import Reload, clock_time
 from aigw.daemon.runtime import Runtime
 from aigw.daemon.systemd import Notify
@@ -43,8 +48,6 @@ from aigw.telemetry.snapshot import Reloads, Snapshot
 from aigw.telemetry.telemetry import Telemetry, log_attempt
 from aigw.upstream.connector import Host, LookUp, Resolver, look_up
 
-EXPIRY_DAYS = 14.0
-
 
 class GatewayService(Service):
     """The daemon: listeners, sites, connections to providers, and the state that a reload keeps."""
@@ -58,12 +61,16 @@ class GatewayService(Service):
         notify: Notify | None = None,
         notify_every: float = math.inf,
         environ: Mapping[str, str] | None = None,
+        load_callers: Callable[[Config], Config] | None = None,
     ) -> None:
         """Reads the configuration and its files, and opens nothing; each reload calls ``load`` again.
 
-        ``observer`` is the log unless ``--logger`` names another; ``environ`` is for traces. Raises ConfigError.
+        ``load_callers`` gives a configuration with its keys_file read afresh. ``observer`` is the log unless
+        ``--logger`` names another; ``environ`` is for traces. Raises ConfigError.
         """
         self._load = load
+        self._load_callers = load_callers or partial(loader.with_callers, environ=environ or {})
+        self._reads_all = True  # the next time
         self._reactor = reactor
         self._observer = observer
         self._notify = notify or Notify({})
@@ -71,8 +78,9 @@ class GatewayService(Service):
         self._inherited = list(inherited_sockets(reactor))
         self._cooldowns = CooldownsByEndpoint(time.monotonic)
         self._running = Running()
+        self._admission = Admission(JournaledLedger(time.monotonic, time.time), reactor)
         self.watchdog = Watchdog(reactor, self._notify.alive, notify_every)
-        self._daily = LoopingCall(self._warn_of_expiry)
+        self._daily = LoopingCall(lambda: self._runtime.warn_of_expiry())
         self._daily.clock = reactor
         self._drain: Drain | None = None
         self._reloads = Reloads()
@@ -81,11 +89,13 @@ class GatewayService(Service):
         logs.use_redaction(self._redaction)
         if observer is not None:
             observer.redaction = self._redaction  # twistd adds it to the log only later
-        self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ)
+        accounts = Accounts(reactor, store=self._admission.store)
+        self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ, accounts)
         self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
         self._is_urgent = False
         self._make_keys = partial(ChangingKeys, reactor, note=self._hide, environ=environ)
         self._runtime = self._read()
+        self._key_changes = KeysWatch(reactor, lambda: self.config.keys_file, self._reload.begin)
         self._identity = CurrentIdentity(self._runtime.identity)
         self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._runtime))
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
@@ -113,7 +123,7 @@ class GatewayService(Service):
     def privilegedStartService(self) -> None:
         """Open the listeners, while the process may still be root; a failure is one log line and exit status 1."""
         super().privilegedStartService()
-        self._warn()
+        self._runtime.log_warnings()
         self._limit()
         try:
             opened = self._listeners.open_new(self._runtime.listeners)
@@ -128,10 +138,10 @@ class GatewayService(Service):
         """Start the timers, and notify systemd."""
         super().startService()
         self._log_opened(self._listeners.open)
-        routes, providers = len(self.config.routes), list(self.config.providers)
-        logs.info("The gateway has started", version=__version__, routes=routes, providers=providers)
+        logs.info("The gateway has started", version=__version__, **self._runtime.served)
         self._runtime.log_proxies()
         self._daily.start(86400)
+        self._key_changes.start()
         self._telemetry.start()
         self.watchdog.start()
         self._reactor.callWhenRunning(self._runtime.keys.start)
@@ -144,9 +154,13 @@ class GatewayService(Service):
         if self._drain is not None:
             logs.warn("The gateway did not reload its configuration: it is stopping")
             return succeed(False)
+        self._reads_all = True
         return self._reload.begin()
 
     def _read(self) -> Runtime:
+        reads_all, self._reads_all = self._reads_all, False
+        if not reads_all:
+            return self._runtime.with_callers_of(self._load_callers(self.config))
         return Runtime(self._load(), self._reactor, self._connect, self._inherited, self._make_keys)
 
     def _hide(self, key: Secret) -> None:
@@ -175,18 +189,17 @@ class GatewayService(Service):
         closed = self._listeners.keep(new.listeners, opened)
         if any(listener.admin for listener in closed):
             self._admin_site.abort()  # its clients connected without a key
-        if new.config.callers != old.config.callers:
+        if new.config.admins != old.config.admins:
             self._admin.viewers.ask_again()
-        self._warn()
+        new.log_warnings()
         self._limit()
-        self._warn_of_expiry()
+        new.warn_of_expiry()
         self._log_opened(opened)
         for listener in closed:
             logs.info("The gateway has closed a listener", address=listener.endpoint)
         self._reloads.take()
-        routes, providers = len(new.config.routes), list(new.config.providers)
         serials = new.identity.serials if new.identity else []
-        logs.info("The gateway has reloaded", routes=routes, providers=providers, serials=serials)
+        logs.info("The gateway has reloaded", **new.served, serials=serials)
         self._runtime.log_proxies()
         self._notify.ready(f"{new.summary()}; reloaded at {clock_time()}")
         return True
@@ -196,6 +209,7 @@ class GatewayService(Service):
     def stopService(self) -> Deferred[object]:
         """Close the listeners, wait for running requests, then close every connection."""
         seconds = self.config.drain
+        self._key_changes.stop()
         if self._daily.running:
             self._daily.stop()
         logs.info("The gateway is stopping", in_flight=len(self._running), drain_s=seconds)
@@ -212,9 +226,8 @@ class GatewayService(Service):
             logs.info("The gateway has stopped")
 
         # /ready answers until the end that the gateway is not ready.
-        stopped.addBoth(lambda _: shown)
-        stopped.addBoth(lambda _: self._listeners.close(admin=True)).addBoth(lambda _: self._admin_site.abort())
-        stopped.addBoth(lambda _: self._telemetry.stop())
+        stopped.addBoth(lambda _: shown).addBoth(lambda _: self._listeners.close(admin=True))
+        stopped.addBoth(lambda _: self._admin_site.abort()).addBoth(lambda _: self._telemetry.stop())
         return stopped.addBoth(finish).addBoth(lambda _: maybeDeferred(super(GatewayService, self).stopService))
 
     def stop_now(self) -> None:
@@ -248,7 +261,8 @@ class GatewayService(Service):
                 raise Draining("The gateway is stopping.")
             runtime.check_ready()
 
-        root = api.tree(config, gateway, self._telemetry.record, self._telemetry.begin_trace)
+        sink, pricing = self._telemetry.record, self._telemetry.pricing(config)
+        root = api.tree(config, gateway, sink, self._telemetry.begin_trace, self._admission, pricing=pricing)
         resources.add_resources(root, config, self._admin, check_ready)
         return root, resources.tree(config, self._admin, check_ready, runtime.explainer(self._cooldowns))
 
@@ -280,20 +294,6 @@ class GatewayService(Service):
             message = f"The gateway has opened {'the admin listener' if listener.admin else 'a listener'}"
             logs.info(message, address=address_of(port), tls=not listener.insecure)
 
-    def _warn(self) -> None:
-        for warning in self._runtime.warnings:
-            logs.warn(warning)
-        if self._runtime.identity is None:
-            logs.warn("No TLS certificate is configured, so the gateway serves plain HTTP; set tls to serve HTTPS")
-
     def warnings(self) -> list[str]:
         """Warnings about the configuration and the certificates."""
-        identity = self._runtime.identity
-        problem = identity.validity.problem(EXPIRY_DAYS) if identity else None
-        return [*self._runtime.warnings, *([f"a certificate {problem}"] if problem else ())]
-
-    def _warn_of_expiry(self) -> None:
-        identity = self._runtime.identity
-        if identity and (problem := identity.validity.problem(EXPIRY_DAYS)):
-            report = logs.warn if identity.validity.is_good() else logs.error
-            report(f"A certificate {problem}")
+        return [*self._runtime.warnings, *self._runtime.expiry_warnings]

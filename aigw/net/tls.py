@@ -12,8 +12,8 @@ from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersi
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from aigw.config.model import CertificateFiles, TlsFiles
 from aigw.config.quoting import quoted_file
+from aigw.config.tls_files import CertificateFiles, TlsFiles
 from aigw.errors import ConfigError
 from aigw.net.validity import Authorities, Validity
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from aigw.config.bodies import BodyChanges
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 from aigw.errors import GatewayError
 from aigw.protocols import sse
 from aigw.protocols.envelope import Parts
@@ -84,7 +84,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     a request that is too long.
     ``state_in`` gives the id of the stored response that a Call needs, or an empty text; it raises BadRequest.
     ``id_in`` gives the id of an answer by its beginning. ``stored`` is the endpoint of the answers that a provider
-    stores; their paths are below this one.
+    stores; their paths are below this one. ``spends`` is what a request takes of the limits of its caller.
     """
 
     path: str
@@ -106,3 +106,4 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     state_in: Callable[[Call], str] | None = None
     id_in: Callable[[bytes], str] | None = None
     stored: Endpoint | None = None
+    spends: Literal["tokens", "requests", "nothing"] = "tokens"

@@ -45,6 +45,7 @@ _stored = Endpoint(
     "responses",
     *(read_json, rewrite_nothing, check_stored, ResponsesScanner, error_body),
     state_in=lambda call: call.response_id,
+    spends="requests",
     **_for_agents,
 )
 _messages = (MessagesScanner, message_error_body)
@@ -69,7 +70,12 @@ ENDPOINTS: dict[str, Endpoint] = {
             stored=_stored,
         ),
         Endpoint("responses/compact", *_no_stream, check_response, ResponsesScanner, error_body, **_of_responses),
-        Endpoint("responses/input_tokens", *_no_stream, check_count, ResponsesScanner, error_body, **_of_responses),
+        Endpoint(
+            "responses/input_tokens",
+            *(*_no_stream, check_count, ResponsesScanner, error_body),
+            **_of_responses,
+            spends="nothing",
+        ),
         Endpoint("messages", read_chat, rewrite, check_message, *_messages, **_of_messages),
         Endpoint(
             "messages/count_tokens",
@@ -78,6 +84,7 @@ ENDPOINTS: dict[str, Endpoint] = {
             check_count,
             *_messages,
             **_of_messages,
+            spends="nothing",
             stop_on=frozenset(["404"]),  # the client then counts by itself; another model counts in another way
         ),
         Endpoint("moderations", *_plain, _results, ChatScanner, error_body, may_lack_model=True),

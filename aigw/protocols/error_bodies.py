@@ -18,6 +18,7 @@ _TYPES = {
     504: "timeout_error",
     500: "api_error",
 }
+_TYPES_BY_CODE = {"insufficient_quota": "billing_error"}
 
 
 def error_body(error: GatewayError, request_id: str = "") -> bytes:
@@ -34,7 +35,9 @@ def error_event(broken: StreamBroken) -> bytes:
 
 def message_error_body(error: GatewayError, request_id: str = "") -> bytes:
     """Anthropic's error shape: https://docs.anthropic.com/en/api/errors; ``code`` is the gateway's own addition."""
-    kind = _TYPES.get(error.status) or _TYPES[400 if error.status < 500 else 500]
+    kind = (
+        _TYPES_BY_CODE.get(error.code or "") or _TYPES.get(error.status) or _TYPES[400 if error.status < 500 else 500]
+    )
     inner = {"type": kind, "message": error.message, **({"code": error.code} if error.code else {}), **error.details}
     return msgspec.json.encode({"type": "error", "error": inner, "request_id": request_id})
 

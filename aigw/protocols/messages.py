@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from decimal import Decimal
 from typing import Any
 
 from aigw.errors import StreamBroken
@@ -14,7 +15,7 @@ from aigw.protocols.answers import SIGNS_OF_AN_ERROR, is_error
 from aigw.protocols.error_bodies import message_error_event
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
-from aigw.protocols.usage import ReportedUsage, usage_in
+from aigw.protocols.usage import ReportedUsage, all_in, charges_in, logged
 
 _BLOCKS = ("text", "thinking", "tool_use", "server_tool_use", "mcp_tool_use")  # whose payload comes in deltas
 _ABOUT_A_BLOCK = frozenset("type id name server_name caller cache_control".split())
@@ -26,15 +27,19 @@ class CumulativeUsage(ReportedUsage):
     """The usage in the parts of one stream: of each count the last value, as each part repeats those before it."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+        self._charges: dict[str, int | Decimal] = {}
 
     def add(self, data: bytes) -> None:
         """See ReportedUsage."""
-        self._counts |= usage_in(data)
+        self._charges |= all_in(data, charges_in)
 
     def counts(self) -> dict[str, int]:
         """See ReportedUsage."""
-        return self._counts
+        return logged(self._charges)
+
+    def charges(self) -> dict[str, int | Decimal]:
+        """See ReportedUsage."""
+        return self._charges
 
 
 class MessagesScanner(StreamScanner):

@@ -153,12 +153,10 @@ class StreamScanner(ABC):
                 self._rest += data
                 return b"", SILENCE
             data, self._rest = bytes(self._rest) + data, bytearray()
-        seen = 0
-        while end := sse.find_end(data, seen):
+        seen, meaning = 0, SILENCE
+        while meaning is SILENCE and (end := sse.find_end(data, seen)):
             event, seen = data[seen : end.end()], end.end()
             meaning = self._meaning_of(event)
-            if meaning is END or meaning is ERROR:
-                return data[:seen], meaning
             if meaning is OUTPUT:
                 self.has_output = True
                 if seen < len(data):
@@ -166,7 +164,7 @@ class StreamScanner(ABC):
                 if self.repeats:
                     self.remember(data)
                 return self._examine(data)
-        rest = data[seen:]
+        rest = data[seen:] if meaning is SILENCE else b""
         if len(rest) >= HOLD_STREAM:
             if sse.is_silence(rest):
                 rest = b":" if rest[-1:] not in (b"\r", b"\n") else b":\n"  # a comment without end
@@ -176,7 +174,7 @@ class StreamScanner(ABC):
         self._rest += rest
         if find_usage(data, 0, seen):
             self.usage.add(data[:seen])
-        return data[:seen], SILENCE
+        return data[:seen], meaning
 
     def _meaning_of(self, event: bytes) -> Meaning:
         name, data, value, self.error = events.read(event)

@@ -51,6 +51,7 @@ class Stream(Relay):
         self._scanner = (without_usage or endpoint.scanner)()
         self._scanner.is_known_to_finish = must_finish
         self._scanner.results = difference.results or call.results
+        self.reported = self._scanner.usage
         self.mislabelled = bool(label) and not label.startswith(b"text/event-stream")
         self._first: bytes | None = b""  # the first bytes, until it is known whether they are a stream
         self._body: bytearray | None = None  # the bytes, if they are not a stream
@@ -58,11 +59,6 @@ class Stream(Relay):
         self._full = False
         self._last_meaning = SILENCE  # before the commit point, and at the end
         self._ends_at = math.inf  # the time limit for the end after the provider reported a failure or the end
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """See Relay."""
-        return self._scanner.usage.counts()
 
     @property
     def finished(self) -> bool:
@@ -221,11 +217,8 @@ class Stream(Relay):
 
 def hold(
     response: Response, call: Call, clock: IReactorTime, must_finish: MustFinish, attempt: Attempt | None
-) -> Deferred[Relay]:
-    """Read a 2xx answer to ``attempt`` up to the commit point. Fails with UpstreamBroken.
-
-    A cancel aborts the provider's answer.
-    """
+) -> Relay:
+    """Read a 2xx answer to ``attempt`` up to the commit point; see ``Relay.held``. A cancel aborts the answer."""
     relay: Relay
     endpoint = call.endpoint
     label = response.given.get(b"content-type", [b""])[-1].lower()
@@ -237,7 +230,7 @@ def hold(
     else:
         relay = Plain(endpoint, clock, label)
     response.deliverBody(relay)
-    return relay.held
+    return relay
 
 
 def _no_output(meaning: Meaning, error: object) -> UpstreamBroken:

@@ -77,7 +77,8 @@ class Gateway:
         if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
             exchange = partial(Exchange, self, call=call, client=client, record=record)
             return self.stored.serve(call, response_id, record, lambda route: exchange(route).run())
-        route = self.router.routes[call.model] if call.model else self.router.default_for(call.endpoint.path)
+        router, mine = self.router, call.caller.routes if call.caller is not None else ()
+        route = router.visible[mine][call.model] if call.model else router.default_for(call.endpoint.path, mine)
         if self.router.parts:
             record.route = route.name
             route = self.router.part(route, call.endpoint.path, record.skip)
@@ -173,10 +174,10 @@ class Exchange:
         return served.addCallbacks(self.commit, self.fall_through, (running,), {}, (running,))
 
     def _hold(self, response: Response, running: RunningAttempt) -> Deferred[Relay] | Deferred[Answer]:
-        running.response, step = response, running.step
+        running.response, step, whole = response, running.step, self._whole
         must_finish = partial(self._gateway.finishing.expected, step, self._path)
-        held = hold(response, self._call, self._clock, must_finish, running.attempt)
-        return held if self._whole is None else self._whole.hold(held.addCallback(running.note_output), step)
+        running.relay = relay = hold(response, self._call, self._clock, must_finish, running.attempt)
+        return relay.held if whole is None else whole.hold(relay.held.addCallback(running.note_output), step)
 
     def may_start_beside(self, running: RunningAttempt) -> bool:
         """See Chain."""

@@ -32,12 +32,7 @@ class Plain(Relay):
         super().__init__(endpoint, clock)
         self._label = label
         self._size = 0
-        self._usage = ReportedUsage()
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """See Relay."""
-        return self._usage.counts()
+        self.reported = ReportedUsage()
 
     def check(self, body: bytes) -> tuple[str, str | None] | None:
         """See Relay."""
@@ -46,13 +41,13 @@ class Plain(Relay):
     def dataReceived(self, data: bytes) -> None:
         """See Relay."""
         if self._client is not None:
-            self._usage.add_some(data)
+            self.reported.add_some(data)
             self._write(data)
             return
         self._pieces.append(data)
         self._size += len(data)
         if self._size > HOLD_PLAIN and not self.held.called:
-            self._usage.add_some(b"".join(self._pieces))
+            self.reported.add_some(b"".join(self._pieces))
             self.held.callback(self)
 
     def _ended(self, whole: bool, reason: Failure) -> None:
@@ -63,6 +58,7 @@ class Plain(Relay):
                 self._break(self.cut_short, "The provider's answer ended before it was complete.")
             return
         body = b"".join(self._pieces)
+        self.reported.add(body)  # what is no answer may be charged too
         mistake = self._mistake(body, whole, reason)
         if mistake is not None:
             self._fail(mistake)
@@ -70,7 +66,6 @@ class Plain(Relay):
         self._over = True
         self._pieces = [body]
         self.length = self._size
-        self._usage.add(body)
         self.held.callback(self)
 
     def _mistake(self, body: bytes, whole: bool, reason: Failure) -> UpstreamFailure | None:

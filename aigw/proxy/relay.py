@@ -23,6 +23,7 @@ from aigw.errors import StreamBroken, UpstreamFailure
 from aigw.net.headers import Header
 from aigw.net.lateness import GRACE_SECONDS, lateness
 from aigw.protocols.endpoint import Endpoint
+from aigw.protocols.usage import ReportedUsage
 from aigw.upstream import body
 
 END_SECONDS = 1.0  # for the end of a body after the end of the answer in it
@@ -111,6 +112,7 @@ class Relay(BodyProtocol, ABC):
     """One answer. ``held`` fires with this Relay at the commit point; then ``flow`` sends it to the client."""
 
     transport: Any
+    reported: ReportedUsage  # so far, whatever becomes of the answer
     mislabelled = False  # whether the Content-Type of a stream is that of something else
     default_type = b"application/json"  # of an answer without Content-Type
     flows = False  # whether its time limit is that of a pause
@@ -170,9 +172,9 @@ class Relay(BodyProtocol, ABC):
     # What a kind of answers defines
 
     @property
-    @abstractmethod
     def usage(self) -> dict[str, int]:
         """The tokens that the provider reported."""
+        return self.reported.counts()
 
     @property
     def finished(self) -> bool:

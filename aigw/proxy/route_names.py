@@ -6,6 +6,7 @@ from bisect import bisect
 from collections.abc import Iterable
 
 from aigw.config.endpoint_names import LISTED_FOR
+from aigw.config.limit_values import matches
 from aigw.config.model import Route, Step
 from aigw.config.patterns import STAR, may_replace_a_star, replaced, star_of
 from aigw.errors import RouteNotFound
@@ -19,21 +20,20 @@ class Routes(dict[str, Route]):
     """
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        named = {name: route for route in routes for name in (route.name, *route.also)}
+        self.routes = tuple(routes)
+        named = {name: route for route in self.routes for name in (route.name, *route.also)}
         super().__init__({name: route for name, route in named.items() if not name.endswith(STAR)})
         self._names = nearest.Names(named)
         patterns = sorted((name[: -len(STAR)], route) for name, route in named.items() if name.endswith(STAR))
         self._beginnings = [beginning for beginning, _ in patterns]
-        self._routes = [route for _, route in patterns]
+        self._by_pattern = [route for _, route in patterns]
         self._shorter = _shorter(self._beginnings)
 
     def __missing__(self, model: str) -> Route:
         at = self._pattern_of(model)
         if at >= 0:
-            return self._routes[at]
-        advice = self._names.advice(model)
-        message = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
-        raise RouteNotFound(f"{message} GET /v1/models lists them.", param="model")
+            return self._by_pattern[at]
+        raise not_found(model, self._names)
 
     def star(self, model: str) -> str:
         """What the star of the pattern stands for in ``model``; empty if no pattern leads to its route."""
@@ -54,6 +54,57 @@ class Routes(dict[str, Route]):
                 return at
             at = self._shorter[at]
         return -1
+
+
+class OfCaller:
+    """The routes that a caller with these patterns may use. It does not see that there are others.
+
+    It may use a route under each of its names if one of the patterns stands for one of them, and a route whose name has
+    a star under those names that a pattern stands for.
+    """
+
+    def __init__(self, all_routes: Routes, patterns: tuple[str, ...]) -> None:
+        self._all = all_routes
+        self._patterns = patterns
+        self.routes = tuple([route for route in all_routes.routes if self._may_use(route)])
+        self._names = nearest.Names([name for route in self.routes for name in (route.name, *route.also)])
+
+    def _may_use(self, route: Route) -> bool:
+        return any([matches(self._patterns, name) for name in (route.name, *route.also)])
+
+    def __getitem__(self, model: str) -> Route:
+        try:
+            route = self._all[model]
+        except RouteNotFound:
+            raise not_found(model, self._names) from None
+        if not self._may_use(route) and not matches(self._patterns, model):
+            raise not_found(model, self._names)
+        return route
+
+    def listed(self) -> list[str]:
+        """The names in the list of models of this caller."""
+        mine = listed(self.routes)
+        others = [name for name in listed(self._all.routes) if matches(self._patterns, name)]
+        return list(dict.fromkeys([*mine, *others]))
+
+
+class Visible(dict[tuple[str, ...], "Routes | OfCaller"]):
+    """The routes that a caller may use, by its patterns. Each table is made at its first use, and callers share it."""
+
+    def __init__(self, routes: Routes) -> None:
+        super().__init__({(): routes})
+        self._all = routes
+
+    def __missing__(self, patterns: tuple[str, ...]) -> OfCaller:
+        found = self[patterns] = OfCaller(self._all, patterns)
+        return found
+
+
+def not_found(model: str, names: nearest.Names) -> RouteNotFound:
+    """The error for a name that leads to no route of those with these ``names``."""
+    advice = names.advice(model)
+    message = f"The model {nearest.shown(model)} is not a route of this gateway{'; ' if advice else '.'}{advice}"
+    return RouteNotFound(f"{message} GET /v1/models lists them.", param="model")
 
 
 def listed(routes: Iterable[Route]) -> list[str]:

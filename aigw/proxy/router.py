@@ -10,6 +10,7 @@ import msgspec
 from aigw import __version__
 from aigw.config.addresses import MODEL
 from aigw.config.endpoint_names import NAMES
+from aigw.config.limit_values import matches
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.config.patterns import STAR, replaced, star_of
 from aigw.errors import BadRequest, RouteNotFound, TooLarge
@@ -19,7 +20,7 @@ from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy import nearest
 from aigw.proxy.balance import key_names
 from aigw.proxy.cooldown import Skip
-from aigw.proxy.route_names import Routes
+from aigw.proxy.route_names import Routes, Visible
 from aigw.proxy.urls import Tail, url_of
 from aigw.secret import KeySearch, Secret, TwoSearches
 from aigw.upstream.attempt import Attempt
@@ -39,13 +40,14 @@ class Part(NamedTuple):
 class Router:
     """The routes of a configuration, and the parts of requests that do not depend on the call.
 
-    ``without_keys`` has, by provider, the functions that remove the provider's keys from its answers. ``keys`` finds
-    all keys. ``parts`` has, by name and endpoint, the routes of which some steps do not serve the endpoint. For
-    ``key_names`` see balance.
+    ``visible`` has, by the patterns of a caller, the routes that it may use. ``without_keys`` has, by provider, the
+    functions that remove the provider's keys from its answers. ``keys`` finds all keys. ``parts`` has, by name and
+    endpoint, the routes of which some steps do not serve the endpoint. For ``key_names`` see balance.
     """
 
     def __init__(self, config: Config) -> None:
         self.routes = Routes(config.routes.values())
+        self.visible = Visible(self.routes)
         self._defaults = {path: route for route in config.routes.values() for path in route.default_for}
         self.without_keys = {
             name: [key.out_of for key in _keys(provider, config.secrets)] for name, provider in config.providers.items()
@@ -69,10 +71,13 @@ class Router:
                 if pieces or query:
                     self._tails[name, path] = Tail(pieces, query)
 
-    def default_for(self, path: str) -> Route:
-        """The route of a request to this endpoint that names no model. Raises BadRequest where there is none."""
+    def default_for(self, path: str, patterns: tuple[str, ...] = ()) -> Route:
+        """The route of a request to this endpoint that names no model. Raises BadRequest where there is none.
+
+        ``patterns`` are those of the routes that the caller may use, all if empty.
+        """
         route = self._defaults.get(path)
-        if route is None:
+        if route is None or (patterns and not matches(patterns, route.name)):
             right = f"name a route, as no route of this gateway has 'default_for: [{path}]'"
             raise BadRequest(f"'model' is missing; {right}.", param="model")
         return route

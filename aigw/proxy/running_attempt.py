@@ -25,8 +25,9 @@ class RunningAttempt(msgspec.Struct, eq=False):
     with all repetitions. ``attempt`` is None from the commit point on: it has the request's body.
 
     ``tries`` counts those of the step; ``probe``: it finds out whether the step's cooldown is over. ``held`` fires with
-    an Answer at the commit point, or fails; ``response`` is there once its head is. ``has_output``: its first output is
-    held, where that is not the commit point; ``lost``: another one has won. ``pending`` counts it while it runs.
+    an Answer at the commit point, or fails; ``response`` is there once its head is, and ``relay`` takes its body.
+    ``has_output``: its first output is held, where that is not the commit point; ``lost``: another one has won.
+    ``pending`` counts it while it runs.
     """
 
     record: RecordBuilder
@@ -40,6 +41,7 @@ class RunningAttempt(msgspec.Struct, eq=False):
     span: Span | None
     held: Deferred[Any] | None = None
     response: Response | None = None
+    relay: Relay | None = None
     has_output: bool = False
     lost: bool = False
     pending: Pending | None = None
@@ -106,6 +108,9 @@ class RunningAttempt(msgspec.Struct, eq=False):
         whole = (step.number, step.provider.name, step.model, *what)
         made = AttemptRecord(*whole) if step.key_number is None else KeyAttemptRecord(*whole, step.key_number)
         record.attempts.append(made)
+        relay, self.relay = self.relay, None
+        if record.pricing is not None and relay is not None:
+            record.add(record.pricing.charge(step.provider.name, step.model, relay.reported.charges()))
         if record.trace is not None:
             record.trace.attempted(made, now, self.span)
         return made

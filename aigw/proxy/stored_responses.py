@@ -54,7 +54,6 @@ class StoredResponses:
         ids: ResponseIds,
         clock: IReactorTime,
     ) -> None:
-        self._configured = config.routes
         self._upstream = upstream
         self._router = router
         self._cooldowns = cooldowns
@@ -90,12 +89,12 @@ class StoredResponses:
 
     def _routes(self, call: Call, record: RecordBuilder) -> list[Route]:
         """The call's route, else all of them, with the steps whose providers serve the endpoint."""
+        visible = self._router.visible[call.caller.routes if call.caller is not None else ()]
         if call.model:
-            return [self._router.part(self._router.routes[call.model], call.endpoint.path, record.skip)]
+            return [self._router.part(visible[call.model], call.endpoint.path, record.skip)]
         parts = self._router.parts
         found = [
-            part.route if (part := parts.get((route.name, call.endpoint.path))) else route
-            for route in self._configured.values()
+            part.route if (part := parts.get((route.name, call.endpoint.path))) else route for route in visible.routes
         ]
         return [route for route in found if route.steps]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
 from urllib.parse import parse_qs
@@ -11,6 +11,10 @@ from urllib.parse import parse_qs
 import msgspec
 from twisted.internet.defer import Deferred
 
+from aigw.access.admission import Admission
+from aigw.access.errors import limit_headers
+from aigw.access.keys import Keys
+from aigw.access.ledger import Ledger
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
 from aigw.net import headers
@@ -20,11 +24,13 @@ from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.skip import Steps
 from aigw.proxy.exchange import Gateway
 from aigw.proxy.response_ids import is_id
-from aigw.proxy.route_names import listed
+from aigw.proxy.route_names import Routes, listed
 from aigw.proxy.router import Router
 from aigw.server.cors import CrossOrigin
+from aigw.server.limited import CostOf, Limited, UsageResource
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
+from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.record import RecordBuilder, Sink
 from aigw.telemetry.trace_context import Trace
 
@@ -45,13 +51,18 @@ class ModelsResource(ApiResource):
     def render(self, request: Request) -> bytes:
         """The list, or one. Raises RouteNotFound."""
         name = b"/".join(request.postpath).decode(errors="replace")
+        routes = self._router.visible[request.caller.routes if request.caller is not None else ()]
         if not name:
-            if not self._list:
-                shown = [model(each, self._created) for each in listed(self.config.routes.values())]
-                self._list = msgspec.json.encode({"object": "list", "data": shown})
+            if not isinstance(routes, Routes):  # of a caller that may not use all
+                return _list_of(routes.listed(), self._created)
+            self._list = self._list or _list_of(listed(routes.routes), self._created)
             return self._list
-        self._router.routes[name]
+        routes[name]
         return msgspec.json.encode(model(name, self._created))
+
+
+def _list_of(names: Iterable[str], created: int) -> bytes:
+    return msgspec.json.encode({"object": "list", "data": [model(each, created) for each in names]})
 
 
 class EndpointResource(ApiResource):
@@ -64,19 +75,25 @@ class EndpointResource(ApiResource):
         config: Config,
         endpoint: Endpoint,
         gateway: Gateway,
+        limited: Limited,
         sink: Sink,
         begin_trace: BeginTrace | None,
         cross_origin: CrossOrigin | None = None,
+        pricing: Pricing | None = None,
     ) -> None:
         super().__init__(config, cross_origin)
         self.max_body = config.max_body
+        self._pricing = pricing if endpoint.spends == "tokens" else None
         self._endpoint = endpoint
         self._path = f"/v1/{endpoint.path}"  # as records show it
         self._stored: StoredResource | None = None
         if endpoint.stored is not None:
-            self._stored = StoredResource(config, endpoint.stored, gateway, sink, begin_trace, cross_origin)
+            self._stored = StoredResource(config, endpoint.stored, gateway, limited, sink, begin_trace, cross_origin)
         self.error_body = endpoint.error_body
         self._gateway = gateway
+        self._counts = endpoint.spends != "nothing"
+        self._serve_limited = limited.serve if self._counts else gateway.serve
+        self._limited = limited
         self._sink = sink
         self._begin_trace = begin_trace
         self._seconds: Callable[[], float] = gateway.clock.seconds
@@ -90,6 +107,7 @@ class EndpointResource(ApiResource):
         request.record = RecordBuilder(request.request_id, method, self._path, now, seconds=self._seconds, received=now)
         if self.config.log_client_address:
             request.record.client_address = request.channel.client_address
+        request.record.pricing = self._pricing
         if self._begin_trace is not None:
             request.record.trace = self._begin_trace(request.given.get(b"traceparent"))
         super().admit(request)
@@ -123,9 +141,10 @@ class EndpointResource(ApiResource):
             found = endpoint.read(raw)
         else:
             found = self._read_compressed(request, request.body, request.coding)
+        serve = self._serve_limited if request.caller is not None and request.caller.accounts else self._gateway.serve
         if isinstance(found, Call):
-            return self._gateway.serve(found, request, record)
-        return request.site.slices.run(found).addCallback(self._gateway.serve, request, record)
+            return serve(found, request, record)
+        return request.site.slices.run(found).addCallback(serve, request, record)
 
     def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
         plain = yield from decode(body, coding, self.max_body, request.take)
@@ -142,6 +161,8 @@ class EndpointResource(ApiResource):
         """Which route, step, provider and model answered, after how many attempts, and which steps were passed over."""
         sent = [] if self.cross_origin is None else self.cross_origin.of_an_answer(request)
         record = request.record
+        if request.limited is not None:
+            sent += limit_headers(request.limited.claim)
         if record.route is not None:
             sent += [(b"x-aigw-route", headers.value(record.route)), (b"x-aigw-attempts", b"%d" % record.tried)]
         if record.provider is not None and record.model is not None:
@@ -170,6 +191,10 @@ class EndpointResource(ApiResource):
         if request.error is not None:
             named = f" ({request.error.param})" if request.error.param else ""
             record.error = f"{request.error.code or request.error.type}{named}"
+        if request.limited is not None:
+            self._limited.end(request.limited, record)
+        elif request.caller is not None and request.caller.accounts and self._counts and status < 500:
+            self._limited.count(request)
         self._sink(record.record(status))
 
 
@@ -206,7 +231,8 @@ class StoredResource(EndpointResource):
             method=request.method.decode("latin-1"),
             response_id=response_id,
         )
-        return self._gateway.serve(call, request, record)
+        has_limits = request.caller is not None and request.caller.accounts
+        return (self._serve_limited if has_limits else self._gateway.serve)(call, request, record)
 
 
 _STORED: dict[bytes, tuple[bytes, ...]] = {
@@ -221,17 +247,32 @@ def _query_of(request: Request) -> bytes:
     return b"".join(request.uri.partition(b"?")[1:])
 
 
-def tree(config: Config, gateway: Gateway, sink: Sink, begin_trace: BeginTrace | None = None) -> ApiResource:
-    """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace."""
+def tree(
+    config: Config,
+    gateway: Gateway,
+    sink: Sink,
+    begin_trace: BeginTrace | None = None,
+    admission: Admission | None = None,
+    cost_of: CostOf | None = None,
+    pricing: Pricing | None = None,
+) -> ApiResource:
+    """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace.
+
+    ``admission`` has what callers have used; ``pricing`` is there if accounts are kept, else ``cost_of`` gives costs.
+    """
+    admission = admission or Admission(Ledger(gateway.clock.seconds, time.time), gateway.clock)
+    limited = Limited(gateway, admission, cost_of, pricing, config.routes)
     cross_origin = CrossOrigin(config.cors_origins) if config.cors_origins else None
     root, v1 = PathPrefix(config, cross_origin), PathPrefix(config, cross_origin)
     at: dict[str, ApiResource] = {"": root, "v1": v1}
+    root.keys = Keys(config.callers, config.admins)
     root.putChild(b"", RootResource(config, cross_origin))
     root.putChild(b"health", HealthResource(config, cross_origin))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", ModelsResource(config, gateway.router, cross_origin))
+    v1.putChild(b"usage", UsageResource(config, admission.store, cross_origin))
     for path, endpoint in sorted(ENDPOINTS.items()):  # an endpoint stands before those below it
-        calls = EndpointResource(config, endpoint, gateway, sink, begin_trace, cross_origin)
+        calls = EndpointResource(config, endpoint, gateway, limited, sink, begin_trace, cross_origin, pricing)
         for whole in (f"/v1/{path}", *endpoint.aliases):
             _put(whole, calls, at)
             root.known = {**root.known, whole.encode(): calls}

@@ -15,7 +15,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
-from aigw.config.model import Caller
+from aigw.config.callers import Caller
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.net import headers
 from aigw.net.interfaces import ClientTransport
@@ -26,6 +26,7 @@ from aigw.telemetry.record import RecordBuilder
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel
+    from aigw.server.limited import LimitedCall
     from aigw.server.resources import ApiResource
     from aigw.server.site import GatewaySite
 
@@ -46,6 +47,7 @@ class Request(TwistedRequest):
     request_id = ""
     max_body = 0  # bytes of the body that its resource reads, 0 for none
     caller: Caller | None = None
+    limited: LimitedCall | None = None  # of a caller with limits
     coding: str | None = None  # of a compressed body
     client_left = False
     _over = False  # answered, or left

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from twisted.web.resource import Resource as TwistedResource
 from twisted.web.server import NOT_DONE_YET
 
-from aigw.access.keys import authenticate
+from aigw.access.keys import Keys
 from aigw.config.model import Config
 from aigw.errors import GatewayError, MethodNotAllowed
 from aigw.net import headers
@@ -21,6 +21,7 @@ class ApiResource(TwistedResource):
     """The common part of all resources: the checks of a request, and the headers of an answer."""
 
     isLeaf = True
+    keys = Keys(())  # of the root, which all resources below it use
     known: Mapping[bytes, ApiResource] = {}  # below this one, by whole paths; where to look first
     methods: tuple[bytes, ...] = (b"GET", b"HEAD")  # none where there is nothing
     error_body: Callable[[GatewayError, str], bytes] = staticmethod(error_body)
@@ -53,10 +54,11 @@ class ApiResource(TwistedResource):
             raise self.wrong_method(request)
 
     def identify(self, request: Request) -> None:
-        """Find out who asks, by the key. Raises Unauthorized."""
+        """Find out who asks, by the key. Raises Unauthorized, NotAllowed."""
         given = request.given
         azure = given.get(b"api-key")  # as clients of Azure send it
-        request.caller = authenticate(self.config.callers, given.get(b"x-api-key"), given.get(b"authorization"), azure)
+        keys = request.site.resource.keys
+        request.caller = keys.authenticate(given.get(b"x-api-key"), given.get(b"authorization"), azure)
 
     def wrong_path(self, request: Request) -> GatewayError:
         """The error for a path that leads nowhere."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from itertools import pairwise
 
 from aigw.config.model import Route, Step
+from aigw.config.prices import EXACT
+from aigw.protocols.charges import CHARGED_KINDS
 from aigw.protocols.usage import KINDS, by_kind
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
 from aigw.telemetry.record import HEDGES, AttemptRecord, Record
@@ -76,6 +79,24 @@ class StepCounters:
         self.answers: bool | None = None
 
 
+class CallerCounters:
+    """One caller: its requests, its tokens by disjoint kinds, and their cost in USD as far as it is known."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.tokens = dict.fromkeys(CHARGED_KINDS, 0)
+        self.cost = Decimal(0)
+
+    def count(self, record: Record) -> None:
+        """Count one request of this caller."""
+        self.requests += 1
+        for charge in record.charges:
+            for kind, tokens in charge.tokens.items():
+                self.tokens[kind] += tokens
+        if record.cost is not None:
+            self.cost = EXACT.add(self.cost, record.cost)
+
+
 class RouteCounters:
     """One route, or all requests that name no configured route."""
 
@@ -99,9 +120,17 @@ def step_key(step: Step) -> StepKey:
 
 
 class Counters:
-    """All routes by name, all models by provider and name, and the latest failures."""
+    """All routes by name, all models by provider and name, all callers by name, and the latest failures.
+
+    ``unpriced`` counts the charges without a known cost, by provider and model, if there are prices. Callers are
+    counted only if accounts are kept.
+    """
 
     def __init__(self) -> None:
+        self.callers: dict[str, CallerCounters] = {}
+        self.unpriced: dict[tuple[str, str], int] = {}
+        self.lines_lost = 0  # of the file of usage
+        self._has_prices = False
         self.routes: dict[str, RouteCounters] = {}
         self.models: dict[tuple[str, str], ModelCounters] = {}
         self.other = RouteCounters(_REQUESTS_WITHOUT_ROUTE)
@@ -124,6 +153,12 @@ class Counters:
         self.routes, self.models = kept, models
         self.other = self.routes.get(OTHER) or self.other  # a route may be named OTHER: both have one series
 
+    def keep_accounts(self, callers: Iterable[str], has_prices: bool) -> None:
+        """Count for these callers from now on, and drop the counts of all others; after ``keep``."""
+        self._has_prices = has_prices
+        self.callers = {name: self.callers.get(name) or CallerCounters() for name in callers}
+        self.unpriced = {key: count for key, count in self.unpriced.items() if key in self.models}
+
     def count(self, record: Record) -> None:
         """Count one request. If a reload has dropped its route meanwhile, it is counted under OTHER."""
         # This runs for every request, so the additions are written out instead of called.
@@ -138,6 +173,8 @@ class Counters:
         duration = route.duration[record.stream]
         duration.counts[bisect_left(SECONDS, took)] += 1
         duration.sum += took
+        if self.callers:
+            self._charge(record)
         attempts = record.attempts
         if not attempts:
             return
@@ -197,6 +234,15 @@ class Counters:
                     minute.completion += count
         if record.status >= 500 or (record.error is not None and record.keepalives):  # which began it with 200
             self._gave_up(record)
+
+    def _charge(self, record: Record) -> None:
+        caller = self.callers.get(record.caller)
+        if caller is not None:
+            caller.count(record)
+        for charge in record.charges:
+            key = charge.provider, charge.model
+            if not charge.is_priced and self._has_prices and key in self.models:
+                self.unpriced[key] = self.unpriced.get(key, 0) + 1
 
     def _failed(self, step: StepCounters, record: Record, attempt: AttemptRecord) -> None:
         step.answers = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from operator import attrgetter
 from typing import Annotated, ClassVar, TypeVar, get_args, get_type_hints
@@ -17,9 +18,12 @@ import msgspec
 
 from aigw.config.addresses import MODEL, joined, path_at, socket_of
 from aigw.config.model import Step
+from aigw.config.prices import EXACT
+from aigw.telemetry.pricing import Charge, Pricing
 from aigw.telemetry.trace_context import Trace
 
 MAX_REQUESTED_MODEL = 64
+MAX_SESSION = 128
 _SHORT_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 HEDGES = ("won", "lost", "no_answer", "over_share")
@@ -27,6 +31,7 @@ HEDGES = ("won", "lost", "no_answer", "over_share")
 T = TypeVar("T")
 Logged = Annotated[T, "log"]
 Public = Annotated[T, "log", "client"]  # a client sees it too, in an error that the gateway itself writes
+LoggedIfSet = Annotated[T, "log", "if set"]  # in the line of a request only if it has a value
 
 
 class AttemptRecord(msgspec.Struct, frozen=True):
@@ -82,7 +87,9 @@ class Facts(msgspec.Struct):
     get. ``started`` is on the gateway's clock, in seconds. ``keepalives`` is the number of keep-alives that were
     written. ``held`` is the time between the first output and the commit point, in seconds; None if they are the same.
     ``hedge`` is the result of a second attempt beside a slow one: one of HEDGES, None if none was due. The attempt that
-    answered had ``key_number``, if its provider has several keys.
+    answered had ``key_number``, if its provider has several keys. ``charges`` are of all attempts whose use is known,
+    if accounts are kept; ``cost`` is the sum of their known costs in USD, ``estimated`` whether one of them, or what
+    was charged to a limit of the caller, is estimated.
     """
 
     request_id: str
@@ -108,6 +115,9 @@ class Facts(msgspec.Struct):
     hedge: Logged[str | None] = None
     key_number: int | None = None
     trace: Trace | None = None
+    cost: LoggedIfSet[Decimal | None] = None
+    estimated: LoggedIfSet[bool] = False
+    charges: tuple[Charge, ...] = ()
 
 
 class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule of dataclasses, not of msgspec
@@ -128,6 +138,7 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     ended: float = 0.0
     ttft: float | None = None
     overhead: float = 0.0
+    session: str | None = None
 
 
 Sink = Callable[[Record], None]
@@ -138,11 +149,13 @@ class RecordBuilder(Facts, kw_only=True):
     """The record of a request that still runs.
 
     ``seconds`` is the clock, ``received`` the time when the request's body was complete, and ``waited`` how many
-    seconds the providers took, without those since ``waiting_since``. ``session`` is what the request itself names, on
-    routes that choose a step by it; it is content of the client, so the Record does not have it.
+    seconds the providers took, without those since ``waiting_since``. ``pricing`` is there if accounts are kept.
+    ``session`` is what the request itself names, on routes that choose a step by it; it is content of the client, so
+    the Record has it only for the accounts.
     """
 
     seconds: Callable[[], float]
+    pricing: Pricing | None = None
     attempts: list[AttemptRecord] = []
     skipped: tuple[Skipped, ...] = ()
     tried: int = 0
@@ -165,6 +178,13 @@ class RecordBuilder(Facts, kw_only=True):
         if step.number not in [*(each.step for each in self.skipped), *(each.step for each in self.attempts)]:
             self.skipped += (Skipped(step.number, reason, None if until is None else round(until)),)
 
+    def add(self, charge: Charge) -> None:
+        """Note what one attempt used."""
+        self.charges += (charge,)
+        self.estimated = self.estimated or charge.estimated
+        if charge.cost is not None:
+            self.cost = charge.cost if self.cost is None else EXACT.add(self.cost, charge.cost)
+
     def record(self, status: int) -> Record:
         """Make the record; the request has ended."""
         if self.requested_model is not None:
@@ -181,6 +201,7 @@ class RecordBuilder(Facts, kw_only=True):
             ended=ended,
             ttft=ttft,
             overhead=ended - self.received - self.waited,
+            session=None if self.session is None or self.pricing is None else requested(self.session, MAX_SESSION),
         )
 
 
@@ -193,7 +214,8 @@ def names_for(kind: type[msgspec.Struct], reader: str) -> tuple[str, ...]:
     return tuple(name for name in kind.__struct_fields__ if reader in get_args(hints[name])[1:])
 
 
-_RECORD, _ATTEMPT_OF_CLIENTS = names_for(Record, "log"), names_for(AttemptRecord, "client")
+_RECORD = tuple(name for name in names_for(Record, "log") if name not in names_for(Record, "if set"))
+_ATTEMPT_OF_CLIENTS = names_for(AttemptRecord, "client")
 _values_of = attrgetter(*_RECORD)
 
 
@@ -211,6 +233,10 @@ def attempt_for_log(attempt: AttemptRecord) -> dict[str, object]:
 def for_log(record: Record) -> dict[str, object]:
     """The fields of the log line of a request. Attempts and skipped steps stay Structs: all their fields are logged."""
     fields: dict[str, object] = dict(zip(_RECORD, _values_of(record), strict=True))
+    if record.cost is not None:
+        fields["cost"] = float(record.cost)
+    if record.estimated:
+        fields["estimated"] = True
     if record.key_number is not None:
         fields["key_number"] = record.key_number
     return fields
@@ -221,10 +247,10 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def requested(model: str) -> str:
-    """The client's ``model`` for the log: at most 64 characters, with ``?`` for each that is not printable."""
-    model = model[:MAX_REQUESTED_MODEL]
-    return model if model.isprintable() else "".join([each if each.isprintable() else "?" for each in model])
+def requested(name: str, most: int = MAX_REQUESTED_MODEL) -> str:
+    """A client's ``model`` or session for the log: ``most`` characters, with ``?`` for each that is not printable."""
+    name = name[:most]
+    return name if name.isprintable() else "".join([each if each.isprintable() else "?" for each in name])
 
 
 def called(step: Step, endpoint: str) -> tuple[str, str]:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from aigw.secret import KeySearch, Secret, TwoSearches
+from aigw.secret import MADE_HERE, KeySearch, Secret, TwoSearches
 
 OLD_SECRETS = 200  # keys of earlier configurations that are still hidden
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"(:?)')  # a string before a colon is a name
+
+
+def _hide_made_here(hide: Callable[[str], str]) -> Callable[[str], str]:
+    def hide_all(text: str) -> str:
+        text = hide(text)
+        return MADE_HERE.sub("***", text) if MADE_HERE.search(text) else text
+
+    return hide_all
 
 
 class Redaction:
@@ -21,14 +29,19 @@ class Redaction:
     def __init__(self, secrets: Sequence[Secret] = ()) -> None:
         self._secrets: list[Secret] = []
         self._changing: Sequence[Secret] = ()
+        self._has_hashed = False
         self.use(secrets)
 
-    def use(self, secrets: Sequence[Secret]) -> None:
-        """Hide these keys too from now on. Of the older keys the last OLD_SECRETS are still hidden."""
+    def use(self, secrets: Sequence[Secret], has_hashed: bool = False) -> None:
+        """Hide these keys too from now on. Of the older keys the last OLD_SECRETS are still hidden.
+
+        ``has_hashed``: there are keys of which only the hash is known, so whatever has the form of one is hidden.
+        """
         known = set(secrets)
         older = [secret for secret in self._secrets if secret not in known]
         self._secrets = [*older[-OLD_SECRETS:], *secrets]
         self._fixed = KeySearch(self._secrets)
+        self._has_hashed = self._has_hashed or has_hashed
         self.use_changing(self._changing)
 
     def use_changing(self, secrets: Sequence[Secret]) -> None:
@@ -36,7 +49,7 @@ class Redaction:
         self._changing = secrets
         both = TwoSearches(self._fixed, KeySearch(secrets)) if secrets else self._fixed
         # From a text to the text without keys; the same object if the text has none.
-        self.hide = both.hide
+        self.hide = _hide_made_here(both.hide) if self._has_hashed else both.hide
 
     def hide_in_values(self, text: bytes) -> bytes:
         """``text``, which is JSON or metrics, without keys in its values. Names stay: a key may be equal to a name."""

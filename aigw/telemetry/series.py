@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from aigw.telemetry.counters import OTHER, OUTCOMES, Counters, Histogram, RouteCounters, StepCounters, StepKey, step_key
+from aigw.telemetry.counters import (
+    OTHER,
+    OUTCOMES,
+    CallerCounters,
+    Counters,
+    Histogram,
+    RouteCounters,
+    StepCounters,
+    StepKey,
+    step_key,
+)
 from aigw.telemetry.snapshot import Snapshot
 
 PIECE = 32  # routes, steps or models
@@ -55,6 +65,7 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
 
     steps = [(f"{labels},{step_labels(key)}", step) for labels, _, route in named for key, step in route.steps.items()]
     models = [(model_labels(*key), model) for key, model in counters.models.items()]
+    callers = [(f'caller="{_escaped(hide(name))}"', each) for name, each in counters.callers.items()]
     configured = [
         (f"{route_labels(route.name)},{step_labels(step_key(step))}", step)
         for route in live.config.routes.values()
@@ -169,7 +180,42 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
             ),
         ),
     )
-    for family in families:
+    accounts = (
+        MetricFamily(
+            "aigw_caller_requests",
+            "counter",
+            "Requests that have ended, by the key of the caller.",
+            (f"aigw_caller_requests_total{{{labels}}} {each.requests}.0\n" for labels, each in callers),
+        ),
+        MetricFamily(
+            "aigw_caller_tokens",
+            "counter",
+            "Tokens that callers used, by disjoint kinds.",
+            (_caller_tokens(labels, each) for labels, each in callers),
+        ),
+        MetricFamily(
+            "aigw_caller_cost_usd",
+            "counter",
+            "What the requests of callers cost in USD, as far as it is known.",
+            (f"aigw_caller_cost_usd_total{{{labels}}} {each.cost:f}\n" for labels, each in callers),
+        ),
+        MetricFamily(
+            "aigw_unpriced_requests",
+            "counter",
+            "Charged attempts with an unknown cost: the model has no price, or no usage was reported.",
+            (
+                f"aigw_unpriced_requests_total{{{model_labels(*key)}}} {n}.0\n"
+                for key, n in counters.unpriced.copy().items()
+            ),
+        ),
+        MetricFamily(
+            "aigw_usage_lines_lost",
+            "counter",
+            "Lines of the file of usage that could not be written.",
+            [f"aigw_usage_lines_lost_total {counters.lines_lost}.0\n"],
+        ),
+    )
+    for family in (*families, *accounts) if callers else families:
         # In OpenMetrics the name of a counter's family has no _total; the names of its samples have it.
         name = f"{family.name}_total" if family.kind == "counter" and not openmetrics else family.name
         yield f"# HELP {name} {family.text}\n# TYPE {name} {family.kind}\n"
@@ -237,6 +283,11 @@ def _tokens(labels: str, step: StepCounters) -> str:
     if len(step.attempts) == 1 and not step.attempts["ok"]:
         return ""
     return "".join([f'aigw_tokens_total{{{labels},type="{kind}"}} {count}.0\n' for kind, count in step.tokens.items()])
+
+
+def _caller_tokens(labels: str, caller: CallerCounters) -> str:
+    tokens = caller.tokens.copy()
+    return "".join([f'aigw_caller_tokens_total{{{labels},type="{kind}"}} {n}.0\n' for kind, n in tokens.items()])
 
 
 def _escaped(value: str) -> str:

@@ -1,4 +1,4 @@
-"""The data of ``/status``: the daemon, each route with its steps, the latest failures. It has no key and no content.
+"""The data of ``/status``: the daemon, routes with their steps, callers, the latest failures. No key, no content.
 
 It is made in short steps, because there may be thousands of routes. Each number is that of the time of its step.
 """
@@ -107,7 +107,7 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
             made += 1
             if made % PIECE == 0:
                 yield
-        whole = {
+        one_route = {
             "name": route.name,
             "in_flight": live.in_flight.get(route.name, 0),
             "requests": sum(counted.requests.values()),
@@ -118,8 +118,22 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
             "hedge": route.hedge and {"after_s": route.hedge.after, "share": route.hedge.share, **counted.hedges},
             "first_step_percent": _percent(sum(ok for n, ok in answered if n == 1), sum(ok for _, ok in answered)),
         }
-        routes.append(_with_list(hide(msgspec.json.encode(whole)), "steps", encoded))
-    return _with_list(hide(msgspec.json.encode(shown)), "routes", routes)
+        routes.append(_with_list(hide(msgspec.json.encode(one_route)), "steps", encoded))
+    whole = _with_list(hide(msgspec.json.encode(shown)), "routes", routes)
+    if not counters.callers:
+        return whole
+    callers = []
+    for number, (name, caller) in enumerate(counters.callers.items(), 1):
+        used = {
+            "name": name,
+            "requests": caller.requests,
+            "tokens": caller.tokens,
+            "cost_usd": float(caller.cost),
+        }
+        callers.append(hide(msgspec.json.encode(used)))
+        if number % PIECE == 0:
+            yield
+    return _with_list(whole, "callers", callers)
 
 
 def _held(live: Snapshot) -> dict[str, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from typing import Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
@@ -13,8 +14,9 @@ from aigw.errors import UpstreamRefused
 from aigw.protocols.refusals import KEY_REFUSED
 from aigw.telemetry import logs
 from aigw.telemetry.counters import Counters
+from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.prometheus import Exposition
-from aigw.telemetry.record import AttemptRecord, Record, attempt_for_log, for_log
+from aigw.telemetry.record import AttemptRecord, Record, Sink, attempt_for_log, for_log
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import TakeSnapshot
 from aigw.telemetry.status import status
@@ -23,6 +25,26 @@ from aigw.telemetry.tracing import TelemetryReactor, Tracing, is_enabled
 
 # Outcomes with a complete answer, or without a failure of a provider; their log line is no warning.
 _NOT_BROKEN = frozenset(["ok", "error", "client_gone", "draining"])
+
+
+class KeptAccounts(Pricing, Protocol):
+    """What requests cost, and a file of them."""
+
+    @property
+    def lost(self) -> int:
+        """How many lines could not be written since the start."""
+
+    def use(self, config: Config) -> None:
+        """Keep accounts by this configuration from now on."""
+
+    def start(self) -> None:
+        """The process has forked."""
+
+    def finish(self) -> None:
+        """The process ends."""
+
+    def write(self, record: Record) -> None:
+        """Write the line of a request."""
 
 
 class Telemetry:
@@ -34,8 +56,11 @@ class Telemetry:
         reactor: TelemetryReactor,
         redaction: Redaction,
         environ: Mapping[str, str] | None = None,
+        accounts: KeptAccounts | None = None,
     ) -> None:
         """``take_snapshot`` gives the state of the daemon. ``environ`` may enable traces by ``OTEL_*`` variables."""
+        self._accounts = accounts
+        self._write_line: Sink | None = None  # if each request has a line in a file
         self.tracing = Tracing(reactor, environ, redaction) if environ and is_enabled(environ) else None
         self.counters = Counters()
         self.metrics = Exposition(
@@ -50,21 +75,36 @@ class Telemetry:
         """Makes a Trace from a client's ``traceparent``; None if traces are not enabled."""
         return self.tracing.begin if self.tracing else None
 
+    def pricing(self, config: Config) -> Pricing | None:
+        """What makes the charges of requests with this configuration; None if it keeps no accounts."""
+        return self._accounts if config.keeps_accounts else None
+
     def start(self) -> None:
-        """Start the thread that exports traces."""
+        """Start the threads that export traces and write accounts."""
+        if self._accounts is not None:
+            self._accounts.start()
         if self.tracing is not None:
             self.tracing.start()
 
     def stop(self) -> Deferred[None]:
-        """Export the queued spans. Fires when that is done, after STOP_SECONDS of ``tracing`` at the latest."""
+        """Write the accounts, and export the queued spans; fires after STOP_SECONDS of ``tracing`` at the latest."""
+        if self._accounts is not None:
+            self._accounts.finish()
         return self.tracing.stop() if self.tracing is not None else succeed(None)
 
     def use(self, config: Config) -> None:
         """Count for the routes of this configuration from now on."""
         self.counters.keep(config.routes.values())
+        callers = [caller.name for caller in config.callers] if config.keeps_accounts else []
+        self.counters.keep_accounts(callers, config.prices is not None)
+        if self._accounts is not None:
+            self._accounts.use(config)
+            self._write_line = None if config.usage is None else self._accounts.write
 
     def scrape(self, accept: str) -> Deferred[tuple[bytes, bytes]]:
         """The metrics in the format that ``accept`` asks for, and their content type; made in a thread."""
+        if self._accounts is not None:
+            self.counters.lines_lost = self._accounts.lost
         pieces, kind = self.metrics.scrape(accept)
 
         def make() -> tuple[bytes, bytes]:
@@ -79,6 +119,8 @@ class Telemetry:
     def record(self, record: Record) -> None:
         """Log and count one request that has ended."""
         self.counters.count(record)
+        if self._write_line is not None:
+            self._write_line(record)
         if self.tracing is not None:
             self.tracing.end(record)
         failed = record.outcome not in _NOT_BROKEN or (record.status >= 500 and record.error != "draining")

@@ -1,0 +1,134 @@
+"""What a caller gets that may not do something, or not now: 403 and 429, and the headers with its limits.
+
+References: https://platform.openai.com/docs/guides/error-codes, .../guides/rate-limits and
+https://docs.anthropic.com/en/api/errors
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from aigw.config.callers import PICO
+from aigw.errors import RequestError
+
+if TYPE_CHECKING:
+    from aigw.access.ledger import Claim, LimitReached
+
+Header = tuple[bytes, bytes]
+_ROUNDING = 1e-6  # of sums of fractions
+
+
+class NotAllowed(RequestError):
+    """The key is right, but not for this: 403."""
+
+    status = 403
+    code = "key_not_allowed"
+
+
+class RateLimited(RequestError):
+    """A limit of the caller is reached, and there will be room again soon: 429."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "requests"
+
+
+class TokensLimited(RateLimited):
+    """The same of a limit of tokens."""
+
+    type = "tokens"
+
+
+class BudgetSpent(RequestError):
+    """A budget of the caller is spent: 429, which clients do not repeat."""
+
+    status = 429
+    code = "insufficient_quota"
+    type = "insufficient_quota"
+
+
+def refused(refusal: LimitReached, now: float) -> RequestError:
+    """The error for a limit that is reached; ``now`` in Unix seconds."""
+    whose = _whose(refusal)
+    account, seconds = refusal.account, refusal.seconds
+    if refusal.budget is not None:
+        return _budget_spent(refusal, whose, now)
+    if refusal.kind == "tokens":
+        assert account.tokens is not None
+        limit = f"{account.tokens.limit} tokens in {account.tokens.seconds:g} s"
+        text = f"Rate limit reached for {whose}: {limit}, used {refusal.used}, requested {refusal.needed}."
+        if seconds is None:
+            text += " The request is larger than the limit; make it shorter, or send a smaller max_tokens."
+            return TokensLimited(text, headers={"x-should-retry": "false"})
+        return TokensLimited(f"{text} Please try again in {_in_words(seconds)}.", headers=_again(seconds))
+    seconds = seconds or 0.0
+    if refusal.kind == "requests":
+        assert account.requests is not None
+        limit = f"{account.requests.limit} requests in {account.requests.seconds:g} s"
+    else:
+        limit = f"{account.concurrency} requests at the same time"
+    text = f"Rate limit reached for {whose}: {limit}. Please try again in {_in_words(seconds)}."
+    return RateLimited(text, headers=_again(seconds))
+
+
+def _budget_spent(refusal: LimitReached, whose: str, now: float) -> BudgetSpent:
+    budget = refusal.budget
+    assert budget is not None
+    amount = f"{budget.limit / PICO:g} USD" if budget.in_usd else f"{budget.limit} tokens"
+    ends = datetime.fromtimestamp(now + (refusal.seconds or 0.0), ZoneInfo(budget.zone))
+    text = f"The budget of {whose} is spent: {amount} a {budget.per}."
+    again = f"It is renewed on {ends.strftime('%A, %d %B %Y at %H:%M')} ({budget.zone})."
+    return BudgetSpent(f"{text} {again}", headers={"x-should-retry": "false"})
+
+
+def _whose(refusal: LimitReached) -> str:
+    kind, _, name = refusal.account.name.partition(" ")
+    return f"the {kind} {name!r}"
+
+
+def _again(seconds: float) -> dict[str, str]:
+    milliseconds = max(1, math.ceil(seconds * 1000 - _ROUNDING))
+    return {"Retry-After": str(max(1, math.ceil(seconds - _ROUNDING))), "retry-after-ms": str(milliseconds)}
+
+
+def _in_words(seconds: float) -> str:
+    return f"{max(1, math.ceil(seconds * 1000 - _ROUNDING)) / 1000:g}s"
+
+
+def limit_headers(claim: Claim) -> list[Header]:
+    """The headers with what the caller has left."""
+    sent: list[Header] = []
+    if claim.requests is not None:
+        limit, left, reset = claim.requests
+        sent = [
+            (b"x-ratelimit-limit-requests", b"%d" % limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % (left if left > 0 else 0)),
+            (b"x-ratelimit-reset-requests", _duration(reset)),
+        ]
+    if claim.window is not None:
+        limit, left, reset = claim.window
+        sent += [
+            (b"x-ratelimit-limit-tokens", b"%d" % limit),
+            (b"x-ratelimit-remaining-tokens", b"%d" % (left if left > 0 else 0)),
+            (b"x-ratelimit-reset-tokens", _duration(reset)),
+        ]
+    return sent
+
+
+def _duration(seconds: float) -> bytes:
+    """As OpenAI writes it: ``120ms``, ``1.5s``, ``6m0s``, ``1h0m0s``."""
+    if seconds < 1:
+        return b"%dms" % math.ceil(seconds * 1000 - _ROUNDING)
+    if seconds < 60:
+        return b"%gs" % (math.ceil(seconds * 1000 - _ROUNDING) / 1000)
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return b"%dh%dm%ds" % (hours, minutes, rest) if hours else b"%dm%ds" % (minutes, rest)
+
+
+def as_upstream(sent: list[Header]) -> list[Header]:
+    """The headers of a provider's answer, its limits under other names: the client sees those of its own key."""
+    return [(b"x-upstream-" + name[2:] if name[:12] == b"x-ratelimit-" else name, value) for name, value in sent]

@@ -1,0 +1,281 @@
+"""What callers and groups have used: the counts of all limits, in the memory of this process. They outlive a reload.
+
+An admission is one call, for all limits of a request at once: all of them are taken, or none. A settlement is one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from aigw.access.limits import TOLERANCE, RequestCount, WindowCount
+from aigw.config.callers import PICO, Account, Budgeted
+from aigw.config.model import Config
+
+Note = Callable[[str, str, WindowCount], None]
+Room = tuple[int, int, float]
+"""The limit, how much of it is left, and in how many seconds all of it is."""
+
+
+class LimitReached(NamedTuple):
+    """Which limit is reached. ``seconds`` is the time until there is room, None if time does not help.
+
+    ``kind`` is ``requests``, ``tokens``, ``concurrency`` or ``budget``; ``needed`` and ``used`` are in the unit of it.
+    """
+
+    kind: str
+    account: Account
+    seconds: float | None
+    needed: int = 1
+    used: int = 0
+    budget: Budgeted | None = None
+
+
+class Counts:
+    """What one account has used, and what it has reserved."""
+
+    __slots__ = ("budgets", "cost", "refused", "requests", "running", "taken", "tokens", "used")
+
+    def __init__(self) -> None:
+        self.requests = RequestCount()
+        self.tokens = WindowCount()
+        self.budgets: dict[str, WindowCount] = {}  # by the key of a Budgeted
+        self.running = 0
+        self.taken = 0  # requests since the start, and the next ones too
+        self.used = 0  # tokens
+        self.cost = 0  # PICO
+        self.refused = 0
+
+    def of(self, budget: Budgeted) -> WindowCount:
+        """The count of a budget."""
+        found = self.budgets.get(budget.key)
+        if found is None:
+            found = self.budgets[budget.key] = WindowCount()
+        return found
+
+
+class Claim(msgspec.Struct, eq=False):
+    """What one request asks for. ``tokens`` and ``money`` (PICO) are reserved until it is settled.
+
+    ``admitted`` is set by the store, and ``shown`` is what the client is shown of its limits.
+    """
+
+    accounts: tuple[Account, ...]
+    tokens: int = 0
+    money: int = 0
+    admitted: bool = False
+    requests: Room | None = None
+    window: Room | None = None
+
+
+class Ledger:
+    """The counts of all accounts, by their names. ``seconds`` is a steady clock, ``wall`` gives Unix seconds."""
+
+    def __init__(self, seconds: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._wall = wall
+        self._counts: dict[str, Counts] = {}
+        self.note: Note | None = None  # is called after each change of a budget
+
+    def use(self, config: Config) -> None:
+        """Limits are those of this configuration from now on."""
+
+    def start(self) -> None:
+        """The process has forked, and no request was admitted yet."""
+
+    def finish(self) -> None:
+        """The process ends."""
+
+    def restore(self, account: str, budget: str, ends: float, spent: int) -> None:
+        """What was spent before the process started, in a period that ends at ``ends``."""
+        count = self._counts.setdefault(account, Counts()).budgets.setdefault(budget, WindowCount())
+        count.ends, count.spent = ends, spent
+
+    def budgets(self) -> Iterator[tuple[str, str, WindowCount]]:
+        """All budgets that were used: of which account, which one, and its count."""
+        for account, counts in self._counts.items():
+            for budget, count in counts.budgets.items():
+                yield account, budget, count
+
+    def counts_of(self, account: Account) -> Counts:
+        """The counts of an account; those of a new one are 0."""
+        found = self._counts.get(account.name)
+        if found is None:
+            found = self._counts[account.name] = Counts()
+        return found
+
+    # Admission
+
+    def admit(self, claim: Claim) -> LimitReached | None:
+        """Take all that the claim asks for, or nothing; note the room that is left, where it is least."""
+        now, known, tokens = self._seconds(), self._counts, claim.tokens
+        reached: LimitReached | None = None
+        for account in claim.accounts:
+            counts = known.get(account.name) or self.counts_of(account)
+            if account.budgets and reached is None:
+                reached = self._spent(account, counts, claim)
+            rate = account.tokens
+            if rate is not None:
+                window, limit = counts.tokens, rate.limit
+                if now >= window.ends:
+                    window.spent, window.ends = 0, now + rate.seconds
+                used = window.spent + window.reserved
+                if used + tokens > limit and tokens and reached is None:
+                    seconds = None if tokens > limit else window.ends - now
+                    reached = LimitReached("tokens", account, seconds, tokens, used)
+                left = limit - used - tokens
+                if claim.window is None or left < claim.window[1]:
+                    claim.window = limit, left, window.ends - now
+            rate = account.requests
+            if rate is not None:
+                limit, share = rate.limit, counts.requests.drain(rate, now)
+                free = limit - share - 1 + TOLERANCE
+                if free < 0 and reached is None:
+                    reached = LimitReached("requests", account, counts.requests.seconds_to_room(rate), 1, limit)
+                if claim.requests is None or free < claim.requests[1]:
+                    claim.requests = limit, int(free), (share + 1) * rate.seconds / limit
+        if reached is None:  # a request that waits for a slot has passed all other limits
+            for account in claim.accounts:
+                if account.concurrency is not None and known[account.name].running >= account.concurrency:
+                    reached = LimitReached("concurrency", account, 1.0, 1, account.concurrency)
+        if reached is not None:
+            if reached.kind != "concurrency":
+                self.counts_of(reached.account).refused += 1
+            self._show(claim, now)
+            return reached
+        claim.admitted = True
+        for account in claim.accounts:
+            counts = known[account.name]
+            counts.running += 1
+            counts.taken += 1
+            if account.requests is not None:
+                counts.requests.used += 1
+            counts.tokens.reserved += tokens
+            for budget in account.budgets:
+                counts.budgets[budget.key].reserved += claim.money if budget.in_usd else tokens
+                if self.note is not None:
+                    self.note(account.name, budget.key, counts.budgets[budget.key])
+        return None
+
+    def _spent(self, account: Account, counts: Counts, claim: Claim) -> LimitReached | None:
+        """The budget of the account that is spent."""
+        wall = self._wall()
+        for budget in account.budgets:
+            count = counts.budgets.get(budget.key) or counts.of(budget)
+            if wall >= count.ends:
+                count.turn_to_calendar(budget.per, budget.zone, wall)
+            asked = claim.money if budget.in_usd else claim.tokens
+            used = count.spent + count.reserved
+            if used + asked > budget.limit or (budget.in_usd and used >= budget.limit):
+                return LimitReached("budget", account, count.ends - wall, asked, used, budget)
+        return None
+
+    def _show(self, claim: Claim, now: float) -> None:
+        """Note the room that is left without this claim, which takes nothing."""
+        claim.requests = claim.window = None
+        for account in claim.accounts:
+            counts = self.counts_of(account)
+            if (rate := account.requests) is not None:
+                used = counts.requests.drain(rate, now)
+                free = int(rate.limit - used + TOLERANCE)
+                if claim.requests is None or free < claim.requests[1]:
+                    claim.requests = rate.limit, free, used * rate.seconds / rate.limit
+            if (rate := account.tokens) is not None:
+                window = counts.tokens
+                window.turn(rate.seconds, now)
+                left = rate.limit - window.spent - window.reserved
+                if claim.window is None or left < claim.window[1]:
+                    claim.window = rate.limit, left, window.ends - now
+
+    def count_refused(self, claim: Claim) -> None:
+        """Count a request that found no slot in its time."""
+        for account in claim.accounts:
+            self.counts_of(account).refused += 1
+
+    # Settlement
+
+    def settle(self, claim: Claim, tokens: int, money: int = 0) -> None:
+        """Charge what an admitted request used, even past a limit, and free the rest."""
+        for account in claim.accounts:
+            counts = self._counts[account.name]
+            counts.running -= 1
+            counts.used += tokens
+            counts.cost += money
+            window, rate = counts.tokens, account.tokens
+            window.reserved -= claim.tokens
+            if rate is not None:
+                now = self._seconds()
+                if now >= window.ends:
+                    window.spent, window.ends = 0, now + rate.seconds
+                window.spent += tokens
+            if account.budgets:
+                wall = self._wall()
+                for budget in account.budgets:
+                    count = counts.budgets[budget.key]
+                    if wall >= count.ends:
+                        count.turn_to_calendar(budget.per, budget.zone, wall)
+                    count.reserved -= claim.money if budget.in_usd else claim.tokens
+                    count.spent += money if budget.in_usd else tokens
+                    if self.note is not None:
+                        self.note(account.name, budget.key, count)
+
+    def count_request(self, claim: Claim) -> None:
+        """Count a request that is over already, such as one that is malformed; past no limit."""
+        claim.tokens = claim.money = 0
+        if self.admit(claim) is None:
+            self.settle(claim, 0)
+
+    # What is shown
+
+    def usage_of(self, account: Account) -> dict[str, object]:
+        """What the account has used and what it has left, as JSON."""
+        counts, now, wall = self.counts_of(account), self._seconds(), self._wall()
+        kind, _, name = account.name.partition(" ")
+        shown: dict[str, object] = {
+            kind: name,
+            "requests": counts.taken,
+            "tokens": counts.used,
+            "cost_usd": counts.cost / PICO,
+            "refused": counts.refused,
+            "running": counts.running,
+        }
+        limits: dict[str, object] = {}
+        if account.requests is not None:
+            used = counts.requests.drain(account.requests, now)
+            left = int(account.requests.limit - used + TOLERANCE)
+            limits["requests"] = {
+                "limit": account.requests.limit,
+                "per_s": account.requests.seconds,
+                "remaining": max(0, left),
+                "reset_s": round(used * account.requests.seconds / account.requests.limit, 3),
+            }
+        if account.tokens is not None:
+            window = counts.tokens
+            window.turn(account.tokens.seconds, now)
+            limits["tokens"] = {
+                "limit": account.tokens.limit,
+                "per_s": account.tokens.seconds,
+                "spent": window.spent,
+                "reserved": window.reserved,
+                "remaining": max(0, account.tokens.limit - window.spent - window.reserved),
+                "reset_s": round(window.ends - now, 3),
+            }
+        if account.concurrency is not None:
+            limits["concurrency"] = {"limit": account.concurrency, "remaining": account.concurrency - counts.running}
+        if account.budgets:
+            limits["budget"] = [self._budget(budget, counts.of(budget), wall) for budget in account.budgets]
+        return {**shown, "limits": limits}
+
+    def _budget(self, budget: Budgeted, count: WindowCount, wall: float) -> dict[str, object]:
+        count.turn_to_calendar(budget.per, budget.zone, wall)
+        left = max(0, budget.limit - count.spent - count.reserved)
+        amounts = {"limit": budget.limit, "spent": count.spent, "reserved": count.reserved, "remaining": left}
+        return {
+            "unit": "usd" if budget.in_usd else "tokens",
+            "per": budget.per,
+            "zone": budget.zone,
+            **{name: amount / PICO if budget.in_usd else amount for name, amount in amounts.items()},
+            "resets_at": round(count.ends),
+        }

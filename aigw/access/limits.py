@@ -1,0 +1,84 @@
+"""The arithmetic of limits: how much is used, when there is room again, and where a period of the calendar ends.
+
+Nothing here knows a clock: each function is given the time.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from aigw.config.limit_values import Rate
+
+TOLERANCE = 1e-6  # requests: what many additions of small shares may be wrong by
+
+
+class RequestCount:
+    """Requests under a rate, by the generic cell rate algorithm (GCRA), counted in requests instead of seconds.
+
+    ``used`` requests are under way through a bucket of ``limit`` that drains evenly within the rate's seconds: a burst
+    of ``limit`` passes at once, then one each ``seconds / limit``. Another limit keeps the count.
+    """
+
+    __slots__ = ("at", "used")
+
+    def __init__(self) -> None:
+        self.used = 0.0
+        self.at = 0.0
+
+    def drain(self, rate: Rate, now: float) -> float:
+        """How many are used at ``now``."""
+        elapsed = now - self.at
+        if elapsed > 0:
+            self.at = now
+            self.used = max(0.0, self.used - elapsed * rate.limit / rate.seconds)
+        return self.used
+
+    def has_room(self, rate: Rate, now: float) -> bool:
+        """Whether one more may pass."""
+        return self.drain(rate, now) + 1 <= rate.limit + TOLERANCE
+
+    def seconds_to_room(self, rate: Rate) -> float:
+        """How long until one more may pass, as of the last ``drain``."""
+        return max(0.0, (self.used + 1 - rate.limit) * rate.seconds / rate.limit)
+
+
+class WindowCount:
+    """Amounts in windows: ``spent`` in the present one, and ``reserved`` by requests that have not ended."""
+
+    __slots__ = ("ends", "reserved", "spent")
+
+    def __init__(self) -> None:
+        self.spent = 0
+        self.reserved = 0
+        self.ends = 0.0
+
+    def turn(self, seconds: float, now: float) -> None:
+        """Begin a window of so many seconds at ``now``, if the last one is over. The ledger does the same by itself."""
+        if now >= self.ends:
+            self.spent, self.ends = 0, now + seconds
+
+    def turn_to_calendar(self, per: str, zone: str, now: float) -> None:
+        """The same with a period of the calendar; ``now`` in Unix seconds.
+
+        A clock that is set back changes nothing until it reaches the end of the window again.
+        """
+        if now >= self.ends:
+            self.spent, self.ends = 0, end_of_period(per, zone, now)
+
+
+def end_of_period(per: str, zone: str, now: float) -> float:
+    """When the hour, day, week (from Monday), month or year of ``now`` ends in that zone, in Unix seconds."""
+    if per == "hour":
+        return now - now % 3600 + 3600  # zones with half hours too: each hour has one window
+    local = datetime.fromtimestamp(now, ZoneInfo(zone))
+    day = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0, tzinfo=None)
+    if per == "day":
+        end = day + timedelta(days=1)
+    elif per == "week":
+        end = day + timedelta(days=7 - day.weekday())
+    elif per == "month":
+        end = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+    else:
+        end = day.replace(year=day.year + 1, month=1, day=1)
+    return end.replace(tzinfo=ZoneInfo(zone)).timestamp()

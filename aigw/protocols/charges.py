@@ -1,0 +1,73 @@
+"""What an answer is charged: tokens by disjoint kinds, made of the counts that providers report, and their cost.
+
+OpenAI's ``prompt_tokens`` include those that were read from a cache, and ``completion_tokens`` those of reasoning;
+Anthropic's ``input_tokens`` include neither those that were read from its cache nor those that were written to it.
+Some providers have OpenAI's names and Anthropic's meaning; ``total_tokens`` then shows what is beside what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+from aigw.config.prices import Prices, in_usd
+
+Usage = Mapping[str, "int | Decimal"]  # the counts by the names of the providers, and ``cost`` in USD
+
+CHARGED_KINDS = ("input", "output", "cache_read", "cache_write", "reasoning")
+
+
+def cost(prices: Prices, provider: str, model: str, usage: Usage) -> Decimal | None:
+    """The cost of an answer in USD; None if there is no price for it, or if no tokens were reported and some cost.
+
+    A cost that the provider itself reported counts more than any price.
+    """
+    reported = usage.get("cost")
+    if isinstance(reported, Decimal):
+        return in_usd(reported)
+    price = prices.of(provider, model)
+    if price is None:
+        return None
+    tokens = charged_tokens(usage)
+    return price.cost(tokens) if tokens or price.is_free else None
+
+
+def charged_tokens(usage: Usage) -> dict[str, int]:
+    """The tokens of each kind, without the kinds that have none; no token is in two kinds. Empty: none were reported.
+
+    A count of 0 that was reported is kept for ``input``, so that an answer without tokens costs nothing.
+    """
+
+    def count(*names: str) -> int:
+        return max([int(usage[name]) for name in names if name in usage], default=0)
+
+    read = count("cached_tokens", "cache_read_input_tokens", "prompt_cache_hit_tokens")
+    written = count("cache_write_tokens", "cache_creation_input_tokens")
+    given, made = count("prompt_tokens", "input_tokens"), count("completion_tokens", "output_tokens")
+    reasoning = count("reasoning_tokens")
+    if not any(name in usage for name in _NAMES):
+        if "total_tokens" not in usage:
+            return {}
+        given = count("total_tokens")  # of embeddings and reranking
+    more = count("total_tokens") - given - made  # what the total has beside the two
+    cached = read + written
+    is_beside = _is_anthropic(usage) or cached > given or (cached > 0 and more in (cached, cached + reasoning))
+    if is_beside and more >= cached:
+        more -= cached
+    if not reasoning and more > 0 and "prompt_tokens" in usage:
+        reasoning = more  # Gemini counts the tokens of thoughts in the total alone, and charges them
+    elif more != reasoning and reasoning <= made:
+        made -= reasoning
+    found = (given if is_beside else given - cached), made, read, written, reasoning
+    return {kind: n for kind, n in zip(CHARGED_KINDS, found, strict=True) if n or kind == "input"}
+
+
+def _is_anthropic(usage: Usage) -> bool:
+    return (
+        "prompt_tokens" not in usage
+        and "cached_tokens" not in usage
+        and ("cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage)
+    )
+
+
+_NAMES = ("prompt_tokens", "input_tokens", "completion_tokens", "output_tokens")

@@ -1,0 +1,148 @@
+"""Calls of callers with limits, between the resource and the gateway. The calls of other callers do not come here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from aigw.access.admission import Admission, Store
+from aigw.access.errors import as_upstream
+from aigw.access.estimates import Estimate, estimate, used
+from aigw.access.ledger import Claim
+from aigw.accounting.estimated import complete
+from aigw.config.callers import PICO, Caller
+from aigw.config.model import Config, Route
+from aigw.net.headers import Header
+from aigw.protocols.endpoint import Call
+from aigw.proxy.exchange import Gateway
+from aigw.server.cors import CrossOrigin
+from aigw.server.resources import ApiResource
+from aigw.telemetry.pricing import Pricing
+from aigw.telemetry.record import RecordBuilder
+
+if TYPE_CHECKING:
+    from aigw.server.request import Request
+
+CostOf = Callable[[RecordBuilder], "float | None"]
+"""The cost of a request that has ended, in USD, from its record; None if it is not known."""
+
+_NOTHING = Estimate(0, 0, False)
+
+
+class LimitedCall:
+    """A call with what it has claimed: a Responder in front of the request.
+
+    The events of a stream are counted: where the provider reports no usage, only they show how long the answer was.
+    """
+
+    def __init__(self, claim: Claim, about: Estimate, call: Call, client: Request) -> None:
+        self.claim = claim
+        self.about = about
+        self.path = call.endpoint.path
+        self.events = 0
+        self._begin = client.begin
+        self._write = client.write
+        if not call.stream:
+            self.write = client.write  # type: ignore[method-assign]  # there are no events
+        self.end = client.end
+        self.cut = client.cut
+        self.header = client.header
+        self.release_body = client.release_body
+        self.registerProducer = client.registerProducer
+        self.unregisterProducer = client.unregisterProducer
+
+    def begin(self, status: int, headers: list[Header], length: int | None, is_early: bool = False) -> None:
+        """See Responder. The limits of the provider's key are not those of the caller."""
+        for name, _ in headers:
+            if name[:12] == b"x-ratelimit-":
+                headers = as_upstream(headers)
+                break
+        self._begin(status, headers, length, is_early)
+
+    def write(self, data: bytes) -> None:
+        """See Responder."""
+        self.events += data.count(b"data:")
+        self._write(data)
+
+
+class Limited:
+    """Admits calls, and settles them. ``cost_of`` gives the cost of a request where there is no ``pricing``."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        admission: Admission,
+        cost_of: CostOf | None = None,
+        pricing: Pricing | None = None,
+        routes: Mapping[str, Route] | None = None,
+    ) -> None:
+        self._gateway = gateway
+        self._admission = admission
+        self._store = admission.store
+        self._cost_of = cost_of
+        self._pricing = pricing
+        self._routes = routes or {}
+
+    def serve(self, call: Call, request: Request, record: RecordBuilder) -> Deferred[None]:
+        """Serve the call when it is admitted. Raises RequestError, or fails with it."""
+        caller = request.caller
+        assert caller is not None
+        about = estimate(call, caller.assume) if call.endpoint.spends == "tokens" else _NOTHING
+        money = self._money_for(call, caller, about) if self._pricing is not None else 0
+        claim = Claim(caller.accounts, about.prompt + about.output, money)
+        limited = request.limited = LimitedCall(claim, about, call, request)
+        reached = self._store.admit(claim)
+        if reached is not None:
+            admitted = self._admission.decide(reached, claim, caller.wait)
+            if admitted is not None:
+                return admitted.addCallback(lambda _: self._gateway.serve(call, limited, record))
+        return self._gateway.serve(call, limited, record)
+
+    def end(self, limited: LimitedCall, record: RecordBuilder) -> None:
+        """The request has ended, in whatever way: charge what it used, and free the rest."""
+        claim = limited.claim
+        if not claim.admitted:
+            return
+        tokens = money = 0
+        if limited.about is not _NOTHING:
+            tokens, record.estimated = used(record, limited.about, limited.events, limited.path)
+            if record.pricing is not None:
+                tokens, cost = complete(record, tokens, limited.about.prompt)
+                money = round(cost * PICO)
+            elif self._cost_of is not None:
+                money = round((self._cost_of(record) or 0.0) * PICO)
+        settled = self._store.settle(claim, tokens, money)
+        if self._admission.queues:
+            self._admission.settled(settled, claim)
+
+    def _money_for(self, call: Call, caller: Caller, about: Estimate) -> int:
+        """What is reserved of budgets in USD: the cost of the estimate at the dearest step of the route."""
+        route = self._routes.get(call.model)
+        if self._pricing is None or route is None or about is _NOTHING:
+            return 0
+        if not any([budget.in_usd for account in caller.accounts for budget in account.budgets]):
+            return 0
+        return round(self._pricing.dearest(route.steps, {"input": about.prompt, "output": about.output}) * PICO)
+
+    def count(self, request: Request) -> None:
+        """Count a request that was refused before it was a call."""
+        if request.caller is not None:
+            self._store.count_request(Claim(request.caller.accounts))
+
+
+class UsageResource(ApiResource):
+    """``GET /v1/usage``: what the caller has used, and what it has left of its limits and of those of its group."""
+
+    def __init__(self, config: Config, store: Store, cross_origin: CrossOrigin | None = None) -> None:
+        super().__init__(config, cross_origin)
+        self._store = store
+
+    def render(self, request: Request) -> bytes:
+        """Of the caller alone."""
+        caller = request.caller
+        assert caller is not None
+        accounts = [self._store.usage_of(account) for account in caller.accounts]
+        return msgspec.json.encode({"object": "usage", "caller": caller.name, "data": accounts})

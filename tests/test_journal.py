@@ -1,0 +1,288 @@
+"""L9: the budgets of a process are there again after a restart, also after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from pytest_twisted import ensureDeferred
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+
+from aigw.access import journal
+from aigw.access.journal import Journal, JournaledLedger
+from aigw.access.ledger import Claim
+from aigw.access.limits import WindowCount
+from aigw.config import loader
+from tests.harness import until
+from tests.providers import answer, begin_stream, event
+from tests.test_usage_file import log
+
+ROOT = Path(__file__).parent.parent
+KEY = "aigw_0123456789abcdef0123456789abcdef01234567"
+LATER = time.time() + 100_000
+
+
+def config_of(folder: Path, **more):
+    (folder / "state").mkdir(exist_ok=True)
+    budget = [{"tokens": "1M", "per": "year"}, {"tokens": "9k", "per": "hour"}]
+    tree = {
+        "api_key": "a-key-of-the-gateway-for-tests",
+        "providers": [{"name": "p", "base_url": "http://p/v1"}],
+        "routes": [{"name": "r", "steps": [{"provider": "p", "model": "m"}]}],
+        "keys": [{"name": "alice", "key": KEY, "budget": budget}],
+        "state": "state",
+        **more,
+    }
+    return loader.build(tree, {}, folder)
+
+
+def ledger_of(config, now: float | None = None) -> JournaledLedger:
+    made = JournaledLedger(time.monotonic, time.time if now is None else lambda: now)
+    made.use(config)
+    made.start()
+    return made
+
+
+def account_in(config):
+    return next(caller.accounts[0] for caller in config.callers if caller.name == "alice")
+
+
+def spent(ledger: JournaledLedger, config) -> list[int]:
+    account = account_in(config)
+    return [ledger.counts_of(account).of(budget).spent for budget in account.budgets]
+
+
+def use(ledger: JournaledLedger, config, tokens: int, settled: bool = True) -> None:
+    claim = Claim((account_in(config),), 100)
+    assert ledger.admit(claim) is None
+    if settled:
+        ledger.settle(claim, tokens)
+
+
+def test_l9_budgets_are_there_again_after_a_restart(tmp_path):
+    config = config_of(tmp_path)
+    first = ledger_of(config)
+    for _ in range(5):
+        use(first, config, 70)
+    first.finish()
+    second = ledger_of(config)
+    assert spent(second, config) == [350, 350]
+    use(second, config, 1)
+    second.finish()
+    third = ledger_of(config)
+    assert spent(third, config) == [351, 351]
+    third.finish()
+    assert (tmp_path / "state" / "budgets.journal").stat().st_mode & 0o777 == 0o600
+
+
+def test_l9_a_request_that_ran_at_the_kill_is_charged_what_it_had_reserved(tmp_path):
+    config = config_of(tmp_path)
+    first = ledger_of(config)
+    use(first, config, 70)
+    use(first, config, 0, settled=False)
+    first.finish()  # all that a kill leaves: what was written
+    second = ledger_of(config)
+    assert spent(second, config) == [170, 170]
+    second.finish()
+
+
+def test_l9_a_period_that_is_over_is_not_restored(tmp_path):
+    config = config_of(tmp_path)
+    first = ledger_of(config)
+    use(first, config, 70)
+    first.finish()
+    second = ledger_of(config, time.time() + 3700)
+    assert spent(second, config) == [70, 0]
+    second.finish()
+
+
+def test_l9_a_broken_line_is_left_out(tmp_path):
+    config = config_of(tmp_path)
+    first = ledger_of(config)
+    use(first, config, 70)
+    first.finish()
+    path = tmp_path / "state" / "budgets.journal"
+    path.write_bytes(b"\xff\n{}\n[1]\n" + path.read_bytes() + b'["key alice","tokens ye')
+    second = ledger_of(config)
+    assert spent(second, config) == [70, 70]
+    use(second, config, 5)
+    second.finish()
+    third = ledger_of(config)
+    assert spent(third, config) == [75, 75]
+    third.finish()
+
+
+def test_l9_several_processes_have_a_file_each(tmp_path):
+    config = config_of(tmp_path)
+    ledgers = [ledger_of(config) for _ in range(3)]
+    for number, each in enumerate(ledgers, 1):
+        use(each, config, number)
+    for each in ledgers:
+        each.finish()
+    names = {each.name for each in (tmp_path / "state").iterdir() if each.suffix == ".journal"}
+    assert names == {"budgets.journal", "budgets-2.journal", "budgets-3.journal"}
+    again = ledger_of(config)
+    assert spent(again, config) == [1, 1]
+    again.finish()
+
+
+def test_l9_the_file_is_made_anew_when_it_is_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "SMALL", 2000)
+    made = Journal(str(tmp_path))
+    made.load()
+    made.start()
+    count = WindowCount()
+    count.ends = LATER
+    largest = 0
+    for number in range(400):
+        count.spent = number
+        made.note("key alice", "tokens year", count)
+        deadline = time.monotonic() + 5
+        while made._changed and time.monotonic() < deadline:
+            time.sleep(0.0002)
+        with contextlib.suppress(FileNotFoundError):
+            largest = max(largest, (tmp_path / "budgets.journal").stat().st_size)
+    made.finish()
+    assert 500 < largest < 2200
+    again = Journal(str(tmp_path))
+    assert again.load()["key alice", "tokens year"][1] == 399
+    os.close(again._lock)
+
+
+def test_l9_a_disk_that_is_full_or_missing_is_one_line_of_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "AGAIN_SECONDS", 0.001)
+    made = Journal(str(tmp_path / "later"))
+    with log() as lines:
+        made.load()
+        made.start()
+        count = WindowCount()
+        count.ends, count.spent = LATER, 5
+        made.note("key alice", "tokens year", count)
+        deadline = time.monotonic() + 5
+        while not lines and time.monotonic() < deadline:
+            time.sleep(0.001)
+        (tmp_path / "later").mkdir()
+        count.spent = 6
+        made.note("key alice", "tokens year", count)
+        while not (tmp_path / "later" / "budgets.journal").exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        made.finish()
+    assert len(lines) == 1
+    assert "cannot keep the budgets" in lines[0]["message"]
+    again = Journal(str(tmp_path / "later"))
+    assert again.load()["key alice", "tokens year"][1] == 6
+    os.close(again._lock)
+
+
+def test_l9_notes_of_many_turns_are_all_written(tmp_path):
+    """The thread takes states while more of them come."""
+    made = Journal(str(tmp_path))
+    made.load()
+    made.start()
+    for number in range(20_000):
+        count = WindowCount()
+        count.ends, count.spent = LATER, number
+        made.note(f"key {number % 50}", "tokens year", count)
+    made.finish()
+    again = Journal(str(tmp_path))
+    assert {state[1] for state in again.load().values()} == set(range(19_950, 20_000))
+    os.close(again._lock)
+
+
+def test_l9_without_budgets_or_a_folder_nothing_is_opened(tmp_path):
+    for config in (
+        config_of(tmp_path, keys=[{"name": "alice", "key": KEY, "requests": "5/m"}]),
+        config_of(tmp_path, state=None),
+    ):
+        made = ledger_of(config)
+        assert made.note is None
+        made.finish()
+    assert list((tmp_path / "state").iterdir()) == []
+    assert not [each for each in threading.enumerate() if each.name == "budgets"]
+
+
+def test_l9_systemd_names_the_folder(tmp_path):
+    tree = {
+        "api_key": "a-key-of-the-gateway-for-tests",
+        "providers": [{"name": "p", "base_url": "http://p/v1"}],
+        "routes": [{"name": "r", "steps": [{"provider": "p", "model": "m"}]}],
+    }
+    assert loader.build(tree, {"STATE_DIRECTORY": "/var/lib/ai-gateway"}, tmp_path).state == "/var/lib/ai-gateway"
+    assert loader.build({**tree, "state": "here"}, {"STATE_DIRECTORY": "/x"}, tmp_path).state == str(tmp_path / "here")
+    assert loader.build(tree, {}, tmp_path).state is None
+
+
+def start(folder: Path) -> subprocess.Popen:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    log_file = folder / f"{time.monotonic_ns()}.log"
+    with log_file.open("wb") as file:
+        command = [sys.executable, "-m", "aigw", "-c", "config.yaml"]
+        daemon = subprocess.Popen(command, cwd=folder, env=environ, stderr=file)
+    deadline = time.monotonic() + 20
+    while b"The gateway has started" not in log_file.read_bytes():
+        assert time.monotonic() < deadline, log_file.read_text()
+        time.sleep(0.05)
+    return daemon
+
+
+def curl(port: int, path: str, body: dict | None = None, seconds: float = 5) -> bytes:
+    command = [
+        "curl",
+        "-sN",
+        "--max-time",
+        str(seconds),
+        f"http://127.0.0.1:{port}{path}",
+        "-H",
+        f"Authorization: Bearer {KEY}",
+    ]
+    if body is not None:
+        command += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
+    return subprocess.run(command, capture_output=True, check=False).stdout
+
+
+@ensureDeferred
+async def test_l9_kill_9_in_mid_stream_leaves_the_budget_within_one_request(world, tmp_path):
+    (world.folder / "state").mkdir()
+    provider = world.provider(*[answer()] * 3, begin_stream(event({"content": "a"})))
+    port = world.gateway(provider).port + 0
+    with __import__("socket").socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tree = {
+        "api_key": "a-key-of-the-gateway-for-tests",
+        "listen": [f"tcp:{port}:interface=127.0.0.1"],
+        "providers": [{"name": "p", "base_url": world.base_url(provider)}],
+        "routes": [{"name": "r", "steps": [{"provider": "p", "model": "m"}]}],
+        "keys": [{"name": "alice", "key": KEY, "budget": [{"tokens": "1M", "per": "year"}], "assume": 50}],
+        "state": "state",
+    }
+    (world.folder / "config.yaml").write_text(json.dumps(tree))
+    (world.folder / "config.yaml").chmod(0o600)
+    daemon = await deferToThread(start, world.folder)
+    try:
+        hello = {"model": "r", "messages": [{"role": "user", "content": "hi"}]}
+        for _ in range(3):
+            assert b"choices" in await deferToThread(curl, port, "/v1/chat/completions", hello)
+        streaming = deferToThread(curl, port, "/v1/chat/completions", {**hello, "stream": True})
+        await until(lambda: len(provider.requests) == 4)
+        await deferLater(reactor, 0.1)
+        os.kill(daemon.pid, signal.SIGKILL)
+        await deferToThread(daemon.wait)
+        await streaming
+        daemon = await deferToThread(start, world.folder)
+        usage = json.loads(await deferToThread(curl, port, "/v1/usage"))
+        (budget,) = usage["data"][0]["limits"]["budget"]
+        assert 21 < budget["spent"] <= 21 + 50 + 40  # three of 7 tokens, and what the fourth one had reserved
+        assert budget["reserved"] == 0
+    finally:
+        daemon.kill()
+        await deferToThread(daemon.wait)
