@@ -23,6 +23,7 @@ from aigw.explain.explained import Explained
 from aigw.explain.explainer import Explainer
 from aigw.explain.text import as_json, as_text
 from aigw.protocols.walk import whole
+from aigw.proxy.router import Router
 from aigw.secret import KeySearch
 from aigw.server.site import GatewaySite
 from aigw.telemetry.redaction import Redaction
@@ -32,7 +33,7 @@ from tests.memory import MemoryGateway, Wire, body_of, error_of
 from tests.providers import head
 from tests.test_cost import WHOLE
 from tests.test_daemon import run
-from tests.test_names import route
+from tests.test_names import PROVIDER, route
 
 STEPS = [
     {"provider": "p1", "model": "m1", "conflict_resolution": "tools"},
@@ -264,6 +265,33 @@ def test_d4b_many_and_long_members_are_bounded():
     asked = {**HELLO, "model": "route", **{f"{n}-{'x' * 100}": 1 for n in range(200)}}
     found = explained(MemoryGateway(), asked)
     assert (len(found.members), max(map(len, found.members))) == (100, 64)
+
+
+def test_d4b_a_name_that_is_no_utf_8_is_explained():
+    """Such a member goes to the provider as it is."""
+    asked = b'{"model":"a","messages":[{"role":"user","content":"x"}],"user\\ud800":1}'
+    world = gateway(route("a"))
+    found = explained(world, asked)
+    assert found.members == {"model": 3, "messages": 31, "user?": 1}
+    assert json.loads(as_json(found, KeySearch([])))["members"]["user?"] == 1
+    assert "user? (1 bytes)" in as_text(found, KeySearch([]))
+
+
+def test_d4b_a_caller_that_may_not_use_the_route():
+    """The only caller is known; of several nobody is."""
+    keys = [{"name": n, "key": f"sk-of-{n}-0123456789abcdef", "routes": ["a"]} for n in ("alice", "bob")]
+
+    def asked(model: str, *keys: dict) -> Explained:
+        tree = {"providers": [PROVIDER], "routes": [route("a"), route("b")], "keys": list(keys)}
+        config = loader.build(tree, {}, Path("/nonexistent"))
+        return whole(Explainer(config, Router(config)).explain(json.dumps({**HELLO, "model": model}).encode()))
+
+    assert asked("a", keys[0]).error is None
+    made = asked("b", keys[0])
+    assert (made.error.code, made.route, made.steps) == ("model_not_found", None, [])
+    made = asked("b", *keys)
+    assert (made.error, made.route) == (None, "b")
+    assert made.notes == ["a caller whose key has routes without this one gets 404; the caller is not known here"]
 
 
 # The listener for administrators
