@@ -215,6 +215,7 @@ def test_d4b_an_error_at_once_is_that_of_the_gateway(asked, status, code):
     assert made.error.message == error_of(told)["message"]
     assert (made.steps, CONTENT in text_of(world, asked)) == ([], False)
     assert text_of(world, asked).splitlines()[-1].startswith(f"answer: {status}")
+    assert "no model" not in text_of(world, asked) or "model" not in asked.get("body", asked)
 
 
 @pytest.mark.parametrize(
