@@ -18,7 +18,7 @@ def escape_unwritable(stream: TextIO) -> None:
 
 
 def put(text: str) -> None:
-    """Print ``text`` and a newline. Where nobody can have it the process ends with 1, without a traceback."""
+    """Print ``text`` and a newline. If it cannot be written the process ends with 1, without a traceback."""
     try:
         print(text, flush=True)
     except OSError as error:
