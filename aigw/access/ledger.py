@@ -89,9 +89,10 @@ class Ledger:
         """The process ends."""
 
     def restore(self, account: str, budget: str, ends: float, spent: int) -> None:
-        """What was spent before the process started, in a period that ends at ``ends``."""
+        """What was spent before the process started, in a period that ends at ``ends``; what is known counts more."""
         count = self._counts.setdefault(account, Counts()).budgets.setdefault(budget, WindowCount())
-        count.ends, count.spent = ends, spent
+        if (ends, spent) > (count.ends, count.spent):
+            count.ends, count.spent = ends, spent
 
     def budgets(self) -> Iterator[tuple[str, str, WindowCount]]:
         """All budgets that were used: of which account, which one, and its count."""
