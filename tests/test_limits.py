@@ -553,6 +553,19 @@ def test_l4_a_clock_that_is_set_back_loses_no_window():
     assert gateway.usage()["limits"]["budget"][0]["spent"] == 144
 
 
+def test_l4_a_clock_that_was_years_ahead_refuses_nobody_for_years():
+    gateway = LimitedGateway(budget=[{"tokens": 1100, "per": "day"}])
+    gateway.wall += 9 * 365 * 86_400
+    for _ in range(2):
+        gateway.ask()
+    gateway.wall = NOW
+    assert gateway.usage()["limits"]["budget"][0]["spent"] == 144
+    refused = error_of(gateway.ask())["message"]
+    assert datetime.fromtimestamp(NOW, ZoneInfo("UTC")).strftime("%B %Y") in refused
+    gateway.wall += 86_400
+    assert status(gateway.ask()) == 200
+
+
 def test_l4_a_budget_in_dollars_is_of_the_cost_of_each_request():
     budget = [{"usd": 0.5, "per": "month"}]
     gateway = LimitedGateway(budget=budget, cost_of=lambda record: 0.2, top={"unknown_price": 1})

@@ -170,6 +170,7 @@ class Ledger:
             asked = claim.money if budget.in_usd else claim.tokens
             used = count.spent + count.reserved
             if used + asked > budget.limit or (budget.in_usd and used >= budget.limit):
+                count.correct(budget.per, budget.zone, wall)
                 return LimitReached("budget", account, count.ends - wall, asked, used, budget)
         return None
 
