@@ -604,13 +604,17 @@ def test_e4_an_unknown_price_is_assumed_and_counted(tmp_path):
     assert book.metrics['aigw_unpriced_requests_total{provider="p1",model="model-of-p1"}'] == 1
 
 
-def test_e5_a_budget_in_usd_is_reserved_at_the_dearest_step(tmp_path):
-    """One request at a time passes where two would pass the limit."""
+@pytest.mark.parametrize("name", ["route", "alias", "any-model"])
+def test_e5_a_budget_in_usd_is_reserved_at_the_dearest_step(tmp_path, name):
+    """One request at a time passes where two would pass the limit, by whichever name it finds the route."""
     budget = [{"usd": 0.02, "per": "day"}]
-    book = Book(tmp_path, top={"keys": [{**LIMITED, "budget": budget}]})
+    steps = [{"provider": p, "model": f"model-of-{p}"} for p in ("p1", "p2")]
+    route = {"name": "route", "also": ["alias", "any-*"], "steps": steps}
+    book = Book(tmp_path, top={"keys": [{**LIMITED, "budget": budget}], "routes": [route]})
     clients = [book.world.open() for _ in range(3)]
     for client in clients:
-        client.say(request({**HELLO, "max_tokens": 1000}, headers={"Authorization": f"Bearer {KEY_OF_ALICE}"}))
+        body = {**HELLO, "model": name, "max_tokens": 1000}
+        client.say(request(body, headers={"Authorization": f"Bearer {KEY_OF_ALICE}"}))
     statuses = [client.take()[9:12] for client in clients]
     assert statuses == [b"", b"429", b"429"]  # the first one has 1000 * 15 / 1M and a little reserved
     book.door("p1").say(whole(USAGE))

@@ -328,6 +328,14 @@ def test_e4_a_budget_in_usd_needs_a_price_for_each_step(tmp_path):
     assert budget_of(tmp_path, "", key={"routes": ["other"]})
 
 
+@pytest.mark.parametrize("pattern", ["alias", "al*", "open-*", "open-4", "open-4*", "*"])
+def test_e4_a_route_is_used_by_each_of_its_names(tmp_path, pattern):
+    routes = [{"name": "r", "also": ["alias", "open-*"], "steps": [{"provider": "p", "model": "m"}]}]
+    with pytest.raises(ConfigError, match="has no price"):
+        budget_of(tmp_path, "", key={"routes": [pattern]}, routes=routes)
+    assert budget_of(tmp_path, "", key={"routes": ["open"]}, routes=routes)
+
+
 def test_e4_an_unknown_price_is_assumed_for_tokens_of_every_kind(tmp_path):
     config = budget_of(tmp_path, "p: {m: {input: 1, output: 1}}", unknown_price=5)
     unknown = config.price_list.unknown

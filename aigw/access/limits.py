@@ -69,7 +69,10 @@ class WindowCount:
 
     def correct(self, per: str, zone: str, now: float) -> None:
         """Give a window that began while the clock was days ahead the end that it should have; it keeps its amount."""
-        if self.ends - now > SET_BACK_SECONDS and self.ends - (ends := end_of_period(per, zone, now)) > SET_BACK_SECONDS:
+        if (
+            self.ends - now > SET_BACK_SECONDS
+            and self.ends - (ends := end_of_period(per, zone, now)) > SET_BACK_SECONDS
+        ):
             self.ends = ends
 
 

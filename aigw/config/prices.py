@@ -26,7 +26,7 @@ from aigw.errors import ConfigError
 
 if TYPE_CHECKING:
     from aigw.config.callers import Caller
-    from aigw.config.model import Config, Step
+    from aigw.config.model import Config, Route, Step
 
 MAX_FILE = 4 * 1024 * 1024
 MAX_PRICE = 1_000_000
@@ -214,7 +214,7 @@ def unpriced_budgets(config: Config) -> Iterator[str]:
         if not any(budget.in_usd for budget in budgets):
             continue
         for route in config.routes.values():
-            missing = unpriced(route.steps, config.price_list) if may_use(caller, route.name) else []
+            missing = unpriced(route.steps, config.price_list) if may_use(caller, route) else []
             if missing:
                 step = f"{quoted(missing[0].provider.name)} {quoted(missing[0].model)}"
                 found[f"step {missing[0].number} of the route {quoted(route.name)!r} ({step}) has no price"] = None
@@ -222,9 +222,15 @@ def unpriced_budgets(config: Config) -> Iterator[str]:
         yield f"{text}, and a key with a budget in USD may use it; add the price to prices, or write unknown_price"
 
 
-def may_use(caller: Caller, route: str) -> bool:
-    """Whether a caller may use a route."""
-    return not caller.routes or route in caller.routes or matches(caller.routes, route)
+def may_use(caller: Caller, route: Route) -> bool:
+    """Whether a caller may use a route, by one of its names or by some of those that a star in a name stands for."""
+    names = (route.name, *route.also)
+    beginnings = tuple([name[:-1] for name in names if name.endswith(ANY)])
+    return (
+        not caller.routes
+        or any(matches(caller.routes, each) for each in names)
+        or any(each.startswith(beginnings) for each in caller.routes)
+    )
 
 
 def unpriced(steps: Iterable[Step], prices: Prices) -> list[Step]:
