@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 from pytest_twisted import ensureDeferred
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from aigw.access.admission import Admission
 from aigw.access.ledger import Ledger
+from aigw.accounting import price_file
 from aigw.accounting.accounts import Accounts
 from aigw.accounting.line import decode, line_of
+from aigw.accounting.price_file import PriceFile
 from aigw.config.callers import PICO
 from aigw.server import api
 from aigw.telemetry import logs
@@ -593,6 +596,30 @@ async def test_e7_a_gateway_writes_the_file_and_takes_new_prices_without_a_reloa
     usage.rename(world.folder / "moved.jsonl")
     await gateway.ask({**HELLO})
     await until(lambda: usage.exists() and usage.read_bytes().count(b"\n") == 1)
+
+
+def test_e1_after_a_fault_in_the_file_of_prices_the_next_change_is_checked(monkeypatch):
+    """Its text may hold what no check foresaw."""
+
+    def fails(path: str) -> None:
+        raise ValueError("unforeseen")
+
+    class NoThreads(PriceFile):
+        def _in_thread(self, call, path):
+            return maybeDeferred(call, path)
+
+    states = iter([(0, 0, 1), (0, 0, 1), (0, 0, 2), (0, 0, 2)])
+    monkeypatch.setattr(price_file, "_state_of", lambda path: next(states, (0, 0, 2)))
+    monkeypatch.setattr(price_file, "load_prices", fails)
+    clock, taken = Clock(), []
+    checked = NoThreads(clock, taken.append)  # type: ignore[arg-type]
+    checked.use("prices.yaml")
+    checked.start()
+    clock.pump([0.5] * 2)
+    monkeypatch.setattr(price_file, "load_prices", lambda path: ("prices", []))
+    clock.pump([0.5] * 2)
+    assert taken == ["prices"]
+    checked.stop()
 
 
 def test_e4_an_unknown_price_is_assumed_and_counted(tmp_path):

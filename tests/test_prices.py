@@ -234,6 +234,9 @@ def test_e2_the_counts_in_the_log_are_those_of_before():
         ("p: {m: {input: 1}, m: {input: 2}}", ["p.m: is written twice, on line 1"]),
         ("p: {4.1: {input: 1}}", ["is not the name of a model; write a string, in quotes"]),
         ("p: {m: {input: 1", ["line 1"]),
+        (f"p: {{m: {{input: 0x{'f' * 9000}}}}}", ["p.m.input: the number is not a price"]),
+        (f"p:\n  ? 0x{'f' * 9000}\n  : {{input: 1}}", ["is not the name of a model; write a string"]),
+        (f"? 0x{'f' * 9000}\n: {{m: {{input: 1}}}}", ["is not the name of a provider; write a string"]),
     ],
 )
 def test_e1_all_mistakes_of_the_file_are_reported_with_their_lines(text, mistakes):

@@ -39,7 +39,8 @@ _NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,12})?(?:[eE][-+]?\d{1,2})?")
 
 
 def _price(value: object) -> Decimal:
-    written = "" if isinstance(value, bool) else str(value).strip()
+    is_huge = isinstance(value, int) and value > MAX_PRICE  # Python prints no number of more than 4,300 digits
+    written = "" if isinstance(value, bool) or is_huge else str(value).strip()
     if isinstance(value, int | float | str) and _NUMBER.fullmatch(written):
         price = Decimal(written)
         if 0 <= price <= MAX_PRICE:
@@ -155,7 +156,9 @@ def parse_prices(text: str, file: str) -> tuple[Prices, list[str]]:
     models: dict[str, dict[str, Price]] = {}
     if isinstance(document.tree, dict):
         for provider, listed in document.tree.items():
-            models[str(provider)] = _models(provider, listed, mistakes, warnings)
+            found = _models(provider, listed, mistakes, warnings)
+            if isinstance(provider, str):
+                models[provider] = found
     elif document.tree is not None:
         mistakes.append(Mistake("expected a mapping of providers to their models", ()))
     if mistakes:
@@ -180,8 +183,8 @@ def _models(provider: object, listed: object, mistakes: list[Mistake], warnings:
         price = reader.read(prices)
         mistakes += [Mistake(each.text, (*path, *(each.path or ()))) for each in reader.mistakes]
         warnings += [Mistake(each.text, (*path, *(each.path or ()))) for each in reader.warnings]
-        if price is not None:
-            found[str(model)] = price
+        if price is not None and isinstance(model, str):
+            found[model] = price
     return found
 
 
