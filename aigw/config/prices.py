@@ -25,7 +25,6 @@ from aigw.config.yaml_tree import parse
 from aigw.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aigw.config.callers import Caller
     from aigw.config.model import Config, Route, Step
 
 MAX_FILE = 4 * 1024 * 1024
@@ -212,27 +211,32 @@ def unpriced_budgets(config: Config) -> Iterator[str]:
     if config.price_list.unknown is not None:
         return
     found: dict[str, None] = {}
-    for caller in config.callers:
-        budgets = [budget for account in caller.accounts for budget in account.budgets]
-        if not any(budget.in_usd for budget in budgets):
-            continue
-        for route in config.routes.values():
-            missing = unpriced(route.steps, config.price_list) if may_use(caller, route) else []
-            if missing:
-                step = f"{quoted(missing[0].provider.name)} {quoted(missing[0].model)}"
-                found[f"step {missing[0].number} of the route {quoted(route.name)!r} ({step}) has no price"] = None
+    lacking = {
+        name: missing[0]
+        for name, route in config.routes.items()
+        if (missing := unpriced(route.steps, config.price_list))
+    }
+    patterns: dict[tuple[str, ...], None] = {}
+    for caller in config.callers if lacking else ():
+        if any(budget.in_usd for account in caller.accounts for budget in account.budgets):
+            patterns[caller.routes] = None
+    for each in patterns:
+        for name, first in lacking.items():
+            if may_use(each, config.routes[name]):
+                step = f"{quoted(first.provider.name)} {quoted(first.model)}"
+                found[f"step {first.number} of the route {quoted(name)!r} ({step}) has no price"] = None
     for text in list(found)[:MOST_MISTAKES]:
         yield f"{text}, and a key with a budget in USD may use it; add the price to prices, or write unknown_price"
 
 
-def may_use(caller: Caller, route: Route) -> bool:
+def may_use(patterns: tuple[str, ...], route: Route) -> bool:
     """Whether a caller may use a route, by one of its names or by some of those that a star in a name stands for."""
+    if not patterns:
+        return True
     names = (route.name, *route.also)
     beginnings = tuple([name[:-1] for name in names if name.endswith(ANY)])
-    return (
-        not caller.routes
-        or any(matches(caller.routes, each) for each in names)
-        or any(each.startswith(beginnings) for each in caller.routes)
+    return any(matches(patterns, name) or name in patterns for name in names) or any(
+        each.startswith(beginnings) for each in patterns
     )
 
 
