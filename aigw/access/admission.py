@@ -159,7 +159,7 @@ class Admission:
     def _advance(self, accounts: Iterable[str]) -> None:
         """Slots of these accounts may be free: they are for the requests that have waited longest.
 
-        What is admitted here may end at once, and free its slot again. It then goes on in the same loop.
+        A request that is admitted here may end at once, and free its slot again: that is for a later turn of the loop.
         """
         self._free += [name for name in accounts if name in self.queues]
         if self._is_advancing:
