@@ -15,6 +15,7 @@ from aigw.protocols.charges import CHARGED_KINDS
 from aigw.telemetry.pricing import Charge
 from aigw.telemetry.record import Record
 
+COLUMNS = ("key", "route", "provider", "model", "endpoint", "session", "status", "outcome", "day")  # of a report
 _encode = msgspec.json.encode
 _MAX_COST = Decimal(10) ** 15  # USD; a line with more is broken
 _Tokens = dict[str, Annotated[int, msgspec.Meta(ge=0)]]

@@ -56,7 +56,7 @@ def _keys(provider: Provider) -> Iterator[str]:
     elif provider.key_command:
         yield f"key from the command {provider.key_command[0]}"  # its arguments may be secret
     elif provider.api_keys:
-        yield f"{_count(len(keys), 'key')} {', '.join(map(_source, keys))}"
+        yield ", ".join([f"key {number} {_source(key)}" for number, key in enumerate(keys, 1)])
         yield f"balance {provider.balance}"
     elif keys:
         yield f"key {_source(keys[0])}"
@@ -69,10 +69,6 @@ def _keys(provider: Provider) -> Iterator[str]:
 def _source(key: Secret) -> str:
     """Where a key comes from."""
     return f"from {' '.join(f'${{{name}}}' for name in key.variables)}" if key.variables else "in the file"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _of_route(route: Route) -> Iterator[str]:
