@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import anthropic
+import httpx
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
@@ -29,9 +30,9 @@ def ask_openai(gateway, retries: int) -> str:
 
 
 def ask_langchain(gateway, retries: int) -> str:
-    return ChatOpenAI(
-        base_url=gateway.url, api_key=ALICE, model="route", max_retries=retries, max_tokens=10
-    ).invoke("hi").content  # fmt: skip
+    with httpx.Client() as http:  # LangChain keeps its own one open
+        settings = {"base_url": gateway.url, "api_key": ALICE, "http_client": http}
+        return ChatOpenAI(model="route", max_retries=retries, max_tokens=10, **settings).invoke("hi").content
 
 
 def ask_anthropic(gateway, retries: int) -> str:

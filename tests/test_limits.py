@@ -325,6 +325,47 @@ def test_l2_a_group_shares_its_slots_and_a_slot_of_it_wakes_any_of_its_keys():
     assert (status(one.take()), gateway.answer(), status(two.take())) == (200, 1, 200)
 
 
+def test_l2_a_request_that_lacks_another_slot_too_does_not_hold_up_those_behind_it():
+    gateway = LimitedGateway(
+        named("bob", BOB, group="team"), top={"groups": [{"name": "team", "concurrency": 2}], "defaults": {"wait": "9s"}},
+        group="team", concurrency=1,
+    )  # fmt: skip
+    running = [gateway.send(user="u"), gateway.send(user="u", key=BOB)]
+    waiting = [gateway.send(user="u"), gateway.send(user="u", key=BOB)]
+    first, second = gateway.doors["p1"].wires
+    assert first.take()
+    assert second.take()
+    second.say(WHOLE)
+    assert (status(running[1].take()), gateway.answer(), status(waiting[1].take())) == (200, 1, 200)
+    first.say(WHOLE)
+    assert (status(running[0].take()), gateway.answer(), status(waiting[0].take())) == (200, 1, 200)
+    assert gateway.is_idle()
+    assert not gateway.admission.queues
+
+
+def test_l2_l5_new_limits_hold_for_the_requests_that_wait():
+    gateway = LimitedGateway(concurrency=1, wait="9s")
+    clients = [gateway.send(user="u") for _ in range(6)]
+    more = LimitedGateway(concurrency=4, wait="9s").config
+    gateway.admission.use(more)
+    gateway.use(more)
+    assert gateway.answer() == 4
+    assert gateway.answer() == 2
+    assert {status(client.take()) for client in clients} == {200}
+    assert gateway.is_idle()
+
+
+def test_l2_a_queue_whose_requests_end_at_once_is_no_recursion():
+    gateway = LimitedGateway(concurrency=1, wait="9s")
+    gone = "model-that-is-gone"
+    clients = [gateway.send(user="u")] + [gateway.send(model=gone) for _ in range(MOST_WAITING)]
+    assert gateway.answer() == 1
+    assert status(clients[0].take()) == 200
+    assert [status(client.take()) for client in clients[1:]] == [404] * MOST_WAITING
+    assert gateway.is_idle()
+    assert not gateway.admission.queues
+
+
 def test_l2_a_store_elsewhere_may_take_its_time():
     from twisted.internet.defer import Deferred
 
@@ -510,6 +551,19 @@ def test_l4_a_clock_that_is_set_back_loses_no_window():
     assert gateway.usage()["limits"]["budget"][0]["spent"] == 72
     gateway.ask()
     assert gateway.usage()["limits"]["budget"][0]["spent"] == 144
+
+
+def test_l4_a_clock_that_was_years_ahead_refuses_nobody_for_years():
+    gateway = LimitedGateway(budget=[{"tokens": 1100, "per": "day"}])
+    gateway.wall += 9 * 365 * 86_400
+    for _ in range(2):
+        gateway.ask()
+    gateway.wall = NOW
+    assert gateway.usage()["limits"]["budget"][0]["spent"] == 144
+    refused = error_of(gateway.ask())["message"]
+    assert datetime.fromtimestamp(NOW, ZoneInfo("UTC")).strftime("%B %Y") in refused
+    gateway.wall += 86_400
+    assert status(gateway.ask()) == 200
 
 
 def test_l4_a_budget_in_dollars_is_of_the_cost_of_each_request():

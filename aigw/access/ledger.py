@@ -89,9 +89,10 @@ class Ledger:
         """The process ends."""
 
     def restore(self, account: str, budget: str, ends: float, spent: int) -> None:
-        """What was spent before the process started, in a period that ends at ``ends``."""
+        """What was spent before the process started, in a period that ends at ``ends``; what is known counts more."""
         count = self._counts.setdefault(account, Counts()).budgets.setdefault(budget, WindowCount())
-        count.ends, count.spent = ends, spent
+        if (ends, spent) > (count.ends, count.spent):
+            count.ends, count.spent = ends, spent
 
     def budgets(self) -> Iterator[tuple[str, str, WindowCount]]:
         """All budgets that were used: of which account, which one, and its count."""
@@ -123,23 +124,30 @@ class Ledger:
                     window.spent, window.ends = 0, now + rate.seconds
                 used = window.spent + window.reserved
                 if used + tokens > limit and tokens and reached is None:
-                    seconds = None if tokens > limit else window.ends - now
-                    reached = LimitReached("tokens", account, seconds, tokens, used)
+                    wait = None if tokens > limit else window.ends - now
+                    reached = LimitReached("tokens", account, wait, tokens, used)
                 left = limit - used - tokens
                 if claim.window is None or left < claim.window[1]:
                     claim.window = limit, left, window.ends - now
             rate = account.requests
             if rate is not None:
-                limit, share = rate.limit, counts.requests.drain(rate, now)
+                limit, seconds = rate
+                requests = counts.requests
+                share, elapsed = requests.used, now - requests.at
+                if elapsed > 0:  # as drain does it
+                    requests.at = now
+                    share -= elapsed * limit / seconds
+                    requests.used = share = share if share > 0 else 0.0
                 free = limit - share - 1 + TOLERANCE
                 if free < 0 and reached is None:
-                    reached = LimitReached("requests", account, counts.requests.seconds_to_room(rate), 1, limit)
+                    reached = LimitReached("requests", account, requests.seconds_to_room(rate), 1, limit)
                 if claim.requests is None or free < claim.requests[1]:
-                    claim.requests = limit, int(free), (share + 1) * rate.seconds / limit
+                    claim.requests = limit, int(free), (share + 1) * seconds / limit
         if reached is None:  # a request that waits for a slot has passed all other limits
             for account in claim.accounts:
-                if account.concurrency is not None and known[account.name].running >= account.concurrency:
-                    reached = LimitReached("concurrency", account, 1.0, 1, account.concurrency)
+                slots = account.concurrency
+                if slots is not None and known[account.name].running >= slots:
+                    reached = LimitReached("concurrency", account, 1.0, 1, slots)
         if reached is not None:
             if reached.kind != "concurrency":
                 self.counts_of(reached.account).refused += 1
@@ -154,9 +162,10 @@ class Ledger:
                 counts.requests.used += 1
             counts.tokens.reserved += tokens
             for budget in account.budgets:
-                counts.budgets[budget.key].reserved += claim.money if budget.in_usd else tokens
+                count = counts.budgets[budget.key]
+                count.reserved += claim.money if budget.in_usd else tokens
                 if self.note is not None:
-                    self.note(account.name, budget.key, counts.budgets[budget.key])
+                    self.note(account.name, budget.key, count)
         return None
 
     def _spent(self, account: Account, counts: Counts, claim: Claim) -> LimitReached | None:
@@ -169,6 +178,7 @@ class Ledger:
             asked = claim.money if budget.in_usd else claim.tokens
             used = count.spent + count.reserved
             if used + asked > budget.limit or (budget.in_usd and used >= budget.limit):
+                count.correct(budget.per, budget.zone, wall)
                 return LimitReached("budget", account, count.ends - wall, asked, used, budget)
         return None
 

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from aigw.config.limit_values import Rate, zone_of
 
+SET_BACK_SECONDS = 86_400.0  # by which a clock may be set back without an effect on windows
 TOLERANCE = 1e-6  # requests: what many additions of small shares may be wrong by
 
 
@@ -64,6 +65,14 @@ class WindowCount:
         """
         if now >= self.ends:
             self.spent, self.ends = 0, end_of_period(per, zone, now)
+
+    def correct(self, per: str, zone: str, now: float) -> None:
+        """Give a window that began while the clock was days ahead the end that it should have; it keeps its amount."""
+        if (
+            self.ends - now > SET_BACK_SECONDS
+            and self.ends - (ends := end_of_period(per, zone, now)) > SET_BACK_SECONDS
+        ):
+            self.ends = ends
 
 
 def end_of_period(per: str, zone: str, now: float) -> float:

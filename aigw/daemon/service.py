@@ -89,7 +89,7 @@ class GatewayService(Service):
         logs.use_redaction(self._redaction)
         if observer is not None:
             observer.redaction = self._redaction  # twistd adds it to the log only later
-        accounts = Accounts(reactor, store=self._admission.store)
+        accounts = Accounts(reactor, store=self._admission)
         self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ, accounts)
         self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
         self._is_urgent = False

@@ -261,7 +261,7 @@ def tree(
     ``admission`` has what callers have used; ``pricing`` is there if accounts are kept, else ``cost_of`` gives costs.
     """
     admission = admission or Admission(Ledger(gateway.clock.seconds, time.time), gateway.clock)
-    limited = Limited(gateway, admission, cost_of, pricing, config.routes)
+    limited = Limited(gateway, admission, cost_of, pricing)
     cross_origin = CrossOrigin(config.cors_origins) if config.cors_origins else None
     root, v1 = PathPrefix(config, cross_origin), PathPrefix(config, cross_origin)
     at: dict[str, ApiResource] = {"": root, "v1": v1}

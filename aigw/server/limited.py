@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,7 +14,8 @@ from aigw.access.estimates import Estimate, estimate, used
 from aigw.access.ledger import Claim
 from aigw.accounting.estimated import complete
 from aigw.config.callers import PICO, Caller
-from aigw.config.model import Config, Route
+from aigw.config.model import Config
+from aigw.errors import GatewayError
 from aigw.net.headers import Header
 from aigw.protocols.endpoint import Call
 from aigw.proxy.exchange import Gateway
@@ -77,14 +78,12 @@ class Limited:
         admission: Admission,
         cost_of: CostOf | None = None,
         pricing: Pricing | None = None,
-        routes: Mapping[str, Route] | None = None,
     ) -> None:
         self._gateway = gateway
         self._admission = admission
         self._store = admission.store
         self._cost_of = cost_of
         self._pricing = pricing
-        self._routes = routes or {}
 
     def serve(self, call: Call, request: Request, record: RecordBuilder) -> Deferred[None]:
         """Serve the call when it is admitted. Raises RequestError, or fails with it."""
@@ -120,10 +119,15 @@ class Limited:
 
     def _money_for(self, call: Call, caller: Caller, about: Estimate) -> int:
         """What is reserved of budgets in USD: the cost of the estimate at the dearest step of the route."""
-        route = self._routes.get(call.model)
-        if self._pricing is None or route is None or about is _NOTHING:
+        if self._pricing is None or about is _NOTHING:
             return 0
         if not any([budget.in_usd for account in caller.accounts for budget in account.budgets]):
+            return 0
+        router = self._gateway.router
+        try:
+            visible = router.visible[caller.routes]
+            route = visible[call.model] if call.model else router.default_for(call.endpoint.path, caller.routes)
+        except GatewayError:  # which the client gets when the request is served
             return 0
         return round(self._pricing.dearest(route.steps, {"input": about.prompt, "output": about.output}) * PICO)
 
