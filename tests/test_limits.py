@@ -549,6 +549,25 @@ def test_l4_what_is_shown_is_what_is_enforced():
     assert team["limits"]["tokens"]["spent"] == team["limits"]["budget"][0]["spent"] == 144
 
 
+def test_l3_a_look_begins_no_window_and_changes_nothing():
+    gateway = LimitedGateway(requests="60/m", tokens="10k/m", budget=[{"tokens": "5M", "per": "day"}])
+    assert gateway.usage()["limits"]["tokens"] == {
+        "limit": 10000, "per_s": 60.0, "spent": 0, "reserved": 0, "remaining": 10000, "reset_s": 0.0,
+    }  # fmt: skip
+    assert not gateway.ledger._counts
+    gateway.clock.advance(50)
+    gateway.ask()
+    gateway.clock.advance(50)
+    shown = gateway.usage()["limits"]
+    assert (shown["tokens"]["spent"], shown["tokens"]["reset_s"], shown["requests"]["remaining"]) == (72, 10.0, 60)
+    gateway.clock.advance(10)
+    gateway.wall += 86400
+    shown = gateway.usage()["limits"]
+    assert (shown["tokens"]["spent"], shown["tokens"]["reset_s"], shown["budget"][0]["spent"]) == (0, 0.0, 0)
+    assert shown["budget"][0]["resets_at"] > gateway.wall
+    assert gateway.ledger.counts_of(gateway.account()).tokens.spent == 72
+
+
 # Reload
 
 

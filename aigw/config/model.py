@@ -238,9 +238,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ``max_per_address`` if that is limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of
     ``cors_origins`` may call the gateway. ``prices`` is the file of ``price_list``; ``unknown_price``, in USD per
     million tokens, is that of other models. ``literal_keys`` are those of callers that a file holds, but for those of
-    the gateway's own form, ``secrets`` all keys that are known, for redaction; ``warnings`` are for the log, in which
-    each request has its client's address if ``log_client_address``; ``places`` has file and line of settings whose
-    values are tried out later, by path."""
+    the gateway's own form, ``secrets`` all keys that are known, for redaction; ``warnings`` and those about the
+    keys_file, which is read alone too, are for the log, in which each request has its client's address if
+    ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)] = ()
     providers: dict[str, Provider]
@@ -271,6 +271,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     literal_keys: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
+    warnings_of_keys_file: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
     places: Annotated[dict[str, str], NOT_WRITTEN] = {}
 
     @property
@@ -283,7 +284,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def keeps_accounts(self) -> bool:
         """Whether it is recorded what each caller uses."""
-        return bool(self.prices or self.usage or self.unknown_price is not None)
+        return bool(self.prices or self.usage or self.unknown_price is not None or self.keys or self.keys_file)
 
     @property
     def has_hashed_keys(self) -> bool:

@@ -20,6 +20,8 @@ from aigw.protocols.usage import KINDS, by_kind
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
 from aigw.telemetry.record import HEDGES, AttemptRecord, Record
 
+# The codes of the gateway's own refusals by a limit of a caller.
+LIMIT_REACHED = frozenset(["rate_limit_exceeded", "insufficient_quota"])
 OTHER = "other"  # the route of requests that name no configured route
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -80,16 +82,22 @@ class StepCounters:
 
 
 class CallerCounters:
-    """One caller: its requests, its tokens by disjoint kinds, and their cost in USD as far as it is known."""
+    """One caller: its requests, its tokens by disjoint kinds, and their cost in USD as far as it is known.
+
+    ``refused`` are those of the requests that one of its limits, or one of its group, refused.
+    """
 
     def __init__(self) -> None:
         self.requests = 0
+        self.refused = 0
         self.tokens = dict.fromkeys(CHARGED_KINDS, 0)
         self.cost = Decimal(0)
 
     def count(self, record: Record) -> None:
         """Count one request of this caller."""
         self.requests += 1
+        if record.status == 429 and record.error in LIMIT_REACHED and not record.attempts:
+            self.refused += 1
         for charge in record.charges:
             for kind, tokens in charge.tokens.items():
                 self.tokens[kind] += tokens
