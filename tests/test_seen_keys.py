@@ -92,7 +92,13 @@ def test_e9_a_refusal_of_a_provider_is_none_of_a_limit(tmp_path):
     assert [each["refused"] for each in seen(book)] == [0, 0, 0]
 
 
-def test_e10_keys_alone_are_counted_too():
+def test_e10_keys_alone_are_counted_too(tmp_path):
+    book = book_of(tmp_path, prices="p1: {}", usage=False)
+    assert [each["cost_usd"] for each in seen(book)] == [0.0, 0.0, 0.0]
+    config = msgspec.structs.replace(book.world.config, prices=None)
+    plain = book.telemetry._take_snapshot
+    book.telemetry._take_snapshot = lambda: msgspec.structs.replace(plain(), config=config)
+    assert [each["cost_usd"] for each in seen(book)] == [None, None, None], "no cost is known without prices"
     assert build(named("alice", ALICE)).keeps_accounts
     assert not build(api_key="a-key-of-the-tests-0001").keeps_accounts
 

@@ -124,6 +124,7 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
     if not counters.callers:
         return whole
     accounts = {caller.name: caller.accounts for caller in live.config.callers}
+    has_prices = bool(live.config.prices) or live.config.unknown_price is not None
     callers = []
     for number, (name, caller) in enumerate(counters.callers.items(), 1):
         used = {
@@ -131,7 +132,7 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
             "requests": caller.requests,
             "refused": caller.refused,
             "tokens": caller.tokens,
-            "cost_usd": float(caller.cost),
+            "cost_usd": float(caller.cost) if caller.cost or has_prices else None,
             "limits": [_limits(live, account) for account in accounts.get(name, ())],
         }
         callers.append(hide(msgspec.json.encode(used)))
