@@ -432,8 +432,38 @@ def test_j1_round_robin_takes_each_key_in_turn_and_leaves_out_those_that_cool_do
     assert [key_of(world, "a") for _ in range(8)] == [1, 2, 3, 4, 1, 2, 3, 4]
     assert key_of(world, "a", refused(429, Retry_After="30")) == 1
     asked(world)[1].say(ok())
-    share = Counter(key_chosen(world, "a") for _ in range(300))
-    assert share == {2: 100, 3: 100, 4: 100}
+    share = Counter(key_of(world, "a") for _ in range(30))
+    assert share == {2: 10, 3: 10, 4: 10}
+
+
+@pytest.mark.parametrize("keys", ["round_robin", "least_pending"])
+def test_j1_each_key_gets_its_share_behind_targets_that_take_turns(keys):
+    pair = [
+        {"name": name, "base_url": "http://many/v1", "api_keys": pair, "balance": keys}
+        for name, pair in (("a", KEYS[:2]), ("b", KEYS[2:]))
+    ]
+    targets = [{"provider": name, "model": "m"} for name in ("a", "b")]
+    world = gateway([{"targets": targets, "balance": "least_pending"}], pair)
+    assert Counter(key_of(world) for _ in range(40)) == {1: 10, 2: 10, 3: 10, 4: 10}
+
+
+def test_j1_each_key_gets_its_share_of_every_second_request():
+    world = gateway(
+        [{"provider": "one", "model": "n", "cooldown": "0s"}, {"provider": "many", "model": "m"}],
+        [{**SPLIT, "balance": "round_robin"}, ONE],
+    )
+    used: list[int] = []
+    for number in range(16):
+        ask(world)
+        _, first = asked(world, "one")
+        if number % 2:
+            first.say(ok())
+        else:
+            first.say(refused(500))
+            key, wire = asked(world)
+            wire.say(ok())
+            used.append(key)
+    assert Counter(used) == {1: 2, 2: 2, 3: 2, 4: 2}
 
 
 def test_j8_least_pending_takes_the_key_with_the_fewest_running_attempts():
@@ -773,6 +803,28 @@ def test_i1_the_place_of_an_id_is_its_key_and_not_the_position_of_that(left):
     else:
         assert asked(world) is None
         assert error_of(client.take())["code"] == "state_elsewhere"
+
+
+@pytest.mark.parametrize("status", [401, 429])
+def test_j2_a_refusal_behind_a_reload_is_one_of_the_key_that_was_sent(status):
+    world = gateway()
+    ask(world, "a")
+    key, wire = asked(world)
+    reloaded(world, [{**SPLIT, "api_keys": KEYS[::-1]}, ONE])
+    wire.say(refused(status, Retry_After="30"))
+    steps = world.gateway.router.routes["route"].steps
+    cooling = [KEYS[3 - step.key] for step in steps if world.health.cooldown_left(step) is not None]
+    assert cooling == [KEYS[key - 1]]
+
+
+def test_j8_an_attempt_that_a_reload_finds_running_is_counted_for_its_key():
+    world = gateway(providers=[{**SPLIT, "balance": "least_pending"}, ONE])
+    for _ in KEYS[:3]:
+        ask(world, "a")
+        asked(world)
+    reloaded(world, [{**SPLIT, "balance": "least_pending", "api_keys": KEYS[::-1]}, ONE])
+    ask(world, "a")
+    assert asked(world)[0] == 4
 
 
 def test_i1_a_single_key_that_was_replaced_still_has_what_the_old_one_made():

@@ -133,7 +133,7 @@ class Step(msgspec.Struct, frozen=True):
 
     A step that is written with ``targets``, or whose provider has several keys, becomes one Step of the same ``number``
     for each target and key, see ``targets``. ``target`` is then the target's position from 1, with its ``weight``, and
-    ``key_number`` the key's position from 1. ``counted``: its running attempts are counted.
+    ``key_number`` the key's position from 1. ``counted``: its attempts are counted.
     ``patterns`` are the names of its route, the longest first, if its model has a star.
     """
 

@@ -73,6 +73,6 @@ def _each_key(step: Step) -> Iterator[Step]:
     if keys == 1:
         yield step
         return
-    counted = step.counted or step.provider.balance == "least_pending"
+    counted = step.counted or step.provider.balance != "sticky"
     for key in range(keys):
         yield replace(step, key=key, key_number=key + 1, counted=counted)

@@ -92,7 +92,7 @@ class Explainer:
             found.steps = [*found.steps, self._step(step, call, self._cooldowns[path])]
 
     def _balanced(self, route: Route, steps: Sequence[Step], call: Call, asked: Asked) -> list[Step]:
-        """In the order of a Balance of its own: a request by turns would change the order of the next request."""
+        """In the order of a Balance of its own, in which ``weighted`` draws nothing by chance."""
         balance = Balance(self._config, self._router.key_names, self._cooldowns, self._health.pending, lambda: 0.5)
         record = RecordBuilder("", "", "", 0.0, seconds=lambda: 0.0)
         return balance.order(route, steps, call, asked, record)

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Protocol
 
@@ -19,12 +19,22 @@ import msgspec
 
 from aigw.config.model import Config, Route, Step
 from aigw.protocols.endpoint import Call
+from aigw.secret import Secret
 from aigw.telemetry.record import RecordBuilder
 
 MOST_OF_A_SESSION = 256  # characters
 _MOST_READ = 4096  # bytes of a member
 _NUMBER = re.compile(rb"-?\d{1,40}")
 _text = msgspec.json.Decoder(str)
+
+
+Used = tuple[str, "Secret | int | None", str]  # a provider's name, a key, a model
+
+
+def used_by(step: Step) -> Used:
+    """What a step uses. Of several keys of a provider it has the key itself, whose position a reload may change."""
+    provider = step.provider
+    return provider.name, 0 if step.key_number is None else provider.keys[step.key], step.model
 
 
 class Headers(Protocol):
@@ -42,26 +52,39 @@ class Health(Protocol):
 
 
 class Pending:
-    """How many attempts run now, by provider, key and model, of the steps that are ``counted``. A reload keeps it."""
+    """How many attempts run now, by provider, key and model, of the steps that are ``counted``, and the order in which
+    these were last used. A reload keeps it."""
 
     def __init__(self) -> None:
-        self._running: dict[tuple[str, int, str], int] = {}
+        self._running: dict[Used, int] = {}
+        self._last: dict[Used, int] = {}  # the number of the last attempt
+        self._begun = 0
 
     def begin(self, step: Step) -> None:
         """An attempt starts."""
-        key = step.provider.name, step.key, step.model
+        key = used_by(step)
         self._running[key] = self._running.get(key, 0) + 1
+        self._begun += 1
+        self._last[key] = self._begun
 
     def end(self, step: Step) -> None:
         """It has ended, however it did."""
-        key = step.provider.name, step.key, step.model
+        key = used_by(step)
         self._running[key] -= 1
         if not self._running[key]:
             del self._running[key]
 
     def of(self, steps: Iterable[Step]) -> int:
         """Those of all these steps."""
-        return sum([self._running.get((step.provider.name, step.key, step.model), 0) for step in steps])
+        return sum([self._running.get(used_by(step), 0) for step in steps])
+
+    def last_used(self, steps: Iterable[Step]) -> int:
+        """The number of the last attempt at one of these steps: the smallest one was used the longest time ago."""
+        return max([self._last.get(used_by(step), 0) for step in steps])
+
+    def forget_all_but(self, kept: Collection[Used]) -> None:
+        """Keep the order of these, which a reload did not change. What runs is counted until it ends."""
+        self._last = {key: number for key, number in self._last.items() if key in kept}
 
     def __len__(self) -> int:
         return sum(self._running.values())
@@ -87,12 +110,11 @@ class _Choice:
 class _Choices:
     """The targets of a step, or the keys of a target."""
 
-    __slots__ = ("_balance", "_choices", "_turn")
+    __slots__ = ("_balance", "_choices")
 
     def __init__(self, balance: str, choices: Sequence[_Choice]) -> None:
         self._balance = balance
         self._choices = choices
-        self._turn = 0
 
     def ordered(self, session: bytes, health: Health, pending: Pending, random: Callable[[], float]) -> list[Step]:
         """All steps of all choices, in the order for this request."""
@@ -105,7 +127,7 @@ class _Choices:
                 drawn = [(math.log(max(1.0 - random(), 1e-300)) / each.weight, each) for each in self._choices]
                 ranked = [each for _, each in sorted(drawn, key=lambda pair: pair[0], reverse=True)]
             case _:
-                ranked = self._in_turn(health)
+                ranked = self._in_turn(health, pending)
                 if self._balance == "least_pending":
                     ranked = sorted(ranked, key=lambda each: (pending.of(each.steps) + 1) / each.weight)
         steps: list[Step] = []
@@ -113,13 +135,14 @@ class _Choices:
             steps += each.steps if each.below is None else each.below.ordered(session, health, pending, random)
         return steps
 
-    def _in_turn(self, health: Health) -> list[_Choice]:
-        """Each time another choice is the first, of those that do not cool down."""
+    def _in_turn(self, health: Health, pending: Pending) -> list[_Choice]:
+        """The one that was used the longest time ago is the first, of those that do not cool down.
+
+        A counter of requests would not do: where two targets take turns, each would see every second number only.
+        """
         ready = [c for c in self._choices if any([health.cooldown_left(step) is None for step in c.steps])]
         rest = [choice for choice in self._choices if choice not in ready]
-        turn, self._turn = self._turn, self._turn + 1
-        first = turn % len(ready) if ready else 0
-        return [*ready[first:], *ready[:first], *rest]
+        return [*sorted(ready, key=lambda each: pending.last_used(each.steps)), *rest]
 
 
 class _Plan:

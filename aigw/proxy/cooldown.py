@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 from aigw.config.model import Step
-from aigw.proxy.balance import Pending
+from aigw.proxy.balance import Pending, Used, used_by
 from aigw.proxy.finishing import Finishing
 from aigw.proxy.hedge import Budgets
 from aigw.proxy.response_ids import ResponseIds
@@ -22,8 +22,7 @@ Kind = Literal["failure", "timeout", "refusal"]
 IN_A_ROW: dict[Kind, int] = {"failure": 3, "timeout": 2, "refusal": 3}  # of one kind, until the step cools down
 MAX_COOLDOWN = 600.0  # seconds
 
-Key = tuple[str, int, str]  # a provider's name, the position of its key, a model or EVERY_MODEL
-EVERY_MODEL = ""
+EVERY_MODEL = ""  # in place of a model
 Skip = Callable[[Step, str, "float | None"], None]  # a step, why it is skipped, and until when in Unix seconds
 
 
@@ -44,9 +43,9 @@ class Cooldowns:
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._seconds = seconds
-        self._states: dict[Key, _State] = {}
+        self._states: dict[Used, _State] = {}
 
-    def forget_all_but(self, kept: Collection[Key]) -> None:
+    def forget_all_but(self, kept: Collection[Used]) -> None:
         """Keep the states of these steps, which a reload did not change. All other states are removed."""
         kept = {*kept, *((provider, key, EVERY_MODEL) for provider, key, _ in kept)}
         self._states = {key: state for key, state in self._states.items() if key in kept}
@@ -149,7 +148,7 @@ class Cooldowns:
         """The same for a key that is refused: of several keys of a provider, this one for all its models."""
         self._cool_down(step, seconds, probe, _keys(step)[-1])
 
-    def _cool_down(self, step: Step, seconds: float, probe: bool, key: Key) -> None:
+    def _cool_down(self, step: Step, seconds: float, probe: bool, key: Used) -> None:
         self.abandoned(step, probe)
         if step.cooldown > 0:
             state = self._states.setdefault(key, _State())
@@ -190,7 +189,8 @@ class CooldownsByEndpoint:
 
     def forget_all_but(self, steps: Iterable[Step]) -> None:
         """See Cooldowns."""
-        kept = {_keys(step)[0] for step in steps}
+        kept = {used_by(step) for step in steps}
+        self.pending.forget_all_but(kept)
         for each in self._by_path.values():
             each.forget_all_but(kept)
 
@@ -205,7 +205,7 @@ class CooldownsByEndpoint:
         return any([each.cools_down(step) for each in self._by_path.values()])
 
 
-def _keys(step: Step) -> list[Key]:
+def _keys(step: Step) -> list[Used]:
     """The keys of its states: its own, and where its provider has several keys that of the key for all models."""
-    own = step.provider.name, step.key, step.model
-    return [own] if step.key_number is None else [own, (step.provider.name, step.key, EVERY_MODEL)]
+    own = used_by(step)
+    return [own] if step.key_number is None else [own, (own[0], own[1], EVERY_MODEL)]
