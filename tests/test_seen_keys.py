@@ -93,7 +93,7 @@ def test_e9_a_refusal_of_a_provider_is_none_of_a_limit(tmp_path):
 
 
 def test_e10_keys_alone_are_counted_too(tmp_path):
-    book = book_of(tmp_path, prices="p1: {}", usage=False)
+    book = book_of(tmp_path, usage=False)
     assert [each["cost_usd"] for each in seen(book)] == [0.0, 0.0, 0.0]
     config = msgspec.structs.replace(book.world.config, prices=None)
     plain = book.telemetry._take_snapshot
