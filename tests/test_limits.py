@@ -16,6 +16,7 @@ from aigw.access.admission import MOST_WAITING, Admission
 from aigw.access.errors import RateLimited
 from aigw.access.ledger import Claim, Ledger
 from aigw.access.limits import RequestCount, end_of_period
+from aigw.accounting.accounts import Accounts
 from aigw.config.callers import PICO, Account, Budgeted
 from aigw.config.limit_values import Rate
 from aigw.server import api
@@ -34,18 +35,18 @@ class LimitedGateway(MemoryGateway):
     """``alice`` has the limits; ``bob`` has those of ``keys``."""
 
     def __init__(
-        self, *more: dict, steps: int = 1, top: dict | None = None, cost_of=None, route: dict | None = None, **limits
+        self, *more: dict, steps: int = 1, top: dict | None = None, accounts=None, route: dict | None = None, **limits
     ) -> None:
         keys = [named("alice", ALICE, **limits), *more]
         super().__init__(steps=steps, top={"keys": keys, **(top or {})}, **(route or {}))
         self.wall = NOW
         self.ledger = Ledger(self.clock.seconds, lambda: self.wall)
         self.admission = Admission(self.ledger, self.clock, lambda: self.wall)
-        self.use(self.config, cost_of)
+        self.use(self.config, accounts)
 
-    def use(self, config, cost_of=None) -> None:
+    def use(self, config, accounts=None) -> None:
         self.config = config
-        self.site.resource = api.tree(config, self.gateway, self.records.append, None, self.admission, cost_of)
+        self.site.resource = api.tree(config, self.gateway, self.records.append, None, self.admission, accounts)
 
     def send(self, body: dict | None = None, key: str = ALICE, path: str = "/v1/chat/completions", **more) -> Wire:
         """A client that has sent a request."""
@@ -514,9 +515,15 @@ def test_l4_a_clock_that_is_set_back_loses_no_window():
 
 def test_l4_a_budget_in_dollars_is_of_the_cost_of_each_request():
     budget = [{"usd": 0.5, "per": "month"}]
-    gateway = LimitedGateway(budget=budget, cost_of=lambda record: 0.2, top={"unknown_price": 1})
+    accounts = Accounts(Clock())
+    gateway = LimitedGateway(budget=budget, accounts=accounts, top={"unknown_price": 1})
+    accounts.use(gateway.config)
+    body = json.dumps({"choices": [{}], "usage": {"prompt_tokens": 12, "completion_tokens": 60, "cost": 0.2}}).encode()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     for spent in (0.2, 0.4, 0.6):
-        assert status(gateway.ask()) == 200
+        client = gateway.send({"user": "u"})
+        gateway.answer(answer)
+        assert status(client.take()) == 200
         (shown,) = gateway.usage()["limits"]["budget"]
         assert (shown["unit"], shown["spent"]) == ("usd", spent)
     assert error_of(gateway.ask())["code"] == "insufficient_quota"
