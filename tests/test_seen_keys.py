@@ -77,6 +77,18 @@ def test_e9_l5_page_and_metrics_show_by_key_what_is_left_and_what_was_refused(tm
     }
 
 
+def test_l5_a_refusal_by_the_limit_of_the_group_is_one_of_the_key_too(tmp_path):
+    """The page said one, and ``GET /v1/usage`` none."""
+    book = Book(tmp_path, top={"groups": [{"name": "team", "requests": "1/m"}], "keys": [
+        named("alice", ALICE, tokens="200k/m", group="team"), named("bob", BOB, requests="60/m", group="team"),
+    ]})  # fmt: skip
+    assert [status(send(book, key)) for key in (ALICE, ALICE, BOB)] == [200, 429, 429]
+    assert [each["refused"] for each in seen(book)] == [0, 1, 1]
+    (_, alice, bob) = book.world.config.callers
+    used = [book.ledger.usage_of(each) for each in (*alice.accounts, bob.accounts[0])]
+    assert [(each["requests"], each["refused"]) for each in used] == [(1, 1), (1, 2), (0, 1)]
+
+
 def test_e9_a_refusal_of_a_provider_is_none_of_a_limit(tmp_path):
     book = book_of(tmp_path)
     client = book.world.open()

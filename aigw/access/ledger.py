@@ -142,7 +142,7 @@ class Ledger:
                     reached = LimitReached("concurrency", account, 1.0, 1, account.concurrency)
         if reached is not None:
             if reached.kind != "concurrency":
-                self.counts_of(reached.account).refused += 1
+                self.count_refused(claim)
             self._show(claim, now)
             return reached
         claim.admitted = True
@@ -190,7 +190,7 @@ class Ledger:
                     claim.window = rate.limit, left, window.ends - now
 
     def count_refused(self, claim: Claim) -> None:
-        """Count a request that found no slot in its time."""
+        """Count a request that is refused, for the key and for its group, whichever of them has the limit."""
         for account in claim.accounts:
             self.counts_of(account).refused += 1
 
