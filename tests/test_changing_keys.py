@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import yaml
 from twisted.internet.base import DelayedCall
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from aigw.config import loader
 from aigw.credentials import key_command
 from aigw.credentials.child import Printed
+from aigw.credentials.source import NoKey
 from aigw.errors import ConfigError
 from aigw.secret import KeySearch, Secret, TwoSearches
 from tests.harness import HELLO, KEY, request
@@ -251,6 +252,23 @@ def test_k4_a_run_that_takes_longer_than_10_seconds_is_ended():
     assert "took longer than 10 s and was ended" in world.failed[0].message
 
 
+@pytest.mark.parametrize("printed", [Printed(b"token-1-of-the-issuer"), Printed(b"", problem="is down")])
+def test_k8_one_that_is_cancelled_because_another_has_its_key_leaves_the_others_theirs(printed, logged):
+    run: Deferred[Printed] = Deferred()
+    key = key_command.KeyCommand("p1", lambda: run, QuickClock(), lambda key: None)
+    first, second, third = (key.wait() for _ in range(3))
+    first.addBoth(lambda _: second.cancel())
+    second.addErrback(lambda failure: failure.trap(CancelledError))
+    ends: list[Any] = []
+    third.addBoth(ends.append)
+    run.callback(printed)
+    if printed.problem:
+        assert ends[0].check(NoKey)
+    else:
+        assert ends[0].matches(printed.out)
+    assert [level for level, _ in logged] == ["error" if printed.problem else "info"]
+
+
 # 401
 
 
@@ -277,6 +295,20 @@ def test_k7_a_provider_that_refuses_the_new_key_too_has_refused_it():
     assert status(client)[1]["x-aigw-step"] == "2"
     assert [(each.status, each.rests_s) for each in world.failed] == [(401, 60)]
     assert issuer.runs == 2
+
+
+def test_k7_a_command_that_prints_the_refused_key_again_is_no_reason_to_repeat():
+    """As tools do that keep a token in a file until it ends."""
+    issuer = Issuer(None)
+    world = World(issuer)
+    client = world.ask()
+    issuer.runs = 0
+    assert world.answer(REFUSED) == 1
+    assert world.answer(REFUSED) == 0
+    world.answer(name="p2")
+    assert status(client)[1]["x-aigw-step"] == "2"
+    assert (issuer.runs, world.tokens) == (1, ["token-1-of-the-issuer"])
+    assert [(each.status, each.rests_s) for each in world.failed] == [(401, 60)]
 
 
 def test_k7_a_provider_that_refuses_every_key_does_not_start_a_child_for_each_request():
@@ -559,7 +591,7 @@ def holds(data):
 
 UNUSABLE = {
     "gone": (gone, "cannot be read: No such file or directory"),
-    "a folder": (folder, "cannot be read: Is a directory"),
+    "a folder": (folder, "is not a regular file"),
     "a pipe": (pipe, "is not a regular file"),
     "empty": (holds(b""), "is empty"),
     "white space": (holds(b" \n\t\n"), "is empty"),
@@ -590,6 +622,9 @@ def test_k3_a_file_that_cannot_be_used_keeps_the_old_key_and_is_warned_of_once(t
     assert world.sent() == "key-1-in-the-file"
     spoil(path)
     assert [world.sent() for _ in range(3)] == ["key-1-in-the-file"] * 3
+    opened = os.listdir("/proc/self/fd")
+    assert world.sent() == "key-1-in-the-file"
+    assert os.listdir("/proc/self/fd") == opened, "no descriptor is left open"
     ((level, text),) = logged
     assert level == "warn"
     assert text.startswith(f"The key_file of a provider cannot be used, so the old key stays in use: it {why}")

@@ -213,6 +213,19 @@ def test_k4_a_stop_ends_a_command_that_runs(tmp_path):
         wait_until(lambda: not is_there(pid))
 
 
+def test_k4_a_stop_ends_a_command_that_runs_for_an_earlier_configuration(tmp_path):
+    config = CONFIG.replace('api_key: "${A_KEY}"', f"key_command: [sh, -c, 'echo $$ > {tmp_path}/pid; sleep 1000']")
+    with Daemon(tmp_path, config=config) as daemon:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+        pid = int((tmp_path / "pid").read_text())
+        (tmp_path / "config.yaml").write_text(CONFIG)
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("The gateway has reloaded")
+        assert is_there(pid), "a request may still wait for it"
+        assert daemon.stop() == -signal.SIGTERM
+        wait_until(lambda: not is_there(pid))
+
+
 def test_k2_k8_check_config_says_what_is_wrong_with_files_and_commands(tmp_path):
     config = """
 api_key: ${GATEWAY_API_KEY}

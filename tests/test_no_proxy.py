@@ -26,6 +26,9 @@ NO_PROXY = [  # NO_PROXY, the host and port of the provider, whether it is calle
     ("api.example", "v2.api.example", 443, False),
     ("api.example", "other-api.example", 443, False),
     ("bücher.example", "xn--bcher-kva.example", 443, True),
+    (".BÜCHER.example", "api.xn--bcher-kva.example", 443, True),
+    ("*.bücher.example:443", "api.xn--bcher-kva.example", 443, True),
+    (".bücher.example", "xn--bcher-kva.example", 443, False),
     # a suffix
     (".example", "api.example", 443, True),
     (".example", "v2.api.example", 443, True),

@@ -39,7 +39,9 @@ def _entry(text: str) -> tuple[str | Network, int | None]:
 
 
 def _name(text: str) -> str:
-    return in_ascii(text).removeprefix("*" if text.startswith("*.") else "").rstrip(".")
+    text = text.removeprefix("*" if text.startswith("*.") else "")
+    dot = "." if text.startswith(".") else ""  # IDNA takes no empty label
+    return (dot + in_ascii(text[len(dot) :])).rstrip(".")
 
 
 def _matches(pattern: str | Network, name: str, address: Address | None) -> bool:

@@ -43,6 +43,7 @@ class ChangingKeys:
         self._environ = child.environment(environ or {}, config.secrets)
         self._written: dict[str, object] = {}
         self.sources: dict[str, KeySource] = {}
+        self._left: list[KeySource] = []  # of earlier configurations, with a run that has not ended
         for index, provider in enumerate(config.providers.values()):
             if provider.key_file or provider.key_command:
                 self._written[provider.name] = provider.key_file, provider.key_command
@@ -67,7 +68,7 @@ class ChangingKeys:
     @property
     def secrets(self) -> list[Secret]:
         """The present keys, and those of before that answers may still repeat."""
-        return [key for source in self.sources.values() for key in source.recent]
+        return [key for source in (*self.sources.values(), *self._left) for key in source.recent]
 
     def take_over(self, old: ChangingKeys) -> None:
         """Take the keys of ``old`` whose setting is unchanged; the others of ``old`` are kept fresh no longer."""
@@ -76,6 +77,8 @@ class ChangingKeys:
                 self.sources[name] = source
             else:
                 source.stop()
+                self._left.append(source)
+        self._left = [source for source in (*old._left, *self._left) if source.runs]
 
     def start(self) -> None:
         """Get the keys, and keep them fresh."""
@@ -84,5 +87,5 @@ class ChangingKeys:
 
     def close(self) -> None:
         """The gateway stops: end what runs."""
-        for source in self.sources.values():
+        for source in (*self.sources.values(), *self._left):
             source.close()

@@ -60,6 +60,11 @@ class KeyCommand:
         self._problem = self._words = ""  # of the last run: why it failed, and what the command wrote
         self._forced = -math.inf  # when it last ran because of a 401
 
+    @property
+    def runs(self) -> bool:
+        """See KeySource."""
+        return self._running is not None
+
     def start(self) -> None:
         """See KeySource."""
         self._keeps_fresh = True
@@ -106,7 +111,7 @@ class KeyCommand:
             self._forced, self._next = self._clock.seconds(), -math.inf
             logs.warn("A provider refused its key (401), so its key_command runs again", provider=self._provider)
         renewed: Deferred[Any] = self.wait()
-        return renewed.addErrback(_none_without_key)
+        return renewed.addCallbacks(lambda key: None if key == refused else key, _none_without_key)
 
     def _leave(self, waiting: Deferred[Secret]) -> None:
         self._waiting.pop(waiting, None)
@@ -157,7 +162,8 @@ class KeyCommand:
             self._run_in(max(RETRY_FIRST, ends - before - now))
         waiting, self._waiting = self._waiting, {}
         for each in waiting:
-            each.callback(key)
+            if not each.called:  # cancelled by a callback of an earlier one
+                each.callback(key)
 
     def _ended_early(self, failure: Failure) -> None:
         self._running = None
@@ -190,7 +196,8 @@ class KeyCommand:
     def _refuse_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for each in waiting:
-            each.errback(self._no_key())
+            if not each.called:
+                each.errback(self._no_key())
 
     def _no_key(self) -> NoKey:
         text = f"there is no key for the provider: its key_command {self._problem}"

@@ -40,6 +40,11 @@ class KeyFile:
         except (OSError, ValueError) as error:
             self.problem = _reason(error)
 
+    @property
+    def runs(self) -> bool:
+        """See KeySource."""
+        return False
+
     def start(self) -> None:
         """See KeySource."""
 
@@ -104,10 +109,14 @@ def _signature(path: str) -> tuple[int, ...] | None:
 def _content(path: str) -> str:
     """The text of the file. Raises OSError or ValueError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe must not block
-    with open(descriptor, "rb") as file:
+    try:  # open() would not close the descriptor of a folder
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("is not a regular file; name a file that holds the key and nothing else")
-        data = file.read(MOST_BYTES + 1)
+        data = b""
+        while len(data) <= MOST_BYTES and (more := os.read(descriptor, MOST_BYTES + 1 - len(data))):
+            data += more
+    finally:
+        os.close(descriptor)
     if len(data) > MOST_BYTES:
         raise ValueError(f"has more than {MOST_BYTES} bytes; name a file that holds the key and nothing else")
     try:

@@ -35,6 +35,10 @@ class KeySource(Protocol):
     def recent(self) -> Sequence[Secret]:
         """The last RECENT keys, the newest first."""
 
+    @property
+    def runs(self) -> bool:
+        """Whether something runs that ``close`` would end."""
+
     def start(self) -> None:
         """Get the key, and keep it fresh."""
 
