@@ -104,15 +104,14 @@ def test_e9_a_refusal_of_a_provider_is_none_of_a_limit(tmp_path):
     assert [each["refused"] for each in seen(book)] == [0, 0, 0]
 
 
-def test_e10_keys_alone_are_counted_too(tmp_path):
-    book = book_of(tmp_path, usage=False)
-    assert [each["cost_usd"] for each in seen(book)] == [0.0, 0.0, 0.0]
-    config = msgspec.structs.replace(book.world.config, prices=None)
-    plain = book.telemetry._take_snapshot
-    book.telemetry._take_snapshot = lambda: msgspec.structs.replace(plain(), config=config)
-    assert [each["cost_usd"] for each in seen(book)] == [None, None, None], "no cost is known without prices"
-    assert build(named("alice", ALICE)).keeps_accounts
-    assert not build(api_key="a-key-of-the-tests-0001").keeps_accounts
+def test_e9_e10_keys_alone_are_counted_too_and_nothing_is_charged(tmp_path):
+    book = Book(tmp_path, None, usage=False, top={"keys": [named("alice", ALICE)]})
+    assert status(send(book, ALICE)) == 200
+    assert book.records[-1].charges == ()
+    (default, alice) = seen(book)
+    assert (default["requests"], alice["requests"], alice["cost_usd"]) == (0, 1, None)
+    assert (alice["tokens"]["input"], alice["tokens"]["cache_read"], alice["tokens"]["output"]) == (600, 400, 50)
+    assert book.metrics['aigw_caller_tokens_total{caller="alice",type="input"}'] == 600
 
 
 def test_c12_check_config_shows_keys_with_limits_and_ends_and_no_secret(tmp_path):

@@ -284,7 +284,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def keeps_accounts(self) -> bool:
         """Whether it is recorded what each caller uses."""
-        return bool(self.prices or self.usage or self.unknown_price is not None or self.keys or self.keys_file)
+        return bool(self.prices or self.usage or self.unknown_price is not None)
+
+    @property
+    def counts_callers(self) -> bool:
+        """Whether requests are counted by caller."""
+        return bool(self.keeps_accounts or self.keys or self.keys_file)
 
     @property
     def has_hashed_keys(self) -> bool:

@@ -66,7 +66,7 @@ class LimitedCall:
 
 
 class Limited:
-    """Admits calls, and settles them. ``pricing`` is there if accounts are kept, as they are with named keys."""
+    """Admits calls, and settles them. ``pricing`` is there if accounts are kept, as with a budget in USD."""
 
     def __init__(
         self,
