@@ -49,8 +49,8 @@ def translate(words: Sequence[str]) -> list[str]:
     """The arguments of twistd for those of ``aigw``. Raises ValueError for a wrong command."""
     if not words or words[0].startswith("-"):
         return [*IN_FOREGROUND, *words]
-    if words[0] == "explain" and (len(words) < 2 or words[1].startswith("--")):
-        raise ValueError("explain needs the file of a request: aigw explain FILE")
+    if words[0] == "explain" and (words[1:2] in ([], [""]) or (words[1] != "-" and words[1].startswith("-"))):
+        raise ValueError("explain needs the file of a request before its options: aigw explain FILE [-c FILE] [--json]")
     try:
         return [*IN_FOREGROUND, *COMMANDS[words[0]], *words[1:]]
     except KeyError:

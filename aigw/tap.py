@@ -18,13 +18,13 @@ from twisted.python import usage
 
 from aigw import __version__
 from aigw.access.keys import line_of, new_key
-from aigw.accounting import report
+from aigw.accounting.line import COLUMNS
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon import dumpable, memory
 from aigw.daemon.describe import described
-from aigw.daemon.output import escape_unwritable
+from aigw.daemon.output import escape_unwritable, put
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import handle_signal, handle_stops, ignore
 from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
@@ -52,7 +52,7 @@ class Options(usage.Options):
     )
     optParameters: ClassVar = [
         ["config", "c", None, "the configuration file (default: ./config.yaml, then /etc/ai-gateway/config.yaml)"],
-        ["by", None, None, f"with --usage: one or more of {','.join(report.COLUMNS)} (default: key)"],
+        ["by", None, None, f"with --usage: one or more of {','.join(COLUMNS)} (default: key)"],
         ["since", None, None, "with --usage: 7d, 12h, or a date such as 2026-11-01, in UTC (default: all)"],
         ["new-key", None, None, "print a new key for the caller of this name, and its line for the file; then exit"],
         [
@@ -97,6 +97,10 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Raises UsageError if one of the options would be ignored."""
+        if self["config"] == "":
+            raise usage.UsageError("--config needs the name of a file")
+        if self["explain"] == "":
+            raise usage.UsageError("--explain needs the file of a request, or - for stdin")
         kinds = ["check-config", "check-providers", "usage", "demo", "explain", "new-key"]
         kinds = [name for name in kinds if self[name] not in (None, 0)]
         if len(kinds) > 1:
@@ -174,7 +178,7 @@ def makeService(options: Options) -> IService:
         raise SystemExit(EX_CONFIG) from None
     if only_check:
         escape_unwritable(sys.stdout)
-        print(described(service.config, service.warnings()))
+        put(described(service.config, service.warnings()))
         raise SystemExit(0)
     handle_stops(reactor, service.stop_now)
     handle_signal(reactor, signal.SIGHUP, service.reload)
@@ -189,10 +193,12 @@ def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoRe
     escape_unwritable(sys.stdout)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
     keys = ChangingKeys(reactor, loaded, environ=os.environ)
-    raise SystemExit(0 if check(loaded, upstream, keys, reactor, print, options["json"], options["try"]) else 1)
+    raise SystemExit(0 if check(loaded, upstream, keys, reactor, put, options["json"], options["try"]) else 1)
 
 
 def _print_usage(path: str, options: Options) -> NoReturn:
+    from aigw.accounting import report
+
     escape_unwritable(sys.stdout)
     by, since, is_csv = options["by"] or "key", options["since"], bool(options["csv"])
     try:
@@ -215,7 +221,7 @@ def _explain(loaded: Config, options: Options) -> NoReturn:
     from aigw.daemon.explain import explain
 
     escape_unwritable(sys.stdout)
-    raise SystemExit(explain(loaded, options["explain"], print, options["json"]))
+    raise SystemExit(explain(loaded, options["explain"], put, options["json"]))
 
 
 def _freeze() -> None:

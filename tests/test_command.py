@@ -93,6 +93,9 @@ def test_version(tmp_path):
         ["--frobnicate"],
         ["init", "a", "b"],
         ["init", "-c"],
+        ["explain"],
+        ["explain", ""],
+        ["explain", "-c", "config.yaml", "r.json"],
     ],
 )
 def test_d6_d4_words_that_make_no_sense_are_exit_64(tmp_path, words):

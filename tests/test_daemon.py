@@ -299,6 +299,8 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
         (["--demo", "--check-providers"], "--check-providers and --demo cannot be used together"),
         (["--check-config", "--check-providers"], "--check-config and --check-providers cannot be used together"),
         (["--explain", "r.json", "--check-config"], "--check-config and --explain cannot be used together"),
+        (["--explain", ""], "--explain needs the file of a request, or - for stdin"),
+        (["--config", ""], "--config needs the name of a file"),
         (["--explain", "r.json", "--try"], "--try can be used only with --check-providers"),
         (["--demo", "-c", "config.yaml"], "leave out --config"),
         (["--json"], "--json can be used only with --check-providers"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from aigw.explain.explained import Explained
 from aigw.explain.explainer import Explainer
 from aigw.explain.text import as_json, as_text
 from aigw.protocols.walk import whole
+from aigw.proxy.router import Router
 from aigw.secret import KeySearch
 from aigw.server.site import GatewaySite
 from aigw.telemetry.redaction import Redaction
@@ -29,7 +33,7 @@ from tests.memory import MemoryGateway, Wire, body_of, error_of
 from tests.providers import head
 from tests.test_cost import WHOLE
 from tests.test_daemon import run
-from tests.test_names import route
+from tests.test_names import PROVIDER, route
 
 STEPS = [
     {"provider": "p1", "model": "m1", "conflict_resolution": "tools"},
@@ -109,6 +113,20 @@ def test_d4b_a_member_within_a_member_and_an_added_model():
     lines = text_of(world, {"path": "/v1/responses", "body": body})
     assert "    text.format is removed\n" in lines
     assert '    model is added: "m1"\n' in text_of(world, {"path": "/v1/moderations", "body": {"input": "x"}})
+
+
+def test_d4b_what_the_settings_add_and_the_step_cannot_take():
+    """W1 and B8: it is not sent, so nothing is said of it, and the client lost nothing."""
+    step = {**STEPS[0], "set": {"response_format": {"type": "json_object"}, "text": {"format": {"type": "json"}}}}
+    world = gateway({"name": "a", "steps": [step]})
+    lines = text_of(world, {**HELLO, "model": "a", "tools": [{}]})
+    assert "response_format" not in lines
+    client = world.ask(model="a", tools=[{}])
+    assert b"response_format" not in world.doors["p1"].wire.take()
+    world.doors["p1"].wire.say(WHOLE)
+    assert b"X-Aigw-Dropped" not in client.take()
+    lines = text_of(world, {"path": "/v1/responses", "body": {"model": "a", "input": "x", "tools": [{}]}}).splitlines()
+    assert lines[-2:] == ['    text is added: {"format":{"type":"json"}}', "    text.format is removed"]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +215,7 @@ def test_d4b_an_error_at_once_is_that_of_the_gateway(asked, status, code):
     assert made.error.message == error_of(told)["message"]
     assert (made.steps, CONTENT in text_of(world, asked)) == ([], False)
     assert text_of(world, asked).splitlines()[-1].startswith(f"answer: {status}")
+    assert "no model" not in text_of(world, asked) or "model" not in asked.get("body", asked)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +266,33 @@ def test_d4b_many_and_long_members_are_bounded():
     asked = {**HELLO, "model": "route", **{f"{n}-{'x' * 100}": 1 for n in range(200)}}
     found = explained(MemoryGateway(), asked)
     assert (len(found.members), max(map(len, found.members))) == (100, 64)
+
+
+def test_d4b_a_name_that_is_no_utf_8_is_explained():
+    """Such a member goes to the provider as it is."""
+    asked = b'{"model":"a","messages":[{"role":"user","content":"x"}],"user\\ud800":1}'
+    world = gateway(route("a"))
+    found = explained(world, asked)
+    assert found.members == {"model": 3, "messages": 31, "user?": 1}
+    assert json.loads(as_json(found, KeySearch([])))["members"]["user?"] == 1
+    assert "user? (1 bytes)" in as_text(found, KeySearch([]))
+
+
+def test_d4b_a_caller_that_may_not_use_the_route():
+    """The only caller is known; of several nobody is."""
+    keys = [{"name": n, "key": f"sk-of-{n}-0123456789abcdef", "routes": ["a"]} for n in ("alice", "bob")]
+
+    def asked(model: str, *keys: dict) -> Explained:
+        tree = {"providers": [PROVIDER], "routes": [route("a"), route("b")], "keys": list(keys)}
+        config = loader.build(tree, {}, Path("/nonexistent"))
+        return whole(Explainer(config, Router(config)).explain(json.dumps({**HELLO, "model": model}).encode()))
+
+    assert asked("a", keys[0]).error is None
+    made = asked("b", keys[0])
+    assert (made.error.code, made.route, made.steps) == ("model_not_found", None, [])
+    made = asked("b", *keys)
+    assert (made.error, made.route) == (None, "b")
+    assert made.notes == ["a caller whose key has routes without this one gets 404; the caller is not known here"]
 
 
 # The listener for administrators
@@ -383,3 +429,31 @@ def test_d4b_the_command_and_its_exit_status(tmp_path, capsys, content, status, 
     printed = capsys.readouterr()
     assert (out in printed.out, bool(printed.out)) == (True, bool(out))
     assert (printed.err.startswith(err.format(path)), bool(printed.err)) == (True, bool(err))
+
+
+def test_d4b_a_closed_input_is_no_request(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert explain(with_keys(tmp_path), "-", print, False) == 1
+    assert capsys.readouterr().err.startswith("aigw: -: The request is not a JSON object: ")
+
+
+@pytest.mark.parametrize(
+    ("broken", "err"), [("full", "aigw: the output cannot be written: No space left on device\n"), ("left", "")]
+)
+def test_d4_d4b_an_output_that_cannot_be_written(broken, err):
+    """A full disk, or a reader such as ``head`` that leaves: exit status 1, and no traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    code = "from aigw.daemon.output import put; put('x' * 100_000)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=full if broken == "full" else writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    os.close(full)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, err)

@@ -245,7 +245,7 @@ def test_d4_check_config_describes_each_provider(tmp_path):
     assert [line for line in lines if line.startswith("provider")] == [
         f"provider p1: https://one.example/v1 (key in the file, sent as api-key, {through})",
         "provider p2: https://two.example/v1 (key from ${KEY}, sent as Authorization: Bearer, proxy http://127.0.0.9:3128)",
-        "provider p3: https://three.example/v1 (2 keys in the file, from ${LISTED}, balance round_robin, sent as "
+        "provider p3: https://three.example/v1 (key 1 in the file, key 2 from ${LISTED}, balance round_robin, sent as "
         "Authorization: Bearer, proxy none)",
         "provider p4: https://four.example/v1 (no key, headers Authorization X-Extra, only for chat/completions "
         f"embeddings, streams are asked for their usage, {through})",

@@ -92,7 +92,12 @@ TABLE = [
     ({"conflict": "tools"}, [b'"tools":[1]', FORMAT], [b'"tools":[1]'], {"dropped": ("response_format",)}),
     ({"conflict": "tools", "remove": ["tools"]}, [b'"tools":[1]', FORMAT], [FORMAT], {"dropped": ("tools",)}),
     ({"conflict": "tools", "set": {"tools": [1]}}, [FORMAT], [b'"tools":[1]'], {"dropped": ("response_format",), "added": ("tools",)}),
-    ({"conflict": "format", "rename": {"functions": "tools"}}, [b'"functions":[1]', FORMAT], [FORMAT], {"dropped": ("tools",), "renamed": (("functions", "tools"),)}),
+    ({"conflict": "format", "rename": {"functions": "tools"}}, [b'"functions":[1]', FORMAT], [FORMAT], {"dropped": ("functions",)}),
+    ({"conflict": "format", "rename": {"a": "b", "b": "tools"}}, [b'"a":[1]', FORMAT], [FORMAT], {"dropped": ("a",)}),
+    # what the settings added and it removes was never the client's
+    ({"conflict": "format", "default": {"tools": [1], "x": 1}}, [FORMAT], [FORMAT, b'"x":1'], {"added": ("x",)}),
+    ({"conflict": "format", "set": {"tools": [1]}}, [b'"tools":[2]', FORMAT], [FORMAT], {"dropped": ("tools",)}),
+    ({"conflict": "format", "remove": ["tools"], "set": {"tools": [1]}}, [b'"tools":[2]', FORMAT], [FORMAT], {"dropped": ("tools",)}),
 ]  # fmt: skip
 
 

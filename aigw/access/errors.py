@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from datetime import datetime
 from typing import TYPE_CHECKING
-from zoneinfo import ZoneInfo
 
 from aigw.config.callers import PICO
+from aigw.config.limit_values import zone_of
 from aigw.errors import RequestError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _budget_spent(refusal: LimitReached, whose: str, now: float) -> BudgetSpent:
     budget = refusal.budget
     assert budget is not None
     amount = f"{budget.limit / PICO:g} USD" if budget.in_usd else f"{budget.limit} tokens"
-    ends = datetime.fromtimestamp(now + (refusal.seconds or 0.0), ZoneInfo(budget.zone))
+    ends = datetime.fromtimestamp(now + (refusal.seconds or 0.0), zone_of(budget.zone))
     text = f"The budget of {whose} is spent: {amount} a {budget.per}."
     again = f"It is renewed on {ends.strftime('%A, %d %B %Y at %H:%M')} ({budget.zone})."
     return BudgetSpent(f"{text} {again}", headers={"x-should-retry": "false"})

@@ -6,9 +6,8 @@ Nothing here knows a clock: each function is given the time.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from zoneinfo import ZoneInfo
 
-from aigw.config.limit_values import Rate
+from aigw.config.limit_values import Rate, zone_of
 
 TOLERANCE = 1e-6  # requests: what many additions of small shares may be wrong by
 
@@ -79,7 +78,7 @@ def end_of_period(per: str, zone: str, now: float) -> float:
     """When the hour, day, week (from Monday), month or year of ``now`` ends in that zone, in Unix seconds."""
     if per == "hour":
         return now - now % 3600 + 3600  # zones with half hours too: each hour has one window
-    local = datetime.fromtimestamp(now, ZoneInfo(zone))
+    local = datetime.fromtimestamp(now, zone_of(zone))
     day = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0, tzinfo=None)
     if per == "day":
         end = day + timedelta(days=1)
@@ -89,4 +88,4 @@ def end_of_period(per: str, zone: str, now: float) -> float:
         end = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
     else:
         end = day.replace(year=day.year + 1, month=1, day=1)
-    return end.replace(tzinfo=ZoneInfo(zone)).timestamp()
+    return end.replace(tzinfo=zone_of(zone)).timestamp()

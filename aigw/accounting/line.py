@@ -14,6 +14,7 @@ from aigw.protocols.charges import CHARGED_KINDS
 from aigw.telemetry.pricing import Charge
 from aigw.telemetry.record import Record
 
+COLUMNS = ("key", "route", "provider", "model", "endpoint", "session", "status", "outcome", "day")  # of a report
 _encode = msgspec.json.encode
 
 

@@ -20,14 +20,13 @@ from typing import IO, NamedTuple, cast
 
 import msgspec
 
-from aigw.accounting.line import Line, decode, moment
+from aigw.accounting.line import COLUMNS, Line, decode, moment
 from aigw.config.prices import EXACT
 from aigw.protocols.charges import CHARGED_KINDS
 
 MAX_GROUPS = 100_000
 MAX_LINE = 1024 * 1024  # bytes
 DAY = 86_400
-COLUMNS = ("key", "route", "provider", "model", "endpoint", "session", "status", "outcome", "day")
 _UNITS = {"m": 60, "h": 3600, "d": DAY, "w": 7 * DAY}
 _AGO = re.compile(r"(\d{1,6})([mhdw])")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:T\d{2}:\d{2}(?::\d{2})?Z?)?")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Annotated, NamedTuple
-from zoneinfo import ZoneInfo
 
 from aigw.config.schema import Written
 from aigw.config.values import NAME
@@ -96,9 +95,16 @@ def _moment(value: object) -> float:
     raise wrong
 
 
+def zone_of(name: str) -> tzinfo:
+    """A time zone of the IANA list. Raises ValueError, OSError or LookupError."""
+    from zoneinfo import ZoneInfo  # only budgets need it, and it takes a megabyte
+
+    return ZoneInfo(name)
+
+
 def _zone(value: object) -> str:
     try:
-        return ZoneInfo(str(value)).key if isinstance(value, str) else _not_a_zone()
+        return str(zone_of(value)) if isinstance(value, str) else _not_a_zone()
     except (ValueError, OSError, LookupError):
         return _not_a_zone()
 

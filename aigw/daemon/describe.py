@@ -59,7 +59,7 @@ def _keys(provider: Provider) -> Iterator[str]:
     elif provider.key_command:
         yield f"key from the command {provider.key_command[0]}"  # its arguments may be secret
     elif provider.api_keys:
-        yield f"{_count(len(keys), 'key')} {', '.join(map(_source, keys))}"
+        yield ", ".join([f"key {number} {_source(key)}" for number, key in enumerate(keys, 1)])
         yield f"balance {provider.balance}"
     elif keys:
         yield f"key {_source(keys[0])}"
@@ -114,10 +114,6 @@ def _limits(account: Account) -> Iterator[str]:
 
 
 _UNITS = {1.0: "s", 60.0: "m", 3600.0: "h", 86400.0: "d"}
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _of_route(route: Route) -> Iterator[str]:

@@ -17,7 +17,7 @@ def explain(config: Config, path: str, write: Callable[[str], object], json: boo
     """Explain the request in the file; ``-`` is stdin. Gives the exit status: 1 if the client gets an error at once."""
     try:
         if path == "-":
-            data = sys.stdin.buffer.read(config.max_body + 1)
+            data = sys.stdin.buffer.read(config.max_body + 1) if sys.stdin else b""  # it may be closed
         else:
             with open(path, "rb") as file:
                 data = file.read(config.max_body + 1)

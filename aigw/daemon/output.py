@@ -1,7 +1,9 @@
-"""Printing on every terminal."""
+"""Printing on every terminal, and to pipes and disks that may be closed or full."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TextIO
 
 
@@ -13,3 +15,14 @@ def escape_unwritable(stream: TextIO) -> None:
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
+
+
+def put(text: str) -> None:
+    """Print ``text`` and a newline. If it cannot be written the process ends with 1, without a traceback."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # a reader such as head may leave
+            print(f"aigw: the output cannot be written: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still has at its exit
+        raise SystemExit(1) from None

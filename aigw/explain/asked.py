@@ -57,12 +57,12 @@ def read(data: bytes) -> Steps[Asked]:
 def _endpoint(path: str) -> Endpoint:
     plain = path.partition("?")[0].rstrip("/")
     by_path = {name: each for each in ENDPOINTS.values() for name in (each.path, f"/v1/{each.path}", *each.aliases)}
-    endpoint = by_path.get(plain)
-    if endpoint is None:
+    found = by_path.get(plain)
+    if found is None:
         there = ", ".join(f"/v1/{each}" for each in ENDPOINTS)
         raise BadRequest(f"'path' is not the path of an endpoint with a body; write one of {there}.")
-    if JSON not in endpoint.takes:
+    if JSON not in found.takes:
         raise BadRequest(
             f"Requests to {plain} are forms, which cannot be explained; write the path of another endpoint."
         )
-    return endpoint
+    return found

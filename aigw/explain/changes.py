@@ -28,14 +28,18 @@ def changes_of(
     before = members.get("model")
     if before is None or bytes(before) != bytes(model):
         yield Change("model", "added" if before is None else "replaced", value=model)
+    inner = [name for name in difference.dropped if name not in members and "." in name]
     for name in difference.dropped:
-        yield Change(name, "removed", _size(members, name))
+        if name not in inner:
+            yield Change(name, "removed", _size(members, name))
     for name, new in difference.renamed:
         yield Change(name, "renamed", _size(members, name), to=new)
     for name in difference.replaced:
         yield Change(name, "replaced", _size(members, name), value=given.get(name))
     for name in difference.added:
         yield Change(name, "added", value=given.get(name) or _ASKED.get(name))
+    for name in inner:  # last, for the settings may have added what it was in
+        yield Change(name, "removed")
 
 
 def _size(members: Members, name: str) -> int | None:

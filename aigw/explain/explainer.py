@@ -63,17 +63,20 @@ class Explainer:
         return found if isinstance(found, Call) else (yield from found)
 
     def _fill(self, found: Explained, call: Call, asked: Asked) -> Steps[None]:
-        found.members = {name[:MAX_NAME]: len(raw) for name, raw in islice(call.members.items(), MOST_MEMBERS)}
+        found.members = {_shown(name): len(raw) for name, raw in islice(call.members.items(), MOST_MEMBERS)}
         found.model, found.stream = requested(call.model) if call.model else None, call.stream
+        mine = call.caller.routes if call.caller is not None else ()
         if call.model:
-            route = self._router.routes[call.model]
+            route = self._router.visible[mine][call.model]
             found.name = self._router.routes.pattern(call.model)
             found.star = self._router.routes.star(call.model) or None
             found.found_by = "pattern" if found.star else "name" if route.name == call.model else "also"
         else:
-            route, found.found_by = self._router.default_for(call.endpoint.path), "default_for"
+            route, found.found_by = self._router.default_for(call.endpoint.path, mine), "default_for"
         found.route, path = route.name, call.endpoint.path
         found.notes = list(_notes(route, call))
+        if call.caller is None and any([each.routes for each in self._config.callers]):
+            found.notes.append("a caller whose key has routes without this one gets 404; the caller is not known here")
 
         def skip(step: Step, reason: str, until: float | None) -> None:
             passed = PassedOver(step.number, step.provider.name, step.model, reason)
@@ -117,6 +120,11 @@ class Explainer:
             step.key_number,
             _choice(step),
         )
+
+
+def _shown(name: str) -> str:
+    """The beginning of a member's name, as UTF-8 has it: a name may hold half of a surrogate pair."""
+    return name[:MAX_NAME].encode(errors="replace").decode()
 
 
 def _notes(route: Route, call: Call) -> Iterator[str]:

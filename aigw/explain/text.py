@@ -32,9 +32,9 @@ def as_json(found: Explained, keys: KeySearch) -> bytes:
 
 
 def _lines(found: Explained) -> Iterator[str]:
-    model = "no model" if found.model is None else f"model {found.model!r}"
+    model = f", model {found.model!r}" if found.model is not None else ", no model" if found.members else ""
     streamed = ", streamed" if found.stream else ""
-    yield f"request: POST /v1/{found.endpoint}, {model}, {found.bytes} bytes{streamed}"
+    yield f"request: POST /v1/{found.endpoint}{model}, {found.bytes} bytes{streamed}"
     if found.members:
         listed = ", ".join(f"{name} ({size} bytes)" for name, size in found.members.items())
         yield f"members: {listed}"

@@ -12,7 +12,7 @@ from aigw.errors import BadRequest
 from aigw.protocols import envelope
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.envelope import Parts, Pieces, carries
-from aigw.protocols.shaping import UNCHANGED, Difference, asked_for_usage, shaped
+from aigw.protocols.shaping import UNCHANGED, Difference, asked_for_usage, shaped, without
 from aigw.protocols.skip import Steps, T
 from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages
 
@@ -214,8 +214,8 @@ def _changed(call: Call, members: Members, changes: BodyChanges) -> tuple[Member
 
 def _without(names: tuple[str, ...], members: Members, difference: Difference) -> Difference:
     """Remove these members, because the step cannot take them beside others."""
-    dropped = [name for name in names if members.pop(name, None) is not None]
-    return replace(difference, dropped=(*difference.dropped, *dropped))
+    gone = [name for name in names if members.pop(name, None) is not None]
+    return without(gone, difference)
 
 
 def previous_response(call: Call) -> str:

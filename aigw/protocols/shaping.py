@@ -76,6 +76,29 @@ def summed_up(dropped: list[str], renamed: list[tuple[str, str]], added: list[st
     )
 
 
+def without(gone: list[str], difference: Difference) -> Difference:
+    """The Difference where these members of the changed body are removed in the end.
+
+    A member that the settings added was never the client's; one that was renamed is dropped by the client's name.
+    """
+    renamed, dropped = list(difference.renamed), list(difference.dropped)
+    for name in gone:
+        if name in difference.added:
+            continue
+        for pair in reversed(difference.renamed):
+            if pair[1] == name:
+                name = pair[0]
+                renamed.remove(pair)
+        dropped.append(name)
+    return msgspec.structs.replace(
+        difference,
+        dropped=tuple(dropped),
+        renamed=tuple(renamed),
+        added=tuple(name for name in difference.added if name not in gone),
+        replaced=tuple(name for name in difference.replaced if name not in gone),
+    )
+
+
 def asked_for_usage(client: Members, members: Members, difference: Difference) -> tuple[Members, Difference]:
     """``members`` of a stream with ``stream_options.include_usage``, if they lack it.
 
