@@ -335,6 +335,7 @@ def test_e9_metrics_and_page_have_requests_tokens_and_cost_by_caller(tmp_path):
         book.door("p1").say(whole(USAGE))
     assert {name: n for name, n in book.metrics.items() if name.startswith(("aigw_caller", "aigw_unpriced"))} == {
         'aigw_caller_requests_total{caller="default"}': 3,
+        'aigw_caller_requests_refused_total{caller="default"}': 0,
         'aigw_caller_tokens_total{caller="default",type="input"}': 1800,
         'aigw_caller_tokens_total{caller="default",type="output"}': 150,
         'aigw_caller_tokens_total{caller="default",type="cache_read"}': 1200,

@@ -30,9 +30,11 @@ def ask_openai(gateway, retries: int) -> str:
 
 
 def ask_langchain(gateway, retries: int) -> str:
-    with httpx.Client() as http:  # LangChain keeps its own one open
-        settings = {"base_url": gateway.url, "api_key": ALICE, "http_client": http}
-        return ChatOpenAI(model="route", max_retries=retries, max_tokens=10, **settings).invoke("hi").content
+    with httpx.Client() as http:  # without one its connection stays open: it keeps a client of its own for each URL
+        client = ChatOpenAI(
+            base_url=gateway.url, api_key=ALICE, model="route", max_retries=retries, max_tokens=10, http_client=http
+        )
+        return client.invoke("hi").content
 
 
 def ask_anthropic(gateway, retries: int) -> str:

@@ -43,7 +43,7 @@ class Store(Protocol):
         """Count a request that is over already."""
 
     def count_refused(self, claim: Claim) -> object:
-        """Count a request that found no slot in its time."""
+        """Count a request that found no slot in its time, for all accounts of its caller."""
 
     def usage_of(self, account: Account) -> dict[str, object]:
         """What the account has used and what it has left, as JSON."""

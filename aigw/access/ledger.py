@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from aigw.access.limits import TOLERANCE, RequestCount, WindowCount
+from aigw.access.limits import TOLERANCE, RequestCount, WindowCount, end_of_period
 from aigw.config.callers import PICO, Account, Budgeted
 from aigw.config.model import Config
 
@@ -150,7 +150,7 @@ class Ledger:
                     reached = LimitReached("concurrency", account, 1.0, 1, slots)
         if reached is not None:
             if reached.kind != "concurrency":
-                self.counts_of(reached.account).refused += 1
+                self.count_refused(claim)
             self._show(claim, now)
             return reached
         claim.admitted = True
@@ -200,7 +200,7 @@ class Ledger:
                     claim.window = rate.limit, left, window.ends - now
 
     def count_refused(self, claim: Claim) -> None:
-        """Count a request that found no slot in its time."""
+        """Count a request that is refused, for the key and for its group, whichever of them has the limit."""
         for account in claim.accounts:
             self.counts_of(account).refused += 1
 
@@ -237,11 +237,12 @@ class Ledger:
         if self.admit(claim) is None:
             self.settle(claim, 0)
 
-    # What is shown
+    # What is shown: a look changes nothing, so a thread may take one, and it begins no window
 
     def usage_of(self, account: Account) -> dict[str, object]:
         """What the account has used and what it has left, as JSON."""
-        counts, now, wall = self.counts_of(account), self._seconds(), self._wall()
+        counts = self._counts.get(account.name) or Counts()
+        now, wall = self._seconds(), self._wall()
         kind, _, name = account.name.partition(" ")
         shown: dict[str, object] = {
             kind: name,
@@ -252,40 +253,42 @@ class Ledger:
             "running": counts.running,
         }
         limits: dict[str, object] = {}
-        if account.requests is not None:
-            used = counts.requests.drain(account.requests, now)
-            left = int(account.requests.limit - used + TOLERANCE)
+        if (rate := account.requests) is not None:
+            used = counts.requests.used_at(rate, now)
             limits["requests"] = {
-                "limit": account.requests.limit,
-                "per_s": account.requests.seconds,
-                "remaining": max(0, left),
-                "reset_s": round(used * account.requests.seconds / account.requests.limit, 3),
+                "limit": rate.limit,
+                "per_s": rate.seconds,
+                "remaining": max(0, int(rate.limit - used + TOLERANCE)),
+                "reset_s": round(used * rate.seconds / rate.limit, 3),
             }
-        if account.tokens is not None:
+        if (rate := account.tokens) is not None:
             window = counts.tokens
-            window.turn(account.tokens.seconds, now)
+            spent, reserved = window.spent_at(now), window.reserved
             limits["tokens"] = {
-                "limit": account.tokens.limit,
-                "per_s": account.tokens.seconds,
-                "spent": window.spent,
-                "reserved": window.reserved,
-                "remaining": max(0, account.tokens.limit - window.spent - window.reserved),
-                "reset_s": round(window.ends - now, 3),
+                "limit": rate.limit,
+                "per_s": rate.seconds,
+                "spent": spent,
+                "reserved": reserved,
+                "remaining": max(0, rate.limit - spent - reserved),
+                "reset_s": round(max(0.0, window.ends - now), 3),
             }
         if account.concurrency is not None:
-            limits["concurrency"] = {"limit": account.concurrency, "remaining": account.concurrency - counts.running}
+            left = max(0, account.concurrency - counts.running)
+            limits["concurrency"] = {"limit": account.concurrency, "remaining": left}
         if account.budgets:
-            limits["budget"] = [self._budget(budget, counts.of(budget), wall) for budget in account.budgets]
+            found = [(budget, counts.budgets.get(budget.key) or WindowCount()) for budget in account.budgets]
+            limits["budget"] = [_shown(budget, count, wall) for budget, count in found]
         return {**shown, "limits": limits}
 
-    def _budget(self, budget: Budgeted, count: WindowCount, wall: float) -> dict[str, object]:
-        count.turn_to_calendar(budget.per, budget.zone, wall)
-        left = max(0, budget.limit - count.spent - count.reserved)
-        amounts = {"limit": budget.limit, "spent": count.spent, "reserved": count.reserved, "remaining": left}
-        return {
-            "unit": "usd" if budget.in_usd else "tokens",
-            "per": budget.per,
-            "zone": budget.zone,
-            **{name: amount / PICO if budget.in_usd else amount for name, amount in amounts.items()},
-            "resets_at": round(count.ends),
-        }
+
+def _shown(budget: Budgeted, count: WindowCount, wall: float) -> dict[str, object]:
+    spent, reserved = count.spent_at(wall), count.reserved
+    left = max(0, budget.limit - spent - reserved)
+    amounts = {"limit": budget.limit, "spent": spent, "reserved": reserved, "remaining": left}
+    return {
+        "unit": "usd" if budget.in_usd else "tokens",
+        "per": budget.per,
+        "zone": budget.zone,
+        **{name: amount / PICO if budget.in_usd else amount for name, amount in amounts.items()},
+        "resets_at": round(count.ends if wall < count.ends else end_of_period(budget.per, budget.zone, wall)),
+    }

@@ -34,6 +34,10 @@ class RequestCount:
             self.used = max(0.0, self.used - elapsed * rate.limit / rate.seconds)
         return self.used
 
+    def used_at(self, rate: Rate, now: float) -> float:
+        """The same, and nothing changes."""
+        return max(0.0, self.used - max(0.0, now - self.at) * rate.limit / rate.seconds)
+
     def has_room(self, rate: Rate, now: float) -> bool:
         """Whether one more may pass."""
         return self.drain(rate, now) + 1 <= rate.limit + TOLERANCE
@@ -57,6 +61,10 @@ class WindowCount:
         """Begin a window of so many seconds at ``now``, if the last one is over. The ledger does the same by itself."""
         if now >= self.ends:
             self.spent, self.ends = 0, now + seconds
+
+    def spent_at(self, now: float) -> int:
+        """What is spent in the window of ``now``; nothing changes."""
+        return self.spent if now < self.ends else 0
 
     def turn_to_calendar(self, per: str, zone: str, now: float) -> None:
         """The same with a period of the calendar; ``now`` in Unix seconds.

@@ -282,6 +282,7 @@ class GatewayService(Service):
             cooldown_left=self._cooldowns.cooldown_left,
             cools_down=self._cooldowns.cools_down,
             held=self._running.held,
+            limits_of=self._admission.store.usage_of,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,9 +25,6 @@ from aigw.telemetry.record import RecordBuilder
 
 if TYPE_CHECKING:
     from aigw.server.request import Request
-
-CostOf = Callable[[RecordBuilder], "float | None"]
-"""The cost of a request that has ended, in USD, from its record; None if it is not known."""
 
 _NOTHING = Estimate(0, 0, False)
 
@@ -70,19 +66,17 @@ class LimitedCall:
 
 
 class Limited:
-    """Admits calls, and settles them. ``cost_of`` gives the cost of a request where there is no ``pricing``."""
+    """Admits calls, and settles them. ``pricing`` is there if accounts are kept, as with a budget in USD."""
 
     def __init__(
         self,
         gateway: Gateway,
         admission: Admission,
-        cost_of: CostOf | None = None,
         pricing: Pricing | None = None,
     ) -> None:
         self._gateway = gateway
         self._admission = admission
         self._store = admission.store
-        self._cost_of = cost_of
         self._pricing = pricing
 
     def serve(self, call: Call, request: Request, record: RecordBuilder) -> Deferred[None]:
@@ -111,8 +105,6 @@ class Limited:
             if record.pricing is not None:
                 tokens, cost = complete(record, tokens, limited.about.prompt)
                 money = round(cost * PICO)
-            elif self._cost_of is not None:
-                money = round((self._cost_of(record) or 0.0) * PICO)
         settled = self._store.settle(claim, tokens, money)
         if self._admission.queues:
             self._admission.settled(settled, claim)
