@@ -229,6 +229,7 @@ def _freeze() -> None:
     dumpable.forbid()  # once more, for twistd may have changed the user
     memory.keep()
     gc.collect()
+    memory.trim()
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 

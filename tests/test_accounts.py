@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 from pytest_twisted import ensureDeferred
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from aigw.access.admission import Admission
 from aigw.access.ledger import Ledger
+from aigw.accounting import price_file
 from aigw.accounting.accounts import Accounts
 from aigw.accounting.line import decode, line_of
+from aigw.accounting.price_file import PriceFile
 from aigw.config.callers import PICO
 from aigw.server import api
 from aigw.telemetry import logs
@@ -332,6 +335,7 @@ def test_e9_metrics_and_page_have_requests_tokens_and_cost_by_caller(tmp_path):
         book.door("p1").say(whole(USAGE))
     assert {name: n for name, n in book.metrics.items() if name.startswith(("aigw_caller", "aigw_unpriced"))} == {
         'aigw_caller_requests_total{caller="default"}': 3,
+        'aigw_caller_requests_refused_total{caller="default"}': 0,
         'aigw_caller_tokens_total{caller="default",type="input"}': 1800,
         'aigw_caller_tokens_total{caller="default",type="output"}': 150,
         'aigw_caller_tokens_total{caller="default",type="cache_read"}': 1200,
@@ -595,6 +599,30 @@ async def test_e7_a_gateway_writes_the_file_and_takes_new_prices_without_a_reloa
     await until(lambda: usage.exists() and usage.read_bytes().count(b"\n") == 1)
 
 
+def test_e1_after_a_fault_in_the_file_of_prices_the_next_change_is_checked(monkeypatch):
+    """Its text may hold what no check foresaw."""
+
+    def fails(path: str) -> None:
+        raise ValueError("unforeseen")
+
+    class NoThreads(PriceFile):
+        def _in_thread(self, call, path):
+            return maybeDeferred(call, path)
+
+    states = iter([(0, 0, 1), (0, 0, 1), (0, 0, 2), (0, 0, 2)])
+    monkeypatch.setattr(price_file, "_state_of", lambda path: next(states, (0, 0, 2)))
+    monkeypatch.setattr(price_file, "load_prices", fails)
+    clock, taken = Clock(), []
+    checked = NoThreads(clock, taken.append)  # type: ignore[arg-type]
+    checked.use("prices.yaml")
+    checked.start()
+    clock.pump([0.5] * 2)
+    monkeypatch.setattr(price_file, "load_prices", lambda path: ("prices", []))
+    clock.pump([0.5] * 2)
+    assert taken == ["prices"]
+    checked.stop()
+
+
 def test_e4_an_unknown_price_is_assumed_and_counted(tmp_path):
     book = Book(tmp_path, "", top={"unknown_price": 10})
     book.world.ask()
@@ -604,13 +632,17 @@ def test_e4_an_unknown_price_is_assumed_and_counted(tmp_path):
     assert book.metrics['aigw_unpriced_requests_total{provider="p1",model="model-of-p1"}'] == 1
 
 
-def test_e5_a_budget_in_usd_is_reserved_at_the_dearest_step(tmp_path):
-    """One request at a time passes where two would pass the limit."""
+@pytest.mark.parametrize("name", ["route", "alias", "any-model"])
+def test_e5_a_budget_in_usd_is_reserved_at_the_dearest_step(tmp_path, name):
+    """One request at a time passes where two would pass the limit, by whichever name it finds the route."""
     budget = [{"usd": 0.02, "per": "day"}]
-    book = Book(tmp_path, top={"keys": [{**LIMITED, "budget": budget}]})
+    steps = [{"provider": p, "model": f"model-of-{p}"} for p in ("p1", "p2")]
+    route = {"name": "route", "also": ["alias", "any-*"], "steps": steps}
+    book = Book(tmp_path, top={"keys": [{**LIMITED, "budget": budget}], "routes": [route]})
     clients = [book.world.open() for _ in range(3)]
     for client in clients:
-        client.say(request({**HELLO, "max_tokens": 1000}, headers={"Authorization": f"Bearer {KEY_OF_ALICE}"}))
+        body = {**HELLO, "model": name, "max_tokens": 1000}
+        client.say(request(body, headers={"Authorization": f"Bearer {KEY_OF_ALICE}"}))
     statuses = [client.take()[9:12] for client in clients]
     assert statuses == [b"", b"429", b"429"]  # the first one has 1000 * 15 / 1M and a little reserved
     book.door("p1").say(whole(USAGE))

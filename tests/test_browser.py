@@ -67,10 +67,10 @@ class Stage:
         self.url, self.folder, self.first, self.second, self.daemon = url, folder, first, second, daemon
         self.tls = ssl.create_default_context(cafile=str(folder / "ca.pem"))
 
-    def ask(self, model="dynamic/n8n", stream=False):
+    def ask(self, model="dynamic/n8n", stream=False, key=KEY):
         body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "canary-content"}]}
         request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions", json.dumps(body).encode(), {"Authorization": f"Bearer {KEY}"}
+            f"{self.url}/v1/chat/completions", json.dumps(body).encode(), {"Authorization": f"Bearer {key}"}
         )
         try:
             with urllib.request.urlopen(request, timeout=10, context=self.tls) as answer:
@@ -272,6 +272,34 @@ def test_h5_what_is_held_and_kept_alive_can_be_read(stage):
         browser.until(lambda: "held until whole · 0 keep-alives, every 15 s" in browser.text(), 5)
         assert re.search(r"Held\s+0 KiB\s+of at most 64.0 MiB", browser.text())
         browser.picture("held")
+
+
+def test_e9_what_each_key_used_and_has_left_can_be_read(stage):
+    path = stage.folder / "config.yaml"
+    caller = f'{{name: alice, key_sha256: "{hashlib.sha256(b"canary-key-of-alice").hexdigest()}", group: team-a, requests: 2/h}}'
+    group = "{name: team-a, budget: [{tokens: 1M, per: month}]}"
+    path.write_text(f"{path.read_text()}keys: [{caller}]\ngroups: [{group}]\n")
+    stage.daemon.process.send_signal(signal.SIGHUP)
+    shown = "return [...document.querySelectorAll('#callers tr')].map((row) => [...row.children].map((each) => each.textContent))"
+    for width in (1280, 375):
+        with stage.browser(width) as browser:
+            browser.sign_in()
+            browser.until(lambda: len(browser.run(shown)) == 3, 6.0)
+            if width == 1280:
+                for _ in range(3):
+                    stage.ask("fast", key="canary-key-of-alice")
+            browser.until(lambda: any(row[:3] == ["alice", "3", "1"] for row in browser.run(shown)))
+            head, *rows = browser.run(shown)
+            assert head == ["Key", "Requests", "Refused", "Tokens in", "from a cache", "out", "Cost", "Left"]
+            left = {row[0]: row[-1] for row in rows}
+            assert left["default"] == "no limit"
+            assert re.fullmatch(
+                r"0 of 2 requests in 1 h 0 min; team-a: (1\.0 M|\S+ k) of 1\.0 M tokens this month", left["alice"]
+            )
+            assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+            assert browser.run(CONTRAST) == []
+            browser.picture(f"keys-{width}")
+            assert "canary-key" not in browser.run("return document.documentElement.outerHTML")
 
 
 def test_b9_no_key_and_no_content_is_in_the_page(stage):

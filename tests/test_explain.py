@@ -386,6 +386,7 @@ def test_d4_check_config_says_where_each_key_comes_from(tmp_path):
         "provider a: http://127.0.0.1:1/v1 (key from ${A_KEY}, sent as Authorization: Bearer, proxy none)",
         "provider b: http://127.0.0.1:2/v1 (key in the file, sent as x-api-key, headers Authorization X-Extra, proxy none)",
         "provider c: http://127.0.0.1:3/v1 (no key, proxy none)",
+        "key default: api_key from ${GATEWAY_API_KEY}, all routes",
         "route r (also s)",
         "  1. a: m (timeout 300s, connect 10s, idle 120s)",
         "  2. b: m (timeout 300s, connect 10s, idle 120s)",

@@ -135,6 +135,65 @@ def test_l9_several_processes_have_a_file_each(tmp_path):
     again.finish()
 
 
+def test_l9_a_period_that_no_calendar_has_is_not_restored(tmp_path):
+    config = config_of(tmp_path)
+    line = ["key alice", "tokens per year", time.time() + 90_000_000_000, 999_999, 0]
+    (tmp_path / "state" / "budgets.journal").write_text(json.dumps(line) + "\n")
+    made = ledger_of(config)
+    assert spent(made, config) == [0, 0]
+    use(made, config, 5)
+    assert made.usage_of(account_in(config))["limits"]["budget"][0]["resets_at"] < time.time() + 367 * 86_400
+    made.finish()
+
+
+def test_l9_another_folder_takes_nothing_back_that_was_spent(tmp_path):
+    (tmp_path / "other").mkdir()
+    made = ledger_of(config_of(tmp_path))
+    use(made, config_of(tmp_path), 70)
+    other = config_of(tmp_path, state="other")
+    made.use(other)
+    use(made, other, 5)
+    made.use(config_of(tmp_path))
+    assert spent(made, other) == [75, 75]
+    made.finish()
+
+
+def test_l9_a_folder_that_cannot_be_synced_leaks_no_file(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def fails(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(22, "Invalid argument")
+        sync(fd)
+
+    monkeypatch.setattr(journal, "AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr(os, "fsync", fails)
+    before = len(os.listdir("/proc/self/fd"))
+    config = config_of(tmp_path)
+    with log() as lines:
+        made = ledger_of(config)
+        for number in range(5):
+            use(made, config, number)
+        made.finish()
+    assert not lines
+    assert len(os.listdir("/proc/self/fd")) == before
+    again = ledger_of(config)
+    assert spent(again, config) == [10, 10]
+    again.finish()
+
+
+def test_l9_without_a_lock_of_its_own_a_process_closes_no_file_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "MOST_PROCESSES", 1)
+    first, second = Journal(str(tmp_path)), Journal(str(tmp_path))
+    first.load()
+    second.load()
+    other = os.open("/dev/null", os.O_RDONLY)  # gets the number of the lock that was given up
+    for each in (first, second):
+        each.start()
+        each.finish()
+    os.close(other)
+
+
 def test_l9_the_file_is_made_anew_when_it_is_large(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "SMALL", 2000)
     made = Journal(str(tmp_path))

@@ -6,7 +6,7 @@ import openai
 import pytest
 from pytest_twisted import ensureDeferred
 
-from aigw.config.model import KeepAlive
+from aigw.config.route_settings import KeepAlive
 from aigw.errors import ConfigError
 from tests.harness import request
 from tests.memory import MemoryGateway

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from pytest_twisted import ensureDeferred
+from twisted.internet.task import Clock
 
 from aigw.access.keys import PREFIX, Keys, line_of, new_key
 from aigw.config import loader
 from aigw.config.callers import Caller, Proof
+from aigw.daemon.keys_watch import KeysWatch
 from aigw.errors import ConfigError, Unauthorized, WrongKey
+from aigw.proxy import nearest
 from aigw.secret import KeyDigest
 from aigw.tap import Options, makeService
 from aigw.telemetry.redaction import Redaction
@@ -171,6 +174,29 @@ def test_c5_a_route_that_a_key_may_not_use_is_like_one_that_does_not_exist():
     assert status(ask(gateway, KEY, chat("route"))) == 200
 
 
+def test_c5_an_unknown_name_takes_no_longer_than_one_of_others(monkeypatch):
+    """The search for similar names is the long part: it is one, among the names of the caller."""
+    searched = []
+    monkeypatch.setattr(nearest.Names, "advice", lambda names, asked: searched.append(names) or "")
+    gateway = world(named("alice", ALICE, routes=["fast", "gpt-*"]))
+    for name in ("route", "roote"):
+        assert status(ask(gateway, ALICE, chat(name))) == 404
+    hidden, unknown = searched
+    assert hidden is unknown
+
+
+def test_c5_the_default_route_of_an_endpoint_may_be_used_by_another_name_of_it():
+    route = {
+        "steps": [{"provider": "p1", "model": "m"}],
+        "name": "mod",
+        "also": ["m-1"],
+        "default_for": ["moderations"],
+    }
+    gateway = MemoryGateway(steps=1, top={"keys": [named("alice", ALICE, routes=["m-*"])], "routes": [route]})
+    ask(gateway, ALICE, {"input": "x"}, "/v1/moderations")
+    assert gateway.doors["p1"].wires
+
+
 def test_c5_the_list_of_models_has_only_what_a_key_may_use():
     gateway = world(named("alice", ALICE, routes=["fast", "gpt-*"]))
     listed = json.loads(body_of(ask(gateway, ALICE, None, "/v1/models", "GET")))["data"]
@@ -282,6 +308,25 @@ async def test_c8_a_change_of_the_file_of_keys_applies_within_a_second_and_alone
     path.write_text("keys: [")
     await until(lambda: any("The gateway did not reload" in line for line in world.log), 3)
     assert await knows(BOB)
+
+
+def test_c8_a_file_that_is_being_written_is_read_when_it_is_whole(tmp_path):
+    """An empty file is a right one without keys: all requests would be refused until the next check."""
+    path, clock, read = tmp_path / "keys.yaml", Clock(), []
+    write(path, named("alice", ALICE))
+    watch = KeysWatch(clock, lambda: str(path), lambda: read.append(path.read_text()))
+    watch.start()
+    path.write_text("")
+    clock.advance(0.25)
+    write(path, named("alice", ALICE), named("alice", BOB))
+    clock.pump([0.25] * 8)
+    assert read == [path.read_text()]
+    path.unlink()
+    clock.advance(0.25)
+    write(path, named("alice", BOB))
+    clock.pump([0.25] * 3)
+    assert read[1:] == [path.read_text()]
+    watch.stop()
 
 
 # New keys

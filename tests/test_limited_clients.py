@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import anthropic
+import httpx
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
@@ -29,9 +30,11 @@ def ask_openai(gateway, retries: int) -> str:
 
 
 def ask_langchain(gateway, retries: int) -> str:
-    return ChatOpenAI(
-        base_url=gateway.url, api_key=ALICE, model="route", max_retries=retries, max_tokens=10
-    ).invoke("hi").content  # fmt: skip
+    with httpx.Client() as http:  # without one its connection stays open: it keeps a client of its own for each URL
+        client = ChatOpenAI(
+            base_url=gateway.url, api_key=ALICE, model="route", max_retries=retries, max_tokens=10, http_client=http
+        )
+        return client.invoke("hi").content
 
 
 def ask_anthropic(gateway, retries: int) -> str:

@@ -16,6 +16,7 @@ from aigw.access.admission import MOST_WAITING, Admission
 from aigw.access.errors import RateLimited
 from aigw.access.ledger import Claim, Ledger
 from aigw.access.limits import RequestCount, end_of_period
+from aigw.accounting.accounts import Accounts
 from aigw.config.callers import PICO, Account, Budgeted
 from aigw.config.limit_values import Rate
 from aigw.server import api
@@ -34,18 +35,18 @@ class LimitedGateway(MemoryGateway):
     """``alice`` has the limits; ``bob`` has those of ``keys``."""
 
     def __init__(
-        self, *more: dict, steps: int = 1, top: dict | None = None, cost_of=None, route: dict | None = None, **limits
+        self, *more: dict, steps: int = 1, top: dict | None = None, accounts=None, route: dict | None = None, **limits
     ) -> None:
         keys = [named("alice", ALICE, **limits), *more]
         super().__init__(steps=steps, top={"keys": keys, **(top or {})}, **(route or {}))
         self.wall = NOW
         self.ledger = Ledger(self.clock.seconds, lambda: self.wall)
         self.admission = Admission(self.ledger, self.clock, lambda: self.wall)
-        self.use(self.config, cost_of)
+        self.use(self.config, accounts)
 
-    def use(self, config, cost_of=None) -> None:
+    def use(self, config, accounts=None) -> None:
         self.config = config
-        self.site.resource = api.tree(config, self.gateway, self.records.append, None, self.admission, cost_of)
+        self.site.resource = api.tree(config, self.gateway, self.records.append, None, self.admission, accounts)
 
     def send(self, body: dict | None = None, key: str = ALICE, path: str = "/v1/chat/completions", **more) -> Wire:
         """A client that has sent a request."""
@@ -325,6 +326,47 @@ def test_l2_a_group_shares_its_slots_and_a_slot_of_it_wakes_any_of_its_keys():
     assert (status(one.take()), gateway.answer(), status(two.take())) == (200, 1, 200)
 
 
+def test_l2_a_request_that_lacks_another_slot_too_does_not_hold_up_those_behind_it():
+    gateway = LimitedGateway(
+        named("bob", BOB, group="team"), top={"groups": [{"name": "team", "concurrency": 2}], "defaults": {"wait": "9s"}},
+        group="team", concurrency=1,
+    )  # fmt: skip
+    running = [gateway.send(user="u"), gateway.send(user="u", key=BOB)]
+    waiting = [gateway.send(user="u"), gateway.send(user="u", key=BOB)]
+    first, second = gateway.doors["p1"].wires
+    assert first.take()
+    assert second.take()
+    second.say(WHOLE)
+    assert (status(running[1].take()), gateway.answer(), status(waiting[1].take())) == (200, 1, 200)
+    first.say(WHOLE)
+    assert (status(running[0].take()), gateway.answer(), status(waiting[0].take())) == (200, 1, 200)
+    assert gateway.is_idle()
+    assert not gateway.admission.queues
+
+
+def test_l2_l5_new_limits_hold_for_the_requests_that_wait():
+    gateway = LimitedGateway(concurrency=1, wait="9s")
+    clients = [gateway.send(user="u") for _ in range(6)]
+    more = LimitedGateway(concurrency=4, wait="9s").config
+    gateway.admission.use(more)
+    gateway.use(more)
+    assert gateway.answer() == 4
+    assert gateway.answer() == 2
+    assert {status(client.take()) for client in clients} == {200}
+    assert gateway.is_idle()
+
+
+def test_l2_a_queue_whose_requests_end_at_once_is_no_recursion():
+    gateway = LimitedGateway(concurrency=1, wait="9s")
+    gone = "model-that-is-gone"
+    clients = [gateway.send(user="u")] + [gateway.send(model=gone) for _ in range(MOST_WAITING)]
+    assert gateway.answer() == 1
+    assert status(clients[0].take()) == 200
+    assert [status(client.take()) for client in clients[1:]] == [404] * MOST_WAITING
+    assert gateway.is_idle()
+    assert not gateway.admission.queues
+
+
 def test_l2_a_store_elsewhere_may_take_its_time():
     from twisted.internet.defer import Deferred
 
@@ -512,11 +554,30 @@ def test_l4_a_clock_that_is_set_back_loses_no_window():
     assert gateway.usage()["limits"]["budget"][0]["spent"] == 144
 
 
+def test_l4_a_clock_that_was_years_ahead_refuses_nobody_for_years():
+    gateway = LimitedGateway(budget=[{"tokens": 1100, "per": "day"}])
+    gateway.wall += 9 * 365 * 86_400
+    for _ in range(2):
+        gateway.ask()
+    gateway.wall = NOW
+    assert gateway.usage()["limits"]["budget"][0]["spent"] == 144
+    refused = error_of(gateway.ask())["message"]
+    assert datetime.fromtimestamp(NOW, ZoneInfo("UTC")).strftime("%B %Y") in refused
+    gateway.wall += 86_400
+    assert status(gateway.ask()) == 200
+
+
 def test_l4_a_budget_in_dollars_is_of_the_cost_of_each_request():
     budget = [{"usd": 0.5, "per": "month"}]
-    gateway = LimitedGateway(budget=budget, cost_of=lambda record: 0.2, top={"unknown_price": 1})
+    accounts = Accounts(Clock())
+    gateway = LimitedGateway(budget=budget, accounts=accounts, top={"unknown_price": 1})
+    accounts.use(gateway.config)
+    body = json.dumps({"choices": [{}], "usage": {"prompt_tokens": 12, "completion_tokens": 60, "cost": 0.2}}).encode()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     for spent in (0.2, 0.4, 0.6):
-        assert status(gateway.ask()) == 200
+        client = gateway.send({"user": "u"})
+        gateway.answer(answer)
+        assert status(client.take()) == 200
         (shown,) = gateway.usage()["limits"]["budget"]
         assert (shown["unit"], shown["spent"]) == ("usd", spent)
     assert error_of(gateway.ask())["code"] == "insufficient_quota"
@@ -547,6 +608,25 @@ def test_l4_what_is_shown_is_what_is_enforced():
     assert own["limits"]["requests"]["remaining"] == 59
     assert (team["group"], team["requests"], team["tokens"]) == ("team", 2, 144)
     assert team["limits"]["tokens"]["spent"] == team["limits"]["budget"][0]["spent"] == 144
+
+
+def test_l3_a_look_begins_no_window_and_changes_nothing():
+    gateway = LimitedGateway(requests="60/m", tokens="10k/m", budget=[{"tokens": "5M", "per": "day"}])
+    assert gateway.usage()["limits"]["tokens"] == {
+        "limit": 10000, "per_s": 60.0, "spent": 0, "reserved": 0, "remaining": 10000, "reset_s": 0.0,
+    }  # fmt: skip
+    assert not gateway.ledger._counts
+    gateway.clock.advance(50)
+    gateway.ask()
+    gateway.clock.advance(50)
+    shown = gateway.usage()["limits"]
+    assert (shown["tokens"]["spent"], shown["tokens"]["reset_s"], shown["requests"]["remaining"]) == (72, 10.0, 60)
+    gateway.clock.advance(10)
+    gateway.wall += 86400
+    shown = gateway.usage()["limits"]
+    assert (shown["tokens"]["spent"], shown["tokens"]["reset_s"], shown["budget"][0]["spent"]) == (0, 0.0, 0)
+    assert shown["budget"][0]["resets_at"] > gateway.wall
+    assert gateway.ledger.counts_of(gateway.account()).tokens.spent == 72
 
 
 # Reload

@@ -234,6 +234,9 @@ def test_e2_the_counts_in_the_log_are_those_of_before():
         ("p: {m: {input: 1}, m: {input: 2}}", ["p.m: is written twice, on line 1"]),
         ("p: {4.1: {input: 1}}", ["is not the name of a model; write a string, in quotes"]),
         ("p: {m: {input: 1", ["line 1"]),
+        (f"p: {{m: {{input: 0x{'f' * 9000}}}}}", ["p.m.input: the number is not a price"]),
+        (f"p:\n  ? 0x{'f' * 9000}\n  : {{input: 1}}", ["is not the name of a model; write a string"]),
+        (f"? 0x{'f' * 9000}\n: {{m: {{input: 1}}}}", ["is not the name of a provider; write a string"]),
     ],
 )
 def test_e1_all_mistakes_of_the_file_are_reported_with_their_lines(text, mistakes):
@@ -326,6 +329,14 @@ def test_e4_a_budget_in_usd_needs_a_price_for_each_step(tmp_path):
     assert budget_of(tmp_path, "p: {m: {input: 1, output: 1}}", unknown_price=5)
     assert budget_of(tmp_path, "", key={"budget": [{"tokens": "1M", "per": "day"}]})
     assert budget_of(tmp_path, "", key={"routes": ["other"]})
+
+
+@pytest.mark.parametrize("pattern", ["alias", "al*", "open-*", "open-4", "open-4*", "*"])
+def test_e4_a_route_is_used_by_each_of_its_names(tmp_path, pattern):
+    routes = [{"name": "r", "also": ["alias", "open-*"], "steps": [{"provider": "p", "model": "m"}]}]
+    with pytest.raises(ConfigError, match="has no price"):
+        budget_of(tmp_path, "", key={"routes": [pattern]}, routes=routes)
+    assert budget_of(tmp_path, "", key={"routes": ["open"]}, routes=routes)
 
 
 def test_e4_an_unknown_price_is_assumed_for_tokens_of_every_kind(tmp_path):

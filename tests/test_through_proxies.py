@@ -18,7 +18,7 @@ from twisted.internet.protocol import Factory, Protocol
 
 from aigw.daemon.check_providers import Check
 from aigw.proxy.retry_policy import Verdict, decide
-from aigw.upstream.proxies import ProxyRefused
+from aigw.upstream.reasons import ProxyRefused
 from tests.harness import HELLO, KEY, request, tls_options, until
 from tests.memory import MemoryGateway, error_of
 from tests.providers import ROLE, STREAM, answer, as_asked, begin_stream, completion, event, stream

@@ -338,6 +338,35 @@ def test_e8_csv(path):
     ]
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '"cost":"NaN"',
+        '"cost":"sNaN"',
+        '"cost":"Infinity"',
+        '"cost":-1',
+        '"cost":1e999999',
+        '"tokens":{"input":-5}',
+        '"attempts":[{"provider":"p","model":"m","cost":"NaN"}]',
+        '"lost":-5',
+    ],
+)
+def test_e8_an_amount_that_is_none_is_a_broken_line(path, broken):
+    written = '{"time":"2027-01-15T10:00:00.000Z","caller":"alice",' + broken + "}\n"
+    Path(path).write_text(written + '{"time":"2027-01-15T10:00:00.000Z","caller":"alice","cost":1.5}\n')
+    os.utime(path, (NOON, NOON))
+    lines, warned = shown(path, begin="12h")
+    assert lines[1].split() == "alice 1 0 0 0 0 0 1.5 0 0".split()
+    assert warned[0].startswith("1 line(s) could not be read")
+
+
+@pytest.mark.parametrize("session", ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)"])
+def test_e8_no_cell_of_the_csv_is_a_formula(path, session):
+    Path(path).write_text(line(session=session))
+    os.utime(path, (NOON, NOON))
+    assert shown(path, "session", begin="12h", is_csv=True)[0][1].startswith(f"'{session},")
+
+
 def test_e8_a_name_cannot_control_the_terminal(path, tmp_path):
     Path(path).write_text(line(caller="a\x1b[2Jb"))
     os.utime(path, (NOON, NOON))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -50,10 +50,13 @@ class Store(Protocol):
         """Count a request that is over already."""
 
     def count_refused(self, claim: Claim) -> object:
-        """Count a request that found no slot in its time."""
+        """Count a request that found no slot in its time, for all accounts of its caller."""
 
     def usage_of(self, account: Account) -> dict[str, object] | Deferred[dict[str, object]]:
         """What the account has used and what it has left, as JSON."""
+
+    def known_usage_of(self, account: Account) -> dict[str, object]:
+        """The same at once, at most some seconds old; a thread may call it."""
 
 
 class _Waiting:
@@ -83,6 +86,26 @@ class Admission:
         self._wall = wall
         self.queues: dict[str, OrderedDict[_Waiting, None]] = {}  # by the account whose slots are taken
         self._polling: IDelayedCall | None = None  # while requests wait for slots that other processes use too
+        self._free: list[str] = []  # accounts whose queues may move on
+        self._is_advancing = False
+
+    def use(self, config: Config) -> None:
+        """Limits are those of this configuration from now on, also for the requests that wait."""
+        self.store.use(config)
+        accounts = {account.name: account for caller in config.callers for account in caller.accounts}
+        for queue in self.queues.values():
+            for waiting in queue:
+                old = waiting.claim.accounts
+                waiting.claim.accounts = tuple([accounts.get(each.name, each) for each in old])
+        self._advance([*self.queues])
+
+    def start(self) -> None:
+        """The process has forked, and no request was admitted yet."""
+        self.store.start()
+
+    def finish(self) -> None:
+        """The process ends."""
+        self.store.finish()
 
     def ask(self, claim: Claim, wait: float) -> Deferred[None] | None:
         """Admit a request, or have it wait so many seconds for a slot; None if that is done. Raises RequestError."""
@@ -125,9 +148,9 @@ class Admission:
     def settled(self, settled: object, claim: Claim) -> None:
         """Slots of the claim's accounts are free, when the store has answered."""
         if isinstance(settled, Deferred):
-            settled.addBoth(lambda _: self._advance(claim))
+            settled.addBoth(lambda _: self._advance([each.name for each in claim.accounts]))
         else:
-            self._advance(claim)
+            self._advance([each.name for each in claim.accounts])
 
     # The queue
 
@@ -148,12 +171,22 @@ class Admission:
         if not queue:
             self.queues.pop(name, None)
 
-    def _advance(self, claim: Claim) -> None:
-        """A slot of these accounts is free: it is for the request that has waited longest."""
-        for account in claim.accounts:
-            queue = self.queues.get(account.name)
-            if queue:
-                self._retry(next(iter(queue)))
+    def _advance(self, accounts: Iterable[str]) -> None:
+        """Slots of these accounts may be free: they are for the requests that have waited longest.
+
+        A request that is admitted here may end at once, and free its slot again: that is for a later turn of the loop.
+        """
+        self._free += [name for name in accounts if name in self.queues]
+        if self._is_advancing:
+            return
+        self._is_advancing = True
+        try:
+            while self._free:
+                queue = self.queues.get(self._free.pop(0))
+                if queue:
+                    self._retry(next(iter(queue)))
+        finally:
+            self._is_advancing = False
 
     def _poll(self) -> None:
         """A slot that another process frees is for the request that has waited longest in this one."""
@@ -181,19 +214,22 @@ class Admission:
             waiting.done.errback(failure)
 
     def _retried(self, reached: LimitReached | None, waiting: _Waiting) -> None:
+        before = waiting.reached.account.name
         if waiting.done.called:  # its client has left, or its time is over
             if reached is None:
                 self.end(waiting.claim, 0)
             return
-        if reached is not None and reached.kind == "concurrency":  # of this account or of another one of it
+        if reached is not None and reached.kind == "concurrency":
             waiting.reached = reached
             queue = self.queues.setdefault(reached.account.name, OrderedDict())
             queue[waiting] = None
             queue.move_to_end(waiting, last=False)
+            if reached.account.name != before:  # the slot that was free is for the next one
+                self._advance([before])
             return
         waiting.stop()
         if reached is None:
             waiting.done.callback(None)
-            return
-        waiting.done.errback(refused(reached, self._wall()))
-        self._advance(waiting.claim)  # the slot is still free
+        else:
+            waiting.done.errback(refused(reached, self._wall()))
+        self._advance([before])  # there may be more free slots than one

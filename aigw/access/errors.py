@@ -6,8 +6,9 @@ https://docs.anthropic.com/en/api/errors
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
+from functools import lru_cache
+from math import ceil
 from typing import TYPE_CHECKING
 
 from aigw.config.callers import PICO
@@ -97,12 +98,12 @@ def _whose(refusal: LimitReached) -> str:
 
 
 def _again(seconds: float) -> dict[str, str]:
-    milliseconds = max(1, math.ceil(seconds * 1000 - _ROUNDING))
-    return {"Retry-After": str(max(1, math.ceil(seconds - _ROUNDING))), "retry-after-ms": str(milliseconds)}
+    milliseconds = max(1, ceil(seconds * 1000 - _ROUNDING))
+    return {"Retry-After": str(max(1, ceil(seconds - _ROUNDING))), "retry-after-ms": str(milliseconds)}
 
 
 def _in_words(seconds: float) -> str:
-    return f"{max(1, math.ceil(seconds * 1000 - _ROUNDING)) / 1000:g}s"
+    return f"{max(1, ceil(seconds * 1000 - _ROUNDING)) / 1000:g}s"
 
 
 def limit_headers(claim: Claim) -> list[Header]:
@@ -112,26 +113,27 @@ def limit_headers(claim: Claim) -> list[Header]:
         limit, left, reset = claim.requests
         sent = [
             (b"x-ratelimit-limit-requests", b"%d" % limit),
-            (b"x-ratelimit-remaining-requests", b"%d" % (left if left > 0 else 0)),
-            (b"x-ratelimit-reset-requests", _duration(reset)),
+            (b"x-ratelimit-remaining-requests", b"%d" % left if left > 0 else b"0"),
+            (b"x-ratelimit-reset-requests", _duration(ceil(reset * 1000 - _ROUNDING))),
         ]
     if claim.window is not None:
         limit, left, reset = claim.window
-        sent += [
+        sent += (
             (b"x-ratelimit-limit-tokens", b"%d" % limit),
-            (b"x-ratelimit-remaining-tokens", b"%d" % (left if left > 0 else 0)),
-            (b"x-ratelimit-reset-tokens", _duration(reset)),
-        ]
+            (b"x-ratelimit-remaining-tokens", b"%d" % left if left > 0 else b"0"),
+            (b"x-ratelimit-reset-tokens", _duration(ceil(reset * 1000 - _ROUNDING))),
+        )
     return sent
 
 
-def _duration(seconds: float) -> bytes:
+@lru_cache(maxsize=1024)
+def _duration(milliseconds: int) -> bytes:
     """As OpenAI writes it: ``120ms``, ``1.5s``, ``6m0s``, ``1h0m0s``."""
-    if seconds < 1:
-        return b"%dms" % math.ceil(seconds * 1000 - _ROUNDING)
-    if seconds < 60:
-        return b"%gs" % (math.ceil(seconds * 1000 - _ROUNDING) / 1000)
-    minutes, rest = divmod(math.ceil(seconds), 60)
+    if milliseconds < 1000:
+        return b"%dms" % milliseconds
+    if milliseconds < 60_000:
+        return b"%gs" % (milliseconds / 1000)
+    minutes, rest = divmod(ceil(milliseconds / 1000), 60)
     hours, minutes = divmod(minutes, 60)
     return b"%dh%dm%ds" % (hours, minutes, rest) if hours else b"%dm%ds" % (minutes, rest)
 

@@ -45,9 +45,11 @@ def estimate(call: Call, assume: int) -> Estimate:
     for name in _LIMITS:
         if name in members:
             limit = max(limit, _limit(bytes(memoryview(members[name])[:_MOST_DIGITS])))
-    if limit and "n" in members:
-        limit *= count(bytes(members["n"]))
     prompt = 0 if call.form is not None else -(-call.size // BYTES_OF_A_TOKEN)
+    if not limit:
+        return Estimate(prompt, assume, False)
+    if "n" in members:
+        limit *= count(bytes(members["n"]))
     return Estimate(prompt, min(limit, MOST_TOKENS) or assume, limit > 0)
 
 

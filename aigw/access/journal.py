@@ -29,6 +29,7 @@ FINISH_SECONDS = 2.0  # the end of the process waits so long for the disk
 MODE = 0o600
 SMALL = 1024 * 1024  # bytes of a file that is not made smaller
 MOST_PROCESSES = 64  # with one folder
+LONGEST_SECONDS = 367 * 86_400.0  # no period is longer; a line that has one is broken
 
 Key = tuple[str, str]
 State = tuple[float, int, int]  # the end of the period in Unix seconds, what is spent, and what is reserved
@@ -83,7 +84,7 @@ class JournaledLedger(Ledger):
         self._journal = Journal(folder)
         now = self._wall()
         for (account, budget), (ends, spent, reserved) in self._journal.load().items():
-            if now < ends:
+            if now < ends < now + LONGEST_SECONDS:
                 self.restore(account, budget, ends, spent + reserved)
         for account, budget, count in self.budgets():
             self._journal.note(account, budget, count)
@@ -148,6 +149,7 @@ class Journal:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(self._lock)
+                self._lock = -1
                 path = os.path.join(self.folder, f"budgets-{number}.journal")
             except OSError:
                 break  # the thread reports it
@@ -228,12 +230,15 @@ class Journal:
         except OSError:
             os.close(fd)
             raise
-        folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
-        os.fsync(folder)
-        os.close(folder)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._smallest = fd, self._size
+        folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):  # a file system that cannot sync a folder
+                os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _close(self, unsynced: bool) -> None:
         with self._reported():

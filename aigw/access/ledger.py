@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from aigw.access.limits import TOLERANCE, RequestCount, WindowCount
+from aigw.access.limits import TOLERANCE, RequestCount, WindowCount, end_of_period
 from aigw.config.callers import PICO, Account, Budgeted
 from aigw.config.model import Config
 
@@ -91,9 +91,10 @@ class Ledger:
         """The process ends."""
 
     def restore(self, account: str, budget: str, ends: float, spent: int) -> None:
-        """What was spent before the process started, in a period that ends at ``ends``."""
+        """What was spent before the process started, in a period that ends at ``ends``; what is known counts more."""
         count = self._counts.setdefault(account, Counts()).budgets.setdefault(budget, WindowCount())
-        count.ends, count.spent = ends, spent
+        if (ends, spent) > (count.ends, count.spent):
+            count.ends, count.spent = ends, spent
 
     def budgets(self) -> Iterator[tuple[str, str, WindowCount]]:
         """All budgets that were used: of which account, which one, and its count."""
@@ -125,26 +126,33 @@ class Ledger:
                     window.spent, window.ends = 0, now + rate.seconds
                 used = window.spent + window.reserved
                 if used + tokens > limit and tokens and reached is None:
-                    seconds = None if tokens > limit else window.ends - now
-                    reached = LimitReached("tokens", account, seconds, tokens, used)
+                    wait = None if tokens > limit else window.ends - now
+                    reached = LimitReached("tokens", account, wait, tokens, used)
                 left = limit - used - tokens
                 if claim.window is None or left < claim.window[1]:
                     claim.window = limit, left, window.ends - now
             rate = account.requests
             if rate is not None:
-                limit, share = rate.limit, counts.requests.drain(rate, now)
+                limit, seconds = rate
+                requests = counts.requests
+                share, elapsed = requests.used, now - requests.at
+                if elapsed > 0:  # as drain does it
+                    requests.at = now
+                    share -= elapsed * limit / seconds
+                    requests.used = share = share if share > 0 else 0.0
                 free = limit - share - 1 + TOLERANCE
                 if free < 0 and reached is None:
-                    reached = LimitReached("requests", account, counts.requests.seconds_to_room(rate), 1, limit)
+                    reached = LimitReached("requests", account, requests.seconds_to_room(rate), 1, limit)
                 if claim.requests is None or free < claim.requests[1]:
-                    claim.requests = limit, int(free), (share + 1) * rate.seconds / limit
+                    claim.requests = limit, int(free), (share + 1) * seconds / limit
         if reached is None:  # a request that waits for a slot has passed all other limits
             for account in claim.accounts:
-                if account.concurrency is not None and known[account.name].running >= account.concurrency:
-                    reached = LimitReached("concurrency", account, 1.0, 1, account.concurrency)
+                slots = account.concurrency
+                if slots is not None and known[account.name].running >= slots:
+                    reached = LimitReached("concurrency", account, 1.0, 1, slots)
         if reached is not None:
             if reached.kind != "concurrency":
-                self.counts_of(reached.account).refused += 1
+                self.count_refused(claim)
             self._show(claim, now)
             return reached
         claim.admitted = True
@@ -156,9 +164,10 @@ class Ledger:
                 counts.requests.used += 1
             counts.tokens.reserved += tokens
             for budget in account.budgets:
-                counts.budgets[budget.key].reserved += claim.money if budget.in_usd else tokens
+                count = counts.budgets[budget.key]
+                count.reserved += claim.money if budget.in_usd else tokens
                 if self.note is not None:
-                    self.note(account.name, budget.key, counts.budgets[budget.key])
+                    self.note(account.name, budget.key, count)
         return None
 
     def _spent(self, account: Account, counts: Counts, claim: Claim) -> LimitReached | None:
@@ -171,6 +180,7 @@ class Ledger:
             asked = claim.money if budget.in_usd else claim.tokens
             used = count.spent + count.reserved
             if used + asked > budget.limit or (budget.in_usd and used >= budget.limit):
+                count.correct(budget.per, budget.zone, wall)
                 return LimitReached("budget", account, count.ends - wall, asked, used, budget)
         return None
 
@@ -192,7 +202,7 @@ class Ledger:
                     claim.window = rate.limit, left, window.ends - now
 
     def count_refused(self, claim: Claim) -> None:
-        """Count a request that found no slot in its time."""
+        """Count a request that is refused, for the key and for its group, whichever of them has the limit."""
         for account in claim.accounts:
             self.counts_of(account).refused += 1
 
@@ -229,11 +239,16 @@ class Ledger:
         if self.admit(claim) is None:
             self.settle(claim, 0)
 
-    # What is shown
+    # What is shown: a look changes nothing, so a thread may take one, and it begins no window
+
+    def known_usage_of(self, account: Account) -> dict[str, object]:
+        """See Store: nothing is older than this."""
+        return self.usage_of(account)
 
     def usage_of(self, account: Account) -> dict[str, object]:
         """What the account has used and what it has left, as JSON."""
-        counts, now, wall = self.counts_of(account), self._seconds(), self._wall()
+        counts = self._counts.get(account.name) or Counts()
+        now, wall = self._seconds(), self._wall()
         kind, _, name = account.name.partition(" ")
         shown: dict[str, object] = {
             kind: name,
@@ -244,40 +259,42 @@ class Ledger:
             "running": counts.running,
         }
         limits: dict[str, object] = {}
-        if account.requests is not None:
-            used = counts.requests.drain(account.requests, now)
-            left = int(account.requests.limit - used + TOLERANCE)
+        if (rate := account.requests) is not None:
+            used = counts.requests.used_at(rate, now)
             limits["requests"] = {
-                "limit": account.requests.limit,
-                "per_s": account.requests.seconds,
-                "remaining": max(0, left),
-                "reset_s": round(used * account.requests.seconds / account.requests.limit, 3),
+                "limit": rate.limit,
+                "per_s": rate.seconds,
+                "remaining": max(0, int(rate.limit - used + TOLERANCE)),
+                "reset_s": round(used * rate.seconds / rate.limit, 3),
             }
-        if account.tokens is not None:
+        if (rate := account.tokens) is not None:
             window = counts.tokens
-            window.turn(account.tokens.seconds, now)
+            spent, reserved = window.spent_at(now), window.reserved
             limits["tokens"] = {
-                "limit": account.tokens.limit,
-                "per_s": account.tokens.seconds,
-                "spent": window.spent,
-                "reserved": window.reserved,
-                "remaining": max(0, account.tokens.limit - window.spent - window.reserved),
-                "reset_s": round(window.ends - now, 3),
+                "limit": rate.limit,
+                "per_s": rate.seconds,
+                "spent": spent,
+                "reserved": reserved,
+                "remaining": max(0, rate.limit - spent - reserved),
+                "reset_s": round(max(0.0, window.ends - now), 3),
             }
         if account.concurrency is not None:
-            limits["concurrency"] = {"limit": account.concurrency, "remaining": account.concurrency - counts.running}
+            left = max(0, account.concurrency - counts.running)
+            limits["concurrency"] = {"limit": account.concurrency, "remaining": left}
         if account.budgets:
-            limits["budget"] = [self._budget(budget, counts.of(budget), wall) for budget in account.budgets]
+            found = [(budget, counts.budgets.get(budget.key) or WindowCount()) for budget in account.budgets]
+            limits["budget"] = [_shown(budget, count, wall) for budget, count in found]
         return {**shown, "limits": limits}
 
-    def _budget(self, budget: Budgeted, count: WindowCount, wall: float) -> dict[str, object]:
-        count.turn_to_calendar(budget.per, budget.zone, wall)
-        left = max(0, budget.limit - count.spent - count.reserved)
-        amounts = {"limit": budget.limit, "spent": count.spent, "reserved": count.reserved, "remaining": left}
-        return {
-            "unit": "usd" if budget.in_usd else "tokens",
-            "per": budget.per,
-            "zone": budget.zone,
-            **{name: amount / PICO if budget.in_usd else amount for name, amount in amounts.items()},
-            "resets_at": round(count.ends),
-        }
+
+def _shown(budget: Budgeted, count: WindowCount, wall: float) -> dict[str, object]:
+    spent, reserved = count.spent_at(wall), count.reserved
+    left = max(0, budget.limit - spent - reserved)
+    amounts = {"limit": budget.limit, "spent": spent, "reserved": reserved, "remaining": left}
+    return {
+        "unit": "usd" if budget.in_usd else "tokens",
+        "per": budget.per,
+        "zone": budget.zone,
+        **{name: amount / PICO if budget.in_usd else amount for name, amount in amounts.items()},
+        "resets_at": round(count.ends if wall < count.ends else end_of_period(budget.per, budget.zone, wall)),
+    }

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from aigw.config.limit_values import Rate, zone_of
 
+SET_BACK_SECONDS = 86_400.0  # by which a clock may be set back without an effect on windows
 TOLERANCE = 1e-6  # requests: what many additions of small shares may be wrong by
 
 
@@ -32,6 +33,10 @@ class RequestCount:
             self.at = now
             self.used = max(0.0, self.used - elapsed * rate.limit / rate.seconds)
         return self.used
+
+    def used_at(self, rate: Rate, now: float) -> float:
+        """The same, and nothing changes."""
+        return max(0.0, self.used - max(0.0, now - self.at) * rate.limit / rate.seconds)
 
     def has_room(self, rate: Rate, now: float) -> bool:
         """Whether one more may pass."""
@@ -57,6 +62,10 @@ class WindowCount:
         if now >= self.ends:
             self.spent, self.ends = 0, now + seconds
 
+    def spent_at(self, now: float) -> int:
+        """What is spent in the window of ``now``; nothing changes."""
+        return self.spent if now < self.ends else 0
+
     def turn_to_calendar(self, per: str, zone: str, now: float) -> None:
         """The same with a period of the calendar; ``now`` in Unix seconds.
 
@@ -64,6 +73,14 @@ class WindowCount:
         """
         if now >= self.ends:
             self.spent, self.ends = 0, end_of_period(per, zone, now)
+
+    def correct(self, per: str, zone: str, now: float) -> None:
+        """Give a window that began while the clock was days ahead the end that it should have; it keeps its amount."""
+        if (
+            self.ends - now > SET_BACK_SECONDS
+            and self.ends - (ends := end_of_period(per, zone, now)) > SET_BACK_SECONDS
+        ):
+            self.ends = ends
 
 
 def end_of_period(per: str, zone: str, now: float) -> float:

@@ -57,6 +57,8 @@ class SharedStore:
         self._held: dict[Claim, str] = {}  # the leases
         self._owed: dict[str, tuple[Account, int, int, int]] = {}  # what was used while the store was away
         self._ended: dict[str, tuple[tuple[Account, ...], float]] = {}  # leases to free, until they are free anyway
+        self._known: dict[str, dict[str, object]] = {}  # what is used, as the store answered last
+        self._wanted: dict[str, Account] = {}  # of whom that was asked since then
         self._name = os.urandom(8).hex()
         self._leases = 0
         self.admit, self.settle = self._alone.admit, self._alone.settle  # without a store there is nothing between
@@ -234,8 +236,9 @@ class SharedStore:
 
         def answered(line: str) -> None:
             limit.stop()
+            shown = self._known[account.name] = self._described.shown(account, [float(word) for word in line.split()])
             if not result.called:
-                result.callback(self._described.shown(account, [float(word) for word in line.split()]))
+                result.callback(shown)
 
         def failed(failure: Failure) -> None:
             limit.stop()
@@ -245,6 +248,14 @@ class SharedStore:
         limit = ShortLimit(self._clock, instead)
         self.state.run(USAGE, keys, args[1:]).addCallback(answered).addErrback(failed)
         return result
+
+    def known_usage_of(self, account: Account) -> dict[str, object]:
+        """See Store. The store is asked for it within a second."""
+        if self._store is None:
+            return self._alone.usage_of(account)
+        self._wanted[account.name] = account
+        known = self._known.get(account.name) if self.state.is_up else None
+        return known or self._share.usage_of(account)
 
     # Leases, and what the store has missed
 
@@ -260,6 +271,9 @@ class SharedStore:
                 self._charge((account,), "", tokens, money, taken)
 
     def _renew_in_time(self) -> None:
+        wanted, self._wanted = self._wanted, {}
+        for account in wanted.values():
+            self.usage_of(account)
         if self._clock.seconds() - self._renewed >= RENEW_SECONDS:
             self._renew()
 

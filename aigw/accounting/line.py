@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from decimal import Decimal
 from functools import lru_cache
+from typing import Annotated
 
 import msgspec
 
@@ -16,18 +17,30 @@ from aigw.telemetry.record import Record
 
 COLUMNS = ("key", "route", "provider", "model", "endpoint", "session", "status", "outcome", "day")  # of a report
 _encode = msgspec.json.encode
+_MAX_COST = Decimal(10) ** 15  # USD; a line with more is broken
+_Tokens = dict[str, Annotated[int, msgspec.Meta(ge=0)]]
 
 
-class ChargedPart(msgspec.Struct):
+class Charged(msgspec.Struct, kw_only=True):
+    """Tokens and their cost, as they are read."""
+
+    tokens: _Tokens = {}
+    cost: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        """Sums are made of what is read."""
+        if self.cost is not None and not (self.cost.is_finite() and 0 <= self.cost <= _MAX_COST):
+            raise ValueError("the cost is not an amount")
+
+
+class ChargedPart(Charged, kw_only=True):
     """What one of several attempts used."""
 
     provider: str
     model: str
-    tokens: dict[str, int] = {}
-    cost: Decimal | None = None
 
 
-class Line(msgspec.Struct, kw_only=True):
+class Line(Charged, kw_only=True):
     """A line as it is read. ``cost`` in USD is None if it is not known.
 
     ``lost`` is not None in a line that stands for that many lines that were lost.
@@ -43,11 +56,9 @@ class Line(msgspec.Struct, kw_only=True):
     endpoint: str = ""
     status: int = 0
     outcome: str = ""
-    tokens: dict[str, int] = {}
-    cost: Decimal | None = None
     estimated: bool = False
     attempts: list[ChargedPart] = []
-    lost: int | None = None
+    lost: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 decode = msgspec.json.Decoder(Line).decode

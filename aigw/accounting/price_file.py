@@ -76,8 +76,8 @@ class PriceFile:
                 logs.warn(warning)
 
     def _refused(self, failure: Failure, path: str) -> None:
-        failure.trap(ConfigError)
-        mistakes = failure.value.mistakes if isinstance(failure.value, ConfigError) else []
+        problem = failure.value  # a fault too: the next change of the file is checked
+        mistakes = problem.mistakes if isinstance(problem, ConfigError) else [f"{path}: cannot be read: {problem}"]
         logs.error("The gateway did not take the new prices: their file has mistakes", mistakes=mistakes)
 
     def _in_thread(self, call: Callable[[str], T], path: str) -> Deferred[T]:

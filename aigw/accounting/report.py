@@ -179,12 +179,16 @@ def _figures(found: Sum) -> tuple[str, ...]:
 
 
 def as_csv(report: Report, by: tuple[str, ...]) -> str:
-    """The report as CSV with a line of headings."""
+    """The report as CSV with a line of headings. No cell is a formula of a spreadsheet: a client names its session."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*by, *HEADINGS])
-    writer.writerows(_rows(report))
+    writer.writerows(map(_no_formula, row) for row in _rows(report))
     return text.getvalue()
+
+
+def _no_formula(cell: str) -> str:
+    return f"'{cell}" if cell != "-" and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def as_table(report: Report, by: tuple[str, ...]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -31,6 +30,7 @@ DEFAULT = "default"  # the caller with api_key
 ADMIN = "admin"  # who has admin_key
 ASSUMED = 1000  # tokens of an answer whose length the request does not limit
 EXPIRY_DAYS = 14.0
+MOST_EXPIRING = 20  # keys that are named in warnings
 PICO = 10**12  # amounts of money are whole numbers of 1e-12 USD, so that sums are exact
 
 
@@ -92,11 +92,15 @@ class KeysFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """By which a caller is known: a key's hash. From ``until`` on, in Unix seconds, it is refused."""
+    """By which a caller is known: a key's hash. From ``until`` on, in Unix seconds, it is refused.
+
+    ``source`` is where it comes from: the setting, variables and the place of the entry.
+    """
 
     digest: KeyDigest
     until: float | None = None
     disabled: bool = False
+    source: str = ""
 
 
 class Budgeted(msgspec.Struct, frozen=True):
@@ -128,6 +132,7 @@ class Caller(msgspec.Struct, frozen=True):
     """A client or a group of clients. It has a ``key``, or ``proofs`` of keys that the gateway does not have.
 
     ``routes`` are patterns of those that it may use, all if empty. ``accounts`` have its limits, none if empty.
+    ``group`` is the name of its group, if it has one.
     """
 
     name: str
@@ -138,6 +143,12 @@ class Caller(msgspec.Struct, frozen=True):
     assume: int = ASSUMED
     wait: float = 0.0
     tags: tuple[str, ...] = ()
+    group: str = ""
+
+    @property
+    def expires(self) -> float | None:
+        """When the first of its keys that have an end expires, in Unix seconds."""
+        return min((each.until for each in self.proofs if each.until and not each.disabled), default=None)
 
 
 _OF_ONE_KEY = frozenset(["name", "key", "key_sha256", "expires", "not_after", "disabled"])
@@ -174,7 +185,7 @@ class Callers:
             if first is not key:
                 yield from _other_than_the_first(key, first, where, path)
             ends = [each for each in (key.expires, key.not_after) if each is not None]
-            proof = Proof(digest, min(ends, default=None), key.disabled)
+            proof = Proof(digest, min(ends, default=None), key.disabled, f"{_setting(key)}, {here}")
             self._proofs.setdefault(key.name, []).append(proof)
             if first is key:
                 self._made[key.name] = _resolved(key, defaults), key.group
@@ -196,9 +207,17 @@ class Callers:
                 assume=settings.assume or ASSUMED,
                 wait=settings.wait or 0.0,
                 tags=settings.tags,
+                group=group.name if group is not None else "",
             )
             made.append(caller)
         return tuple(made)
+
+
+def _setting(key: NamedKey) -> str:
+    """Which setting has the key, and the variables that it comes from."""
+    if key.key is None:
+        return "key_sha256"
+    return f"key from {' '.join(f'${{{name}}}' for name in key.key.variables)}" if key.key.variables else "key"
 
 
 def _other_than_the_first(key: NamedKey, first: NamedKey, where: str, path: Path) -> Iterator[Mistake]:
@@ -248,23 +267,31 @@ def budgets_crossed(limits: Limits, path: Path) -> Iterator[Mistake]:
             yield Mistake(f"has the unit and the period of another budget; keep one per {budget.per}", here)
 
 
-def advice_on_keys(keys: Sequence[NamedKey], routes: Collection[str], now: float = 0.0) -> Iterator[Mistake]:
-    """Warnings: a pattern that stands for no route, a key that ends soon. ``now`` in Unix seconds."""
-    now = now or time.time()
+def advice_on_keys(keys: Sequence[NamedKey], routes: Collection[str]) -> Iterator[Mistake]:
+    """Warnings: a pattern that stands for no route."""
     known: dict[str, bool] = {}
     for index, key in enumerate(keys):
-        path: Path = ("keys", index)
         for number, pattern in enumerate(key.routes):
             if pattern not in known:
                 known[pattern] = pattern in routes or any(matches((pattern,), name) for name in routes)
             if not known[pattern]:
-                yield Mistake(f"{quoted(pattern)!r} is the name of no route", (*path, "routes", number))
-        for name, until in (("expires", key.expires), ("not_after", key.not_after)):
-            if until is not None and not key.disabled and until - now < EXPIRY_DAYS * 86400:
-                days = (until - now) / 86400
-                text = f"is over, so the key of {quoted(key.name)!r} is refused" if days <= 0 else _soon(key, days)
-                yield Mistake(text, (*path, name))
+                yield Mistake(f"{quoted(pattern)!r} is the name of no route", ("keys", index, "routes", number))
 
 
-def _soon(key: NamedKey, days: float) -> str:
-    return f"is in {days:.1f} days: the key of {quoted(key.name)!r} is refused from then on"
+def expiry_warnings(callers: Sequence[Caller], now: float) -> list[str]:
+    """A warning for each key that is over, or soon is, by its end; ``now`` in Unix seconds. Many are one at the end."""
+    ends = sorted(
+        (proof.until, caller.name, proof.source)
+        for caller in callers
+        for proof in caller.proofs
+        if proof.until is not None and not proof.disabled and proof.until - now < EXPIRY_DAYS * 86400
+    )
+    shown = [
+        f"the key of {quoted(name)!r} {_when(until - now)} ({source}); replace it, or remove the entry"
+        for until, name, source in ends[:MOST_EXPIRING]
+    ]
+    return [*shown, *([f"{more} more keys have expired or expire soon"] if (more := len(ends) - len(shown)) else [])]
+
+
+def _when(seconds: float) -> str:
+    return "has expired and is refused" if seconds <= 0 else f"expires in {seconds / 86400:.1f} days"

@@ -131,7 +131,8 @@ def build(
     return _completed(
         made,
         tls,
-        [*warnings, *advice, *keys.warnings_in_file],
+        [*warnings, *advice],
+        keys.warnings_in_file,
         _places(tree, file, root) if root and isinstance(tree, dict) else {},
     )
 
@@ -175,7 +176,9 @@ def _places(tree: dict[Any, Any], file: str, root: yaml.Node) -> dict[str, str]:
     return {path_of(path): f"{file}, line {line_of(root, path)}" for path in paths}
 
 
-def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], places: dict[str, str]) -> Config:
+def _completed(
+    made: Config, tls: TlsFiles | None, warnings: Iterable[str], of_keys: Iterable[str], places: dict[str, str]
+) -> Config:
     """``made`` with the values that depend on several settings."""
     return msgspec.structs.replace(
         made,
@@ -183,6 +186,7 @@ def _completed(made: Config, tls: TlsFiles | None, warnings: Iterable[str], plac
         tls=made.tls or tls,
         secrets=_secrets(made),
         warnings=tuple(warnings),
+        warnings_of_keys_file=tuple(of_keys),
         places=places,
     )
 
@@ -210,7 +214,7 @@ def with_callers(config: Config, environ: Mapping[str, str]) -> Config:
     made = keys.complete(config)
     if unpriced := list(unpriced_budgets(made)):
         raise ConfigError(unpriced)
-    return msgspec.structs.replace(made, secrets=_secrets(made))
+    return msgspec.structs.replace(made, secrets=_secrets(made), warnings_of_keys_file=tuple(keys.warnings_in_file))
 
 
 def _tls_from(environ: Mapping[str, str]) -> tuple[TlsFiles | None, list[Mistake]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import yaml
 
-from aigw.config.quoting import quoted
+from aigw.config.quoting import MOST_BITS, quoted
 
 
 class Name(NamedTuple):
@@ -43,6 +43,8 @@ def shown(path: Path) -> str:
 
 def name_of(key: object) -> str | Name:
     """The part of a path for ``key`` of a mapping."""
+    if isinstance(key, int) and key.bit_length() > MOST_BITS:
+        return Name("(a number)")
     return key if isinstance(key, str) else Name(str(key))
 
 

@@ -18,6 +18,7 @@ from aigw.config.endpoint_names import DefaultName, EndpointName, PathName
 from aigw.config.patterns import RouteName, StepModel
 from aigw.config.prices import NO_PRICES, PricePerMillion, Prices
 from aigw.config.proxies import ProxyUrl
+from aigw.config.route_settings import Hedge, KeepAlive
 from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, Otherwise, Unless, Written
 from aigw.config.store import Instances, StoreUrl
 from aigw.config.tls_files import TlsFiles
@@ -35,7 +36,6 @@ from aigw.config.values import (
     Refusal,
     Retries,
     SessionName,
-    Share,
     Size,
     Timeout,
     TotalSize,
@@ -169,23 +169,6 @@ class Step(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "changes", changes_of(*settings, asks))
 
 
-class Hedge(msgspec.Struct, frozen=True):
-    """A second attempt starts beside one that has no output ``after`` so many seconds, at ``share`` of the requests."""
-
-    after: Duration = 3.0
-    share: Share = 0.05
-
-
-class KeepAlive(msgspec.Struct, frozen=True):
-    """Comments in a stream that would be silent for longer than ``every`` seconds.
-
-    ``before_output``: they begin the answer, with status 200, although no step has answered yet.
-    """
-
-    every: Duration = 15.0
-    before_output: Flag = False
-
-
 class Route(msgspec.Struct, frozen=True):
     """What a client names in ``model``; ``deadline`` in seconds, over all steps.
 
@@ -238,10 +221,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     under way, ``max_held`` for all answers that are held until they are whole, in bytes. ``max_connections`` in all,
     ``max_per_address`` if that is limited; ``keep_alive``, between two requests, and ``drain`` in seconds. Pages of
     ``cors_origins`` may call the gateway. ``prices`` is the file of ``price_list``; ``unknown_price``, in USD per
-    million tokens, is that of other models. ``store`` has the limits of all ``instances`` of the gateway.
-    ``literal_keys`` are those of callers that a file holds, but for those of the gateway's own form, ``secrets`` all
-    keys that are known, for redaction; ``warnings`` are for the log, in which each request has its client's address if
-    ``log_client_address``; ``places`` has file and line of settings whose values are tried out later, by path."""
+    million tokens, is that of other models. ``store`` has the limits of all ``instances``. ``literal_keys`` are those
+    of callers that a file holds, but for those of the gateway's own form, ``secrets`` all keys that are known, for
+    redaction; ``warnings`` and those about the keys_file, which is read alone too, are for the log, in which each
+    request has its client's address if ``log_client_address``; ``places`` has file and line of settings whose values
+    are tried out later, by path."""
 
     callers: Annotated[tuple[Caller, ...], At("api_key"), Written(_callers, KEY.advice, secret=True)] = ()
     providers: dict[str, Provider]
@@ -275,6 +259,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     literal_keys: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     secrets: Annotated[tuple[Secret, ...], NOT_WRITTEN] = ()
     warnings: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
+    warnings_of_keys_file: Annotated[tuple[str, ...], NOT_WRITTEN] = ()
     places: Annotated[dict[str, str], NOT_WRITTEN] = {}
 
     @property
@@ -288,6 +273,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def keeps_accounts(self) -> bool:
         """Whether it is recorded what each caller uses."""
         return bool(self.prices or self.usage or self.unknown_price is not None)
+
+    @property
+    def counts_callers(self) -> bool:
+        """Whether requests are counted by caller."""
+        return bool(self.keeps_accounts or self.keys or self.keys_file)
 
     @property
     def has_hashed_keys(self) -> bool:

@@ -25,8 +25,7 @@ from aigw.config.yaml_tree import parse
 from aigw.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aigw.config.callers import Caller
-    from aigw.config.model import Config, Step
+    from aigw.config.model import Config, Route, Step
 
 MAX_FILE = 4 * 1024 * 1024
 MAX_PRICE = 1_000_000
@@ -39,7 +38,8 @@ _NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,12})?(?:[eE][-+]?\d{1,2})?")
 
 
 def _price(value: object) -> Decimal:
-    written = "" if isinstance(value, bool) else str(value).strip()
+    is_huge = isinstance(value, int) and value > MAX_PRICE  # Python prints no number of more than 4,300 digits
+    written = "" if isinstance(value, bool) or is_huge else str(value).strip()
     if isinstance(value, int | float | str) and _NUMBER.fullmatch(written):
         price = Decimal(written)
         if 0 <= price <= MAX_PRICE:
@@ -155,7 +155,9 @@ def parse_prices(text: str, file: str) -> tuple[Prices, list[str]]:
     models: dict[str, dict[str, Price]] = {}
     if isinstance(document.tree, dict):
         for provider, listed in document.tree.items():
-            models[str(provider)] = _models(provider, listed, mistakes, warnings)
+            found = _models(provider, listed, mistakes, warnings)
+            if isinstance(provider, str):
+                models[provider] = found
     elif document.tree is not None:
         mistakes.append(Mistake("expected a mapping of providers to their models", ()))
     if mistakes:
@@ -180,8 +182,8 @@ def _models(provider: object, listed: object, mistakes: list[Mistake], warnings:
         price = reader.read(prices)
         mistakes += [Mistake(each.text, (*path, *(each.path or ()))) for each in reader.mistakes]
         warnings += [Mistake(each.text, (*path, *(each.path or ()))) for each in reader.warnings]
-        if price is not None:
-            found[str(model)] = price
+        if price is not None and isinstance(model, str):
+            found[model] = price
     return found
 
 
@@ -209,22 +211,33 @@ def unpriced_budgets(config: Config) -> Iterator[str]:
     if config.price_list.unknown is not None:
         return
     found: dict[str, None] = {}
-    for caller in config.callers:
-        budgets = [budget for account in caller.accounts for budget in account.budgets]
-        if not any(budget.in_usd for budget in budgets):
-            continue
-        for route in config.routes.values():
-            missing = unpriced(route.steps, config.price_list) if may_use(caller, route.name) else []
-            if missing:
-                step = f"{quoted(missing[0].provider.name)} {quoted(missing[0].model)}"
-                found[f"step {missing[0].number} of the route {quoted(route.name)!r} ({step}) has no price"] = None
+    lacking = {
+        name: missing[0]
+        for name, route in config.routes.items()
+        if (missing := unpriced(route.steps, config.price_list))
+    }
+    patterns: dict[tuple[str, ...], None] = {}
+    for caller in config.callers if lacking else ():
+        if any(budget.in_usd for account in caller.accounts for budget in account.budgets):
+            patterns[caller.routes] = None
+    for each in patterns:
+        for name, first in lacking.items():
+            if may_use(each, config.routes[name]):
+                step = f"{quoted(first.provider.name)} {quoted(first.model)}"
+                found[f"step {first.number} of the route {quoted(name)!r} ({step}) has no price"] = None
     for text in list(found)[:MOST_MISTAKES]:
         yield f"{text}, and a key with a budget in USD may use it; add the price to prices, or write unknown_price"
 
 
-def may_use(caller: Caller, route: str) -> bool:
-    """Whether a caller may use a route."""
-    return not caller.routes or route in caller.routes or matches(caller.routes, route)
+def may_use(patterns: tuple[str, ...], route: Route) -> bool:
+    """Whether a caller may use a route, by one of its names or by some of those that a star in a name stands for."""
+    if not patterns:
+        return True
+    names = (route.name, *route.also)
+    beginnings = tuple([name[:-1] for name in names if name.endswith(ANY)])
+    return any(matches(patterns, name) or name in patterns for name in names) or any(
+        each.startswith(beginnings) for each in patterns
+    )
 
 
 def unpriced(steps: Iterable[Step], prices: Prices) -> list[Step]:

@@ -13,6 +13,7 @@ MOST_DIGITS = 4
 LONGEST_WORD = 16
 MANY = 200  # names; with more of them the search for a similar one would take seconds
 LISTED = 20
+MOST_BITS = 10_000  # of a number; Python refuses to print longer ones
 
 _PARTS = re.compile(r"[^\W_]+")
 _WORD = re.compile(r"(?:[^\W\d_A-Z]+|[A-Z]+|[A-Z]?[^\W\d_A-Z]{2,}(?:[A-Z][^\W\d_A-Z]{2,}){0,2}[A-Z]{0,2})?\d*")
@@ -70,6 +71,8 @@ def subject(value: object) -> str:
         return "a list" if isinstance(value, list) else "a mapping"
     if isinstance(value, Expanded):
         return f"the value of {value.written!r}" if _may_be_shown(value.written) else "the value"
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        return "the number"
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if isinstance(value, bytes | set) or not _may_be_shown(text):
         return "the value"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from aigw.config.mistakes import Mistake, Path, name_of
-from aigw.config.quoting import Expanded, did_you_mean, quoted
+from aigw.config.quoting import MOST_BITS, Expanded, did_you_mean, quoted
 from aigw.config.yaml_errors import in_words
 from aigw.errors import ConfigError
 
@@ -154,7 +154,7 @@ def expand(tree: object, environ: Mapping[str, str], most: int = MAX_NODES) -> t
 
     def huge(value: object, path: Path) -> bool:
         """Whether it is a number that Python refuses to print."""
-        if isinstance(value, int) and value.bit_length() > 10_000:
+        if isinstance(value, int) and value.bit_length() > MOST_BITS:
             mistakes.append(Mistake("the number is too large; write a smaller one", path))
             return True
         return False

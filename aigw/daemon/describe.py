@@ -1,11 +1,13 @@
-"""What ``--check-config`` prints: listeners, providers, and routes with their steps and limits. No secret is in it."""
+"""What ``--check-config`` prints: listeners, providers, keys with their limits, routes with their steps; no secret."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
 from itertools import groupby
 
 from aigw.config import proxies
+from aigw.config.callers import ADMIN, PICO, Account
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.secret import KeySearch, Secret
 from aigw.server.listeners import configured_listeners
@@ -20,6 +22,7 @@ def described(config: Config, warnings: Iterable[str]) -> str:
     lines += [
         f"provider {each.name}: {each.base_url} ({', '.join(_facts(each))})" for each in config.providers.values()
     ]
+    lines += _of_keys(config)
     for route in config.routes.values():
         lines += _of_route(route)
     keys = KeySearch(config.secrets)
@@ -69,6 +72,48 @@ def _keys(provider: Provider) -> Iterator[str]:
 def _source(key: Secret) -> str:
     """Where a key comes from."""
     return f"from {' '.join(f'${{{name}}}' for name in key.variables)}" if key.variables else "in the file"
+
+
+def _of_keys(config: Config) -> Iterator[str]:
+    """The callers with their limits, the groups, and the key of the pages."""
+    accounts = {each.name: each for caller in config.callers for each in caller.accounts}
+    for caller in config.callers:
+        facts = [f"api_key {_source(caller.key)}"] if caller.key is not None else []
+        facts += [f"routes {' '.join(caller.routes)}"] if caller.routes else ["all routes"]
+        own = accounts.get(f"key {caller.name}")
+        facts += _limits(own) if own is not None else []
+        facts += [f"wait {caller.wait:g}s"] if caller.wait else []
+        facts += [f"assume {caller.assume}"] if own is not None or caller.group else []
+        facts += [f"group {caller.group}"] if caller.group else []
+        facts += [f"tags {' '.join(caller.tags)}"] if caller.tags else []
+        yield f"key {caller.name}: {', '.join(facts)}"
+        for proof in caller.proofs:
+            end = (
+                "no end"
+                if proof.until is None
+                else f"until {datetime.fromtimestamp(proof.until, timezone.utc):%Y-%m-%d %H:%M} UTC"
+            )
+            yield f"  {proof.source} ({'disabled' if proof.disabled else end})"
+    if config.admin_key is not None:
+        yield f"key {ADMIN}: admin_key {_source(config.admin_key)}, opens the pages and sends no request"
+    for name, account in accounts.items():
+        if name.startswith("group "):
+            yield f"{name}: {', '.join(_limits(account))}"
+
+
+def _limits(account: Account) -> Iterator[str]:
+    """In the words of the settings."""
+    for name, rate in (("requests", account.requests), ("tokens", account.tokens)):
+        if rate is not None:
+            yield f"{name} {rate.limit}/{_UNITS[rate.seconds]}"
+    if account.concurrency is not None:
+        yield f"concurrency {account.concurrency}"
+    for each in account.budgets:
+        amount = f"{each.limit / PICO:g} USD" if each.in_usd else f"{each.limit} tokens"
+        yield f"budget {amount} per {each.per} ({each.zone})"
+
+
+_UNITS = {1.0: "s", 60.0: "m", 3600.0: "h", 86400.0: "d"}
 
 
 def _of_route(route: Route) -> Iterator[str]:

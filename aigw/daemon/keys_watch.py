@@ -1,4 +1,4 @@
-"""Looks twice a second whether the ``keys_file`` has changed, so that a key can be taken away without a signal."""
+"""Looks four times a second whether the ``keys_file`` has changed, so that a key can be taken away without a signal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-EVERY_SECONDS = 0.5
+EVERY_SECONDS = 0.25  # a file is read when two checks find the same new state: it may be written in parts
 
 _State = tuple[str, int, int, int] | None
 
@@ -20,7 +20,7 @@ class KeysWatch:
         """The state of the file at this moment is the one that was read."""
         self._path = path
         self._changed = changed
-        self._known = _state_of(path())
+        self._known = self._seen = _state_of(path())
         self._ticking = LoopingCall(self._check)
         self._ticking.clock = clock
 
@@ -34,8 +34,9 @@ class KeysWatch:
             self._ticking.stop()
 
     def _check(self) -> None:
-        state = _state_of(self._path())
-        if state != self._known:
+        seen, self._seen = self._seen, _state_of(self._path())
+        state = self._seen
+        if state == seen and state != self._known:
             self._known = state
             self._changed()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, TypeVar
 
 from aigw.accounting.usage_file import missing_folder
+from aigw.config.callers import EXPIRY_DAYS, expiry_warnings
 from aigw.config.model import Config, Step
 from aigw.config.proxies import by_proxy
 from aigw.credentials.changing_keys import ChangingKeys
@@ -25,7 +27,6 @@ from aigw.telemetry.redaction import Redaction
 from aigw.upstream.providers import Connect, Upstream
 
 T = TypeVar("T")
-EXPIRY_DAYS = 14.0
 
 
 class Runtime:
@@ -124,12 +125,13 @@ class Runtime:
     def warnings(self) -> list[str]:
         """Warnings, for the log."""
         found = [*(self.identity.warnings if self.identity else ()), *self.keys.warnings]
-        return [*self.config.warnings, *map(self.config.located, found)]
+        return [*self.config.warnings, *self.config.warnings_of_keys_file, *map(self.config.located, found)]
 
     @property
     def expiry_warnings(self) -> list[str]:
-        """A warning if a certificate is not valid now, or ends soon."""
-        return [f"a certificate {problem}"] if (problem := self.expiry_problem) else []
+        """Warnings of a certificate that is not valid now or ends soon, and of callers' keys that do."""
+        found = [f"a certificate {problem}"] if (problem := self.expiry_problem) else []
+        return [*found, *expiry_warnings(self.config.callers, time.time())]
 
     @property
     def expiry_problem(self) -> str | None:
@@ -144,10 +146,12 @@ class Runtime:
             logs.warn("No TLS certificate is configured, so the gateway serves plain HTTP; set tls to serve HTTPS")
 
     def warn_of_expiry(self) -> None:
-        """Log it if a certificate ends soon, or is not valid now."""
+        """Log it if a certificate or a key of a caller ends soon, or is not valid now."""
         if self.identity and (problem := self.expiry_problem):
             report = logs.warn if self.identity.validity.is_good() else logs.error
             report(f"A certificate {problem}")
+        for warning in expiry_warnings(self.config.callers, time.time()):
+            logs.warn(f"{warning[0].upper()}{warning[1:]}")
 
 
 def _or_mistakes(mistakes: list[str], make: Callable[[], T]) -> T | None:

@@ -89,7 +89,7 @@ class GatewayService(Service):
         logs.use_redaction(self._redaction)
         if observer is not None:
             observer.redaction = self._redaction  # twistd adds it to the log only later
-        accounts = Accounts(reactor, store=self._admission.store)
+        accounts = Accounts(reactor, store=self._admission)
         self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ, accounts)
         self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
         self._is_urgent = False
@@ -208,11 +208,10 @@ class GatewayService(Service):
 
     def stopService(self) -> Deferred[object]:
         """Close the listeners, wait for running requests, then close every connection."""
-        seconds = self.config.drain
         self._key_changes.stop()
         if self._daily.running:
             self._daily.stop()
-        logs.info("The gateway is stopping", in_flight=len(self._running), drain_s=seconds)
+        logs.info("The gateway is stopping", in_flight=len(self._running), drain_s=(seconds := self.config.drain))
         self._notify.stopping(f"Stopping; {len(self._running)} requests may take {seconds:g} s to end")
         self._drain = Drain(self._site, self._running, self._reactor, seconds)
         shown = self._admin.viewers.end()
@@ -267,7 +266,7 @@ class GatewayService(Service):
         return root, resources.tree(config, self._admin, check_ready, runtime.explainer(self._cooldowns))
 
     def _snapshot(self) -> Snapshot:
-        identity = self._runtime.identity
+        identity, store = self._runtime.identity, self._admission.store
         return Snapshot(
             config=self.config,
             now=self._reactor.seconds(),
@@ -276,13 +275,14 @@ class GatewayService(Service):
             connections=self._site.limiter.open,
             refused=self._site.limiter.refused,
             refused_keys=self._site.refused_keys.total,
-            store_failures=self._admission.store.failures,
             lag=self.watchdog.lag,
             certificate_expires=identity.validity.expires if identity else None,
             reloads=self._reloads,
             cooldown_left=self._cooldowns.cooldown_left,
             cools_down=self._cooldowns.cools_down,
             held=self._running.held,
+            limits_of=store.known_usage_of,
+            store_failures=store.failures,
             log_lines_dropped=self._observer.writer.dropped if self._observer else 0,
         )
 

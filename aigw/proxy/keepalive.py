@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from aigw.config.model import KeepAlive
+from aigw.config.route_settings import KeepAlive
 from aigw.errors import Draining, GatewayError, StreamBroken
 from aigw.net import headers
 from aigw.protocols import sse

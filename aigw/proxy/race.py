@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from aigw.config.model import Hedge
+from aigw.config.route_settings import Hedge
 from aigw.errors import UpstreamFailure
 from aigw.net.lateness import Limit
 from aigw.proxy.hedge import Budget

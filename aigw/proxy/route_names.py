@@ -30,10 +30,15 @@ class Routes(dict[str, Route]):
         self._shorter = _shorter(self._beginnings)
 
     def __missing__(self, model: str) -> Route:
-        at = self._pattern_of(model)
-        if at >= 0:
-            return self._by_pattern[at]
-        raise not_found(model, self._names)
+        found = self.find(model)
+        if found is None:
+            raise not_found(model, self._names)
+        return found
+
+    def find(self, model: str) -> Route | None:
+        """The same, or None."""
+        at = -1 if model in self else self._pattern_of(model)
+        return self._by_pattern[at] if at >= 0 else self.get(model)
 
     def star(self, model: str) -> str:
         """What the star of the pattern stands for in ``model``; empty if no pattern leads to its route."""
@@ -66,19 +71,17 @@ class OfCaller:
     def __init__(self, all_routes: Routes, patterns: tuple[str, ...]) -> None:
         self._all = all_routes
         self._patterns = patterns
-        self.routes = tuple([route for route in all_routes.routes if self._may_use(route)])
+        self.routes = tuple([route for route in all_routes.routes if self.may_use(route)])
         self._names = nearest.Names([name for route in self.routes for name in (route.name, *route.also)])
 
-    def _may_use(self, route: Route) -> bool:
+    def may_use(self, route: Route) -> bool:
+        """Whether it may use the route under each of its names."""
         return any([matches(self._patterns, name) for name in (route.name, *route.also)])
 
     def __getitem__(self, model: str) -> Route:
-        try:
-            route = self._all[model]
-        except RouteNotFound:
-            raise not_found(model, self._names) from None
-        if not self._may_use(route) and not matches(self._patterns, model):
-            raise not_found(model, self._names)
+        route = self._all.find(model)
+        if route is None or not (self.may_use(route) or matches(self._patterns, model)):
+            raise not_found(model, self._names)  # in the same time, whether there is such a route or not
         return route
 
     def listed(self) -> list[str]:

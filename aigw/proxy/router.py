@@ -10,7 +10,6 @@ import msgspec
 from aigw import __version__
 from aigw.config.addresses import MODEL
 from aigw.config.endpoint_names import NAMES
-from aigw.config.limit_values import matches
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.config.patterns import STAR, replaced, star_of
 from aigw.errors import BadRequest, RouteNotFound, TooLarge
@@ -77,7 +76,7 @@ class Router:
         ``patterns`` are those of the routes that the caller may use, all if empty.
         """
         route = self._defaults.get(path)
-        if route is None or (patterns and not matches(patterns, route.name)):
+        if route is None or (patterns and route not in self.visible[patterns].routes):
             right = f"name a route, as no route of this gateway has 'default_for: [{path}]'"
             raise BadRequest(f"'model' is missing; {right}.", param="model")
         return route

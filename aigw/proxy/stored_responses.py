@@ -32,7 +32,7 @@ from aigw.proxy.router import Router
 from aigw.telemetry.record import RecordBuilder
 from aigw.upstream import body
 from aigw.upstream.connection import Response
-from aigw.upstream.proxies import ProxyRefused
+from aigw.upstream.reasons import ProxyRefused
 
 SEARCH_SECONDS = 10.0  # for each provider
 MOST_ASKED = 16  # providers, for one id

@@ -27,7 +27,7 @@ from aigw.proxy.response_ids import is_id
 from aigw.proxy.route_names import Routes, listed
 from aigw.proxy.router import Router
 from aigw.server.cors import CrossOrigin
-from aigw.server.limited import CostOf, Limited, UsageResource
+from aigw.server.limited import Limited, UsageResource
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
 from aigw.telemetry.pricing import Pricing
@@ -253,15 +253,14 @@ def tree(
     sink: Sink,
     begin_trace: BeginTrace | None = None,
     admission: Admission | None = None,
-    cost_of: CostOf | None = None,
     pricing: Pricing | None = None,
 ) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace.
 
-    ``admission`` has what callers have used; ``pricing`` is there if accounts are kept, else ``cost_of`` gives costs.
+    ``admission`` has what callers have used; ``pricing`` is there if accounts are kept.
     """
     admission = admission or Admission(Ledger(gateway.clock.seconds, time.time), gateway.clock)
-    limited = Limited(gateway, admission, cost_of, pricing, config.routes)
+    limited = Limited(gateway, admission, pricing)
     cross_origin = CrossOrigin(config.cors_origins) if config.cors_origins else None
     root, v1 = PathPrefix(config, cross_origin), PathPrefix(config, cross_origin)
     at: dict[str, ApiResource] = {"": root, "v1": v1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,7 +14,8 @@ from aigw.access.estimates import Estimate, estimate, used
 from aigw.access.ledger import Claim
 from aigw.accounting.estimated import complete
 from aigw.config.callers import PICO, Caller
-from aigw.config.model import Config, Route
+from aigw.config.model import Config
+from aigw.errors import GatewayError
 from aigw.net.headers import Header
 from aigw.protocols.endpoint import Call
 from aigw.proxy.exchange import Gateway
@@ -25,9 +26,6 @@ from aigw.telemetry.record import RecordBuilder
 
 if TYPE_CHECKING:
     from aigw.server.request import Request
-
-CostOf = Callable[[RecordBuilder], "float | None"]
-"""The cost of a request that has ended, in USD, from its record; None if it is not known."""
 
 _NOTHING = Estimate(0, 0, False)
 
@@ -69,22 +67,18 @@ class LimitedCall:
 
 
 class Limited:
-    """Admits calls, and settles them. ``cost_of`` gives the cost of a request where there is no ``pricing``."""
+    """Admits calls, and settles them. ``pricing`` is there if accounts are kept, as with a budget in USD."""
 
     def __init__(
         self,
         gateway: Gateway,
         admission: Admission,
-        cost_of: CostOf | None = None,
         pricing: Pricing | None = None,
-        routes: Mapping[str, Route] | None = None,
     ) -> None:
         self._gateway = gateway
         self._admission = admission
         self._store = admission.store
-        self._cost_of = cost_of
         self._pricing = pricing
-        self._routes = routes or {}
 
     def serve(self, call: Call, request: Request, record: RecordBuilder) -> Deferred[None]:
         """Serve the call when it is admitted. Raises RequestError, or fails with it."""
@@ -112,18 +106,21 @@ class Limited:
             if record.pricing is not None:
                 tokens, cost = complete(record, tokens, limited.about.prompt)
                 money = round(cost * PICO)
-            elif self._cost_of is not None:
-                money = round((self._cost_of(record) or 0.0) * PICO)
         settled = self._store.settle(claim, tokens, money)
         if self._admission.queues:
             self._admission.settled(settled, claim)
 
     def _money_for(self, call: Call, caller: Caller, about: Estimate) -> int:
         """What is reserved of budgets in USD: the cost of the estimate at the dearest step of the route."""
-        route = self._routes.get(call.model)
-        if self._pricing is None or route is None or about is _NOTHING:
+        if self._pricing is None or about is _NOTHING:
             return 0
         if not any([budget.in_usd for account in caller.accounts for budget in account.budgets]):
+            return 0
+        router = self._gateway.router
+        try:
+            visible = router.visible[caller.routes]
+            route = visible[call.model] if call.model else router.default_for(call.endpoint.path, caller.routes)
+        except GatewayError:  # which the client gets when the request is served
             return 0
         return round(self._pricing.dearest(route.steps, {"input": about.prompt, "output": about.output}) * PICO)
 

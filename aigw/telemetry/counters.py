@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
 
 from aigw.config.model import Route, Step
 from aigw.config.prices import EXACT
-from aigw.protocols.charges import CHARGED_KINDS
+from aigw.protocols.charges import CHARGED_KINDS, charged_tokens
 from aigw.protocols.usage import KINDS, by_kind
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
 from aigw.telemetry.record import HEDGES, AttemptRecord, Record
 
+# The codes of the gateway's own refusals by a limit of a caller.
+LIMIT_REACHED = frozenset(["rate_limit_exceeded", "insufficient_quota"])
 OTHER = "other"  # the route of requests that name no configured route
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -80,21 +82,31 @@ class StepCounters:
 
 
 class CallerCounters:
-    """One caller: its requests, its tokens by disjoint kinds, and their cost in USD as far as it is known."""
+    """One caller: its requests, its tokens by disjoint kinds, and their cost in USD as far as it is known.
+
+    ``refused`` are those of the requests that one of its limits, or one of its group, refused.
+    """
 
     def __init__(self) -> None:
         self.requests = 0
+        self.refused = 0
         self.tokens = dict.fromkeys(CHARGED_KINDS, 0)
         self.cost = Decimal(0)
 
     def count(self, record: Record) -> None:
         """Count one request of this caller."""
         self.requests += 1
+        if record.status == 429 and record.error in LIMIT_REACHED and not record.attempts:
+            self.refused += 1
         for charge in record.charges:
-            for kind, tokens in charge.tokens.items():
-                self.tokens[kind] += tokens
+            self.add(charge.tokens)
         if record.cost is not None:
             self.cost = EXACT.add(self.cost, record.cost)
+
+    def add(self, tokens: Mapping[str, int]) -> None:
+        """Count tokens by kind."""
+        for kind, count in tokens.items():
+            self.tokens[kind] += count
 
 
 class RouteCounters:
@@ -123,14 +135,14 @@ class Counters:
     """All routes by name, all models by provider and name, all callers by name, and the latest failures.
 
     ``unpriced`` counts the charges without a known cost, by provider and model, if there are prices. Callers are
-    counted only if accounts are kept.
+    counted if there are named keys or accounts; without accounts by the tokens that were reported at the end.
     """
 
     def __init__(self) -> None:
         self.callers: dict[str, CallerCounters] = {}
         self.unpriced: dict[tuple[str, str], int] = {}
         self.lines_lost = 0  # of the file of usage
-        self._has_prices = False
+        self._has_prices = self._has_charges = False
         self.routes: dict[str, RouteCounters] = {}
         self.models: dict[tuple[str, str], ModelCounters] = {}
         self.other = RouteCounters(_REQUESTS_WITHOUT_ROUTE)
@@ -153,9 +165,9 @@ class Counters:
         self.routes, self.models = kept, models
         self.other = self.routes.get(OTHER) or self.other  # a route may be named OTHER: both have one series
 
-    def keep_accounts(self, callers: Iterable[str], has_prices: bool) -> None:
+    def keep_accounts(self, callers: Iterable[str], has_prices: bool, has_charges: bool) -> None:
         """Count for these callers from now on, and drop the counts of all others; after ``keep``."""
-        self._has_prices = has_prices
+        self._has_prices, self._has_charges = has_prices, has_charges
         self.callers = {name: self.callers.get(name) or CallerCounters() for name in callers}
         self.unpriced = {key: count for key, count in self.unpriced.items() if key in self.models}
 
@@ -239,6 +251,8 @@ class Counters:
         caller = self.callers.get(record.caller)
         if caller is not None:
             caller.count(record)
+            if record.usage and not self._has_charges:
+                caller.add(charged_tokens(record.usage))
         for charge in record.charges:
             key = charge.provider, charge.model
             if not charge.is_priced and self._has_prices and key in self.models:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
 
+from aigw.telemetry import caller_series
+from aigw.telemetry.caller_series import MetricFamily
 from aigw.telemetry.counters import (
     OTHER,
     OUTCOMES,
-    CallerCounters,
     Counters,
     Histogram,
     RouteCounters,
@@ -36,20 +36,14 @@ _NO_REQUESTS |= {(status, stream, outcome): 0 for status, outcome in _ENDS for s
 _LABEL = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
-class MetricFamily(NamedTuple):
-    """A metric with all its lines; each line is made when the iterator reaches it."""
-
-    name: str
-    kind: str
-    text: str
-    lines: Iterable[str]
-
-
 def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openmetrics: bool) -> Iterator[str]:
     """All lines, in pieces of whole lines. ``hide`` takes the keys out of a name."""
 
     def model_labels(provider: str, model: str) -> str:
         return f'provider="{_escaped(hide(provider))}",model="{_escaped(hide(model))}"'
+
+    def caller_labels(kind: str, name: str) -> str:
+        return f'{kind}="{_escaped(hide(name))}"'
 
     def route_labels(name: str) -> str:
         return f'route="{_escaped(hide(name))}"'
@@ -65,7 +59,6 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
 
     steps = [(f"{labels},{step_labels(key)}", step) for labels, _, route in named for key, step in route.steps.items()]
     models = [(model_labels(*key), model) for key, model in counters.models.items()]
-    callers = [(f'caller="{_escaped(hide(name))}"', each) for name, each in counters.callers.items()]
     configured = [
         (f"{route_labels(route.name)},{step_labels(step_key(step))}", step)
         for route in live.config.routes.values()
@@ -180,42 +173,8 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
             ),
         ),
     )
-    accounts = (
-        MetricFamily(
-            "aigw_caller_requests",
-            "counter",
-            "Requests that have ended, by the key of the caller.",
-            (f"aigw_caller_requests_total{{{labels}}} {each.requests}.0\n" for labels, each in callers),
-        ),
-        MetricFamily(
-            "aigw_caller_tokens",
-            "counter",
-            "Tokens that callers used, by disjoint kinds.",
-            (_caller_tokens(labels, each) for labels, each in callers),
-        ),
-        MetricFamily(
-            "aigw_caller_cost_usd",
-            "counter",
-            "What the requests of callers cost in USD, as far as it is known.",
-            (f"aigw_caller_cost_usd_total{{{labels}}} {each.cost:f}\n" for labels, each in callers),
-        ),
-        MetricFamily(
-            "aigw_unpriced_requests",
-            "counter",
-            "Charged attempts with an unknown cost: the model has no price, or no usage was reported.",
-            (
-                f"aigw_unpriced_requests_total{{{model_labels(*key)}}} {n}.0\n"
-                for key, n in counters.unpriced.copy().items()
-            ),
-        ),
-        MetricFamily(
-            "aigw_usage_lines_lost",
-            "counter",
-            "Lines of the file of usage that could not be written.",
-            [f"aigw_usage_lines_lost_total {counters.lines_lost}.0\n"],
-        ),
-    )
-    for family in (*families, *accounts) if callers else families:
+    accounts = caller_series.families(counters, live, caller_labels, model_labels) if counters.callers else ()
+    for family in (*families, *accounts):
         # In OpenMetrics the name of a counter's family has no _total; the names of its samples have it.
         name = f"{family.name}_total" if family.kind == "counter" and not openmetrics else family.name
         yield f"# HELP {name} {family.text}\n# TYPE {name} {family.kind}\n"
@@ -283,11 +242,6 @@ def _tokens(labels: str, step: StepCounters) -> str:
     if len(step.attempts) == 1 and not step.attempts["ok"]:
         return ""
     return "".join([f'aigw_tokens_total{{{labels},type="{kind}"}} {count}.0\n' for kind, count in step.tokens.items()])
-
-
-def _caller_tokens(labels: str, caller: CallerCounters) -> str:
-    tokens = caller.tokens.copy()
-    return "".join([f'aigw_caller_tokens_total{{{labels},type="{kind}"}} {n}.0\n' for kind, n in tokens.items()])
 
 
 def _escaped(value: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
+from aigw.config.callers import Account
 from aigw.config.model import Config, Step
 
 MAX_MISTAKES = 20  # of a failed reload, on the page
@@ -47,7 +48,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     ``refused`` (connections), ``refused_keys`` and ``store_failures`` count since the start. ``lag`` is how late the
     last check of the event loop ran, in seconds. ``cooldown_left`` gives the seconds until a step's cooldown ends.
-    ``cools_down`` is true from the failure that began the cooldown until the step's next answer.
+    ``limits_of`` gives what an account has used and has left of its limits, as the store that enforces them counts; a
+    thread may call it. ``cools_down`` is true from the failure that began the cooldown until the step's next answer.
     """
 
     config: Config
@@ -63,6 +65,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     cooldown_left: Callable[[Step], float | None]
     cools_down: Callable[[Step], bool]
     held: HeldState | None = None
+    limits_of: Callable[[Account], Mapping[str, Any]] | None = None
     log_lines_dropped: int = 0
     store_failures: int = 0
 

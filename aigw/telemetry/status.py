@@ -14,6 +14,7 @@ from typing import TypedDict
 import msgspec
 
 from aigw import __version__
+from aigw.config.callers import Account
 from aigw.config.model import Step
 from aigw.telemetry.counters import Counters, StepCounters, step_key
 from aigw.telemetry.last_hour import MINUTES, Failed, Hour
@@ -122,18 +123,28 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
     whole = _with_list(hide(msgspec.json.encode(shown)), "routes", routes)
     if not counters.callers:
         return whole
+    accounts = {caller.name: caller.accounts for caller in live.config.callers}
+    has_prices = bool(live.config.prices) or live.config.unknown_price is not None
     callers = []
     for number, (name, caller) in enumerate(counters.callers.items(), 1):
         used = {
             "name": name,
             "requests": caller.requests,
+            "refused": caller.refused,
             "tokens": caller.tokens,
-            "cost_usd": float(caller.cost),
+            "cost_usd": float(caller.cost) if caller.cost or has_prices else None,
+            "limits": [_limits(live, account) for account in accounts.get(name, ())],
         }
         callers.append(hide(msgspec.json.encode(used)))
         if number % PIECE == 0:
             yield
     return _with_list(whole, "callers", callers)
+
+
+def _limits(live: Snapshot, account: Account) -> dict[str, object]:
+    """What a key or its group has left, in the words of ``GET /v1/usage``."""
+    used = live.limits_of(account) if live.limits_of is not None else {}
+    return {name: value for name, value in used.items() if name in ("key", "group", "running", "limits")}
 
 
 def _held(live: Snapshot) -> dict[str, int] | None:

@@ -24,7 +24,7 @@ from aigw.upstream.attempt import Attempt
 from aigw.upstream.client import ProviderClient, ascii_url
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
-from aigw.upstream.proxies import BEFORE_PROXY, BEFORE_TUNNEL, PlainProxyClient, ThroughProxy, TlsProxy, Tunnel
+from aigw.upstream.reasons import BEFORE_PROXY, BEFORE_TUNNEL
 from aigw.upstream.response_parser import is_compressed
 from aigw.upstream.trust import ProviderTls, Trust
 
@@ -141,6 +141,8 @@ def _endpoint(
         if provider.proxy is None:
             endpoint = connect(url.host, url.port or 0)
         else:
+            from aigw.upstream.proxies import ThroughProxy, TlsProxy, Tunnel  # few use it, and it takes memory
+
             endpoint = connect(provider.proxy.host, provider.proxy.port)
             if provider.proxy.secure:
                 trust = trusted.get(_SYSTEM) or trusted.setdefault(_SYSTEM, Trust(*_SYSTEM))
@@ -162,6 +164,8 @@ def _client(
         phase = "" if provider.proxy is None else BEFORE_TUNNEL
         pool = Pool(clock, endpoint, secure, bool(socket_of(provider.base_url)), phase)
         return pool, ProviderClient(pool, provider.base_url)
+    from aigw.upstream.proxies import PlainProxyClient
+
     pool = Pool(clock, endpoint, secure, phase=BEFORE_PROXY, most_idle=0)
     return pool, PlainProxyClient(pool, provider.base_url, provider.proxy, clock)
 

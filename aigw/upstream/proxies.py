@@ -30,12 +30,10 @@ from aigw.upstream import body, reasons
 from aigw.upstream.client import ProviderClient, ascii_url
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
+from aigw.upstream.reasons import ProxyRefused
 
 MAX_HEAD = 16 * 1024  # bytes of the proxy's answer to CONNECT, 1xx answers among them
 DRAIN_SECONDS = 1.0  # in which the page of a proxy that refuses must end, for its connection to be kept
-
-BEFORE_TUNNEL = "before the proxy connected to the provider"
-BEFORE_PROXY = "while connecting to the proxy"
 
 _BEGINNING = b"HTTP/1."
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
@@ -45,12 +43,6 @@ _BASIC = re.compile(rb"(?:^|,)\s*basic\b", re.IGNORECASE)  # several schemes may
 _ENCRYPTED = b"\x15\x03"  # an alert of TLS
 # Headers by which the proxies in use show that an answer with an error status is their own
 _OWN_SERVERS = (b"squid", b"tinyproxy")
-
-
-class ProxyRefused(UpstreamUnreachable):
-    """The proxy answered with ``status``, and the provider did not get the request."""
-
-    outcome = "proxy_refused"
 
 
 def authorization(proxy: Proxy) -> bytes:

@@ -15,9 +15,18 @@ from twisted.python.failure import Failure
 from aigw.errors import UpstreamTimeout, UpstreamUnreachable
 from aigw.net.tls import openssl_reasons
 
+BEFORE_TUNNEL = "before the proxy connected to the provider"
+BEFORE_PROXY = "while connecting to the proxy"
+
 MOST = 300  # characters
 # The beginnings of the texts for a refused certificate
 CERTIFICATE_REFUSED = ("TLS: the certificate", "TLS: a CA certificate", "TLS: the names in the certificate")
+
+
+class ProxyRefused(UpstreamUnreachable):
+    """The proxy answered with ``status``, and the provider did not get the request."""
+
+    outcome = "proxy_refused"
 
 
 class Trusted(enum.Enum):
