@@ -286,6 +286,7 @@ def test_d4_check_config_prints_the_routes_and_opens_no_socket(tmp_path):
     assert done.stdout.splitlines() == [
         "listen tcp:0:interface=127.0.0.1 (plain http)",
         "provider a: http://127.0.0.1:1/v1 (key from ${A_KEY}, sent as Authorization: Bearer, proxy none)",
+        "key default: api_key from ${GATEWAY_API_KEY}, all routes",
         "route r (deadline 120s)",
         "  1. a: m (timeout 90s, connect 10s, idle 120s)",
         "The configuration is good.",
