@@ -23,7 +23,6 @@ from aigw.config import loader
 from aigw.config.model import Config
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon import dumpable, memory
-from aigw.daemon.describe import described
 from aigw.daemon.output import escape_unwritable, put
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import handle_signal, handle_stops, ignore
@@ -177,6 +176,8 @@ def makeService(options: Options) -> IService:
         _report(error, str(path or "The configuration"), in_words=bool(in_words))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
+        from aigw.daemon.describe import described
+
         escape_unwritable(sys.stdout)
         put(described(service.config, service.warnings()))
         raise SystemExit(0)
