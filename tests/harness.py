@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -324,3 +325,20 @@ def contents(body: bytes) -> str:
     return "".join(
         choice["delta"].get("content") or "" for delta in deltas for choice in json.loads(delta).get("choices", [])
     )
+
+
+@contextmanager
+def lines_of_the_log() -> Iterator[list[dict]]:
+    """The lines that the log gets meanwhile, as they come."""
+    lines: list[dict] = []
+
+    class File:
+        write = staticmethod(lambda line: lines.append(json.loads(line)))
+        flush = staticmethod(lambda: None)
+
+    observer = JsonLines(File())
+    globalLogPublisher.addObserver(observer)
+    try:
+        yield lines
+    finally:
+        globalLogPublisher.removeObserver(observer)

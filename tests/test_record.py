@@ -10,14 +10,13 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 
 from aigw.config import loader
 from aigw.proxy.cooldown import Cooldowns
-from aigw.telemetry import logs
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import Reloads, Snapshot
 from aigw.telemetry.telemetry import Telemetry, log_attempt
+from tests.harness import lines_of_the_log
 from tests.memory import MemoryGateway
 from tests.providers import STREAM_HEAD, chunk, event
 from tests.test_cost import WHOLE
@@ -33,16 +32,8 @@ def refused(status: int, **error: str) -> bytes:
 @pytest.fixture
 def written():
     """The lines of the log, as they come."""
-    lines: list[dict] = []
-
-    class File:
-        write = staticmethod(lambda line: lines.append(json.loads(line)))
-        flush = staticmethod(lambda: None)
-
-    observer = logs.JsonLines(File())
-    globalLogPublisher.addObserver(observer)
-    yield lines
-    globalLogPublisher.removeObserver(observer)
+    with lines_of_the_log() as lines:
+        yield lines
 
 
 def gateway_of(**more) -> MemoryGateway:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gzip
 import io
@@ -17,13 +16,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from twisted.logger import globalLogPublisher
 
 from aigw.accounting import usage_file
 from aigw.accounting.line import decode, moment
 from aigw.accounting.report import ReportError, as_csv, as_table, columns, files_of, print_report, read, since
 from aigw.accounting.usage_file import UsageFile
-from aigw.telemetry import logs
+from tests.harness import lines_of_the_log
 
 ROOT = Path(__file__).parent.parent
 NOON = 1_800_014_400.0  # 2027-01-15, 12:00 UTC
@@ -158,20 +156,6 @@ def test_e7_two_processes_rename_a_file_once(tmp_path, wall):
         each.finish()
 
 
-@contextlib.contextmanager
-def log():
-    lines: list[dict] = []
-
-    class File:
-        write = staticmethod(lambda line: lines.append(json.loads(line)))
-        flush = staticmethod(lambda: None)
-
-    observer = logs.JsonLines(File())
-    globalLogPublisher.addObserver(observer)
-    yield lines
-    globalLogPublisher.removeObserver(observer)
-
-
 def test_e7_a_full_disk_is_one_line_of_the_log_and_no_line_is_lost(file, tmp_path, monkeypatch):
     full, tried = threading.Event(), threading.Semaphore(0)
     full.set()
@@ -187,7 +171,7 @@ def test_e7_a_full_disk_is_one_line_of_the_log_and_no_line_is_lost(file, tmp_pat
 
     monkeypatch.setattr(usage_file.os, "write", write)
     monkeypatch.setattr(usage_file, "AGAIN_SECONDS", 0.001)
-    with log() as lines:
+    with lines_of_the_log() as lines:
         file.write("1234567\n")
         file.write("abc\n")
         for _ in range(5):
@@ -207,7 +191,7 @@ def test_e7_what_does_not_fit_in_memory_is_counted_and_reported(tmp_path, wall, 
     file = UsageFile(wall)
     folder = tmp_path / "later"
     file.use(str(folder / "usage.jsonl"), True)
-    with log() as lines:
+    with lines_of_the_log() as lines:
         file.start()
         for number in range(20):
             file.write(f'{{"time": "2027", "request_id": "{number}", "x": "{"x" * 1_000_000}"}}\n')
@@ -227,7 +211,7 @@ def test_e7_what_does_not_fit_in_memory_is_counted_and_reported(tmp_path, wall, 
 def test_e7_what_is_no_file_is_reported(file, tmp_path, monkeypatch):
     monkeypatch.setattr(usage_file, "AGAIN_SECONDS", 0.001)
     (tmp_path / "usage.jsonl").mkdir()
-    with log() as lines:
+    with lines_of_the_log() as lines:
         file.write(LINE)
         file.finish()
     assert [line["level"] for line in lines] == ["ERROR"]

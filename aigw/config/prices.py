@@ -21,7 +21,7 @@ from aigw.config.quoting import quoted
 from aigw.config.reader import Reader
 from aigw.config.schema import Shape, Written, shape_of
 from aigw.config.values import NAME
-from aigw.config.yaml_tree import parse
+from aigw.config.yaml_tree import parse, read
 from aigw.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,15 +123,9 @@ def load_prices(path: str, shown: str = "") -> tuple[Prices, list[str]]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ConfigError([f"{shown}: this is not a regular file; name a file with prices"])
-        data = FilePath(path).read_bytes()[: MAX_FILE + 1]
-        text = data.decode()
     except OSError as error:
         raise ConfigError([f"{shown}: cannot be read: {error.strerror}"]) from None
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{shown}, line {line}: the file is not UTF-8; save it in that encoding"]) from None
-    if len(data) > MAX_FILE:
-        raise ConfigError([f"{shown}: the file is larger than {MAX_FILE} bytes; keep the models that are used"])
+    text, _ = read(FilePath(path), shown, MAX_FILE, "keep the models that are used")
     return parse_prices(text, shown)
 
 

@@ -37,8 +37,13 @@ class Document(NamedTuple):
     mistakes: list[Mistake]
 
 
-def read(path: FilePath, shown: str, most: int) -> tuple[str, int]:
-    """The text of a file of at most so many bytes, which messages call ``shown``, and its mode. Raises ConfigError."""
+def read(
+    path: FilePath, shown: str, most: int, smaller: str = "name a configuration file with -c FILE"
+) -> tuple[str, int]:
+    """The text of a file of at most so many bytes, which messages call ``shown``, and its mode. Raises ConfigError.
+
+    ``smaller`` is what to do about a larger one.
+    """
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -52,7 +57,7 @@ def read(path: FilePath, shown: str, most: int) -> tuple[str, int]:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError([f"{shown}, line {line}: the file is not UTF-8; save it in that encoding"]) from None
     if len(data) > most:
-        raise ConfigError([f"{shown}: the file is larger than {most} bytes; name a configuration file with -c FILE"])
+        raise ConfigError([f"{shown}: the file is larger than {most} bytes; {smaller}"])
     return text, mode
 
 
