@@ -22,9 +22,8 @@ from aigw.access.journal import Journal, JournaledLedger
 from aigw.access.ledger import Claim
 from aigw.access.limits import WindowCount
 from aigw.config import loader
-from tests.harness import until
+from tests.harness import lines_of_the_log, until
 from tests.providers import answer, begin_stream, event
-from tests.test_usage_file import log
 
 ROOT = Path(__file__).parent.parent
 KEY = "aigw_0123456789abcdef0123456789abcdef01234567"
@@ -170,7 +169,7 @@ def test_l9_a_folder_that_cannot_be_synced_leaks_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fails)
     before = len(os.listdir("/proc/self/fd"))
     config = config_of(tmp_path)
-    with log() as lines:
+    with lines_of_the_log() as lines:
         made = ledger_of(config)
         for number in range(5):
             use(made, config, number)
@@ -220,7 +219,7 @@ def test_l9_the_file_is_made_anew_when_it_is_large(tmp_path, monkeypatch):
 def test_l9_a_disk_that_is_full_or_missing_is_one_line_of_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "AGAIN_SECONDS", 0.001)
     made = Journal(str(tmp_path / "later"))
-    with log() as lines:
+    with lines_of_the_log() as lines:
         made.load()
         made.start()
         count = WindowCount()
