@@ -54,8 +54,8 @@ def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openm
         routes = [(route_labels(OTHER), counters.other), *routes]
 
     def step_labels(key: StepKey) -> str:
-        number, provider, model, *keys = key
-        return ",".join([f'step="{number}"', model_labels(provider, model), *(f'key="{each}"' for each in keys)])
+        labels = f'step="{key[0]}",{model_labels(key[1], key[2])}'
+        return labels if len(key) == 3 else f'{labels},key="{key[3]}"'
 
     steps = [(f"{labels},{step_labels(key)}", step) for labels, _, route in named for key, step in route.steps.items()]
     models = [(model_labels(*key), model) for key, model in counters.models.items()]
