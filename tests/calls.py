@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import msgspec
 
-from aigw.config.bodies import BodyChanges, ConflictResolution
-from aigw.config.callers import Caller
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.envelope import Pieces
 from aigw.protocols.skip import Steps
 from aigw.protocols.walk import whole
+from aigw.settings.bodies import BodyChanges, ConflictResolution
+from aigw.settings.callers import Caller
 
 
 def begin_to_read(endpoint: Endpoint, body: bytes | bytearray) -> Call | Steps[Call]:

@@ -18,10 +18,10 @@ from zope.interface import implementer
 from aigw.accounting.accounts import Accounts
 from aigw.config import loader
 from aigw.credentials.changing_keys import ChangingKeys, Run
-from aigw.proxy.cooldown import CooldownsByEndpoint
-from aigw.proxy.exchange import Gateway
-from aigw.proxy.keyed_upstream import with_keys
-from aigw.proxy.router import Router
+from aigw.proxy.gateway import Gateway
+from aigw.routing.cooldown import CooldownsByEndpoint
+from aigw.routing.keyed_upstream import with_keys
+from aigw.routing.router import Router
 from aigw.server import api
 from aigw.server.connection_limits import ConnectionGuard
 from aigw.server.site import GatewaySite

@@ -23,8 +23,8 @@ from aigw.accounting import price_file
 from aigw.accounting.accounts import Accounts
 from aigw.accounting.line import decode, line_of
 from aigw.accounting.price_file import PriceFile
-from aigw.config.callers import PICO
 from aigw.server import api
+from aigw.settings.callers import PICO
 from aigw.telemetry import logs
 from aigw.telemetry.record import Record, RecordBuilder, for_log
 from aigw.telemetry.redaction import Redaction

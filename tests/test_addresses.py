@@ -16,13 +16,13 @@ from twisted.internet.error import ConnectError
 from twisted.python.failure import Failure
 
 from aigw.config import loader
-from aigw.config.addresses import base_url, provider_path, socket_of
-from aigw.config.endpoint_names import NAMES, PATHS
 from aigw.config.file_mode import holds_literal_key
 from aigw.config.model import Provider
 from aigw.errors import ConfigError, UpstreamUnreachable
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.proxy.urls import Tail
+from aigw.routing.urls import Tail
+from aigw.settings.addresses import base_url, provider_path, socket_of
+from aigw.settings.endpoint_names import NAMES, PATHS
 from aigw.upstream.client import ascii_url
 from aigw.upstream.providers import Upstream
 from aigw.upstream.reasons import no_socket

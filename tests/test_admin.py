@@ -18,10 +18,10 @@ from twisted.internet.protocol import Factory
 from aigw.admin.access_control import is_near
 from aigw.admin.session import MOST_SIGNED_OUT, SECONDS, Cookies, cookie, is_own_form, no_cookie
 from aigw.config import loader
-from aigw.config.callers import Caller
 from aigw.daemon.drain import Drain
 from aigw.errors import ConfigError
 from aigw.secret import Secret
+from aigw.settings.callers import Caller
 from tests.harness import AUTH, CHAT, KEY, Client, bounded, request, until
 from tests.providers import begin_stream, event
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-RULE = "errors secret  <  config  <  protocols  <  net telemetry  <  upstream access accounting credentials  <  proxy  <  server explain  <  admin  <  daemon  <  tap"
+RULE = "errors secret  <  settings  <  config  <  protocols  <  net telemetry  <  upstream access accounting credentials  <  routing  <  proxy  <  server explain  <  admin  <  daemon  <  tap"
 BESIDE = {
     "key_forms": "secret",
     "string_search": "secret",
     "command": "tap",
     "__main__": "tap",
 }  # files that stand where another does
-PURE = ("config", "protocols")
-PURE_FILES = "accounting/line accounting/report proxy/balance proxy/cooldown proxy/router access/keys access/errors access/limits access/ledger access/estimates telemetry/record telemetry/counters telemetry/last_hour telemetry/prometheus telemetry/status net/headers net/addresses upstream/hostname proxy/route_names proxy/nearest".split()
+PURE = ("settings", "config", "protocols")
+PURE_FILES = "accounting/line accounting/report routing/balance routing/cooldown routing/router access/keys access/errors access/limits access/ledger access/estimates telemetry/record telemetry/counters telemetry/last_hour telemetry/prometheus telemetry/status net/headers net/addresses upstream/hostname routing/route_names routing/nearest".split()
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "aigw"
@@ -74,7 +74,7 @@ def test_no_file_imports_the_reactor_at_its_top_level():
 # Private names of other packages, by file, each with its reason.
 PRIVATE_OF_OTHERS = {
     "access/store_link": {"_factory"},  # of txredisapi, which queues commands while it has no connection
-    "config/addresses": {"_replace"},  # of a named tuple, where it is documented
+    "settings/addresses": {"_replace"},  # of a named tuple, where it is documented
     "net/write": {"_tempDataBuffer"},  # of Twisted; the file says why
 }
 
@@ -134,4 +134,4 @@ def test_a_room_says_what_it_is_for_and_names_its_files(path):
 
 def test_a_secret_is_revealed_only_where_it_is_sent_to_a_provider_a_proxy_or_the_store():
     revealing = [name for name, path in PATHS.items() if ".reveal()" in path.read_text()]
-    assert revealing == ["access/store_link", "proxy/router", "upstream/proxies"]
+    assert revealing == ["access/store_link", "routing/router", "upstream/proxies"]

@@ -17,9 +17,9 @@ import yaml
 from twisted.logger import formatEvent
 
 from aigw.access.keys import Keys
-from aigw.config.callers import Caller
 from aigw.errors import BadRequest, GatewayError, Unauthorized, WrongKey
 from aigw.secret import Secret
+from aigw.settings.callers import Caller
 
 KEY = "gw-Key-1234"
 ANN = Caller("ann", Secret(KEY))

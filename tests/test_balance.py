@@ -17,9 +17,9 @@ from aigw.config.model import Step
 from aigw.errors import ConfigError, UpstreamRefused
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.proxy.balance import key_names
-from aigw.proxy.exchange import Gateway
-from aigw.proxy.retry_policy import is_same_for_keys
+from aigw.proxy.gateway import Gateway
+from aigw.routing.balance import key_names
+from aigw.routing.retry_policy import is_same_for_keys
 from aigw.server import api
 from aigw.telemetry.record import RecordBuilder, for_log
 from aigw.telemetry.terminal import readable

@@ -12,10 +12,10 @@ from twisted.internet import reactor
 
 from aigw.config import file_mode, loader
 from aigw.config.model import Listener
-from aigw.config.quoting import quoted, quoted_file
-from aigw.config.tls_files import TlsFiles
 from aigw.daemon.service import GatewayService
 from aigw.errors import ConfigError
+from aigw.settings.quoting import quoted, quoted_file
+from aigw.settings.tls_files import TlsFiles
 from tests.properties import given
 
 

@@ -22,8 +22,8 @@ import trustme
 
 from aigw import tap
 from aigw.config import loader
-from aigw.config.schema import settings
 from aigw.daemon import demo
+from aigw.settings.schema import settings
 from aigw.telemetry import logs
 from tests import fork_server
 

@@ -24,12 +24,12 @@ from pytest_twisted import ensureDeferred
 
 from aigw import errors
 from aigw.config import loader
-from aigw.config.endpoint_names import NAMES
 from aigw.config.model import SESSION_FROM, Config
-from aigw.config.schema import OneOf, Shape, settings
 from aigw.daemon import demo, init
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.server import unknown_paths
+from aigw.settings.endpoint_names import NAMES
+from aigw.settings.schema import OneOf, Shape, settings
 from aigw.telemetry.record import AttemptRecord, Record, names_for
 from tests.providers import answer
 from tests.switch import Switch

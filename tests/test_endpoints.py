@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from aigw.config import endpoint_names
 from aigw.errors import ConfigError
 from aigw.protocols.endpoints import ENDPOINTS
+from aigw.settings import endpoint_names
 from tests.harness import AUTH, request
 from tests.memory import MemoryGateway, error_of
 from tests.providers import head

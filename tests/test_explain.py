@@ -23,7 +23,7 @@ from aigw.explain.explained import Explained
 from aigw.explain.explainer import Explainer
 from aigw.explain.text import as_json, as_text
 from aigw.protocols.walk import whole
-from aigw.proxy.router import Router
+from aigw.routing.router import Router
 from aigw.secret import KeySearch
 from aigw.server.site import GatewaySite
 from aigw.telemetry.redaction import Redaction

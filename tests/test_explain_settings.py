@@ -15,7 +15,7 @@ from aigw.explain.explained import Explained
 from aigw.explain.explainer import Explainer
 from aigw.explain.text import as_json, as_text
 from aigw.protocols.walk import whole
-from aigw.proxy.router import Router
+from aigw.routing.router import Router
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, body_of
 from tests.providers import head

@@ -10,9 +10,9 @@ import pytest
 
 from aigw.config.model import Provider, Step
 from aigw.errors import UpstreamBroken, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
-from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.passed_refusals import stops
-from aigw.proxy.retry_policy import Verdict, decide, retry_delay
+from aigw.routing.cooldown import Cooldowns
+from aigw.routing.retry_policy import Verdict, decide, retry_delay
 from aigw.secret import KeySearch
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import completion, head

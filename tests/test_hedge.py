@@ -16,10 +16,10 @@ from twisted.internet.defer import ensureDeferred as ensured
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import deferLater
 
-from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.race import Race
 from aigw.proxy.running_attempt import RunningAttempt
+from aigw.routing.cooldown import CooldownsByEndpoint
 from aigw.server import api
 from aigw.telemetry.record import HEDGES
 from aigw.telemetry.spans import spans_of

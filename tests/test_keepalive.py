@@ -6,8 +6,8 @@ import openai
 import pytest
 from pytest_twisted import ensureDeferred
 
-from aigw.config.route_settings import KeepAlive
 from aigw.errors import ConfigError
+from aigw.settings.route_settings import KeepAlive
 from tests.harness import request
 from tests.memory import MemoryGateway
 from tests.providers import (

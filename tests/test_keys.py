@@ -14,11 +14,11 @@ from twisted.internet.task import Clock
 
 from aigw.access.keys import PREFIX, Keys, line_of, new_key
 from aigw.config import loader
-from aigw.config.callers import Caller, Proof
 from aigw.daemon.keys_watch import KeysWatch
 from aigw.errors import ConfigError, Unauthorized, WrongKey
-from aigw.proxy import nearest
+from aigw.routing import nearest
 from aigw.secret import KeyDigest
+from aigw.settings.callers import Caller, Proof
 from aigw.tap import Options, makeService
 from aigw.telemetry.redaction import Redaction
 from tests.harness import HELLO, KEY, request, until

@@ -17,9 +17,9 @@ from aigw.access.errors import RateLimited
 from aigw.access.ledger import Claim, Ledger
 from aigw.access.limits import RequestCount, end_of_period
 from aigw.accounting.accounts import Accounts
-from aigw.config.callers import PICO, Account, Budgeted
-from aigw.config.limit_values import Rate
 from aigw.server import api
+from aigw.settings.callers import PICO, Account, Budgeted
+from aigw.settings.limit_values import Rate
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, Wire, body_of, error_of
 from tests.providers import LAST_CHUNK, STREAM_HEAD, chunk, event

@@ -15,9 +15,9 @@ from aigw.access.admission import Admission
 from aigw.access.ledger import Claim, Ledger, LimitReached
 from aigw.accounting.line import decode, line_of
 from aigw.config import loader
-from aigw.config.callers import PICO
 from aigw.config.model import Config
 from aigw.server import api
+from aigw.settings.callers import PICO
 from tests.harness import HELLO, request
 from tests.memory import Wire
 from tests.providers import DONE, LAST_CHUNK, ROLE, STREAM_HEAD, chunk, event, head

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from aigw.config import loader, model
-from aigw.config.addresses import ENDPOINTS, is_private_host
-from aigw.config.quoting import similar
 from aigw.config.reader import Reader
-from aigw.config.schema import Inherited, settings, shape_of
-from aigw.config.values import Retries, Timeout
 from aigw.errors import ConfigError
 from aigw.protocols import endpoints
+from aigw.settings.addresses import ENDPOINTS, is_private_host
+from aigw.settings.quoting import similar
+from aigw.settings.schema import Inherited, settings, shape_of
+from aigw.settings.values import Retries, Timeout
 from tests.test_daemon import KEYS, run
 
 GOOD = """\

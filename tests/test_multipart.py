@@ -12,12 +12,12 @@ import pytest
 from hypothesis import strategies as st
 from pytest_twisted import ensureDeferred
 
-from aigw.config.bodies import BodyChanges
 from aigw.errors import BadRequest
 from aigw.protocols.endpoint import Call, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.shaping import UNCHANGED
 from aigw.protocols.walk import whole
+from aigw.settings.bodies import BodyChanges
 from tests.harness import AUTH, KEY, bounded, request
 from tests.memory import MemoryGateway, error_of
 from tests.properties import given

@@ -16,10 +16,10 @@ from twisted.internet.task import Clock
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.errors import ConfigError, RouteNotFound
-from aigw.proxy.finishing import Finishing
-from aigw.proxy.nearest import Names
-from aigw.proxy.route_names import Routes, sent_models
-from aigw.proxy.router import Router
+from aigw.routing.finishing import Finishing
+from aigw.routing.nearest import Names
+from aigw.routing.route_names import Routes, sent_models
+from aigw.routing.router import Router
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.telemetry import Telemetry
 from tests.harness import HELLO, KEY, request

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from aigw.proxy.nearest import MOST, Names
+from aigw.routing.nearest import MOST, Names
 from tests.harness import request
 from tests.memory import MemoryGateway, error_of
 

@@ -9,8 +9,6 @@ import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
-from aigw.config.bodies import BodyChanges
-from aigw.config.callers import Caller
 from aigw.errors import AllStepsFailed, BadRequest, RouteNotFound, StreamBroken
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.endpoints import ENDPOINTS, model
@@ -20,6 +18,8 @@ from aigw.protocols.refusals import reason_in
 from aigw.protocols.requests import TOOL_MEMBERS
 from aigw.protocols.scanner import Meaning
 from aigw.secret import Secret
+from aigw.settings.bodies import BodyChanges
+from aigw.settings.callers import Caller
 from tests.calls import read_call, rewrite
 from tests.properties import given
 

@@ -307,7 +307,7 @@ def _raise(*_: object, **__: object) -> None:
         "aigw.admin.resources.tree",
         "aigw.server.api.tree",
         "aigw.daemon.service.Gateway",
-        "aigw.proxy.router.Router.__init__",
+        "aigw.routing.router.Router.__init__",
         "aigw.server.listeners.serverFromString",
         "aigw.server.listeners.Listeners._listen",
         "aigw.daemon.runtime.Identity",

@@ -22,9 +22,9 @@ from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.error_bodies import error_body
 from aigw.protocols.refusals import reason_in
-from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.failure_report import all_failed
-from aigw.proxy.router import Router
+from aigw.routing.cooldown import Cooldowns
+from aigw.routing.router import Router
 from aigw.secret import KeySearch, Secret
 from aigw.telemetry.record import AttemptRecord
 from aigw.upstream.attempt import Attempt

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta, timezone
 import msgspec
 from pytest_twisted import ensureDeferred
 
-from aigw.config.callers import expiry_warnings
 from aigw.daemon.describe import described
+from aigw.settings.callers import expiry_warnings
 from tests.harness import HELLO, request, until
 from tests.test_accounts import USAGE, Book, drained, gone, whole
 from tests.test_keys import ADMIN, ALICE, BOB, build, named, sha, write

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import strategies as st
 
 from aigw.config import loader
-from aigw.config.bodies import BodyChanges, Value, changes_of
 from aigw.config.yaml_tree import parse
 from aigw.errors import ConfigError
 from aigw.protocols.endpoint import RawRequest
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.envelope import SMALL, split_members
 from aigw.protocols.shaping import UNCHANGED, Difference
+from aigw.settings.bodies import BodyChanges, Value, changes_of
 from tests.calls import read_call
 from tests.harness import AUTH, HELLO, request
 from tests.memory import MemoryGateway, body_of, error_of

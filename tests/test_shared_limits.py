@@ -15,9 +15,9 @@ from aigw.access.ledger import Claim
 from aigw.access.shared_store import SharedStore
 from aigw.access.store_link import StoreError
 from aigw.access.store_state import ShortLimit
-from aigw.config.callers import Account, Budgeted
-from aigw.config.limit_values import Rate
 from aigw.errors import ConfigError
+from aigw.settings.callers import Account, Budgeted
+from aigw.settings.limit_values import Rate
 from tests.memory import body_of
 from tests.test_keys import ALICE, build, named, sha
 from tests.test_limits import LimitedGateway

@@ -18,10 +18,10 @@ from aigw.admin.live_feed import EVERY_SECONDS, MOST, MOST_SECONDS, LiveFeed
 from aigw.admin.page import Page
 from aigw.admin.session import cookie as cookie_of
 from aigw.config import loader
-from aigw.config.callers import Caller
 from aigw.config.model import Config
 from aigw.errors import Draining
 from aigw.secret import Secret
+from aigw.settings.callers import Caller
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.last_hour import Hour
 from aigw.telemetry.redaction import Redaction

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from aigw.config.model import Provider, Step
-from aigw.proxy.cooldown import Cooldowns, CooldownsByEndpoint
+from aigw.routing.cooldown import Cooldowns, CooldownsByEndpoint
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, Wire, body_of, error_of
 from tests.providers import completion, head

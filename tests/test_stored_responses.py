@@ -9,12 +9,12 @@ import pytest
 from twisted.internet.defer import fail
 from twisted.internet.error import ConnectionRefusedError
 
-from aigw.config.callers import Caller
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.proxy.exchange import Gateway
-from aigw.proxy.response_ids import MOST, Place, ResponseIds, is_id
+from aigw.proxy.gateway import Gateway
+from aigw.routing.response_ids import MOST, Place, ResponseIds, is_id
 from aigw.secret import Secret
 from aigw.server import api
+from aigw.settings.callers import Caller
 from tests.harness import KEY, request
 from tests.memory import MemoryGateway, Wire, body_of, error_of
 from tests.providers import STREAM_HEAD, chunk, head

@@ -17,7 +17,7 @@ from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 from twisted.internet.protocol import Factory, Protocol
 
 from aigw.daemon.check_providers import Check
-from aigw.proxy.retry_policy import Verdict, decide
+from aigw.routing.retry_policy import Verdict, decide
 from aigw.upstream.reasons import ProxyRefused
 from tests.harness import HELLO, KEY, request, tls_options, until
 from tests.memory import MemoryGateway, error_of

@@ -13,9 +13,9 @@ from twisted.python.failure import Failure
 
 from aigw.access.errors import refused
 from aigw.access.ledger import Claim, LimitReached
-from aigw.config.callers import Account
 from aigw.config.model import Config
 from aigw.errors import RequestError
+from aigw.settings.callers import Account
 
 POLL_SECONDS = 0.5
 MOST_WAITING = 100  # requests that wait for a slot of one account

@@ -11,9 +11,9 @@ from functools import lru_cache
 from math import ceil
 from typing import TYPE_CHECKING
 
-from aigw.config.callers import PICO
-from aigw.config.limit_values import zone_of
 from aigw.errors import RequestError
+from aigw.settings.callers import PICO
+from aigw.settings.limit_values import zone_of
 
 if TYPE_CHECKING:
     from aigw.access.ledger import Claim, LimitReached

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from aigw.config.endpoint_names import LISTED_FOR
 from aigw.protocols.endpoint import Call
 from aigw.protocols.requests import count
+from aigw.settings.endpoint_names import LISTED_FOR
 from aigw.telemetry.record import AttemptRecord, RecordBuilder
 
 BYTES_OF_A_TOKEN = 4

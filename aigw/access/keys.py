@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 from aigw.access.errors import NotAllowed
-from aigw.config.callers import Caller, Proof
 from aigw.errors import BadRequest, Unauthorized, WrongKey
+from aigw.settings.callers import Caller, Proof
 
 PREFIX, PUBLIC, SECRET = "aigw_", 8, 32
 

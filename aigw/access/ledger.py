@@ -11,8 +11,8 @@ from typing import NamedTuple
 import msgspec
 
 from aigw.access.limits import TOLERANCE, RequestCount, WindowCount, end_of_period
-from aigw.config.callers import PICO, Account, Budgeted
 from aigw.config.model import Config
+from aigw.settings.callers import PICO, Account, Budgeted
 
 Note = Callable[[str, str, WindowCount], None]
 Room = tuple[int, int, float]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from aigw.config.limit_values import Rate, zone_of
+from aigw.settings.limit_values import Rate, zone_of
 
 SET_BACK_SECONDS = 86_400.0  # by which a clock may be set back without an effect on windows
 TOLERANCE = 1e-6  # requests: what many additions of small shares may be wrong by

@@ -21,9 +21,9 @@ from aigw.access.scripts import ADMIT, LEASE_SECONDS, REFUSE, RENEW, RENEW_SECON
 from aigw.access.store_link import Connect, RedisLink
 from aigw.access.store_state import ShortLimit, StoreState
 from aigw.access.stored_accounts import Described, Share, prefixed, reached_in
-from aigw.config.callers import Account
 from aigw.config.model import Config
-from aigw.config.store import StoreAddress
+from aigw.settings.callers import Account
+from aigw.settings.store import StoreAddress
 
 MOST_ENDED = 10_000
 MOST_LEASES = 1000  # renewed by one script

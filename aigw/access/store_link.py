@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.ssl import optionsForClientTLS
 
-from aigw.config.store import StoreAddress
+from aigw.settings.store import StoreAddress
 
 REPLY_SECONDS = 5.0  # without an answer the connection is closed, and opened again
 CONNECT_SECONDS = 5.0

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from aigw.access.scripts import PROBE
 from aigw.access.store_link import Connect, Link, StoreError
-from aigw.config.store import StoreAddress
+from aigw.settings.store import StoreAddress
 from aigw.telemetry import logs
 
 LIMIT_SECONDS = 0.05

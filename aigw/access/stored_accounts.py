@@ -11,8 +11,8 @@ import msgspec
 
 from aigw.access.ledger import Claim, Ledger, LimitReached
 from aigw.access.limits import end_of_period
-from aigw.config.callers import PICO, Account
-from aigw.config.limit_values import Rate
+from aigw.settings.callers import PICO, Account
+from aigw.settings.limit_values import Rate
 
 LONGEST_NAME = 200  # characters of an account's in a key of the store
 AFTER_PERIOD = 86400  # seconds for which a budget is kept when its period is over: clocks differ

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from aigw.accounting.line import lost_line
-from aigw.config.quoting import quoted_file
+from aigw.settings.quoting import quoted_file
 from aigw.telemetry import logs
 from aigw.telemetry.log_writer import LogWriter
 

@@ -14,9 +14,9 @@ from twisted.internet.interfaces import ITransport
 
 from aigw.access.keys import wrong_key
 from aigw.admin.session import Cookies
-from aigw.config.callers import Caller
 from aigw.errors import Misdirected, Unauthorized, WrongKey
 from aigw.server.request import Request
+from aigw.settings.callers import Caller
 
 _PORT = re.compile(r":\d*\Z")
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-from aigw.config.callers import Caller
+from aigw.settings.callers import Caller
 
 SECONDS = 12 * 3600
 SECURE, PLAIN = "__Host-aigw", "aigw"  # browsers accept the first only with Secure, for this host and for every path

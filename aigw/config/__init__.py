@@ -1,6 +1,4 @@
-"""The configuration file. Nothing here imports Twisted.
+"""The configuration file as a whole. Nothing here imports Twisted.
 
-In reading order: model (each setting, once), route_settings, callers (who may call), schema (model's annotations),
-values, limit_values, addresses, credentials, bodies, endpoint_names, proxies, no_proxy, patterns (their forms),
-prices (another file), store, tls_files, yaml_tree, yaml_errors, reader, keys_file, targets, cross_checks, file_mode,
-mistakes, quoting, advice, loader."""
+In reading order: model (each setting, once), yaml_tree and yaml_errors (the text), reader (the tree as the model),
+targets, proxies, no_proxy, keys_file and prices (files of their own), cross_checks, file_mode, advice, loader."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from urllib.parse import urlsplit
 
-from aigw.config.addresses import is_private_host
-from aigw.config.callers import NamedKey, advice_on_keys
 from aigw.config.file_mode import is_secret
-from aigw.config.mistakes import Mistake, Path
 from aigw.config.model import Config, Provider, Route, Step
-from aigw.config.quoting import quoted
 from aigw.secret import Secret
+from aigw.settings.addresses import is_private_host
+from aigw.settings.callers import NamedKey, advice_on_keys
+from aigw.settings.mistakes import Mistake, Path
+from aigw.settings.quoting import quoted
 
 SHORT_KEY = 8
 GUESSED_KEY = 20

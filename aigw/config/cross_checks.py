@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from aigw.config.addresses import is_on_loopback
-from aigw.config.mistakes import Mistake
 from aigw.config.model import KEY_SETTINGS, Route
+from aigw.settings.addresses import is_on_loopback
+from aigw.settings.mistakes import Mistake
 
 
 def crossed(tree: object, tls: bool) -> Iterator[Mistake]:

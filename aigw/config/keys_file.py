@@ -9,15 +9,15 @@ from pathlib import Path
 import msgspec
 
 from aigw.config.advice import advice_on_named_keys
-from aigw.config.callers import ADMIN, Callers, Group, KeyDefaults, KeysFile, NamedKey, budgets_crossed
 from aigw.config.file_mode import check_file_mode, holds_literal_key
-from aigw.config.mistakes import Mistake, not_following, worded
 from aigw.config.model import Config
 from aigw.config.reader import Reader
-from aigw.config.schema import Shape, shape_of
 from aigw.config.yaml_tree import expand, parse, read
 from aigw.errors import ConfigError
 from aigw.secret import Secret
+from aigw.settings.callers import ADMIN, Callers, Group, KeyDefaults, KeysFile, NamedKey, budgets_crossed
+from aigw.settings.mistakes import Mistake, not_following, worded
+from aigw.settings.schema import Shape, shape_of
 
 MAX_KEYS_FILE = 16 * 1024 * 1024
 MAX_NODES = 1_000_000

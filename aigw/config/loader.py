@@ -15,27 +15,27 @@ from typing import Any
 import msgspec
 import yaml
 
-from aigw.config.addresses import admin_endpoint
 from aigw.config.advice import advice_on
 from aigw.config.cross_checks import bodies_crossed, crossed, limits_crossed
-from aigw.config.endpoint_names import defaults_crossed, unserved
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
 from aigw.config.keys_file import KeysReader
-from aigw.config.mistakes import Mistake, line_of, not_following, worded
-from aigw.config.mistakes import Path as TreePath
-from aigw.config.mistakes import shown as path_of
 from aigw.config.model import Config, Listener
-from aigw.config.patterns import names_crossed
 from aigw.config.prices import prices_of, unknown_providers, unpriced_budgets, with_unknown
 from aigw.config.proxies import with_proxies
-from aigw.config.quoting import Expanded
 from aigw.config.reader import Reader
-from aigw.config.schema import Shape, shape_of
 from aigw.config.targets import choices_crossed, with_choices
-from aigw.config.tls_files import TlsFiles
 from aigw.config.yaml_tree import expand, no_file, parse, read
 from aigw.errors import ConfigError
 from aigw.secret import Secret
+from aigw.settings.addresses import admin_endpoint
+from aigw.settings.endpoint_names import defaults_crossed, unserved
+from aigw.settings.mistakes import Mistake, line_of, not_following, worded
+from aigw.settings.mistakes import Path as TreePath
+from aigw.settings.mistakes import shown as path_of
+from aigw.settings.patterns import names_crossed
+from aigw.settings.quoting import Expanded
+from aigw.settings.schema import Shape, shape_of
+from aigw.settings.tls_files import TlsFiles
 
 _LOCATED = ("cert_file", "key_file", "base_url", "ca_file", "key_command", "client_cert", "client_key")
 PLACES = ("config.yaml", "/etc/ai-gateway/config.yaml")

@@ -10,19 +10,20 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from aigw.config.addresses import ListenAddress, Origin, ProviderPath, QueryName, Url, is_at_or_below
-from aigw.config.bodies import BodyChanges, ConflictResolution, MemberName, Value, changes_of
-from aigw.config.callers import ADMIN, DEFAULT, Caller, Group, KeyDefaults, NamedKey
-from aigw.config.credentials import KEY, Auth, Command, HeaderName, HeaderValue, Key, QueryValue
-from aigw.config.endpoint_names import DefaultName, EndpointName, PathName
-from aigw.config.patterns import RouteName, StepModel
 from aigw.config.prices import NO_PRICES, PricePerMillion, Prices
 from aigw.config.proxies import ProxyUrl
-from aigw.config.route_settings import Hedge, KeepAlive
-from aigw.config.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, Otherwise, Unless, Written
-from aigw.config.store import Instances, StoreUrl
-from aigw.config.tls_files import TlsFiles
-from aigw.config.values import (
+from aigw.secret import Secret
+from aigw.settings.addresses import ListenAddress, Origin, ProviderPath, QueryName, Url, is_at_or_below
+from aigw.settings.bodies import BodyChanges, ConflictResolution, MemberName, Value, changes_of
+from aigw.settings.callers import ADMIN, DEFAULT, Caller, Group, KeyDefaults, NamedKey
+from aigw.settings.credentials import KEY, Auth, Command, HeaderName, HeaderValue, Key, QueryValue
+from aigw.settings.endpoint_names import DefaultName, EndpointName, PathName
+from aigw.settings.patterns import RouteName, StepModel
+from aigw.settings.route_settings import Hedge, KeepAlive
+from aigw.settings.schema import NOT_WRITTEN, POSITION, At, Inherited, Named, Otherwise, Unless, Written
+from aigw.settings.store import Instances, StoreUrl
+from aigw.settings.tls_files import TlsFiles
+from aigw.settings.values import (
     NAME,
     Connections,
     Cooldown,
@@ -41,7 +42,6 @@ from aigw.config.values import (
     TotalSize,
     Weight,
 )
-from aigw.secret import Secret
 
 MIB = 1024 * 1024
 KEY_SETTINGS = ("api_key", "api_keys", "key_file", "key_command")  # of a provider, which has at most one of them

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from aigw.config.limit_values import matches
-from aigw.config.mistakes import Mistake, name_of, worded
-from aigw.config.quoting import quoted
 from aigw.config.reader import Reader
-from aigw.config.schema import Shape, Written, shape_of
-from aigw.config.values import NAME
 from aigw.config.yaml_tree import parse, read
 from aigw.errors import ConfigError
+from aigw.settings.limit_values import matches
+from aigw.settings.mistakes import Mistake, name_of, worded
+from aigw.settings.quoting import quoted
+from aigw.settings.schema import Shape, Written, shape_of
+from aigw.settings.values import NAME
 
 if TYPE_CHECKING:
     from aigw.config.model import Config, Route, Step

@@ -13,10 +13,10 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import msgspec
 
-from aigw.config.mistakes import Mistake
 from aigw.config.no_proxy import NoProxy, address_of, in_ascii, is_this_machine
-from aigw.config.schema import Written
 from aigw.secret import Secret
+from aigw.settings.mistakes import Mistake
+from aigw.settings.schema import Written
 
 if TYPE_CHECKING:
     from aigw.config.model import Provider  # that file imports this one

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path as Folder
 from typing import Any
 
-from aigw.config.mistakes import Mistake, Path, name_of, shown
-from aigw.config.quoting import did_you_mean, listed, quoted, similar, subject
-from aigw.config.schema import (
+from aigw.settings.mistakes import Mistake, Path, name_of, shown
+from aigw.settings.quoting import did_you_mean, listed, quoted, similar, subject
+from aigw.settings.schema import (
     NO_DEFAULT,
     Each,
     Entries,

@@ -7,9 +7,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from aigw.config.mistakes import Mistake, Path
 from aigw.config.model import Route, Step
-from aigw.config.patterns import STAR
+from aigw.settings.mistakes import Mistake, Path
+from aigw.settings.patterns import STAR
 
 
 def choices_crossed(tree: dict[Any, Any]) -> Iterator[Mistake]:

@@ -6,7 +6,7 @@ import re
 
 import yaml
 
-from aigw.config.mistakes import Mistake
+from aigw.settings.mistakes import Mistake
 
 _QUOTED = re.compile(r"(['\"]).*\1", re.DOTALL)  # what PyYAML quotes from the file may be a key
 _SYNTAX = re.compile(r"[^A-Za-z0-9]{1,3}|<[a-z ]+>")

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from aigw.config.mistakes import Mistake, Path, name_of
-from aigw.config.quoting import MOST_BITS, Expanded, did_you_mean, quoted
 from aigw.config.yaml_errors import in_words
 from aigw.errors import ConfigError
+from aigw.settings.mistakes import Mistake, Path, name_of
+from aigw.settings.quoting import MOST_BITS, Expanded, did_you_mean, quoted
 
 MAX_NODES = 100_000
 

@@ -9,7 +9,6 @@ from functools import partial
 from twisted.internet.defer import Deferred
 
 from aigw.config.model import Config, Provider
-from aigw.config.quoting import quoted_file
 from aigw.credentials import child
 from aigw.credentials.child import Printed
 from aigw.credentials.key_command import KeyCommand
@@ -17,6 +16,7 @@ from aigw.credentials.key_file import KeyFile
 from aigw.credentials.source import KeySource, NoteKey
 from aigw.net.interfaces import Reactor
 from aigw.secret import Secret
+from aigw.settings.quoting import quoted_file
 
 Run = Callable[[Sequence[str], Mapping[str, str]], Deferred[Printed]]
 

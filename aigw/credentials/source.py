@@ -7,9 +7,9 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from aigw.config import credentials
 from aigw.errors import UpstreamUnreachable
 from aigw.secret import Secret
+from aigw.settings import credentials
 
 RECENT = 4  # keys: answers to requests with an earlier one may still come
 

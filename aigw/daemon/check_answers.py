@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import msgspec
 
 from aigw.config.model import Route, Step
-from aigw.config.patterns import STAR
 from aigw.daemon.check_report import Checked, CheckedStep
-from aigw.proxy.route_names import sent_models
+from aigw.routing.route_names import sent_models
+from aigw.settings.patterns import STAR
 
 
 def models_in(data: bytes) -> frozenset[str] | None:

@@ -12,9 +12,7 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
-from aigw.config.addresses import neighbours, socket_of
 from aigw.config.model import Config, Provider, Step
-from aigw.config.patterns import STAR
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.credentials.source import NoKey
 from aigw.daemon.check_answers import apply_list, asked_of, has_list, models_in
@@ -25,8 +23,10 @@ from aigw.net.interfaces import Reactor
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.refusals import read_refusal
 from aigw.protocols.requests import own_request
-from aigw.proxy.keyed_upstream import Sender, with_keys
-from aigw.proxy.router import MODELS, Router
+from aigw.routing.keyed_upstream import Sender, with_keys
+from aigw.routing.router import MODELS, Router
+from aigw.settings.addresses import neighbours, socket_of
+from aigw.settings.patterns import STAR
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.providers import Upstream

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from aigw.config.patterns import STAR
+from aigw.settings.patterns import STAR
 
 _WORDS = {True: "yes", False: "no", None: "-"}
 

@@ -7,10 +7,10 @@ from datetime import datetime, timezone
 from itertools import groupby
 
 from aigw.config import proxies
-from aigw.config.callers import ADMIN, PICO, Account
 from aigw.config.model import Config, Provider, Route, Step
 from aigw.secret import KeySearch, Secret
 from aigw.server.listeners import configured_listeners
+from aigw.settings.callers import ADMIN, PICO, Account
 
 
 def described(config: Config, warnings: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from aigw.errors import BadRequest
 from aigw.explain.explainer import Explainer
 from aigw.explain.text import as_json, as_text
 from aigw.protocols.walk import whole
-from aigw.proxy.router import Router
+from aigw.routing.router import Router
 
 
 def explain(config: Config, path: str, write: Callable[[str], object], json: bool) -> int:

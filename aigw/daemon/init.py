@@ -17,9 +17,9 @@ from typing import TypedDict
 import yaml
 
 from aigw.config import loader
-from aigw.config.addresses import base_url
 from aigw.daemon.output import escape_unwritable
 from aigw.errors import ConfigError
+from aigw.settings.addresses import base_url
 
 EX_OK, EX_USAGE, EX_CANTCREAT, EX_INTERRUPTED = 0, 64, 73, 130
 PORT = 8080

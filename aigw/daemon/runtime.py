@@ -9,7 +9,6 @@ from copy import copy
 from typing import Any, TypeVar
 
 from aigw.accounting.usage_file import missing_folder
-from aigw.config.callers import EXPIRY_DAYS, expiry_warnings
 from aigw.config.model import Config, Step
 from aigw.config.proxies import by_proxy
 from aigw.credentials.changing_keys import ChangingKeys
@@ -17,11 +16,12 @@ from aigw.errors import ConfigError, NotReady
 from aigw.explain.explainer import Explainer
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import Identity
-from aigw.proxy.cooldown import CooldownsByEndpoint
-from aigw.proxy.keyed_upstream import with_keys
-from aigw.proxy.router import Router
+from aigw.routing.cooldown import CooldownsByEndpoint
+from aigw.routing.keyed_upstream import with_keys
+from aigw.routing.router import Router
 from aigw.secret import Secret
 from aigw.server.listeners import InheritedSocket, configured_listeners
+from aigw.settings.callers import EXPIRY_DAYS, expiry_warnings
 from aigw.telemetry import logs
 from aigw.telemetry.redaction import Redaction
 from aigw.upstream.providers import Connect, Upstream

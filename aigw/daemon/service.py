@@ -34,9 +34,9 @@ from aigw.daemon.systemd import Notify
 from aigw.daemon.watchdog import Watchdog
 from aigw.errors import Draining
 from aigw.net.tls import CurrentIdentity
-from aigw.proxy.cooldown import CooldownsByEndpoint
-from aigw.proxy.exchange import Gateway
+from aigw.proxy.gateway import Gateway
 from aigw.proxy.held import Running
+from aigw.routing.cooldown import CooldownsByEndpoint
 from aigw.secret import Secret
 from aigw.server import api
 from aigw.server.listeners import CannotListen, Listeners, address_of, inherited_sockets

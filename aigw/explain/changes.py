@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from aigw.config.bodies import BodyChanges
 from aigw.explain.explained import Change
 from aigw.protocols.shaping import Difference
 from aigw.protocols.walk import Members
+from aigw.settings.bodies import BodyChanges
 
 _ASKED = {  # where a stream is asked for its usage
     "stream_options": msgspec.Raw(b'{"include_usage":true}'),

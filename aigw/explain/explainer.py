@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from urllib.parse import quote
 
-from aigw.config.addresses import MODEL
 from aigw.config.model import Config, Route, Step
 from aigw.errors import GatewayError
 from aigw.explain.asked import Asked, read
@@ -19,11 +18,12 @@ from aigw.net import headers
 from aigw.protocols.endpoint import JSON, Call, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.skip import Steps
-from aigw.proxy.balance import Balance, session_of
-from aigw.proxy.cooldown import Cooldowns, CooldownsByEndpoint
-from aigw.proxy.router import Router, as_json, fitted
-from aigw.proxy.urls import url_of
+from aigw.routing.balance import Balance, session_of
+from aigw.routing.cooldown import Cooldowns, CooldownsByEndpoint
+from aigw.routing.router import Router, as_json, fitted
+from aigw.routing.urls import url_of
 from aigw.secret import KeySearch
+from aigw.settings.addresses import MODEL
 from aigw.telemetry.record import RecordBuilder, requested
 
 MOST_MEMBERS = 100

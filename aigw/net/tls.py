@@ -12,10 +12,10 @@ from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersi
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from aigw.config.quoting import quoted_file
-from aigw.config.tls_files import CertificateFiles, TlsFiles
 from aigw.errors import ConfigError
 from aigw.net.validity import Authorities, Validity
+from aigw.settings.quoting import quoted_file
+from aigw.settings.tls_files import CertificateFiles, TlsFiles
 
 # Forward secrecy and AEAD only; TLS 1.3 has nothing else. https://wiki.mozilla.org/Security/Server_Side_TLS
 FORWARD_SECRET_AEAD = "ECDHE+AESGCM:ECDHE+CHACHA20"

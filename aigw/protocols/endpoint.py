@@ -7,8 +7,6 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from aigw.config.bodies import BodyChanges
-from aigw.config.callers import Caller
 from aigw.errors import GatewayError
 from aigw.protocols import sse
 from aigw.protocols.envelope import Parts
@@ -17,6 +15,8 @@ from aigw.protocols.scanner import StreamScanner
 from aigw.protocols.shaping import Difference
 from aigw.protocols.skip import Steps
 from aigw.protocols.walk import Members
+from aigw.settings.bodies import BodyChanges
+from aigw.settings.callers import Caller
 
 JSON, FORM = b"application/json", b"multipart/form-data"
 

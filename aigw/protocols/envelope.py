@@ -90,14 +90,6 @@ class Pieces(Parts):
         super().__init__([*parts, b"}"])
 
 
-def dumps(members: Members) -> bytes:
-    """The JSON object with these members. There must be at least one."""
-    try:
-        return msgspec.json.encode(members)
-    except UnicodeEncodeError:  # a lone surrogate in a name
-        return b"".join(Pieces(members))
-
-
 def _encoded(name: str) -> bytes:
     try:
         return msgspec.json.encode(name)

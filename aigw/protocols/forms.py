@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.structs import replace
 
-from aigw.config.bodies import BodyChanges
 from aigw.errors import BadRequest
 from aigw.protocols.endpoint import FORM, Call, RawRequest
 from aigw.protocols.multipart import Edit, FormPart, Upload, boundary_in, read_form
 from aigw.protocols.requests import Rewritten, count, read_images, rewrite
 from aigw.protocols.shaping import UNCHANGED, Difference, summed_up
 from aigw.protocols.skip import Steps
+from aigw.settings.bodies import BodyChanges
 
 _FIELDS = frozenset(["model", "stream", "n"])
 _TRUE = ("true", "1", "on", "yes", "t", "y")  # as servers in Python read a flag

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import msgspec
 from msgspec.structs import replace
 
-from aigw.config.bodies import BodyChanges
 from aigw.errors import BadRequest
 from aigw.protocols import envelope
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
@@ -15,6 +14,7 @@ from aigw.protocols.envelope import Parts, Pieces, carries
 from aigw.protocols.shaping import UNCHANGED, Difference, asked_for_usage, shaped, without
 from aigw.protocols.skip import Steps, T
 from aigw.protocols.walk import Members, TooMuch, Walk, mistake_in_messages
+from aigw.settings.bodies import BodyChanges
 
 Rewritten = tuple[bytes | Parts, Difference]
 
@@ -157,6 +157,14 @@ def _member(members: Members, name: str, decoder: msgspec.json.Decoder[T], right
         raise BadRequest(f"'{name}' must be {right}.", param=name) from None
 
 
+def _dumps(members: Members) -> bytes:
+    """The JSON object with these members. There must be at least one."""
+    try:
+        return msgspec.json.encode(members)
+    except UnicodeEncodeError:  # a lone surrogate in a name
+        return b"".join(Pieces(members))
+
+
 def rewrite(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewritten:
     """The call's body for a step, and what the step changes in it.
 
@@ -169,7 +177,7 @@ def rewrite(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewr
         if changes.conflict_resolution and _has_tools(members) and _is_format(members.get("response_format")):
             names = ("response_format",) if changes.conflict_resolution == "tools" else TOOL_MEMBERS
             difference = _without(names, members, difference)
-    return (Pieces(members) if call.large else envelope.dumps(members)), difference
+    return (Pieces(members) if call.large else _dumps(members)), difference
 
 
 def rewrite_response(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewritten:
@@ -182,11 +190,11 @@ def rewrite_response(call: Call, model: msgspec.Raw, changes: BodyChanges | None
             text = _members_of(members["text"])
             if _is_format(text.get("format")) and changes.conflict_resolution == "tools":
                 del text["format"]
-                members["text"] = msgspec.Raw(envelope.dumps(text) if text else b"{}")
+                members["text"] = msgspec.Raw(_dumps(text) if text else b"{}")
                 difference = replace(difference, dropped=(*difference.dropped, "text.format"))
             elif _is_format(text.get("format")):
                 difference = _without(TOOL_MEMBERS, members, difference)
-    return (Pieces(members) if call.large else envelope.dumps(members)), difference
+    return (Pieces(members) if call.large else _dumps(members)), difference
 
 
 def rewrite_nothing(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewritten:

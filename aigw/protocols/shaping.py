@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from aigw.config.bodies import BodyChanges
 from aigw.protocols import envelope
 from aigw.protocols.walk import Members
+from aigw.settings.bodies import BodyChanges
 
 _OPTIONS = "stream_options"
 _ASKED = "include_usage"

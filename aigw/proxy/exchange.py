@@ -7,82 +7,36 @@ One Deferred runs from the request to the end of its answer. A time limit cancel
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from aigw.config.model import Config, Route
+from aigw.config.model import Route
 from aigw.errors import Draining, GatewayError, StreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net import headers
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
-from aigw.protocols.endpoints import ENDPOINTS
-from aigw.proxy import passed_refusals, retry_policy
+from aigw.proxy import passed_refusals
 from aigw.proxy.answers import hold
-from aigw.proxy.balance import Balance
-from aigw.proxy.cooldown import CooldownsByEndpoint
 from aigw.proxy.failure_report import FailedAttempts
-from aigw.proxy.hedge import may_be_sent_twice
-from aigw.proxy.held import Running
 from aigw.proxy.keepalive import KeptAlive
-from aigw.proxy.keyed_upstream import Sender
 from aigw.proxy.race import Race
 from aigw.proxy.relay import Answer, Relay, Responder
-from aigw.proxy.retry_policy import Verdict
-from aigw.proxy.router import Router, fitted
 from aigw.proxy.running_attempt import RunningAttempt
-from aigw.proxy.stored_responses import StoredResponses
 from aigw.proxy.whole import HoldWhole
-from aigw.telemetry.record import AttemptSink, RecordBuilder
+from aigw.routing import retry_policy
+from aigw.routing.hedge import may_be_sent_twice
+from aigw.routing.retry_policy import Verdict
+from aigw.routing.router import fitted
+from aigw.telemetry.record import RecordBuilder
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 
-
-class Gateway:
-    """Serves calls with one configuration. ``note_failure`` is called with each failed attempt."""
-
-    def __init__(
-        self,
-        config: Config,
-        upstream: Sender,
-        health: CooldownsByEndpoint,
-        clock: IReactorTime,
-        note_failure: AttemptSink,
-        random: Callable[[], float] = random.random,
-        running: Running | None = None,
-        router: Router | None = None,
-    ) -> None:
-        """``running`` has each exchange that has not ended, of any configuration. ``router`` is that of ``config``."""
-        self.router = router or Router(config)
-        self.upstream = upstream
-        self.cooldowns = {path: health.at(path) for path in ENDPOINTS}
-        self.random = random
-        self.clock = clock
-        self.note_failure = note_failure
-        self.running = Running(config.max_held) if running is None else running
-        self.finishing = health.finishing
-        self.budgets = health.budgets
-        self.balance = Balance(config, self.router.key_names, self.cooldowns, health.pending, random)
-        self.stored = StoredResponses(config, upstream, self.router, self.cooldowns, health.response_ids, clock)
-
-    def serve(self, call: Call, client: Responder, record: RecordBuilder) -> Deferred[None]:
-        """Answer ``call`` to ``client``. Fails with GatewayError if no byte was sent, CancelledError if cancelled."""
-        record.stream, record.requested_model = call.stream, call.model
-        if call.endpoint.state_in is not None and (response_id := call.endpoint.state_in(call)):
-            exchange = partial(Exchange, self, call=call, client=client, record=record)
-            return self.stored.serve(call, response_id, record, lambda route: exchange(route).run())
-        router, mine = self.router, call.caller.routes if call.caller is not None else ()
-        route = router.visible[mine][call.model] if call.model else router.default_for(call.endpoint.path, mine)
-        if self.router.parts:
-            record.route = route.name
-            route = self.router.part(route, call.endpoint.path, record.skip)
-        return Exchange(self, route, call, client, record).run()
+if TYPE_CHECKING:
+    from aigw.proxy.gateway import Gateway
 
 
 class Exchange:

@@ -11,7 +11,7 @@ from aigw.config.model import Route
 from aigw.errors import AllStepsFailed, DeadlineExceeded, GatewayError, UpstreamFailure, UpstreamRefused
 from aigw.protocols.endpoint import Endpoint
 from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST, of_all_steps
-from aigw.proxy.retry_policy import REPEATABLE
+from aigw.routing.retry_policy import REPEATABLE
 from aigw.secret import KeySearch
 from aigw.telemetry.record import AttemptRecord, attempt_for_client
 from aigw.upstream.attempt import Attempt

@@ -13,13 +13,13 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from aigw.config.route_settings import KeepAlive
 from aigw.errors import Draining, GatewayError, StreamBroken
 from aigw.net import headers
 from aigw.protocols import sse
 from aigw.protocols.endpoint import Call
 from aigw.protocols.refusals import read_refusal
 from aigw.proxy.relay import Responder
+from aigw.settings.route_settings import KeepAlive
 from aigw.telemetry.record import RecordBuilder
 
 _TYPE = (b"content-type", b"text/event-stream")

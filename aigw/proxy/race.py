@@ -11,13 +11,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from aigw.config.route_settings import Hedge
 from aigw.errors import UpstreamFailure
 from aigw.net.lateness import Limit
-from aigw.proxy.hedge import Budget
 from aigw.proxy.relay import Answer
-from aigw.proxy.retry_policy import Verdict
 from aigw.proxy.running_attempt import RunningAttempt
+from aigw.routing.hedge import Budget
+from aigw.routing.retry_policy import Verdict
+from aigw.settings.route_settings import Hedge
 from aigw.telemetry.record import RecordBuilder
 
 

@@ -11,9 +11,9 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from aigw.config.model import Step
-from aigw.proxy.balance import Pending
-from aigw.proxy.cooldown import Cooldowns
 from aigw.proxy.relay import Relay
+from aigw.routing.balance import Pending
+from aigw.routing.cooldown import Cooldowns
 from aigw.telemetry.record import AttemptRecord, KeyAttemptRecord, RecordBuilder, called, host_and_path, short_word
 from aigw.telemetry.trace_context import Span
 from aigw.upstream.attempt import Attempt

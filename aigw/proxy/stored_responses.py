@@ -24,11 +24,11 @@ from aigw.errors import (
 )
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
-from aigw.proxy.cooldown import Cooldowns
-from aigw.proxy.keyed_upstream import Sender
 from aigw.proxy.relay import Answer
-from aigw.proxy.response_ids import Place, ResponseIds, is_id
-from aigw.proxy.router import Router
+from aigw.routing.cooldown import Cooldowns
+from aigw.routing.keyed_upstream import Sender
+from aigw.routing.response_ids import Place, ResponseIds, is_id
+from aigw.routing.router import Router
 from aigw.telemetry.record import RecordBuilder
 from aigw.upstream import body
 from aigw.upstream.connection import Response

@@ -22,10 +22,10 @@ from aigw.net.codings import coding_in, decode
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.skip import Steps
-from aigw.proxy.exchange import Gateway
-from aigw.proxy.response_ids import is_id
-from aigw.proxy.route_names import Routes, listed
-from aigw.proxy.router import Router
+from aigw.proxy.gateway import Gateway
+from aigw.routing.response_ids import is_id
+from aigw.routing.route_names import Routes, listed
+from aigw.routing.router import Router
 from aigw.server.cors import CrossOrigin
 from aigw.server.limited import Limited, UsageResource
 from aigw.server.request import Request

@@ -13,14 +13,14 @@ from aigw.access.errors import as_upstream
 from aigw.access.estimates import Estimate, estimate, used
 from aigw.access.ledger import Claim
 from aigw.accounting.estimated import complete
-from aigw.config.callers import PICO, Caller
 from aigw.config.model import Config
 from aigw.errors import GatewayError
 from aigw.net.headers import Header
 from aigw.protocols.endpoint import Call
-from aigw.proxy.exchange import Gateway
+from aigw.proxy.gateway import Gateway
 from aigw.server.cors import CrossOrigin
 from aigw.server.resources import ApiResource
+from aigw.settings.callers import PICO, Caller
 from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.record import RecordBuilder
 

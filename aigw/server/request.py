@@ -15,13 +15,13 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
-from aigw.config.callers import Caller
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.net import headers
 from aigw.net.interfaces import ClientTransport
 from aigw.net.write import write
 from aigw.server.bodies import without_frames
 from aigw.server.request_head import ORIGIN, RequestHead
+from aigw.settings.callers import Caller
 from aigw.telemetry.record import RecordBuilder
 
 if TYPE_CHECKING:

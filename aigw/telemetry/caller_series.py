@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-from aigw.config.callers import Account
+from aigw.settings.callers import Account
 from aigw.telemetry.counters import CallerCounters, Counters
 from aigw.telemetry.snapshot import Snapshot
 

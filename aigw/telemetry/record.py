@@ -16,9 +16,9 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from aigw.config.addresses import MODEL, joined, path_at, socket_of
 from aigw.config.model import Step
 from aigw.config.prices import EXACT
+from aigw.settings.addresses import MODEL, joined, path_at, socket_of
 from aigw.telemetry.pricing import Charge, Pricing
 from aigw.telemetry.trace_context import Trace
 

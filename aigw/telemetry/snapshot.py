@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from aigw.config.callers import Account
 from aigw.config.model import Config, Step
+from aigw.settings.callers import Account
 
 MAX_MISTAKES = 20  # of a failed reload, on the page
 MAX_MISTAKE = 500

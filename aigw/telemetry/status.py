@@ -14,8 +14,8 @@ from typing import TypedDict
 import msgspec
 
 from aigw import __version__
-from aigw.config.callers import Account
 from aigw.config.model import Step
+from aigw.settings.callers import Account
 from aigw.telemetry.counters import Counters, StepCounters, step_key
 from aigw.telemetry.last_hour import MINUTES, Failed, Hour
 from aigw.telemetry.snapshot import Snapshot

@@ -14,8 +14,8 @@ from hyperlink import URL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
 
-from aigw.config.addresses import socket_of
 from aigw.protocols.envelope import Parts
+from aigw.settings.addresses import socket_of
 from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
 

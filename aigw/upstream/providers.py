@@ -12,13 +12,13 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from aigw.config.addresses import socket_of
 from aigw.config.model import Provider
 from aigw.config.proxies import Proxy
 from aigw.errors import ConfigError, UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamUnreachable
 from aigw.net import headers
 from aigw.net.tls import ClientIdentity, authorities_in
 from aigw.protocols import refusals
+from aigw.settings.addresses import socket_of
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.client import ProviderClient, ascii_url

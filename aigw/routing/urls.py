@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote, unquote_plus
 
-from aigw.config.addresses import joined, path_at
 from aigw.config.model import Provider
+from aigw.settings.addresses import joined, path_at
 
 _SEPARATORS = re.compile(b"([&;])")  # some servers read a semicolon as such
 

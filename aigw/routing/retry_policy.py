@@ -12,7 +12,7 @@ from aigw.config.model import Step
 from aigw.credentials.source import NoKey
 from aigw.errors import UpstreamFailure, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
 from aigw.protocols.refusals import KEY_REFUSED
-from aigw.proxy.cooldown import Cooldowns, Skip
+from aigw.routing.cooldown import Cooldowns, Skip
 
 REPEATABLE = frozenset([408, 409, 424, 425, 429, 499])  # statuses 4xx after which the same request may succeed
 

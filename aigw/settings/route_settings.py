@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from aigw.config.values import Duration, Flag, Share
+from aigw.settings.values import Duration, Flag, Share
 
 
 class Hedge(msgspec.Struct, frozen=True):

@@ -6,9 +6,9 @@ import re
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Annotated, NamedTuple
 
-from aigw.config.schema import Written
-from aigw.config.values import NAME
 from aigw.secret import KeyDigest
+from aigw.settings.schema import Written
+from aigw.settings.values import NAME
 
 UNLIMITED = "unlimited"
 PERIODS = ("hour", "day", "week", "month", "year")

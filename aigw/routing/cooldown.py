@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 from aigw.config.model import Step
-from aigw.proxy.balance import Pending, Used, used_by
-from aigw.proxy.finishing import Finishing
-from aigw.proxy.hedge import Budgets
-from aigw.proxy.response_ids import ResponseIds
+from aigw.routing.balance import Pending, Used, used_by
+from aigw.routing.finishing import Finishing
+from aigw.routing.hedge import Budgets
+from aigw.routing.response_ids import ResponseIds
 
 Kind = Literal["failure", "timeout", "refusal"]
 

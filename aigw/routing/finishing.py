@@ -6,7 +6,7 @@ The state is small and is kept at a reload. Nothing here uses the network.
 from __future__ import annotations
 
 from aigw.config.model import Step
-from aigw.config.patterns import STAR
+from aigw.settings.patterns import STAR
 
 MOST = 10_000  # models
 

@@ -17,7 +17,7 @@ from aigw.errors import UpstreamRefused
 from aigw.net.headers import Lines
 from aigw.net.lateness import within
 from aigw.protocols.refusals import KEY_REFUSED
-from aigw.proxy.router import Router
+from aigw.routing.router import Router
 from aigw.secret import Secret
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt

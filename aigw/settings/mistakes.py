@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import yaml
 
-from aigw.config.quoting import MOST_BITS, quoted
+from aigw.settings.quoting import MOST_BITS, quoted
 
 
 class Name(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from aigw.config.mistakes import Path, name_of, shown
-from aigw.config.quoting import Expanded
-from aigw.config.schema import Written
+from aigw.settings.mistakes import Path, name_of, shown
+from aigw.settings.quoting import Expanded
+from aigw.settings.schema import Written
 
 ConflictResolution = Literal["tools", "format"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Protocol
 
-from aigw.config.mistakes import Mistake
-from aigw.config.quoting import did_you_mean
-from aigw.config.schema import Written
+from aigw.settings.mistakes import Mistake
+from aigw.settings.quoting import did_you_mean
+from aigw.settings.schema import Written
 
 LISTED_FOR = frozenset(["chat/completions", "completions", "responses", "messages"])  # by GET /v1/models
 MAY_LACK_MODEL = ("moderations", "images/generations", "images/edits", "images/variations")

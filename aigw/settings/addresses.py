@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from aigw.config.quoting import did_you_mean, quoted
-from aigw.config.schema import Written
+from aigw.settings.quoting import did_you_mean, quoted
+from aigw.settings.schema import Written
 
 # Paths that the gateway appends to a base URL. /models is left out: some providers have it at the end of their URL.
 ENDPOINTS = (

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from aigw.config.credentials import Key
-from aigw.config.limit_values import (
+from aigw.secret import KeyDigest, Secret
+from aigw.settings.credentials import Key
+from aigw.settings.limit_values import (
     Dollars,
     KeyHash,
     Moment,
@@ -20,11 +21,10 @@ from aigw.config.limit_values import (
     Zone,
     matches,
 )
-from aigw.config.mistakes import Mistake, Path, shown
-from aigw.config.quoting import quoted
-from aigw.config.schema import Named
-from aigw.config.values import NAME, Drain, Flag, Name
-from aigw.secret import KeyDigest, Secret
+from aigw.settings.mistakes import Mistake, Path, shown
+from aigw.settings.quoting import quoted
+from aigw.settings.schema import Named
+from aigw.settings.values import NAME, Drain, Flag, Name
 
 DEFAULT = "default"  # the caller with api_key
 ADMIN = "admin"  # who has admin_key

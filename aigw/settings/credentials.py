@@ -6,9 +6,9 @@ import datetime
 import re
 from typing import Annotated
 
-from aigw.config.quoting import HIDDEN, Expanded, did_you_mean, quoted, variables_in
-from aigw.config.schema import Written
 from aigw.secret import Secret
+from aigw.settings.quoting import HIDDEN, Expanded, did_you_mean, quoted, variables_in
+from aigw.settings.schema import Written
 
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _OURS = frozenset(

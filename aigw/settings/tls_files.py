@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from aigw.config.schema import At, OneOf, Otherwise
-from aigw.config.values import FileName
+from aigw.settings.schema import At, OneOf, Otherwise
+from aigw.settings.values import FileName
 
 
 def _has_client_ca(made: Mapping[str, Any]) -> bool:

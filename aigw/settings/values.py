@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from aigw.config.schema import Written
+from aigw.settings.schema import Written
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")

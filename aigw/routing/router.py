@@ -8,20 +8,20 @@ from typing import NamedTuple
 import msgspec
 
 from aigw import __version__
-from aigw.config.addresses import MODEL
-from aigw.config.endpoint_names import NAMES
 from aigw.config.model import Config, Provider, Route, Step
-from aigw.config.patterns import STAR, replaced, star_of
 from aigw.errors import BadRequest, RouteNotFound, TooLarge
 from aigw.net.headers import Lines, lines
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.proxy import nearest
-from aigw.proxy.balance import key_names
-from aigw.proxy.cooldown import Skip
-from aigw.proxy.route_names import Routes, Visible
-from aigw.proxy.urls import Tail, url_of
+from aigw.routing import nearest
+from aigw.routing.balance import key_names
+from aigw.routing.cooldown import Skip
+from aigw.routing.route_names import Routes, Visible
+from aigw.routing.urls import Tail, url_of
 from aigw.secret import KeySearch, Secret, TwoSearches
+from aigw.settings.addresses import MODEL
+from aigw.settings.endpoint_names import NAMES
+from aigw.settings.patterns import STAR, replaced, star_of
 from aigw.upstream.attempt import Attempt
 
 MODELS = "models"  # the list of them

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from aigw.config.mistakes import Mistake, Path, shown
-from aigw.config.quoting import quoted
-from aigw.config.schema import Written
-from aigw.config.values import MOST_OF_A_NAME, NAME
+from aigw.settings.mistakes import Mistake, Path, shown
+from aigw.settings.quoting import quoted
+from aigw.settings.schema import Written
+from aigw.settings.values import MOST_OF_A_NAME, NAME
 
 STAR = "*"
 _FOLDERS = re.compile(r"[/\\]")

@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 import msgspec
 
-from aigw.config.schema import Written
 from aigw.secret import Secret
+from aigw.settings.schema import Written
 
 SCHEMES = {"valkey": False, "redis": False, "valkeys": True, "rediss": True}  # whether it is over TLS
 PORT, SENTINEL_PORT = 6379, 26379

@@ -5,12 +5,12 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Iterable
 
-from aigw.config.endpoint_names import LISTED_FOR
-from aigw.config.limit_values import matches
 from aigw.config.model import Route, Step
-from aigw.config.patterns import STAR, may_replace_a_star, replaced, star_of
 from aigw.errors import RouteNotFound
-from aigw.proxy import nearest
+from aigw.routing import nearest
+from aigw.settings.endpoint_names import LISTED_FOR
+from aigw.settings.limit_values import matches
+from aigw.settings.patterns import STAR, may_replace_a_star, replaced, star_of
 
 
 class Routes(dict[str, Route]):
