@@ -14,9 +14,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from aigw.access.amounts import Counts
 from aigw.access.errors import StoreUnavailable
 from aigw.access.journal import JournaledLedger
-from aigw.access.ledger import Claim, Counts, Ledger, LimitReached
+from aigw.access.ledger import Claim, Ledger, LimitReached
 from aigw.access.scripts import ADMIT, LEASE_SECONDS, REFUSE, RENEW, RENEW_SECONDS, SETTLE, USAGE
 from aigw.access.store_link import Connect, RedisLink
 from aigw.access.store_state import ShortLimit, StoreState
