@@ -22,6 +22,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 
 from tests.harness import World
+from tests.sdks import Sdk
 
 
 def pytest_configure():
@@ -70,6 +71,14 @@ def late_failures():
     with failures_logged() as seen:
         gc.collect()
     assert not seen, "\n".join(seen)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def sdks(request):
+    """A client that the module drives is imported before the first test that is timed."""
+    for each in vars(request.module).values():
+        if isinstance(each, Sdk):
+            each.load()
 
 
 @pytest.fixture(scope="session")

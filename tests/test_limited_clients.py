@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import time
 
-import anthropic
-import httpx
-import openai
 import pytest
-from langchain_openai import ChatOpenAI
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import DeferredList
 from twisted.internet.defer import ensureDeferred as start
@@ -16,6 +12,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.harness import bounded, until
 from tests.providers import answer, as_asked
+from tests.sdks import anthropic, httpx, langchain_openai, openai
 from tests.test_keys import ALICE, BOB, named, write
 
 HI = [{"role": "user", "content": "hi"}]
@@ -31,7 +28,7 @@ def ask_openai(gateway, retries: int) -> str:
 
 def ask_langchain(gateway, retries: int) -> str:
     with httpx.Client() as http:  # without one its connection stays open: it keeps a client of its own for each URL
-        client = ChatOpenAI(
+        client = langchain_openai.ChatOpenAI(
             base_url=gateway.url, api_key=ALICE, model="route", max_retries=retries, max_tokens=10, http_client=http
         )
         return client.invoke("hi").content
