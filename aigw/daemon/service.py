@@ -97,7 +97,9 @@ class GatewayService(Service):
         self._runtime = self._read()
         self._key_changes = KeysWatch(reactor, lambda: self.config.keys_file, self._reload.begin)
         self._identity = CurrentIdentity(self._runtime.identity)
-        self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._runtime))
+        self._site, self._admin_site = (
+            GatewaySite(tree, reactor, self._redaction) for tree in self._trees(self._runtime)
+        )
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._runtime.listeners)
         self._telemetry.use(self.config)
