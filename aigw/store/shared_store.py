@@ -12,23 +12,25 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from aigw.access.errors import StoreUnavailable
-from aigw.access.journal import JournaledLedger
+from aigw.access.journal import FOLLOW_SECONDS
+from aigw.access.journaled_ledger import JournaledLedger
 from aigw.access.ledger import Claim, Counts, Ledger, LimitReached
 from aigw.config.model import Config
 from aigw.settings.callers import Account
 from aigw.settings.store import StoreAddress
 from aigw.store.script_parts import LEASE_SECONDS, RENEW_SECONDS
-from aigw.store.scripts import ADMIT, REFUSE, RENEW, SETTLE, USAGE
+from aigw.store.scripts import ADMIT, REFUSE, RENEW, SETTLE
 from aigw.store.store_debts import Debts, Settlement
 from aigw.store.store_link import Connect, RedisLink
 from aigw.store.store_state import ShortLimit, StoreState
 from aigw.store.stored_accounts import Described, Share, numbers_in, prefixed, reached_in
+from aigw.store.stored_usage import StoredUsage
 
 MOST_LEASES = 1000  # renewed by one script
-MOST_LOOKS = 200  # in a second, at what accounts have used
 
 Reached = LimitReached | Deferred[LimitReached | None] | None
 
@@ -49,16 +51,17 @@ class SharedStore:
         self._clock = clock
         self.state = StoreState(clock, connect, self._recovered, self._renew_in_time)
         self._alone = JournaledLedger(seconds, wall)
+        self._following = LoopingCall(self._alone.follow)
+        self._following.clock = clock
         self._spare = Ledger(seconds, wall)  # while the store is away
         self._share = Share(self._spare)
         self._described = Described(wall)
+        self._looks = StoredUsage(clock, self.state, self._described, self._share)
         self._store: StoreAddress | None = None
         self._refuses = False
         self._started = False
         self._renewed = 0.0
         self._held: dict[Claim, str] = {}  # the leases
-        self._known: dict[str, dict[str, object]] = {}  # what is used, as the store answered last
-        self._wanted: dict[str, Account] = {}  # of whom that was asked since then
         self._name = os.urandom(8).hex()
         self._leases = 0
         self._debts = Debts(self._name)
@@ -78,6 +81,7 @@ class SharedStore:
         store = config.store
         if store is None:
             self._alone.use(config)
+            self._follow()
         if store == self._store:
             return
         self.state.close()
@@ -93,13 +97,20 @@ class SharedStore:
         """See Store."""
         self._started = True
         self._alone.start()
+        self._follow()
         if self._store is not None:
             self.state.open(self._store, self._instead)
 
     def finish(self) -> None:
         """See Store."""
         self.state.close()
+        if self._following.running:
+            self._following.stop()
         self._alone.finish()
+
+    def _follow(self) -> None:
+        if self._started and self._alone.is_kept and not self._following.running:
+            self._following.start(FOLLOW_SECONDS, now=False)
 
     def _instead(self) -> str:
         return "requests of keys with limits get 503" if self._refuses else "limits are local ones"
@@ -227,37 +238,11 @@ class SharedStore:
         """See Store."""
         if self._store is None:
             return self._alone.usage_of(account)
-        if not self.state.is_up:
-            return self._share.usage_of(account)
-        keys, args = self._described.of((account,))
-        result: Deferred[dict[str, object]] = Deferred(lambda _: None)
-
-        def instead() -> None:
-            if not result.called:
-                result.callback(self._share.usage_of(account))
-
-        def answered(line: str) -> None:
-            limit.stop()
-            shown = self._known[account.name] = self._described.shown(account, numbers_in(line))
-            if not result.called:
-                result.callback(shown)
-
-        def failed(failure: Failure) -> None:
-            limit.stop()
-            self.state.failed(failure)
-            instead()
-
-        limit = ShortLimit(self._clock, instead)
-        self.state.run(USAGE, keys, args[1:]).addCallback(answered).addErrback(failed)
-        return result
+        return self._looks.usage_of(account)
 
     def known_usage_of(self, account: Account) -> dict[str, object]:
-        """See Store. The store is asked for it within a second, for MOST_LOOKS accounts each second."""
-        if self._store is None:
-            return self._alone.usage_of(account)
-        self._wanted[account.name] = account
-        known = self._known.get(account.name) if self.state.is_up else None
-        return known or self._share.usage_of(account)
+        """See Store."""
+        return self._alone.usage_of(account) if self._store is None else self._looks.known_usage_of(account)
 
     # Leases, and what the store has missed
 
@@ -269,8 +254,7 @@ class SharedStore:
         self._pay()
 
     def _renew_in_time(self) -> None:
-        for name in list(self._wanted)[:MOST_LOOKS]:
-            self.usage_of(self._wanted.pop(name))
+        self._looks.look()
         if self._clock.seconds() - self._renewed >= RENEW_SECONDS:
             self._renew()
 
