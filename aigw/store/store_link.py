@@ -102,9 +102,9 @@ class RedisLink:
         self._opening = Deferred.fromCoroutine(self._opened()).addCallbacks(self._use, self._failed)
 
     async def _opened(self) -> StoreProtocol:
-        store, commands = self._store, []
+        store, commands = self._store, [["PING"]]  # with TLS a connection is one when the server has answered
         if store.password is not None:
-            commands.append(["AUTH", *([store.user] if store.user else []), store.password.reveal()])
+            commands.insert(0, ["AUTH", *([store.user] if store.user else []), store.password.reveal()])
         if store.database:
             commands.append(["SELECT", str(store.database)])
         if store.sentinel is None:

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 
 import txredisapi
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted
 from twisted.python.failure import Failure
 
-MOST_BYTES = 1024 * 1024  # of one answer; those of our scripts are one short line
+MOST_BYTES = 65_536  # of one answer; those of our scripts are one short line
+PIECE = 4096
+TOO_LARGE = "it sends an answer that is too large"
 
 
 class StoreProtocol(txredisapi.BaseRedisProtocol):  # type: ignore[misc]  # the library has no types
-    """``ready`` fires when all commands of ``greeting`` were answered, such as AUTH; ``on_lost`` is for a later end."""
+    """``ready`` fires when all commands of ``greeting`` were answered, AUTH or PING; ``on_lost`` is for a later end."""
 
     def __init__(self, greeting: Sequence[Sequence[str]], reply_seconds: float) -> None:
         super().__init__(charset="utf-8", replyTimeout=reply_seconds, convertNumbers=False)
@@ -32,7 +35,12 @@ class StoreProtocol(txredisapi.BaseRedisProtocol):  # type: ignore[misc]  # the 
 
     async def _greet(self) -> None:
         for command in self._greeting:
-            answer = await self.execute_command(*command)
+            try:
+                answer = await self.execute_command(*command)
+            except txredisapi.ResponseError:
+                if command[0] != "PING":  # a user may be without it
+                    raise
+                answer = None
             if command[0] == "ROLE" and not (isinstance(answer, list) and answer[:1] == ["master"]):
                 raise ConnectionError("it is not the primary server that the sentinels name")
         if not self.ready.called:
@@ -40,12 +48,13 @@ class StoreProtocol(txredisapi.BaseRedisProtocol):  # type: ignore[misc]  # the 
 
     def connectionLost(self, why: Failure) -> None:
         """See Protocol."""
+        late = "it did not answer in time" if why.check(ConnectionAborted) else ""
+        self._reason = self._reason or late or why.getErrorMessage()
         super().connectionLost(why)
-        reason = self._reason or why.getErrorMessage()
         if self.ready.called:
-            self.on_lost(reason)
+            self.on_lost(self._reason)
         else:
-            self.ready.errback(ConnectionError(reason))
+            self.ready.errback(ConnectionError(self._reason))
 
     def end(self, reason: str) -> None:
         """End the connection, for this reason."""
@@ -53,26 +62,22 @@ class StoreProtocol(txredisapi.BaseRedisProtocol):  # type: ignore[misc]  # the 
         self.transport.abortConnection()
 
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:
-        """See Protocol; ``unpause`` is for data that comes a second time."""
-        if self._reason:
-            return
-        if not unpause:
-            self._received += len(data)
+        """See Protocol. ``unpause`` is for data that comes again. The library copies all of ``data`` for each line."""
+        pieces = [data] if unpause else [data[first : first + PIECE] for first in range(0, len(data), PIECE)]
         try:
-            super().dataReceived(data, unpause)
-        except (
-            ValueError,
-            TypeError,
-            AttributeError,
-            LookupError,
-        ):  # bytes that are no text, or nested as no answer is
+            for piece in pieces:
+                if self._reason:
+                    return
+                self._received += 0 if unpause else len(piece)
+                super().dataReceived(piece, unpause)
+                if self._received > MOST_BYTES:
+                    self.end(TOO_LARGE)
+        except (ValueError, TypeError, AttributeError, LookupError):  # no text, or lists as no answer has
             self.end("it sends what is no answer of a Valkey or Redis")
-        if self._received > MOST_BYTES:
-            self.end("it sends an answer that is too large")
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """See LineReceiver."""
-        self.end("it sends an answer that is too large")
+        self.end(TOO_LARGE)
 
     def replyReceived(self, reply: object) -> None:
         """See BaseRedisProtocol."""
