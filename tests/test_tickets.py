@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from types import SimpleNamespace
 
@@ -39,7 +40,11 @@ class Listener:
         monkeypatch.setattr(tls, "time", SimpleNamespace(time=self.clock.time))
         self.folder = folder
         pairs = []
-        for name, issued in (("a", SHOWN), ("b", OTHER), ("client", issue(dns("client"), by=MIDDLE, usage=(CLIENT,), ends=ENDS))):
+        for name, issued in (
+            ("a", SHOWN),
+            ("b", OTHER),
+            ("client", issue(dns("client"), by=MIDDLE, usage=(CLIENT,), ends=ENDS)),
+        ):
             (folder / f"{name}.pem").write_bytes(issued.pem)
             (folder / f"{name}.key").write_bytes(issued.key_pem)
             pairs.append(CertificateFiles(str(folder / f"{name}.pem"), str(folder / f"{name}.key")))
@@ -76,10 +81,8 @@ def connect(listener, context, session=None, name="a.example"):
                     pass
             if outgoing.pending:
                 server.bio_write(outgoing.read())
-            try:
+            with contextlib.suppress(SSL.WantReadError):
                 incoming.write(server.bio_read(65536))
-            except SSL.WantReadError:
-                pass
     assert done == {"client", "server"}
     server.send(b"x")
     incoming.write(server.bio_read(65536))
