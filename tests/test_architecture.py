@@ -84,7 +84,6 @@ PRIVATE_OF_OTHERS = {
         "_selectables",
         "_started",
     },
-    "net/tls_transport": {"_flushSendBIO"},  # of Twisted; the file says why
     "net/write": {"_tempDataBuffer"},  # of Twisted; the file says why
 }
 

@@ -31,7 +31,7 @@ from aigw.net import tcp
 from aigw.net.write import write
 from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
-from aigw.upstream.response_parser import IDLE_SECONDS, ResponseParser, idle_seconds
+from aigw.upstream.response_parser import IDLE_SECONDS, ResponseParser
 
 MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head: two writes are cheaper
 _COMPLETE = Failure(ResponseDone())
@@ -234,8 +234,7 @@ class Connection(Protocol):
         unsent = self._unsent or self._pieces is not None
         if parser.keep_alive and not parser.has_unrequested and not parser.broken and not unsent and self._alive:
             self.transport.resumeProducing()  # the last receiver may have paused it; a paused socket reports no close
-            allowed = parser.headers.get(b"keep-alive")
-            self.idle_seconds = IDLE_SECONDS if allowed is None else idle_seconds(allowed)
+            self.idle_seconds = parser.idle_seconds
             parser.start()
             self._start()
             self._free(self)

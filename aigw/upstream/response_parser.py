@@ -123,6 +123,7 @@ class ResponseParser:
             self.coded = not NO_CODINGS.issuperset([coding.strip() for coding in codings])
             if self.coded and 200 <= status < 300:
                 self.broken = self.broken or "it has a Content-Encoding, and the request asked for identity"
+        self.idle_seconds = _idle_seconds(given[b"keep-alive"]) if b"keep-alive" in given else IDLE_SECONDS
         self.head_done = not self.broken
 
     def on_message_complete(self) -> None:
@@ -138,7 +139,7 @@ def _lower(values: list[bytes]) -> list[bytes]:
     return [value.lower() for value in values]
 
 
-def idle_seconds(keep_alive: list[bytes]) -> float:
+def _idle_seconds(keep_alive: list[bytes]) -> float:
     """How long a connection may be idle by the header Keep-Alive of its answer: a second less, for the way there.
 
     The header is that of RFC 2068, section 19.7.1.1. Without a time in it the gateway's own limit holds.
