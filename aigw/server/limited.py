@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.python.failure import Failure
 
 from aigw.access.admission import Admission, Store
+from aigw.access.errors import for_client
 from aigw.access.estimates import Estimate, estimate, used
 from aigw.access.ledger import Claim
 from aigw.accounting.estimated import NoPrices, complete
 from aigw.config.model import Config
-from aigw.errors import GatewayError
+from aigw.errors import GatewayError, RequestError
 from aigw.protocols.charges import charged_tokens
 from aigw.protocols.endpoint import Call
 from aigw.proxy.gateway import Gateway
@@ -84,8 +86,13 @@ class Limited:
         client = CountedStream(claim, request) if call.stream else request
         reached = self._store.admit(claim)
         if reached is not None:
-            admitted = self._admission.decide(reached, claim, caller.wait)
+            agent = request.header(b"user-agent")
+            try:
+                admitted = self._admission.decide(reached, claim, caller.wait)
+            except RequestError as error:
+                raise for_client(error, agent) from None
             if admitted is not None:
+                admitted.addErrback(_for_client, agent)
                 return admitted.addCallback(lambda _: self._gateway.serve(call, client, record))
         return self._gateway.serve(call, client, record)
 
@@ -126,6 +133,11 @@ class Limited:
         """Count a request that was refused before it was a call."""
         if request.caller is not None:
             self._store.count_request(Claim(request.caller.accounts))
+
+
+def _for_client(failure: Failure, user_agent: bytes | None) -> Failure:
+    error = failure.value
+    return Failure(for_client(error, user_agent)) if isinstance(error, RequestError) else failure
 
 
 class UsageResource(ApiResource):
