@@ -9,11 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-import anthropic
-import httpx
-import openai
 import pytest
-from langchain_openai import ChatOpenAI
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
@@ -22,6 +18,7 @@ from twisted.internet.utils import getProcessOutputAndValue
 from tests.harness import HELLO, bounded, request, until
 from tests.memory import MemoryGateway, error_of
 from tests.providers import answer, as_asked, stream
+from tests.sdks import anthropic, httpx, langchain_openai, openai
 from tests.test_keys import ALICE, named
 from tests.test_messages import STREAM
 from tests.test_real_clients import GOOD_RESPONSE
@@ -39,7 +36,7 @@ def ask_openai(gateway, retries: int) -> str:
 
 def ask_langchain(gateway, retries: int) -> str:
     with httpx.Client() as http:  # without one its connection stays open: it keeps a client of its own for each URL
-        client = ChatOpenAI(
+        client = langchain_openai.ChatOpenAI(
             base_url=gateway.url, api_key=ALICE, model="route", max_retries=retries, max_tokens=10, http_client=http
         )
         return client.invoke("hi").content

@@ -17,7 +17,6 @@ from twisted.internet.task import LoopingCall
 
 from aigw import __version__
 from aigw.access.admission import Admission
-from aigw.access.shared_store import SharedStore
 from aigw.accounting.accounts import Accounts
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
@@ -42,6 +41,7 @@ from aigw.server import api
 from aigw.server.listeners import CannotListen, Listeners, address_of, inherited_sockets
 from aigw.server.resources import ApiResource
 from aigw.server.site import GatewaySite
+from aigw.store.shared_store import SharedStore
 from aigw.telemetry import logs
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import Reloads, Snapshot

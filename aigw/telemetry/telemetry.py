@@ -17,7 +17,7 @@ from aigw.telemetry import logs
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.prometheus import Exposition
-from aigw.telemetry.record import AttemptRecord, Record, Sink, attempt_for_log, for_log
+from aigw.telemetry.record import AttemptRecord, Record, Sink, attempt_for_log
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import TakeSnapshot
 from aigw.telemetry.status import status
@@ -126,7 +126,7 @@ class Telemetry:
             self.tracing.end(record)
         failed = record.outcome not in _NOT_BROKEN or (record.status >= 500 and record.error != "draining")
         level = LogLevel.warn if failed else LogLevel.info
-        logs.write(level, "Request", record.request_id, for_log(record), are_known=True)
+        logs.request(record, level)
 
     def _account(self, record: Record) -> None:
         """Write the line of a request. The name of the session is text of the client, who may take a key for it."""
