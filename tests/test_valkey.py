@@ -70,10 +70,11 @@ class Process(harness.Gateway):
     def __init__(self, world, folder, url: str, store: str, prefix=(), host: str = "127.0.0.1", **limits) -> None:
         folder.mkdir()
         self.host = host
+        endpoint = f"tcp:0:interface={host}"
         config = {
             "api_key": "${GATEWAY_API_KEY}",
             "admin": "tcp:0:interface=127.0.0.1",
-            "listen": [{"endpoint": f"tcp:0:interface={host}", "insecure": True}],
+            "listen": [endpoint if host == "127.0.0.1" else {"endpoint": endpoint, "insecure": True}],
             "providers": [{"name": "a", "base_url": url, "api_key": "${A_KEY}"}],
             "routes": [{"name": "route", "steps": [{"provider": "a", "model": "m"}]}],
             "keys": [named("alice", ALICE, **limits)],

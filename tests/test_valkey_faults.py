@@ -30,6 +30,12 @@ def redis(tmp_path):
     running.stop()
 
 
+def warned(gateway) -> list[str]:
+    """Messages and reasons, without those of a machine that is busy."""
+    lines = [line for line in gateway.daemon.lines() if line["level"] != "INFO" and "blocked" not in line["message"]]
+    return [json.dumps(line) for line in lines if not line["message"].startswith("Request")]
+
+
 async def usage(gateway) -> dict:
     return (await gateway.get("/v1/usage", headers=HEADERS)).json["data"][0]
 
@@ -206,10 +212,10 @@ async def test_l18_a_user_without_the_rights_is_a_store_that_is_away(world, tmp_
     (gateway,) = start_all(world, tmp_path, redis, world.provider(), 1, store, requests="100000/h", concurrency=30)
     await pause(2.5)
     await times_of(gateway, 20)
-    warned = [line for line in gateway.daemon.lines() if line["level"] != "INFO"]
-    assert len(warned) == 1
-    assert "cannot use the store" in warned[0]["message"]
-    assert reason in json.dumps(warned[0]) or "ACL" in json.dumps(warned[0])
+    assert len(found := warned(gateway)) == 1, found
+    line = found[0]
+    assert "cannot use the store" in line
+    assert reason in line
     assert redis.do("HGET", ALICES, "taken") in ("", "0"), "nothing is written by halves"
     redis.do("ACL", "SETUSER", "gate", "resetkeys", "~*", "+@all")
     end = time.monotonic() + 10
@@ -256,9 +262,9 @@ async def test_l18_a_certificate_of_another_name_is_a_store_that_is_away(world, 
         (gateway,) = start_all(world, tmp_path, plain, world.provider(), 1, store, requests="10/h")
         await pause(2.5)
         assert (await gateway.ask(headers=HEADERS)).status == 200
-        warned = [line for line in gateway.daemon.lines() if line["level"] != "INFO"]
-        assert len(warned) == 1
-        assert "certificate" in json.dumps(warned) or "Mismatch" in json.dumps(warned)
+        assert len(found := warned(gateway)) == 1, found
+        line = found[0]
+        assert "certificate" in line or "Mismatch" in line, line
         assert redis_keys(plain) == ""
     finally:
         plain.stop()
@@ -279,7 +285,11 @@ async def test_l18_a_store_that_is_away_for_long_is_one_line(world, tmp_path, se
     for _ in range(20):
         await times_of(gateway, 1)
         await pause(0.5)
-    lines = [line["message"] for line in gateway.daemon.lines() if not line["message"].startswith("Request")]
+    lines = [
+        line["message"]
+        for line in gateway.daemon.lines()
+        if not line["message"].startswith(("Request", "The event loop"))
+    ]
     after = lines[lines.index("The gateway has started") + 1 :]
     assert len(after) == 1, after
     assert "cannot use the store" in after[0]
@@ -290,7 +300,7 @@ async def test_l18_a_store_that_is_away_for_long_is_one_line(world, tmp_path, se
 async def test_l15_counts_do_not_drift_over_pauses_and_kills_of_connections(world, tmp_path, redis):
     """The budget is what the requests used, to the token, however often an answer of the store is lost."""
     provider = world.provider()
-    limits = {"budget": [{"tokens": 1_000_000, "per": "year"}], "assume": 50, "concurrency": 40}
+    limits = {"budget": [{"tokens": 1_000_000, "per": "year"}], "assume": 50, "concurrency": 90}
     gateways = start_all(world, tmp_path, redis, provider, 2, **limits)
     await pause(1.0)
     asked = 0
