@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import re
@@ -16,10 +17,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("twistd", "aigw")
@@ -164,19 +166,56 @@ def child(order: dict[str, Any], fds: list[int]) -> list[str]:
 
 
 def main() -> None:
+    import_all()
+    control = socket.socket(fileno=int(sys.argv[1]))
+    sys.argv = serve(control)
+    try:
+        if sys.argv[0] == "aigw":
+            runpy.run_module("aigw", run_name="__main__", alter_sys=True)
+        else:
+            from twisted.scripts.twistd import run as run_twistd
+
+            run_twistd()
+    except SystemExit as end:
+        leave(end.code)
+    leave(None)
+
+
+def import_all() -> None:
+    """What a program imports, and what it finds out about the code, but not the reactor: that has open files."""
+    from twisted.application.app import ReactorSelectionMixin  # noqa: F401
+    from twisted.application.reactors import IReactorInstaller
+    from twisted.application.service import IServiceMaker
+    from twisted.internet.interfaces import IStreamServerEndpointStringParser
+    from twisted.plugin import getPlugins
+
     import aigw.command
     import aigw.daemon.check_providers
     import aigw.daemon.service
     import aigw.tap  # noqa: F401
+    from aigw.config import loader
 
-    control = socket.socket(fileno=int(sys.argv[1]))
-    sys.argv = serve(control)
-    if sys.argv[0] == "aigw":
-        runpy.run_module("aigw", run_name="__main__", alter_sys=True)
-    else:
-        from twisted.scripts.twistd import run as run_twistd
+    for each in (IServiceMaker, IReactorInstaller, IStreamServerEndpointStringParser):
+        [*getPlugins(each)]
+    loader.whole_file()
+    gc.collect()
+    gc.freeze()  # so that a fork shares these objects
 
-        run_twistd()
+
+def leave(code: Any) -> NoReturn:
+    """End as the interpreter does, but without taking its modules apart: that takes as long as a short program."""
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"Exception ignored in: {sys.stdout!r}: {error}", file=sys.stderr)
+        code = 120
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 if __name__ == "__main__":
