@@ -553,6 +553,17 @@ change_instances() { # runs the wanted units instead of the running ones
   for unit in $coming; do open_socket "$unit" "$patience"; done
   for unit in $coming; do start_unit "$unit"; done
   leave "$leaving"
+  write_targets "$wanted"
+}
+
+write_targets() { # UNITS: for Prometheus, if AIGW_ADMIN is tcp:9464:interface=127.0.0.%i
+  local file=$HOME_DIR/prometheus.json targets
+  targets=$(sed -nE 's/^ai-gateway@([0-9]+)\.service$/"127.0.0.\1:9464"/p' <<<"$1" | paste -sd,)
+  if [ -z "$targets" ]; then
+    rm -f "$file"
+  else
+    printf '[{"targets": [%s]}]\n' "$targets" >"$file.new" && chmod 0644 "$file.new" && mv "$file.new" "$file"
+  fi
 }
 
 leave() { # UNITS [--no-block]: stops them for good, with their sockets, which else would be given clients
@@ -598,6 +609,7 @@ start_service() {
   leave "$(other_units "$(enabled_units)" "$units")"
   for unit in $units; do open_socket "$unit"; done
   for unit in $units; do start_unit "$unit"; done
+  write_targets "$units"
 }
 
 # --- commands -------------------------------------------------------------------------------------------------------
