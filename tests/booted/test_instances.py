@@ -70,7 +70,8 @@ def both(*numbers: int) -> list[str]:
 
 def cpu(server, *units) -> float:
     """Seconds that they have used."""
-    return sum(int(server.machine.show(unit, "CPUUsageNSec")) for unit in units) / 1e9
+    clocks = ", ".join(f"time.clock_gettime(~{server.pid(unit)} << 3 | 2)" for unit in units)  # clock_getcpuclockid(3)
+    return sum(json.loads(server.machine.run("python3", "-c", f"import time; print([{clocks}])").stdout))
 
 
 def load_by_wrk(server, tmp_path: Path, connections: int, seconds: int) -> subprocess.Popen:
