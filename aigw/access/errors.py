@@ -58,6 +58,21 @@ class BudgetSpent(RequestError):
     type = "insufficient_quota"
 
 
+class TooLargeForLimit(TokensLimited):
+    """A request that is larger than the limit, for a client that repeats each 429: 413."""
+
+    status = 413
+
+
+class BudgetSpentForGood(BudgetSpent):
+    """A budget that is spent, for a client that repeats each 429: 402, as Anthropic has it for a ``billing_error``."""
+
+    status = 402
+
+
+_NOT_REPEATED: dict[type, type[RequestError]] = {TokensLimited: TooLargeForLimit, BudgetSpent: BudgetSpentForGood}
+
+
 def refused(refusal: LimitReached, now: float) -> RequestError:
     """The error for a limit that is reached; ``now`` in Unix seconds."""
     whose = _whose(refusal)
@@ -80,6 +95,16 @@ def refused(refusal: LimitReached, now: float) -> RequestError:
         limit = f"{account.concurrency} requests at the same time"
     text = f"Rate limit reached for {whose}: {limit}. Please try again in {_in_words(seconds)}."
     return RateLimited(text, headers=_again(seconds))
+
+
+def for_client(error: RequestError, user_agent: bytes | None) -> RequestError:
+    """The error as this client understands it. The Vercel AI SDK repeats every 429, whatever its headers and its code
+    are, so it gets another status where a repetition is of no use.
+    """
+    if user_agent and user_agent.find(b"ai-sdk/") >= 0 and error.headers.get("x-should-retry") == "false":
+        other = _NOT_REPEATED.get(type(error))
+        return other(error.message, headers=error.headers) if other is not None else error
+    return error
 
 
 def _budget_spent(refusal: LimitReached, whose: str, now: float) -> BudgetSpent:

@@ -78,10 +78,7 @@ class Keys:
         if refused:
             raise NotAllowed(refusal)
         if caller is None:
-            raise Unauthorized(
-                "The request has no API key; send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'.",
-                headers=_HEADERS,
-            )
+            raise Unauthorized(_NO_KEY if token is not None or not authorization else _NO_BEARER, headers=_HEADERS)
         if two:
             raise BadRequest(
                 "X-Api-Key, Api-Key and Authorization hold the keys of two different callers; send one of the headers."
@@ -98,6 +95,11 @@ class Keys:
 
 
 _Known = dict[bytes, tuple[Caller, Proof]]
+_NO_KEY = "The request has no API key; send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
+_NO_BEARER = (
+    "The request has no API key: the header Authorization is not of the form 'Bearer KEY'. Send the key as "
+    "'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
+)
 _ADMIN = "The admin key opens the status page and the metrics only; send the key of a caller."
 _NO_ADMIN = "This API key is for requests; the status page and the metrics need the admin key."
 

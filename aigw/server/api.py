@@ -168,7 +168,8 @@ class EndpointResource(ApiResource):
         if record.provider is not None and record.model is not None:
             sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
             sent.append((b"x-aigw-provider", headers.value(record.provider)))
-            sent.append((b"x-aigw-model", headers.value(record.sent_model or record.model)))
+            chosen = record.sent_model and request.site.redaction.hide(record.sent_model)  # a client chose it
+            sent.append((b"x-aigw-model", headers.value(chosen or record.model)))
         if record.key_number is not None:
             sent.append((b"x-aigw-key", b"%d" % record.key_number))
         if record.skipped:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.python.failure import Failure
 
 from aigw.access.admission import Admission, Store
-from aigw.access.errors import as_upstream
+from aigw.access.errors import as_upstream, for_client
 from aigw.access.estimates import Estimate, estimate, used
 from aigw.access.ledger import Claim
 from aigw.accounting.estimated import complete
 from aigw.config.model import Config
-from aigw.errors import GatewayError
+from aigw.errors import GatewayError, RequestError
 from aigw.net.headers import Header
 from aigw.protocols.endpoint import Call
 from aigw.proxy.gateway import Gateway
@@ -90,8 +91,13 @@ class Limited:
         limited = request.limited = LimitedCall(claim, about, call, request)
         reached = self._store.admit(claim)
         if reached is not None:
-            admitted = self._admission.decide(reached, claim, caller.wait)
+            agent = request.header(b"user-agent")
+            try:
+                admitted = self._admission.decide(reached, claim, caller.wait)
+            except RequestError as error:
+                raise for_client(error, agent) from None
             if admitted is not None:
+                admitted.addErrback(_for_client, agent)
                 return admitted.addCallback(lambda _: self._gateway.serve(call, limited, record))
         return self._gateway.serve(call, limited, record)
 
@@ -128,6 +134,11 @@ class Limited:
         """Count a request that was refused before it was a call."""
         if request.caller is not None:
             self._store.count_request(Claim(request.caller.accounts))
+
+
+def _for_client(failure: Failure, user_agent: bytes | None) -> Failure:
+    error = failure.value
+    return Failure(for_client(error, user_agent)) if isinstance(error, RequestError) else failure
 
 
 class UsageResource(ApiResource):

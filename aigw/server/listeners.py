@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.endpoints import serverFromString, wrapServerTLS
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
@@ -25,6 +25,7 @@ from aigw.errors import ConfigError
 from aigw.net import tcp
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import CurrentIdentity
+from aigw.net.tls_transport import TlsServer
 from aigw.server.connection_limits import LimitedEndpoint
 from aigw.server.overlap import NamedEndpoint, overlapping
 from aigw.server.site import GatewaySite
@@ -207,7 +208,7 @@ class Listeners:
                 ["systemd did not pass this socket at the start; correct the name, or add the socket to the unit"]
             ) from None
         endpoint = LimitedEndpoint(self._site_of(listener).limiter, endpoint, secure=not listener.insecure)
-        return endpoint if listener.insecure else wrapServerTLS(self._identity, endpoint, self._reactor)
+        return endpoint if listener.insecure else TlsServer(self._identity, endpoint, self._reactor)
 
     def _site_of(self, listener: Listener) -> GatewaySite:
         return self._admin_site if listener.admin else self._site

@@ -61,7 +61,10 @@ class LogWriter:
 
     def write(self, line: str) -> None:
         """Queue a line, which ends with a line feed, or drop it. Blocks only after ``finish`` was called."""
-        data = line.encode(errors="replace")
+        self.write_bytes(line.encode(errors="replace"))
+
+    def write_bytes(self, data: bytes) -> None:
+        """See ``write``."""
         size = len(data)
         with self._lock:
             # After a dropped line the next ones are dropped too, so that the order is kept.

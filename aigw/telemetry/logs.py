@@ -14,22 +14,22 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from contextlib import suppress
 from typing import Any, TextIO, cast
 
 import msgspec
 from twisted.internet.interfaces import IReactorCore
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from aigw.telemetry.duplicates import DuplicateFilter
 from aigw.telemetry.log_writer import LineFile, LogWriter, Write, to_descriptor
-from aigw.telemetry.record import KeyAttemptRecord, Record, names_for
+from aigw.telemetry.record import KeyAttemptRecord, Record, for_log, names_for
 from aigw.telemetry.redaction import Redaction
+from aigw.telemetry.request_lines import MAX_LINE, Hide, RequestLines, written_time
 
 MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
-MAX_LINE = 64 * 1024
 FIELDS = frozenset(
     (
         "address addresses answers closed config connections days delayed_calls drain_s dropped held_bytes in_flight "
@@ -44,11 +44,11 @@ _FORMAT = "{aigw_message} {aigw_fields}"  # for other observers of Twisted's log
 _ACCEPTING = "twisted.internet.tcp.Port"
 _encode = msgspec.json.encode
 
-Hide = Callable[[str], str]  # from a text to the text without keys; the same object if it has none
-
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 log = Logger("aigw")
+# The observers of Twisted's log; if a release of Twisted has no such list, each line goes the long way.
+_observers: list[ILogObserver] = getattr(globalLogPublisher, "_observers", [])
 
 
 def use_redaction(redaction: Redaction) -> None:
@@ -72,7 +72,11 @@ class JsonLines:
         self._file = file
         self._only_ascii = not _takes_unicode(file)
         self._priorities = _PRIORITIES if priorities else dict.fromkeys(_PRIORITIES, "")
+        self._priority_bytes = {level: text.encode() for level, text in self._priorities.items()}
         self._duplicates = DuplicateFilter(time.monotonic)
+        self._requests = RequestLines()
+        # The short way needs a file for bytes.
+        self._write_bytes: Callable[[bytes], object] | None = getattr(file, "write_bytes", None)
 
     def __call__(self, event: LogEvent) -> None:
         """See ILogObserver."""
@@ -91,6 +95,17 @@ class JsonLines:
             self._file.flush()
         except (OSError, ValueError):
             pass  # a full disk or a closed terminal must not stop the gateway
+
+    def write_request(self, record: Record, level: object) -> bool:
+        """Write the line of a request the short way; False if that is not possible, and nothing was written."""
+        if self._write_bytes is None:
+            return False
+        line = self._requests.line(record, _LEVELS[level], self.redaction.hide)
+        if line is None:
+            return False
+        with suppress(OSError, ValueError):  # as in __call__
+            self._write_bytes(b"%b%b\n" % (self._priority_bytes[level], line))
+        return True
 
     def _whole(self, event: LogEvent, level: object) -> str:
         line = _line(event, level, self.redaction.hide)
@@ -173,6 +188,15 @@ def error(message: str, request_id: str | None = None, **fields: object) -> None
     write(LogLevel.error, message, request_id, fields)
 
 
+def request(record: Record, level: object) -> None:
+    """Log the line of a request that has ended. Where no other observer would see the event, none is made."""
+    if len(_observers) == 1:
+        observer = _observers[0]
+        if isinstance(observer, JsonLines) and observer.write_request(record, level):
+            return
+    write(level, "Request", record.request_id, for_log(record), are_known=True)
+
+
 def write(
     level: object, message: str, request_id: str | None, fields: dict[str, object], are_known: bool = False
 ) -> None:
@@ -228,18 +252,13 @@ def _line(event: LogEvent, level: object, hide: Hide) -> str:
     if len(message) > MAX_MESSAGE:  # keys are hidden first: a part of a key would not be found
         message = hide(message)[:MAX_MESSAGE]
     shape = {
-        "time": f"{_to_the_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z",
+        "time": written_time(seconds),
         "level": _LEVELS[level],
         "message": message,
     }
     if request_id := event.get("aigw_request_id"):
         shape["request_id"] = request_id
     return _encoded({**shape, "fields": fields}, hide)
-
-
-@lru_cache(maxsize=1)
-def _to_the_second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _encoded(shape: dict[str, object], hide: Hide) -> str:
