@@ -90,7 +90,7 @@ def test_a_release_for_another_python_is_refused_before_anything_is_touched(tmp_
 
 def test_the_template_is_the_service_but_for_its_name_and_its_sockets():
     service, template = settings("ai-gateway.service"), settings("ai-gateway@.service")
-    differ = {"Description", "Sockets", "ExecStopPost", "Environment"}
+    differ = {"Description", "Sockets", "ExecStartPre", "ExecStopPost", "Environment"}
     assert {name for name, _ in set(service) ^ set(template)} == differ
     (stop,) = (value for name, value in service if name == "ExecStopPost")
     assert ("ExecStopPost", stop.replace("ai-gateway.socket", "ai-gateway@%i.socket")) in template

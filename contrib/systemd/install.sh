@@ -41,7 +41,7 @@ install.sh COMMAND
   help                  print this text
 
 FILE is an artefact of `build`. FILE.sha256 in the same folder, or SHA256, has its hash. Without FILE the script uses the
-artefact in which it is, or builds one from the checkout.
+artefact or the installed release in which it is, or builds one from the checkout.
 install, install-service, upgrade, rollback, reload, restart and uninstall need root. Each command may be repeated.
 
 Environment
@@ -156,6 +156,10 @@ payload() { # [FILE]: sets PAYLOAD, an unpacked artefact, and ID
     verified "$1" "$TMP/artefact.tar.gz"
     tar -C "$TMP" -xzf "$TMP/artefact.tar.gz" || fail "$1 is not an artefact; make one with: $0 build"
     PAYLOAD=$(dirname "$(find "$TMP" -maxdepth 2 -name PLATFORM)")
+  elif [ -f "$HERE/.complete" ]; then # the script of an installed release: that release
+    PAYLOAD=$HERE
+    ID=$(<"$PAYLOAD/ID")
+    return
   elif [ -f "$HERE/PLATFORM" ]; then
     PAYLOAD=$HERE
   else
@@ -217,7 +221,7 @@ activate() { # ID: the release for the next start
 }
 
 install_units() { # RELEASE
-  install -D -m 0644 -t "$UNITS" "$1"/systemd/ai-gateway{,@}.{service,socket} &&
+  install -D -m 0644 -t "$UNITS" "$1"/systemd/ai-gateway{,@}.service "$1"/systemd/ai-gateway*.socket &&
     install -D -m 0644 "$1/systemd/ai-gateway.sysusers" "$SYSUSERS" &&
     install -D -m 0644 "$1/systemd/ai-gateway.tmpfiles" "$TMPFILES" &&
     systemctl daemon-reload
@@ -352,6 +356,10 @@ roll() { # ID: makes it the running release, one unit after the other; if it doe
   if ! check_config "$new" >"$TMP/check" 2>&1; then
     cat "$TMP/check" >&2
     warn "release $new does not accept the configuration; nothing was changed"
+    return 1
+  fi
+  if [[ $units == *@* && ! -f $HOME_DIR/releases/$new/systemd/ai-gateway@.socket ]]; then
+    warn "release $new has no sockets for several instances; run INSTANCES=1 $0 install-service first"
     return 1
   fi
   activate "$new" || return 1
