@@ -92,7 +92,7 @@ def connections_of(server) -> Counter:
 def cost(server, tmp_path: Path, *units: str) -> float:
     """CPU microseconds of a request, all units together."""
     before = cpu(server, *units)
-    out, _ = load_by_wrk(server, tmp_path, 64, 3).communicate(timeout=60)
+    out, _ = load_by_wrk(server, tmp_path, 16, 5).communicate(timeout=90)
     seen = wrk.parse(out)
     assert seen.errors == 0
     return (cpu(server, *units) - before) / seen.requests * 1e6
