@@ -35,7 +35,7 @@ _OF_ANSWERS = ("output", "reasoning")
 
 
 class NoPrices:
-    """Makes the charges of requests whose costs nobody asks for."""
+    """Makes the charges of requests where costs are not wanted."""
 
     def charge(self, provider: str, model: str, usage: Mapping[str, int | Decimal], estimated: bool = False) -> Charge:
         """See Pricing."""
