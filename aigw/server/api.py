@@ -168,8 +168,10 @@ class EndpointResource(ApiResource):
         if record.provider is not None and record.model is not None:
             sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
             sent.append((b"x-aigw-provider", headers.value(record.provider)))
-            chosen = record.sent_model and request.site.redaction.hide(record.sent_model)  # a client chose it
-            sent.append((b"x-aigw-model", headers.value(chosen or record.model)))
+            model = record.sent_model or record.model
+            if model != record.model:  # a client chose it
+                model = request.site.redaction.hide(model)
+            sent.append((b"x-aigw-model", headers.value(model)))
         if record.key_number is not None:
             sent.append((b"x-aigw-key", b"%d" % record.key_number))
         if record.skipped:

@@ -254,7 +254,7 @@ class SharedStore:
         self._pay()
 
     def _renew_in_time(self) -> None:
-        self._looks.look()
+        self._looks.refresh()
         if self._clock.seconds() - self._renewed >= RENEW_SECONDS:
             self._renew()
 

@@ -120,8 +120,7 @@ class StoreState:
         now = self._clock.seconds()
         if now - self._logged >= LOG_SECONDS:
             self._logged, self._reported = now, True
-            message = f"The gateway cannot use the store: {self._instead()}"
-            logs.warn(message, store=self._name, reason=_reason(failure))
+            logs.warn(f"The gateway cannot use the store: {self._instead()} ({self._name}: {_reason(failure)})")
 
     def _tick(self) -> None:
         if self.is_up:
@@ -155,7 +154,7 @@ class StoreState:
         self.is_up = True
         if self._reported:
             self._reported = False
-            logs.info("The gateway uses the store again", store=self._name)
+            logs.info(f"The gateway uses the store again ({self._name})")
         self._recovered(epoch)
 
 
