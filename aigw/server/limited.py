@@ -97,8 +97,9 @@ class Limited:
             except RequestError as error:
                 raise for_client(error, agent) from None
             if admitted is not None:
-                admitted.addErrback(_for_client, agent)
-                return admitted.addCallback(lambda _: self._gateway.serve(call, limited, record))
+                return admitted.addCallbacks(
+                    lambda _: self._gateway.serve(call, limited, record), _for_client, errbackArgs=(agent,)
+                )
         return self._gateway.serve(call, limited, record)
 
     def end(self, limited: LimitedCall, record: RecordBuilder) -> None:
