@@ -15,6 +15,7 @@ if sys.dont_write_bytecode:  # the tests start over 200 processes: each would co
 
 import pytest
 import pytest_twisted
+from _pytest.runner import runtestprotocol
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.protocol import Factory
@@ -22,6 +23,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 
 from tests.harness import World
+from tests.properties import mark_the_rest_of_grids
+from tests.sdks import Sdk
 
 
 def pytest_configure():
@@ -29,6 +32,26 @@ def pytest_configure():
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         os.environ.pop(name, None)
         os.environ.pop(name.upper(), None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Of a test that passed, a worker sends one short report: the messages of xdist cost more time than many a test."""
+    if not hasattr(item.config, "workerinput") or item.config.option.verbose > 0 or item.config.option.durations:
+        return None
+    for report in runtestprotocol(item, nextitem=nextitem, log=False):
+        if not report.passed:
+            item.ihook.pytest_runtest_logreport(report=report)
+        elif report.when == "call":
+            report.keywords = {}
+            item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    mark_the_rest_of_grids(items)
 
 
 def pytest_collection_finish():
@@ -70,6 +93,14 @@ def late_failures():
     with failures_logged() as seen:
         gc.collect()
     assert not seen, "\n".join(seen)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def sdks(request):
+    """A client that the module drives is imported before the first test that is timed."""
+    for each in vars(request.module).values():
+        if isinstance(each, Sdk):
+            each.load()
 
 
 @pytest.fixture(scope="session")

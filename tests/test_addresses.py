@@ -7,7 +7,6 @@ import json
 import socket
 from pathlib import Path
 
-import openai
 import pytest
 import yaml
 from pytest_twisted import ensureDeferred
@@ -32,6 +31,7 @@ from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import Provider as Scripted
 from tests.providers import answer as says
 from tests.providers import as_asked, begin_stream, completion, event
+from tests.sdks import openai
 from tests.test_certificates import serving
 from tests.test_check_providers import by_key, check, models
 from tests.test_clients import with_openai

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 
-import openai
 import pytest
 import yaml
 from pytest_twisted import ensureDeferred
@@ -12,6 +11,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.harness import KEY, bounded
 from tests.providers import ROLE, answer, as_asked, begin_stream, completion, event, fin, hang, stream, then
+from tests.sdks import openai
 from tests.test_config import KEYS, ORIGINAL
 
 HI = [{"role": "user", "content": "hi"}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import openai
 import pytest
 from pytest_twisted import ensureDeferred
 
@@ -25,6 +24,7 @@ from tests.providers import (
     later,
     stream,
 )
+from tests.sdks import openai
 from tests.test_clients import with_openai
 from tests.test_hold import so_far, unchunked
 

@@ -11,8 +11,6 @@ import subprocess
 import sys
 import time
 
-import httpx
-import openai
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
@@ -24,6 +22,7 @@ from aigw.secret import Secret
 from aigw.telemetry import logs
 from tests.harness import AUTH, KEY, bounded, until
 from tests.providers import answer, as_asked
+from tests.sdks import httpx, openai
 from tests.test_daemon import CONFIG, KEYS, Daemon, run, wait_until
 from tests.test_trace import Collector, set_environment
 

@@ -11,9 +11,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import anthropic
-import httpx2
-import openai
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred
@@ -22,6 +19,7 @@ from twisted.internet.utils import getProcessOutputAndValue
 
 from tests.harness import KEY, bounded
 from tests.providers import LAST_CHUNK, answer, as_asked, begin_stream, fin, hang, head, raw, rst, stream, then
+from tests.sdks import anthropic, httpx2, openai
 from tests.test_clients import with_openai
 from tests.test_messages import END_OF_ALL, HEL_LO, OVERLOADED, PLAIN, START, STOP, STREAM, delta, sent
 from tests.test_real_clients import ANSWERED, DOWN, MODES, WHOLE, Outcome, check, later
@@ -179,8 +177,8 @@ async def test_m4_a_beta_call_and_the_request_id(world):
 @pytest.mark.parametrize(
     ("asked", "kind", "kept"),
     [
-        ({"model": "no"}, anthropic.NotFoundError, "not_found_error"),
-        ({"messages": []}, anthropic.BadRequestError, "invalid_request_error"),
+        ({"model": "no"}, "NotFoundError", "not_found_error"),
+        ({"messages": []}, "BadRequestError", "invalid_request_error"),
     ],
 )
 @ensureDeferred
@@ -188,7 +186,7 @@ async def test_m3_our_own_errors_are_the_client_s_classes(world, asked, kind, ke
     gateway = world.gateway(world.provider(), tls=True)
 
     def use(client, outcome):
-        with pytest.raises(kind) as caught:
+        with pytest.raises(getattr(anthropic, kind)) as caught:
             client.messages.create(**{**ASKED, **asked})
         outcome.text = caught.value.body["error"]["type"]
 

@@ -15,10 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-import openai
 import pytest
-from langchain_openai import ChatOpenAI
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -48,6 +45,7 @@ from tests.providers import (
     stream,
     then,
 )
+from tests.sdks import httpx, langchain_openai, openai
 from tests.test_responses import delta, sent
 
 HI = [{"role": "user", "content": "hi"}]
@@ -138,7 +136,9 @@ def with_chat_model(gateway, use, **more):
     def attempt(outcome, context):
         with openai.DefaultHttpxClient(verify=context) as http:
             use(
-                ChatOpenAI(model="route", base_url=gateway.url, api_key=KEY, http_client=http, max_retries=0, **more),
+                langchain_openai.ChatOpenAI(
+                    model="route", base_url=gateway.url, api_key=KEY, http_client=http, max_retries=0, **more
+                ),
                 outcome,
             )
 

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
-import openai
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred
@@ -25,6 +23,7 @@ from twisted.internet.utils import getProcessOutputAndValue
 
 from tests.harness import KEY, bounded
 from tests.providers import answer, begin_stream, fin, head, raw, stream, then
+from tests.sdks import httpx, openai
 from tests.test_media_faults import AUDIO, ERROR, IMAGES, SPEECH, TRANSCRIPTS, typed
 
 IMAGE = b'{"created": 1, "data": [{"b64_json": "aGVsbG8="}]}'
