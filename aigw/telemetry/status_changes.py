@@ -22,7 +22,7 @@ MOST_ROUTES = 24  # made in one round, unless all are new
 MOST_STEPS = 48
 MOST_CALLERS = 100  # shown by the page
 LOOKED_AT = 250  # routes, between two pauses
-CLOSELY = 4  # of so many routes one is looked at for cooldowns and the time in each round; of all, for new requests
+CLOSELY = 4  # each round checks all routes for new requests, and one of so many for cooldowns and the time too
 ROUNDS = 10  # the callers are chosen anew once in so many rounds
 
 Mark = tuple[object, ...]  # of a route: its requests, those in flight, its cooldowns, the time; as it was sent
