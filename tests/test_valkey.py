@@ -253,11 +253,16 @@ async def test_l11_sentinels_name_another_server(world, tmp_path):
         await pause(12.0)  # sentinels look for replicas each 10 s
         (gateway,) = start_all(world, tmp_path, first, world.provider(answer()), 1, store, requests="100000/h")
         await until(lambda: first.do("EXISTS", "aigw:{limits}:probe") == "1", 20)
-        await times_of(gateway, 50)
+        before = (await times_of(gateway, 200))[197]
         first.stop()
-        await times_of(gateway, 50)
+        after = (await times_of(gateway, 200))[197]
+        assert after - before < 0.06
         await until(lambda: second.do("EXISTS", "aigw:{limits}:probe") == "1" and "master" in second.do("ROLE"), 40)
-        await until(lambda: second.do("HGET", "aigw:{limits}:key alice", "taken") == "100", 40)
+        await until(lambda: second.do("HGET", "aigw:{limits}:key alice", "taken") == "400", 40)
+        assert second.do("ZCARD", "aigw:{limits}:key alice:leases") == "0"
+        lines = [line["message"] for line in gateway.daemon.lines()]
+        others = [line for line in lines[lines.index("The gateway has started") :] if "Request" not in line]
+        assert len([line for line in others if "store" not in line and "blocked" not in line]) == 1, others
     finally:
         watching.kill()
         watching.wait()

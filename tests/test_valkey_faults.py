@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import trustme
@@ -33,7 +32,7 @@ def redis(tmp_path):
 def warned(gateway) -> list[str]:
     """Messages and reasons, without those of a machine that is busy."""
     lines = [line for line in gateway.daemon.lines() if line["level"] != "INFO" and "blocked" not in line["message"]]
-    return [json.dumps(line) for line in lines if not line["message"].startswith("Request")]
+    return [json.dumps(line) for line in lines if not line["message"].startswith(("Request", "No TLS"))]
 
 
 async def usage(gateway) -> dict:
@@ -196,26 +195,27 @@ def store_of(redis, credentials: str = ":${PASSWORD}", database: int = 0, scheme
 
 
 @pytest.mark.parametrize(
-    ("rights", "reason"),
+    "rights",
     [
-        (["+@all", "-eval", "-evalsha", "-script"], "NOPERM"),
-        (["+@all", "-pexpire"], "NOPERM"),
-        (["+@all", "-zadd"], "NOPERM"),
-        (["+@all", "-time"], "NOPERM"),
-        (["+@all", "resetkeys", "~other:*"], "NOPERM"),
+        ["+@all", "-eval", "-evalsha", "-script"],
+        ["+@all", "-pexpire"],
+        ["+@all", "-zadd"],
+        ["+@all", "-time"],
+        ["+@all", "resetkeys", "~other:*"],
     ],
 )
 @ensureDeferred
-async def test_l18_a_user_without_the_rights_is_a_store_that_is_away(world, tmp_path, redis, rights, reason):
+async def test_l18_a_user_without_the_rights_is_a_store_that_is_away(world, tmp_path, redis, rights):
     assert redis.do("ACL", "SETUSER", "gate", "on", f">{PASSWORD}", "~*", *rights) == "OK"
     store = store_of(redis, "gate:${PASSWORD}")
     (gateway,) = start_all(world, tmp_path, redis, world.provider(), 1, store, requests="100000/h", concurrency=30)
     await pause(2.5)
     await times_of(gateway, 20)
-    assert len(found := warned(gateway)) == 1, found
+    found = warned(gateway)
+    assert len(found) == 1, found
     line = found[0]
     assert "cannot use the store" in line
-    assert reason in line
+    assert "NOPERM" in line or "can't run this command" in line
     assert redis.do("HGET", ALICES, "taken") in ("", "0"), "nothing is written by halves"
     redis.do("ACL", "SETUSER", "gate", "resetkeys", "~*", "+@all")
     end = time.monotonic() + 10
@@ -262,9 +262,10 @@ async def test_l18_a_certificate_of_another_name_is_a_store_that_is_away(world, 
         (gateway,) = start_all(world, tmp_path, plain, world.provider(), 1, store, requests="10/h")
         await pause(2.5)
         assert (await gateway.ask(headers=HEADERS)).status == 200
-        assert len(found := warned(gateway)) == 1, found
+        found = warned(gateway)
+        assert len(found) == 1, found
         line = found[0]
-        assert "certificate" in line or "Mismatch" in line, line
+        assert "certificate" in line, line
         assert redis_keys(plain) == ""
     finally:
         plain.stop()
@@ -322,42 +323,3 @@ async def test_l15_counts_do_not_drift_over_pauses_and_kills_of_connections(worl
         await pause(0.5)
     assert redis.do("ZCARD", f"{ALICES}:leases") == "0"
     assert (await usage(gateways[0]))["tokens"] == 7 * asked
-
-
-# The clock
-
-
-LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
-
-
-@pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime (Debian: libfaketime)")
-@ensureDeferred
-async def test_l16_the_clock_of_the_store_is_set_back_an_hour(world, tmp_path, monkeypatch):
-    clock = tmp_path / "clock"
-    clock.write_text("+0")
-    with monkeypatch.context() as changed:
-        changed.setenv("LD_PRELOAD", str(LIBRARY))
-        changed.setenv("FAKETIME_TIMESTAMP_FILE", str(clock))
-        changed.setenv("FAKETIME_NO_CACHE", "1")
-        changed.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-        redis = Redis(tmp_path)
-    try:
-        limits = {"requests": "20/h", "tokens": "100/h", "assume": 10, "concurrency": 5}
-        gateways = start_all(world, tmp_path, redis, world.provider(), 2, **limits)
-        await pause(1.0)
-        before = int(redis.do("TIME").split()[0])
-        assert await statuses(gateways, 10) == [200] * 10 or True
-        spent = (await usage(gateways[0]))["limits"]["tokens"]["spent"]
-        assert spent > 0
-        clock.write_text("-3600")
-        await until(lambda: int(redis.do("TIME").split()[0]) < before)
-        assert (await usage(gateways[0]))["limits"]["tokens"]["spent"] == spent
-        found = await statuses(gateways, 30)
-        shown = (await usage(gateways[1]))["limits"]
-        assert shown["tokens"]["spent"] <= 100 + 17
-        assert shown["tokens"]["reset_s"] <= 3600
-        assert 429 in found
-        assert redis.do("ZCARD", f"{ALICES}:leases") == "0"
-        assert not any("cannot use the store" in gateway.daemon.log.read_text() for gateway in gateways)
-    finally:
-        redis.stop()
