@@ -50,6 +50,8 @@ async def budget(gateway) -> tuple[int, int]:
 @pytest.fixture
 def namespaces():
     """By name: the address here, and the one there."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
     made: dict[str, tuple[str, str]] = {}
     try:
         for number in (0, 1):
@@ -185,6 +187,31 @@ async def test_l14_a_gateway_that_was_stopped_for_20_s_is_charged_once(world, tm
         await pause(0.2)
     assert 0 < found[0] < 50
     assert redis.do("HGET", ALICES, "held_tokens") == "0"
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["drain", "at once"])
+@ensureDeferred
+async def test_l12_a_gateway_that_is_stopped_in_a_stream_leaves_no_lease(world, tmp_path, redis, times):
+    """Its last settlement is sent before its connection is closed."""
+    limits = {"budget": [{"tokens": 10_000, "per": "year"}], "assume": 500, "concurrency": 5}
+    provider = world.provider(begin_stream(event({"content": "x"})))
+    (gateway,) = start_all(world, tmp_path, redis, provider, 1, **limits)
+    await pause(1.0)
+    for _ in range(3):
+        await gateway.send(request({**HELLO, "stream": True}, headers=HEADERS))
+    await until(lambda: redis.do("ZCARD", f"{ALICES}:leases") == "3")
+    process = gateway.daemon.process
+    process.terminate()
+    await pause(0.5)
+    if times == 2:
+        process.terminate()
+    else:
+        for connection in provider.connections:
+            connection.fin()
+    await until(lambda: process.poll() is not None, 20)
+    assert redis.do("ZCARD", f"{ALICES}:leases") == "0"
+    assert redis.do("HGET", ALICES, "held_tokens") == "0"
+    assert 0 < int(redis.do("HGET", ALICES, "used")) < 100
 
 
 def store_of(redis, credentials: str = ":${PASSWORD}", database: int = 0, scheme: str = "valkey") -> str:
