@@ -31,6 +31,7 @@ from aigw.server import unknown_paths
 from aigw.settings.endpoint_names import NAMES
 from aigw.settings.schema import OneOf, Shape, settings
 from aigw.telemetry.record import AttemptRecord, Record, names_for
+from tests import fork_server
 from tests.providers import answer
 from tests.switch import Switch
 
@@ -358,7 +359,7 @@ NOT_RUN = {
     r"sudo systemctl reload ai-gateway": "tests/booted/test_service.py::test_reload_with_a_new_certificate_under_load",
     r"systemctl restart ai-gateway": "tests/booted/test_service.py::test_restart_under_load_fails_no_request_and_a_running_stream_gets_its_last_byte",
     r"systemctl stop ai-gateway\.socket ai-gateway": "tests/booted/test_service.py::test_a_bad_configuration_is_exit_78_and_no_restart_loop",
-    r"systemctl (disable|enable) --now ai-gateway": "tests/booted/test_service.py::test_two_instances_are_rolled_one_after_the_other_under_load",
+    r"INSTANCES=auto (contrib/systemd|/opt/ai-gateway/current)/install\.sh install-service": "tests/booted/test_instances.py::test_y1_install_service_makes_as_many_as_it_is_asked_for",
     r"systemctl mask --now ai-gateway\.socket": "tests/booted/test_deploy.py::test_plain_http_on_loopback_is_asked_for_readiness_as_such",
     r"curl --cacert /etc/ai-gateway/": "tests/booted/test_service.py::test_install_service_makes_it_active_and_it_answers_over_tls",
     r"curl --unix-socket /run/aigw/": "tests/test_admin.py::test_d3_each_instance_of_one_configuration_is_asked_on_a_socket_of_its_own",
@@ -404,9 +405,9 @@ class Story:
         self.daemons: list[subprocess.Popen] = []
         self.out = ""
         (folder / "bin").mkdir()
-        self.tool("twistd", "from twisted.scripts.twistd import run; run()")
-        self.tool("aigw", "from aigw.command import main; main()")
-        self.tool("python", "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')")
+        for program in fork_server.PROGRAMS:
+            self.tool(program, fork_server.shim(program))
+        self.tool("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         (folder / ".venv" / "bin").mkdir(parents=True)
         (folder / ".venv" / "bin" / "activate").touch()  # ours is active
         (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 10\n")
@@ -417,8 +418,8 @@ class Story:
             "PYTHONPATH": str(ROOT),
         }
 
-    def tool(self, name: str, code: str) -> None:
-        (self.folder / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+    def tool(self, name: str, script: str) -> None:
+        (self.folder / "bin" / name).write_text(script)
         (self.folder / "bin" / name).chmod(0o755)
 
     def here(self, text: str) -> str:

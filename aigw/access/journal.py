@@ -77,7 +77,7 @@ class Journal:
                 file.read()
                 self._known = file.states
         self._others = OtherJournals(self.folder, os.path.basename(self._path))
-        self._look()
+        self._read_others()
         return dict(self._known)
 
     def take_news(self) -> Mapping[Key, Sum] | None:
@@ -113,7 +113,7 @@ class Journal:
                 break
         return path
 
-    def _look(self) -> None:
+    def _read_others(self) -> None:
         self._looked = time.monotonic()
         with suppress(OSError):  # the file of this process has the same one, which is reported
             if self._others is not None and self._others.read():
@@ -132,7 +132,7 @@ class Journal:
             elif self._ending.is_set():
                 break
             if time.monotonic() - self._looked >= FOLLOW_SECONDS:
-                self._look()
+                self._read_others()
             due = synced + SYNC_SECONDS - time.monotonic()
             if unsynced and due <= 0:
                 with self._reported():

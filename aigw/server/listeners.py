@@ -184,9 +184,10 @@ class Listeners:
     def _close(self, listener: Listener, port: IListeningPort) -> Deferred[object]:
         """Close a port after accepting the clients in its backlog: the kernel would reset their connections.
 
-        A socket that systemd holds open keeps them for the next process.
+        A socket that systemd holds open keeps them for the next process. One of several on one port is closed for good
+        where there are to be fewer instances.
         """
-        if not listener.endpoint.startswith("systemd:"):
+        if not listener.endpoint.startswith("systemd:") or shares_port(port):
             accept_waiting(port)
             self._reactor.callLater(0, accept_waiting, port)  # Twisted closes it in the next turn, after this
         return maybeDeferred(port.stopListening)
@@ -229,6 +230,11 @@ class Listeners:
         port: IListeningPort = results[0]
         tcp.find_lost_peer(port, tcp.CLIENT_SECONDS)
         return port
+
+
+def shares_port(port: IListeningPort) -> bool:
+    """Whether the kernel spreads connections over this and other sockets on one port (``ReusePort=`` of systemd)."""
+    return isinstance(port, Port) and port.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 1
 
 
 def accept_waiting(port: IListeningPort) -> None:

@@ -15,10 +15,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from aigw.access.amounts import Counts
 from aigw.access.errors import StoreUnavailable
 from aigw.access.journal import FOLLOW_SECONDS
 from aigw.access.journaled_ledger import JournaledLedger
-from aigw.access.ledger import Claim, Counts, Ledger, LimitReached
+from aigw.access.ledger import Claim, Ledger, LimitReached
 from aigw.config.model import Config
 from aigw.settings.callers import Account
 from aigw.settings.store import StoreAddress
@@ -254,7 +255,7 @@ class SharedStore:
         self._pay()
 
     def _renew_in_time(self) -> None:
-        self._looks.look()
+        self._looks.refresh()
         if self._clock.seconds() - self._renewed >= RENEW_SECONDS:
             self._renew()
 

@@ -52,12 +52,12 @@ class StoredUsage:
         return result
 
     def known_usage_of(self, account: Account) -> dict[str, object]:
-        """See Store. ``look`` asks for it."""
+        """See Store. ``refresh`` asks for it."""
         self._wanted[account.name] = account
         known = self._known.get(account.name) if self._state.is_up else None
         return known or self._share.usage_of(account)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Ask the store for what was wanted since the last time, of MOST_LOOKS accounts; to be called each second."""
         for name in list(self._wanted)[:MOST_LOOKS]:
             self.usage_of(self._wanted.pop(name))

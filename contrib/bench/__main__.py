@@ -4,7 +4,7 @@
     python -m contrib.bench pair       this checkout beside another commit of it (--base), by turns
     python -m contrib.bench latency    what it adds to an answer, a first output and a chunk at a calm load
     python -m contrib.bench tls        handshakes, and CPU per relayed megabyte
-    python -m contrib.bench scale      thousands of idle streams on one process; several processes on one socket
+    python -m contrib.bench scale      thousands of idle streams on one process; several processes on one port
 
 In a checkout, with the Python of an environment in which the gateway is installed. Needs Debian's nginx and wrk, and
 two cores that do nothing else. Prints Markdown; the table's chart needs matplotlib.

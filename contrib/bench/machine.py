@@ -101,6 +101,12 @@ class Process:
         """What it has used so far, in user and kernel mode."""
         return sum(map(cpu_of, self.pids))
 
+    def clients(self, port: int) -> int:
+        """How many established connections to a port on loopback it has."""
+        lines = [line.split() for line in _text("/proc/net/tcp").splitlines()[1:]]
+        ours = {f"socket:[{each[9]}]" for each in lines if each[1].endswith(f":{port:04X}") and each[3] == "01"}
+        return sum(len(ours.intersection(_files(pid))) for pid in self.pids)
+
     def rss_mb(self, peak: bool = False) -> float:
         """Its memory now, or its peak since ``forget_peak``."""
         field = "VmHWM" if peak else "VmRSS"
@@ -127,6 +133,15 @@ def _text(path: str) -> str:
         return Path(path).read_text()
     except OSError:  # it has ended
         return ""
+
+
+def _files(pid: int) -> list[str]:
+    """What it has open."""
+    found = []
+    for each in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):  # it has closed it
+            found.append(os.readlink(f"/proc/{pid}/fd/{each}"))
+    return found
 
 
 def _family(pid: int) -> Iterator[int]:
