@@ -171,7 +171,7 @@ def test_y4_the_helper_of_a_roll_accepts_on_the_sockets_of_all_units_and_leaves_
     releases(tmp_path, "2")
     said = part(tmp_path, f"{ROLL} {running(TWO)} {seen} roll 2").stdout
     assert "Sockets=ai-gateway@1.socket ai-gateway@2.socket \n" in said
-    assert "Environment=AIGW_ADMIN=unix:/run/aigw/upgrade.sock\n/dev/null\n" in said
+    assert "Environment=AIGW_ADMIN=unix:/run/aigw/upgrade.sock AIGW_INSTANCE=\n/dev/null\n" in said
     assert list((tmp_path / "run").iterdir()) == []
 
 

@@ -405,7 +405,7 @@ prepare_helper() { # makes it accept on all open sockets; it has none of its own
   mkdir -p "$RUN/$HELPER.d"
   ln -sfn /dev/null "$RUN/${HELPER%.service}.socket"
   # The name is the last one, so that it overrides the drop-ins of all instances.
-  printf '[Service]\nSockets=%s\nEnvironment=AIGW_ADMIN=unix:/run/aigw/upgrade.sock\n' \
+  printf '[Service]\nSockets=%s\nEnvironment=AIGW_ADMIN=unix:/run/aigw/upgrade.sock AIGW_INSTANCE=\n' \
     "$(open_sockets | tr '\n' ' ')" >"$RUN/$HELPER.d/zz-upgrade.conf"
   systemctl daemon-reload
 }
