@@ -248,7 +248,7 @@ def test_y3_what_only_one_process_can_open_is_a_mistake_for_several(tmp_path, co
     assert says in done.stderr
 
 
-CHANGE = """check_config() { :; }; copy_dropins() { :; }; current() { :; }; open_socket() { echo open $*; }; start_unit() { echo up $1; };
+CHANGE = """check_config() { :; }; copy_dropins() { :; }; current() { :; }; open_socket() { echo open $*; }; start_units() { for each in $*; do echo up $each; done; };
 systemctl() { echo $*; };"""
 
 
