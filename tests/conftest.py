@@ -23,6 +23,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 
 from tests.harness import World
+from tests.properties import mark_the_rest_of_grids
 from tests.sdks import Sdk
 
 
@@ -46,6 +47,11 @@ def pytest_runtest_protocol(item, nextitem):
             item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    mark_the_rest_of_grids(items)
 
 
 def pytest_collection_finish():

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
+import io
 import json
 import os
 import re
 import runpy
+import select
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("twistd", "aigw")
@@ -29,16 +34,24 @@ _INTERPRETER = re.compile("PYTHON|LC_|LANG|LD_|FAKETIME")
 class Forked:
     """As much of ``subprocess.Popen`` as the tests use: the program ``words[0]``, which is one of PROGRAMS."""
 
-    def __init__(self, words: list[str], cwd: Any, env: dict[str, str], files: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        cwd: Any,
+        env: dict[str, str],
+        files: tuple[int, ...],
+        server: socket.socket | None = None,
+    ) -> None:
         """``files`` are its standard output and error, in front of them the input if it has any."""
         self.args = words
         self.returncode: int | None = None
+        server = server or _server()
         self._word, theirs = socket.socketpair()
         order = json.dumps({"words": words, "cwd": str(cwd), "env": env}).encode()
         with theirs, open(os.devnull) as nothing:
             files = (nothing.fileno(), *files)[-3:]
-            socket.send_fds(_server(), [len(order).to_bytes(4, "big")], [*files, theirs.fileno()])
-        _server().sendall(order)
+            socket.send_fds(server, [len(order).to_bytes(4, "big")], [*files, theirs.fileno()])
+        server.sendall(order)
         self.pid = int.from_bytes(_exactly(self._word, 4), "big")
 
     def wait(self, timeout: float | None = None) -> int:
@@ -65,6 +78,26 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def shim(program: str) -> str:
+    """A script that is the program, for a shell that a test runs."""
+    _server()
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests import fork_server as f; f.stand_in({os.getpid()})"
+    )
+    return f'#!/bin/sh\nexec {sys.executable} -S -E -c {shlex.quote(code)} {program} "$@"\n'
+
+
+def stand_in(tests: int) -> None:
+    """Be the program that ``sys.argv`` names, for whoever waits for this process and sends it signals."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(_address(tests))
+        process = Forked(sys.argv[1:], os.getcwd(), dict(os.environ), (0, 1, 2), server)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda sent, _: os.kill(process.pid, sent))
+    status = process.wait()
+    sys.exit(status if status >= 0 else 128 - status)
 
 
 def may_fork(args: list[Any], env: dict[str, str]) -> bool:
@@ -96,16 +129,24 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     return data
 
 
+def _address(tests: int) -> str:
+    """Where the server of the process ``tests`` takes orders from other processes: a name without a file."""
+    return f"\0aigw-tests-{tests}"
+
+
 @cache
 def _server() -> socket.socket:
     """The process that forks; it ends when this one does."""
     ours, theirs = socket.socketpair()
-    with theirs:
-        words = [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())]
+    with theirs, socket.socket(socket.AF_UNIX) as others:
+        others.bind(_address(os.getpid()))
+        others.listen()
+        fds = [theirs.fileno(), others.fileno()]
+        words = [sys.executable, "-m", "tests.fork_server", *map(str, fds)]
         process = subprocess.Popen(
             words,
             cwd=ROOT,
-            pass_fds=[theirs.fileno()],
+            pass_fds=fds,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
         )
@@ -121,15 +162,20 @@ def _server() -> socket.socket:
 # The process that forks
 
 
-def serve(control: socket.socket) -> list[str]:
+def serve(control: socket.socket, others: socket.socket) -> list[str]:
     """Fork for each order; in the child this gives the words of its program."""
     while True:
-        head, fds, _, _ = socket.recv_fds(control, 4, 4)
+        ready = select.select([control, others], [], [])[0]
+        source = control if control in ready else others.accept()[0]
+        head, fds, _, _ = socket.recv_fds(source, 4, 4)
         if not head:
             raise SystemExit
-        order = json.loads(_exactly(control, int.from_bytes(head, "big")))
+        order = json.loads(_exactly(source, int.from_bytes(head, "big")))
+        if source is not control:
+            source.close()
         if os.fork() == 0:
             control.close()
+            others.close()
             if os.fork() == 0:
                 return child(order, fds)
             os._exit(0)
@@ -156,6 +202,7 @@ def child(order: dict[str, Any], fds: list[int]) -> list[str]:
     for number, fd in enumerate(fds[:3]):
         os.dup2(fd, number)
         os.close(fd)
+    sys.stdout, sys.stderr = reopened(sys.stdout), reopened(sys.stderr)
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
@@ -163,20 +210,64 @@ def child(order: dict[str, Any], fds: list[int]) -> list[str]:
     return order["words"]
 
 
+def reopened(stream: Any) -> io.TextIOWrapper:
+    """A stream to the file that now has this one's number: whether one can seek in it is found out when it is opened."""
+    unbuffered = stream.write_through
+    file: Any = os.fdopen(stream.fileno(), "wb", 0 if unbuffered else -1, closefd=False)
+    line_by_line = file.isatty() or stream is sys.stderr
+    return io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=line_by_line, write_through=unbuffered)
+
+
 def main() -> None:
+    import_all()
+    sys.argv = serve(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:]))
+    try:
+        if sys.argv[0] == "aigw":
+            runpy.run_module("aigw", run_name="__main__", alter_sys=True)
+        else:
+            from twisted.scripts.twistd import run as run_twistd
+
+            run_twistd()
+    except SystemExit as end:
+        leave(end.code)
+    leave(None)
+
+
+def import_all() -> None:
+    """What a program imports, and what it finds out about the code, but not the reactor: that has open files."""
+    from twisted.application.app import ReactorSelectionMixin  # noqa: F401
+    from twisted.application.reactors import IReactorInstaller
+    from twisted.application.service import IServiceMaker
+    from twisted.internet.interfaces import IStreamServerEndpointStringParser
+    from twisted.plugin import getPlugins
+
     import aigw.command
     import aigw.daemon.check_providers
     import aigw.daemon.service
     import aigw.tap  # noqa: F401
+    from aigw.config import loader
 
-    control = socket.socket(fileno=int(sys.argv[1]))
-    sys.argv = serve(control)
-    if sys.argv[0] == "aigw":
-        runpy.run_module("aigw", run_name="__main__", alter_sys=True)
-    else:
-        from twisted.scripts.twistd import run as run_twistd
+    for each in (IServiceMaker, IReactorInstaller, IStreamServerEndpointStringParser):
+        [*getPlugins(each)]
+    loader.whole_file()
+    gc.collect()
+    gc.freeze()  # so that a fork shares these objects
 
-        run_twistd()
+
+def leave(code: Any) -> NoReturn:
+    """End as the interpreter does, but without taking its modules apart: that takes as long as a short program."""
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"Exception ignored in: {sys.stdout!r}: {error}", file=sys.stderr)
+        code = 120
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 if __name__ == "__main__":

@@ -41,3 +41,28 @@ def given(*strategies: Any, examples: tuple[int, int], **more: Any) -> Callable[
         return times(*examples)(run)
 
     return decorate
+
+
+def grid(*names: str) -> Callable[[Any], Any]:
+    """Of the values of these parameters, each is tried once by default; each with each other behind ``slow``."""
+
+    def mark(test: Any) -> Any:
+        test.grid = names
+        return test
+
+    return mark
+
+
+def mark_the_rest_of_grids(items: list[Any]) -> None:
+    """Mark as slow what of a ``grid`` is not on its diagonal, which goes through all values of the longest parameter."""
+    tests: dict[Any, list[Any]] = {}
+    for item in items:
+        if hasattr(getattr(item, "function", None), "grid"):
+            tests.setdefault(item.function, []).append(item)
+    for test, cases in tests.items():
+        values = {name: list({id(case.callspec.params[name]): None for case in cases}) for name in test.grid}
+        longest = max(values, key=lambda name: len(values[name]))
+        for case in cases:
+            at = {name: values[name].index(id(case.callspec.params[name])) for name in test.grid}
+            if any(at[name] != at[longest] % len(values[name]) for name in test.grid):
+                case.add_marker(pytest.mark.slow)

@@ -31,6 +31,7 @@ from aigw.server import unknown_paths
 from aigw.settings.endpoint_names import NAMES
 from aigw.settings.schema import OneOf, Shape, settings
 from aigw.telemetry.record import AttemptRecord, Record, names_for
+from tests import fork_server
 from tests.providers import answer
 from tests.switch import Switch
 
@@ -404,9 +405,9 @@ class Story:
         self.daemons: list[subprocess.Popen] = []
         self.out = ""
         (folder / "bin").mkdir()
-        self.tool("twistd", "from twisted.scripts.twistd import run; run()")
-        self.tool("aigw", "from aigw.command import main; main()")
-        self.tool("python", "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')")
+        for program in fork_server.PROGRAMS:
+            self.tool(program, fork_server.shim(program))
+        self.tool("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         (folder / ".venv" / "bin").mkdir(parents=True)
         (folder / ".venv" / "bin" / "activate").touch()  # ours is active
         (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 10\n")
@@ -417,8 +418,8 @@ class Story:
             "PYTHONPATH": str(ROOT),
         }
 
-    def tool(self, name: str, code: str) -> None:
-        (self.folder / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+    def tool(self, name: str, script: str) -> None:
+        (self.folder / "bin" / name).write_text(script)
         (self.folder / "bin" / name).chmod(0o755)
 
     def here(self, text: str) -> str:

@@ -283,6 +283,9 @@ CASES = [
 ]
 
 
+BOTH = [fault for fault, (_, *expected) in TABLE.items() if "-" not in expected and fault not in ONLY_HTTP | ONLY_HTTPS]
+
+
 # With ``hold: whole`` a stream that breaks after its first output is a failure like another.
 HELD = {"break stream_idle_timeout": "next timeout"}
 
@@ -306,7 +309,15 @@ def first_step(world, what, tls):
     return world.provider(tls=tls, **what) if isinstance(what, dict) else world.provider(what, tls=tls)
 
 
-UNHELD_CASES = [pytest.param(*case.values, "first_output", id=case.id) for case in CASES]
+UNHELD_CASES = [
+    pytest.param(
+        *(fault, streamed, tls, "first_output"),
+        id=case.id,  # by default each fault is tried over http and over https, once streamed and once not
+        marks=[pytest.mark.slow] if fault in BOTH and (streamed ^ tls ^ BOTH.index(fault)) & 1 else [],
+    )
+    for case in CASES
+    for fault, streamed, tls in [case.values]
+]
 HELD_CASES = [
     pytest.param(
         *(fault, True, fault in ONLY_HTTPS, "whole"),

@@ -13,6 +13,7 @@ from aigw.server import closing
 from aigw.server.resources import ApiResource
 from tests.harness import AUTH, CHAT, HELLO, KEY, Answer, Client, bounded, contents, request, until
 from tests.memory import MemoryGateway, error_of
+from tests.properties import grid
 from tests.providers import STREAM, answer, chunk, completion, fin, hang, stream, whole_stream
 
 LIMIT = {"limits": {"body": "2KiB"}}
@@ -201,6 +202,7 @@ async def test_b6_credentials(world, case):
     assert not any("wrong" in line or KEY in line for line in world.log)
 
 
+@grid("path", "method", "headers")
 @pytest.mark.parametrize("headers", [{}, {"X-Api-Key": "wrong"}], ids=["no key", "wrong key"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/models", "/v1/models/route", "/v1/nothing", "/metrics", *ENDPOINTS])
@@ -393,6 +395,7 @@ HEADS = {
 }  # fmt: skip
 
 
+@grid("case", "expect", "tls")
 @SECURE
 @pytest.mark.parametrize("expect", [False, True], ids=["", "expect"])
 @pytest.mark.parametrize("case", HEADS)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aigw.key_forms import SHORTEST, KeyForms, Text, without
 from aigw.secret import KeySearch, Secret
 from tests.memory import MemoryGateway, body_of, error_of
-from tests.properties import given
+from tests.properties import given, grid
 from tests.providers import LAST_CHUNK, STREAM, STREAM_HEAD, chunk, completion, event, head
 from tests.test_bytes import unchunked
 
@@ -69,6 +69,7 @@ KEYS = {
 }
 
 
+@grid("form", "key")
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("form", FORMS)
 def test_b9_a_key_is_found_and_blacked_out_in_each_form(form, key):
@@ -85,6 +86,7 @@ def test_b9_a_key_is_found_and_blacked_out_in_each_form(form, key):
             assert hidden.endswith(">, check it")
 
 
+@grid("form", "key")
 @pytest.mark.parametrize("key", ["%25%2541+/~?a\\u0041\\x41==", r"sk-\n\\t-%41", "%%%%%%%%%%", "\\\\\\\\\\\\\\\\\\"])
 @pytest.mark.parametrize("form", [form for form in FORMS if not form.startswith(("URL", "as Python"))])
 def test_b9_a_key_that_looks_like_escapes_is_found_too(form, key):
@@ -206,6 +208,7 @@ def error(message: str) -> bytes:
     return json.dumps({"error": {"message": message}}).encode()
 
 
+@grid("form", "key")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("key", SENT)
 def test_f6_b9_the_attempts_show_a_key_in_no_form(form, key):
@@ -232,6 +235,7 @@ def test_f6_b9_no_part_of_a_key_is_left_where_the_words_are_cut(form, at):
     assert not left_of(LONG_KEY, error_of(client.take())["attempts"][0]["message"])
 
 
+@grid("form", "key")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("key", SENT)
 def test_f5_b9_a_refusal_that_repeats_a_key_in_any_form_is_not_passed_on(form, key):

@@ -18,6 +18,7 @@ from aigw.config import loader
 from aigw.secret import KeySearch, Secret
 from aigw.telemetry import logs
 from aigw.telemetry.redaction import Redaction
+from tests.properties import grid
 
 KEY = "sk-0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -323,6 +324,7 @@ class Text(str):
         return str(self)
 
 
+@grid("key", "place")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("key", KEYS)
 def test_b9_a_key_is_hidden_wherever_it_stands(lines, key, place):
@@ -450,6 +452,7 @@ AWKWARD = [
 ]
 
 
+@grid("key", "form")
 @pytest.mark.parametrize("form", ["plain", "as JSON writes it", "in ASCII", "quoted twice"])
 @pytest.mark.parametrize("key", [f"sk-proj-{number:04d}{number * 7919:032x}" for number in (0, 250, 499)] + AWKWARD)
 def test_b9_of_many_keys_each_is_found_in_each_form(key, form):

@@ -424,7 +424,7 @@ def test_l11_an_answer_that_no_script_gives_is_a_store_that_is_away(answer):
     shared = Shared()
     shared.link.answer = answer
     (usage,) = result_of(shared.store.usage_of(ALICES))
-    assert usage["requests"] == (1 if answer.startswith("1 9") else 0)
+    assert usage.get("requests", 0) == (1 if answer.startswith("1 9") else 0)
 
 
 def test_l13_a_reload_sets_changes_and_removes_the_store():

@@ -212,7 +212,8 @@ async def test_l18_a_user_without_the_rights_is_a_store_that_is_away(world, tmp_
     (gateway,) = start_all(world, tmp_path, redis, world.provider(), 1, store, requests="100000/h", concurrency=30)
     await pause(2.5)
     await times_of(gateway, 20)
-    assert len(found := warned(gateway)) == 1, found
+    found = warned(gateway)
+    assert len(found) == 1, found
     line = found[0]
     assert "cannot use the store" in line
     assert reason in line
@@ -262,7 +263,8 @@ async def test_l18_a_certificate_of_another_name_is_a_store_that_is_away(world, 
         (gateway,) = start_all(world, tmp_path, plain, world.provider(), 1, store, requests="10/h")
         await pause(2.5)
         assert (await gateway.ask(headers=HEADERS)).status == 200
-        assert len(found := warned(gateway)) == 1, found
+        found = warned(gateway)
+        assert len(found) == 1, found
         line = found[0]
         assert "certificate" in line or "Mismatch" in line, line
         assert redis_keys(plain) == ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from aigw.access.amounts import Counts
 from aigw.access.journal import Journal
-from aigw.access.ledger import Counts, Ledger
+from aigw.access.ledger import Ledger
 from aigw.access.limits import WindowCount
 from aigw.access.other_journals import LONGEST_SECONDS, Key, Sum
 from aigw.config.model import Config

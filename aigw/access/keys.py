@@ -11,9 +11,10 @@ from hashlib import sha256
 
 from aigw.access.errors import NotAllowed
 from aigw.errors import BadRequest, Unauthorized, WrongKey
+from aigw.secret import PREFIX
 from aigw.settings.callers import Caller, Proof
 
-PREFIX, PUBLIC, SECRET = "aigw_", 8, 32
+PUBLIC, SECRET = 8, 32  # characters
 
 _CHARACTERS = string.ascii_letters + string.digits
 _HEADERS = {"WWW-Authenticate": "Bearer"}
@@ -27,6 +28,7 @@ class Keys:
     ) -> None:
         """``now`` gives Unix seconds. An admin that is one of the callers may do both."""
         self._now = now
+        self._keyed = [(caller.key, caller) for caller in callers if caller.key is not None]  # who has api_key
         self._callers = _by_digest(callers)
         self._admins = _by_digest(admins)
 
@@ -36,6 +38,21 @@ class Keys:
         Raises Unauthorized without a key and for one that is over, WrongKey if a key is wrong, NotAllowed for a key
         that only opens the pages, BadRequest for the keys of two callers.
         """
+        # Nearly every request has one key, which is good; all others are looked at again.
+        if api_key is None and azure is None and authorization is not None:
+            key = authorization[7:] if authorization[:7] == b"Bearer " else None
+        else:
+            key = (api_key or azure) if authorization is None and not (api_key and azure) else None
+        if key:
+            for secret, caller in self._keyed:
+                if secret.matches(key):
+                    return caller
+            digest = sha256(key).digest()
+            found = self._callers.get(digest)
+            if found is not None:
+                caller, proof = found
+                if proof.until is None and not proof.disabled and proof.digest.matches(digest):
+                    return caller
         return self._found(self._callers, self._admins, api_key, authorization, azure, _ADMIN)
 
     def admin(self, api_key: bytes | None, authorization: bytes | None) -> Caller:

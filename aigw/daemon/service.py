@@ -259,8 +259,8 @@ class GatewayService(Service):
                 raise Draining("The gateway is stopping.")
             runtime.check_ready()
 
-        sink, pricing = self._telemetry.record, self._telemetry.pricing(config)
-        root = api.tree(config, gateway, sink, self._telemetry.begin_trace, self._admission, pricing=pricing)
+        seen, admission = self._telemetry, self._admission
+        root = api.tree(config, gateway, seen.record, seen.begin_trace, admission, seen.pricing(config), seen.counters)
         resources.add_resources(root, config, self._admin, check_ready)
         return root, resources.tree(config, self._admin, check_ready, runtime.explainer(self._cooldowns))
 

@@ -26,7 +26,7 @@ from aigw.telemetry.record import RecordBuilder
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel
-    from aigw.server.limited import LimitedCall
+    from aigw.server.limited import LimitedClaim
     from aigw.server.resources import ApiResource
     from aigw.server.site import GatewaySite
 
@@ -47,7 +47,7 @@ class Request(TwistedRequest):
     request_id = ""
     max_body = 0  # bytes of the body that its resource reads, 0 for none
     caller: Caller | None = None
-    limited: LimitedCall | None = None  # of a caller with limits
+    limited: LimitedClaim | None = None  # of a caller with limits
     coding: str | None = None  # of a compressed body
     client_left = False
     _over = False  # answered, or left
@@ -237,7 +237,7 @@ class Request(TwistedRequest):
             self.clientproto,
             status,
             self.code_message,
-            headers.lines([*sent, (b"x-request-id", self.request_id.encode()), *self.resource.headers(self)]),
+            self.resource.lines(self, sent),
         )
 
     def write(self, data: bytes) -> None:

@@ -96,7 +96,7 @@ class Telemetry:
     def use(self, config: Config) -> None:
         """Count for the routes of this configuration from now on."""
         self.counters.keep(config.routes.values())
-        callers = [caller.name for caller in config.callers] if config.counts_callers else []
+        callers = config.callers if config.counts_callers else ()
         self.counters.keep_accounts(callers, config.prices is not None, config.keeps_accounts)
         if self._accounts is not None:
             self._accounts.use(config)
