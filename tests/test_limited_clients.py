@@ -40,6 +40,9 @@ def ask_anthropic(gateway, retries: int) -> str:
 
 
 CLIENTS = {"openai": ask_openai, "langchain": ask_langchain, "anthropic": ask_anthropic}
+EACH_CLIENT = pytest.mark.parametrize(
+    "client", ["openai", *(pytest.param(client, marks=pytest.mark.slow) for client in CLIENTS if client != "openai")]
+)  # to import the others takes as long as many tests
 
 
 def limited(world, client: str, **limits):
@@ -47,7 +50,7 @@ def limited(world, client: str, **limits):
     return world.gateway(provider, top={"keys": [named("alice", ALICE, **limits)]})
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+@EACH_CLIENT
 @ensureDeferred
 async def test_l6_a_client_waits_as_long_as_a_short_limit_asks(world, client):
     gateway = limited(world, client, requests="1/s")
@@ -66,7 +69,7 @@ async def test_l6_a_client_waits_as_long_as_a_short_limit_asks(world, client):
     assert time.monotonic() - began > 2.5
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+@EACH_CLIENT
 @ensureDeferred
 async def test_l6_a_client_stops_on_a_budget(world, client):
     gateway = limited(world, client, budget=[{"tokens": 20, "per": "day"}])
