@@ -1,7 +1,9 @@
-"""The command ``aigw``: short forms of ``twistd -n --pidfile= aigw ...``, which runs the gateway in the foreground."""
+"""The command ``aigw``: short forms of ``twistd -n --pidfile= --reactor=aigw aigw ...``, which runs the gateway in the
+foreground, with its own reactor where the system has epoll."""
 
 from __future__ import annotations
 
+import select
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +12,7 @@ from twisted.scripts import twistd
 from aigw.daemon.init import init
 
 EX_USAGE = 64
-IN_FOREGROUND = ["-n", "--pidfile=", "aigw"]
+IN_FOREGROUND = ["-n", "--pidfile=", *(["--reactor=aigw"] if hasattr(select, "epoll") else []), "aigw"]
 COMMANDS = {
     "demo": ["--demo"],
     "check": ["--check-config"],

@@ -15,7 +15,8 @@ from aigw.string_search import StringSearch
 _SCHEME = re.compile(r"(?:bearer|basic|token|key|api-?key) +(\S{8,})", re.IGNORECASE)
 # A key of this form is long and mixed: an answer does not contain it by chance, as a number or as a member's name.
 _UNMISTAKABLE = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9._~+/=:%-]{20,}")
-MADE_HERE = re.compile(r"aigw_[A-Za-z0-9]{40}")  # the form of the keys that the gateway makes for callers
+PREFIX = "aigw_"
+MADE_HERE = re.compile(rf"{PREFIX}[A-Za-z0-9]{{40}}")  # the form of the keys that the gateway makes for callers
 _SIGNING = b"aigw cookie signing key 2"
 _BACKSLASHES = r"\\(?:\\|(?<=\\)u(?i:005c))*"  # a run of backslashes, each plain or escaped
 _FIRST = r"(?<!\\)(?<!\\u(?i:005c))"  # the start of such a run

@@ -289,9 +289,11 @@ class Gateway:
     def reload(self) -> Deferred:
         return bounded(self.service.reload())
 
+    host = "127.0.0.1"
+
     async def connect(self, method: str = "POST") -> Client:
         client = Client(method)
-        endpoint: Any = HostnameEndpoint(reactor, "127.0.0.1", self.port)
+        endpoint: Any = HostnameEndpoint(reactor, self.host, self.port)
         if self.tls:
             root = ssl.Certificate.loadPEM(self.world.ca_file.read_bytes())
             endpoint = wrapClientTLS(ssl.optionsForClientTLS("127.0.0.1", trustRoot=root), endpoint)

@@ -71,7 +71,9 @@ class Book:
         self.ledger = Ledger(self.world.clock.seconds, lambda: 1_800_000_000.25)
         admission = Admission(self.ledger, self.world.clock, lambda: 1_800_000_000.25)
         config, gateway = self.world.config, self.world.gateway
-        self.world.site.resource = api.tree(config, gateway, self._record, None, admission, pricing=keeps)
+        self.world.site.resource = api.tree(
+            config, gateway, self._record, None, admission, keeps, counters=self.telemetry.counters
+        )
         self.telemetry.use(config)
         if usage:
             self.telemetry._write_line = lambda each: self.lines.append(json.loads(line_of(each, 1_800_000_000.25)))

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from contrib.bench import latency, report, scale, scenes, wrk
+from contrib.bench import __main__ as command
+from contrib.bench import instructions, latency, pair, report, scale, scenes, wrk
 from contrib.bench.client import Clients, Target, added, percentile, request
-from contrib.bench.contestants import KEY, PATH, chat, provider
-from contrib.bench.machine import TICK, Cores, cpu_of, free_port, status_kb
+from contrib.bench.contestants import KEY, PATH, ROOT, Contestant, Tree, chat, provider
+from contrib.bench.machine import Cores, cpu_of, free_port, interpreter, status_kb
 from contrib.bench.scenes import Figures
 
 # Arithmetic
 
 
-def test_cpu_is_user_and_kernel_time_whatever_the_process_is_called():
-    fields = ["S", *["0"] * 10, "150", "50", *["9"] * 30]
-    assert cpu_of(f"123 (a) (b) c) {' '.join(fields)}") == 200 / TICK
-    assert cpu_of("") == 0.0
+def test_cpu_is_that_of_another_process_with_all_its_threads_and_0_of_one_that_has_ended():
+    """Exact: 10 ms of a tick would be 1 % of a window of a second."""
+    busy = (
+        "import threading, time; t = threading.Thread(target=lambda: [None for _ in range(10**6)]); t.start(); t.join()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{busy}; print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        first = cpu_of(process.pid)
+        stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        counted = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+        process.communicate(b"\n")
+    assert first == pytest.approx(counted, abs=0.03)
+    assert first * 1e6 % 1e4 != 0
+    assert cpu_of(process.pid) == 0.0
+
+
+def test_the_report_names_the_interpreter_and_how_it_was_built():
+    assert f"CPython {sys.version.split()[0]} ({os.path.realpath(sys.executable)}: " in interpreter()
 
 
 def test_memory_is_found_by_its_name():
@@ -61,6 +82,78 @@ def test_a_ratio_is_the_median_of_the_runs_own_ratios():
 def test_a_scene_of_errors_only_has_no_ratio():
     results = {"small": {"nginx": [figures(10)], "aigw": [figures(0)]}}
     assert "| small, per request | - |" in report.markdown(results, "machine", "date", 1, 1)
+
+
+def test_a_share_is_that_of_one_round_and_the_report_has_its_median_and_range():
+    seen = {
+        "base": [figures(100), figures(400), figures(100)],
+        "now": [figures(90), figures(400), figures(80)],
+        "nginx": [figures(10, p50_ms=0.3), figures(20, p50_ms=0.2), figures(10, p50_ms=0.2, errors=1)],
+    }
+    assert pair.shares_of(seen) == [0.9, 1.0, 0.8]
+    counts = [{"small, per request": 734_000.0}, {"small, per request": 353_000.0}]
+    text = pair.markdown({"small": seen}, "Base: 1. Now: 2.", 3, 1, counts)
+    assert "| small, per request | 0.900 | 0.800 | 1.000 | 100 | 90.0 | 10.0 | 9.00 |" in text
+    assert "| small | 1.00 | 1.00 | 0.20 | 1.00 | 1.00 | 1.00 | 1 |" in text
+    assert "| small, per request | 734,000 | 353,000 | 0.481 |" in text
+    assert "Base: 1. Now: 2.\n\n3 rounds of 1 s." in text
+
+
+def test_a_base_that_did_nothing_has_no_share():
+    assert pair.shares_of({"base": [figures(0)], "now": [figures(9)]}) == [0.0]
+
+
+def test_who_is_first_alternates_and_nginx_is_in_each_round(monkeypatch):
+    order = []
+
+    def measure(scene, who, seconds, warm):
+        order.append((scene.name, who.name, bool(who.tls), warm))
+        return figures(1)
+
+    monkeypatch.setattr(pair, "measure", measure)
+    contestants = [Contestant(name, None, 1, tls=tls) for tls in (None, "pair") for name in ("base", "now", "nginx")]
+    small, tls = scenes.SCENES[0], next(scene for scene in scenes.SCENES if scene.tls)
+    pair.by_turns([small, tls], contestants, 1, 2)
+    assert [each[1] for each in order[:6]] == ["base", "now", "nginx", "now", "base", "nginx"]
+    assert {each[0]: each[2] for each in order} == {small.name: False, tls.name: True}
+    assert [each[3] for each in order] == [False] * 3 + [True] * 3 + [False] * 3 + [True] * 3
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
+def test_the_base_is_what_git_has_and_each_tree_is_started_as_its_own_unit_starts_it(tmp_path):
+    base, now = pair.trees("HEAD", tmp_path)
+    assert (base.root / "aigw" / "tap.py").exists()
+    assert now == Tree("now", ROOT)
+    unit = base.root / "contrib" / "systemd" / "ai-gateway.service"
+    unit.write_text(unit.read_text().replace("twistd -n", "twistd -n --reactor=poll"))
+    assert base.twistd() == ["-n", "--reactor=poll", *now.twistd()[1:]]
+    (tmp_path / "b").mkdir()
+    with pytest.raises(SystemExit, match="--base: nothing is not a commit"):
+        pair.trees("nothing", tmp_path / "b")
+
+
+def test_a_base_is_a_pair_and_an_unknown_scene_is_a_mistake(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "--base", "v1"])
+    options = command._options()
+    assert (options.what, options.base, options.seconds, options.instructions) == ("pair", "v1", 1, 0)
+    monkeypatch.setattr(sys, "argv", ["bench", "--only", "smal"])
+    with pytest.raises(SystemExit):
+        command._options()
+    assert "--only: smal is no scene; the scenes are small, " in capsys.readouterr().err
+
+
+def test_all_instructions_of_a_dump_are_counted():
+    assert instructions.total("# callgrind format\nevents: Ir\ntotals: 12345\n") == 12345
+    assert instructions.total("") == 0
+
+
+def test_a_scene_in_which_not_all_took_part_is_in_the_report():
+    results = {
+        "small": {"aigw": [figures(123.4)], "nginx": [figures(20)], "LiteLLM": [figures(40)]},
+        "tls_small": {"aigw": [figures(150)], "nginx": [figures(30)]},
+    }
+    text = report.markdown(results, "a machine.", "2026-01-01", 5, 3)
+    assert "| tls_small, per request | 5.00 | - |" in text
 
 
 def test_the_report_in_markdown():
@@ -132,6 +225,40 @@ def test_connections_are_kept_busy(port):
     assert len(times.chunks) >= 10 * len(times.whole) > 30
 
 
+def test_so_many_requests_and_no_more(port):
+    kept = target(port, "mock")
+    with Clients([kept]) as clients:
+        clients.exactly(kept, 3, 10)
+        clients.exactly(kept, 3, 10)
+        assert len(clients.times[kept].whole) == 20
+
+
+def test_head_and_body_come_apart():
+    """Each in a segment of its own, after a pause; on a kept connection too."""
+    body, reads = chat("mock"), []
+
+    def serve():
+        peer, _ = server.accept()
+        with peer:
+            while data := peer.recv(65536):
+                reads.append(data)
+                if data.endswith(body):
+                    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        who = Contestant("x", None, server.getsockname()[1])
+        apart = replace(who.target(body, apart=True), pause=0.2)  # whatever else this machine does
+        with Clients([apart]) as clients:
+            clients.exactly(apart, 1, 2)
+            assert not clients.times[apart].errors
+        thread.join(10)
+    heads, bodies = reads[::2], reads[1::2]
+    assert bodies == [body] * 2
+    assert heads == [who.target(body).request.removesuffix(body)] * 2
+
+
 def test_an_answer_that_is_no_success_is_an_error():
     """Whoever closes in the middle, too."""
     with (
@@ -164,6 +291,12 @@ with socket.create_server(("127.0.0.1", 0)) as server:
     ("options", "shown"),
     [
         (["table", "--runs=1"], "| stream_paced, per chunk |"),
+        (["table", "--runs=1", "--only=small_apart,tls_small,tls_paced"], "| tls_paced, per chunk |"),
+        (["--base=HEAD", "--rounds=2", "--only=small_apart,tls_small"], "| tls_small, per request |"),
+        (
+            ["pair", "--rounds=1", "--only=small", "--instructions"],
+            "| machine instructions of the gateway in user mode |",
+        ),
         (["latency"], "| time to first output |"),
         (["tls"], "| answers of 1 MB, CPU ms per MB | both |"),
         (["scale", "--streams=200"], "| streams | 200 |"),
@@ -171,7 +304,7 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 )
 def test_the_command(options, shown):
     command = [sys.executable, "-m", "contrib.bench", *options, "--seconds=1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert shown in done.stdout
     rows = [line for line in done.stdout.splitlines() if line.startswith(("| small", "| stream"))]

@@ -62,7 +62,7 @@ def run(folder, *words, **more):
     ],
 )
 def test_d6_a_command_is_nothing_but_twistd_s(words, options):
-    assert translate(words) == ["-n", "--pidfile=", "aigw", *options]
+    assert translate(words) == ["-n", "--pidfile=", "--reactor=aigw", "aigw", *options]
 
 
 def test_each_command_is_an_option_of_twistd_aigw_and_stands_in_the_help():

@@ -67,12 +67,14 @@ class Daemon:
     def __init__(self, folder, *arguments, **more):
         self.out, self.err = folder / "out", folder / "err"
         self.log = more.pop("log", self.err)
+        prefix = more.pop("prefix", ())  # words before the command, such as those for a network namespace
         files = more.pop("files", None)  # its limits of open files, soft and hard
         self.started = time.monotonic()
         with self.out.open("w") as out, self.err.open("w") as err:
             command = twistd(folder, *arguments, **more)
             if files:
                 command["args"] = ["prlimit", f"--nofile={files[0]}:{files[1]}", *command["args"]]
+            command["args"] = [*prefix, *command["args"]]
             self.process = self.start(**command, stdout=out, stderr=err)
 
     def start(self, args, cwd, env, stdout, stderr, **more):

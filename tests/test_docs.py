@@ -359,7 +359,7 @@ NOT_RUN = {
     r"sudo systemctl reload ai-gateway": "tests/booted/test_service.py::test_reload_with_a_new_certificate_under_load",
     r"systemctl restart ai-gateway": "tests/booted/test_service.py::test_restart_under_load_fails_no_request_and_a_running_stream_gets_its_last_byte",
     r"systemctl stop ai-gateway\.socket ai-gateway": "tests/booted/test_service.py::test_a_bad_configuration_is_exit_78_and_no_restart_loop",
-    r"systemctl (disable|enable) --now ai-gateway": "tests/booted/test_service.py::test_two_instances_are_rolled_one_after_the_other_under_load",
+    r"INSTANCES=auto (contrib/systemd|/opt/ai-gateway/current)/install\.sh install-service": "tests/booted/test_instances.py::test_y1_install_service_makes_as_many_as_it_is_asked_for",
     r"systemctl mask --now ai-gateway\.socket": "tests/booted/test_deploy.py::test_plain_http_on_loopback_is_asked_for_readiness_as_such",
     r"curl --cacert /etc/ai-gateway/": "tests/booted/test_service.py::test_install_service_makes_it_active_and_it_answers_over_tls",
     r"curl --unix-socket /run/aigw/": "tests/test_admin.py::test_d3_each_instance_of_one_configuration_is_asked_on_a_socket_of_its_own",

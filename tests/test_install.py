@@ -46,7 +46,8 @@ def settings(unit):
 def test_help_tells_every_command():
     said = install("help")
     assert said.returncode == 0
-    commands = "build install install-service upgrade rollback deploy uninstall test test-coverage help".split()
+    commands = "build install install-service upgrade rollback reload restart deploy uninstall test test-coverage help"
+    commands = commands.split()
     assert [name for name in commands if not re.search(rf"^  {name}\b", said.stdout, re.M)] == []
     assert install().stdout == said.stdout
 
@@ -87,13 +88,28 @@ def test_a_release_for_another_python_is_refused_before_anything_is_touched(tmp_
     assert not Path("/opt/ai-gateway/releases/1.0.0-test").exists()
 
 
-def test_the_template_is_the_service_but_for_its_name_and_the_door():
+def test_the_template_is_the_service_but_for_its_name_and_its_sockets():
     service, template = settings("ai-gateway.service"), settings("ai-gateway@.service")
-    assert {name for name, _ in set(service) ^ set(template)} == {"Description", "ExecStopPost", "Environment"}
+    differ = {"Description", "Sockets", "ExecStartPre", "ExecStopPost", "Environment"}
+    assert {name for name, _ in set(service) ^ set(template)} == differ
+    (stop,) = (value for name, value in service if name == "ExecStopPost")
+    assert ("ExecStopPost", stop.replace("ai-gateway.socket", "ai-gateway@%i.socket")) in template
+    assert ("Environment", "AIGW_INSTANCE=%i") in template
     assert ("Environment", "AIGW_ADMIN=unix:/run/aigw/admin.sock") in service
     assert ("Environment", "AIGW_ADMIN=unix:/run/aigw/%i.sock") in template
     assert {("RuntimeDirectory", "aigw"), ("RuntimeDirectoryPreserve", "yes")} < set(service)
     assert [each for each in service if each in template] == [each for each in template if each in service]
+
+
+def test_y1_the_socket_of_an_instance_is_that_of_one_process_but_for_the_port_that_it_shares():
+    one, several = settings("ai-gateway.socket"), settings("ai-gateway@.socket")
+    assert set(several) - set(one) == {
+        ("Description", "AI Gateway: the HTTPS socket of instance %i"),
+        ("ReusePort", "yes"),
+    }
+    assert set(one) - set(several) == {("Description", "AI Gateway: the HTTPS socket")}
+    assert ("Sockets", "ai-gateway@%i.socket") in settings("ai-gateway@.service")
+    assert ("Sockets", "ai-gateway.socket") in settings("ai-gateway.service"), "one process is as it was"
 
 
 def test_d3_the_units_give_what_the_daemon_needs():

@@ -21,13 +21,21 @@ OTHER = os.getppid()
 EMPTY = hashlib.sha256().hexdigest()
 
 
+def releases(folder: Path, *names: str) -> None:
+    """Those are unpacked, with the units of this checkout."""
+    for name in names:
+        units = folder / "home/releases" / name / "systemd"
+        units.mkdir(parents=True)
+        (units / "ai-gateway@.socket").touch()
+
+
 def part(folder: Path, script: str, python: str = sys.executable, **environ: str):
     """Run ``script`` after the functions of install.sh; HOME_DIR and ETC are in ``folder``."""
     functions = INSTALL.read_text().partition("\ncommand=")[0]
     (folder / "functions.sh").write_text(functions)
     program(folder / "home/current/venv/bin/python", f'exec {shlex.quote(python)} "$@"')
     (folder / "etc/keys").mkdir(parents=True, exist_ok=True)
-    where = f"source functions.sh; HOME_DIR=$PWD/home ETC=$PWD/etc UNITS=$PWD; {script}"
+    where = f"source functions.sh; HOME_DIR=$PWD/home ETC=$PWD/etc UNITS=$PWD RUN=$PWD/run WANTS=$PWD/wants; {script}"
     clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return subprocess.run(
         ["bash", "-c", where],
@@ -120,15 +128,167 @@ def test_d3_where_the_certificate_is_not_seen_in_the_file_the_other_scheme_is_as
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("admin", [True, False])
-def test_d3_two_processes_do_not_open_one_listener_for_administrators(tmp_path, admin):
+ROLL = (
+    "current() { echo 1; }; check_config() { :; }; activate() { :; }; state() { :; }; point() { :; }; timeout() { :; };"
+)
+ROLL += " systemctl() { :; }; stays_up() { echo stays_up $1; }; restarted() { echo restarted $1; };"
+TWO = "ai-gateway@1.service ai-gateway@2.service"
+
+
+def running(units: str) -> str:
+    """Those units run, each with its socket unit."""
+    return f"""running() {{ printf '%s\\n' {units}; }};
+        open_sockets() {{ printf '%s\\n' {units.replace(".service", ".socket")}; }};"""
+
+
+@pytest.mark.parametrize(
+    ("admin", "units"),
+    [
+        ("", "ai-gateway.service"),
+        ("admin: 9464\n", "ai-gateway.service"),
+        ("admin: ${AIGW_ADMIN} # of each unit\n", "ai-gateway.service"),
+        ("admin: '${AIGW_ADMIN}'\n", TWO),
+    ],
+)
+def test_d3_two_processes_do_not_open_one_listener_for_administrators(tmp_path, admin, units):
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/config.yaml").write_text("api_key: k\n" + "admin: 9464\n" * admin)
-    stubs = "current() { echo 1; }; running() { echo ai-gateway.service; }; check_config() { :; }; activate() { :; };"
-    stubs += "systemctl() { :; }; stays_up() { :; }; restarted() { echo restarted $1; }; point() { :; };"
-    said = part(tmp_path, f"{stubs} roll 2").stdout
-    assert ("in addition to the running one" in said) != admin
-    assert ("restarted ai-gateway.service" in said) == admin  # here no helper can be started
+    (tmp_path / "etc/config.yaml").write_text("api_key: k\n" + admin)
+    releases(tmp_path, "2")
+    said = part(tmp_path, f"{ROLL} {running(units)} roll 2").stdout
+    alone = "9464" in admin
+    assert ("in addition to the running one" in said) != alone
+    assert [line for line in said.splitlines() if line.startswith("restarted")] == [
+        f"restarted {u}" for u in units.split()
+    ]
+    assert ("stays_up ai-gateway@upgrade.service" in said) != alone
+
+
+def test_y4_the_helper_of_a_roll_accepts_on_the_sockets_of_all_units_and_leaves_nothing(tmp_path):
+    """Or the clients that the kernel gives to the socket of an instance that drains would wait for it."""
+    seen = 'stays_up() { cat "$RUN/$HELPER.d/"*; readlink "$RUN/ai-gateway@upgrade.socket"; };'
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/config.yaml").write_text("api_key: k\n")
+    releases(tmp_path, "2")
+    said = part(tmp_path, f"{ROLL} {running(TWO)} {seen} roll 2").stdout
+    assert "Sockets=ai-gateway@1.socket ai-gateway@2.socket \n" in said
+    assert "Environment=AIGW_ADMIN=unix:/run/aigw/upgrade.sock\n/dev/null\n" in said
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_y4_one_unit_that_does_not_become_ready_brings_all_back(tmp_path):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/config.yaml").write_text("api_key: k\n")
+    fails = 'restarted() { echo "$1 $AT"; [ "$1 $AT" != "ai-gateway@2.service new" ]; }; activate() { AT=$1; }; AT=old;'
+    fails += " current() { echo old; }; journalctl() { :; };"
+    releases(tmp_path, "new")
+    done = part(tmp_path, f"{ROLL} {running(TWO)} {fails} roll new")
+    steps = [line for line in done.stdout.splitlines() if line.startswith("ai-gateway@")]
+    assert (done.returncode, steps) == (
+        1,
+        [f"ai-gateway@{each}" for each in "1.service new,2.service new,1.service old,2.service old".split(",")],
+    )
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_y4_several_instances_do_not_go_back_to_a_release_that_had_one_socket_for_all(tmp_path):
+    done = part(tmp_path, f"{ROLL} {running(TWO)} roll 2")
+    assert (done.returncode, "restarted" in done.stdout) == (1, False)
+    assert "release 2 has no sockets for several instances; run INSTANCES=1 " in done.stderr
+
+
+def test_y1_the_script_of_an_installed_release_changes_the_number_without_an_artefact(tmp_path):
+    (tmp_path / ".complete").touch()
+    (tmp_path / "ID").write_text("1.0.0-x\n")
+    said = part(tmp_path, 'HERE=$PWD; payload; echo "$ID $PAYLOAD"').stdout
+    assert said.split() == ["1.0.0-x", str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "enabled", "units"),
+    [
+        ("", "", "ai-gateway.service"),
+        ("", TWO, TWO),
+        ("1", TWO, "ai-gateway.service"),
+        ("auto", "", TWO),
+        ("11", "", " ".join(f"ai-gateway@{number}.service" for number in range(1, 12))),
+    ],
+)
+def test_y3_how_many_units_there_are_to_be(tmp_path, asked, enabled, units):
+    for unit in enabled.split():
+        (tmp_path / "wants").mkdir(exist_ok=True)
+        (tmp_path / "wants" / unit).touch()
+    said = part(tmp_path, "nproc() { echo 2; }; wanted_units", INSTANCES=asked)
+    assert said.stdout.split() == units.split()
+
+
+@pytest.mark.parametrize("count", ["0", "100", "two"])
+def test_y3_a_wrong_number_is_refused_before_anything_is_done(tmp_path, count):
+    nothing = (
+        'for each in need_root need_systemd payload; do eval "$each() { :; }"; done; install_release() { echo done; };'
+    )
+    done = part(tmp_path, f"{nothing} cmd_install_service", INSTANCES=count)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"INSTANCES: {count} is not a number of processes; write a number from 1 to 99, or auto" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("listen: ['tcp:1']", "has listen, and one process alone can open these listeners; remove listen"),
+        ("admin: 9464", "has one listener in admin, and each process needs its own; write admin: ${AIGW_ADMIN}"),
+        ("admin: ${AIGW_ADMIN}", ""),
+        ("api_key: k", ""),
+    ],
+)
+def test_y3_what_only_one_process_can_open_is_a_mistake_for_several(tmp_path, config, says):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/config.yaml").write_text(config)
+    done = part(tmp_path, f"check_instances ai-gateway.service; check_instances '{TWO}'")
+    assert (done.returncode != 0) == bool(says)
+    assert says in done.stderr
+
+
+CHANGE = """check_config() { :; }; copy_dropins() { :; }; current() { :; }; open_socket() { echo open $*; }; start_unit() { echo up $1; };
+systemctl() { echo $*; };"""
+
+
+@pytest.mark.parametrize(
+    ("before", "count", "steps"),
+    [
+        ("ai-gateway@1.service", "1", ["disable -q ai-gateway@1", "stop ai-gateway@1.socket", "--no-block stop ai-gateway@1.service",
+                                       "open ai-gateway.service 10", "up ai-gateway.service"]),
+        ("ai-gateway.service", "2", ["disable -q ai-gateway.service", "stop ai-gateway.socket", "--no-block stop ai-gateway.service",
+                                     "open ai-gateway@1.service 10", "open ai-gateway@2.service 10", "up ai-gateway@1", "up ai-gateway@2"]),
+        (TWO, "3", ["open ai-gateway@3.service 0", "up ai-gateway@3.service"]),
+        (f"{TWO} ai-gateway@3.service", "2", ["disable -q ai-gateway@3", "stop ai-gateway@3.socket", "stop ai-gateway@3.service"]),
+        (TWO, "2", []),
+    ],
+)  # fmt: skip
+def test_y3_who_leaves_closes_its_socket_first_and_who_comes_opens_one_before_it_starts(tmp_path, before, count, steps):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/config.yaml").write_text("api_key: k\n")
+    done = part(tmp_path, f"{CHANGE} {running(before)} change_instances", INSTANCES=count)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("→")]
+    assert len(lines) >= len(steps)
+    assert all(line.startswith(step) for line, step in zip(lines, steps, strict=False)), lines
+    assert bool(steps) == bool(lines)
+
+
+def test_y4_a_reload_goes_from_one_to_the_next_and_stops_at_a_refusal(tmp_path):
+    stubs = "need_root() { :; }; need_systemd() { :; }; state() { echo fine; };"
+    for refuses, reached in (("nothing", TWO), ("ai-gateway@1.service", "ai-gateway@1.service")):
+        script = f'{stubs} {running(TWO)} systemctl() {{ echo $2 >&2; [ "$2" != {refuses} ]; }}; cmd_reload'
+        done = part(tmp_path, script)
+        assert [line for line in done.stderr.splitlines() if line.startswith("ai-")] == reached.split()
+        assert (done.returncode != 0) == (refuses != "nothing")
+    assert "ai-gateway@1.service did not reload; it and the units after it keep the configuration" in done.stderr
+
+
+def test_y5_the_check_of_an_installed_instance_warns_as_the_instance_does(tmp_path):
+    script = (SYSTEMD / "ai-gateway").read_text()
+    assert script.count("/etc/systemd/system/multi-user.target.wants/ai-gateway@1.service") == 1
+    assert "${instance:+-p Environment=AIGW_INSTANCE=1}" in script
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999", "08", "http"])
@@ -160,14 +320,14 @@ def test_d3_a_process_that_has_ended_is_not_waited_for(tmp_path):
 def test_d3_where_readiness_is_asked_for_follows_from_the_socket_and_the_configuration(tmp_path, config, listens, url):
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/config.yaml").write_text(config)
-    said = part(tmp_path, f"systemctl() {{ :; }}; state() {{ echo '{listens} (Stream)'; }}; ready_url || true")
+    said = part(tmp_path, f"open_sockets() {{ echo s; }}; state() {{ echo '{listens} (Stream)'; }}; ready_url || true")
     assert said.stdout.strip() == url
 
 
 def test_d3_a_helper_that_is_not_ready_stops_before_anything_else_is_done(tmp_path):
     script = "systemctl() { echo $*; }; activate() { echo activate $1; }; restarted() { echo restarted $1; };"
     untouched = part(tmp_path, f"{script} go_back 1.0.0 helper ''").stdout
-    assert untouched.splitlines()[:3] == ["stop helper", "reset-failed helper", "activate 1.0.0"]
+    assert untouched.splitlines()[:4] == ["stop helper", "reset-failed helper", "daemon-reload", "activate 1.0.0"]
     touched = part(tmp_path, f"{script} go_back 1.0.0 helper one").stdout
     assert touched.splitlines() == [
         "activate 1.0.0",
@@ -175,6 +335,7 @@ def test_d3_a_helper_that_is_not_ready_stops_before_anything_else_is_done(tmp_pa
         "restarted one",
         "stop helper",
         "reset-failed helper",
+        "daemon-reload",
     ]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,14 +15,17 @@ from pathlib import Path
 
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.internet.threads import deferToThread
 
 from aigw.access import journal
-from aigw.access.journal import Journal, JournaledLedger
+from aigw.access.journal import Journal
+from aigw.access.journaled_ledger import JournaledLedger
 from aigw.access.ledger import Claim
 from aigw.access.limits import WindowCount
+from aigw.access.other_journals import OtherJournals
 from aigw.config import loader
+from aigw.store.shared_store import SharedStore
 from tests.harness import lines_of_the_log, until
 from tests.providers import answer, begin_stream, event
 
@@ -130,7 +134,7 @@ def test_l9_several_processes_have_a_file_each(tmp_path):
     names = {each.name for each in (tmp_path / "state").iterdir() if each.suffix == ".journal"}
     assert names == {"budgets.journal", "budgets-2.journal", "budgets-3.journal"}
     again = ledger_of(config)
-    assert spent(again, config) == [1, 1]
+    assert spent(again, config) == [6, 6], "what all of them spent"
     again.finish()
 
 
@@ -279,6 +283,158 @@ def test_l9_systemd_names_the_folder(tmp_path):
     assert loader.build(tree, {}, tmp_path).state is None
 
 
+# Several processes
+
+
+def followed(ledger: JournaledLedger, config, wanted: list[int]) -> None:
+    """Each count is the sum within a moment."""
+    deadline = time.monotonic() + 5
+    account = account_in(config)
+    while True:
+        ledger.follow()
+        counts = [ledger.counts_of(account).of(budget) for budget in account.budgets]
+        found = [count.spent + count.reserved for count in counts]
+        if found == wanted:
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
+
+
+def test_l17_processes_with_one_folder_count_together(tmp_path):
+    config = config_of(tmp_path)
+    first = ledger_of(config)
+    use(first, config, 70)
+    running = Claim((account_in(config),), 100)
+    first.admit(running)
+    deadline = time.monotonic() + 5
+    while first._journal._changed and time.monotonic() < deadline:
+        time.sleep(0.001)
+    second = ledger_of(config)
+    followed(second, config, [170, 170])
+    use(second, config, 5)
+    first.settle(running, 30)
+    followed(first, config, [105, 105])
+    followed(second, config, [105, 105])
+    first.finish()  # it has drained
+    third = ledger_of(config)  # has the file of the first one
+    assert spent(third, config) == [105, 105]
+    use(third, config, 1)
+    followed(second, config, [106, 106])
+    for _ in range(3):
+        second.follow()
+        third.follow()
+    for each in (second, third):
+        assert spent(each, config) == [106, 106]
+        each.finish()
+    for _ in range(3):
+        again = ledger_of(config)
+        assert spent(again, config) == [106, 106]
+        again.finish()
+
+
+def test_l17_a_budget_that_all_of_them_have_spent_is_refused_by_each(tmp_path):
+    config = config_of(tmp_path)
+    first, second = ledger_of(config), ledger_of(config)
+    use(first, config, 8000)
+    followed(second, config, [8000, 8000])
+    reached = second.admit(Claim((account_in(config),), 1500))
+    assert (reached.kind, reached.budget.per, reached.used) == ("budget", "hour", 8000)
+    for each in (first, second):
+        each.finish()
+
+
+def test_l17_what_others_spent_in_a_period_that_is_over_is_not_counted_in_the_next_one(tmp_path):
+    config, now = config_of(tmp_path), [time.time()]
+    first = ledger_of(config)
+    use(first, config, 70)
+    first.finish()
+    os.rename(tmp_path / "state" / "budgets.journal", tmp_path / "state" / "budgets-2.journal")
+    second = JournaledLedger(time.monotonic, lambda: now[0])
+    second.use(config)
+    second.start()
+    assert spent(second, config) == [70, 70]
+    use(second, config, 5)
+    now[0] += 3600
+    use(second, config, 3)
+    assert spent(second, config) == [78, 3]
+    second.follow()
+    second.finish()
+    lines = [json.loads(line) for line in (tmp_path / "state" / "budgets.journal").read_text().splitlines()]
+    assert {line[1]: line[3] for line in lines} == {"tokens per year": 8, "tokens per hour": 3}, "its own alone"
+
+
+def test_l17_a_file_that_is_removed_is_not_counted_any_more(tmp_path):
+    config = config_of(tmp_path)
+    first = ledger_of(config)
+    use(first, config, 70)
+    first.finish()
+    os.rename(tmp_path / "state" / "budgets.journal", tmp_path / "state" / "budgets-2.journal")
+    second = ledger_of(config)
+    use(second, config, 5)
+    assert spent(second, config) == [75, 75]
+    os.unlink(tmp_path / "state" / "budgets-2.journal")
+    followed(second, config, [5, 5])
+    second.finish()
+
+
+def test_l17_another_folder_has_other_processes(tmp_path):
+    (tmp_path / "other").mkdir()
+    config, other = config_of(tmp_path), config_of(tmp_path, state="other")
+    for each, tokens in ((config, 70), (other, 7)):
+        made = ledger_of(each)
+        use(made, each, tokens)
+        made.finish()
+        os.rename(Path(each.state) / "budgets.journal", Path(each.state) / "budgets-2.journal")
+    made = ledger_of(config)
+    use(made, config, 5)
+    made.use(other)
+    assert spent(made, config) == [12, 12]
+    made.use(config)
+    assert spent(made, config) == [75, 75]
+    made.finish()
+
+
+def test_l17_a_file_that_is_being_written_is_read_as_far_as_it_is_whole(tmp_path):
+    path = tmp_path / "budgets.journal"
+    line = json.dumps(["key alice", "tokens", LATER, 5, 1]) + "\n"
+    others = OtherJournals(str(tmp_path), "budgets-2.journal")
+    key = ("key alice", "tokens")
+    assert not others.read()
+    path.write_text(line + line[:10])
+    assert others.read()
+    assert others.sums(time.time()) == {key: (LATER, 6)}
+    assert not others.read()
+    with path.open("a") as file:
+        file.write(line.replace("5, 1", "7, 1")[10:])
+    assert others.read()
+    assert others.sums(time.time()) == {key: (LATER, 8)}
+    (tmp_path / "new").write_text(line.replace("5, 1", "9, 0"))
+    os.rename(tmp_path / "new", path)
+    assert others.read()
+    assert others.sums(time.time()) == {key: (LATER, 9)}
+    assert others.sums(LATER + 1) == {}
+
+
+def test_l17_a_loop_follows_while_there_is_a_journal_and_no_longer(tmp_path):
+    clock = Clock()
+    store = SharedStore(clock, time.monotonic, time.time)
+    store.use(config_of(tmp_path, state=None))
+    store.start()
+    assert not clock.getDelayedCalls()
+    config = config_of(tmp_path)
+    store.use(config)
+    other = ledger_of(config)
+    use(other, config, 70)
+    deadline = time.monotonic() + 5
+    while store.usage_of(account_in(config))["limits"]["budget"][0]["spent"] != 70:
+        assert time.monotonic() < deadline
+        clock.advance(0.5)
+        time.sleep(0.01)
+    other.finish()
+    store.finish()
+    assert not clock.getDelayedCalls()
+
+
 def start(folder: Path) -> subprocess.Popen:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     log_file = folder / f"{time.monotonic_ns()}.log"
@@ -312,7 +468,7 @@ async def test_l9_kill_9_in_mid_stream_leaves_the_budget_within_one_request(worl
     (world.folder / "state").mkdir()
     provider = world.provider(*[answer()] * 3, begin_stream(event({"content": "a"})))
     port = world.gateway(provider).port + 0
-    with __import__("socket").socket() as free:
+    with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     tree = {
@@ -344,3 +500,77 @@ async def test_l9_kill_9_in_mid_stream_leaves_the_budget_within_one_request(worl
     finally:
         daemon.kill()
         await deferToThread(daemon.wait)
+
+
+@ensureDeferred
+async def test_l17_a_process_that_starts_while_another_one_drains_has_its_budgets(world, tmp_path):
+    """As an upgrade does it: the first one is stopped in a stream, and killed or not; others start meanwhile."""
+    (world.folder / "state").mkdir()
+    provider = world.provider(answer(), begin_stream(event({"content": "a"})), answer())
+    ports, daemons = [], []
+    hello = {"model": "r", "messages": [{"role": "user", "content": "hi"}]}
+
+    async def begin() -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+        tree = {
+            "api_key": "a-key-of-the-gateway-for-tests",
+            "listen": [f"tcp:{ports[-1]}:interface=127.0.0.1"],
+            "providers": [{"name": "p", "base_url": world.base_url(provider)}],
+            "routes": [{"name": "r", "steps": [{"provider": "p", "model": "m"}]}],
+            "keys": [{"name": "alice", "key": KEY, "budget": [{"tokens": 1000, "per": "year"}], "assume": 500}],
+            "state": "state",
+        }
+        (world.folder / "config.yaml").write_text(json.dumps(tree))
+        (world.folder / "config.yaml").chmod(0o600)
+        daemons.append(await deferToThread(start, world.folder))
+        return len(ports) - 1
+
+    async def used(number: int) -> tuple[int, int]:
+        """What is spent and reserved in all."""
+        usage = json.loads(await deferToThread(curl, ports[number], "/v1/usage"))
+        (budget,) = usage["data"][0]["limits"]["budget"]
+        return budget["spent"], budget["reserved"]
+
+    async def until_used(number: int, total: int) -> None:
+        end = time.monotonic() + 5
+        while sum(found := await used(number)) != total:
+            assert time.monotonic() < end, found
+            await deferLater(reactor, 0.05)
+
+    try:
+        first = await begin()
+        assert b"choices" in await deferToThread(curl, ports[first], "/v1/chat/completions", hello)
+        streaming = deferToThread(curl, ports[first], "/v1/chat/completions", {**hello, "stream": True}, 30)
+        await until(lambda: len(provider.requests) == 2)
+        reserved = (await used(first))[1]
+        assert reserved > 500
+        daemons[first].terminate()
+        second = await begin()
+        assert await used(second) == (7 + reserved, 0), "at its first request"
+        refused = await deferToThread(curl, ports[second], "/v1/chat/completions", hello)
+        assert b"insufficient_quota" in refused, "507 of 1000 are gone, and it wants more than 500"
+        assert daemons[first].poll() is None, "it drains"
+        provider.connections[-1].fin()
+        await streaming
+        await deferToThread(daemons[first].wait)
+        end = time.monotonic() + 5
+        while sum(charged := await used(second)) == 7 + reserved:
+            assert time.monotonic() < end
+            await deferLater(reactor, 0.05)
+        assert 7 < charged[0] < 7 + reserved, "what the stream used, when it was over"
+        third = await begin()
+        assert await used(third) == charged
+        assert b"choices" in await deferToThread(curl, ports[third], "/v1/chat/completions", hello)
+        await until_used(third, charged[0] + 7)
+        await until_used(second, charged[0] + 7)
+        for number in (second, third):
+            daemons[number].kill()
+            await deferToThread(daemons[number].wait)
+        last = await begin()
+        assert await used(last) == (charged[0] + 7, 0)
+    finally:
+        for daemon in daemons:
+            daemon.kill()
+            await deferToThread(daemon.wait)

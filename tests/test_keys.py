@@ -46,6 +46,24 @@ def build(*keys: dict, environ: dict | None = None, folder: Path = Path("/nonexi
     return loader.build(tree, environ or {}, folder)
 
 
+@pytest.mark.parametrize(
+    ("instance", "key", "top", "warned"),
+    [
+        ("2", {"requests": "60/m"}, {}, True),
+        ("2", {"group": "g"}, {"groups": [{"name": "g", "concurrency": 3}]}, True),
+        ("2", {"requests": "60/m"}, {"store": "valkey://localhost"}, False),
+        ("2", {}, {}, False),
+        ("", {"requests": "60/m"}, {}, False),
+    ],
+)
+def test_y5_limits_of_one_of_several_instances_without_a_store_are_a_warning(instance, key, top, warned):
+    one = {"name": "a", "key": "some-key-of-a-caller-1", **key}
+    warnings = build(one, environ={"AIGW_INSTANCE": instance}, **top).warnings
+    assert [each for each in warnings if each.startswith("store: is missing, so each instance counts")] == (
+        [*warnings] if warned else []
+    )
+
+
 def mistakes(*keys: dict, **top) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         build(*keys, **top)

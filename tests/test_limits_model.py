@@ -203,10 +203,12 @@ class Model:
         for name, counts in self.ledger._counts.items():
             assert (counts.running, counts.tokens.reserved) == (0, 0), name
             assert [each.reserved for each in counts.budgets.values()] == [0] * len(counts.budgets)
-            assert counts.cost == spent[name] == counts.budgets["usd per year"].spent
-            assert counts.used == tokens[name]
-        for name, counted in self.book.telemetry.counters.callers.items():
-            assert counted.cost * PICO == spent[f"key {name}"]
+            assert spent[name] == counts.budgets["usd per year"].spent
+        counters = self.book.telemetry.counters
+        for kind, counted_by_name in (("key", counters.callers), ("group", counters.groups)):
+            for name, counted in counted_by_name.items():
+                assert counted.cost * PICO == spent[f"{kind} {name}"]
+                assert sum(counted.tokens.values()) == tokens[f"{kind} {name}"]
         assert not any(record.status == 500 for record in self.book.records)
 
 

@@ -154,6 +154,29 @@ def test_d3_sockets_of_systemd_are_taken(tmp_path, listen):
             pass  # it is systemd's, and whoever comes meanwhile waits in it
 
 
+def test_y3_a_socket_that_shares_its_port_is_closed_after_who_waits_in_it_was_taken(tmp_path):
+    """systemd has closed it already where there is to be one instance less. The other sockets it keeps."""
+    config = "\n".join(line for line in CONFIG.splitlines() if not line.startswith("listen"))
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(500)
+        address = listening.getsockname()
+        with with_socket(tmp_path, listening, config) as daemon:
+            daemon.wait_for("The gateway has started", seconds=30)
+            listening.close()
+            daemon.process.send_signal(signal.SIGSTOP)
+            clients = [socket.create_connection(address, timeout=10) for _ in range(300)]  # more than one turn takes
+            for client in clients:
+                client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            daemon.process.terminate()
+            daemon.process.send_signal(signal.SIGCONT)
+            assert all(b"healthy" in client.recv(4096) for client in clients)
+            for client in clients:
+                client.close()
+            assert daemon.process.wait(10) == -signal.SIGTERM
+
+
 def test_b11_a_socket_of_systemd_beyond_loopback_needs_tls(tmp_path):
     config = "\n".join(line for line in CONFIG.splitlines() if not line.startswith("listen"))
     with socket.socket() as listening:

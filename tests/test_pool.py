@@ -132,6 +132,52 @@ def test_idle_connections_are_used_again_most_recent_first_and_end_after_4_secon
     assert [wire.aborted for wire in wires] == [True, True, True]
 
 
+#   what the provider's answer says                 how long its connection is kept
+KEPT = {
+    "nothing":                  ({},                                        4),
+    "as node does":             ({"Keep_Alive": "timeout=5"},               4),
+    "as nginx does":            ({"keep_alive": "timeout=75"},              74),
+    "with a number, too":       ({"Keep_Alive": "max=100, Timeout = 20"},   19),
+    "quoted":                   ({"Keep_Alive": 'timeout="20"'},            19),
+    "a short time":             ({"Keep_Alive": "timeout=2"},               1),
+    "a time too short for it":  ({"Keep_Alive": "timeout=1"},               0),
+    "none":                     ({"Keep_Alive": "timeout=0"},               0),
+    "very long":                ({"Keep_Alive": "timeout=86400"},           300),
+    "no time":                  ({"Keep_Alive": "max=100"},                 4),
+    "no number":                ({"Keep_Alive": "timeout=-5"},              4),
+    "not a possible one":       ({"Keep_Alive": "timeout=" + "9" * 40},     4),
+    "of another name":          ({"Keep_Alive": "xtimeout=99"},             4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_s27_idle_connections_are_kept_as_long_as_the_provider_allows(case):
+    headers, seconds = KEPT[case]
+    world = MemoryGateway(1)
+    world.ask()
+    wire = world.doors["p1"].wire
+    wire.say(head(Content_Length=str(len(completion())), **headers) + completion())
+    if seconds:
+        world.clock.advance(seconds - 0.01)
+        assert not wire.aborted
+        world.clock.advance(0.02)
+    assert wire.aborted
+    assert [record.status for record in world.records] == [200]
+
+
+def test_s27_each_connection_has_the_time_of_its_last_answer():
+    world = MemoryGateway(1)
+    times = ["timeout=31", "timeout=3", "timeout=11"]
+    for _ in times:
+        world.ask()
+    wires = list(world.doors["p1"].wires)
+    for wire, time in zip(wires, times, strict=True):
+        wire.say(head(Content_Length=str(len(completion())), Keep_Alive=time) + completion())
+    for seconds, open_ones in ((1.9, [0, 1, 2]), (0.2, [0, 2]), (7.8, [0, 2]), (0.2, [0]), (19.8, [0]), (0.2, [])):
+        world.clock.advance(seconds)
+        assert [number for number, wire in enumerate(wires) if not wire.aborted] == open_ones
+
+
 def test_at_most_100_idle_connections_are_kept_for_a_provider():
     world = MemoryGateway(1)
     for _ in range(103):

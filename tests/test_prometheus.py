@@ -13,11 +13,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -68,11 +70,12 @@ def promtool(*arguments, text=None, folder=CONTRIB):
 
 
 @contextmanager
-def prometheus(folder, target):
-    """A Prometheus that scrapes ``target`` once a second; gives its address."""
+def prometheus(folder, target, config=None):
+    """A Prometheus that scrapes ``target`` once a second, or has another ``config``; gives its address."""
     url = f"127.0.0.1:{free_port()}"
     (folder / "prometheus.yml").write_text(
-        "global: {scrape_interval: 1s}\n"
+        config
+        or "global: {scrape_interval: 1s}\n"
         f"scrape_configs: [{{job_name: aigw, static_configs: [{{targets: ['{target}']}}]}}]\n"
     )
     command = ["prometheus", f"--web.listen-address={url}", "--config.file=prometheus.yml", "--storage.tsdb.path=data"]
@@ -181,6 +184,42 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(stage):
 )
 def test_promtool_finds_nothing_wrong_with_the_files(what):
     assert "SUCCESS" in promtool(*what)
+
+
+@needs_prometheus
+@pytest.mark.parametrize("instances", [0, 3], ids=["one process", "three instances"])
+def test_y6_the_file_scrapes_each_of_several_instances_once(tmp_path, instances):
+    """One that is in the list of `install.sh` too is not scraped twice. Without that list there is one process."""
+    port = free_port()
+    config = (CONTRIB / "prometheus.yml").read_text().replace("9464", str(port)).replace("15s", "1s")
+    config = config.replace("/opt/ai-gateway", str(tmp_path)).replace("rule_files: [aigw.rules.yml]\n", "")
+    names = [f"127.0.0.{number}:{port}" for number in range(1, max(1, instances) + 1)]
+    if instances:
+        (tmp_path / "prometheus.json").write_text(json.dumps([{"targets": names}]))
+    with ExitStack() as stack:
+        for name in names:
+            server = HTTPServer((name.partition(":")[0], port), Metric)
+            stack.callback(server.server_close)
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            stack.callback(server.shutdown)
+        asking = Asking(stack.enter_context(prometheus(tmp_path, "", config)))
+        wait(lambda: len(asking.ask('up{job="aigw"} == 1')) == len(names))
+        assert sorted(each["metric"]["instance"] for each in asking.ask("up")) == names
+        targets = json.loads(get(f"{asking.api}/targets", state="active"))["data"]["activeTargets"]
+        assert len(targets) == len(names)
+
+
+class Metric(BaseHTTPRequestHandler):
+    """A gateway's /metrics, as far as a scrape goes."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.end_headers()
+        self.wfile.write(b"aigw_up 1\n")
+
+    def log_message(self, *_):
+        pass
 
 
 @needs_prometheus

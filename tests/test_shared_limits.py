@@ -8,16 +8,16 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 
-from aigw.access import scripts
 from aigw.access.admission import Admission
 from aigw.access.errors import RateLimited, StoreUnavailable
 from aigw.access.ledger import Claim
-from aigw.access.shared_store import SharedStore
-from aigw.access.store_link import StoreError
-from aigw.access.store_state import ShortLimit
 from aigw.errors import ConfigError
 from aigw.settings.callers import Account, Budgeted
 from aigw.settings.limit_values import Rate
+from aigw.store import script_parts, scripts, store_debts
+from aigw.store.shared_store import SharedStore
+from aigw.store.store_link import StoreError
+from aigw.store.store_state import ShortLimit
 from tests.memory import body_of
 from tests.test_keys import ALICE, build, named, sha
 from tests.test_limits import LimitedGateway
@@ -37,13 +37,12 @@ class FakeLink:
         self.calls: list[tuple[str, list, list]] = []
         self.waits: list[Deferred] = []
         self.answer: str | Exception | None = ADMITTED
+        self.epoch = "0"
+        self.fails: set = set()  # scripts
         self.is_open = False
 
     def start(self):
         self.is_open = True
-
-    def revive(self):
-        pass
 
     def close(self):
         self.is_open = False
@@ -51,7 +50,9 @@ class FakeLink:
     def run(self, script, keys, args):
         self.calls.append((script, list(keys), list(args)))
         if script == scripts.PROBE and isinstance(self.answer, str):
-            return succeed("0")
+            return succeed(self.epoch)
+        if script in self.fails:
+            return fail(StoreError("gone"))
         if self.answer is None:
             self.waits.append(Deferred())
             return self.waits[-1]
@@ -212,7 +213,9 @@ def test_l11_what_was_used_meanwhile_is_charged_when_the_store_is_back():
     assert not shared.link.of(scripts.SETTLE)
     shared.link.answer = ADMITTED
     shared.clock.advance(1.0)
-    assert [args[:4] for args in shared.link.of(scripts.SETTLE)][1:] == [["", "77", "5", "1"]]
+    (freed, charged) = shared.link.of(scripts.SETTLE)
+    assert freed[1:5] == ["0", "0", "0", "again"], "it may have been admitted"
+    assert charged[1:5] == ["77", "5", "1", "once"]
     assert result_of(shared.store.admit(shared.claim())) == [None]
 
 
@@ -224,9 +227,9 @@ def test_l11_a_settlement_that_fails_is_charged_later():
     shared.store.settle(claim, 77)
     shared.link.answer = ADMITTED
     shared.clock.advance(1.0)
-    first, freed, charged = [args[:4] for args in shared.link.of(scripts.SETTLE)]
-    assert freed == [first[0], "0", "0", "0"], "its slot is free at once"
-    assert charged == ["", "77", "0", "0"]
+    first, second = [args[:5] for args in shared.link.of(scripts.SETTLE)]
+    assert first == [second[0], "77", "0", "0", "first"]
+    assert second[1:] == ["77", "0", "0", "again"], "the store finds out whether the first one was made"
 
 
 def test_l11_a_store_that_is_slow_to_answer_the_probe_stays_away():
@@ -283,10 +286,145 @@ def test_l12_leases_are_renewed_and_given_to_an_empty_store_again():
     shared.store.admit(claim)
     lease = f"{shared.link.of(scripts.ADMIT)[0][0]}|100|0"
     shared.clock.pump([1.0] * 12)
-    assert shared.link.of(scripts.RENEW) == [["15000", lease]]
+    (renewal,) = shared.link.of(scripts.RENEW)
+    assert (renewal[0], renewal[-1]) == ("14000", lease)
     shared.store.settle(claim, 1)
     shared.clock.pump([1.0] * 12)
     assert len(shared.link.of(scripts.RENEW)) == 1
+
+
+def test_l12_a_renewal_that_fails_is_made_again_before_the_lease_lapses():
+    """14 s: a renewal after 11 s at most; one that fails, the next probe a second later, and a second for another."""
+    assert (script_parts.LEASE_SECONDS, script_parts.RENEW_SECONDS) == (14.0, 10.0)
+    for offset in (0.0, 0.5, 0.99):
+        shared = Shared()
+        shared.clock.advance(offset)
+        result_of(shared.store.admit(shared.claim()))
+        began = shared.clock.seconds()
+        shared.clock.pump([0.01] * 900)
+        shared.link.answer = StoreError("lost")
+        while not shared.link.of(scripts.RENEW):
+            shared.clock.advance(0.01)
+        shared.link.answer = ADMITTED
+        while len(shared.link.of(scripts.RENEW)) < 2:
+            shared.clock.advance(0.01)
+        assert shared.clock.seconds() - began < 13.0
+
+
+def test_l15_what_was_settled_twice_keeps_its_id_until_the_store_has_answered():
+    shared = Shared()
+    claim = shared.claim()
+    shared.store.admit(claim)
+    shared.link.answer = StoreError("gone")
+    shared.store.settle(claim, 77)
+    local = shared.claim(tokens=5)
+    assert shared.store.admit(local) is None
+    shared.store.settle(local, 6)
+    for _ in range(4):  # it is there for a moment, and gone before it answers
+        shared.link.answer = ADMITTED
+        shared.link.fails = {scripts.SETTLE}
+        shared.clock.advance(1.0)
+        shared.link.answer = StoreError("gone")
+        shared.clock.advance(1.0)
+    shared.link.answer, shared.link.fails = ADMITTED, set()
+    shared.clock.advance(2.0)
+    sent = {tuple(args[:5]) for args in shared.link.of(scripts.SETTLE)}
+    assert len({lease for lease, *_ in sent}) == 2
+    assert {each[1:] for each in sent} == {
+        ("77", "0", "0", "first"),
+        ("77", "0", "0", "again"),
+        ("6", "0", "1", "once"),
+    }
+    count = len(shared.link.of(scripts.SETTLE))
+    shared.clock.advance(60.0)
+    assert len(shared.link.of(scripts.SETTLE)) == count, "each of them was answered"
+
+
+def test_l15_a_store_that_was_emptied_is_charged_what_it_cannot_know():
+    shared = Shared()
+    claim = shared.claim()
+    shared.store.admit(claim)
+    shared.link.answer = StoreError("gone")
+    shared.store.settle(claim, 77)
+    shared.link.answer, shared.link.epoch = ADMITTED, "another"
+    shared.clock.advance(1.0)
+    assert shared.link.of(scripts.SETTLE)[-1][1:5] == ["77", "0", "0", "once"]
+
+
+def test_l15_a_reload_that_writes_the_store_in_another_way_keeps_what_it_does_not_know_yet():
+    shared = Shared()
+    claim = shared.claim()
+    shared.store.admit(claim)
+    shared.link.answer = StoreError("gone")
+    shared.store.settle(claim, 77)
+    shared.store.use(build(named("alice", ALICE), store="redis://other"))
+    shared.clock.advance(0.01)
+    assert shared.link.of(scripts.SETTLE)[-1][1:5] == ["77", "0", "0", "again"]
+
+
+def test_l15_what_is_kept_for_the_store_is_bounded(monkeypatch):
+    monkeypatch.setattr(store_debts, "MOST_KEPT", 3)
+    debts = store_debts.Debts("p")
+    for number in range(10):
+        debts.add(f"{number}|9|0", store_debts.Settlement((ALICES,), 5))
+    assert len(debts) == 4
+    taken = debts.take()
+    assert sum(each.tokens for _, each in taken) == 50
+    assert (len(taken), len(debts)) == (4, 0)
+
+
+def test_l5_what_is_known_of_an_account_is_what_the_store_answered_last():
+    shared = Shared(instances=2)
+    first = shared.store.known_usage_of(ALICES)
+    assert first["limits"]["requests"]["limit"] == 5, "until it has answered: what this gateway has by itself"
+    shared.link.answer = "3 70 0 1 1 4 70 0 1000 0"
+    shared.clock.advance(1.0)
+    known = shared.store.known_usage_of(ALICES)
+    assert (known["requests"], known["tokens"], known["limits"]["requests"]["remaining"]) == (3, 70, 6)
+    shared.link.answer = "4 80 0 1 1 5 80 0 1000 0"
+    assert shared.store.known_usage_of(ALICES)["requests"] == 3
+    shared.clock.advance(1.0)
+    assert shared.store.known_usage_of(ALICES)["requests"] == 4
+    count = len(shared.link.of(scripts.USAGE))
+    shared.clock.advance(1.0)
+    shared.clock.pump([1.0] * 5)
+    assert len(shared.link.of(scripts.USAGE)) == count + 1, "nobody has asked since"
+    shared.link.answer = StoreError("gone")
+    shared.store.known_usage_of(ALICES)
+    shared.clock.advance(1.0)
+    assert shared.store.known_usage_of(ALICES)["limits"]["requests"]["limit"] == 5
+    alone = SharedStore(shared.clock, shared.clock.seconds, shared.clock.seconds)
+    alone.use(build(named("alice", ALICE)))
+    assert alone.known_usage_of(ALICES) == alone.usage_of(ALICES)
+
+
+def test_l5_a_look_at_many_accounts_is_spread_over_seconds():
+    shared = Shared()
+    shared.link.answer = "3 70 0 1 1 4 70 0 1000 0"
+    accounts = [Account(name=f"key {number}", requests=Rate(10, 60.0)) for number in range(500)]
+    for account in accounts:
+        shared.store.known_usage_of(account)
+    counts = []
+    for _ in range(4):
+        before = len(shared.link.of(scripts.USAGE))
+        shared.clock.advance(1.0)
+        counts.append(len(shared.link.of(scripts.USAGE)) - before)
+    assert counts == [200, 200, 100, 0]
+    assert all(shared.store.known_usage_of(account)["requests"] == 3 for account in accounts)
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "0", "nan 0 0 0 0 0 0 0 0 0 0", "0 0 0 0 0 1e300 0 0 0 0 0", "1 9 0 0 0 0 0 0 0 0 0", "x " * 11, "0 " * 12]
+)  # fmt: skip
+def test_l11_an_answer_that_no_script_gives_is_a_store_that_is_away(answer):
+    shared = Shared()
+    shared.link.answer = answer
+    assert result_of(shared.store.admit(shared.claim())) == [None]
+    assert not shared.store.state.is_up
+    shared = Shared()
+    shared.link.answer = answer
+    (usage,) = result_of(shared.store.usage_of(ALICES))
+    assert usage.get("requests", 0) == (1 if answer.startswith("1 9") else 0)
 
 
 def test_l13_a_reload_sets_changes_and_removes_the_store():

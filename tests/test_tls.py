@@ -181,18 +181,20 @@ async def test_s5_a_client_that_speaks_only_h2_is_not_told_that_we_do(world):
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @ensureDeferred
-async def test_b11_no_session_is_resumed(world, version):
-    """What a resumed session is encrypted with would outlive its forward secrecy.
-
-    TLS 1.3 always names the session, which OpenSSL calls a ticket too, but nothing is kept under that name.
-    """
+async def test_s25_a_client_resumes_its_session_until_a_reload(world, version):
     gateway = secure(world)
     context = trusting(world, version=version)
     first = await visit(gateway.port, context)
-    assert first.session.has_ticket == (version is ssl.TLSVersion.TLSv1_3)
-    second = await visit(gateway.port, context, session=first.session)
-    assert not second.reused
-    assert second.answer.endswith(HEALTHY)
+    assert first.session.has_ticket
+    assert 0 < first.session.ticket_lifetime_hint <= 3600
+    for _ in range(3):
+        again = await visit(gateway.port, context, session=first.session)
+        assert again.reused
+        assert again.answer.endswith(HEALTHY)
+    assert await gateway.reload()
+    other = await visit(gateway.port, context, session=first.session)
+    assert not other.reused
+    assert other.answer.endswith(HEALTHY)
 
 
 # B11: what the listener shows, and where

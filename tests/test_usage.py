@@ -10,6 +10,7 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
+from aigw.protocols import usage
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.usage import by_kind, find_usage, usage_in
 from tests.providers import DONE, STREAM_HEAD, answer, chunk, completion, event, stream
@@ -156,3 +157,25 @@ def send_slowly(connection, pieces):
 def test_what_stands_at_the_top_comes_before_what_stands_in_its_details():
     said = b'{"usage": {"prompt_tokens": 5, "prompt_tokens_details": {"prompt_tokens": 0, "cached_tokens": 2}}}'
     assert usage_in(said) == {"prompt_tokens": 5, "cached_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"prompt_tokens":1,"completion_tokens":2}}',
+        b'{"prompt_tokens":1.0,"completion_tokens":2e3,"total_tokens":true}',
+        b'{"prompt_tokens":9007199254740992,"completion_tokens":9007199254740991,"total_tokens":123456789012345678901}',
+        b'{"prompt_tokens":-1,"completion_tokens":null,"total_tokens":"3","cached_tokens":[1],"x":"}"}',
+        b'{"prompt_tokens":1,"prompt_tokens":2,"total_tokens":NaN}',
+        b'{"x":"}","prompt_tokens":1}',
+        b'{"x":"{","prompt_tokens":1}',
+        b'{"x":"\xff","prompt_tokens":1}',
+        b'{"x":"\\ud800","prompt_tokens":1}',
+        b'{"prompt_tokens":1',
+        b"{}",
+    ],
+)
+def test_g2_a_flat_object_is_read_as_any_other(monkeypatch, data):
+    found = usage.counts_in(data)
+    monkeypatch.setattr(usage, "_flat", lambda data: None)
+    assert found == usage.counts_in(data)

@@ -54,8 +54,9 @@ class Redis:
         raise AssertionError("it does not start")
 
     def do(self, *command: str) -> str:
+        """The answer; an error is one too, and so is that it is not there."""
         tool = ["redis-cli", "-p", str(self.port), "-a", PASSWORD, "--no-auth-warning", *command]
-        return subprocess.run(tool, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(tool, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGCONT)
@@ -66,12 +67,14 @@ class Redis:
 class Process(harness.Gateway):
     """A gateway in a process of its own."""
 
-    def __init__(self, world, folder, url: str, store: str, **limits) -> None:
+    def __init__(self, world, folder, url: str, store: str, prefix=(), host: str = "127.0.0.1", **limits) -> None:
         folder.mkdir()
+        self.host = host
+        endpoint = f"tcp:0:interface={host}"
         config = {
             "api_key": "${GATEWAY_API_KEY}",
             "admin": "tcp:0:interface=127.0.0.1",
-            "listen": ["tcp:0:interface=127.0.0.1"],
+            "listen": [endpoint if host == "127.0.0.1" else {"endpoint": endpoint, "insecure": True}],
             "providers": [{"name": "a", "base_url": url, "api_key": "${A_KEY}"}],
             "routes": [{"name": "route", "steps": [{"provider": "a", "model": "m"}]}],
             "keys": [named("alice", ALICE, **limits)],
@@ -79,10 +82,12 @@ class Process(harness.Gateway):
             "instances": 3,
         }
         environ = {**KEYS, "PASSWORD": PASSWORD}
-        self.daemon = FreshDaemon(folder, "-c", "config.yaml", config=json.dumps(config), environ=environ)
+        self.daemon = FreshDaemon(
+            folder, "-c", "config.yaml", config=json.dumps(config), environ=environ, prefix=prefix
+        )
         world._closers.append(self.kill)
         self.world, self.tls = world, False
-        self.admin = self.daemon.wait_for("The gateway has opened the admin listener")["address"]
+        self.admin = self.daemon.wait_for("The gateway has opened the admin listener", seconds=30)["address"]
         self.port = int(self.daemon.wait_for("The gateway has opened a listener")["address"].rpartition(":")[2])
         self.daemon.wait_for("The gateway has started")
 
@@ -157,7 +162,7 @@ async def test_l12_a_killed_gateway_gives_its_slots_back_within_15_s(world, tmp_
         world_ok = client.answer.status
         await pause(0.5)
     assert world_ok == 200
-    assert time.monotonic() - began < 16
+    assert time.monotonic() - began < 15
 
 
 FAULTS = {

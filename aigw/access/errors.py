@@ -18,7 +18,6 @@ from aigw.settings.limit_values import zone_of
 if TYPE_CHECKING:
     from aigw.access.ledger import Claim, LimitReached
 
-Header = tuple[bytes, bytes]
 _ROUNDING = 1e-6  # of sums of fractions
 
 
@@ -58,6 +57,21 @@ class BudgetSpent(RequestError):
     type = "insufficient_quota"
 
 
+class TooLargeForLimit(TokensLimited):
+    """A request that is larger than the limit, for a client that repeats each 429: 413."""
+
+    status = 413
+
+
+class BudgetSpentForGood(BudgetSpent):
+    """A budget that is spent, for a client that repeats each 429: 402, as Anthropic has it for a ``billing_error``."""
+
+    status = 402
+
+
+_NOT_REPEATED: dict[type, type[RequestError]] = {TokensLimited: TooLargeForLimit, BudgetSpent: BudgetSpentForGood}
+
+
 def refused(refusal: LimitReached, now: float) -> RequestError:
     """The error for a limit that is reached; ``now`` in Unix seconds."""
     whose = _whose(refusal)
@@ -80,6 +94,16 @@ def refused(refusal: LimitReached, now: float) -> RequestError:
         limit = f"{account.concurrency} requests at the same time"
     text = f"Rate limit reached for {whose}: {limit}. Please try again in {_in_words(seconds)}."
     return RateLimited(text, headers=_again(seconds))
+
+
+def for_client(error: RequestError, user_agent: bytes | None) -> RequestError:
+    """The error as this client understands it. The Vercel AI SDK repeats every 429, whatever its headers and its code
+    are, so it gets another status where a repetition is of no use.
+    """
+    if user_agent and user_agent.find(b"ai-sdk/") >= 0 and error.headers.get("x-should-retry") == "false":
+        other = _NOT_REPEATED.get(type(error))
+        return other(error.message, headers=error.headers) if other is not None else error
+    return error
 
 
 def _budget_spent(refusal: LimitReached, whose: str, now: float) -> BudgetSpent:
@@ -106,24 +130,30 @@ def _in_words(seconds: float) -> str:
     return f"{max(1, ceil(seconds * 1000 - _ROUNDING)) / 1000:g}s"
 
 
-def limit_headers(claim: Claim) -> list[Header]:
-    """The headers with what the caller has left."""
-    sent: list[Header] = []
-    if claim.requests is not None:
-        limit, left, reset = claim.requests
-        sent = [
-            (b"x-ratelimit-limit-requests", b"%d" % limit),
-            (b"x-ratelimit-remaining-requests", b"%d" % left if left > 0 else b"0"),
-            (b"x-ratelimit-reset-requests", _duration(ceil(reset * 1000 - _ROUNDING))),
-        ]
-    if claim.window is not None:
-        limit, left, reset = claim.window
-        sent += (
-            (b"x-ratelimit-limit-tokens", b"%d" % limit),
-            (b"x-ratelimit-remaining-tokens", b"%d" % left if left > 0 else b"0"),
-            (b"x-ratelimit-reset-tokens", _duration(ceil(reset * 1000 - _ROUNDING))),
-        )
-    return sent
+_OF_REQUESTS = (
+    b"X-Ratelimit-Limit-Requests: %d\r\nX-Ratelimit-Remaining-Requests: %d\r\nX-Ratelimit-Reset-Requests: %b\r\n"
+)
+_OF_TOKENS = b"X-Ratelimit-Limit-Tokens: %d\r\nX-Ratelimit-Remaining-Tokens: %d\r\nX-Ratelimit-Reset-Tokens: %b\r\n"
+_OF_BOTH = _OF_REQUESTS + _OF_TOKENS
+
+
+def with_limits(lines: bytes, claim: Claim) -> bytes:
+    """The header lines of an answer, and those with what the caller has left.
+
+    The limits of the provider are those of its key and go under other names: the client sees those of its own key.
+    """
+    if lines.find(b"X-Ratelimit-") >= 0:
+        lines = (b"\n" + lines).replace(b"\nX-Ratelimit-", b"\nX-Upstream-Ratelimit-")[1:]
+    requests, window = claim.requests, claim.window
+    if requests is None:
+        return lines if window is None else lines + _OF_TOKENS % _room(*window)
+    if window is None:
+        return lines + _OF_REQUESTS % _room(*requests)
+    return lines + _OF_BOTH % (_room(*requests) + _room(*window))
+
+
+def _room(limit: int, left: int, reset: float) -> tuple[int, int, bytes]:
+    return limit, left if left > 0 else 0, _duration(ceil(reset * 1000 - _ROUNDING))
 
 
 @lru_cache(maxsize=1024)
@@ -136,8 +166,3 @@ def _duration(milliseconds: int) -> bytes:
     minutes, rest = divmod(ceil(milliseconds / 1000), 60)
     hours, minutes = divmod(minutes, 60)
     return b"%dh%dm%ds" % (hours, minutes, rest) if hours else b"%dm%ds" % (minutes, rest)
-
-
-def as_upstream(sent: list[Header]) -> list[Header]:
-    """The headers of a provider's answer, its limits under other names: the client sees those of its own key."""
-    return [(b"x-upstream-" + name[2:] if name[:12] == b"x-ratelimit-" else name, value) for name, value in sent]

@@ -1,8 +1,9 @@
-"""The budgets of one process on the disk: they are there again after a restart, also after a kill.
+"""The budgets on the disk: they are there again after a restart, also after a kill.
 
 Each change of a budget is a line with its present state, so the last line of a budget counts, and any beginning of the
 file is a state that was. A thread writes the lines as they come, and makes the disk keep them once a second. A request
-that ran when the process was killed is charged what it had reserved.
+that ran when the process was killed is charged what it had reserved. Processes with one folder count together: each
+writes what it spent itself, and adds what the others write.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 
 import msgspec
 
-from aigw.access.ledger import Ledger
 from aigw.access.limits import WindowCount
-from aigw.config.model import Config
+from aigw.access.other_journals import BudgetLine, JournalFile, Key, OtherJournals, State, Sum
 from aigw.telemetry import logs
 
 SYNC_SECONDS = 1.0
@@ -29,67 +29,9 @@ FINISH_SECONDS = 2.0  # the end of the process waits so long for the disk
 MODE = 0o600
 SMALL = 1024 * 1024  # bytes of a file that is not made smaller
 MOST_PROCESSES = 64  # with one folder
-LONGEST_SECONDS = 367 * 86_400.0  # no period is longer; a line that has one is broken
-
-Key = tuple[str, str]
-State = tuple[float, int, int]  # the end of the period in Unix seconds, what is spent, and what is reserved
-
-
-class BudgetLine(msgspec.Struct, array_like=True):
-    """One line: whose budget, which one, and its state."""
-
-    account: str
-    budget: str
-    ends: float
-    spent: int
-    reserved: int
-
+FOLLOW_SECONDS = 0.5  # between two looks at the files of other processes
 
 _encode = msgspec.json.encode
-_decode = msgspec.json.Decoder(BudgetLine).decode
-
-
-class JournaledLedger(Ledger):
-    """A Ledger whose budgets are kept in the folder ``state``, if there is one."""
-
-    def __init__(self, seconds: Callable[[], float], wall: Callable[[], float]) -> None:
-        super().__init__(seconds, wall)
-        self._journal: Journal | None = None
-        self._folder: str | None = None
-        self._started = False
-
-    def use(self, config: Config) -> None:
-        """See Ledger."""
-        has_budgets = any(account.budgets for caller in config.callers for account in caller.accounts)
-        self._folder = config.state if has_budgets or self._journal is not None else None
-        if self._started:
-            self._open()
-
-    def start(self) -> None:
-        """See Ledger. Budgets of earlier processes count from now on."""
-        self._started = True
-        self._open()
-
-    def finish(self) -> None:
-        """See Ledger."""
-        if self._journal is not None:
-            self._journal.finish()
-
-    def _open(self) -> None:
-        folder = self._folder
-        if folder is None or (self._journal is not None and self._journal.folder == folder):
-            return
-        if self._journal is not None:
-            self._journal.finish()
-        self._journal = Journal(folder)
-        now = self._wall()
-        for (account, budget), (ends, spent, reserved) in self._journal.load().items():
-            if now < ends < now + LONGEST_SECONDS:
-                self.restore(account, budget, ends, spent + reserved)
-        for account, budget, count in self.budgets():
-            self._journal.note(account, budget, count)
-        self.note = self._journal.note
-        self._journal.start()
 
 
 class Journal:
@@ -97,7 +39,11 @@ class Journal:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self.elsewhere: dict[Key, Sum] = {}  # what the counts have of other processes; the event loop's alone
         self._path = ""
+        self._others: OtherJournals | None = None
+        self._news: Mapping[Key, Sum] | None = None
+        self._looked = 0.0
         self._lock = -1
         self._fd = -1
         self._size = 0
@@ -113,22 +59,32 @@ class Journal:
 
     def note(self, account: str, budget: str, count: WindowCount) -> None:
         """A budget has changed. Never blocks: of each budget at most one state waits."""
+        spent, elsewhere = count.spent, self.elsewhere.get((account, budget))
+        if elsewhere is not None and count.ends <= elsewhere[0]:  # else it has begun a new period
+            spent -= elsewhere[1]
         with self._changing:
-            self._changed[account, budget] = count.ends, count.spent, count.reserved
+            self._changed[account, budget] = count.ends, spent, count.reserved
             waits, self._waits = self._waits, False
         if waits:
             self._wake.put(None)
 
     def load(self) -> Mapping[Key, State]:
-        """The budgets of the process before, by account and budget. A line that is broken is left out."""
+        """The budgets of the process that had the file before, by account and budget."""
         self._path = self._own_path()
         if os.path.exists(self._path):
-            with self._reported(), open(self._path, "rb") as file:
-                for line in file:
-                    with suppress(msgspec.DecodeError, UnicodeDecodeError):
-                        entry = _decode(line)
-                        self._known[entry.account, entry.budget] = entry.ends, entry.spent, entry.reserved
+            with self._reported():
+                file = JournalFile(self._path)
+                file.read()
+                self._known = file.states
+        self._others = OtherJournals(self.folder, os.path.basename(self._path))
+        self._read_others()
         return dict(self._known)
+
+    def take_news(self) -> Mapping[Key, Sum] | None:
+        """What other processes have spent in all; None if that has not changed since the last time."""
+        with self._changing:
+            news, self._news = self._news, None
+        return news
 
     def start(self) -> None:
         """Start the thread. A process that forks must fork before."""
@@ -157,6 +113,14 @@ class Journal:
                 break
         return path
 
+    def _read_others(self) -> None:
+        self._looked = time.monotonic()
+        with suppress(OSError):  # the file of this process has the same one, which is reported
+            if self._others is not None and self._others.read():
+                sums = self._others.sums(time.time())
+                with self._changing:
+                    self._news = sums
+
     # In the thread
 
     def _run(self) -> None:
@@ -167,6 +131,8 @@ class Journal:
                 unsynced = self._until_written(changed) or unsynced
             elif self._ending.is_set():
                 break
+            if time.monotonic() - self._looked >= FOLLOW_SECONDS:
+                self._read_others()
             due = synced + SYNC_SECONDS - time.monotonic()
             if unsynced and due <= 0:
                 with self._reported():
@@ -177,7 +143,7 @@ class Journal:
             if not may_wait:
                 continue
             with suppress(Empty):
-                self._wake.get(timeout=max(0.0, due) if unsynced else None)
+                self._wake.get(timeout=min(max(0.0, due), FOLLOW_SECONDS) if unsynced else FOLLOW_SECONDS)
         self._close(unsynced)
 
     def _until_written(self, changed: Mapping[Key, State]) -> bool:

@@ -11,9 +11,10 @@ from hashlib import sha256
 
 from aigw.access.errors import NotAllowed
 from aigw.errors import BadRequest, Unauthorized, WrongKey
+from aigw.secret import PREFIX
 from aigw.settings.callers import Caller, Proof
 
-PREFIX, PUBLIC, SECRET = "aigw_", 8, 32
+PUBLIC, SECRET = 8, 32  # characters
 
 _CHARACTERS = string.ascii_letters + string.digits
 _HEADERS = {"WWW-Authenticate": "Bearer"}
@@ -27,6 +28,7 @@ class Keys:
     ) -> None:
         """``now`` gives Unix seconds. An admin that is one of the callers may do both."""
         self._now = now
+        self._keyed = [(caller.key, caller) for caller in callers if caller.key is not None]  # who has api_key
         self._callers = _by_digest(callers)
         self._admins = _by_digest(admins)
 
@@ -36,6 +38,21 @@ class Keys:
         Raises Unauthorized without a key and for one that is over, WrongKey if a key is wrong, NotAllowed for a key
         that only opens the pages, BadRequest for the keys of two callers.
         """
+        # Nearly every request has one key, which is good; all others are looked at again.
+        if api_key is None and azure is None and authorization is not None:
+            key = authorization[7:] if authorization[:7] == b"Bearer " else None
+        else:
+            key = (api_key or azure) if authorization is None and not (api_key and azure) else None
+        if key:
+            for secret, caller in self._keyed:
+                if secret.matches(key):
+                    return caller
+            digest = sha256(key).digest()
+            found = self._callers.get(digest)
+            if found is not None:
+                caller, proof = found
+                if proof.until is None and not proof.disabled and proof.digest.matches(digest):
+                    return caller
         return self._found(self._callers, self._admins, api_key, authorization, azure, _ADMIN)
 
     def admin(self, api_key: bytes | None, authorization: bytes | None) -> Caller:
@@ -78,10 +95,7 @@ class Keys:
         if refused:
             raise NotAllowed(refusal)
         if caller is None:
-            raise Unauthorized(
-                "The request has no API key; send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'.",
-                headers=_HEADERS,
-            )
+            raise Unauthorized(_NO_KEY if token is not None or not authorization else _NO_BEARER, headers=_HEADERS)
         if two:
             raise BadRequest(
                 "X-Api-Key, Api-Key and Authorization hold the keys of two different callers; send one of the headers."
@@ -98,6 +112,11 @@ class Keys:
 
 
 _Known = dict[bytes, tuple[Caller, Proof]]
+_NO_KEY = "The request has no API key; send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
+_NO_BEARER = (
+    "The request has no API key: the header Authorization is not of the form 'Bearer KEY'. Send the key as "
+    "'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
+)
 _ADMIN = "The admin key opens the status page and the metrics only; send the key of a caller."
 _NO_ADMIN = "This API key is for requests; the status page and the metrics need the admin key."
 

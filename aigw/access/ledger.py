@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from aigw.access.limits import TOLERANCE, RequestCount, WindowCount, end_of_period
+from aigw.access.amounts import Counts, usage_of
+from aigw.access.limits import TOLERANCE, WindowCount
 from aigw.config.model import Config
-from aigw.settings.callers import PICO, Account, Budgeted
+from aigw.settings.callers import Account, Budgeted
 
 Note = Callable[[str, str, WindowCount], None]
 Room = tuple[int, int, float]
@@ -31,29 +32,6 @@ class LimitReached(NamedTuple):
     needed: int = 1
     used: int = 0
     budget: Budgeted | None = None
-
-
-class Counts:
-    """What one account has used, and what it has reserved."""
-
-    __slots__ = ("budgets", "cost", "refused", "requests", "running", "taken", "tokens", "used")
-
-    def __init__(self) -> None:
-        self.requests = RequestCount()
-        self.tokens = WindowCount()
-        self.budgets: dict[str, WindowCount] = {}  # by the key of a Budgeted
-        self.running = 0
-        self.taken = 0  # requests since the start, and the next ones too
-        self.used = 0  # tokens
-        self.cost = 0  # PICO
-        self.refused = 0
-
-    def of(self, budget: Budgeted) -> WindowCount:
-        """The count of a budget."""
-        found = self.budgets.get(budget.key)
-        if found is None:
-            found = self.budgets[budget.key] = WindowCount()
-        return found
 
 
 class Claim(msgspec.Struct, eq=False):
@@ -113,70 +91,108 @@ class Ledger:
 
     def admit(self, claim: Claim) -> LimitReached | None:
         """Take all that the claim asks for, or nothing; note the room that is left, where it is least."""
-        now, known, tokens = self._seconds(), self._counts, claim.tokens
-        reached: LimitReached | None = None
-        for account in claim.accounts:
+        # This runs for every request of a key with limits, so the arithmetic is written out instead of called. It
+        # takes as it goes, and gives back if the limit of another account is reached.
+        now, known, tokens, money = self._seconds(), self._counts, claim.tokens, claim.money
+        for number, account in enumerate(claim.accounts):
             counts = known.get(account.name) or self.counts_of(account)
-            if account.budgets and reached is None:
-                reached = self._spent(account, counts, claim)
-            rate = account.tokens
-            if rate is not None:
-                window, limit = counts.tokens, rate.limit
+            slots, rate, window_rate = account.concurrency, account.requests, account.tokens
+            window = counts.tokens
+            if slots is not None and counts.running >= slots:
+                return self._refused(claim, number, now)
+            if account.budgets:
+                wall = self._wall()
+                if counts.kept_of is not account:
+                    counts.prepare(account)
+                for count, most, in_usd, budget in counts.kept:
+                    if wall >= count.ends:
+                        count.turn_to_calendar(budget.per, budget.zone, wall)
+                    spent = count.spent + count.reserved
+                    if spent + (money if in_usd else tokens) > most or (in_usd and spent >= most):
+                        return self._refused(claim, number, now)
+            if window_rate is not None:
                 if now >= window.ends:
-                    window.spent, window.ends = 0, now + rate.seconds
-                used = window.spent + window.reserved
-                if used + tokens > limit and tokens and reached is None:
-                    wait = None if tokens > limit else window.ends - now
-                    reached = LimitReached("tokens", account, wait, tokens, used)
-                left = limit - used - tokens
-                if claim.window is None or left < claim.window[1]:
-                    claim.window = limit, left, window.ends - now
-            rate = account.requests
+                    window.spent, window.ends = 0, now + window_rate.seconds
+                left = window_rate.limit - window.spent - window.reserved - tokens
+                if left < 0 and tokens:
+                    return self._refused(claim, number, now)
+                room = claim.window
+                if room is None or left < room[1]:
+                    claim.window = window_rate.limit, left, window.ends - now
             if rate is not None:
                 limit, seconds = rate
                 requests = counts.requests
-                share, elapsed = requests.used, now - requests.at
+                used, elapsed = requests.used, now - requests.at
                 if elapsed > 0:  # as drain does it
                     requests.at = now
-                    share -= elapsed * limit / seconds
-                    requests.used = share = share if share > 0 else 0.0
-                free = limit - share - 1 + TOLERANCE
-                if free < 0 and reached is None:
-                    reached = LimitReached("requests", account, requests.seconds_to_room(rate), 1, limit)
-                if claim.requests is None or free < claim.requests[1]:
-                    claim.requests = limit, int(free), (share + 1) * seconds / limit
-        if reached is None:  # a request that waits for a slot has passed all other limits
-            for account in claim.accounts:
-                slots = account.concurrency
-                if slots is not None and known[account.name].running >= slots:
-                    reached = LimitReached("concurrency", account, 1.0, 1, slots)
-        if reached is not None:
-            if reached.kind != "concurrency":
-                self.count_refused(claim)
-            self._show(claim, now)
-            return reached
-        claim.admitted = True
-        for account in claim.accounts:
-            counts = known[account.name]
+                    used -= elapsed * limit / seconds
+                    requests.used = used = used if used > 0 else 0.0
+                share = used + 1
+                free = limit - share + TOLERANCE
+                if free < 0:
+                    return self._refused(claim, number, now)
+                requests.used = share
+                room = claim.requests
+                if room is None or free < room[1]:
+                    claim.requests = limit, int(free), share * seconds / limit
             counts.running += 1
-            counts.taken += 1
-            if account.requests is not None:
-                counts.requests.used += 1
-            counts.tokens.reserved += tokens
-            for budget in account.budgets:
-                count = counts.budgets[budget.key]
-                count.reserved += claim.money if budget.in_usd else tokens
-                if self.note is not None:
-                    self.note(account.name, budget.key, count)
+            window.reserved += tokens
+            if account.budgets:
+                for count, _, in_usd, _ in counts.kept:
+                    count.reserved += money if in_usd else tokens
+        claim.admitted = True
+        if self.note is not None:
+            self._note_budgets(claim, self.note)
         return None
+
+    def _note_budgets(self, claim: Claim, note: Note) -> None:
+        for account in claim.accounts:
+            for budget in account.budgets:
+                note(account.name, budget.key, self._counts[account.name].budgets[budget.key])
+
+    def _refused(self, claim: Claim, taken: int, now: float) -> LimitReached | None:
+        """Give back what the first ``taken`` accounts gave, and find out which limit is reached."""
+        for account in claim.accounts[:taken]:
+            counts = self._counts[account.name]
+            counts.running -= 1
+            counts.tokens.reserved -= claim.tokens
+            if account.requests is not None:
+                counts.requests.used -= 1
+            for count, _, in_usd, _ in counts.kept if account.budgets else ():
+                count.reserved -= claim.money if in_usd else claim.tokens
+        self._show(claim, now)
+        found = [self._reached(account, claim, now) for account in claim.accounts]
+        reached = [each for each in found if each is not None]
+        if not reached:  # a period of the calendar has ended just now
+            return self.admit(claim)
+        # A request that waits for a slot has passed all other limits.
+        return min(reached, key=lambda each: each.kind == "concurrency")
+
+    def _reached(self, account: Account, claim: Claim, now: float) -> LimitReached | None:
+        """The limit of this account that is reached."""
+        counts, tokens = self.counts_of(account), claim.tokens
+        reached = self._spent(account, counts, claim)
+        if reached is None and tokens and (rate := account.tokens) is not None:
+            used = counts.tokens.spent + counts.tokens.reserved
+            if used + tokens > rate.limit:
+                wait = None if tokens > rate.limit else counts.tokens.ends - now
+                reached = LimitReached("tokens", account, wait, tokens, used)
+        if (
+            reached is None
+            and (rate := account.requests) is not None
+            and rate.limit - (counts.requests.used + 1) + TOLERANCE < 0
+        ):
+            reached = LimitReached("requests", account, counts.requests.seconds_to_room(rate), 1, rate.limit)
+        if reached is None and (slots := account.concurrency) is not None and counts.running >= slots:
+            reached = LimitReached("concurrency", account, 1.0, 1, slots)
+        return reached
 
     def _spent(self, account: Account, counts: Counts, claim: Claim) -> LimitReached | None:
         """The budget of the account that is spent."""
         wall = self._wall()
         for budget in account.budgets:
-            count = counts.budgets.get(budget.key) or counts.of(budget)
-            if wall >= count.ends:
-                count.turn_to_calendar(budget.per, budget.zone, wall)
+            count = counts.of(budget)
+            count.turn_to_calendar(budget.per, budget.zone, wall)
             asked = claim.money if budget.in_usd else claim.tokens
             used = count.spent + count.reserved
             if used + asked > budget.limit or (budget.in_usd and used >= budget.limit):
@@ -202,9 +218,7 @@ class Ledger:
                     claim.window = rate.limit, left, window.ends - now
 
     def count_refused(self, claim: Claim) -> None:
-        """Count a request that is refused, for the key and for its group, whichever of them has the limit."""
-        for account in claim.accounts:
-            self.counts_of(account).refused += 1
+        """See Store: the record of the request counts it."""
 
     # Settlement
 
@@ -213,8 +227,6 @@ class Ledger:
         for account in claim.accounts:
             counts = self._counts[account.name]
             counts.running -= 1
-            counts.used += tokens
-            counts.cost += money
             window, rate = counts.tokens, account.tokens
             window.reserved -= claim.tokens
             if rate is not None:
@@ -224,14 +236,15 @@ class Ledger:
                 window.spent += tokens
             if account.budgets:
                 wall = self._wall()
-                for budget in account.budgets:
-                    count = counts.budgets[budget.key]
+                if counts.kept_of is not account:
+                    counts.prepare(account)
+                for count, _, in_usd, budget in counts.kept:
                     if wall >= count.ends:
                         count.turn_to_calendar(budget.per, budget.zone, wall)
-                    count.reserved -= claim.money if budget.in_usd else claim.tokens
-                    count.spent += money if budget.in_usd else tokens
-                    if self.note is not None:
-                        self.note(account.name, budget.key, count)
+                    count.reserved -= claim.money if in_usd else claim.tokens
+                    count.spent += money if in_usd else tokens
+        if self.note is not None:
+            self._note_budgets(claim, self.note)
 
     def count_request(self, claim: Claim) -> None:
         """Count a request that is over already, such as one that is malformed; past no limit."""
@@ -246,55 +259,5 @@ class Ledger:
         return self.usage_of(account)
 
     def usage_of(self, account: Account) -> dict[str, object]:
-        """What the account has used and what it has left, as JSON."""
-        counts = self._counts.get(account.name) or Counts()
-        now, wall = self._seconds(), self._wall()
-        kind, _, name = account.name.partition(" ")
-        shown: dict[str, object] = {
-            kind: name,
-            "requests": counts.taken,
-            "tokens": counts.used,
-            "cost_usd": counts.cost / PICO,
-            "refused": counts.refused,
-            "running": counts.running,
-        }
-        limits: dict[str, object] = {}
-        if (rate := account.requests) is not None:
-            used = counts.requests.used_at(rate, now)
-            limits["requests"] = {
-                "limit": rate.limit,
-                "per_s": rate.seconds,
-                "remaining": max(0, int(rate.limit - used + TOLERANCE)),
-                "reset_s": round(used * rate.seconds / rate.limit, 3),
-            }
-        if (rate := account.tokens) is not None:
-            window = counts.tokens
-            spent, reserved = window.spent_at(now), window.reserved
-            limits["tokens"] = {
-                "limit": rate.limit,
-                "per_s": rate.seconds,
-                "spent": spent,
-                "reserved": reserved,
-                "remaining": max(0, rate.limit - spent - reserved),
-                "reset_s": round(max(0.0, window.ends - now), 3),
-            }
-        if account.concurrency is not None:
-            left = max(0, account.concurrency - counts.running)
-            limits["concurrency"] = {"limit": account.concurrency, "remaining": left}
-        if account.budgets:
-            found = [(budget, counts.budgets.get(budget.key) or WindowCount()) for budget in account.budgets]
-            limits["budget"] = [_shown(budget, count, wall) for budget, count in found]
-        return {**shown, "limits": limits}
-
-
-def _shown(budget: Budgeted, count: WindowCount, wall: float) -> dict[str, object]:
-    spent, reserved = count.spent_at(wall), count.reserved
-    left = max(0, budget.limit - spent - reserved)
-    amounts = {"limit": budget.limit, "spent": spent, "reserved": reserved, "remaining": left}
-    return {
-        "unit": "usd" if budget.in_usd else "tokens",
-        "per": budget.per,
-        "zone": budget.zone,
-        **{name: amount / PICO if budget.in_usd else amount for name, amount in amounts.items()},
-        "resets_at": round(count.ends if wall < count.ends else end_of_period(budget.per, budget.zone, wall)),
-    }
+        """What runs, and what is left of the limits of the account, as JSON."""
+        return usage_of(account, self._counts.get(account.name) or Counts(), self._seconds(), self._wall())

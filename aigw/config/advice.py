@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 from aigw.config.file_mode import is_secret
@@ -33,6 +33,13 @@ def advice_on(config: Config) -> Iterator[Mistake]:
         yield from _on_provider(provider, provider.name in used, index)
     for index, route in enumerate(config.routes.values()):
         yield from _on_route(route, index)
+
+
+def advice_on_instances(config: Config, environ: Mapping[str, str]) -> Iterator[Mistake]:
+    """The same on a configuration with its callers, where systemd's template sets the variable of an instance."""
+    if environ.get("AIGW_INSTANCE") and config.store is None and any(caller.accounts for caller in config.callers):
+        text = "is missing, so each instance counts limits alone, and a key can use its limits once in each; "
+        yield Mistake(f"{text}write store, or run one instance", ("store",))
 
 
 def advice_on_named_keys(keys: Iterable[NamedKey], routes: Collection[str]) -> Iterator[Mistake]:

@@ -27,13 +27,16 @@ class KeysReader:
     """Reads all keys of a configuration. ``mistakes`` and ``warnings`` are about its own file and have paths in it;
     those ``_in_file`` are about the keys_file and are whole lines."""
 
-    def __init__(self, config: Config | None, environ: Mapping[str, str]) -> None:
-        """``config`` is None if it has mistakes itself."""
+    def __init__(self, config: Config | None, environ: Mapping[str, str], is_change: bool = False) -> None:
+        """``config`` is None if it has mistakes itself. ``is_change``: the keys_file has changed. It then needs a list
+        of keys, because a file is empty while it is being written, and where the disk is full.
+        """
         self.mistakes: list[Mistake] = []
         self.warnings: list[Mistake] = []
         self.mistakes_in_file: list[str] = []
         self.warnings_in_file: list[str] = []
         self._literal: list[Secret] = []
+        self._needs_list = is_change
         if config is None:
             return
         own = {caller.name: caller.key for caller in config.callers if caller.key is not None}
@@ -52,7 +55,7 @@ class KeysReader:
     def _read(self, path: Path, config: Config, environ: Mapping[str, str]) -> None:
         shown = str(path)
         try:
-            text, mode = read(path, shown, MAX_KEYS_FILE)
+            text, mode = read(path, shown, MAX_KEYS_FILE, "in keys_file", "remove the keys that are not used")
         except ConfigError as error:
             self.mistakes_in_file += error.mistakes
             return
@@ -61,8 +64,13 @@ class KeysReader:
         tree, unset = expand(tree, environ, MAX_NODES)
         refused, self.warnings_in_file = check_file_mode(path, mode, holds_literal_key(document.tree))
         found = [*document.mistakes, *map(Mistake, refused), *unset]
+        if isinstance(tree, dict):
+            if self._needs_list and tree.get("keys") is None and not found:
+                found.append(Mistake("is empty; write keys: [] if there are no keys any more", ("keys",)))
+            tree = {name: value for name, value in tree.items() if (name, value) != ("keys", [])}
         reader = Reader(_whole_keys_file(), path.parent, {"groups": dict(config.groups)})
-        made: KeysFile | None = reader.read(tree) if not document.mistakes else None
+        is_unusable = document.mistakes or (tree is None and unset)
+        made: KeysFile | None = None if is_unusable else reader.read(tree)
         later = [*reader.mistakes]
         if made is not None:
             later += _crossed(made.groups, made.defaults, made.keys)

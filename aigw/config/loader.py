@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from aigw.config.advice import advice_on
+from aigw.config.advice import advice_on, advice_on_instances
 from aigw.config.cross_checks import bodies_crossed, crossed, limits_crossed
 from aigw.config.file_mode import check_file_mode, holds_literal_key, is_secret
 from aigw.config.keys_file import KeysReader
@@ -128,6 +128,7 @@ def build(
     made = keys.complete(msgspec.structs.replace(made, price_list=with_unknown(prices, made.unknown_price)))
     if unpriced := [Mistake(text, ("prices",)) for text in unpriced_budgets(made)]:
         raise ConfigError(worded(unpriced, file, root))
+    advice += worded(advice_on_instances(made, environ), file, root)
     return _completed(
         made,
         tls,
@@ -208,7 +209,7 @@ def _secrets(made: Config) -> tuple[Secret, ...]:
 
 def with_callers(config: Config, environ: Mapping[str, str]) -> Config:
     """A configuration with its keys_file read afresh. Raises ConfigError."""
-    keys = KeysReader(config, environ)
+    keys = KeysReader(config, environ, is_change=True)
     if keys.mistakes_in_file:
         raise ConfigError(keys.mistakes_in_file)
     made = keys.complete(config)

@@ -125,7 +125,7 @@ def load_prices(path: str, shown: str = "") -> tuple[Prices, list[str]]:
             raise ConfigError([f"{shown}: this is not a regular file; name a file with prices"])
     except OSError as error:
         raise ConfigError([f"{shown}: cannot be read: {error.strerror}"]) from None
-    text, _ = read(FilePath(path), shown, MAX_FILE, "keep the models that are used")
+    text, _ = read(FilePath(path), shown, MAX_FILE, "in prices", "keep the models that are used")
     return parse_prices(text, shown)
 
 

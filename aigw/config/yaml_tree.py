@@ -21,6 +21,7 @@ from aigw.settings.mistakes import Mistake, Path, name_of
 from aigw.settings.quoting import MOST_BITS, Expanded, did_you_mean, quoted
 
 MAX_NODES = 100_000
+NAMED = "with -c FILE"  # where a user names the configuration file
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _BARE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
@@ -38,19 +39,25 @@ class Document(NamedTuple):
 
 
 def read(
-    path: FilePath, shown: str, most: int, smaller: str = "name a configuration file with -c FILE"
+    path: FilePath,
+    shown: str,
+    most: int,
+    named: str = NAMED,
+    smaller: str = f"name a configuration file {NAMED}",
 ) -> tuple[str, int]:
     """The text of a file of at most so many bytes, which messages call ``shown``, and its mode. Raises ConfigError.
 
-    ``smaller`` is what to do about a larger one.
+    ``named`` is where a user names it; ``smaller`` is what to do about a larger one. A pipe would be waited for.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigError([no_file(shown, mode, named)])
             data = file.read(most + 1)
         text = data.decode()
     except IsADirectoryError:
-        raise ConfigError([no_file(shown, stat.S_IFDIR)]) from None
+        raise ConfigError([no_file(shown, stat.S_IFDIR, named)]) from None
     except OSError as error:
         raise ConfigError([f"{shown}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
@@ -61,11 +68,12 @@ def read(
     return text, mode
 
 
-def no_file(place: str, mode: int) -> str:
-    """What is there in place of a file."""
+def no_file(place: str, mode: int, named: str = NAMED) -> str:
+    """What is there in place of a file; ``named`` is where a user names it."""
     if stat.S_ISDIR(mode):
-        return f"{place}: this is a folder; name a file with -c FILE, for example {os.path.join(place, 'config.yaml')}"
-    return f"{place}: this is not a regular file; name one with -c FILE"
+        example = f", for example {os.path.join(place, 'config.yaml')}" if named == NAMED else ""
+        return f"{place}: this is a folder; name a file {named}{example}"
+    return f"{place}: this is not a regular file; name one {named}"
 
 
 def parse(text: str) -> Document:

@@ -10,7 +10,7 @@ from twisted.internet.task import LoopingCall
 
 EVERY_SECONDS = 0.25  # a file is read when two checks find the same new state: it may be written in parts
 
-_State = tuple[str, int, int, int] | None
+_State = tuple[str, int, int, int, int] | None
 
 
 class KeysWatch:
@@ -42,11 +42,11 @@ class KeysWatch:
 
 
 def _state_of(path: str | None) -> _State:
-    """What changes with each change of the file; None where there is no file."""
+    """What changes with each change of the file, of its mode and owner too; None where there is no file."""
     if path is None:
         return None
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return path, found.st_ino, found.st_mtime_ns, found.st_size
+    return path, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size

@@ -42,6 +42,7 @@ class Runtime:
     ) -> None:
         """Reads certificates, CA files and key files; may run in a thread. Raises ConfigError with every mistake."""
         mistakes: list[str] = []
+        self._is_of_keys_file = False  # nothing but the keys_file was read
         self.config = config
         self.identity = _or_mistakes(mistakes, lambda: Identity(config.tls) if config.tls else None)
         if config.usage is not None:
@@ -62,7 +63,7 @@ class Runtime:
     def with_callers_of(self, config: Config) -> Runtime:
         """The same with a configuration that differs in its callers only."""
         made = copy(self)
-        made.config, made.router = config, Router(config)
+        made.config, made.router, made._is_of_keys_file = config, Router(config), True
         made.sender = with_keys(self.upstream, self.keys, made.router, self._reactor)
         return made
 
@@ -111,8 +112,8 @@ class Runtime:
         return f"{served}{until}"
 
     def log_proxies(self) -> None:
-        """Log which providers are called through a proxy, if any are."""
-        if proxies := by_proxy(self.config.providers.values()):
+        """Log which providers are called through a proxy, if any are, where they may have changed."""
+        if not self._is_of_keys_file and (proxies := by_proxy(self.config.providers.values())):
             logs.info("The gateway calls providers through a proxy", proxies=proxies)
 
     def steps_unchanged_since(self, old: Runtime) -> list[Step]:
@@ -139,11 +140,17 @@ class Runtime:
         return self.identity.validity.problem(EXPIRY_DAYS) if self.identity else None
 
     def log_warnings(self) -> None:
-        """Log the warnings."""
-        for warning in self.warnings:
+        """Log the warnings about what was read."""
+        for warning in self.config.warnings_of_keys_file if self._is_of_keys_file else self.warnings:
             logs.warn(warning)
-        if self.identity is None:
+        if self.identity is None and not self._is_of_keys_file:
             logs.warn("No TLS certificate is configured, so the gateway serves plain HTTP; set tls to serve HTTPS")
+
+    def log_reload(self) -> None:
+        """Log what a reload has to report: warnings, ends of certificates and keys, and proxies."""
+        self.log_warnings()
+        self.warn_of_expiry()
+        self.log_proxies()
 
     def warn_of_expiry(self) -> None:
         """Log it if a certificate or a key of a caller ends soon, or is not valid now."""

@@ -17,7 +17,6 @@ from twisted.internet.task import LoopingCall
 
 from aigw import __version__
 from aigw.access.admission import Admission
-from aigw.access.shared_store import SharedStore
 from aigw.accounting.accounts import Accounts
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
@@ -42,6 +41,7 @@ from aigw.server import api
 from aigw.server.listeners import CannotListen, Listeners, address_of, inherited_sockets
 from aigw.server.resources import ApiResource
 from aigw.server.site import GatewaySite
+from aigw.store.shared_store import SharedStore
 from aigw.telemetry import logs
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import Reloads, Snapshot
@@ -97,7 +97,8 @@ class GatewayService(Service):
         self._runtime = self._read()
         self._key_changes = KeysWatch(reactor, lambda: self.config.keys_file, self._reload.begin)
         self._identity = CurrentIdentity(self._runtime.identity)
-        self._site, self._admin_site = (GatewaySite(tree, reactor) for tree in self._trees(self._runtime))
+        sites = [GatewaySite(tree, reactor, self._redaction) for tree in self._trees(self._runtime)]
+        self._site, self._admin_site = sites
         self._listeners = Listeners(reactor, self._site, self._admin_site, self._identity)
         self._listeners.check(self._runtime.listeners)
         self._telemetry.use(self.config)
@@ -191,16 +192,14 @@ class GatewayService(Service):
             self._admin_site.abort()  # its clients connected without a key
         if new.config.admins != old.config.admins:
             self._admin.viewers.ask_again()
-        new.log_warnings()
         self._limit()
-        new.warn_of_expiry()
+        new.log_reload()
         self._log_opened(opened)
         for listener in closed:
             logs.info("The gateway has closed a listener", address=listener.endpoint)
         self._reloads.take()
         serials = new.identity.serials if new.identity else []
         logs.info("The gateway has reloaded", **new.served, serials=serials)
-        self._runtime.log_proxies()
         self._notify.ready(f"{new.summary()}; reloaded at {clock_time()}")
         return True
 
@@ -260,8 +259,8 @@ class GatewayService(Service):
                 raise Draining("The gateway is stopping.")
             runtime.check_ready()
 
-        sink, pricing = self._telemetry.record, self._telemetry.pricing(config)
-        root = api.tree(config, gateway, sink, self._telemetry.begin_trace, self._admission, pricing=pricing)
+        seen, admission = self._telemetry, self._admission
+        root = api.tree(config, gateway, seen.record, seen.begin_trace, admission, seen.pricing(config), seen.counters)
         resources.add_resources(root, config, self._admin, check_ready)
         return root, resources.tree(config, self._admin, check_ready, runtime.explainer(self._cooldowns))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from aigw.settings.tls_files import CertificateFiles, TlsFiles
 # Forward secrecy and AEAD only; TLS 1.3 has nothing else. https://wiki.mozilla.org/Security/Server_Side_TLS
 FORWARD_SECRET_AEAD = "ECDHE+AESGCM:ECDHE+CHACHA20"
 CIPHERS = AcceptableCiphers.fromOpenSSLCipherString(FORWARD_SECRET_AEAD)
+TICKET_SECONDS = 3600.0
 
 
 class Identity:
@@ -27,9 +30,13 @@ class Identity:
 
     ``validity`` is that of all of them together; ``serials`` are theirs, in hexadecimal, the default's first;
     ``warnings`` are for the log.
+
+    A client may resume its session by a ticket (RFC 8446, section 2.2). The key of the tickets is that of the default's
+    context, which is made anew after TICKET_SECONDS and by each reload. OpenSSL does not check the certificate of a
+    client in a resumed session: it was checked at most that long ago.
     """
 
-    def __init__(self, files: TlsFiles) -> None:
+    def __init__(self, files: TlsFiles, seconds: Callable[[], float] = time.monotonic) -> None:
         """Read all files. Raises ConfigError with every mistake in them."""
         mistakes: list[str] = []
         trusted = None
@@ -48,9 +55,11 @@ class Identity:
         if mistakes:
             raise ConfigError(mistakes)
         # The default is last, so it is used for a name that is in two certificates.
-        self._by_name = {name: each.context for each in loaded for name in each.names}
-        self._default = loaded[-1].options
-        self._default.getContext().set_tlsext_servername_callback(self._choose)
+        self._by_name = {name: each for each in loaded for name in each.names}
+        self._default = loaded[-1]
+        self._default.context.set_tlsext_servername_callback(self._choose)
+        self._seconds = seconds
+        self._renewed = seconds()
         self.validity = Validity((each.file, each.chain) for each in loaded)
         self.serials = [each.serial for each in reversed(loaded)]
         known = Authorities(trusted or ())
@@ -66,11 +75,30 @@ class Identity:
         name = (connection.get_servername() or b"").lower()
         found = self._by_name.get(name) or self._by_name.get(b"*." + name.partition(b".")[2])
         if found is not None:
-            connection.set_context(found)
+            connection.set_context(found.context)
 
     def connection(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """The server's side of a new connection."""
-        return self._default.serverConnectionForTLS(protocol)
+        if self._seconds() - self._renewed >= TICKET_SECONDS:
+            self._renewed = self._seconds()
+            self._default.renew()
+            self._default.context.set_tlsext_servername_callback(self._choose)
+        if self._default.trusted:
+            return _FromKnownClient(self._default.context, None)
+        return self._default.options.serverConnectionForTLS(protocol)
+
+
+class _FromKnownClient(SSL.Connection):
+    """A connection of a client whose certificate counts: one that is not valid now resumes no session."""
+
+    def do_handshake(self) -> None:
+        """See SSL.Connection. Any exception is a refusal, and ends the connection."""
+        super().do_handshake()
+        certificate = self.get_peer_certificate()
+        if certificate is not None:
+            shown = certificate.to_cryptography()
+            if not shown.not_valid_before_utc.timestamp() <= time.time() <= shown.not_valid_after_utc.timestamp():
+                raise SSL.Error([("", "", "the certificate of the client has expired")])
 
 
 class _Loaded:
@@ -90,27 +118,34 @@ class _Loaded:
             mistakes += error.mistakes
         if mistakes:
             raise ConfigError(mistakes)
-        self.options = CertificateOptions(
-            privateKey=key,
-            certificate=chain[0],
-            extraCertChain=chain[1:],
-            raiseMinimumTo=TLSVersion.TLSv1_2,
-            acceptableCiphers=CIPHERS,
-            verify=trusted is not None,
-            caCerts=trusted,
-            requireCertificate=client_required,
-        )
+        self._key, self._required = key, client_required
+        self.path, self.file, self.chain, self.trusted = path, files.cert_file, chain, trusted
         shown = chain[0].to_cryptography()
         try:
-            self.context = self.options.getContext()
-            self.context.check_privatekey()
+            self.renew()
         except SSL.Error as error:
             raise ConfigError([f"{path}: {_why_not(error, chain[0], key, files.cert_file, files.key_file)}"]) from None
-        for each in trusted or ():
-            self.context.add_client_ca(each)  # so that a client with many certificates can choose the right one
-        self.path, self.file, self.chain = path, files.cert_file, chain
         self.serial = f"{shown.serial_number:x}"
         self.names = _names_in(shown)
+
+    def renew(self) -> None:
+        """Make the context anew, so that no ticket of the old one is taken. Raises SSL.Error."""
+        self.options = CertificateOptions(
+            privateKey=self._key,
+            certificate=self.chain[0],
+            extraCertChain=self.chain[1:],
+            raiseMinimumTo=TLSVersion.TLSv1_2,
+            acceptableCiphers=CIPHERS,
+            verify=self.trusted is not None,
+            caCerts=self.trusted,
+            requireCertificate=self._required,
+            enableSessionTickets=True,
+        )
+        self.context = self.options.getContext()
+        self.context.check_privatekey()
+        self.context.set_timeout(round(TICKET_SECONDS))
+        for each in self.trusted or ():
+            self.context.add_client_ca(each)  # so that a client with many certificates can choose the right one
 
 
 def _why_not(error: SSL.Error, certificate: crypto.X509, key: crypto.PKey, cert_file: str, key_file: str) -> str:

@@ -38,18 +38,19 @@ def charged_tokens(usage: Usage) -> dict[str, int]:
     A count of 0 that was reported is kept for ``input``, so that an answer without tokens costs nothing.
     """
 
-    def count(*names: str) -> int:
-        return max([int(usage[name]) for name in names if name in usage], default=0)
-
-    read = count("cached_tokens", "cache_read_input_tokens", "prompt_cache_hit_tokens")
-    written = count("cache_write_tokens", "cache_creation_input_tokens")
-    given, made = count("prompt_tokens", "input_tokens"), count("completion_tokens", "output_tokens")
-    reasoning = count("reasoning_tokens")
-    if not any(name in usage for name in _NAMES):
+    get = usage.get
+    given, made = get("prompt_tokens"), get("completion_tokens")
+    if given is not None and made is not None and len(usage) == 3 and get("total_tokens") == given + made:
+        return {"input": int(given), "output": int(made)} if made else {"input": int(given)}
+    given, made = int(max(given or 0, get("input_tokens", 0))), int(max(made or 0, get("output_tokens", 0)))
+    read = int(max(get("cached_tokens", 0), get("cache_read_input_tokens", 0), get("prompt_cache_hit_tokens", 0)))
+    written = int(max(get("cache_write_tokens", 0), get("cache_creation_input_tokens", 0)))
+    reasoning, total = int(get("reasoning_tokens", 0)), int(get("total_tokens", 0))
+    if not (given or made or any([name in usage for name in _NAMES])):
         if "total_tokens" not in usage:
             return {}
-        given = count("total_tokens")  # of embeddings and reranking
-    more = count("total_tokens") - given - made  # what the total has beside the two
+        given = total  # of embeddings and reranking
+    more = total - given - made  # what the total has beside the two
     cached = read + written
     is_beside = _is_anthropic(usage) or cached > given or (cached > 0 and more in (cached, cached + reasoning))
     if is_beside and more >= cached:

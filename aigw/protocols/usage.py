@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import TypeVar
 
+import msgspec
+
 MOST = 4096  # bytes of a usage object
 MAX_COUNT = 2**53  # JSON parsers do not agree on larger numbers
 
@@ -37,6 +39,7 @@ _KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 _NAME, _COST = b'"usage"', b'"cost"'
 _AMOUNT = re.compile(r"\d{1,9}(?:\.\d{1,40})?(?:[eE][-+]?\d{1,3})?")
 _decoder = json.JSONDecoder(parse_float=str)  # an amount keeps its digits
+_decode_object = msgspec.json.Decoder(dict[str, object]).decode
 
 Count = TypeVar("Count")
 Read = Callable[[bytes], "dict[str, Count] | None"]
@@ -78,6 +81,9 @@ class ReportedUsage:
 
 def counts_in(data: bytes, names: frozenset[str] = _COUNTS) -> dict[str, int] | None:
     """The token counts of the object at the start of ``data``; None if the object is not whole."""
+    flat = _flat(data)
+    if flat is not None:
+        return {name: n for name, n in flat.items() if name in names and type(n) is int and 0 <= n < MAX_COUNT}
     try:
         usage, _ = _decoder.raw_decode(data.decode(errors="replace"))
     except (ValueError, RecursionError):
@@ -91,6 +97,18 @@ def counts_in(data: bytes, names: frozenset[str] = _COUNTS) -> dict[str, int] | 
                 if name in names and type(n) is int and 0 <= n < MAX_COUNT:
                     counts.setdefault(name, n)
     return counts
+
+
+def _flat(data: bytes) -> dict[str, object] | None:
+    """The object at the start of ``data`` if there is none in it, which is faster; None if that is not sure."""
+    end = data.find(b"}")
+    if end < 0 or data.find(b"{", 1, end) >= 0:
+        return None
+    try:
+        flat: dict[str, object] = _decode_object(data[: end + 1])
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # a brace in a text, or not the JSON of msgspec
+        return None
+    return flat
 
 
 def charges_in(data: bytes) -> dict[str, int | Decimal] | None:

@@ -12,7 +12,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from aigw.access.admission import Admission
-from aigw.access.errors import limit_headers
+from aigw.access.errors import with_limits
 from aigw.access.keys import Keys
 from aigw.access.ledger import Ledger
 from aigw.config.model import Config
@@ -30,6 +30,7 @@ from aigw.server.cors import CrossOrigin
 from aigw.server.limited import Limited, UsageResource
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
+from aigw.telemetry.counters import Counters
 from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.record import RecordBuilder, Sink
 from aigw.telemetry.trace_context import Trace
@@ -157,18 +158,25 @@ class EndpointResource(ApiResource):
         del plain, raw
         return found if isinstance(found, Call) else (yield from found)
 
+    def lines(self, request: Request, sent: list[headers.Header]) -> bytes:
+        """See ApiResource; a caller with limits sees what is left of them."""
+        all_of = [*sent, (b"x-request-id", request.request_id.encode()), *self.headers(request)]
+        lines = headers.lines(all_of)
+        return lines if request.limited is None else with_limits(lines, request.limited)
+
     def headers(self, request: Request) -> list[headers.Header]:
         """Which route, step, provider and model answered, after how many attempts, and which steps were passed over."""
         sent = [] if self.cross_origin is None else self.cross_origin.of_an_answer(request)
         record = request.record
-        if request.limited is not None:
-            sent += limit_headers(request.limited.claim)
         if record.route is not None:
             sent += [(b"x-aigw-route", headers.value(record.route)), (b"x-aigw-attempts", b"%d" % record.tried)]
         if record.provider is not None and record.model is not None:
             sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
             sent.append((b"x-aigw-provider", headers.value(record.provider)))
-            sent.append((b"x-aigw-model", headers.value(record.sent_model or record.model)))
+            model = record.sent_model or record.model
+            if model != record.model:  # a client chose it
+                model = request.site.redaction.hide(model)
+            sent.append((b"x-aigw-model", headers.value(model)))
         if record.key_number is not None:
             sent.append((b"x-aigw-key", b"%d" % record.key_number))
         if record.skipped:
@@ -254,10 +262,12 @@ def tree(
     begin_trace: BeginTrace | None = None,
     admission: Admission | None = None,
     pricing: Pricing | None = None,
+    counters: Counters | None = None,
 ) -> ApiResource:
     """The resources of the API, by path; ``begin_trace`` takes a client's ``traceparent`` and gives a Trace.
 
-    ``admission`` has what callers have used; ``pricing`` is there if accounts are kept.
+    ``admission`` has what callers have left of their limits, and ``counters`` what they used since the start;
+    ``pricing`` is there if accounts are kept.
     """
     admission = admission or Admission(Ledger(gateway.clock.seconds, time.time), gateway.clock)
     limited = Limited(gateway, admission, pricing)
@@ -269,7 +279,7 @@ def tree(
     root.putChild(b"health", HealthResource(config, cross_origin))
     root.putChild(b"v1", v1)
     v1.putChild(b"models", ModelsResource(config, gateway.router, cross_origin))
-    v1.putChild(b"usage", UsageResource(config, admission.store, cross_origin))
+    v1.putChild(b"usage", UsageResource(config, admission.store, cross_origin, counters))
     for path, endpoint in sorted(ENDPOINTS.items()):  # an endpoint stands before those below it
         calls = EndpointResource(config, endpoint, gateway, limited, sink, begin_trace, cross_origin, pricing)
         for whole in (f"/v1/{path}", *endpoint.aliases):

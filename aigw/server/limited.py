@@ -7,44 +7,47 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.python.failure import Failure
 
 from aigw.access.admission import Admission, Store
-from aigw.access.errors import as_upstream
+from aigw.access.errors import for_client
 from aigw.access.estimates import Estimate, estimate, used
 from aigw.access.ledger import Claim
-from aigw.accounting.estimated import complete
+from aigw.accounting.estimated import NoPrices, complete
 from aigw.config.model import Config
-from aigw.errors import GatewayError
-from aigw.net.headers import Header
+from aigw.errors import GatewayError, RequestError
+from aigw.protocols.charges import charged_tokens
 from aigw.protocols.endpoint import Call
 from aigw.proxy.gateway import Gateway
 from aigw.server.cors import CrossOrigin
 from aigw.server.resources import ApiResource
 from aigw.settings.callers import PICO, Caller
-from aigw.telemetry.pricing import Pricing
+from aigw.telemetry.counters import CallerCounters, Counters
+from aigw.telemetry.pricing import Charge, Pricing
 from aigw.telemetry.record import RecordBuilder
 
 if TYPE_CHECKING:
     from aigw.server.request import Request
 
 _NOTHING = Estimate(0, 0, False)
+_NO_PRICES = NoPrices()
 
 
-class LimitedCall:
-    """A call with what it has claimed: a Responder in front of the request.
+class LimitedClaim(Claim, eq=False):
+    """The claim of a call: ``about`` is what was estimated of it, ``events`` are those that its client was sent."""
 
-    The events of a stream are counted: where the provider reports no usage, only they show how long the answer was.
-    """
+    about: Estimate = _NOTHING
+    path: str = ""
+    events: int = 0
 
-    def __init__(self, claim: Claim, about: Estimate, call: Call, client: Request) -> None:
+
+class CountedStream:
+    """A Responder in front of the request of a stream: where no usage is reported, only the events show its length."""
+
+    def __init__(self, claim: LimitedClaim, client: Request) -> None:
         self.claim = claim
-        self.about = about
-        self.path = call.endpoint.path
-        self.events = 0
-        self._begin = client.begin
         self._write = client.write
-        if not call.stream:
-            self.write = client.write  # type: ignore[method-assign]  # there are no events
+        self.begin = client.begin
         self.end = client.end
         self.cut = client.cut
         self.header = client.header
@@ -52,17 +55,9 @@ class LimitedCall:
         self.registerProducer = client.registerProducer
         self.unregisterProducer = client.unregisterProducer
 
-    def begin(self, status: int, headers: list[Header], length: int | None, is_early: bool = False) -> None:
-        """See Responder. The limits of the provider's key are not those of the caller."""
-        for name, _ in headers:
-            if name[:12] == b"x-ratelimit-":
-                headers = as_upstream(headers)
-                break
-        self._begin(status, headers, length, is_early)
-
     def write(self, data: bytes) -> None:
         """See Responder."""
-        self.events += data.count(b"data:")
+        self.claim.events += data.count(b"data:")
         self._write(data)
 
 
@@ -85,27 +80,37 @@ class Limited:
         caller = request.caller
         assert caller is not None
         about = estimate(call, caller.assume) if call.endpoint.spends == "tokens" else _NOTHING
-        money = self._money_for(call, caller, about) if self._pricing is not None else 0
-        claim = Claim(caller.accounts, about.prompt + about.output, money)
-        limited = request.limited = LimitedCall(claim, about, call, request)
+        money = 0 if self._pricing is None else self._money_for(call, caller, about)
+        tokens = about.prompt + about.output
+        claim = request.limited = LimitedClaim(caller.accounts, tokens, money, about=about, path=call.endpoint.path)
+        client = CountedStream(claim, request) if call.stream else request
         reached = self._store.admit(claim)
         if reached is not None:
-            admitted = self._admission.decide(reached, claim, caller.wait)
+            agent = request.header(b"user-agent")
+            try:
+                admitted = self._admission.decide(reached, claim, caller.wait)
+            except RequestError as error:
+                raise for_client(error, agent) from None
             if admitted is not None:
-                return admitted.addCallback(lambda _: self._gateway.serve(call, limited, record))
-        return self._gateway.serve(call, limited, record)
+                admitted.addErrback(_for_client, agent)
+                return admitted.addCallback(lambda _: self._gateway.serve(call, client, record))
+        return self._gateway.serve(call, client, record)
 
-    def end(self, limited: LimitedCall, record: RecordBuilder) -> None:
+    def end(self, claim: LimitedClaim, record: RecordBuilder) -> None:
         """The request has ended, in whatever way: charge what it used, and free the rest."""
-        claim = limited.claim
         if not claim.admitted:
             return
         tokens = money = 0
-        if limited.about is not _NOTHING:
-            tokens, record.estimated = used(record, limited.about, limited.events, limited.path)
-            if record.pricing is not None:
-                tokens, cost = complete(record, tokens, limited.about.prompt)
-                money = round(cost * PICO)
+        about, attempts = claim.about, record.attempts
+        if about is not _NOTHING and record.pricing is None and record.usage:
+            charge = Charge(record.provider or "", record.model or "", charged_tokens(record.usage))
+            record.charges = (charge,)
+            if len(attempts) == 1 and attempts[0].outcome == "ok":
+                tokens = sum(charge.tokens.values())
+        if not tokens and about is not _NOTHING:
+            tokens, record.estimated = used(record, about, claim.events, claim.path)
+            tokens, cost = complete(record, tokens, about.prompt, record.pricing or _NO_PRICES)
+            money = round(cost * PICO)
         settled = self._store.settle(claim, tokens, money)
         if self._admission.queues:
             self._admission.settled(settled, claim)
@@ -130,24 +135,45 @@ class Limited:
             self._store.count_request(Claim(request.caller.accounts))
 
 
+def _for_client(failure: Failure, user_agent: bytes | None) -> Failure:
+    error = failure.value
+    return Failure(for_client(error, user_agent)) if isinstance(error, RequestError) else failure
+
+
 class UsageResource(ApiResource):
     """``GET /v1/usage``: what the caller has used, and what it has left of its limits and of those of its group."""
 
-    def __init__(self, config: Config, store: Store, cross_origin: CrossOrigin | None = None) -> None:
+    def __init__(
+        self, config: Config, store: Store, cross_origin: CrossOrigin | None = None, counters: Counters | None = None
+    ) -> None:
+        """``counters`` have what callers used since the start, if callers are counted."""
         super().__init__(config, cross_origin)
         self._store = store
+        self._counters = counters or Counters()
 
     def render(self, request: Request) -> bytes | Deferred[None]:
         """Of the caller alone."""
         caller = request.caller
         assert caller is not None
-        name = caller.name
         found = [self._store.usage_of(account) for account in caller.accounts]
         if not any([isinstance(each, Deferred) for each in found]):
-            return _shown(name, found)
+            return self._shown(caller, found)
         waits = gatherResults([each if isinstance(each, Deferred) else succeed(each) for each in found])
-        return waits.addCallback(lambda accounts: request.answer(200, _shown(name, accounts)))
+        return waits.addCallback(lambda accounts: request.answer(200, self._shown(caller, accounts)))
 
-
-def _shown(name: str, accounts: Sequence[object]) -> bytes:
-    return msgspec.json.encode({"object": "usage", "caller": name, "data": accounts})
+    def _shown(self, caller: Caller, accounts: Sequence[object]) -> bytes:
+        """A store that gateways share has the counts of them all; else those of this process are shown."""
+        counted: CallerCounters | None = self._counters.callers.get(caller.name)
+        limits = {account.name: found for account, found in zip(caller.accounts, accounts, strict=True)}
+        data = []
+        for kind, name, counts in (
+            ("key", caller.name, counted),
+            ("group", caller.group, counted and counted.group),
+        ):
+            of_limits = limits.get(f"{kind} {name}")
+            if counts is not None or of_limits is not None:
+                since_start = counts.shown() if counts is not None else {}
+                data.append(
+                    {kind: name, **since_start, **(of_limits if isinstance(of_limits, dict) else {"limits": {}})}
+                )
+        return msgspec.json.encode({"object": "usage", "caller": caller.name, "data": data})

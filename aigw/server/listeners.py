@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.endpoints import serverFromString, wrapServerTLS
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
@@ -25,6 +25,7 @@ from aigw.errors import ConfigError
 from aigw.net import tcp
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import CurrentIdentity
+from aigw.net.tls_transport import TlsServer
 from aigw.server.connection_limits import LimitedEndpoint
 from aigw.server.overlap import NamedEndpoint, overlapping
 from aigw.server.site import GatewaySite
@@ -183,9 +184,10 @@ class Listeners:
     def _close(self, listener: Listener, port: IListeningPort) -> Deferred[object]:
         """Close a port after accepting the clients in its backlog: the kernel would reset their connections.
 
-        A socket that systemd holds open keeps them for the next process.
+        A socket that systemd holds open keeps them for the next process. One of several on one port is closed for good
+        where there are to be fewer instances.
         """
-        if not listener.endpoint.startswith("systemd:"):
+        if not listener.endpoint.startswith("systemd:") or shares_port(port):
             accept_waiting(port)
             self._reactor.callLater(0, accept_waiting, port)  # Twisted closes it in the next turn, after this
         return maybeDeferred(port.stopListening)
@@ -206,7 +208,7 @@ class Listeners:
                 ["systemd did not pass this socket at the start; correct the name, or add the socket to the unit"]
             ) from None
         endpoint = LimitedEndpoint(self._site_of(listener).limiter, endpoint, secure=not listener.insecure)
-        return endpoint if listener.insecure else wrapServerTLS(self._identity, endpoint, self._reactor)
+        return endpoint if listener.insecure else TlsServer(self._identity, endpoint, self._reactor)
 
     def _site_of(self, listener: Listener) -> GatewaySite:
         return self._admin_site if listener.admin else self._site
@@ -228,6 +230,11 @@ class Listeners:
         port: IListeningPort = results[0]
         tcp.find_lost_peer(port, tcp.CLIENT_SECONDS)
         return port
+
+
+def shares_port(port: IListeningPort) -> bool:
+    """Whether the kernel spreads connections over this and other sockets on one port (``ReusePort=`` of systemd)."""
+    return isinstance(port, Port) and port.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 1
 
 
 def accept_waiting(port: IListeningPort) -> None:

@@ -26,7 +26,7 @@ from aigw.telemetry.record import RecordBuilder
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel
-    from aigw.server.limited import LimitedCall
+    from aigw.server.limited import LimitedClaim
     from aigw.server.resources import ApiResource
     from aigw.server.site import GatewaySite
 
@@ -47,7 +47,7 @@ class Request(TwistedRequest):
     request_id = ""
     max_body = 0  # bytes of the body that its resource reads, 0 for none
     caller: Caller | None = None
-    limited: LimitedCall | None = None  # of a caller with limits
+    limited: LimitedClaim | None = None  # of a caller with limits
     coding: str | None = None  # of a compressed body
     client_left = False
     _over = False  # answered, or left
@@ -83,7 +83,7 @@ class Request(TwistedRequest):
         self.method, self.uri, self.clientproto = head.method, head.target, head.version
         self.given = head.headers
         self.path = (self.uri if self.uri[:1] == b"/" else ORIGIN.sub(b"", self.uri)).partition(b"?")[0]
-        self.request_id = head.request_id
+        self.request_id = self.site.shown_id(head.request_id) if b"x-request-id" in head.headers else head.request_id
         self.resource = self.site.resource.known.get(self.path) or self.site.getResourceFor(self)
         self.max_body = self.resource.max_body
         try:
@@ -206,7 +206,8 @@ class Request(TwistedRequest):
     def _fail(self, error: GatewayError) -> None:
         for name, value in error.headers.items():
             self.setHeader(name, value)
-        self.answer(error.status, self.resource.error_body(error, self.request_id))
+        body = self.resource.error_body(error, self.request_id)
+        self.answer(error.status, self.site.redaction.hide_in_values(body))
 
     def answer(self, status: int, body: bytes) -> None:
         """Answer with the gateway's own JSON, in one piece; nosniff keeps browsers from guessing another type."""
@@ -236,7 +237,7 @@ class Request(TwistedRequest):
             self.clientproto,
             status,
             self.code_message,
-            headers.lines([*sent, (b"x-request-id", self.request_id.encode()), *self.resource.headers(self)]),
+            self.resource.lines(self, sent),
         )
 
     def write(self, data: bytes) -> None:

@@ -72,6 +72,10 @@ class ApiResource(TwistedResource):
             f"This path does not support the method {method}; use {allowed}.", headers={"Allow": allowed}
         )
 
+    def lines(self, request: Request, sent: list[headers.Header]) -> bytes:
+        """All header lines of an answer."""
+        return headers.lines([*sent, (b"x-request-id", request.request_id.encode()), *self.headers(request)])
+
     def headers(self, request: Request) -> list[headers.Header]:
         """What its answers carry beside the request id."""
         return [] if self.cross_origin is None else self.cross_origin.of_an_answer(request)

@@ -17,8 +17,10 @@ from aigw.server.channel import Channel
 from aigw.server.connection_limits import ConnectionLimiter
 from aigw.server.mismatch import Mismatches
 from aigw.server.request import Request
+from aigw.server.request_head import id_of
 from aigw.server.resources import ApiResource
 from aigw.server.timeouts import KEEP_ALIVE_SECONDS
+from aigw.telemetry.redaction import Redaction
 
 
 class GatewaySite(Site):
@@ -30,8 +32,10 @@ class GatewaySite(Site):
     draining = False
     resource: ApiResource
 
-    def __init__(self, tree: ApiResource, reactor: Reactor) -> None:
+    def __init__(self, tree: ApiResource, reactor: Reactor, redaction: Redaction | None = None) -> None:
+        """``redaction`` hides keys that a client put where an error would repeat them."""
         super().__init__(tree, requestFactory=Request, timeout=None, parsePOSTFormSubmission=False, reactor=reactor)
+        self.redaction = redaction or Redaction()
         self.limiter = ConnectionLimiter(reactor, self._make_room)
         self.refused_keys = RefusedKeys(reactor)
         self.bodies = Bodies()
@@ -49,6 +53,10 @@ class GatewaySite(Site):
         self.limiter.limit(config.max_connections, config.max_per_address)
         self.bodies.limit = config.max_bodies
         self.keep_alive = config.keep_alive
+
+    def shown_id(self, request_id: str) -> str:
+        """The id of a request that its client chose; a new one if it holds a key, because ids are shown and kept."""
+        return request_id if self.redaction.hide(request_id) is request_id else id_of(None)
 
     def entered(self, channel: Channel) -> None:
         """A client has connected."""

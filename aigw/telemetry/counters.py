@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from itertools import pairwise
 
@@ -17,6 +17,7 @@ from aigw.config.model import Route, Step
 from aigw.config.prices import EXACT
 from aigw.protocols.charges import CHARGED_KINDS, charged_tokens
 from aigw.protocols.usage import KINDS, by_kind
+from aigw.settings.callers import Caller
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
 from aigw.telemetry.record import HEDGES, AttemptRecord, Record
 
@@ -82,31 +83,25 @@ class StepCounters:
 
 
 class CallerCounters:
-    """One caller: its requests, its tokens by disjoint kinds, and their cost in USD as far as it is known.
+    """One caller, or all of a group: requests that have ended, tokens by disjoint kinds, and their known cost in USD.
 
-    ``refused`` are those of the requests that one of its limits, or one of its group, refused.
+    ``refused`` are those of the requests that one of its limits, or one of its group, refused. ``group`` is counted
+    with it. Nothing else counts this since the start: ``GET /v1/usage``, the page and the metrics show these numbers.
     """
+
+    __slots__ = ("cost", "group", "refused", "requests", "tokens")
 
     def __init__(self) -> None:
         self.requests = 0
         self.refused = 0
         self.tokens = dict.fromkeys(CHARGED_KINDS, 0)
         self.cost = Decimal(0)
+        self.group: CallerCounters | None = None
 
-    def count(self, record: Record) -> None:
-        """Count one request of this caller."""
-        self.requests += 1
-        if record.status == 429 and record.error in LIMIT_REACHED and not record.attempts:
-            self.refused += 1
-        for charge in record.charges:
-            self.add(charge.tokens)
-        if record.cost is not None:
-            self.cost = EXACT.add(self.cost, record.cost)
-
-    def add(self, tokens: Mapping[str, int]) -> None:
-        """Count tokens by kind."""
-        for kind, count in tokens.items():
-            self.tokens[kind] += count
+    def shown(self) -> dict[str, object]:
+        """As JSON."""
+        tokens, cost = sum(self.tokens.values()), float(self.cost)
+        return {"requests": self.requests, "tokens": tokens, "cost_usd": cost, "refused": self.refused}
 
 
 class RouteCounters:
@@ -140,6 +135,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.callers: dict[str, CallerCounters] = {}
+        self.groups: dict[str, CallerCounters] = {}
         self.unpriced: dict[tuple[str, str], int] = {}
         self.lines_lost = 0  # of the file of usage
         self._has_prices = self._has_charges = False
@@ -165,10 +161,18 @@ class Counters:
         self.routes, self.models = kept, models
         self.other = self.routes.get(OTHER) or self.other  # a route may be named OTHER: both have one series
 
-    def keep_accounts(self, callers: Iterable[str], has_prices: bool, has_charges: bool) -> None:
+    def keep_accounts(self, callers: Iterable[Caller], has_prices: bool, has_charges: bool) -> None:
         """Count for these callers from now on, and drop the counts of all others; after ``keep``."""
         self._has_prices, self._has_charges = has_prices, has_charges
-        self.callers = {name: self.callers.get(name) or CallerCounters() for name in callers}
+        kept: dict[str, CallerCounters] = {}
+        groups: dict[str, CallerCounters] = {}
+        for caller in callers:
+            counted = kept[caller.name] = self.callers.get(caller.name) or CallerCounters()
+            name = caller.group
+            if name and name not in groups:
+                groups[name] = self.groups.get(name) or CallerCounters()
+            counted.group = groups[name] if name else None
+        self.callers, self.groups = kept, groups
         self.unpriced = {key: count for key, count in self.unpriced.items() if key in self.models}
 
     def count(self, record: Record) -> None:
@@ -248,14 +252,28 @@ class Counters:
             self._gave_up(record)
 
     def _charge(self, record: Record) -> None:
-        caller = self.callers.get(record.caller)
-        if caller is not None:
-            caller.count(record)
-            if record.usage and not self._has_charges:
-                caller.add(charged_tokens(record.usage))
-        for charge in record.charges:
+        """Count a request for its caller and for the group of the caller."""
+        caller, charges, kinds = self.callers.get(record.caller), record.charges, None
+        if len(charges) == 1:
+            kinds = charges[0].tokens
+        elif not charges and record.usage and not self._has_charges:
+            kinds = charged_tokens(record.usage)
+        while caller is not None:
+            caller.requests += 1
+            if record.error in LIMIT_REACHED and not record.attempts:
+                caller.refused += 1
+            if record.cost is not None:
+                caller.cost = EXACT.add(caller.cost, record.cost)
+            tokens = caller.tokens
+            for each in [charge.tokens for charge in charges] if kinds is None else [kinds]:
+                for kind, count in each.items():
+                    tokens[kind] += count
+            caller = caller.group
+        if not self._has_prices:
+            return
+        for charge in charges:
             key = charge.provider, charge.model
-            if not charge.is_priced and self._has_prices and key in self.models:
+            if not charge.is_priced and key in self.models:
                 self.unpriced[key] = self.unpriced.get(key, 0) + 1
 
     def _failed(self, step: StepCounters, record: Record, attempt: AttemptRecord) -> None:

@@ -1,13 +1,18 @@
-"""A log that never blocks the event loop: lines are queued, and a thread writes them.
+"""A log that never blocks the event loop: lines are queued and written without waiting, or by a thread.
 
 A pipe may be full because its reader has stopped; a disk may hang or be full. Then lines wait in a bounded queue. Lines
 that do not fit are dropped and counted. When lines can be written again, one line reports how many were dropped.
+
+Where a write can be tried without waiting (``without_waiting``) the lines of one turn of the reactor are
+written at its end. What cannot be written so is left to the thread, which may wait.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
+import stat
 import syslog
 import threading
 import time
@@ -58,10 +63,17 @@ class LogWriter:
         self._thread: threading.Thread | None = None
         self._end: float | None = None
         self._inside_a_line = False
+        self._writing = threading.Lock()  # held from when lines are taken from the queue until they are written
+        self._try: Write | None = None
+        self._later: Callable[[Callable[[], object]], object] | None = None
+        self._loop = 0  # the thread of the reactor
 
     def write(self, line: str) -> None:
         """Queue a line, which ends with a line feed, or drop it. Blocks only after ``finish`` was called."""
-        data = line.encode(errors="replace")
+        self.write_bytes(line.encode(errors="replace"))
+
+    def write_bytes(self, data: bytes) -> None:
+        """See ``write``."""
         size = len(data)
         with self._lock:
             # After a dropped line the next ones are dropped too, so that the order is kept.
@@ -73,7 +85,10 @@ class LogWriter:
                 self._bytes += size
             idle, self._idle = self._idle, False
         if idle:
-            self._wake.put(None)
+            if self._later is not None and threading.get_ident() == self._loop:
+                self._later(self.write_now)
+            else:
+                self._wake.put(None)
         if self._end is not None and threading.current_thread() is not self._thread:
             self._wait()
 
@@ -87,12 +102,53 @@ class LogWriter:
             thread.start()
             self._thread = thread
 
+    def write_each_turn(self, attempt: Write, later: Callable[[Callable[[], object]], object]) -> None:
+        """Write the lines that this thread, the reactor's, logs in one turn at once.
+
+        ``attempt`` writes as much as is possible without waiting and raises BlockingIOError if that is nothing.
+        ``later`` calls a function in the reactor's next round of timed calls, which is before it waits for events.
+        """
+        self._loop, self._try, self._later = threading.get_ident(), attempt, later
+
+    def write_now(self) -> None:
+        """Write the queued lines without waiting, or leave them to the thread."""
+        if self._try is None or not self._writing.acquire(blocking=False):
+            self._wake.put(None)
+            return
+        try:
+            with self._lock:
+                lines, self._lines, self._bytes = self._lines, [], 0
+                is_usual = not (self._missing or self._unreported or self._inside_a_line)
+            left = self._attempt(lines) if is_usual else lines
+            size = sum(map(len, left))
+            with self._lock:
+                self._lines = [*left, *self._lines]
+                self._bytes += size
+                self._idle = is_idle = not self._lines and not self._missing
+        finally:
+            self._writing.release()
+        if not is_idle:
+            self._wake.put(None)
+
+    def _attempt(self, lines: list[bytes]) -> list[bytes]:
+        """Write what can be written without waiting. Returns what is left."""
+        chunks = [*_chunks(lines, select.PIPE_BUF)]
+        for number, chunk in enumerate(chunks):
+            try:
+                done = self._try(chunk) if self._try is not None else 0
+            except OSError:  # it would block, or fails: the thread counts what is lost
+                done = 0
+            if done < len(chunk):
+                return [chunk[done:], *chunks[number + 1 :]]
+        return []
+
     def call(self, act: Callable[[], object]) -> None:
         """Call ``act`` in the thread after the queued lines are written. A signal handler may call this."""
         self._wake.put(act)
 
     def finish(self) -> None:
         """Prepare for the end of the process: from now on ``write`` waits for its line, FINISH_SECONDS in all."""
+        self._later = None
         if self._end is None:
             self._end = time.monotonic() + FINISH_SECONDS
         try:
@@ -120,6 +176,10 @@ class LogWriter:
                 act()
 
     def _write_all(self) -> None:
+        with self._writing:
+            self._write_queued()
+
+    def _write_queued(self) -> None:
         while True:
             with self._lock:
                 lines, size, missing = self._lines, self._bytes, self._missing
@@ -183,6 +243,24 @@ def to_descriptor(fd: int) -> Write:
                 wait_until_writable(fd)
 
     return write
+
+
+def without_waiting(fd: int) -> Write | None:
+    """Writes to an open pipe or socket as much as is possible without waiting; None where only a thread can write.
+
+    The file itself stays as it is, because other processes may share it. A write to a disk may always wait.
+    """
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISSOCK(mode):
+            connected = socket.socket(fileno=os.dup(fd))
+            return lambda data: connected.send(data, socket.MSG_DONTWAIT)
+        if stat.S_ISFIFO(mode):  # opened once more, so that only this description of it does not block
+            own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            return lambda data: os.write(own, data)
+    except OSError:  # no /proc, or the pipe belongs to another user
+        pass
+    return None
 
 
 def wait_until_writable(fd: int) -> None:

@@ -8,28 +8,28 @@ line is bounded.
 from __future__ import annotations
 
 import atexit
-import codecs
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any, TextIO, cast
 
 import msgspec
-from twisted.internet.interfaces import IReactorCore
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent
+from twisted.internet.interfaces import IReactorCore, IReactorTime
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from aigw.telemetry.duplicates import DuplicateFilter
-from aigw.telemetry.log_writer import LineFile, LogWriter, Write, to_descriptor
-from aigw.telemetry.record import KeyAttemptRecord, Record, names_for
+from aigw.telemetry.log_stream import in_ascii, is_journal, takes_unicode
+from aigw.telemetry.log_writer import LineFile, LogWriter, Write, to_descriptor, without_waiting
+from aigw.telemetry.record import KeyAttemptRecord, Record, for_log, names_for
 from aigw.telemetry.redaction import Redaction
+from aigw.telemetry.request_lines import MAX_LINE, Hide, RequestLines, written_time
 
 MAX_MESSAGE = 2000
 MAX_TRACEBACK = 16000
-MAX_LINE = 64 * 1024
 FIELDS = frozenset(
     (
         "address addresses answers closed config connections days delayed_calls drain_s dropped held_bytes in_flight "
@@ -40,15 +40,14 @@ _OURS = FIELDS | {"time", "level", "message", "request_id", "fields", "reason", 
 _PRIORITIES = dict(zip(LogLevel.iterconstants(), ("<7>", "<6>", "<4>", "<3>", "<2>"), strict=True))
 _LEVELS = {level: level.name.upper() for level in LogLevel.iterconstants()}
 _DEBUG = LogLevel.debug
+_SEVERE = frozenset((LogLevel.error, LogLevel.critical))
 _FORMAT = "{aigw_message} {aigw_fields}"  # for other observers of Twisted's log
 _ACCEPTING = "twisted.internet.tcp.Port"
 _encode = msgspec.json.encode
 
-Hide = Callable[[str], str]  # from a text to the text without keys; the same object if it has none
-
-_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
-
 log = Logger("aigw")
+# The observers of Twisted's log; if a release of Twisted has no such list, each line goes the long way.
+_observers: list[ILogObserver] = getattr(globalLogPublisher, "_observers", [])
 
 
 def use_redaction(redaction: Redaction) -> None:
@@ -57,6 +56,10 @@ def use_redaction(redaction: Redaction) -> None:
     The event reaches every JsonLines, also one that twistd made for ``--logger``.
     """
     log.emit(LogLevel.debug, None, aigw_redaction=redaction)
+
+
+class _Reactor(IReactorCore, IReactorTime):
+    """The reactor, with what starts the log and writes it each turn."""
 
 
 @implementer(ILogObserver)
@@ -70,9 +73,14 @@ class JsonLines:
         """``priorities`` are written before each line where the journal reads them (sd-daemon(3))."""
         self.redaction = Redaction()
         self._file = file
-        self._only_ascii = not _takes_unicode(file)
+        self._only_ascii = not takes_unicode(file)
         self._priorities = _PRIORITIES if priorities else dict.fromkeys(_PRIORITIES, "")
+        self._priority_bytes = {level: text.encode() for level, text in self._priorities.items()}
         self._duplicates = DuplicateFilter(time.monotonic)
+        self._write_now: Callable[[], object] | None = None
+        self._requests = RequestLines()
+        # The short way needs a file for bytes.
+        self._write_bytes: Callable[[bytes], object] | None = getattr(file, "write_bytes", None)
 
     def __call__(self, event: LogEvent) -> None:
         """See ILogObserver."""
@@ -89,13 +97,26 @@ class JsonLines:
         try:
             self._file.write(self._whole(event, level))
             self._file.flush()
+            if level in _SEVERE and self._write_now is not None:
+                self._write_now()  # the process may end with this turn
         except (OSError, ValueError):
             pass  # a full disk or a closed terminal must not stop the gateway
 
+    def write_request(self, record: Record, level: object) -> bool:
+        """Write the line of a request the short way; False if that is not possible, and nothing was written."""
+        if self._write_bytes is None:
+            return False
+        line = self._requests.line(record, _LEVELS[level], self.redaction.hide)
+        if line is None:
+            return False
+        with suppress(OSError, ValueError):  # as in __call__
+            self._write_bytes(b"%b%b\n" % (self._priority_bytes[level], line))
+        return True
+
     def _whole(self, event: LogEvent, level: object) -> str:
         line = _line(event, level, self.redaction.hide)
-        if self._only_ascii and not line.isascii():
-            line = _BEYOND_ASCII.sub(_escaped, line)
+        if self._only_ascii:
+            line = in_ascii(line)
         return f"{self._priorities[level]}{line}\n"
 
     def notice(self, dropped: int) -> str:
@@ -109,41 +130,34 @@ class QueuedLines(JsonLines):
     """JSON lines that a thread (``writer``) writes, so that a full pipe or a full disk does not block the gateway."""
 
     def __init__(
-        self, write: Write, priorities: bool = False, form: Callable[[LogWriter], LineFile] = lambda writer: writer
+        self,
+        write: Write,
+        priorities: bool = False,
+        form: Callable[[LogWriter], LineFile] = lambda writer: writer,
+        descriptor: int | None = None,
     ) -> None:
         """``write`` is called in the thread. The thread starts when the reactor runs, because twistd forks before that.
 
-        ``form`` wraps the writer in a file that changes the form of each line.
+        ``form`` wraps the writer in a file that changes the form of each line. ``descriptor`` is the file that
+        ``write`` writes to, if the lines of a turn may be written to it without the thread.
         """
         from twisted.internet import reactor as installed
 
-        reactor = cast(IReactorCore, installed)
+        reactor = cast(_Reactor, installed)
         self.writer = LogWriter(write)
         self.writer.notice = self.notice
         super().__init__(form(self.writer), priorities)
-        reactor.callWhenRunning(self.writer.start)
+
+        def start() -> None:
+            self.writer.start()
+            if descriptor is not None and (attempt := without_waiting(descriptor)) is not None:
+                # Any reactor makes the calls that are due before it waits for events.
+                self.writer.write_each_turn(attempt, partial(reactor.callLater, 0))
+                self._write_now = self.writer.write_now
+
+        reactor.callWhenRunning(start)
         reactor.addSystemEventTrigger("after", "shutdown", self.writer.finish)
         atexit.register(self.writer.finish)  # for a process whose reactor never ran
-
-
-def _takes_unicode(file: LineFile) -> bool:
-    """Whether the file can write all characters. A file in ASCII writes escapes that are not valid in JSON."""
-    encoding = getattr(file, "encoding", None)
-    return not isinstance(encoding, str) or codecs.lookup(encoding).name.startswith("utf")
-
-
-def _escaped(text: re.Match[str]) -> str:
-    units = text[0].encode("utf-16-be", "surrogatepass").hex()
-    return "".join([f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)])
-
-
-def is_journal(environ: Mapping[str, str], fd: int) -> bool:
-    """Whether the file descriptor leads to the journal, which reads ``<3>`` at the start of a line as a priority."""
-    try:
-        stat = os.fstat(fd)
-    except OSError:
-        return False
-    return environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
 
 
 def json_lines() -> QueuedLines:
@@ -155,7 +169,8 @@ def to_stream(
     stream: TextIO | None, priorities: bool = False, form: Callable[[LogWriter], LineFile] = lambda writer: writer
 ) -> QueuedLines:
     """JSON lines to standard output or error. Python has None for a stream that was closed at its start."""
-    return QueuedLines(to_descriptor(stream.fileno() if stream else -1), priorities, form)
+    descriptor = stream.fileno() if stream else -1
+    return QueuedLines(to_descriptor(descriptor), priorities, form, descriptor)
 
 
 def info(message: str, request_id: str | None = None, **fields: object) -> None:
@@ -171,6 +186,15 @@ def warn(message: str, request_id: str | None = None, **fields: object) -> None:
 def error(message: str, request_id: str | None = None, **fields: object) -> None:
     """Log a message with fields, as an error."""
     write(LogLevel.error, message, request_id, fields)
+
+
+def request(record: Record, level: object) -> None:
+    """Log the line of a request that has ended. Where no other observer would see the event, none is made."""
+    if len(_observers) == 1:
+        observer = _observers[0]
+        if isinstance(observer, JsonLines) and observer.write_request(record, level):
+            return
+    write(level, "Request", record.request_id, for_log(record), are_known=True)
 
 
 def write(
@@ -228,18 +252,13 @@ def _line(event: LogEvent, level: object, hide: Hide) -> str:
     if len(message) > MAX_MESSAGE:  # keys are hidden first: a part of a key would not be found
         message = hide(message)[:MAX_MESSAGE]
     shape = {
-        "time": f"{_to_the_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z",
+        "time": written_time(seconds),
         "level": _LEVELS[level],
         "message": message,
     }
     if request_id := event.get("aigw_request_id"):
         shape["request_id"] = request_id
     return _encoded({**shape, "fields": fields}, hide)
-
-
-@lru_cache(maxsize=1)
-def _to_the_second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _encoded(shape: dict[str, object], hide: Hide) -> str:

@@ -18,6 +18,7 @@ from aigw import __version__
 from aigw.telemetry import series
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.redaction import Redaction
+from aigw.telemetry.series_names import Names
 from aigw.telemetry.snapshot import Snapshot, TakeSnapshot
 
 Families = Iterator[Metric]
@@ -38,6 +39,7 @@ class Exposition:
         self._redaction = redaction
         self._more = more
         self._process = ProcessCollector(registry=None)
+        self._names = Names(lambda: redaction.hide)
 
     def scrape(self, accept: str) -> tuple[Iterator[bytes], bytes]:
         """The pieces of the body, each of whole lines, and its content type; in the format that ``accept`` asks for.
@@ -54,7 +56,7 @@ class Exposition:
         rest.register(_Families(families, self._process))
 
         def pieces() -> Iterator[bytes]:
-            for piece in series.pieces(self._counters, live, self._redaction.hide, "openmetrics" in kind):
+            for piece in series.pieces(self._counters, live, self._names, "openmetrics" in kind):
                 yield piece.encode()
             yield self._redaction.hide_in_values(encode(rest))  # last, because it ends with OpenMetrics' end mark
 

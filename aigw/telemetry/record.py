@@ -214,6 +214,12 @@ def names_for(kind: type[msgspec.Struct], reader: str) -> tuple[str, ...]:
     return tuple(name for name in kind.__struct_fields__ if reader in get_args(hints[name])[1:])
 
 
+def texts_for(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The names of the fields of a Struct that are logged and hold a text; ``request_id`` is not among them."""
+    hints = get_type_hints(kind)
+    return tuple(name for name in names_for(kind, "log") if hints[name] in (str, str | None))
+
+
 _RECORD = tuple(name for name in names_for(Record, "log") if name not in names_for(Record, "if set"))
 _ATTEMPT_OF_CLIENTS = names_for(AttemptRecord, "client")
 _values_of = attrgetter(*_RECORD)

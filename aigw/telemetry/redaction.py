@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from aigw.secret import MADE_HERE, KeySearch, Secret, TwoSearches
+from aigw.secret import MADE_HERE, PREFIX, KeySearch, Secret, TwoSearches
 
 OLD_SECRETS = 200  # keys of earlier configurations that are still hidden
 
@@ -15,7 +15,7 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"(:?)')  # a string before a colon is a n
 def _hide_made_here(hide: Callable[[str], str]) -> Callable[[str], str]:
     def hide_all(text: str) -> str:
         text = hide(text)
-        return MADE_HERE.sub("***", text) if MADE_HERE.search(text) else text
+        return MADE_HERE.sub("***", text) if PREFIX in text and MADE_HERE.search(text) else text
 
     return hide_all
 

@@ -8,24 +8,17 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import accumulate, islice
 
 from aigw.telemetry import caller_series
 from aigw.telemetry.caller_series import MetricFamily
-from aigw.telemetry.counters import (
-    OTHER,
-    OUTCOMES,
-    Counters,
-    Histogram,
-    RouteCounters,
-    StepCounters,
-    StepKey,
-    step_key,
-)
+from aigw.telemetry.counters import OUTCOMES, Counters, Histogram, RouteCounters, StepCounters
+from aigw.telemetry.series_names import Names
 from aigw.telemetry.snapshot import Snapshot
 
-PIECE = 32  # routes, steps or models
+PIECE = 64  # routes, steps or models
 PAUSE_SECONDS = 0.0001  # a pause after each piece, in which the event loop can run
 _NONE = dict.fromkeys(OUTCOMES, 0)
 # These series of a route exist as soon as it is used: an alert then sees the first of each as an increase.
@@ -33,37 +26,22 @@ _INCOMPLETE = [outcome for outcome in OUTCOMES if outcome.startswith(("stream_",
 _ENDS = ((499, "client_gone"), (504, "error"))
 _NO_REQUESTS = {(200, outcome.startswith("stream_"), outcome): 0 for outcome in _INCOMPLETE}
 _NO_REQUESTS |= {(status, stream, outcome): 0 for status, outcome in _ENDS for stream in (False, True)}
-_LABEL = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+LABELS = "\0"  # stands for a series' labels in the form of its lines, which all series of a metric have in common
 
 
-def pieces(counters: Counters, live: Snapshot, hide: Callable[[str], str], openmetrics: bool) -> Iterator[str]:
-    """All lines, in pieces of whole lines. ``hide`` takes the keys out of a name."""
-
-    def model_labels(provider: str, model: str) -> str:
-        return f'provider="{_escaped(hide(provider))}",model="{_escaped(hide(model))}"'
-
-    def caller_labels(kind: str, name: str) -> str:
-        return f'{kind}="{_escaped(hide(name))}"'
-
-    def route_labels(name: str) -> str:
-        return f'route="{_escaped(hide(name))}"'
-
-    named = [(route_labels(name), name, each) for name, each in counters.routes.items()]
-    routes = [(labels, each) for labels, _, each in named]
-    if OTHER not in counters.routes:
-        routes = [(route_labels(OTHER), counters.other), *routes]
-
-    def step_labels(key: StepKey) -> str:
-        labels = f'step="{key[0]}",{model_labels(key[1], key[2])}'
-        return labels if len(key) == 3 else f'{labels},key="{key[3]}"'
-
-    steps = [(f"{labels},{step_labels(key)}", step) for labels, _, route in named for key, step in route.steps.items()]
-    models = [(model_labels(*key), model) for key, model in counters.models.items()]
-    configured = [
-        (f"{route_labels(route.name)},{step_labels(step_key(step))}", step)
-        for route in live.config.routes.values()
-        for step in route.steps
-    ]
+def pieces(counters: Counters, live: Snapshot, names: Names, openmetrics: bool) -> Iterator[str]:
+    """All lines, in pieces of whole lines. ``names`` keeps the labels from one scrape to the next."""
+    for _ in names.refresh(counters, live):
+        yield ""
+        time.sleep(PAUSE_SECONDS)
+    named, routes, steps, models, configured = (
+        names.routes,
+        names.with_other,
+        names.steps,
+        names.models,
+        names.configured,
+    )
+    caller_labels, model_labels = names.caller_label, names.model_labels
     families = (
         MetricFamily(
             "aigw_requests",
@@ -189,15 +167,15 @@ def _together(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _requests(labels: str, route: RouteCounters) -> str:
-    name, requests = f"aigw_requests_total{{{labels}", route.requests.copy()
+    begin, requests = f"aigw_requests_total{{{labels},", route.requests.copy()
     if route.used and route.steps:
         requests = {**_NO_REQUESTS, **requests}
-    return "".join(
-        [
-            f'{name},status="{status}",stream="{_bool(stream)}",outcome="{outcome}"}} {count}.0\n'
-            for (status, stream, outcome), count in requests.items()
-        ]
-    )
+    return "".join([f"{begin}{_result(*key)}{count}.0\n" for key, count in requests.items()])
+
+
+@lru_cache(maxsize=1024)
+def _result(status: int, stream: bool, outcome: str) -> str:
+    return f'status="{status}",stream="{_bool(stream)}",outcome="{outcome}"}} '
 
 
 def _durations(labels: str, route: RouteCounters, even_if_unused: bool) -> str:
@@ -210,14 +188,18 @@ def _durations(labels: str, route: RouteCounters, even_if_unused: bool) -> str:
 
 
 def _histogram(name: str, labels: str, histogram: Histogram, even_if_unused: bool = False) -> str:
-    counts, total = histogram.counts[:], 0
+    counts = histogram.counts[:]
     if not any(counts) and not even_if_unused:
         return ""
-    lines = []
-    for bound, count in zip((*histogram.bounds, "+Inf"), counts, strict=True):
-        total += count
-        lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {total}.0\n')
-    return "".join([*lines, f"{name}_count{{{labels}}} {total}.0\n{name}_sum{{{labels}}} {histogram.sum!r}\n"])
+    totals = [*accumulate(counts)]
+    form = _form_of_histogram(name, tuple(histogram.bounds))
+    return (form % (*totals, totals[-1], histogram.sum)).replace(LABELS, labels)
+
+
+@lru_cache(maxsize=64)
+def _form_of_histogram(name: str, bounds: tuple[float, ...]) -> str:
+    buckets = [f'{name}_bucket{{{LABELS},le="{bound}"}} %d.0\n' for bound in (*bounds, "+Inf")]
+    return "".join([*buckets, f"{name}_count{{{LABELS}}} %d.0\n{name}_sum{{{LABELS}}} %r\n"])
 
 
 def _hedges(labels: str, name: str, route: RouteCounters, live: Snapshot) -> str:
@@ -233,19 +215,21 @@ def _attempts(labels: str, step: StepCounters) -> str:
     attempts = step.attempts.copy()
     if len(attempts) > 1 or attempts["ok"]:
         attempts = {**_NONE, **attempts}
-    return "".join(
-        [f'aigw_attempts_total{{{labels},outcome="{outcome}"}} {count}.0\n' for outcome, count in attempts.items()]
-    )
+    form = _form_of_counters("aigw_attempts_total", "outcome", tuple(attempts))
+    return (form % (*attempts.values(),)).replace(LABELS, labels)
 
 
 def _tokens(labels: str, step: StepCounters) -> str:
     if len(step.attempts) == 1 and not step.attempts["ok"]:
         return ""
-    return "".join([f'aigw_tokens_total{{{labels},type="{kind}"}} {count}.0\n' for kind, count in step.tokens.items()])
+    tokens = step.tokens.copy()
+    form = _form_of_counters("aigw_tokens_total", "type", tuple(tokens))
+    return (form % (*tokens.values(),)).replace(LABELS, labels)
 
 
-def _escaped(value: str) -> str:
-    return value.translate(_LABEL)
+@lru_cache(maxsize=256)
+def _form_of_counters(name: str, label: str, values: tuple[str, ...]) -> str:
+    return "".join([f'{name}{{{LABELS},{label}="{value}"}} %d.0\n' for value in values])
 
 
 def _bool(value: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from typing import Protocol
 
+import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import LogLevel
@@ -16,7 +17,7 @@ from aigw.telemetry import logs
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.prometheus import Exposition
-from aigw.telemetry.record import AttemptRecord, Record, Sink, attempt_for_log, for_log
+from aigw.telemetry.record import AttemptRecord, Record, Sink, attempt_for_log
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import TakeSnapshot
 from aigw.telemetry.status import status
@@ -95,11 +96,11 @@ class Telemetry:
     def use(self, config: Config) -> None:
         """Count for the routes of this configuration from now on."""
         self.counters.keep(config.routes.values())
-        callers = [caller.name for caller in config.callers] if config.counts_callers else []
+        callers = config.callers if config.counts_callers else ()
         self.counters.keep_accounts(callers, config.prices is not None, config.keeps_accounts)
         if self._accounts is not None:
             self._accounts.use(config)
-            self._write_line = None if config.usage is None else self._accounts.write
+            self._write_line = None if config.usage is None else self._account
 
     def scrape(self, accept: str) -> Deferred[tuple[bytes, bytes]]:
         """The metrics in the format that ``accept`` asks for, and their content type; made in a thread."""
@@ -125,7 +126,14 @@ class Telemetry:
             self.tracing.end(record)
         failed = record.outcome not in _NOT_BROKEN or (record.status >= 500 and record.error != "draining")
         level = LogLevel.warn if failed else LogLevel.info
-        logs.write(level, "Request", record.request_id, for_log(record), are_known=True)
+        logs.request(record, level)
+
+    def _account(self, record: Record) -> None:
+        """Write the line of a request. The name of the session is text of the client, who may take a key for it."""
+        assert self._accounts is not None
+        if record.session is not None:
+            record = msgspec.structs.replace(record, session=self._redaction.hide(record.session))
+        self._accounts.write(record)
 
 
 def log_attempt(request_id: str, route: str, attempt: AttemptRecord) -> None:

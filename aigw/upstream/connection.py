@@ -31,7 +31,7 @@ from aigw.net import tcp
 from aigw.net.write import write
 from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
-from aigw.upstream.response_parser import ResponseParser
+from aigw.upstream.response_parser import IDLE_SECONDS, ResponseParser
 
 MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head: two writes are cheaper
 _COMPLETE = Failure(ResponseDone())
@@ -102,6 +102,7 @@ class Connection(Protocol):
         self.ready: Deferred[Connection] | None = Deferred(lambda _: self.abort())
         self._parser = ResponseParser()
         self._unsent = False
+        self.idle_seconds = IDLE_SECONDS  # how long it may be idle after its last answer
         self._start()
 
     def _start(self) -> None:
@@ -233,6 +234,7 @@ class Connection(Protocol):
         unsent = self._unsent or self._pieces is not None
         if parser.keep_alive and not parser.has_unrequested and not parser.broken and not unsent and self._alive:
             self.transport.resumeProducing()  # the last receiver may have paused it; a paused socket reports no close
+            self.idle_seconds = parser.idle_seconds
             parser.start()
             self._start()
             self._free(self)

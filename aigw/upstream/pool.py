@@ -3,6 +3,7 @@
 - Connecting is DNS, TCP and TLS as one step, with one time limit and one cancel.
 - A request that fails on a *reused* connection before any byte of its answer is sent once more on a fresh one: the
   provider closed the idle connection at the moment of the request (RFC 9112, section 9.3.1).
+- An idle connection is kept as long as its last answer allowed (``Connection.idle_seconds``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
 from aigw.upstream.connection import Connection, NoAnswer, Response, Stale
 
-IDLE_SECONDS = 4.0  # uvicorn and Node close idle connections after 5 s
 MAX_IDLE = 100
 
 
@@ -47,6 +47,7 @@ class Pool:
         self._factory = _ConnectionFactory(self, secure)
         self._idle: dict[Connection, float] = {}  # each with the time when it is closed
         self._reaper: IDelayedCall | None = None
+        self._reaps_at = 0.0
         self._open: set[Connection] = set()
         self._most_idle = most_idle
 
@@ -89,22 +90,28 @@ class Pool:
     def put(self, connection: Connection) -> None:
         """Keep a connection whose answer is complete."""
         self._answered = True
-        if len(self._idle) >= self._most_idle:
+        seconds = connection.idle_seconds
+        if len(self._idle) >= self._most_idle or seconds <= 0:
             connection.abort()
             return
-        self._idle[connection] = self._clock.seconds() + IDLE_SECONDS
-        if self._reaper is None:
-            self._reaper = self._clock.callLater(IDLE_SECONDS, self._reap)
+        self._idle[connection] = until = self._clock.seconds() + seconds
+        if self._reaper is None or until < self._reaps_at:
+            self._reap_after(seconds)
+
+    def _reap_after(self, seconds: float) -> None:
+        self._stop_reaper()
+        self._reaps_at = self._clock.seconds() + seconds
+        self._reaper = self._clock.callLater(seconds, self._reap)
 
     def _reap(self) -> None:
-        """Abort the connections that were idle for IDLE_SECONDS. One timer for all is cheaper than one for each use."""
+        """Abort the connections that were idle long enough. One timer for all is cheaper than one for each use."""
         self._reaper = None
         now = self._clock.seconds()
-        for connection, until in list(self._idle.items()):  # in the order of their times
-            if until > now:
-                self._reaper = self._clock.callLater(until - now, self._reap)
-                return
-            connection.abort()
+        for connection, until in list(self._idle.items()):
+            if until <= now:
+                connection.abort()
+        if self._idle:
+            self._reap_after(min(self._idle.values()) - now)
 
     def _stop_reaper(self) -> None:
         reaper, self._reaper = self._reaper, None

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 
 from hyperlink import URL
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -26,7 +25,7 @@ from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
 from aigw.upstream.reasons import BEFORE_PROXY, BEFORE_TUNNEL
 from aigw.upstream.response_parser import is_compressed
-from aigw.upstream.trust import ProviderTls, Trust
+from aigw.upstream.trust import Trust, over_tls
 
 MAX_REFUSAL = 64 * 1024
 REFUSAL_SECONDS = 2.0
@@ -53,7 +52,7 @@ class Upstream:
         for index, provider in enumerate(providers):
             try:
                 key = _trust_key(provider)
-                endpoint, secure = _endpoint(provider, key, trusted, connect)
+                endpoint, secure = _endpoint(provider, key, trusted, connect, clock)
             except ConfigError as error:
                 mistakes += [f"providers[{index}].{mistake}" for mistake in error.mistakes]
                 continue
@@ -130,7 +129,7 @@ def _trust_key(provider: Provider) -> TrustKey:
 
 
 def _endpoint(
-    provider: Provider, key: TrustKey, trusted: dict[TrustKey, Trust], connect: Connect
+    provider: Provider, key: TrustKey, trusted: dict[TrustKey, Trust], connect: Connect, clock: IReactorTime
 ) -> tuple[IStreamClientEndpoint, bool]:
     """The endpoint of the provider, and whether it uses TLS. ``trusted`` is for the next one that trusts the same."""
     if socket := socket_of(provider.base_url):
@@ -146,12 +145,12 @@ def _endpoint(
             endpoint = connect(provider.proxy.host, provider.proxy.port)
             if provider.proxy.secure:
                 trust = trusted.get(_SYSTEM) or trusted.setdefault(_SYSTEM, Trust(*_SYSTEM))
-                endpoint = TlsProxy(wrapClientTLS(ProviderTls(provider.proxy.host, trust), endpoint))
+                endpoint = TlsProxy(over_tls(provider.proxy.host, trust, endpoint, clock))
             tunnel = secure and Tunnel(endpoint, provider.proxy, url.host, url.port or 0)
             endpoint = tunnel or ThroughProxy(endpoint)
         if secure:
             trust = trusted.get(key) or trusted.setdefault(key, Trust(*key))
-            endpoint = wrapClientTLS(ProviderTls(url.host, trust), endpoint)
+            endpoint = over_tls(url.host, trust, endpoint, clock)
     except ValueError:  # the error's text is not used: it may have a key in it
         raise ConfigError(["base_url: the host is not a valid host name; check its spelling"]) from None
     return endpoint, secure

@@ -16,6 +16,9 @@ MAX_FRAMING = 2 * MAX_HEAD  # bytes in a row without body: heads, trailers, size
 NO_CODINGS = frozenset([b"", b"identity", b"none", b"utf-8", b"utf8"])  # names for an uncompressed body
 _TEXTUAL = re.compile(rb"\s*(?:text/|[^;]*json|;|$)", re.IGNORECASE)
 _COMPRESSED = (b"\x1f", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x9c", b"\x78\xda")  # gzip, zstd, zlib: never text
+IDLE_SECONDS = 4.0  # uvicorn and Node close idle connections after 5 s
+MOST_IDLE_SECONDS = 300.0
+_ALLOWED = re.compile(rb"(?:^|[\s,;])timeout\s*=\s*\"?([0-9]{1,9})(?![0-9])", re.IGNORECASE)
 _TLS_ALERT = b"\x15\x03"  # RFC 8446, section 5.1
 
 
@@ -120,6 +123,7 @@ class ResponseParser:
             self.coded = not NO_CODINGS.issuperset([coding.strip() for coding in codings])
             if self.coded and 200 <= status < 300:
                 self.broken = self.broken or "it has a Content-Encoding, and the request asked for identity"
+        self.idle_seconds = _idle_seconds(given[b"keep-alive"]) if b"keep-alive" in given else IDLE_SECONDS
         self.head_done = not self.broken
 
     def on_message_complete(self) -> None:
@@ -133,6 +137,15 @@ class ResponseParser:
 
 def _lower(values: list[bytes]) -> list[bytes]:
     return [value.lower() for value in values]
+
+
+def _idle_seconds(keep_alive: list[bytes]) -> float:
+    """How long a connection may be idle by the header Keep-Alive of its answer: a second less, for the way there.
+
+    The header is that of RFC 2068, section 19.7.1.1. Without a time in it the gateway's own limit holds.
+    """
+    found = _ALLOWED.search(b", ".join(keep_alive))
+    return min(MOST_IDLE_SECONDS, int(found[1]) - 1.0) if found else IDLE_SECONDS
 
 
 def is_compressed(body: bytes) -> bool:

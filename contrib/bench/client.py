@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 _SENT_AT = re.compile(rb"\d{19}")
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.I)
+APART_SECONDS = 0.001  # longer than a gateway that has time for it takes to read the first segment
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,8 @@ class Target:
     port: int
     request: bytes
     tls: ssl.SSLContext | None = None
+    rest: bytes = b""  # of the request, in a segment of its own
+    pause: float = APART_SECONDS  # before it
 
     def connect(self, source: str = "127.0.0.1") -> socket.socket:
         """A connection; the handshake is done."""
@@ -61,7 +64,7 @@ class Connection:
         self.descriptor = self.sock.fileno()
 
     def ask(self) -> None:
-        """Send the request, which must fit into an empty socket buffer."""
+        """Send the request, or its first segment; it must fit into an empty socket buffer."""
         self._head = False
         self._missing = -1
         self._done = False
@@ -69,6 +72,10 @@ class Connection:
         self._asked = time.time_ns()
         self._begun = False
         self.sock.send(self.target.request)
+
+    def send_rest(self) -> None:
+        """Send the second segment."""
+        self.sock.send(self.target.rest)
 
     def read(self) -> bool:
         """Take in what has come; whether the answer is over. Raises OSError where it is cut or no success."""
@@ -126,6 +133,7 @@ class Clients:
         self.times = {target: Times() for target in targets}
         self._epoll = select.epoll()
         self._open: dict[int, Connection] = {}
+        self._owed: deque[tuple[float, Connection]] = deque()  # second segments, and when each is due
 
     def __enter__(self) -> Clients:
         gc.disable()  # a collection would be measured as delay
@@ -161,8 +169,25 @@ class Clients:
             self._epoll.unregister(connection.descriptor)
             connection.close()
 
+    def ask(self, connection: Connection) -> None:
+        """Send a request on a connection that reads no answer now."""
+        connection.ask()
+        if connection.target.rest:
+            self._owed.append((time.monotonic() + connection.target.pause, connection))
+
+    def _send_owed(self) -> None:
+        while self._owed and self._owed[0][0] <= time.monotonic():
+            _, connection = self._owed.popleft()
+            if self._open.get(connection.descriptor) is connection:
+                with contextlib.suppress(OSError):  # reading tells of the end
+                    connection.send_rest()
+
     def wait(self, seconds: float) -> Iterator[Connection]:
         """Read what comes within so long, at most once each; gives those whose answer is over."""
+        if self._owed:
+            self._send_owed()
+        if self._owed:
+            seconds = min(seconds, self._owed[0][0] - time.monotonic())
         for descriptor, _ in self._epoll.poll(max(0.0, seconds), 1024):
             connection = self._open.get(descriptor)
             if connection is None:
@@ -187,9 +212,26 @@ class Clients:
             due = [*due, *[now] * lost]
             while due and due[0] <= now:
                 due.pop(0)
-                self.connect(target).ask()
+                self.ask(self.connect(target))
             for connection in self.wait(min(until, due[0] if due else until) - now):
-                connection.ask()
+                self.ask(connection)
+
+    def exactly(self, target: Target, connections: int, count: int) -> None:
+        """So many requests and no more, on as many connections; returns when all are answered. Raises RuntimeError."""
+        while len(self._open) < connections:
+            self.connect(target)
+        times = self.times[target]
+        wanted, left = len(times.whole) + count, count - connections
+        for connection in list(self._open.values()):
+            self.ask(connection)
+        until = time.monotonic() + 300
+        while len(times.whole) < wanted:
+            for connection in self.wait(1):
+                if left > 0:
+                    left -= 1
+                    self.ask(connection)
+            if times.errors or time.monotonic() > until:
+                raise RuntimeError(f"{target.name}: {times.errors[:3] or 'no answer'}")
 
     def pace(self, rate: float, seconds: float) -> None:
         """So many requests a second to each of the targets in turn, whether the others are answered or not."""
@@ -208,7 +250,7 @@ class Clients:
             while schedule and schedule[0][0] <= now:
                 _, target = schedule.popleft()
                 connection = free[target].pop() if free[target] else self.connect(target)
-                connection.ask()
+                self.ask(connection)
                 running += 1
             before = len(self._open)
             for connection in self.wait((schedule[0][0] if schedule else until) - now):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -88,10 +89,11 @@ class Contestant:
         """For wrk."""
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{path}"
 
-    def target(self, body: bytes, path: str = PATH) -> Target:
-        """For Clients."""
+    def target(self, body: bytes, path: str = PATH, apart: bool = False) -> Target:
+        """For Clients; ``apart`` sends head and body in two segments."""
         message = request(path, body, KEY, self.headers)
-        return Target(self.name, self.port, message, self.tls.context() if self.tls else None)
+        first = message[: len(message) - len(body)] if apart else message
+        return Target(self.name, self.port, first, self.tls.context() if self.tls else None, message[len(first) :])
 
 
 def chat(model: str, prompt: int = 200) -> bytes:
@@ -133,12 +135,30 @@ def nginx(setup: Setup, name: str = "nginx") -> Contestant:
     return Contestant(name, process, port, tls=pair)
 
 
-def gateway(setup: Setup, passed: socket.socket | None = None, number: int = 1) -> Contestant:
-    """This gateway, from this checkout; where a socket is passed, that is its listener."""
+@dataclass(frozen=True)
+class Tree:
+    """Source of the gateway. ``under`` is a command that runs it, which may take longer for everything."""
+
+    name: str = "aigw"
+    root: Path = ROOT
+    under: tuple[str, ...] = ()
+    environ: dict[str, str] = field(default_factory=dict)
+    patience: float = 5.0
+
+    def twistd(self) -> list[str]:
+        """The options of twistd with which its own unit starts it."""
+        unit = (self.root / "contrib" / "systemd" / "ai-gateway.service").read_text()
+        found = re.search(r"^ExecStart=\S+/twistd (.*) aigw -c ", unit, re.M)
+        return found[1].split() if found else ["-n", "--pidfile="]
+
+
+def gateway(setup: Setup, passed: socket.socket | None = None, number: int = 1, tree: Tree | None = None) -> Contestant:
+    """This gateway, from this checkout or another; where a socket is passed, that is its listener."""
+    source = tree or Tree()
     port = passed.getsockname()[1] if passed else free_port()
     base = f"{setup.scheme}://127.0.0.1:{setup.provider}/v1"
     one = {"name": "provider", "base_url": base, "api_key": "provider-key"}
-    tree = {
+    config = {
         "api_key": KEY,
         "port": port,
         "idle_timeout": "1h",
@@ -147,17 +167,23 @@ def gateway(setup: Setup, passed: socket.socket | None = None, number: int = 1) 
         "routes": [{"name": name, "steps": [{"provider": "provider", "model": name}]} for name in MODELS],
     }
     if setup.tls:
-        tree["tls"] = {"cert_file": str(setup.tls.cert), "key_file": str(setup.tls.key)}
+        config["tls"] = {"cert_file": str(setup.tls.cert), "key_file": str(setup.tls.key)}
     name = f"gateway-{port}-{number}"
     file, log = setup.folder / f"{name}.yaml", setup.folder / f"{name}.jsonl"
     file.touch(0o600)
-    file.write_text(json.dumps(tree))  # JSON is YAML
+    file.write_text(json.dumps(config))  # JSON is YAML
     twistd = Path(sys.executable).with_name("twistd")
-    command: list[str | Path] = [twistd if twistd.exists() else "twistd", "-n", "--pidfile=", f"--logfile={log}"]
-    command += ["aigw", "-c", file]
-    process = Process(command, setup.core, setup.folder / f"{name}.log", {"PYTHONPATH": str(ROOT)}, passed, log)
-    process.wait_until(lambda: log.exists() and '"The gateway has started"' in log.read_text())
-    return Contestant("aigw", process, port, tls=setup.tls, log=log)
+    command: list[str | Path] = [*source.under, *([sys.executable, twistd] if twistd.exists() else ["twistd"])]
+    command += [*source.twistd(), f"--logfile={log}", "aigw", "-c", file]
+    environ = {"PYTHONPATH": str(source.root), **source.environ}
+    output = setup.folder / f"{name}.log"
+    process = Process(command, setup.core, output, environ, passed, log, source.patience)
+    try:
+        process.wait_until(lambda: log.exists() and '"The gateway has started"' in log.read_text())
+    except BaseException:
+        process.__exit__(None, None, None)
+        raise
+    return Contestant(source.name, process, port, tls=setup.tls, log=log)
 
 
 def litellm(setup: Setup, command: str) -> Contestant:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import resource
 import signal
 import socket
 import subprocess
+import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-TICK = os.sysconf("SC_CLK_TCK")
+_CPU_CLOCK = 2  # of a process: all its threads, those that have ended too (clock_getcpuclockid(3))
 
 
 class Cores(NamedTuple):
@@ -43,8 +46,11 @@ class Process:
         environ: dict[str, str] | None = None,
         passed: socket.socket | None = None,
         also: Path | None = None,
+        patience: float = 5.0,
     ) -> None:
-        """``passed`` is a listening socket that it gets as systemd would pass it; ``also`` its own log file."""
+        """``passed`` is a listening socket that it gets as systemd would pass it; ``also`` its own log file;
+        ``patience`` the seconds that it has to end."""
+        self._patience = patience
         self._logs = [log, also] if also else [log]
         environ = {**os.environ, **(environ or {})}
         argv = [str(word) for word in command]
@@ -73,7 +79,7 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(5)
+                self._popen.wait(self._patience)
 
     @property
     def pids(self) -> list[int]:
@@ -93,7 +99,13 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """What it has used so far, in user and kernel mode."""
-        return sum(cpu_of(_text(f"/proc/{pid}/stat")) for pid in self.pids)
+        return sum(map(cpu_of, self.pids))
+
+    def clients(self, port: int) -> int:
+        """How many established connections to a port on loopback it has."""
+        lines = [line.split() for line in _text("/proc/net/tcp").splitlines()[1:]]
+        ours = {f"socket:[{each[9]}]" for each in lines if each[1].endswith(f":{port:04X}") and each[3] == "01"}
+        return sum(len(ours.intersection(_files(pid))) for pid in self.pids)
 
     def rss_mb(self, peak: bool = False) -> float:
         """Its memory now, or its peak since ``forget_peak``."""
@@ -123,16 +135,27 @@ def _text(path: str) -> str:
         return ""
 
 
+def _files(pid: int) -> list[str]:
+    """What it has open."""
+    found = []
+    for each in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):  # it has closed it
+            found.append(os.readlink(f"/proc/{pid}/fd/{each}"))
+    return found
+
+
 def _family(pid: int) -> Iterator[int]:
     yield pid
     for child in _text(f"/proc/{pid}/task/{pid}/children").split():
         yield from _family(int(child))
 
 
-def cpu_of(stat: str) -> float:
-    """The CPU seconds in /proc/PID/stat; a command's name may hold anything, brackets included (proc(5))."""
-    fields = stat.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK if fields else 0.0
+def cpu_of(pid: int) -> float:
+    """The CPU seconds of a process, exact where /proc/PID/stat counts ticks of 10 ms; 0 of one that has ended."""
+    try:
+        return time.clock_gettime((~pid << 3) | _CPU_CLOCK)
+    except OSError:
+        return 0.0
 
 
 def status_kb(status: str, field: str) -> float:
@@ -178,7 +201,17 @@ def description() -> str:
     system = next(
         (line.split("=")[1].strip('"') for line in _text("/etc/os-release").splitlines() if "PRETTY_NAME" in line), ""
     )
-    return f"{model or platform.machine()}, {os.cpu_count()} cores; {system}, Python {platform.python_version()}"
+    return f"{model or platform.machine()}, {os.cpu_count()} cores; {system}, {interpreter()}"
+
+
+def interpreter() -> str:
+    """Which Python ran, and how it was built: builds of one version differ."""
+    configured = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    flags = [name for name in ("--enable-optimizations", "--with-lto") if name in configured]
+    level = re.findall(r"-O\w", sysconfig.get_config_var("OPT") or "")
+    built = " ".join([platform.python_compiler(), *level[-1:], *(flags or ["without --enable-optimizations"])])
+    name = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{name} ({os.path.realpath(sys.executable)}: {built})"
 
 
 def load() -> str:

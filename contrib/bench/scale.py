@@ -1,9 +1,10 @@
-"""Scale: thousands of idle streams on one process, and several processes on one socket."""
+"""Scale: thousands of idle streams on one process, and several processes on one port."""
 
 from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -116,21 +117,44 @@ def held_up_ms(lines: Iterable[str]) -> list[float]:
 
 
 def processes(setup: Setup, cores: Sequence[int], seconds: float) -> str:
-    """Throughput of one process, and of one more on each further core, all on one listening socket."""
-    scene = SCENES[0]
+    """Throughput of one process, and of one on each core: all on one listening socket, or each on one of its own."""
     rows: list[Sequence[object]] = []
     first = 0.0
-    for count in range(1, len(cores) + 1):
-        with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening, ExitStack() as stack:
-            running = [gateway(replace(setup, core=cores[each]), listening, each) for each in range(count)]
-            for who in running:
-                stack.enter_context(who.process)
-            wrk.run(running[0].url(), chat(scene.model), KEY, scene.connections * 2, 1)
-            before = [who.process.cpu_seconds() for who in running]
-            seen = wrk.run(running[0].url(), chat(scene.model), KEY, scene.connections * 2, seconds)
-            used = [who.process.cpu_seconds() - was for who, was in zip(running, before, strict=True)]
-        rate = seen.requests / seen.seconds
+    for count, apart in ((1, False), *[(len(cores), apart) for apart in (False, True) if len(cores) > 1]):
+        row, rate = _together(setup, cores[:count], apart, seconds)
         first = first or rate
-        busy = " + ".join(f"{each / seen.seconds * 100:.0f} %" for each in used)
-        rows.append([count, rate, rate / first, busy, sum(used) / max(1, seen.requests) * 1e6, seen.errors])
-    return table(["processes on one socket", "requests per s", "times one", "CPU", "CPU us each", "errors"], rows)
+        rows.append([count, "one each" if apart else "one", rate, rate / first if first else 0.0, *row])
+    return table(
+        ["processes", "sockets", "requests per s", "times one", "connections", "CPU", "CPU us each", "errors"], rows
+    )
+
+
+def _together(setup: Setup, cores: Sequence[int], apart: bool, seconds: float) -> tuple[list[object], float]:
+    """Of processes that serve one port together: what each had of it, and all requests a second."""
+    scene = SCENES[0]
+    connections = scene.connections * len(cores)
+    with ExitStack() as stack:
+        listening = [_listening(0, apart)]
+        port = listening[0].getsockname()[1]
+        listening += [_listening(port, True) for _ in cores[1:] if apart]
+        for each in listening:
+            stack.callback(each.close)
+        running = []
+        for number, core in enumerate(cores):
+            running.append(gateway(replace(setup, core=core), listening[number if apart else 0], number))
+            stack.enter_context(running[-1].process)
+        wrk.run(running[0].url(), chat(scene.model), KEY, connections, 1)
+        before = [who.process.cpu_seconds() for who in running]
+        shares: list[int] = []
+        counting = threading.Timer(seconds / 2, lambda: shares.extend(who.process.clients(port) for who in running))
+        counting.start()
+        seen = wrk.run(running[0].url(), chat(scene.model), KEY, connections, seconds)
+        counting.join()
+        used = [who.process.cpu_seconds() - was for who, was in zip(running, before, strict=True)]
+    busy = " + ".join(f"{each / seen.seconds * 100:.0f} %" for each in used)
+    had = " : ".join(map(str, shares))
+    return [had, busy, sum(used) / max(1, seen.requests) * 1e6, seen.errors], seen.requests / seen.seconds
+
+
+def _listening(port: int, apart: bool) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port), backlog=1024, reuse_port=apart)

@@ -11,10 +11,12 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd) # of the checkout
 HOME_DIR=/opt/ai-gateway
 ETC=/etc/ai-gateway
+WANTS=/etc/systemd/system/multi-user.target.wants
 UNITS=/usr/local/lib/systemd/system # lower in priority than /etc/systemd/system, where an operator puts own copies and drop-ins
 SYSUSERS=/usr/local/lib/sysusers.d/ai-gateway.conf
 TMPFILES=/usr/local/lib/tmpfiles.d/ai-gateway.conf
 WRAPPER=/usr/local/bin/ai-gateway
+RUN=/run/systemd/system # for what a reboot may forget
 HELPER=ai-gateway@upgrade.service
 KEEP=3          # releases
 WATCH_SECONDS=3 # for how long a unit must stay up to count as started
@@ -30,6 +32,8 @@ install.sh COMMAND
   install-service [FILE]  also make the user, /etc/ai-gateway and the systemd units; start it, or upgrade it
   upgrade [FILE]        replace the running release without a refused connection; if the new one fails, return to the old one
   rollback              return to the previous release
+  reload                make each instance read the configuration again, one after the other; stop at the first that refuses it
+  restart               restart each instance, one after the other, without a refused or waiting connection
   deploy [FILE]         build, copy to SSH_HOST, and install-service there
   uninstall [--purge]   remove it; --purge removes /etc/ai-gateway and the user too
   test                  run the tests (in a checkout)
@@ -37,8 +41,8 @@ install.sh COMMAND
   help                  print this text
 
 FILE is an artefact of `build`. FILE.sha256 in the same folder, or SHA256, has its hash. Without FILE the script uses the
-artefact in which it is, or builds one from the checkout.
-install, install-service, upgrade, rollback and uninstall need root. Each command may be repeated.
+artefact or the installed release in which it is, or builds one from the checkout.
+install, install-service, upgrade, rollback, reload, restart and uninstall need root. Each command may be repeated.
 
 Environment
   SSH_HOST   deploy: the server (required)          SSH_KEY    a private key file (default: ssh's own choice)
@@ -46,7 +50,9 @@ Environment
   SSH_OPTS   more options for ssh and scp, e.g. "-o StrictHostKeyChecking=accept-new" for a new host
   CONFIG     install-service, deploy: a configuration for a machine that has none; an existing one is kept
   PORT       install-service, deploy: the port to listen on instead of 443
-  READY_URL  install-service, upgrade, deploy: the URL for readiness, instead of /ready on the socket unit's port
+  INSTANCES  install-service, deploy: how many processes share the port, one for each core: a number, or auto for as many as
+             there are cores (default: as many as there are, 1 at first)
+  READY_URL  install-service, upgrade, restart, deploy: the URL for readiness, instead of /ready on the socket unit's port
   PYTHON     build, install: the Python to use instead of python3
   SHA256     install, install-service, upgrade, deploy: the SHA-256 of FILE, instead of FILE.sha256
 EOF
@@ -108,8 +114,8 @@ build() {
   pip install --require-hashes --only-binary :all: -r "$HERE/requirements-build.txt"
   pip download --require-hashes --only-binary :all: -r "$HERE/requirements.txt" -d "$stage/wheels"
   SOURCE_DATE_EPOCH=315532800 pip wheel --no-build-isolation --no-deps -w "$stage/wheels" "$TMP/source"
-  cp "$HERE"/{ai-gateway,ai-gateway.service,ai-gateway@.service,ai-gateway.socket,ai-gateway.sysusers} \
-    "$HERE"/{ai-gateway.tmpfiles,certbot-deploy-hook,config.yaml,reload} "$stage/systemd"
+  cp "$HERE"/{ai-gateway,ai-gateway.service,ai-gateway@.service,ai-gateway.socket,ai-gateway@.socket} \
+    "$HERE"/{ai-gateway.sysusers,ai-gateway.tmpfiles,certbot-deploy-hook,config.yaml,reload} "$stage/systemd"
   cp -R "$ROOT"/{conf,docs,README.md,LICENSE,CHANGELOG.md} "$stage"
   cp "$HERE/install.sh" "$stage"
   platform_of "$python" >"$stage/PLATFORM"
@@ -150,6 +156,10 @@ payload() { # [FILE]: sets PAYLOAD, an unpacked artefact, and ID
     verified "$1" "$TMP/artefact.tar.gz"
     tar -C "$TMP" -xzf "$TMP/artefact.tar.gz" || fail "$1 is not an artefact; make one with: $0 build"
     PAYLOAD=$(dirname "$(find "$TMP" -maxdepth 2 -name PLATFORM)")
+  elif [ -f "$HERE/.complete" ]; then # the script of an installed release: that release
+    PAYLOAD=$HERE
+    ID=$(<"$PAYLOAD/ID")
+    return
   elif [ -f "$HERE/PLATFORM" ]; then
     PAYLOAD=$HERE
   else
@@ -211,7 +221,7 @@ activate() { # ID: the release for the next start
 }
 
 install_units() { # RELEASE
-  install -D -m 0644 -t "$UNITS" "$1"/systemd/ai-gateway{,@}.service "$1/systemd/ai-gateway.socket" &&
+  install -D -m 0644 -t "$UNITS" "$1"/systemd/ai-gateway{,@}.service "$1"/systemd/ai-gateway*.socket &&
     install -D -m 0644 "$1/systemd/ai-gateway.sysusers" "$SYSUSERS" &&
     install -D -m 0644 "$1/systemd/ai-gateway.tmpfiles" "$TMPFILES" &&
     systemctl daemon-reload
@@ -247,8 +257,16 @@ with open(sys.argv[1]) as file:
 EOF
 }
 
-shares_socket() { # whether the units use the socket unit's port; two processes cannot share other listeners
-  systemctl -q is-active ai-gateway.socket && ! configured listen
+open_sockets() { # the open socket units, one per line
+  systemctl list-units --plain --no-legend --state=active ai-gateway.socket 'ai-gateway@*.socket' | cut -d' ' -f1
+}
+
+shares_socket() { # whether the units use the port of socket units; two processes cannot share other listeners
+  [ -n "$(open_sockets)" ] && ! configured listen
+}
+
+shares_admin() { # whether a second process with this configuration can open its listener for administrators
+  ! configured admin || grep -Eq '^admin: *["'\'']?\$\{AIGW_ADMIN\}["'\'']? *(#.*)?$' "$ETC/config.yaml"
 }
 
 ready_url() {
@@ -257,7 +275,7 @@ ready_url() {
     echo "$READY_URL"
   elif shares_socket; then
     ! configured tls || scheme=https
-    state ai-gateway.socket Listen |
+    state "$(open_sockets | head -n 1)" Listen |
       sed -nE "1{s,^(\[::\]|0\.0\.0\.0):,127.0.0.1:,;s,^(.*:[0-9]+) \(Stream\)\$,$scheme://\1/ready,p}"
   fi
 }
@@ -340,13 +358,18 @@ roll() { # ID: makes it the running release, one unit after the other; if it doe
     warn "release $new does not accept the configuration; nothing was changed"
     return 1
   fi
+  if [[ $units == *@* && ! -f $HOME_DIR/releases/$new/systemd/ai-gateway@.socket ]]; then
+    warn "release $new has no sockets for several instances; run INSTANCES=1 $0 install-service first"
+    return 1
+  fi
   activate "$new" || return 1
-  # While a single unit drains, its clients would wait. A second unit on the same socket serves them, and shows whether
-  # the new release works before the old one is stopped.
+  # While a unit drains, the clients that the kernel gives to its socket would wait. One more unit on the same sockets serves
+  # them, and shows whether the new release works before the old one is stopped.
   # This is impossible if each needs its own listener for administrators: then clients wait in the socket unit's queue.
-  if [ "$(wc -w <<<"$units")" = 1 ] && shares_socket && ! configured admin; then
+  if shares_socket && shares_admin; then
     helper=$HELPER
     info "starting release $new in addition to the running one"
+    prepare_helper
     if ! timeout 120 systemctl restart "$helper" || ! stays_up "$helper"; then
       show_journal "$helper"
       go_back "$old" "$helper"
@@ -378,10 +401,21 @@ go_back() { # ID HELPER [UNITS]
   stop_helper "$2"
 }
 
+prepare_helper() { # makes it accept on all open sockets; it has none of its own
+  mkdir -p "$RUN/$HELPER.d"
+  ln -sfn /dev/null "$RUN/${HELPER%.service}.socket"
+  # The name is the last one, so that it overrides the drop-ins of all instances.
+  printf '[Service]\nSockets=%s\nEnvironment=AIGW_ADMIN=unix:/run/aigw/upgrade.sock\n' \
+    "$(open_sockets | tr '\n' ' ')" >"$RUN/$HELPER.d/zz-upgrade.conf"
+  systemctl daemon-reload
+}
+
 stop_helper() { # UNIT or nothing
   [ -n "$1" ] || return 0
   systemctl stop "$1" 2>/dev/null || true
   systemctl reset-failed "$1" 2>/dev/null || true
+  rm -rf "$RUN/$HELPER.d" "$RUN/${HELPER%.service}.socket"
+  systemctl daemon-reload
 }
 
 first_files() { # the files that a machine needs before the first start; existing ones are kept
@@ -442,8 +476,126 @@ with open(f"{sys.argv[1]}/fullchain.pem", "wb") as file:
 EOF
 }
 
+# --- instances ------------------------------------------------------------------------------------------------------
+
+wanted_units() { # the services that are to run, one per line: by INSTANCES, else those that are enabled, else one
+  local count=${INSTANCES:-} i
+  if [ -z "$count" ]; then
+    enabled_units | grep @ || echo ai-gateway.service
+    return
+  fi
+  [ "$count" != auto ] || count=$(nproc)
+  [[ $count =~ ^[1-9][0-9]?$ ]] || fail "INSTANCES: $count is not a number of processes; write a number from 1 to 99, or auto"
+  [ "$count" != 1 ] || { echo ai-gateway.service && return; }
+  for ((i = 1; i <= count; i++)); do echo "ai-gateway@$i.service"; done
+}
+
+enabled_units() { # the services that a boot starts, one per line
+  [ ! -d "$WANTS" ] ||
+    find "$WANTS" \( -name ai-gateway.service -o -name 'ai-gateway@*.service' \) -printf '%f\n' | sort -V
+}
+
+check_instances() { # UNITS: whether the configuration lets so many processes run
+  [ "$1" != ai-gateway.service ] || return 0
+  ! configured listen ||
+    fail "INSTANCES: $ETC/config.yaml has listen, and one process alone can open these listeners; remove listen, or set INSTANCES=1"
+  shares_admin ||
+    fail "INSTANCES: $ETC/config.yaml has one listener in admin, and each process needs its own; write admin: \${AIGW_ADMIN}, or set INSTANCES=1"
+}
+
+socket_of() { # SERVICE...: their socket units, one per line
+  printf '%s\n' "${@/%.service/.socket}"
+}
+
+open_socket() { # SERVICE [SECONDS]: tries for so long, while a process that ends still has the port
+  local unit i
+  unit=$(socket_of "$1")
+  if [ "$(state "$unit" LoadState)" = masked ]; then
+    info "$unit is masked, so the gateway opens its own listeners"
+    return
+  fi
+  systemctl enable -q "$unit"
+  for ((i = ${2:-0} * 5; i >= 0; i--)); do
+    systemctl reset-failed "$unit" 2>/dev/null || true
+    ! systemctl start "$unit" 2>/dev/null || return 0
+    [ "$i" = 0 ] || sleep 0.2
+  done
+  fail "the port cannot be opened ($(state "$unit" Result)); to use another one, run: PORT=8443 $0 install-service"
+}
+
+start_unit() { # SERVICE
+  systemctl enable -q "$1"
+  systemctl reset-failed "$1" 2>/dev/null || true
+  if ! timeout 120 systemctl start "$1" || ! stays_up "$1"; then
+    show_journal "$1"
+    fail "$1 did not start; correct the error above, then run this again"
+  fi
+  info "$1 is active: $(state "$1" StatusText)"
+}
+
+other_units() { # UNITS OTHERS: those of UNITS that are not in OTHERS, one per line
+  grep -vxF -f <(printf '%s\n' "$2") <<<"$1" | grep . || true
+}
+
+# Between one unit and several the port is closed for a moment, because ai-gateway.socket shares it with no other socket. Otherwise
+# none is refused: an instance that is added opens a socket beside the others, and one that is removed closes its own.
+change_instances() { # runs the wanted units instead of the running ones
+  local wanted have coming leaving unit patience=0
+  wanted=$(wanted_units)
+  have=$({ running && enabled_units; } | sort -uV)
+  coming=$(other_units "$wanted" "$have")
+  leaving=$(other_units "$have" "$wanted")
+  [ -n "$coming$leaving" ] || return 0
+  info "changing the running units to $(paste -sd' ' <<<"$wanted")"
+  check_instances "$wanted"
+  temporary
+  if ! check_config "$(current)" >"$TMP/check" 2>&1; then
+    cat "$TMP/check" >&2
+    fail "the running units were not changed: $ETC/config.yaml has mistakes"
+  fi
+  copy_dropins "$wanted"
+  if grep -qxF ai-gateway.service <<<"$coming"$'\n'"$leaving"; then
+    leave "$leaving" --no-block # it finishes its requests while the others start
+    patience=$READY_SECONDS
+  fi
+  for unit in $coming; do open_socket "$unit" "$patience"; done
+  for unit in $coming; do start_unit "$unit"; done
+  leave "$leaving"
+  write_targets "$wanted"
+}
+
+write_targets() { # UNITS: for Prometheus, if AIGW_ADMIN is tcp:9464:interface=127.0.0.%i
+  local file=$HOME_DIR/prometheus.json targets
+  targets=$(sed -nE 's/^ai-gateway@([0-9]+)\.service$/"127.0.0.\1:9464"/p' <<<"$1" | paste -sd,)
+  if [ -z "$targets" ]; then
+    rm -f "$file"
+  else
+    printf '[{"targets": [%s]}]\n' "$targets" >"$file.new" && chmod 0644 "$file.new" && mv "$file.new" "$file"
+  fi
+}
+
+leave() { # UNITS [--no-block]: stops them for good, with their sockets, which else would be given clients
+  local unit
+  for unit in $1; do
+    systemctl disable -q "$unit" "$(socket_of "$unit")" 2>/dev/null || true
+    # The socket unit first: in one command it would be the last one, and the kernel would give it clients until then.
+    systemctl stop "$(socket_of "$unit")" 2>/dev/null || true
+    systemctl ${2:+"$2"} stop "$unit" || true
+  done
+}
+
+copy_dropins() { # UNITS: what was set for the socket unit of one process holds for those of several, and the other way around
+  local folder=/etc/systemd/system from=ai-gateway.socket.d to=ai-gateway@.socket.d
+  [ "$1" != ai-gateway.service ] || from=ai-gateway@.socket.d to=ai-gateway.socket.d
+  [ -d "$folder/$from" ] && [ ! -e "$folder/$to" ] || return 0
+  info "copying $folder/$from to $to"
+  cp -R "$folder/$from" "$folder/$to"
+  systemctl daemon-reload
+}
+
 choose_port() { # PORT becomes a drop-in of the socket unit
   local dropin=/etc/systemd/system/ai-gateway.socket.d/port.conf
+  [ "$(wanted_units)" = ai-gateway.service ] || dropin=/etc/systemd/system/ai-gateway@.socket.d/port.conf
   [ -n "${PORT:-}" ] || return 0
   [[ $PORT =~ ^[1-9][0-9]{0,4}$ && $PORT -le 65535 ]] || fail "PORT: $PORT is not a port; write a number from 1 to 65535"
   mkdir -p "$(dirname "$dropin")"
@@ -453,25 +605,19 @@ choose_port() { # PORT becomes a drop-in of the socket unit
 }
 
 start_service() {
+  local units unit
   temporary
   if ! check_config "$(current)" >"$TMP/check" 2>&1; then
     cat "$TMP/check" >&2
     fail "the service was not started: $ETC/config.yaml has mistakes. Correct it (keys belong in $ETC/keys/NAME), then run this again"
   fi
-  systemctl enable -q ai-gateway.service
-  if [ "$(state ai-gateway.socket LoadState)" = masked ]; then
-    info "ai-gateway.socket is masked, so the gateway opens its own listeners"
-  else
-    systemctl enable -q ai-gateway.socket
-    systemctl start ai-gateway.socket ||
-      fail "the port cannot be opened ($(state ai-gateway.socket Result)); to use another one, run: PORT=8443 $0 install-service"
-  fi
-  systemctl reset-failed ai-gateway.service 2>/dev/null || true
-  if ! timeout 120 systemctl start ai-gateway.service || ! stays_up ai-gateway.service; then
-    show_journal ai-gateway.service
-    fail "the service did not start; correct the error above, then run this again"
-  fi
-  info "ai-gateway.service is active: $(state ai-gateway.service StatusText)"
+  units=$(wanted_units)
+  check_instances "$units"
+  copy_dropins "$units"
+  leave "$(other_units "$(enabled_units)" "$units")"
+  for unit in $units; do open_socket "$unit"; done
+  for unit in $units; do start_unit "$unit"; done
+  write_targets "$units"
 }
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -492,13 +638,15 @@ cmd_install() {
 cmd_install_service() {
   need_root install-service
   need_systemd
+  wanted_units >/dev/null # which fails on a wrong number
   payload "$@"
   install_release
   if [ -f "$UNITS/ai-gateway.service" ] && [ -n "$(running)" ]; then
     first_files
-    [ -z "${PORT:-}" ] || [[ $(state ai-gateway.socket Listen) == *":$PORT ("* ]] ||
+    [ -z "${PORT:-}" ] || [[ $(state "$(open_sockets | head -n 1)" Listen) == *":$PORT ("* ]] ||
       warn "PORT is ignored, because the service is running; to change its port, run: systemctl edit ai-gateway.socket"
     replace
+    [ -z "${INSTANCES:-}" ] || change_instances
     return
   fi
   [ -z "$(current)" ] || [ "$(current)" = "$ID" ] || point previous "$(current)"
@@ -549,19 +697,40 @@ cmd_rollback() {
   fi
 }
 
+each_running() { # COMMAND: sets RUNNING, the units that it is for
+  need_root "$1"
+  need_systemd
+  RUNNING=$(running)
+  [ -n "$RUNNING" ] || fail "the service is not running; to start it, run: $0 install-service"
+}
+
+cmd_reload() {
+  local unit
+  each_running reload
+  for unit in $RUNNING; do
+    systemctl reload "$unit" || fail "$unit did not reload; it and the units after it keep the configuration that they have"
+    info "$unit: $(state "$unit" StatusText)"
+  done
+}
+
+cmd_restart() {
+  each_running restart
+  roll "$(current)" || fail "the units were not restarted; see the errors above"
+}
+
 cmd_uninstall() {
   local purge=
   case ${1:-} in "") ;; --purge) purge=yes ;; *) fail "uninstall takes only the option --purge" ;; esac
   need_root uninstall
   if [ -d /run/systemd/system ]; then
     info "stopping the service"
-    systemctl stop ai-gateway.socket 'ai-gateway@*.service' ai-gateway.service 2>/dev/null || true
+    systemctl stop ai-gateway.socket 'ai-gateway@*.socket' 'ai-gateway@*.service' ai-gateway.service 2>/dev/null || true
     systemctl disable -q ai-gateway.socket ai-gateway.service 2>/dev/null || true
-    find /etc/systemd/system -type l -name 'ai-gateway@*.service' -delete
+    find /etc/systemd/system -type l \( -name 'ai-gateway@*.service' -o -name 'ai-gateway@*.socket' \) -delete
     systemctl reset-failed 'ai-gateway*' 2>/dev/null || true
   fi
   info "removing $HOME_DIR, $WRAPPER and the units"
-  rm -rf "$HOME_DIR" "$WRAPPER" "$UNITS"/ai-gateway{,@}.service "$UNITS/ai-gateway.socket" "$SYSUSERS" "$TMPFILES" /run/aigw
+  rm -rf "$HOME_DIR" "$WRAPPER" "$UNITS"/ai-gateway{,@}.{service,socket} "$SYSUSERS" "$TMPFILES" /run/aigw
   if [ -n "$purge" ]; then
     info "removing $ETC, the drop-ins and the user"
     rm -rf "$ETC" /etc/systemd/system/ai-gateway{,@}.{service,socket}.d
@@ -633,6 +802,7 @@ cmd_deploy() {
   if remote $tty "cd $folder && echo '$(hash_of "$ARTEFACT")  artefact.tar.gz' | sha256sum --quiet -c - &&
     tar -xzf artefact.tar.gz --strip-components=1 &&
     $sudo env ${CONFIG:+CONFIG=$folder/config.yaml} ${PORT:+PORT=$(printf %q "$PORT")} \
+      ${INSTANCES:+INSTANCES=$(printf %q "$INSTANCES")} \
       ${READY_URL:+READY_URL=$(printf %q "$READY_URL")} ./install.sh install-service
     status=\$?; cd / && $sudo rm -rf $folder; exit \$status"; then
     info "deployed to $SSH_HOST"
@@ -668,6 +838,8 @@ case $command in
   install-service) cmd_install_service "$@" ;;
   upgrade) cmd_upgrade "$@" ;;
   rollback) cmd_rollback ;;
+  reload) cmd_reload ;;
+  restart) cmd_restart ;;
   deploy) cmd_deploy "$@" ;;
   uninstall) cmd_uninstall "$@" ;;
   test | test-coverage) cmd_test "$command" ;;

@@ -108,8 +108,8 @@ def test_deploy_from_nothing_then_an_upgrade_then_a_broken_version(server, tmp_p
 def test_deploy_with_instances_rolls_them_and_goes_back(server, tmp_path):
     machine = server.machine
     one, two = "ai-gateway@1.service", "ai-gateway@2.service"
-    machine.run("systemctl", "enable", "--now", one, two)
-    machine.run("systemctl", "disable", "--now", SERVICE)
+    machine.run("env", "INSTANCES=2", "/opt/ai-gateway/current/install.sh", "install-service", timeout=200)
+    assert machine.show(SERVICE, "ActiveState") == "inactive"
     with Watch(server) as watch:
         hangs = variant(server.artefact, tmp_path / "four", "4.0.0-four", "daemon/systemd", (r'"READY=1", ', ""))
         done = deploy(server, hangs)

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import time
-from contextlib import contextmanager
 
 from tests.booted.conftest import CONFIG, ETC, SERVICE, Watch, put, variant
 
@@ -217,46 +216,3 @@ def test_a_bad_configuration_is_exit_78_and_no_restart_loop(served):
     served.configure()
     machine.run("systemctl", "start", SERVICE)
     assert served.healthy()
-
-
-@contextmanager
-def instances(machine, *units):
-    """Those instead of the one service, meanwhile."""
-    machine.run("systemctl", "start", *units)
-    machine.run("systemctl", "stop", SERVICE)
-    try:
-        yield
-        assert machine.show(SERVICE, "ActiveState") == "inactive"
-    finally:
-        machine.run("systemctl", "start", SERVICE)
-        machine.run("systemctl", "stop", *units)
-
-
-INSTANCES = ("ai-gateway@1.service", "ai-gateway@2.service")
-
-
-def test_two_instances_are_rolled_one_after_the_other_under_load(served):
-    """50 requests a second and 10 long streams: none fails, whoever has a stream gets all of it."""
-    machine = served.machine
-    with instances(machine, *INSTANCES):
-        with served.load(fresh=30, kept=20, streams=10, events=20, every=0.3) as tallies:
-            for unit in INSTANCES:
-                started = time.monotonic()
-                machine.run("systemctl", "restart", unit)
-                print(f"{unit} took {time.monotonic() - started:.1f} s")
-        assert not failed(tallies)
-        assert tallies["streams"]["ok"] >= 20
-        assert tallies["rate"] > 45
-        assert tallies["fresh"]["slowest"] < 5, "the other one takes them meanwhile"
-
-
-def test_an_instance_that_starts_does_not_hold_up_the_others(served):
-    """The socket is one open file to all of them: nobody may make it a blocking one."""
-    machine = served.machine
-    with instances(machine, *INSTANCES):
-        with Watch(served) as watch:
-            for unit in INSTANCES * 3:
-                machine.run("systemctl", "restart", unit)
-        assert not watch.failures
-        for unit in INSTANCES:
-            assert "The event loop was blocked" not in machine.journal(unit, "--since=-15s")

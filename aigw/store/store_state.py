@@ -9,9 +9,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from aigw.access.scripts import PROBE
-from aigw.access.store_link import Connect, Link, StoreError
 from aigw.settings.store import StoreAddress
+from aigw.store.scripts import PROBE
+from aigw.store.store_link import Connect, Link, StoreError
 from aigw.telemetry import logs
 
 LIMIT_SECONDS = 0.05
@@ -20,9 +20,8 @@ LOG_SECONDS = 60.0
 PROBE_SECONDS = 1.0
 CONNECT_SECONDS = 1.0  # in which the first connection is no failure
 FIRST_SECONDS = 0.01  # between the first probes
-REVIVE_SECONDS = 60.0  # each attempt is a line of the log
 
-_PROBE_KEY = "aigw:{limits}:probe"
+_PROBE_KEYS = ["aigw:{limits}:probe", "aigw:{limits}:epoch"]
 
 
 class ShortLimit:
@@ -56,11 +55,12 @@ class ShortLimit:
 class StoreState:
     """Owns the connection. ``failures`` counts the calls that failed or took longer than LIMIT_SECONDS.
 
-    ``recovered`` is called when the store can be used again, ``tick`` each second while it can.
+    ``recovered`` is called when the store can be used again, with a text that is another one if the store was emptied.
+    ``tick`` is called each second while it can be used.
     """
 
     def __init__(
-        self, clock: IReactorTime, connect: Connect, recovered: Callable[[], None], tick: Callable[[], None]
+        self, clock: IReactorTime, connect: Connect, recovered: Callable[[str], None], tick: Callable[[], None]
     ) -> None:
         self.failures = 0
         self.is_up = False
@@ -72,7 +72,7 @@ class StoreState:
         self._name = ""
         self._instead: Callable[[], str] = str
         self._probing = False
-        self._opened = self._revived = 0.0
+        self._opened = 0.0
         self._first: IDelayedCall | None = None
         self._logged = -LOG_SECONDS
         self._reported = False  # that it is away
@@ -88,7 +88,7 @@ class StoreState:
         """Connect. ``instead`` gives the text for the log: what happens while the store is away."""
         self._link, self._name, self._instead = self._connect(store), str(store), instead
         self._link.start()
-        self._opened = self._revived = self._clock.seconds()
+        self._opened = self._clock.seconds()
         self._ticks.start(PROBE_SECONDS, now=False)
         self._first = self._clock.callLater(FIRST_SECONDS, self._probe)
 
@@ -120,8 +120,7 @@ class StoreState:
         now = self._clock.seconds()
         if now - self._logged >= LOG_SECONDS:
             self._logged, self._reported = now, True
-            message = f"The gateway cannot use the store: {self._instead()}"
-            logs.warn(message, store=self._name, reason=_reason(failure))
+            logs.warn(f"The gateway cannot use the store: {self._instead()} ({self._name}: {_reason(failure)})")
 
     def _tick(self) -> None:
         if self.is_up:
@@ -133,16 +132,13 @@ class StoreState:
         link, began = self._link, self._clock.seconds()
         if link is None or self._probing or self.is_up:
             return
-        if began - self._revived >= REVIVE_SECONDS:
-            self._revived = began
-            link.revive()
         self._probing = True
 
-        def answered(_: str) -> None:
+        def answered(epoch: str) -> None:
             if link is self._link:
                 self._probing = False
                 if self._clock.seconds() - began <= LIMIT_SECONDS:
-                    self._use_again()
+                    self._use_again(epoch)
 
         def failed(failure: Failure) -> None:
             if link is self._link:
@@ -152,14 +148,14 @@ class StoreState:
                 else:
                     self.failed(failure)
 
-        link.run(PROBE, [_PROBE_KEY], []).addCallbacks(answered, failed)
+        link.run(PROBE, _PROBE_KEYS, []).addCallbacks(answered, failed)
 
-    def _use_again(self) -> None:
+    def _use_again(self, epoch: str) -> None:
         self.is_up = True
         if self._reported:
             self._reported = False
-            logs.info("The gateway uses the store again", store=self._name)
-        self._recovered()
+            logs.info(f"The gateway uses the store again ({self._name})")
+        self._recovered(epoch)
 
 
 def _reason(failure: Failure) -> str:

@@ -12,20 +12,25 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from aigw.access.amounts import Counts
 from aigw.access.errors import StoreUnavailable
-from aigw.access.journal import JournaledLedger
-from aigw.access.ledger import Claim, Counts, Ledger, LimitReached
-from aigw.access.scripts import ADMIT, LEASE_SECONDS, REFUSE, RENEW, RENEW_SECONDS, SETTLE, USAGE
-from aigw.access.store_link import Connect, RedisLink
-from aigw.access.store_state import ShortLimit, StoreState
-from aigw.access.stored_accounts import Described, Share, prefixed, reached_in
+from aigw.access.journal import FOLLOW_SECONDS
+from aigw.access.journaled_ledger import JournaledLedger
+from aigw.access.ledger import Claim, Ledger, LimitReached
 from aigw.config.model import Config
 from aigw.settings.callers import Account
 from aigw.settings.store import StoreAddress
+from aigw.store.script_parts import LEASE_SECONDS, RENEW_SECONDS
+from aigw.store.scripts import ADMIT, REFUSE, RENEW, SETTLE
+from aigw.store.store_debts import Debts, Settlement
+from aigw.store.store_link import Connect, RedisLink
+from aigw.store.store_state import ShortLimit, StoreState
+from aigw.store.stored_accounts import Described, Share, numbers_in, prefixed, reached_in
+from aigw.store.stored_usage import StoredUsage
 
-MOST_ENDED = 10_000
 MOST_LEASES = 1000  # renewed by one script
 
 Reached = LimitReached | Deferred[LimitReached | None] | None
@@ -47,20 +52,21 @@ class SharedStore:
         self._clock = clock
         self.state = StoreState(clock, connect, self._recovered, self._renew_in_time)
         self._alone = JournaledLedger(seconds, wall)
+        self._following = LoopingCall(self._alone.follow)
+        self._following.clock = clock
         self._spare = Ledger(seconds, wall)  # while the store is away
         self._share = Share(self._spare)
         self._described = Described(wall)
+        self._looks = StoredUsage(clock, self.state, self._described, self._share)
         self._store: StoreAddress | None = None
         self._refuses = False
         self._started = False
         self._renewed = 0.0
         self._held: dict[Claim, str] = {}  # the leases
-        self._owed: dict[str, tuple[Account, int, int, int]] = {}  # what was used while the store was away
-        self._ended: dict[str, tuple[tuple[Account, ...], float]] = {}  # leases to free, until they are free anyway
-        self._known: dict[str, dict[str, object]] = {}  # what is used, as the store answered last
-        self._wanted: dict[str, Account] = {}  # of whom that was asked since then
         self._name = os.urandom(8).hex()
         self._leases = 0
+        self._debts = Debts(self._name)
+        self._epoch = ""
         self.admit, self.settle = self._alone.admit, self._alone.settle  # without a store there is nothing between
 
     @property
@@ -71,15 +77,16 @@ class SharedStore:
     # Begin and end
 
     def use(self, config: Config) -> None:
-        """See Store. Another store takes over at once; what the old one has counted stays there."""
+        """See Store. Another store takes over at once, with the debts; what the old one counted stays there."""
         self._share.instances, self._refuses = config.instances, config.on_store_failure == "refuse"
         store = config.store
         if store is None:
             self._alone.use(config)
+            self._follow()
         if store == self._store:
             return
         self.state.close()
-        self._store, self._owed, self._ended = store, {}, {}
+        self._store = store
         if store is None:
             self.admit = self._alone.admit
             return
@@ -91,13 +98,20 @@ class SharedStore:
         """See Store."""
         self._started = True
         self._alone.start()
+        self._follow()
         if self._store is not None:
             self.state.open(self._store, self._instead)
 
     def finish(self) -> None:
         """See Store."""
         self.state.close()
+        if self._following.running:
+            self._following.stop()
         self._alone.finish()
+
+    def _follow(self) -> None:
+        if self._started and self._alone.is_kept and not self._following.running:
+            self._following.start(FOLLOW_SECONDS, now=False)
 
     def _instead(self) -> str:
         return "requests of keys with limits get 503" if self._refuses else "limits are local ones"
@@ -127,11 +141,10 @@ class SharedStore:
 
         def answered(line: str) -> None:
             limit.stop()
-            numbers = [float(word) for word in line.split()]
-            reached = reached_in(numbers, claim, self._described)
+            reached = reached_in(numbers_in(line), claim, self._described)
             if result.called:  # too late, or the client has left
                 if reached is None:
-                    self._charge(accounts, lease, 0, 0)
+                    self._charge(lease, Settlement(accounts))
                 return
             if reached is None:
                 self._held[claim] = lease
@@ -140,7 +153,7 @@ class SharedStore:
 
         def failed(failure: Failure) -> None:
             limit.stop()
-            self._owe(accounts, lease, 0, 0, 0)  # it may have been admitted
+            self._debts.add(lease, Settlement(accounts))  # it may have been admitted
             self.state.failed(failure)
             instead()
 
@@ -159,35 +172,36 @@ class SharedStore:
     def _settle(self, claim: Claim, tokens: int, money: int = 0) -> object:
         lease = self._held.pop(claim, None)
         if lease is not None:
-            return self._charge(claim.accounts, lease, tokens, money)
+            return self._charge(lease, Settlement(claim.accounts, tokens, money))
         if self._share.settle(claim, tokens, money):
-            return self._charge(claim.accounts, "", tokens, money, taken=1)
+            if self.state.is_open:
+                self._debts.add_used(Settlement(claim.accounts, tokens, money, taken=1))
+                self._pay()
+            return None
         self._alone.settle(claim, tokens, money)  # there was no store when it was admitted
         return None
 
-    def _charge(
-        self, accounts: tuple[Account, ...], lease: str, tokens: int, money: int, taken: int = 0
-    ) -> Deferred[None] | None:
+    def _charge(self, lease: str, settlement: Settlement) -> Deferred[None] | None:
         if not self.state.is_open:
             return None
         if not self.state.is_up:
-            self._owe(accounts, lease, tokens, money, taken)
+            self._debts.add(lease, settlement)
             return None
+        accounts, tokens, money, taken, how = settlement
         keys, args = self._described.of(accounts)
 
         def failed(failure: Failure) -> None:
+            self._debts.add(lease, settlement)
             self.state.failed(failure)
-            self._owe(accounts, lease, tokens, money, taken)
 
-        sent = self.state.run(SETTLE, keys, [lease, str(tokens), str(money), str(taken), *args])
+        sent = self.state.run(SETTLE, keys, [lease, str(tokens), str(money), str(taken), how, *args])
         return sent.addCallbacks(lambda _: None, failed)
 
-    def _owe(self, accounts: tuple[Account, ...], lease: str, tokens: int, money: int, taken: int) -> None:
-        if lease and len(self._ended) < MOST_ENDED:
-            self._ended[lease] = accounts, self._clock.seconds() + LEASE_SECONDS
-        for account in accounts:
-            _, *before = self._owed.get(account.name, (account, 0, 0, 0))
-            self._owed[account.name] = (account, before[0] + tokens, before[1] + money, before[2] + taken)
+    def _pay(self) -> None:
+        """Settle what the store does not know yet, as soon as it can be used."""
+        if self.state.is_up:
+            for lease, settlement in self._debts.take():
+                self._charge(lease, settlement)
 
     def count_request(self, claim: Claim) -> object:
         """See Store."""
@@ -225,69 +239,38 @@ class SharedStore:
         """See Store."""
         if self._store is None:
             return self._alone.usage_of(account)
-        if not self.state.is_up:
-            return self._share.usage_of(account)
-        keys, args = self._described.of((account,))
-        result: Deferred[dict[str, object]] = Deferred(lambda _: None)
-
-        def instead() -> None:
-            if not result.called:
-                result.callback(self._share.usage_of(account))
-
-        def answered(line: str) -> None:
-            limit.stop()
-            shown = self._known[account.name] = self._described.shown(account, [float(word) for word in line.split()])
-            if not result.called:
-                result.callback(shown)
-
-        def failed(failure: Failure) -> None:
-            limit.stop()
-            self.state.failed(failure)
-            instead()
-
-        limit = ShortLimit(self._clock, instead)
-        self.state.run(USAGE, keys, args[1:]).addCallback(answered).addErrback(failed)
-        return result
+        return self._looks.usage_of(account)
 
     def known_usage_of(self, account: Account) -> dict[str, object]:
-        """See Store. The store is asked for it within a second."""
-        if self._store is None:
-            return self._alone.usage_of(account)
-        self._wanted[account.name] = account
-        known = self._known.get(account.name) if self.state.is_up else None
-        return known or self._share.usage_of(account)
+        """See Store."""
+        return self._alone.usage_of(account) if self._store is None else self._looks.known_usage_of(account)
 
     # Leases, and what the store has missed
 
-    def _recovered(self) -> None:
+    def _recovered(self, epoch: str) -> None:
+        if epoch != self._epoch and self._epoch:
+            self._debts.emptied()
+        self._epoch = epoch
         self._renew()
-        owed, self._owed = self._owed, {}
-        ended, self._ended = self._ended, {}
-        for lease, (accounts, until) in ended.items():
-            if self._clock.seconds() < until:
-                self._charge(accounts, lease, 0, 0)
-        for account, tokens, money, taken in owed.values():
-            if tokens or money or taken:
-                self._charge((account,), "", tokens, money, taken)
+        self._pay()
 
     def _renew_in_time(self) -> None:
-        wanted, self._wanted = self._wanted, {}
-        for account in wanted.values():
-            self.usage_of(account)
+        self._looks.refresh()
         if self._clock.seconds() - self._renewed >= RENEW_SECONDS:
             self._renew()
 
     def _renew(self) -> None:
         """Renew the leases of running requests; those that the store has lost are there again."""
         self._renewed = self._clock.seconds()
-        by_account: dict[str, list[str]] = {}
+        held: dict[str, tuple[Account, list[str]]] = {}
         for claim, lease in self._held.items():
             for account in claim.accounts:
-                by_account.setdefault(prefixed(account), []).append(lease)
-        for name, leases in by_account.items():
+                held.setdefault(account.name, (account, []))[1].append(lease)
+        for account, leases in held.values():
+            keys, described = self._described.of((account,))
             for first in range(0, len(leases), MOST_LEASES):
-                args = [_milliseconds(LEASE_SECONDS), *leases[first : first + MOST_LEASES]]
-                self.state.run(RENEW, [name, f"{name}:leases"], args).addErrback(self.state.failed)
+                args = [_milliseconds(LEASE_SECONDS), *described, *leases[first : first + MOST_LEASES]]
+                self.state.run(RENEW, keys, args).addErrback(self.state.failed)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -5,6 +5,7 @@ Also the share of a limit that one gateway has while the store is away.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -16,6 +17,7 @@ from aigw.settings.limit_values import Rate
 
 LONGEST_NAME = 200  # characters of an account's in a key of the store
 AFTER_PERIOD = 86400  # seconds for which a budget is kept when its period is over: clocks differ
+LARGEST = 2.0**63
 _KINDS = ("", "requests", "tokens", "concurrency", "budget")
 _MOST_KNOWN = 20_000
 
@@ -43,7 +45,7 @@ class Described:
                 if len(self._known) >= _MOST_KNOWN:
                     self._known.clear()
                 name = prefixed(account)
-                found = self._known[account] = [name, f"{name}:leases"], _limits(account)
+                found = self._known[account] = [name, f"{name}:leases", f"{name}:over"], _limits(account)
             keys += found[0]
             args += found[1]
             for budget in account.budgets:
@@ -111,6 +113,14 @@ def _limits(account: Account) -> list[str]:
     for rate in (account.requests, account.tokens):
         words += ["-1", "-1"] if rate is None else [str(rate.limit), f"{rate.seconds * 1000:.0f}"]
     return [*words, "-1" if account.concurrency is None else str(account.concurrency), str(len(account.budgets))]
+
+
+def numbers_in(line: str) -> list[float]:
+    """What a script has answered. Raises ValueError for what no script answers."""
+    numbers = [float(word) for word in line.split()]
+    if not all(math.fabs(number) < LARGEST for number in numbers):
+        raise ValueError("it answers with numbers that are none")
+    return numbers
 
 
 def reached_in(numbers: Sequence[float], claim: Claim, described: Described) -> LimitReached | None:

@@ -1,0 +1,98 @@
+"""The log line of a request the short way: encoded from its Record at once, and searched only for what is new in it.
+
+Most requests differ from earlier ones by their id and by numbers. A text that was in a line without a key is remembered
+while the same keys are hidden, so the time does not depend on how many there are. An unusual request has no short way:
+``logs`` makes its line, in the same form.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from aigw.telemetry.record import AttemptRecord, Record, names_for, texts_for
+
+MAX_LINE = 64 * 1024
+MOST_TEXTS = 4096  # remembered; they have at most a few hundred bytes each
+MOST_LETTERS = 256
+
+Hide = Callable[[str], str]  # from a text to the text without keys; the same object if it has none
+
+_IF_SET = names_for(Record, "if set")
+_ALWAYS = tuple(name for name in names_for(Record, "log") if name not in _IF_SET)
+_Fields: Any = msgspec.defstruct(
+    "_Fields", [*_ALWAYS, *((name, Any, msgspec.UNSET) for name in (*_IF_SET, "key_number"))]
+)
+_Line: Any = msgspec.defstruct("_Line", ["time", "level", "message", "request_id", "fields"])
+_values_of = attrgetter(*_ALWAYS)
+_texts_of = attrgetter(*texts_for(Record))
+_texts_of_attempt = attrgetter(*texts_for(AttemptRecord))
+_encode = msgspec.json.Encoder().encode
+
+
+class RequestLines:
+    """Makes the lines, and remembers the texts without keys."""
+
+    def __init__(self) -> None:
+        self._hide: Hide | None = None  # by which the texts were searched
+        self._clean: set[str | None] = set()
+
+    def line(self, record: Record, level: str, hide: Hide) -> bytes | None:
+        """The line of a request without the line feed; None if it has a key in it or is unusual.
+
+        ``level`` is a word such as ``INFO``.
+        """
+        attempts = record.attempts
+        if len(attempts) > 1 or record.skipped or record.dropped or not record.request_id:
+            return None
+        at = written_time(time.time())
+        fields = _Fields(*_values_of(record))
+        if record.cost is not None:
+            fields.cost = float(record.cost)
+        if record.estimated:
+            fields.estimated = True
+        if record.key_number is not None:
+            fields.key_number = record.key_number
+        try:
+            line: bytes = _encode(_Line(at, level, "Request", record.request_id, fields))
+        except (TypeError, ValueError):  # a text with a lone surrogate
+            return None
+        if hide is not self._hide:
+            self._hide, self._clean = hide, set()
+        clean, changing = self._clean, f"{at} {record.request_id}"
+        if (
+            level in clean
+            and clean.issuperset(_texts_of(record))
+            and clean.issuperset(record.usage)
+            and (not attempts or clean.issuperset(_texts_of_attempt(attempts[0])))
+            and hide(changing) is changing
+        ):
+            return line
+        text = line.decode()
+        if len(text) > MAX_LINE or hide(text) is not text:
+            return None
+        self._remember(record, level)
+        return line
+
+    def _remember(self, record: Record, level: str) -> None:
+        if len(self._clean) > MOST_TEXTS:
+            self._clean.clear()
+        texts = {level, *_texts_of(record), *record.usage}
+        for attempt in record.attempts:
+            texts.update(_texts_of_attempt(attempt))
+        self._clean.update([text for text in texts if text is None or len(text) <= MOST_LETTERS])
+
+
+def written_time(seconds: float) -> str:
+    """Unix seconds as a line has them: in UTC, with milliseconds."""
+    return f"{_to_the_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
+
+
+@lru_cache(maxsize=1)
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
