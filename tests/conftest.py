@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 if sys.dont_write_bytecode:  # the tests start over 200 processes: each would compile the gateway anew
@@ -16,11 +17,12 @@ if sys.dont_write_bytecode:  # the tests start over 200 processes: each would co
 import pytest
 import pytest_twisted
 from _pytest.runner import runtestprotocol
-from twisted.internet import reactor
+from twisted.internet import endpoints, reactor
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
+from twisted.plugin import getPlugins
 
 from tests.harness import World
 from tests.properties import mark_the_rest_of_grids
@@ -28,7 +30,8 @@ from tests.sdks import Sdk
 
 
 def pytest_configure():
-    """The proxies of this machine are no test's."""
+    """The proxies of this machine are no test's; and Twisted looks for its plugins once, not for each listener."""
+    endpoints.getPlugins = cache(lambda interface: [*getPlugins(interface)])
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         os.environ.pop(name, None)
         os.environ.pop(name.upper(), None)

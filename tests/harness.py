@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,21 @@ def tls_options(certificate: trustme.LeafCert) -> ssl.CertificateOptions:
     )
 
 
+@cache
+def authority() -> trustme.CA:
+    """The one of all tests of this process."""
+    return trustme.CA()
+
+
+@cache
+def issued(*hosts: str) -> trustme.LeafCert:
+    return authority().issue_cert(*hosts)
+
+
 class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ca = trustme.CA()
+        self.ca = authority()
         self.ca_file = folder / "ca.pem"
         self.ca.cert_pem.write_to_path(str(self.ca_file))
         self.records: list[dict] = []
@@ -189,7 +201,7 @@ class World:
         provider = providers.Provider(list(behaviours) or [providers.as_asked()], **more)
         factory: Any = provider
         if tls:
-            certificate = self.ca.issue_cert(host, "localhost")
+            certificate = issued(host, "localhost")
             options = tls_options(certificate)
             port = reactor.listenSSL(0, factory, options, interface="127.0.0.1")
         else:
@@ -258,7 +270,7 @@ class World:
 
     def gateway_of(self, tree: dict, tls: bool = False, environ: dict[str, str] | None = None, look_up=None) -> Gateway:
         if tls:
-            certificate = self.ca.issue_cert("127.0.0.1", "localhost", "::1")
+            certificate = issued("127.0.0.1", "localhost", "::1")
             certificate.private_key_pem.write_to_path(str(self.folder / "key.pem"))
             certificate.cert_chain_pems[0].write_to_path(str(self.folder / "cert.pem"))
             tree = {**tree, "tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}

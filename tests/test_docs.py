@@ -366,7 +366,7 @@ NOT_RUN = {
     r"certbot certonly ": "a public name and Let's Encrypt; the hook: tests/booted/test_service.py::test_certbot_s_hook_renews_it",
     # Developers
     r"\.venv/bin/python -m contrib\.bench": "minutes; tests/test_bench.py (pytest -m bench)",
-    r"\.venv/bin/python -m pytest -q -n 2": "it is this run",
+    r"\.venv/bin/python -m pytest -q -n 3": "it is this run",
     r"AIGW_WRITE_DOCS=1 \.venv/bin/python -m pytest -q tests/test_moves\.py": "it writes into the page",
     r"\.venv/bin/(ruff|mypy) ": "what .ci/run ends with",
 }

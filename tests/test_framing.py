@@ -59,7 +59,9 @@ def test_b7_what_is_no_body_does_not_go_on_for_ever(kind):
     assert reads * len(more) <= MAX_FRAMING + len(more)
 
 
-@pytest.mark.parametrize("kind", ENDLESS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if at % 4 else []) for at, kind in enumerate(ENDLESS)]
+)
 def test_b7_it_ends_in_single_bytes_too(kind):
     begin, more = ENDLESS[kind]
     framing = ResponseParser()

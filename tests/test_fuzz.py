@@ -413,7 +413,7 @@ def target():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@times(200, 5000)
+@times(100, 5000)
 def test_s1_s2_s3_s4_s7_r2_fuzz(times, kind, target, failures):
     """So many connections of each kind, with over four answered requests for each three of them."""
     statuses: Counter[int] = Counter()
@@ -436,7 +436,7 @@ def test_s1_s2_s3_s4_s7_r2_fuzz(times, kind, target, failures):
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
-@times(40, 300)
+@times(20, 300)
 @ensureDeferred
 async def test_s1_s4_s7_fuzz_on_real_sockets(world, times, tls, target, monkeypatch):
     """So many connections, which are answered as in memory: nothing more, nothing less, nothing else."""

@@ -25,6 +25,7 @@ from aigw.net.headers import (
 from aigw.server.request_head import id_of
 from tests.harness import AUTH, HELLO, request
 from tests.memory import MemoryGateway
+from tests.properties import times
 from tests.providers import completion, head, whole_stream
 
 TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -152,11 +153,12 @@ def test_r4_tabs_and_what_is_not_ascii_go_on_as_they_are(good):
     assert passed({b"x-title": good.encode()}) == [JSON, (b"x-title", good.encode())]
 
 
-def test_r4_no_control_character_reaches_a_provider():
+@times(100, 500)
+def test_r4_no_control_character_reaches_a_provider(times):
     """Through the whole gateway, by whichever way it reads the head: what it refuses is fine too."""
     r = Random(8)
     reached = 0
-    for _ in range(500):
+    for _ in range(times):
         world = MemoryGateway(steps=1)
         odd = "".join(map(chr, r.choices([*CONTROLS, 9, 32, 65, 0xE9], k=r.randrange(1, 5))))
         names = r.sample(["Accept", "X-Title", "OpenAI-Beta", "HTTP-Referer", "Idempotency-Key"], 2)
@@ -170,7 +172,7 @@ def test_r4_no_control_character_reaches_a_provider():
         got = world.doors["p1"].wire.take().partition(b"\r\n\r\n")[0]
         assert not [line for line in got.split(b"\r\n") if re.search(rb"[\x00-\x08\x0a-\x1f\x7f]", line)]
         assert names[1].lower().encode() + b": good" in got.lower()
-    assert reached > 5  # llhttp refuses a control character in any value: 400, and few of these get here
+    assert reached > times // 100  # llhttp refuses a control character in any value: 400, and few of these get here
 
 
 # A5: to the client

@@ -65,6 +65,9 @@ async def waits(world, gateway, ask, room: float = 3.0) -> None:
 
 
 CLIENTS = {"openai": ask_openai, "langchain": ask_langchain, "anthropic": ask_anthropic}
+EACH_CLIENT = pytest.mark.parametrize(
+    "client", ["openai", *(pytest.param(client, marks=pytest.mark.slow) for client in CLIENTS if client != "openai")]
+)  # to import the others takes as long as many tests
 
 
 def limited(world, client: str, **limits):
@@ -72,14 +75,14 @@ def limited(world, client: str, **limits):
     return world.gateway(provider, top={"keys": [named("alice", ALICE, **limits)]})
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+@EACH_CLIENT
 @ensureDeferred
 async def test_l6_a_client_waits_as_long_as_a_short_limit_asks(world, client):
     gateway = limited(world, client, requests="1/s")
     await waits(world, gateway, lambda retries: deferToThread(CLIENTS[client], gateway, retries))
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+@EACH_CLIENT
 @ensureDeferred
 async def test_l6_a_client_stops_on_a_budget(world, client):
     gateway = limited(world, client, budget=[{"tokens": 20, "per": "day"}])

@@ -247,10 +247,7 @@ MODES = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(
     "client",
-    [
-        pytest.param(client, marks=[pytest.mark.slow] if client in ("openai async", "langchain gathering") else [])
-        for client in CLIENTS
-    ],
+    [pytest.param(client, marks=[pytest.mark.slow] if client != "openai" else []) for client in CLIENTS],
 )
 @ensureDeferred
 async def test_a4_b7_f6_t1_python_clients(world, client, fault, streamed):

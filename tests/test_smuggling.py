@@ -19,6 +19,7 @@ from aigw.server import closing
 from aigw.server.request_head import SINGLE
 from tests.harness import AUTH, CHAT, HELLO, bounded, request
 from tests.memory import MemoryGateway, error_of
+from tests.properties import grid
 from tests.test_front import HEALTHY, LIMIT, answers
 
 KEY = f"Authorization: {AUTH['Authorization']}".encode()
@@ -276,6 +277,7 @@ async def exchanged(gateway, sent: bytes, behind: bytes, way: str) -> bytes:
     return client.received
 
 
+@grid("way", "tls")
 @SECURE
 @WAYS
 @ensureDeferred
@@ -314,6 +316,7 @@ async def test_s1_a_body_that_nobody_asked_for_is_not_read_and_nothing_behind_it
     assert not provider.connections
 
 
+@grid("case", "way", "tls")
 @SECURE
 @WAYS
 @pytest.mark.parametrize("case", ACCEPTED)

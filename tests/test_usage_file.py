@@ -21,6 +21,7 @@ from aigw.accounting import usage_file
 from aigw.accounting.line import decode, moment
 from aigw.accounting.report import ReportError, as_csv, as_table, columns, files_of, print_report, read, since
 from aigw.accounting.usage_file import UsageFile
+from tests import fork_server
 from tests.harness import lines_of_the_log
 
 ROOT = Path(__file__).parent.parent
@@ -408,7 +409,7 @@ def test_e8_the_sum_of_many_small_amounts_is_exact(tmp_path):
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "aigw", "usage", *options], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)  # fmt: skip
+    return fork_server.run(["aigw", "usage", *options], folder, {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_e8_the_command_needs_no_key(tmp_path):
