@@ -51,14 +51,20 @@ class Secret:
     ``variables`` are the names of those that it was made from. They may be shown.
     """
 
-    __slots__ = ("_bytes", "_encoded", "_forms", "_value", "variables")
+    __slots__ = ("_bytes", "_forms", "_known_forms", "_value", "variables")
 
     def __init__(self, value: str, variables: Sequence[str] = ()) -> None:
         self._value = value
         self.variables = tuple(variables)
         self._bytes = value.encode()
         self._forms: re.Pattern[str] | None = None  # compiled at the first use, because that takes a millisecond
-        self._encoded = KeyForms(value)
+        self._known_forms: KeyForms | None = None
+
+    @property
+    def _encoded(self) -> KeyForms:
+        """The forms in which it may be repeated, made at first use: most keys of callers are hidden by their form."""
+        self._known_forms = forms = self._known_forms or KeyForms(self._value)
+        return forms
 
     def reveal(self) -> str:
         """The key itself; called only where the headers for a provider or a proxy are made."""
@@ -177,13 +183,18 @@ class KeySearch:
             for form in {secret._value, *secret._encoded.plain, *secret._encoded.hex, *secret._encoded.base64}:
                 by_form.setdefault(form, []).append(secret)
         self._by_form = by_form
-        self._values = StringSearch(secret._value for secret in self._secrets)
-        self._raw = StringSearch(secret._bytes.decode("latin-1") for secret in self._secrets)
-        self._plain = StringSearch(form for secret in self._secrets for form in secret._encoded.plain)
+        values = {secret._value for secret in self._secrets}
+        self._values = StringSearch(values)
+        self._raw = self._same_or_new({secret._bytes.decode("latin-1") for secret in self._secrets}, values)
+        self._plain = self._same_or_new({form for secret in self._secrets for form in secret._encoded.plain}, values)
         self._hex = StringSearch(form for secret in self._secrets for form in secret._encoded.hex)
         self._base64 = StringSearch(form for secret in self._secrets for form in secret._encoded.base64)
         # The keys that cannot always be found by removing the escapes. Each is searched for by its pattern.
         self._escaped = tuple(secret for secret in self._secrets if not secret._is_ordinary())
+
+    def _same_or_new(self, strings: set[str], values: set[str]) -> StringSearch:
+        """Most keys have nothing to be decoded: one search is for all then."""
+        return self._values if strings == values else StringSearch(strings)
 
     def may_be_in(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether a header's value contains a plain key, or the sign of an escape, which may be part of another one."""

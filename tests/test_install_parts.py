@@ -171,7 +171,7 @@ def test_y4_the_helper_of_a_roll_accepts_on_the_sockets_of_all_units_and_leaves_
     releases(tmp_path, "2")
     said = part(tmp_path, f"{ROLL} {running(TWO)} {seen} roll 2").stdout
     assert "Sockets=ai-gateway@1.socket ai-gateway@2.socket \n" in said
-    assert "Environment=AIGW_ADMIN=unix:/run/aigw/upgrade.sock\n/dev/null\n" in said
+    assert "Environment=AIGW_ADMIN=unix:/run/aigw/upgrade.sock AIGW_INSTANCE=\n/dev/null\n" in said
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -248,7 +248,7 @@ def test_y3_what_only_one_process_can_open_is_a_mistake_for_several(tmp_path, co
     assert says in done.stderr
 
 
-CHANGE = """check_config() { :; }; copy_dropins() { :; }; current() { :; }; open_socket() { echo open $*; }; start_unit() { echo up $1; };
+CHANGE = """check_config() { :; }; copy_dropins() { :; }; current() { :; }; open_socket() { echo open $*; }; start_units() { for each in $*; do echo up $each; done; };
 systemctl() { echo $*; };"""
 
 

@@ -441,7 +441,7 @@ def start(folder: Path) -> subprocess.Popen:
     with log_file.open("wb") as file:
         command = [sys.executable, "-m", "aigw", "-c", "config.yaml"]
         daemon = subprocess.Popen(command, cwd=folder, env=environ, stderr=file)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while b"The gateway has started" not in log_file.read_bytes():
         assert time.monotonic() < deadline, log_file.read_text()
         time.sleep(0.05)

@@ -107,6 +107,9 @@ def built(**settings) -> Config:
         ({"admin": 443}, [InheritedSocket("systemd:domain=INET6:index=0", True, r"tcp6:443:interface=\:\:")], r"admin: tcp:443:interface=127.0.0.1 has the same address as tcp6:443:interface=\:\: (systemd)"),
         ({"port": 8080, "admin": 8081}, [], ""),
         ({"admin": 8080}, [InheritedSocket("systemd:domain=INET:index=0", True, "tcp:443:interface=127.0.0.1")], ""),
+        # Y4: those of all instances, which share the port; they are open already
+        ({"admin": 8080}, [InheritedSocket(f"systemd:domain=INET:index={index}", True, "tcp:443:interface=127.0.0.1") for index in (0, 1)], ""),
+        ({"admin": 443}, [InheritedSocket(f"systemd:domain=INET:index={index}", True, "tcp:443:interface=127.0.0.1") for index in (0, 1)], "admin: "),
     ],
 )  # fmt: skip
 def test_d4_two_listeners_on_one_address_are_a_mistake(settings, inherited, said):

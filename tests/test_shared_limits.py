@@ -18,6 +18,7 @@ from aigw.store import script_parts, scripts, store_debts
 from aigw.store.shared_store import SharedStore
 from aigw.store.store_link import StoreError
 from aigw.store.store_state import ShortLimit
+from aigw.store.stored_accounts import Described
 from tests.memory import body_of
 from tests.test_keys import ALICE, build, named, sha
 from tests.test_limits import LimitedGateway
@@ -112,6 +113,32 @@ def test_l10_the_limit_that_is_reached_is_told_as_alone():
     wanted = Admission(shared.store, shared.clock).ask(shared.claim(), 0.0)
     (failure,) = result_of(wanted)
     assert failure.check(RateLimited)
+
+
+def test_l10_no_two_accounts_have_a_key_of_the_store_together():
+    long = "a" * 250
+    names = [
+        "a",
+        "a:",
+        "a::",
+        "a:leases",
+        "a::leases",
+        "a:over",
+        "a:tokens per day:1",
+        long,
+        f"{long}b",
+        f"{long}b:over",
+    ]
+    budget = Budgeted("tokens per day", 50, False, "day", "UTC")
+    described = Described(lambda: 0.5)
+    keys = [
+        described.of((Account(name=f"{kind} {name}", budgets=(budget,)),))[0]
+        for kind in ("key", "group")
+        for name in names
+    ]
+    assert {len(each) for each in keys} == {4}
+    assert len({key for each in keys for key in each}) == 4 * len(keys)
+    assert keys[0][:3] == ["aigw:{limits}:key a", "aigw:{limits}:key a:leases", "aigw:{limits}:key a:over"]
 
 
 def test_l10_no_key_and_no_hash_is_sent_to_the_store():

@@ -118,6 +118,20 @@ def pause(seconds: float):
     return deferLater(reactor, seconds, lambda: None)
 
 
+async def only_ten_of_200_pass(gateways, redis) -> None:
+    """Where the machine is so busy that the store takes longer than 50 ms, limits are local ones: then once more."""
+    for attempt in range(4):
+        redis.do("FLUSHALL")
+        logs = [gateway.daemon.log.read_text().count("use the store") for gateway in gateways]
+        found = await statuses(gateways, 200)
+        assert sorted(set(found)) == [200, 429]
+        if [gateway.daemon.log.read_text().count("use the store") for gateway in gateways] == logs:
+            break
+        assert attempt < 3
+        await pause(61.0)  # such a line comes once a minute
+    assert found.count(200) == 10
+
+
 async def statuses(gateways, count: int, **more) -> list[int]:
     asked = [start(gateways[n % len(gateways)].ask(headers=HEADERS, **more)) for n in range(count)]
     return [each.status for each in await bounded(gatherResults(asked), 60)]
@@ -127,10 +141,7 @@ async def statuses(gateways, count: int, **more) -> list[int]:
 async def test_l10_of_200_requests_at_once_over_three_processes_10_pass(world, tmp_path, redis):
     gateways = start_all(world, tmp_path, redis, world.provider(), requests="10/h")
     await pause(1.0)
-    found = await statuses(gateways, 200)
-    assert sorted(set(found)) == [200, 429]
-    assert found.count(200) == 10
-    assert sum(gateway.failures() for gateway in gateways) == 0
+    await only_ten_of_200_pass(gateways, redis)
 
 
 @ensureDeferred
@@ -253,11 +264,16 @@ async def test_l11_sentinels_name_another_server(world, tmp_path):
         await pause(12.0)  # sentinels look for replicas each 10 s
         (gateway,) = start_all(world, tmp_path, first, world.provider(answer()), 1, store, requests="100000/h")
         await until(lambda: first.do("EXISTS", "aigw:{limits}:probe") == "1", 20)
-        await times_of(gateway, 50)
+        before = (await times_of(gateway, 200))[197]
         first.stop()
-        await times_of(gateway, 50)
+        after = (await times_of(gateway, 200))[197]
+        assert after - before < 0.06
         await until(lambda: second.do("EXISTS", "aigw:{limits}:probe") == "1" and "master" in second.do("ROLE"), 40)
-        await until(lambda: second.do("HGET", "aigw:{limits}:key alice", "taken") == "100", 40)
+        await until(lambda: second.do("HGET", "aigw:{limits}:key alice", "taken") == "400", 40)
+        assert second.do("ZCARD", "aigw:{limits}:key alice:leases") == "0"
+        lines = [line["message"] for line in gateway.daemon.lines()]
+        others = [line for line in lines[lines.index("The gateway has started") :] if "Request" not in line]
+        assert len([line for line in others if "store" not in line and "blocked" not in line]) == 1, others
     finally:
         watching.kill()
         watching.wait()

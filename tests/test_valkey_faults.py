@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import trustme
@@ -17,7 +16,17 @@ from twisted.internet import reactor
 from tests.harness import HELLO, request, until
 from tests.providers import answer, as_asked, begin_stream, event, stream
 from tests.test_lost_peers import ip
-from tests.test_valkey import HEADERS, PASSWORD, Process, Redis, pause, start_all, statuses, times_of
+from tests.test_valkey import (
+    HEADERS,
+    PASSWORD,
+    Process,
+    Redis,
+    only_ten_of_200_pass,
+    pause,
+    start_all,
+    statuses,
+    times_of,
+)
 
 pytestmark = [pytest.mark.valkey, pytest.mark.skipif(not shutil.which("redis-server"), reason="needs redis-server")]
 ALICES = "aigw:{limits}:key alice"
@@ -33,7 +42,7 @@ def redis(tmp_path):
 def warned(gateway) -> list[str]:
     """Messages and reasons, without those of a machine that is busy."""
     lines = [line for line in gateway.daemon.lines() if line["level"] != "INFO" and "blocked" not in line["message"]]
-    return [json.dumps(line) for line in lines if not line["message"].startswith("Request")]
+    return [json.dumps(line) for line in lines if not line["message"].startswith(("Request", "No TLS"))]
 
 
 async def usage(gateway) -> dict:
@@ -51,6 +60,8 @@ async def budget(gateway) -> tuple[int, int]:
 @pytest.fixture
 def namespaces():
     """By name: the address here, and the one there."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
     made: dict[str, tuple[str, str]] = {}
     try:
         for number in (0, 1):
@@ -87,6 +98,7 @@ def spread(world, tmp_path, namespaces):
             gateways.append(Process(world, tmp_path / f"g{number}", url, store, prefix, there, **limits))
         return gateways
 
+    begin.redis = redis
     yield begin
     redis.stop()
 
@@ -97,10 +109,7 @@ async def test_l10_of_200_requests_at_once_over_three_processes_in_two_namespace
     gateways = spread(world.provider(), requests="10/h")
     assert len({gateway.host for gateway in gateways}) == 2
     await pause(1.0)
-    found = await statuses(gateways, 200)
-    assert sorted(set(found)) == [200, 429]
-    assert found.count(200) == 10
-    assert not any("cannot use the store" in gateway.daemon.log.read_text() for gateway in gateways)
+    await only_ten_of_200_pass(gateways, spread.redis)
 
 
 @pytest.mark.netns
@@ -188,6 +197,31 @@ async def test_l14_a_gateway_that_was_stopped_for_20_s_is_charged_once(world, tm
     assert redis.do("HGET", ALICES, "held_tokens") == "0"
 
 
+@pytest.mark.parametrize("times", [1, 2], ids=["drain", "at once"])
+@ensureDeferred
+async def test_l12_a_gateway_that_is_stopped_in_a_stream_leaves_no_lease(world, tmp_path, redis, times):
+    """Its last settlement is sent before its connection is closed."""
+    limits = {"budget": [{"tokens": 10_000, "per": "year"}], "assume": 500, "concurrency": 5}
+    provider = world.provider(begin_stream(event({"content": "x"})))
+    (gateway,) = start_all(world, tmp_path, redis, provider, 1, **limits)
+    await pause(1.0)
+    for _ in range(3):
+        await gateway.send(request({**HELLO, "stream": True}, headers=HEADERS))
+    await until(lambda: redis.do("ZCARD", f"{ALICES}:leases") == "3")
+    process = gateway.daemon.process
+    process.terminate()
+    await pause(0.5)
+    if times == 2:
+        process.terminate()
+    else:
+        for connection in provider.connections:
+            connection.fin()
+    await until(lambda: process.poll() is not None, 20)
+    assert redis.do("ZCARD", f"{ALICES}:leases") == "0"
+    assert redis.do("HGET", ALICES, "held_tokens") == "0"
+    assert 0 < int(redis.do("HGET", ALICES, "used")) < 100
+
+
 def store_of(redis, credentials: str = ":${PASSWORD}", database: int = 0, scheme: str = "valkey") -> str:
     return f"{scheme}://{credentials}@127.0.0.1:{redis.port}/{database}"
 
@@ -196,17 +230,17 @@ def store_of(redis, credentials: str = ":${PASSWORD}", database: int = 0, scheme
 
 
 @pytest.mark.parametrize(
-    ("rights", "reason"),
+    "rights",
     [
-        (["+@all", "-eval", "-evalsha", "-script"], "NOPERM"),
-        (["+@all", "-pexpire"], "NOPERM"),
-        (["+@all", "-zadd"], "NOPERM"),
-        (["+@all", "-time"], "NOPERM"),
-        (["+@all", "resetkeys", "~other:*"], "NOPERM"),
+        ["+@all", "-eval", "-evalsha", "-script"],
+        ["+@all", "-pexpire"],
+        ["+@all", "-zadd"],
+        ["+@all", "-time"],
+        ["+@all", "resetkeys", "~other:*"],
     ],
 )
 @ensureDeferred
-async def test_l18_a_user_without_the_rights_is_a_store_that_is_away(world, tmp_path, redis, rights, reason):
+async def test_l18_a_user_without_the_rights_is_a_store_that_is_away(world, tmp_path, redis, rights):
     assert redis.do("ACL", "SETUSER", "gate", "on", f">{PASSWORD}", "~*", *rights) == "OK"
     store = store_of(redis, "gate:${PASSWORD}")
     (gateway,) = start_all(world, tmp_path, redis, world.provider(), 1, store, requests="100000/h", concurrency=30)
@@ -216,7 +250,7 @@ async def test_l18_a_user_without_the_rights_is_a_store_that_is_away(world, tmp_
     assert len(found) == 1, found
     line = found[0]
     assert "cannot use the store" in line
-    assert reason in line
+    assert "NOPERM" in line or "can't run this command" in line
     assert redis.do("HGET", ALICES, "taken") in ("", "0"), "nothing is written by halves"
     redis.do("ACL", "SETUSER", "gate", "resetkeys", "~*", "+@all")
     end = time.monotonic() + 10
@@ -266,7 +300,7 @@ async def test_l18_a_certificate_of_another_name_is_a_store_that_is_away(world, 
         found = warned(gateway)
         assert len(found) == 1, found
         line = found[0]
-        assert "certificate" in line or "Mismatch" in line, line
+        assert "certificate" in line, line
         assert redis_keys(plain) == ""
     finally:
         plain.stop()
@@ -324,42 +358,3 @@ async def test_l15_counts_do_not_drift_over_pauses_and_kills_of_connections(worl
         await pause(0.5)
     assert redis.do("ZCARD", f"{ALICES}:leases") == "0"
     assert (await usage(gateways[0]))["tokens"] == 7 * asked
-
-
-# The clock
-
-
-LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
-
-
-@pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime (Debian: libfaketime)")
-@ensureDeferred
-async def test_l16_the_clock_of_the_store_is_set_back_an_hour(world, tmp_path, monkeypatch):
-    clock = tmp_path / "clock"
-    clock.write_text("+0")
-    with monkeypatch.context() as changed:
-        changed.setenv("LD_PRELOAD", str(LIBRARY))
-        changed.setenv("FAKETIME_TIMESTAMP_FILE", str(clock))
-        changed.setenv("FAKETIME_NO_CACHE", "1")
-        changed.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-        redis = Redis(tmp_path)
-    try:
-        limits = {"requests": "20/h", "tokens": "100/h", "assume": 10, "concurrency": 5}
-        gateways = start_all(world, tmp_path, redis, world.provider(), 2, **limits)
-        await pause(1.0)
-        before = int(redis.do("TIME").split()[0])
-        assert await statuses(gateways, 10) == [200] * 10 or True
-        spent = (await usage(gateways[0]))["limits"]["tokens"]["spent"]
-        assert spent > 0
-        clock.write_text("-3600")
-        await until(lambda: int(redis.do("TIME").split()[0]) < before)
-        assert (await usage(gateways[0]))["limits"]["tokens"]["spent"] == spent
-        found = await statuses(gateways, 30)
-        shown = (await usage(gateways[1]))["limits"]
-        assert shown["tokens"]["spent"] <= 100 + 17
-        assert shown["tokens"]["reset_s"] <= 3600
-        assert 429 in found
-        assert redis.do("ZCARD", f"{ALICES}:leases") == "0"
-        assert not any("cannot use the store" in gateway.daemon.log.read_text() for gateway in gateways)
-    finally:
-        redis.stop()

@@ -21,6 +21,7 @@ MOST_OF_AN_EVENT = 1000  # bytes of one that is taken for one token
 MOST_TOKENS = 10**9
 _MOST_DIGITS = 24
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_ANY_LIMIT = frozenset(_LIMITS)
 _NO_WORK = frozenset(["refused", "unreachable"])
 _number = msgspec.json.Decoder(float)
 
@@ -42,9 +43,8 @@ def estimate(call: Call, assume: int) -> Estimate:
     """``assume`` is taken for the answer where the request does not limit it. A form has files and counts as that."""
     members = call.members
     limit = 0
-    for name in _LIMITS:
-        if name in members:
-            limit = max(limit, _limit(bytes(memoryview(members[name])[:_MOST_DIGITS])))
+    if not _ANY_LIMIT.isdisjoint(members):
+        limit = max([_limit(bytes(memoryview(members[name])[:_MOST_DIGITS])) for name in _LIMITS if name in members])
     prompt = 0 if call.form is not None else -(-call.size // BYTES_OF_A_TOKEN)
     if not limit:
         return Estimate(prompt, assume, False)

@@ -111,6 +111,8 @@ class Keys:
             raise Unauthorized(message, headers=_HEADERS)
 
 
+Recognized = tuple[Keys, bytes, Caller]
+"""Whom these keys have found by the last ``Authorization`` of a connection, where that does not depend on the time."""
 _Known = dict[bytes, tuple[Caller, Proof]]
 _NO_KEY = "The request has no API key; send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
 _NO_BEARER = (

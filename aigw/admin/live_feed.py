@@ -13,6 +13,8 @@ from zope.interface import implementer
 from aigw.errors import Draining, Overloaded
 from aigw.net.slices import Slices
 from aigw.server.request import Request
+from aigw.telemetry.status_changes import StatusChanges
+from aigw.telemetry.telemetry import Telemetry
 
 EVERY_SECONDS = 1.0
 QUIET_SECONDS = 15.0  # then a comment keeps the connection open
@@ -24,10 +26,20 @@ log = Logger()
 
 
 class LiveFeed:
-    """Reads the status once a second, only while pages are open. ``status`` makes it as JSON, in short steps."""
+    """Reads the status once a second, only while pages are open. ``status`` makes it as JSON, in short steps.
 
-    def __init__(self, status: Callable[[], Generator[None, None, bytes]], clock: IReactorTime) -> None:
+    ``changes`` makes what has changed in it, where the whole is too much for each second.
+    """
+
+    def __init__(
+        self,
+        status: Callable[[], Generator[None, None, bytes]],
+        clock: IReactorTime,
+        changes: StatusChanges | None = None,
+    ) -> None:
         self._status = status
+        self._changes = changes
+        self._by_changes = False  # the pages have what ``changes`` knows
         self._clock = clock
         self._slices = Slices(clock)
         self._viewers: dict[Subscriber, float] = {}  # and since when
@@ -49,8 +61,8 @@ class LiveFeed:
         viewer = Subscriber(request, self)
         self._viewers[viewer] = self._clock.seconds()
         viewer.begin()
-        if self._sent:
-            viewer.send(self.event())
+        if event := self.event():
+            viewer.send(event)
         if self._timer is None and self._refreshing.called:
             self._refresh()
 
@@ -59,7 +71,7 @@ class LiveFeed:
         self._viewers.pop(viewer, None)
         if not self._viewers:
             self._stop_timer()
-            self._sent = b""
+            self._forget()
 
     def end(self) -> Deferred[None]:
         """The gateway is stopping: send the last status and end all streams. Fires when that is done."""
@@ -88,15 +100,37 @@ class LiveFeed:
         self._refreshing = refreshing.addCallback(refreshed)
         return self._refreshing
 
+    def _forget(self) -> None:
+        self._sent, self._by_changes = b"", False
+        if self._changes is not None:
+            self._changes.forget()
+
     def _round(self) -> Generator[None, None, None]:
+        if self._viewers and self._changes is not None and self._changes.are_due():
+            yield from self._round_of_changes(self._changes)
+            return
+        if self._by_changes:
+            self._forget()
         status = (yield from self._status()) if self._viewers else b""
         now = self._clock.seconds()
         if status == self._sent and now - self._sent_at < QUIET_SECONDS:
             return
         event = _event(status) if status != self._sent else b":\n\n"
-        viewers = list(self._viewers)  # a page that opens from now on is sent what follows at once
-        self._sent, self._sent_at = status if viewers else b"", now
-        for viewer in viewers:
+        self._sent, self._sent_at = status if self._viewers else b"", now
+        yield from self._send(event)
+
+    def _round_of_changes(self, changes: StatusChanges) -> Generator[None, None, None]:
+        changed = yield from changes.round()
+        now = self._clock.seconds()
+        if not changed and now - self._sent_at < QUIET_SECONDS:
+            return
+        self._by_changes, self._sent, self._sent_at = self._by_changes or bool(changed), b"", now
+        if not self._viewers:
+            self._forget()
+        yield from self._send(_event(changed) if changed else b":\n\n")
+
+    def _send(self, event: bytes) -> Generator[None, None, None]:
+        for viewer in list(self._viewers):  # a page that opens from now on is sent what follows at once
             if viewer in self._viewers:
                 viewer.send(event)
             yield
@@ -107,8 +141,14 @@ class LiveFeed:
             timer.cancel()
 
     def event(self) -> bytes:
-        """The last status that was sent."""
-        return _event(self._sent)
+        """The last status that was sent, as a whole; nothing if there is none yet."""
+        status = self._changes.whole() if self._by_changes and self._changes is not None else self._sent
+        return _event(status) if status else b""
+
+
+def feed_of(telemetry: Telemetry, clock: IReactorTime) -> LiveFeed:
+    """The status pages of a gateway."""
+    return LiveFeed(telemetry.status, clock, telemetry.status_changes())
 
 
 def _event(data: bytes) -> bytes:

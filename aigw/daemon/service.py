@@ -19,7 +19,7 @@ from aigw import __version__
 from aigw.access.admission import Admission
 from aigw.accounting.accounts import Accounts
 from aigw.admin import resources
-from aigw.admin.live_feed import LiveFeed
+from aigw.admin.live_feed import feed_of
 from aigw.admin.session import Cookies
 from aigw.config import loader
 from aigw.config.model import Config, Listener
@@ -91,7 +91,7 @@ class GatewayService(Service):
             observer.redaction = self._redaction  # twistd adds it to the log only later
         accounts = Accounts(reactor, store=self._admission)
         self._telemetry = Telemetry(self._snapshot, reactor, self._redaction, environ, accounts)
-        self._admin = resources.AdminState(self._telemetry, LiveFeed(self._telemetry.status, reactor), Cookies())
+        self._admin = resources.AdminState(self._telemetry, feed_of(self._telemetry, reactor), Cookies())
         self._is_urgent = False
         self._make_keys = partial(ChangingKeys, reactor, note=self._hide, environ=environ)
         self._runtime = self._read()

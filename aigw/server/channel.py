@@ -1,8 +1,6 @@
 """One connection of a client: the checks before a body is read, the answers, and how an error ends the connection.
 
-``twisted.web`` reads a whole body into temporary files before a resource can refuse it, answers errors in HTML, and
-over TLS continues to serve the requests after an error. Here a request is checked when its headers are complete, and
-after an answer that closes the connection nothing is read as a request.
+``twisted.web`` reads bodies into files before it refuses one, and over TLS serves the requests behind an error.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from aigw.server.request import Request
 from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead, answer_to_no_request
 
 if TYPE_CHECKING:
+    from aigw.access.keys import Recognized
     from aigw.server.site import GatewaySite
 
 
@@ -42,6 +41,7 @@ class Channel(Protocol):
     _timeouts: timeouts.ConnectionTimeouts
     closing: closing.Closing
     persistent = True  # another request may follow
+    recognized: Recognized | None = None  # by its last Authorization, until the keys change
     _drops_input = False  # all further data is dropped: it is a body that no resource reads
     _waiting = False  # the client does not read what was written
     _ahead: Ahead  # data after a request, to be read later, or when the client reads its answer

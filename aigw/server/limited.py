@@ -92,8 +92,9 @@ class Limited:
             except RequestError as error:
                 raise for_client(error, agent) from None
             if admitted is not None:
-                admitted.addErrback(_for_client, agent)
-                return admitted.addCallback(lambda _: self._gateway.serve(call, client, record))
+                return admitted.addCallbacks(
+                    lambda _: self._gateway.serve(call, client, record), _for_client, errbackArgs=(agent,)
+                )
         return self._gateway.serve(call, client, record)
 
     def end(self, claim: LimitedClaim, record: RecordBuilder) -> None:

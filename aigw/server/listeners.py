@@ -57,6 +57,8 @@ def configured_listeners(config: Config, inherited: Sequence[InheritedSocket] = 
     named = [
         NamedEndpoint("admin" if each.admin else setting, bound.get(each.endpoint, each.endpoint)) for each in listeners
     ]
+    if setting == "systemd":  # several on one port are open already, so they can be: an upgrade serves all instances
+        named = list(dict.fromkeys(named))
     if mistakes := list(overlapping(named)):
         raise ConfigError(mistakes)
     return listeners

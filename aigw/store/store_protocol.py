@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import txredisapi
+from service_identity import VerificationError
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted
 from twisted.python.failure import Failure
 
 MOST_BYTES = 65_536  # of one answer; those of our scripts are one short line
 PIECE = 4096
+_REASONS: dict[type[BaseException] | None, str] = {
+    ConnectionAborted: "it did not answer in time",
+    VerificationError: "its certificate is for another name",
+}
 TOO_LARGE = "it sends an answer that is too large"
 
 
@@ -48,8 +53,7 @@ class StoreProtocol(txredisapi.BaseRedisProtocol):  # type: ignore[misc]  # the 
 
     def connectionLost(self, why: Failure) -> None:
         """See Protocol."""
-        late = "it did not answer in time" if why.check(ConnectionAborted) else ""
-        self._reason = self._reason or late or why.getErrorMessage()
+        self._reason = self._reason or _REASONS.get(why.type, why.getErrorMessage())
         super().connectionLost(why)
         if self.ready.called:
             self.on_lost(self._reason)

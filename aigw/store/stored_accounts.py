@@ -15,7 +15,6 @@ from aigw.access.limits import end_of_period
 from aigw.settings.callers import PICO, Account
 from aigw.settings.limit_values import Rate
 
-LONGEST_NAME = 200  # characters of an account's in a key of the store
 AFTER_PERIOD = 86400  # seconds for which a budget is kept when its period is over: clocks differ
 LARGEST = 2.0**63
 _KINDS = ("", "requests", "tokens", "concurrency", "budget")
@@ -23,8 +22,11 @@ _MOST_KNOWN = 20_000
 
 
 def prefixed(account: Account) -> str:
-    """The name of the account's hash in the store; the braces are the tag that keeps all on one node of a cluster."""
-    return f"aigw:{{limits}}:{account.name[:LONGEST_NAME]}"
+    """The name of the account's hash in the store; the braces are the tag that keeps all on one node of a cluster.
+
+    A colon of the account's name is doubled: a single one is before the rest of another key of an account.
+    """
+    return f"aigw:{{limits}}:{account.name.replace(':', '::')}"
 
 
 class Described:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
 
@@ -19,6 +19,7 @@ from aigw.protocols.charges import CHARGED_KINDS, charged_tokens
 from aigw.protocols.usage import KINDS, by_kind
 from aigw.settings.callers import Caller
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
+from aigw.telemetry.pricing import Charge
 from aigw.telemetry.record import HEDGES, AttemptRecord, Record
 
 # The codes of the gateway's own refusals by a limit of a caller.
@@ -118,6 +119,14 @@ class RouteCounters:
         self.keepalives = 0
         self.hedges = dict.fromkeys(HEDGES, 0)
         self.steps: dict[StepKey, StepCounters] = {}
+
+
+def _sum_of(charges: Iterable[Charge]) -> dict[str, int]:
+    total = dict.fromkeys(CHARGED_KINDS, 0)
+    for charge in charges:
+        for kind, count in charge.tokens.items():
+            total[kind] += count
+    return total
 
 
 def step_key(step: Step) -> StepKey:
@@ -253,28 +262,27 @@ class Counters:
 
     def _charge(self, record: Record) -> None:
         """Count a request for its caller and for the group of the caller."""
-        caller, charges, kinds = self.callers.get(record.caller), record.charges, None
-        if len(charges) == 1:
-            kinds = charges[0].tokens
-        elif not charges and record.usage and not self._has_charges:
+        caller, charges, error, cost = self.callers.get(record.caller), record.charges, record.error, record.cost
+        kinds: Mapping[str, int] = {}
+        if charges:
+            kinds = charges[0].tokens if len(charges) == 1 else _sum_of(charges)
+        elif record.usage and not self._has_charges:
             kinds = charged_tokens(record.usage)
         while caller is not None:
             caller.requests += 1
-            if record.error in LIMIT_REACHED and not record.attempts:
+            if error is not None and error in LIMIT_REACHED and not record.attempts:
                 caller.refused += 1
-            if record.cost is not None:
-                caller.cost = EXACT.add(caller.cost, record.cost)
+            if cost is not None:
+                caller.cost = EXACT.add(caller.cost, cost)
             tokens = caller.tokens
-            for each in [charge.tokens for charge in charges] if kinds is None else [kinds]:
-                for kind, count in each.items():
-                    tokens[kind] += count
+            for kind, count in kinds.items():
+                tokens[kind] += count
             caller = caller.group
-        if not self._has_prices:
-            return
-        for charge in charges:
-            key = charge.provider, charge.model
-            if not charge.is_priced and key in self.models:
-                self.unpriced[key] = self.unpriced.get(key, 0) + 1
+        if self._has_prices:
+            for charge in charges:
+                key = charge.provider, charge.model
+                if not charge.is_priced and key in self.models:
+                    self.unpriced[key] = self.unpriced.get(key, 0) + 1
 
     def _failed(self, step: StepCounters, record: Record, attempt: AttemptRecord) -> None:
         step.answers = False

@@ -18,7 +18,7 @@ from aigw import __version__
 from aigw.telemetry import series
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.redaction import Redaction
-from aigw.telemetry.series_names import Names
+from aigw.telemetry.series_names import SeriesNames
 from aigw.telemetry.snapshot import Snapshot, TakeSnapshot
 
 Families = Iterator[Metric]
@@ -39,7 +39,7 @@ class Exposition:
         self._redaction = redaction
         self._more = more
         self._process = ProcessCollector(registry=None)
-        self._names = Names(lambda: redaction.hide)
+        self._names = SeriesNames(lambda: redaction.hide)
 
     def scrape(self, accept: str) -> tuple[Iterator[bytes], bytes]:
         """The pieces of the body, each of whole lines, and its content type; in the format that ``accept`` asks for.

@@ -15,7 +15,7 @@ from itertools import accumulate, islice
 from aigw.telemetry import caller_series
 from aigw.telemetry.caller_series import MetricFamily
 from aigw.telemetry.counters import OUTCOMES, Counters, Histogram, RouteCounters, StepCounters
-from aigw.telemetry.series_names import Names
+from aigw.telemetry.series_names import SeriesNames
 from aigw.telemetry.snapshot import Snapshot
 
 PIECE = 64  # routes, steps or models
@@ -29,7 +29,7 @@ _NO_REQUESTS |= {(status, stream, outcome): 0 for status, outcome in _ENDS for s
 LABELS = "\0"  # stands for a series' labels in the form of its lines, which all series of a metric have in common
 
 
-def pieces(counters: Counters, live: Snapshot, names: Names, openmetrics: bool) -> Iterator[str]:
+def pieces(counters: Counters, live: Snapshot, names: SeriesNames, openmetrics: bool) -> Iterator[str]:
     """All lines, in pieces of whole lines. ``names`` keeps the labels from one scrape to the next."""
     for _ in names.refresh(counters, live):
         yield ""

@@ -12,7 +12,7 @@ PIECE = 64  # routes
 _LABEL = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
-class Names:
+class SeriesNames:
     """Labels of routes, steps and models, each with what is counted.
 
     They are made anew after a reload, and when other keys are hidden. ``hide`` gives what takes the keys out of a name.

@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TypedDict
 
 import msgspec
 
 from aigw import __version__
-from aigw.config.model import Step
+from aigw.config.model import Route, Step
 from aigw.settings.callers import Account
-from aigw.telemetry.counters import Counters, StepCounters, step_key
+from aigw.telemetry.counters import CallerCounters, Counters, RouteCounters, StepCounters, StepKey, step_key
 from aigw.telemetry.last_hour import MINUTES, Failed, Hour
 from aigw.telemetry.snapshot import Snapshot
 
@@ -76,9 +76,23 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
 
     ``hide`` removes the keys from the values of a JSON text.
     """
-    reloads, expires = live.reloads, live.certificate_expires
     known = counters.routes  # a reload makes another one
     named = [(route, known[route.name], known[route.name].steps) for route in live.config.routes.values()]
+    shown = daemon_status(live, counters, hide)
+    routes: list[bytes] = []
+    pace = Pace()
+    for route, counted, steps in named:
+        routes.append((yield from route_status(route, counted, steps, live, hide, pace)))
+    whole = with_list(shown, "routes", routes)
+    if not counters.callers:
+        return whole
+    callers = yield from callers_status(counters.callers.items(), live, hide)
+    return with_list(whole, "callers", callers)
+
+
+def daemon_status(live: Snapshot, counters: Counters, hide: Hide) -> bytes:
+    """The daemon and the latest failures, as a JSON object."""
+    reloads, expires = live.reloads, live.certificate_expires
     shown = {
         "version": __version__,
         "python": platform.python_version(),
@@ -98,35 +112,54 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
         },
         "failures": [_failed(failed) for failed in reversed(counters.failures)],
     }
-    routes, made = [], 0
-    for route, counted, steps in named:
-        encoded, answered = [], []
-        for step in route.steps:
-            one = _step(step, live, steps[step_key(step)])
-            encoded.append(hide(msgspec.json.encode(one)))
-            answered.append((step.number, one["hour"]["ok"]))
-            made += 1
-            if made % PIECE == 0:
-                yield
-        one_route = {
-            "name": route.name,
-            "in_flight": live.in_flight.get(route.name, 0),
-            "requests": sum(counted.requests.values()),
-            "fallbacks": counted.fallbacks,
-            "hold": route.hold,
-            "keepalive_s": route.keepalive and route.keepalive.every,
-            "keepalives": counted.keepalives,
-            "hedge": route.hedge and {"after_s": route.hedge.after, "share": route.hedge.share, **counted.hedges},
-            "first_step_percent": _percent(sum(ok for n, ok in answered if n == 1), sum(ok for _, ok in answered)),
-        }
-        routes.append(_with_list(hide(msgspec.json.encode(one_route)), "steps", encoded))
-    whole = _with_list(hide(msgspec.json.encode(shown)), "routes", routes)
-    if not counters.callers:
-        return whole
+    return hide(msgspec.json.encode(shown))
+
+
+class Pace:
+    """How many steps of routes were made since the last pause."""
+
+    made = 0
+
+
+def route_status(
+    route: Route,
+    counted: RouteCounters,
+    steps: Mapping[StepKey, StepCounters],
+    live: Snapshot,
+    hide: Hide,
+    pace: Pace,
+) -> Generator[None, None, bytes]:
+    """One route with its steps, as a JSON object."""
+    encoded, answered = [], []
+    for step in route.steps:
+        one = _step(step, live, steps[step_key(step)])
+        encoded.append(hide(msgspec.json.encode(one)))
+        answered.append((step.number, one["hour"]["ok"]))
+        pace.made += 1
+        if pace.made % PIECE == 0:
+            yield
+    one_route = {
+        "name": route.name,
+        "in_flight": live.in_flight.get(route.name, 0),
+        "requests": sum(counted.requests.values()),
+        "fallbacks": counted.fallbacks,
+        "hold": route.hold,
+        "keepalive_s": route.keepalive and route.keepalive.every,
+        "keepalives": counted.keepalives,
+        "hedge": route.hedge and {"after_s": route.hedge.after, "share": route.hedge.share, **counted.hedges},
+        "first_step_percent": _percent(sum(ok for n, ok in answered if n == 1), sum(ok for _, ok in answered)),
+    }
+    return with_list(hide(msgspec.json.encode(one_route)), "steps", encoded)
+
+
+def callers_status(
+    chosen: Iterable[tuple[str, CallerCounters]], live: Snapshot, hide: Hide
+) -> Generator[None, None, list[bytes]]:
+    """Callers with what they have left, each as a JSON object."""
     accounts = {caller.name: caller.accounts for caller in live.config.callers}
     has_prices = bool(live.config.prices) or live.config.unknown_price is not None
     callers = []
-    for number, (name, caller) in enumerate(counters.callers.items(), 1):
+    for number, (name, caller) in enumerate(chosen, 1):
         used = {
             "name": name,
             "requests": caller.requests,
@@ -138,7 +171,7 @@ def status(live: Snapshot, counters: Counters, hide: Hide) -> Generator[None, No
         callers.append(hide(msgspec.json.encode(used)))
         if number % PIECE == 0:
             yield
-    return _with_list(whole, "callers", callers)
+    return callers
 
 
 def _limits(live: Snapshot, account: Account) -> dict[str, object]:
@@ -154,7 +187,7 @@ def _held(live: Snapshot) -> dict[str, int] | None:
     return {"bytes": live.held.now, "limit": live.held.limit, "exhausted": live.held.exhausted}
 
 
-def _with_list(encoded: bytes, name: str, values: list[bytes]) -> bytes:
+def with_list(encoded: bytes, name: str, values: list[bytes]) -> bytes:
     """A JSON object with one more member."""
     return b'%s,"%s":[%s]}' % (encoded[:-1], name.encode(), b",".join(values))
 

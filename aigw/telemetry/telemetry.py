@@ -21,6 +21,7 @@ from aigw.telemetry.record import AttemptRecord, Record, Sink, attempt_for_log
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import TakeSnapshot
 from aigw.telemetry.status import status
+from aigw.telemetry.status_changes import StatusChanges
 from aigw.telemetry.trace_context import Trace
 from aigw.telemetry.tracing import TelemetryReactor, Tracing, is_enabled
 
@@ -116,6 +117,10 @@ class Telemetry:
     def status(self) -> Generator[None, None, bytes]:
         """The status as JSON, in short steps."""
         return status(self._take_snapshot(), self.counters, self._redaction.hide_in_values)
+
+    def status_changes(self) -> StatusChanges:
+        """What changes in it, for pages that stay open."""
+        return StatusChanges(self._take_snapshot, self.counters, self._redaction.hide_in_values)
 
     def record(self, record: Record) -> None:
         """Log and count one request that has ended."""

@@ -11,7 +11,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd) # of the checkout
 HOME_DIR=/opt/ai-gateway
 ETC=/etc/ai-gateway
-WANTS=/etc/systemd/system/multi-user.target.wants
+ENABLED=/etc/systemd/system/multi-user.target.wants
 UNITS=/usr/local/lib/systemd/system # lower in priority than /etc/systemd/system, where an operator puts own copies and drop-ins
 SYSUSERS=/usr/local/lib/sysusers.d/ai-gateway.conf
 TMPFILES=/usr/local/lib/tmpfiles.d/ai-gateway.conf
@@ -405,7 +405,7 @@ prepare_helper() { # makes it accept on all open sockets; it has none of its own
   mkdir -p "$RUN/$HELPER.d"
   ln -sfn /dev/null "$RUN/${HELPER%.service}.socket"
   # The name is the last one, so that it overrides the drop-ins of all instances.
-  printf '[Service]\nSockets=%s\nEnvironment=AIGW_ADMIN=unix:/run/aigw/upgrade.sock\n' \
+  printf '[Service]\nSockets=%s\nEnvironment=AIGW_ADMIN=unix:/run/aigw/upgrade.sock AIGW_INSTANCE=\n' \
     "$(open_sockets | tr '\n' ' ')" >"$RUN/$HELPER.d/zz-upgrade.conf"
   systemctl daemon-reload
 }
@@ -491,8 +491,8 @@ wanted_units() { # the services that are to run, one per line: by INSTANCES, els
 }
 
 enabled_units() { # the services that a boot starts, one per line
-  [ ! -d "$WANTS" ] ||
-    find "$WANTS" \( -name ai-gateway.service -o -name 'ai-gateway@*.service' \) -printf '%f\n' | sort -V
+  [ ! -d "$ENABLED" ] ||
+    find "$ENABLED" \( -name ai-gateway.service -o -name 'ai-gateway@*.service' \) -printf '%f\n' | sort -V
 }
 
 check_instances() { # UNITS: whether the configuration lets so many processes run
@@ -523,14 +523,22 @@ open_socket() { # SERVICE [SECONDS]: tries for so long, while a process that end
   fail "the port cannot be opened ($(state "$unit" Result)); to use another one, run: PORT=8443 $0 install-service"
 }
 
-start_unit() { # SERVICE
-  systemctl enable -q "$1"
-  systemctl reset-failed "$1" 2>/dev/null || true
-  if ! timeout 120 systemctl start "$1" || ! stays_up "$1"; then
-    show_journal "$1"
-    fail "$1 did not start; correct the error above, then run this again"
-  fi
-  info "$1 is active: $(state "$1" StatusText)"
+start_units() { # SERVICE...: all of them, then each is asked: until it runs, an instance keeps the question waiting that comes to its socket
+  local unit
+  for unit in "$@"; do
+    systemctl enable -q "$unit"
+    systemctl reset-failed "$unit" 2>/dev/null || true
+    timeout 120 systemctl start "$unit" || not_started "$unit"
+  done
+  for unit in "$@"; do
+    stays_up "$unit" || not_started "$unit"
+    info "$unit is active: $(state "$unit" StatusText)"
+  done
+}
+
+not_started() { # SERVICE
+  show_journal "$1"
+  fail "$1 did not start; correct the error above, then run this again"
 }
 
 other_units() { # UNITS OTHERS: those of UNITS that are not in OTHERS, one per line
@@ -559,7 +567,8 @@ change_instances() { # runs the wanted units instead of the running ones
     patience=$READY_SECONDS
   fi
   for unit in $coming; do open_socket "$unit" "$patience"; done
-  for unit in $coming; do start_unit "$unit"; done
+  # shellcheck disable=SC2086 # a list
+  start_units $coming
   leave "$leaving"
   write_targets "$wanted"
 }
@@ -616,7 +625,8 @@ start_service() {
   copy_dropins "$units"
   leave "$(other_units "$(enabled_units)" "$units")"
   for unit in $units; do open_socket "$unit"; done
-  for unit in $units; do start_unit "$unit"; done
+  # shellcheck disable=SC2086 # a list
+  start_units $units
   write_targets "$units"
 }
 

@@ -30,7 +30,7 @@ routes:
     )
 }admin: ${{AIGW_ADMIN}}
 """
-STREAMS = {"streams": 10, "events": 20, "every": 0.3}
+STREAMS = {"streams": 6, "events": 50, "every": 0.5}  # of 25 s each
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +142,8 @@ def test_y4_a_restart_of_all_lets_nobody_wait_for_the_streams_of_an_instance(ser
     with server.load(fresh=30, kept=20, **STREAMS) as tallies:
         install(server, "restart")
     assert not failed(tallies)
-    assert tallies["streams"]["ok"] >= 10
-    assert tallies["fresh"]["slowest"] < 5, "the helper takes them meanwhile"
+    assert tallies["streams"]["ok"] >= 6
+    assert tallies["fresh"]["slowest"] < 15, "the helper takes them meanwhile"
     assert not set(before) & {server.pid(ONE), server.pid(TWO)}
     assert active(server) == both(1, 2)
     assert server.machine.show(HELPER, "LoadState") in ("loaded", "masked")
