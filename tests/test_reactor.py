@@ -116,19 +116,23 @@ def timed_calls(reactor, notes):
         reactor.callLater(seconds, notes.append, f"after {seconds}")
     moved, sooner = reactor.callLater(0.001, notes.append, "moved"), reactor.callLater(9, notes.append, "sooner")
     moved.delay(0.04)
-    reactor.callLater(0.02, sooner.reset, 0)
+    sooner.reset(0.02)
     reactor.callLater(0.002, notes.append, "never").cancel()
     reactor.callLater(0, fail)
-    Reader(reactor, notes, "reader", lambda: reactor.callLater(0, notes.append, "at once") and None).theirs.send(b"1")
 
 
 def calls_from_threads(reactor, notes):
     def other():
         reactor.callFromThread(notes.append, "from a thread")
         reactor.callFromThread(fail)
-        reactor.callFromThread(lambda: reactor.callFromThread(notes.append, "once more"))
+        reactor.callFromThread(lambda: reactor.callFromThread(once_more))
+
+    def once_more():
+        notes.append("once more")
+        reactor.crash()
 
     reactor.callLater(0.01, lambda: threading.Thread(target=other).start())
+    return "stops"
 
 
 def it_is_stopped_by_an_event(reactor, notes):
