@@ -62,7 +62,7 @@ class Secret:
 
     @property
     def _encoded(self) -> KeyForms:
-        """The forms in which it may be repeated, made at the first use: most keys of callers are hidden by their form."""
+        """The forms in which it may be repeated, made at first use: most keys of callers are hidden by their form."""
         self._known_forms = forms = self._known_forms or KeyForms(self._value)
         return forms
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +23,27 @@ PURE_FILES = "accounting/line accounting/report routing/balance routing/cooldown
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "aigw"
 PATHS = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sorted(PACKAGE.rglob("*.py"))}
-FILES = {name: ast.parse(path.read_text()) for name, path in PATHS.items()}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+class Trees(Mapping[str, ast.Module]):
+    """The files, each parsed when a test asks for it: each process of a run imports this module."""
+
+    def __getitem__(self, name: str) -> ast.Module:
+        return parsed(PATHS[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(PATHS)
+
+    def __len__(self) -> int:
+        return len(PATHS)
+
+
+FILES = Trees()
 PLACES = {room: place for place, rooms in enumerate(RULE.split("<")) for room in rooms.split()}
 PLACES |= {name: PLACES[other] for name, other in BESIDE.items()}
 

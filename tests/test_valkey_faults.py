@@ -266,7 +266,7 @@ async def test_l18_a_cluster_is_one_node_and_has_database_0_alone(world, tmp_pat
     redis = Redis(tmp_path, None, "--cluster-enabled", "yes")
     try:
         redis.do("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-        await until(lambda: "cluster_state:ok" in redis.do("CLUSTER", "INFO"), 10)
+        await until(lambda: "cluster_state:ok" in redis.do("CLUSTER", "INFO"), 40)
         for folder, database in (("zero", 0), ("three", 3)):
             (tmp_path / folder).mkdir()
             store = store_of(redis, database=database)

@@ -134,7 +134,6 @@ _OF_REQUESTS = (
     b"X-Ratelimit-Limit-Requests: %d\r\nX-Ratelimit-Remaining-Requests: %d\r\nX-Ratelimit-Reset-Requests: %b\r\n"
 )
 _OF_TOKENS = b"X-Ratelimit-Limit-Tokens: %d\r\nX-Ratelimit-Remaining-Tokens: %d\r\nX-Ratelimit-Reset-Tokens: %b\r\n"
-_OF_BOTH = _OF_REQUESTS + _OF_TOKENS
 
 
 def with_limits(lines: bytes, claim: Claim) -> bytes:
@@ -144,16 +143,13 @@ def with_limits(lines: bytes, claim: Claim) -> bytes:
     """
     if lines.find(b"X-Ratelimit-") >= 0:
         lines = (b"\n" + lines).replace(b"\nX-Ratelimit-", b"\nX-Upstream-Ratelimit-")[1:]
-    requests, window = claim.requests, claim.window
-    if requests is None:
-        return lines if window is None else lines + _OF_TOKENS % _room(*window)
-    if window is None:
-        return lines + _OF_REQUESTS % _room(*requests)
-    return lines + _OF_BOTH % (_room(*requests) + _room(*window))
-
-
-def _room(limit: int, left: int, reset: float) -> tuple[int, int, bytes]:
-    return limit, left if left > 0 else 0, _duration(ceil(reset * 1000 - _ROUNDING))
+    if claim.requests is not None:
+        limit, left, reset = claim.requests
+        lines += _OF_REQUESTS % (limit, left if left > 0 else 0, _duration(ceil(reset * 1000 - _ROUNDING)))
+    if claim.window is not None:
+        limit, left, reset = claim.window
+        lines += _OF_TOKENS % (limit, left if left > 0 else 0, _duration(ceil(reset * 1000 - _ROUNDING)))
+    return lines
 
 
 @lru_cache(maxsize=1024)

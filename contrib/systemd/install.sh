@@ -11,7 +11,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd) # of the checkout
 HOME_DIR=/opt/ai-gateway
 ETC=/etc/ai-gateway
-WANTS=/etc/systemd/system/multi-user.target.wants
+ENABLED=/etc/systemd/system/multi-user.target.wants
 UNITS=/usr/local/lib/systemd/system # lower in priority than /etc/systemd/system, where an operator puts own copies and drop-ins
 SYSUSERS=/usr/local/lib/sysusers.d/ai-gateway.conf
 TMPFILES=/usr/local/lib/tmpfiles.d/ai-gateway.conf
@@ -491,8 +491,8 @@ wanted_units() { # the services that are to run, one per line: by INSTANCES, els
 }
 
 enabled_units() { # the services that a boot starts, one per line
-  [ ! -d "$WANTS" ] ||
-    find "$WANTS" \( -name ai-gateway.service -o -name 'ai-gateway@*.service' \) -printf '%f\n' | sort -V
+  [ ! -d "$ENABLED" ] ||
+    find "$ENABLED" \( -name ai-gateway.service -o -name 'ai-gateway@*.service' \) -printf '%f\n' | sort -V
 }
 
 check_instances() { # UNITS: whether the configuration lets so many processes run
