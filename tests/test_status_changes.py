@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 
 from aigw.admin.live_feed import EVERY_SECONDS, LiveFeed
 from aigw.secret import Secret
+from aigw.settings.callers import Caller
 from aigw.telemetry import status_changes
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.snapshot import Reloads, Snapshot
@@ -56,7 +57,7 @@ class World:
             for step in route.steps.values():
                 step.hour = copy.copy(step.hour)
                 step.hour._slots = [*step.hour._slots]
-        self.counters.keep_accounts([f"caller-{n}" for n in range(callers)], True, True)
+        self.counters.keep_accounts([Caller(f"caller-{n}") for n in range(callers)], True, True)
         self.now = 3660.0  # a minute of its own for each step
         self.left: float | None = None
         self.in_flight: dict[str, int] = {}
@@ -229,6 +230,7 @@ def large(routes: int, callers: int) -> World:
 def test_g5_a_round_takes_little_whatever_changes(routes, callers, kind):
     """With 2,000 routes of three steps the whole took 0.4 s and had 3.4 MB, each second."""
     world, page = large(routes, callers), Page()
+    world.changes.forget()
     page.take(world.round())
     took, sizes = [], []
     gc.collect()
@@ -246,5 +248,5 @@ def test_g5_a_round_takes_little_whatever_changes(routes, callers, kind):
     finally:
         gc.enable()
     print(f" [{routes} {callers} {kind}: {min(took) * 1000:.1f} to {max(took) * 1000:.1f} ms, {max(sizes)} bytes]")
-    assert sum(took) / len(took) < 0.06  # measured alone: under 0.02
+    assert sorted(took)[len(took) // 2] < 0.06  # alone under 0.02
     assert max(sizes) < 100_000
