@@ -88,6 +88,14 @@ def test_c17_a_connection_keeps_its_caller_for_the_same_header_only():
     assert answered(gateway, gateway.open(), Authorization=f"Bearer {ALICE}") == 200
 
 
+def test_c17_a_connection_that_is_known_still_refuses_a_wrong_key_of_one_byte_in_two_headers():
+    """Python has one object for all equal bytes of length 1, so the two headers were taken for none."""
+    gateway = MemoryGateway(top={"keys": [named("alice", ALICE)]})
+    client = gateway.open()
+    assert answered(gateway, client, Authorization=f"Bearer {ALICE}") == 200
+    assert answered(gateway, client, Authorization=f"Bearer {ALICE}", X_Api_Key="x", Api_Key="x") == 401
+
+
 @pytest.mark.parametrize("other", ["wrong", ALICE[:-1], ALICE + "a", ""])
 def test_c17_another_header_is_looked_up_anew(other):
     gateway = MemoryGateway(top={"keys": [named("alice", ALICE)]})

@@ -64,7 +64,7 @@ class ApiResource(TwistedResource):
             request.caller = caller = keys.authenticate(api_key, authorization, azure)
             if caller.key is None and authorization and api_key is None and azure is None and caller.expires is None:
                 channel.recognized = keys, authorization, caller
-        elif last[0] is keys and authorization and api_key is azure and compare_digest(last[1], authorization):
+        elif last[0] is keys and authorization and api_key is azure is None and compare_digest(last[1], authorization):
             request.caller = last[2]  # the same header again: it needs no hash
         else:
             channel.recognized = None
