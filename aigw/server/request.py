@@ -20,7 +20,7 @@ from aigw.net import headers
 from aigw.net.interfaces import ClientTransport
 from aigw.net.write import write
 from aigw.server.bodies import without_frames
-from aigw.server.request_head import ORIGIN, RequestHead
+from aigw.server.request_head import ORIGIN, REASONS, RequestHead
 from aigw.settings.callers import Caller
 from aigw.telemetry.record import RecordBuilder
 
@@ -222,7 +222,7 @@ class Request(TwistedRequest):
         self.chunked = 0
         if not is_early:  # else the next step needs the body of the request
             self.release_body()
-        self.setResponseCode(status)
+        self.code, self.code_message = status, REASONS.get(status, b"Unknown Status")
         if not self.channel.persistent or self.site.draining:
             sent.append((b"connection", b"close"))
         if "responseHeaders" in self.__dict__:

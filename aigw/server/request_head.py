@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from http import HTTPStatus
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -24,12 +25,7 @@ SINGLE = frozenset(
     b"sec-fetch-site expect x-request-id traceparent idempotency-key http-referer x-title anthropic-version".split()
 )  # all headers that the gateway uses or forwards, except lists, whose lines make one value (RFC 9110, section 5.3)
 TLS_HANDSHAKE = b"\x16"  # the first byte of a record with a ClientHello (RFC 8446, 5.1)
-_REASONS = {
-    400: b"Bad Request",
-    408: b"Request Timeout",
-    431: b"Request Header Fields Too Large",
-    503: b"Service Unavailable",
-}
+REASONS = {each.value: each.phrase.encode() for each in HTTPStatus}  # Twisted has none for 422, 429 and others
 _HOST = rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]"
 _REST = rb"[!-\"$-~]*"
 _REQUEST_LINE = re.compile(
@@ -225,5 +221,5 @@ def answer_to_no_request(
     return (
         b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
         b"X-Request-Id: %s\r\nConnection: close\r\n%s\r\n%s"
-        % (error.status, _REASONS[error.status], len(body), request_id.encode(), more, body if with_body else b"")
+        % (error.status, REASONS[error.status], len(body), request_id.encode(), more, body if with_body else b"")
     )
