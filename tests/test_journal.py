@@ -363,6 +363,26 @@ def test_l17_what_others_spent_in_a_period_that_is_over_is_not_counted_in_the_ne
     assert {line[1]: line[3] for line in lines} == {"tokens per year": 8, "tokens per hour": 3}, "its own alone"
 
 
+def test_l17_news_of_a_period_that_ended_before_they_were_taken_do_not_count_in_the_next_one(tmp_path):
+    """The thread reads, and the event loop adds what was read up to half a second later."""
+    config, now = config_of(tmp_path), [time.time()]
+    second = JournaledLedger(time.monotonic, lambda: now[0])
+    second.use(config)
+    second.start()
+    use(second, config, 5)
+    first = ledger_of(config)
+    use(first, config, 70)
+    deadline = time.monotonic() + 5
+    while not second._journal._news and time.monotonic() < deadline:
+        time.sleep(0.01)
+    now[0] += 3600
+    use(second, config, 3)
+    second.follow()
+    assert spent(second, config) == [78, 3]
+    for each in (first, second):
+        each.finish()
+
+
 def test_l17_a_file_that_is_removed_is_not_counted_any_more(tmp_path):
     config = config_of(tmp_path)
     first = ledger_of(config)

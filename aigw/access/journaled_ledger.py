@@ -57,6 +57,8 @@ class JournaledLedger(Ledger):
             if count.ends <= ends:
                 count.spent -= amount
         for key, (ends, amount) in sums.items():
+            if now >= ends:  # it has ended since the thread read it
+                continue
             count = self._budget(*key)
             if now >= count.ends:
                 count.ends, count.spent = ends, 0
