@@ -22,6 +22,8 @@ _SPACES = dict.fromkeys(map(ord, " \t\r\n"))
 _STANDARD = str.maketrans("-_", "+/")  # from base64's URL-safe alphabet to its standard one
 _LOWER = str.maketrans("ABCDEF", "abcdef")  # not str.lower, which turns some characters into two
 _BESIDE = re.compile(r"[A-Za-z0-9+/_-]")
+_RUN = re.compile(r"[^\s/]{0,1000}")
+_FEW = 5  # different characters; a text of fewer is no key
 _BEHIND = re.compile(rf"{_BESIDE.pattern}?={{0,2}}")
 
 
@@ -110,3 +112,18 @@ def _core(data: bytes, offset: int) -> str:
     encoded = b64encode(bytes(offset) + data).decode().rstrip("=")
     whole = (offset + len(data)) * 8 // 6
     return encoded[-(-offset * 8 // 6) : whole]
+
+
+def shortened(text: str, most: int) -> str:
+    """The first ``most`` characters, without a part of what may be a key: a search for keys does not find it any more.
+
+    What is between two spaces or slashes, long and of many characters is shown whole, or as ``***``.
+    """
+    head, rest = text[:most], _RUN.match(text, most)
+    if len(text) <= most or not rest or not rest[0]:
+        return head
+    start = most
+    while start and not (head[start - 1].isspace() or head[start - 1] == "/"):
+        start -= 1
+    run = head[start:] + rest[0]
+    return head if len(run) < SHORTEST or len(set(run)) < _FEW else f"{head[:start]}***"

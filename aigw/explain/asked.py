@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from aigw.errors import BadRequest
+from aigw.key_forms import shortened
 from aigw.protocols import envelope
 from aigw.protocols.endpoint import JSON, Endpoint
 from aigw.protocols.endpoints import ENDPOINTS
@@ -44,7 +45,7 @@ def read(data: bytes) -> Steps[Asked]:
     if "body" not in members:
         return Asked(_endpoint(CHAT), {}, data)
     if unknown := next((name for name in members if name not in _WRAPPED), None):
-        raise BadRequest(f"The member {unknown[:64]!r} beside 'body' is unknown; {right}.")
+        raise BadRequest(f"The member {shortened(unknown, 64)!r} beside 'body' is unknown; {right}.")
     try:
         path = _path.decode(members["path"]) if "path" in members else CHAT
         given = _headers.decode(members["headers"]) if "headers" in members else {}

@@ -14,6 +14,7 @@ from aigw.errors import GatewayError
 from aigw.explain.asked import Asked, read
 from aigw.explain.changes import changes_of
 from aigw.explain.explained import Explained, ExplainedStep, PassedOver, Refused
+from aigw.key_forms import shortened
 from aigw.net import headers
 from aigw.protocols.endpoint import JSON, Call, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS
@@ -124,7 +125,7 @@ class Explainer:
 
 def _shown(name: str) -> str:
     """The beginning of a member's name, as UTF-8 has it: a name may hold half of a surrogate pair."""
-    return name[:MAX_NAME].encode(errors="replace").decode()
+    return shortened(name, MAX_NAME).encode(errors="replace").decode()
 
 
 def _notes(route: Route, call: Call) -> Iterator[str]:

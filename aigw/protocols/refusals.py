@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
+from aigw.key_forms import shortened
 from aigw.protocols import sse
 
 KEY_REFUSED = frozenset([401])  # statuses by which a provider refuses the key; 402 and 403 may be about the request
@@ -149,9 +150,10 @@ def _text(body: bytes) -> str | None:
     text = body.decode(errors="replace").strip()
     if "<" in text:
         title = _TITLE.search(text)
-        return title[1][:MOST_OF_TEXT] or None if title else None
-    text = " ".join(text.split())[:MOST_OF_TEXT]
-    if not text or text == "null" or text[0] in "{[" or "\ufffd" in text:  # broken JSON, or one without a reason
+        return shortened(title[1], MOST_OF_TEXT) or None if title else None
+    is_json = text[:1] in ("{", "[")  # broken, or without a reason
+    text = shortened(" ".join(text.split()), MOST_OF_TEXT)
+    if not text or text == "null" or is_json or "\ufffd" in text:
         return None
     return text if text.isprintable() else None
 

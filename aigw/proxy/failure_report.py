@@ -9,6 +9,7 @@ import msgspec
 
 from aigw.config.model import Route
 from aigw.errors import AllStepsFailed, DeadlineExceeded, GatewayError, UpstreamFailure, UpstreamRefused
+from aigw.key_forms import shortened
 from aigw.protocols.endpoint import Endpoint
 from aigw.proxy.passed_refusals import ABOUT_THE_REQUEST, of_all_steps
 from aigw.routing.retry_policy import REPEATABLE
@@ -86,7 +87,7 @@ def attempts_shown(failures: Failures, keys: KeySearch) -> list[dict[str, object
         message = keys.hide_any_form(beginning)
         if message is not beginning and len(text) > _MOST_READ:  # it may end with a part of a key
             message = message.rpartition("***")[0] + "***"
-        shown.append({**attempt_for_client(record), "message": message[:MOST_OF_A_REASON]})
+        shown.append({**attempt_for_client(record), "message": shortened(message, MOST_OF_A_REASON)})
     return shown
 
 
@@ -111,7 +112,7 @@ def _with_reasons(beginning: str, failures: Failures, shown: list[dict[str, obje
     first = _named(*reasons[0], MOST_OF_A_REASON)
     share = (MOST_OF_A_MESSAGE - len(beginning) - len(first)) // max(1, len(reasons) - 1) - len(",  ()")
     others = [_named(name, reason, max(_LEAST_OF_A_REASON, share - len(name))) for name, reason in reasons[1:]]
-    return f"{beginning}: {', '.join([first, *others])}"[:MOST_OF_A_MESSAGE]
+    return shortened(f"{beginning}: {', '.join([first, *others])}", MOST_OF_A_MESSAGE)
 
 
 def _who(record: AttemptRecord) -> str:
@@ -119,7 +120,7 @@ def _who(record: AttemptRecord) -> str:
 
 
 def _named(provider: str, reason: str, most: int) -> str:
-    return f"{provider} ({reason if len(reason) <= most else reason[: most - 3] + '...'})"
+    return f"{provider} ({reason if len(reason) <= most else shortened(reason, most - 3) + '...'})"
 
 
 def _rank(failure: UpstreamFailure) -> int:

@@ -22,6 +22,7 @@ from aigw.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from aigw.key_forms import shortened
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
 from aigw.proxy.relay import Answer
@@ -224,7 +225,7 @@ def _as_elsewhere(failure: Failure) -> Failure:
 
 
 def _unknown(call: Call, response_id: str) -> GatewayError:
-    shown = repr(response_id[:64])
+    shown = repr(shortened(response_id, 64))
     if call.response_id:
         return PathNotFound(f"No provider of this gateway has a response {shown} for you.", code="response_not_found")
     text = f"No provider of the route has a response {shown} for you; send the whole conversation instead."

@@ -6,6 +6,8 @@ from bisect import bisect
 from collections.abc import Iterable
 from functools import cached_property
 
+from aigw.key_forms import shortened
+
 MOST = 64  # characters of a name that are compared and shown
 NAMED = 3  # names that are suggested
 _ALIKE = 0.4  # the least similarity of a suggested name; 1 is that of equal names
@@ -51,7 +53,7 @@ class Names:
 
 def shown(name: str) -> str:
     """A name in quotes, of at most MOST characters."""
-    return repr(name if len(name) <= MOST else name[: MOST - 3] + "...")
+    return repr(name if len(name) <= MOST else shortened(name, MOST - 3) + "...")
 
 
 def _listed(names: list[str], word: str) -> str:

@@ -11,6 +11,7 @@ from twisted.web.server import NOT_DONE_YET
 from aigw.access.keys import Keys
 from aigw.config.model import Config
 from aigw.errors import GatewayError, MethodNotAllowed
+from aigw.key_forms import shortened
 from aigw.net import headers
 from aigw.protocols.error_bodies import error_body
 from aigw.server.cors import CrossOrigin
@@ -77,7 +78,7 @@ class ApiResource(TwistedResource):
     def wrong_method(self, request: Request) -> GatewayError:
         """The error for a method that the path does not support."""
         allowed = b", ".join(self.methods).decode()
-        method = request.method[:20].decode("latin-1")
+        method = shortened(request.method.decode("latin-1"), 20)
         return MethodNotAllowed(
             f"This path does not support the method {method}; use {allowed}.", headers={"Allow": allowed}
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aigw.errors import PathNotFound
+from aigw.key_forms import shortened
 from aigw.protocols.endpoints import ENDPOINTS
 
 _SERVED = ", ".join(f"POST /v1/{path}" for path in ENDPOINTS) + " and GET /v1/models"
@@ -16,15 +17,14 @@ _NOT_SERVED = frozenset(
 
 def unknown_path(path: bytes) -> PathNotFound:
     """The error for a path that the gateway does not have."""
-    text = path[:200].decode("latin-1")
+    text = shortened(path.decode("latin-1"), 200)
     plain = "/" + "/".join(part for part in text.split("/") if part)  # without repeated and trailing slashes
     name = plain.removeprefix("/v1").partition("/")[2].partition("/")[0]
+    shown = repr(shortened(text, 64))
     if name in _NOT_SERVED:
-        message = (
-            f"This gateway does not serve {name} yet, so it has no path {text[:64]!r}. It has the paths {_SERVED}."
-        )
+        message = f"This gateway does not serve {name} yet, so it has no path {shown}. It has the paths {_SERVED}."
         return PathNotFound(message, code="not_served")
-    return PathNotFound(f"The path {text[:64]!r} is unknown. {_hint(text, plain)}")
+    return PathNotFound(f"The path {shown} is unknown. {_hint(text, plain)}")
 
 
 def _hint(text: str, plain: str) -> str:

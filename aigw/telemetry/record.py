@@ -18,6 +18,7 @@ import msgspec
 
 from aigw.config.model import Step
 from aigw.config.prices import EXACT
+from aigw.key_forms import shortened
 from aigw.settings.addresses import MODEL, joined, path_at, socket_of
 from aigw.telemetry.pricing import Charge, Pricing
 from aigw.telemetry.trace_context import Trace
@@ -255,7 +256,8 @@ def milliseconds(seconds: float) -> int:
 
 def requested(name: str, most: int = MAX_REQUESTED_MODEL) -> str:
     """A client's ``model`` or session for the log: ``most`` characters, with ``?`` for each that is not printable."""
-    name = name[:most]
+    if len(name) > most:
+        name = shortened(name, most)
     return name if name.isprintable() else "".join([each if each.isprintable() else "?" for each in name])
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from aigw.config.model import Config, Step
+from aigw.key_forms import shortened
 from aigw.settings.callers import Account
 
 MAX_MISTAKES = 20  # of a failed reload, on the page
@@ -32,7 +33,7 @@ class Reloads:
     def refuse(self, mistakes: Sequence[str]) -> None:
         """Count a reload that failed; the old configuration stays in use."""
         self.refused, self.refused_at = self.refused + 1, time.time()
-        self.mistakes = [mistake[:MAX_MISTAKE] for mistake in mistakes[:MAX_MISTAKES]]
+        self.mistakes = [shortened(mistake, MAX_MISTAKE) for mistake in mistakes[:MAX_MISTAKES]]
 
 
 class HeldState(Protocol):
