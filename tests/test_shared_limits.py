@@ -404,7 +404,7 @@ def test_l5_what_is_known_of_an_account_is_what_the_store_answered_last():
     shared = Shared(instances=2)
     first = shared.store.known_usage_of(ALICES)
     assert first["limits"]["requests"]["limit"] == 5, "until it has answered: what this gateway has by itself"
-    shared.link.answer = "3 70 0 1 1 4 70 0 1000 0"
+    shared.link.answer = "4 70 0 1 2 4 70 0 1000 0"
     shared.clock.advance(1.0)
     known = shared.store.known_usage_of(ALICES)
     assert (known["requests"], known["tokens"], known["limits"]["requests"]["remaining"]) == (3, 70, 6)
@@ -427,7 +427,7 @@ def test_l5_what_is_known_of_an_account_is_what_the_store_answered_last():
 
 def test_l5_a_look_at_many_accounts_is_spread_over_seconds():
     shared = Shared()
-    shared.link.answer = "3 70 0 1 1 4 70 0 1000 0"
+    shared.link.answer = "4 70 0 1 2 4 70 0 1000 0"
     accounts = [Account(name=f"key {number}", requests=Rate(10, 60.0)) for number in range(500)]
     for account in accounts:
         shared.store.known_usage_of(account)
@@ -483,9 +483,11 @@ def test_l10_a_request_through_the_gateway_and_its_usage():
     gateway.answer()
     assert b"HTTP/1.1 200" in (sent := client.take())
     assert b"x-ratelimit-remaining-requests: 9" in sent.lower()
-    shared.link.answer = "3 70 0 1 1 4 70 0 1000 0"
+    shared.link.answer = "4 70 0 1 2 4 70 0 1000 0"
     shown = json.loads(body_of(_get(gateway)))
-    assert shown["data"][0]["requests"] == 3
+    used = shown["data"][0]
+    assert (used["requests"], used["refused"], used["running"]) == (3, 1, 2), "2 of 4 have ended, and 1 was refused"
+    assert used["cost_usd"] is None, "there are no prices"
     assert shown["data"][0]["limits"]["requests"]["remaining"] == 6
     shared.link.answer = StoreError("gone")
     assert json.loads(body_of(_get(gateway)))["data"][0]["limits"]["requests"]["limit"] == 5

@@ -126,7 +126,7 @@ def test_l14_a_lease_that_lapses_is_charged_what_it_had_reserved_and_its_slot_is
     assert store.sums() == (100, 100, 0, 100, 0)
     assert store.admit("b", 100) == "admitted"
     assert store.sums() == (100, 100, 100, 100, 100)
-    assert store.usage()["requests"] == 2
+    assert (store.usage()["requests"], store.usage()["running"]) == (1, 1)
 
 
 def test_l14_a_lease_is_charged_however_long_nobody_looks(server):
@@ -323,3 +323,18 @@ def test_l11_a_probe_uses_every_command_of_the_scripts(server):
     server.call("FLUSHALL")
     assert server.call("EVAL", scripts.PROBE, "2", "aigw:{limits}:probe", "aigw:{limits}:epoch") != first
     assert os.path.isdir(server.folder)
+
+
+def test_l5_a_refusal_counts_for_the_key_and_for_its_group(server):
+    """As it does without a store."""
+    key, group = Store(server), Store(server, requests=Rate(1, 60.0))
+    both = key.account, group.account
+    for lease in ("a", "b"):
+        keys, described = key.described.of(both)
+        server.call("EVAL", scripts.ADMIT, str(len(keys)), *keys, lease, "0", "0", "14000", *described)
+    used = []
+    for account in both:
+        keys, described = key.described.of((account,))
+        answer = server.call("EVAL", scripts.USAGE, str(len(keys)), *keys, *described[1:])
+        used.append(key.described.shown(account, numbers_in(answer)))
+    assert [(each["requests"], each["refused"], each["running"]) for each in used] == [(1, 1, 1), (1, 1, 1)]

@@ -151,6 +151,7 @@ class UsageResource(ApiResource):
         super().__init__(config, cross_origin)
         self._store = store
         self._counters = counters or Counters()
+        self._has_prices = bool(config.prices) or config.unknown_price is not None
 
     def render(self, request: Request) -> bytes | Deferred[None]:
         """Of the caller alone."""
@@ -174,7 +175,8 @@ class UsageResource(ApiResource):
             of_limits = limits.get(f"{kind} {name}")
             if counts is not None or of_limits is not None:
                 since_start = counts.shown() if counts is not None else {}
-                data.append(
-                    {kind: name, **since_start, **(of_limits if isinstance(of_limits, dict) else {"limits": {}})}
-                )
+                used = {kind: name, **since_start, **(of_limits if isinstance(of_limits, dict) else {"limits": {}})}
+                if not (self._has_prices or used.get("cost_usd", 1)):
+                    used["cost_usd"] = None  # not known, as on the status page
+                data.append(used)
         return msgspec.json.encode({"object": "usage", "caller": caller.name, "data": data})

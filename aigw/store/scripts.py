@@ -52,8 +52,10 @@ if kind == 0 then
     keep_leases(account)
   end
 elseif kind ~= 3 then
-  redis.call('HINCRBY', accounts[which].hash, 'refused', 1)
-  keep(accounts[which])
+  for _, account in ipairs(accounts) do
+    redis.call('HINCRBY', account.hash, 'refused', 1)
+    keep(account)
+  end
 end
 local rate, left, reset, window, window_left, window_reset = -1, 0, 0, -1, 0, 0
 for _, account in ipairs(accounts) do

@@ -101,7 +101,7 @@ class Described:
             limits["budget"] = listed
         return {
             kind: name,
-            "requests": round(taken),
+            "requests": round(taken - running + refused),  # those that have ended, as without a store
             "tokens": round(used),
             "cost_usd": cost / PICO,
             "refused": round(refused),
