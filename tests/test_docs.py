@@ -237,7 +237,7 @@ def load(tree: dict, folder: Path) -> Config:
     (folder / "config.yaml").write_text(text)
     (folder / "config.yaml").chmod(0o600)
     if "keys_file" in tree:
-        (folder / tree["keys_file"]).touch()
+        (folder / tree["keys_file"]).write_text("keys: []")
     environ = {name: f"a-value-of-{name}-here" for name in re.findall(r"\$\{(\w+)\}", text)}
     environ["AIGW_ADMIN"] = "unix:/run/aigw/1.sock"  # as the template unit has it
     return loader.load(folder / "config.yaml", environ)

@@ -302,8 +302,8 @@ def test_c7_a_file_with_a_literal_key_that_all_may_read_is_refused(tmp_path):
     assert "chmod 600" in found
 
 
-def test_c7_an_empty_file_of_keys_has_none(tmp_path):
-    (tmp_path / "keys.yaml").write_text("")
+def test_c7_an_empty_list_in_the_file_of_keys_has_none(tmp_path):
+    (tmp_path / "keys.yaml").write_text("keys: []")
     assert build(keys_file="keys.yaml", folder=tmp_path).callers == ()
 
 

@@ -104,8 +104,10 @@ def test_c15_a_file_that_has_become_empty_changes_nothing(tmp_path, empty):
     write(path, named("alice", ALICE))
     config = build(named("bob", BOB), keys_file="keys.yaml", folder=tmp_path)
     as_file(path, empty)
-    with pytest.raises(ConfigError, match=r"keys: is empty; write keys: \[\] if there are no keys any more"):
+    with pytest.raises(ConfigError, match=r"keys: is empty; write keys: \[\] if there are no keys"):
         loader.with_callers(config, {})
+    with pytest.raises(ConfigError, match="keys: is empty"):  # a reload of all files would drop all keys too
+        build(named("bob", BOB), keys_file="keys.yaml", folder=tmp_path)
     as_file(path, "keys: []\n")
     assert [each.name for each in loader.with_callers(config, {}).callers] == ["bob"]
 

@@ -27,16 +27,13 @@ class KeysReader:
     """Reads all keys of a configuration. ``mistakes`` and ``warnings`` are about its own file and have paths in it;
     those ``_in_file`` are about the keys_file and are whole lines."""
 
-    def __init__(self, config: Config | None, environ: Mapping[str, str], is_change: bool = False) -> None:
-        """``config`` is None if it has mistakes itself. ``is_change``: the keys_file has changed. It then needs a list
-        of keys, because a file is empty while it is being written, and where the disk is full.
-        """
+    def __init__(self, config: Config | None, environ: Mapping[str, str]) -> None:
+        """``config`` is None if it has mistakes itself."""
         self.mistakes: list[Mistake] = []
         self.warnings: list[Mistake] = []
         self.mistakes_in_file: list[str] = []
         self.warnings_in_file: list[str] = []
         self._literal: list[Secret] = []
-        self._needs_list = is_change
         if config is None:
             return
         own = {caller.name: caller.key for caller in config.callers if caller.key is not None}
@@ -65,8 +62,8 @@ class KeysReader:
         refused, self.warnings_in_file = check_file_mode(path, mode, holds_literal_key(document.tree))
         found = [*document.mistakes, *map(Mistake, refused), *unset]
         if isinstance(tree, dict):
-            if self._needs_list and tree.get("keys") is None and not found:
-                found.append(Mistake("is empty; write keys: [] if there are no keys any more", ("keys",)))
+            if tree.get("keys") is None and not found:  # a file is empty while it is written, and where a disk is full
+                found.append(Mistake("is empty; write keys: [] if there are no keys", ("keys",)))
             tree = {name: value for name, value in tree.items() if (name, value) != ("keys", [])}
         reader = Reader(_whole_keys_file(), path.parent, {"groups": dict(config.groups)})
         is_unusable = document.mistakes or (tree is None and unset)

@@ -209,7 +209,7 @@ def _secrets(made: Config) -> tuple[Secret, ...]:
 
 def with_callers(config: Config, environ: Mapping[str, str]) -> Config:
     """A configuration with its keys_file read afresh. Raises ConfigError."""
-    keys = KeysReader(config, environ, is_change=True)
+    keys = KeysReader(config, environ)
     if keys.mistakes_in_file:
         raise ConfigError(keys.mistakes_in_file)
     made = keys.complete(config)
