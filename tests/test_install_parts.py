@@ -35,7 +35,7 @@ def part(folder: Path, script: str, python: str = sys.executable, **environ: str
     (folder / "functions.sh").write_text(functions)
     program(folder / "home/current/venv/bin/python", f'exec {shlex.quote(python)} "$@"')
     (folder / "etc/keys").mkdir(parents=True, exist_ok=True)
-    where = f"source functions.sh; HOME_DIR=$PWD/home ETC=$PWD/etc UNITS=$PWD RUN=$PWD/run WANTS=$PWD/wants; {script}"
+    where = f"source functions.sh; HOME_DIR=$PWD/home ETC=$PWD/etc UNITS=$PWD RUN=$PWD/run ENABLED=$PWD/wants; {script}"
     clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return subprocess.run(
         ["bash", "-c", where],
