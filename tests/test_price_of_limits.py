@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -16,7 +15,6 @@ from twisted.logger import globalLogPublisher
 from aigw.access.keys import Keys
 from aigw.config import loader
 from aigw.protocols.charges import charged_tokens
-from aigw.proxy import straight
 from aigw.server import api
 from aigw.telemetry import logs
 from aigw.telemetry.redaction import Redaction
@@ -40,15 +38,14 @@ KEYS = [f"aigw_{number:040d}" for number in range(MANY)]
 
 
 def counted_calls(keys: list[str], **limits) -> tuple[int, int]:
-    """What a request of the last of these keys calls, else one of ``api_key``: on the long way, which limits take."""
+    """What a request of the last of these keys calls, else one of ``api_key``."""
     named_keys = [named(f"k{number}", key) for number, key in enumerate(keys)]
     top = {"keys": named_keys, "defaults": limits} if keys else {}
     lines = logs.JsonLines(Nowhere())
     globalLogPublisher.addObserver(lines)
     try:
         telemetry = Telemetry(lambda: None, Clock(), lines.redaction)
-        with patch.object(straight, "IS_ON", False):
-            gateway = MemoryGateway(top=top, sink=telemetry.record)
+        gateway = MemoryGateway(top=top, sink=telemetry.record)
         telemetry.use(gateway.config)
         lines.redaction.use(gateway.config.secrets, gateway.config.has_hashed_keys)
         key = keys[-1] if keys else KEY

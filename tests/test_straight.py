@@ -441,12 +441,30 @@ SETTINGS: dict[str, dict] = {
     "no cooldown": {"top": {"cooldown": "0s"}},
     "several keys": {"top": {"keys": [{"name": "a", "key": "a-key-of-a-caller-1234", "routes": ["ro*"]}]}},
     "a limit of the caller": {"top": {"keys": [{"name": "a", "key": "a-key-of-a-caller-1234", "requests": "5/m"}]}},
+    "all limits of the caller": {
+        "top": {
+            "keys": [
+                {
+                    "name": "a",
+                    "key": "a-key-of-a-caller-1234",
+                    "requests": "100/m",
+                    "tokens": "20k/m",
+                    "concurrency": 3,
+                    "wait": "1s",
+                    "budget": [{"tokens": 1000000, "per": "day"}],
+                }
+            ]
+        }
+    },
+    "a limit of tokens that is reached": {
+        "top": {"keys": [{"name": "a", "key": "a-key-of-a-caller-1234", "tokens": "1030/m", "concurrency": 1}]}
+    },
     "a key that has an end": {
         "top": {"keys": [{"name": "a", "key": "a-key-of-a-caller-1234", "expires": "2099-01-01"}]}
     },
 }
 SOME = ("whole", "500", "429", "not kept")
-LONG_WAY = ("a deadline", "a hedge", "held whole", "cors", "a limit of the caller", "a key that has an end")
+LONG_WAY = ("a deadline", "a hedge", "held whole", "cors", "a key that has an end")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -458,6 +476,45 @@ def test_q3_settings_change_nothing_about_it(name):
         events += [*in_reads(ANSWERS[first], [50]), ("other provider", GOOD), ("client", ask), ("advance", 0.5)]
         sent += held_equal([*events, ("provider", ANSWERS["whole"])], **SETTINGS[name])
     assert (sent == 0) is (name in LONG_WAY)
+
+
+LIMITED = "a-key-of-a-caller-1234"
+LIMITS = {
+    "requests": "30/m",
+    "tokens": "3k/m",
+    "concurrency": 1,
+    "wait": "5s",
+    "budget": [{"tokens": 4000, "per": "day"}],
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_q5_limits_of_a_caller_are_taken_and_settled_as_without_it(name):
+    """Whole, in two reads, and not at all; with a request that waits for the slot, and with one that finds no limit left."""
+    ask, data, sent = ASK.replace(KEY.encode(), LIMITED.encode()), ANSWERS[name], 0
+    chance = random.Random(name)
+    for place in (0, chance.randrange(len(data) + 1)):
+        rest = REST[chance.choice(sorted(REST))]
+        events = [("client", ask), ("provider", GOOD), ("client", ask), *in_reads(data, [place]), *rest]
+        more = [
+            ("other client", ask),
+            ("other provider", GOOD),
+            ("provider", GOOD),
+            ("client", ask),
+            ("provider", GOOD),
+        ]
+        sent += held_equal([*events, *more], top={"keys": [{"name": "a", "key": LIMITED, **LIMITS}]})
+        waits = [("client", ask), ("provider", GOOD), ("client", ask), ("other client", ask), ("client", ask)]
+        events = [*waits, *in_reads(data, [place]), ("provider", GOOD), ("provider", GOOD), ("advance", 6.0), *rest]
+        sent += held_equal(events, top={"keys": [{"name": "a", "key": LIMITED, **LIMITS}]})
+    assert sent > 0
+
+
+def test_q5_a_limit_that_is_reached_is_counted_once():
+    ask = ASK.replace(KEY.encode(), LIMITED.encode())
+    events = [event for _ in range(5) for event in (("client", ask), ("provider", GOOD))]
+    for limits in ({"requests": "3/m"}, {"tokens": "2100/m"}, {"budget": [{"tokens": 1020, "per": "day"}]}):
+        assert held_equal(events, top={"keys": [{"name": "a", "key": LIMITED, **limits}]}) > 0
 
 
 @pytest.mark.parametrize("limits", [{"body": "1KiB"}, {"body": "1KiB", "bodies": "1KiB"}], ids=["one", "all"])

@@ -133,7 +133,9 @@ class Twin:
         }
         failed = [msgspec.structs.asdict(attempt) for attempt in gateway.failed]
         gateway.failed.clear()
-        counts = gateway.site.bodies.under_way, len(gateway.site.idle), running
+        store = gateway.site.resource.known[b"/v1/chat/completions"]._limited.admission.store
+        used = [store.usage_of(account) for caller in gateway.config.callers for account in caller.accounts]
+        counts = gateway.site.bodies.under_way, len(gateway.site.idle), running, used
         order = str  # what has one time has no order
         self.seen.append(
             (event, clients, providers, sorted(records, key=order), sorted(failed, key=order), pools, health, counts)

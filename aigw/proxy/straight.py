@@ -12,13 +12,19 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
+from aigw.access.admission import Admission
+from aigw.access.errors import with_limits
+from aigw.access.ledger import Claim
+from aigw.config.model import Step
 from aigw.net import headers
+from aigw.protocols.charges import charged_tokens
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.gateway import Gateway
 from aigw.proxy.plain import HOLD_PLAIN
 from aigw.proxy.straight_plan import Plan, Plans
+from aigw.telemetry.pricing import Charge
 from aigw.telemetry.record import AttemptRecord, Record, Sink, milliseconds, requested
 from aigw.upstream.connection import Connection
 from aigw.upstream.response_parser import ResponseParser
@@ -43,20 +49,21 @@ class Client(Protocol):
         """Serve the request as any other; ``call`` is to be resumed by Gateway.resume."""
 
 
-def straight_path(gateway: Gateway, endpoint: Endpoint, sink: Sink) -> StraightPath | None:
+def straight_path(gateway: Gateway, endpoint: Endpoint, sink: Sink, admission: Admission) -> StraightPath | None:
     """The straight path of an endpoint; None if it has none."""
     has_none = endpoint.state_in or endpoint.id_in or endpoint.flows or JSON not in endpoint.takes
-    return StraightPath(gateway, endpoint, sink) if IS_ON and not has_none else None
+    return StraightPath(gateway, endpoint, sink, admission) if IS_ON and not has_none else None
 
 
 class StraightPath:
     """The straight path of one endpoint."""
 
-    def __init__(self, gateway: Gateway, endpoint: Endpoint, sink: Sink) -> None:
+    def __init__(self, gateway: Gateway, endpoint: Endpoint, sink: Sink, admission: Admission) -> None:
         self.gateway = gateway
         self.endpoint = endpoint
         self._path = f"/v1/{endpoint.path}"  # as records show it
         self._sink = sink
+        self._admission = admission
         self.seconds = gateway.clock.seconds
         self._router = gateway.router
         self._cooldowns = gateway.cooldowns[endpoint.path]
@@ -67,11 +74,19 @@ class StraightPath:
         return b"".join({**plan.own, **call.headers, **plan.own}.values())
 
     def send(
-        self, call: Call, plan: Plan, lines: bytes, client: Client, began: float, address: str | None
+        self,
+        call: Call,
+        plan: Plan,
+        lines: bytes,
+        client: Client,
+        began: float,
+        address: str | None,
+        claim: Claim | None,
     ) -> StraightCall | None:
         """Send the request of ``plan``, for which there is an idle connection; None if the call cannot go this way.
 
         ``lines`` are the headers for the provider, but that of the request id. ``began`` is when its head was there.
+        ``claim`` is what was admitted, if its caller has limits.
         """
         body, difference = self.endpoint.rewrite(call, plan.model, plan.step.changes)
         if difference.dropped or not isinstance(body, bytes):
@@ -79,7 +94,7 @@ class StraightPath:
         connection = plan.client.pool.take_idle()
         if connection is None:
             return None
-        sent = StraightCall(self, call, plan, client, began, address, connection)
+        sent = StraightCall(self, call, plan, client, began, address, connection, claim)
         self.gateway.running.add(sent)
         head = b"%s%d\r\n%sX-Request-Id: %s\r\n\r\n" % (plan.start, len(body), lines, call.request_id.encode())
         connection.send_straight(sent, head, body)
@@ -90,7 +105,7 @@ class StraightPath:
         """Send the whole answer to the client, and record it; False if it is not as this path needs it."""
         call, plan, connection = sent.call, sent.plan, sent.connection
         step, given, now = plan.step, parser.headers, self.seconds()
-        body = sent.body_with(parser)
+        body, claim = sent.body_with(parser), sent.claim
         if (
             len(body) > HOLD_PLAIN
             or not sent.client.may_finish
@@ -99,24 +114,40 @@ class StraightPath:
         ):
             parser.give_back(body)
             return False
+        usage = usage_in(body)
+        charges = () if claim is None else self._charges(step, usage)
         shown = headers.for_client(given.items())
         if b"content-type" not in dict(shown):
             shown.append((b"content-type", b"application/json"))
-        if self._router.keys.may_be_in(shown) or not connection.free(may_be_paused=False):
+        if charges is None or self._router.keys.may_be_in(shown) or not connection.free(may_be_paused=False):
             parser.give_back(body)
             return False
         self.gateway.running.discard(sent)
         size, request_id = len(body), call.request_id
         shown += (b"content-length", b"%d" % size), (b"x-request-id", request_id.encode())
         self._cooldowns.succeeded(step)
-        sent.client.finish(b"HTTP/1.1 200 OK\r\n%s%s\r\n%s" % (headers.lines(shown), plan.about, body))
+        lines = headers.lines(shown) + plan.about
+        if claim is not None:
+            lines = with_limits(lines, claim)
+        sent.client.finish(b"HTTP/1.1 200 OK\r\n%s\r\n%s" % (lines, body))
         try:
-            self._sink(self._record(sent, now, size, usage_in(body)))
+            if claim is not None:
+                self._admission.end(claim, sum(charges[0].tokens.values()) if charges else 0)
+            self._sink(self._record(sent, now, size, usage, charges))
         except Exception:
             log.failure("The gateway could not record a request: unexpected error")
         return True
 
-    def _record(self, sent: StraightCall, now: float, size: int, usage: dict[str, int]) -> Record:
+    def _charges(self, step: Step, usage: dict[str, int]) -> tuple[Charge, ...] | None:
+        """What the caller is charged; None if the provider did not report it: that is estimated on the long way."""
+        if self.endpoint.spends != "tokens":
+            return ()
+        tokens = charged_tokens(usage)
+        return (Charge(step.provider.name, step.model, tokens),) if any(tokens.values()) else None
+
+    def _record(
+        self, sent: StraightCall, now: float, size: int, usage: dict[str, int], charges: tuple[Charge, ...]
+    ) -> Record:
         """The record of a call that is over; the whole answer was there at ``now``."""
         call, plan, began, ended = sent.call, sent.plan, sent.began, self.seconds()
         step = plan.step
@@ -145,6 +176,7 @@ class StraightPath:
             ended=ended,
             ttft=now - began,
             overhead=ended - sent.received - (now - sent.waiting_since),
+            charges=charges,
         )
 
 
@@ -163,6 +195,7 @@ class StraightCall:
         "address",
         "began",
         "call",
+        "claim",
         "client",
         "connection",
         "exchange",
@@ -181,8 +214,10 @@ class StraightCall:
         began: float,
         address: str | None,
         connection: Connection,
+        claim: Claim | None,
     ) -> None:
         self._path = path
+        self.claim = claim
         self.call = call
         self.plan = plan
         self.client = client

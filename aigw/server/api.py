@@ -25,10 +25,11 @@ from aigw.proxy.gateway import Gateway
 from aigw.proxy.straight import StraightCall, StraightPath, straight_path
 from aigw.routing.response_ids import is_id
 from aigw.server.cors import CrossOrigin
-from aigw.server.limited import Limited, UsageResource
+from aigw.server.limited import Asked, Limited, UsageResource
 from aigw.server.models import ModelsResource
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
+from aigw.settings.callers import Caller
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.record import RecordBuilder, Sink
@@ -71,7 +72,7 @@ class EndpointResource(ApiResource):
         self._begin_trace = begin_trace
         self._seconds: Callable[[], float] = gateway.clock.seconds
         if begin_trace is None and self._pricing is None and cross_origin is None:
-            self.straight = straight_path(gateway, endpoint, sink)
+            self.straight = straight_path(gateway, endpoint, sink, limited.admission)
 
     def admit(self, request: Request) -> None:
         """Begin the record of the request, so that a refusal is recorded too; a preflight is none."""
@@ -125,12 +126,22 @@ class EndpointResource(ApiResource):
             return serve(found, request, record)
         return request.site.slices.run(found).addCallback(serve, request, record)
 
-    def serve(self, call: Call, request: Request, sent: StraightCall | None = None) -> Deferred[None]:
-        """Serve a call of a caller without limits, which may have been sent already. Raises GatewayError."""
+    def admit_call(self, call: Call, caller: Caller) -> Asked | None:
+        """See Limited; None for a caller without limits."""
+        return self._limited.admit(call, caller) if caller.accounts and self._counts else None
+
+    def serve(self, call: Call, request: Request, asked: Asked | None) -> Deferred[None]:
+        """Serve a call for which ``admit_call`` was called. Raises GatewayError."""
         record = request.record
-        record.received = self._seconds() if sent is None else sent.received
-        serve = self._gateway.serve
-        return serve(call, request, record) if sent is None else self._gateway.resume(sent, request, record)
+        record.received = self._seconds()
+        if asked is not None:
+            return self._limited.serve(call, request, record, asked)
+        return self._gateway.serve(call, request, record)
+
+    def resume(self, sent: StraightCall, request: Request) -> Deferred[None]:
+        """The same for a call that was admitted and sent."""
+        request.record.received = sent.received
+        return self._gateway.resume(sent, request, request.record)
 
     def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
         plain = yield from decode(body, coding, self.max_body, request.take)

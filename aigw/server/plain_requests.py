@@ -28,7 +28,10 @@ from aigw.server.timeouts import ConnectionTimeouts
 from aigw.settings.callers import Caller
 
 if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
     from aigw.server.channel import Channel
+    from aigw.server.limited import LimitedClaim
 
 MOST_OF_A_HEAD = 8 * 1024  # bytes that are kept
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,5})\r\n", re.IGNORECASE)
@@ -73,6 +76,7 @@ class PlainRequests:
         self.before = b""
         self._known: _Known | None = None
         self._sent: StraightCall | None = None
+        self._claim: LimitedClaim | None = None  # of a call of a caller with limits
         self._request_id = ""
         self._began = 0.0
         self._length = 0  # of the body
@@ -132,7 +136,7 @@ class PlainRequests:
             caller = tree.keys.authenticate(given.get(b"x-api-key"), given.get(b"authorization"), given.get(b"api-key"))
         except GatewayError:
             return False
-        if caller.accounts or caller.expires is not None:
+        if caller.expires is not None:
             return False
         self._known = known = _Known(head, data[found.end(1) : size], resource, resource.straight, caller)
         known.tree = tree
@@ -166,15 +170,25 @@ class PlainRequests:
         assert known is not None
         call = self._read(known, data) if data.find(b'"stream"') < 0 or no_stream(data) else None
         plan = None if call is None else known.path.plan_for(call)
-        if call is not None and plan is not None:
+        if call is None or plan is None:
+            self._as_request(0).body_received(data, None if call is None else partial(self._serve, call))
+            return
+        asked = known.resource.admit_call(call, known.caller) if known.caller.accounts else None
+        if asked is not None:
+            self._claim = asked[0]
+        if asked is None or asked[1] is None:
             if known.plan is not plan:
                 known.plan, known.lines = plan, known.path.lines(plan, call)
-            self._sent = known.path.send(call, plan, known.lines, self, self._began, known.address)
+            self._sent = known.path.send(call, plan, known.lines, self, self._began, known.address, self._claim)
             if self._sent is not None:
                 self._timeouts.expire_after(plan.step.timeout)
                 return
-        request = self._as_request(0)
-        request.body_received(data, None if call is None else partial(known.resource.serve, call))
+        self._as_request(0).body_received(data, partial(known.resource.serve, call, asked=asked))
+
+    def _serve(self, call: Call, request: Request) -> Deferred[None]:
+        known = self._known
+        assert known is not None
+        return known.resource.serve(call, request, known.resource.admit_call(call, known.caller))
 
     def too_late(self) -> None:
         """The time for the answer is over, if it is awaited on the straight path."""
@@ -212,6 +226,7 @@ class PlainRequests:
         request.request_id = self._request_id
         request.resource, request.max_body = known.resource, known.resource.max_body
         request.caller = known.caller  # also if a reload has removed the key meanwhile
+        request.limited, self._claim = self._claim, None
         known.resource.begin_record(request)
         request.record.started = request.record.received = self._began
         request._taken, request.bytes_in = self._length, bytes_in
@@ -237,7 +252,7 @@ class PlainRequests:
 
     def finish(self, answer: bytes) -> None:
         """See Client."""
-        self._sent = None
+        self._sent = self._claim = None
         channel = self._channel
         channel.site.bodies.give_back(self._length)
         write(channel.transport, answer)
@@ -253,4 +268,4 @@ class PlainRequests:
         self._sent, known = None, self._known
         assert known is not None
         request = self._as_request(call.call.size)
-        request.serve(known.resource.serve(call.call, request, call))
+        request.serve(known.resource.resume(call, request))
