@@ -68,3 +68,11 @@ def test_c19_every_place_that_shortens_a_text_of_a_client_or_a_provider():
     for answer in answers:
         assert SECRET[:6] not in answer, answer
         assert "***" in answer, answer
+
+
+def test_c19_the_method_in_the_record_and_in_the_answer():
+    world = MemoryGateway(top={"keys": [named("bob", BOB)]})
+    client = world.open()
+    client.say(request(None, "/v1/chat/completions", ALICE))
+    assert SECRET[:6].encode() not in client.take()
+    assert world.records[0].method == "***"

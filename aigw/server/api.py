@@ -16,6 +16,7 @@ from aigw.access.keys import Keys
 from aigw.access.ledger import Ledger
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
+from aigw.key_forms import shortened
 from aigw.net import headers
 from aigw.net.codings import coding_in, decode
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
@@ -86,7 +87,9 @@ class EndpointResource(ApiResource):
 
     def begin_record(self, request: Request) -> None:
         """The record of a request whose head is complete."""
-        now, method = self._seconds(), request.method[:20].decode("latin-1")
+        now, method = self._seconds(), request.method.decode("latin-1")
+        if len(method) > 20:
+            method = shortened(method, 20)
         request.record = RecordBuilder(request.request_id, method, self._path, now, seconds=self._seconds, received=now)
         if self.config.log_client_address:
             request.record.client_address = request.channel.client_address

@@ -13,6 +13,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
+from aigw.key_forms import shortened
 from aigw.settings.store import StoreAddress
 from aigw.store.scripts import ADMIT, REFUSE, RENEW, SETTLE, USAGE
 
@@ -129,7 +130,7 @@ class RedisLink:
     def _again(self, reason: str) -> None:
         if self._reactor is None:  # closed
             return
-        self._reason = f"there is no connection: {reason}"[:LONGEST_REASON]
+        self._reason = shortened(f"there is no connection: {reason}", LONGEST_REASON)
         pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
         self._timer = self._reactor.callLater(pause * random.uniform(0.8, 1.2), self._open)
 

@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from aigw.key_forms import shortened
 from aigw.settings.store import StoreAddress
 from aigw.store.scripts import PROBE
 from aigw.store.store_link import Connect, Link, StoreError
@@ -159,4 +160,4 @@ class StoreState:
 
 
 def _reason(failure: Failure) -> str:
-    return (str(failure.value) or type(failure.value).__name__)[:200]
+    return shortened(str(failure.value) or type(failure.value).__name__, 200)
