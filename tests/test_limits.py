@@ -622,6 +622,16 @@ def test_l4_what_is_shown_is_what_is_enforced():
     assert team["limits"]["tokens"]["spent"] == team["limits"]["budget"][0]["spent"] == 144
 
 
+def test_l1_a_malformed_request_counts_while_all_slots_are_taken():
+    gateway = LimitedGateway(requests="10/h", concurrency=1)
+    running = gateway.send({"user": "u"})
+    assert status(gateway.send({"messages": []}).take()) == 400
+    assert gateway.usage()["limits"]["requests"]["remaining"] == 8
+    gateway.answer()
+    assert status(running.take()) == 200
+    assert gateway.is_idle()
+
+
 def test_l3_a_look_begins_no_window_and_changes_nothing():
     gateway = LimitedGateway(requests="60/m", tokens="10k/m", budget=[{"tokens": "5M", "per": "day"}])
     assert gateway.usage()["limits"]["tokens"] == {

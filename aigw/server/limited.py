@@ -148,9 +148,10 @@ class Limited:
         return round(self._pricing.dearest(route.steps, {"input": about.prompt, "output": about.output}) * PICO)
 
     def count(self, request: Request) -> None:
-        """Count a request that was refused before it was a call."""
+        """Count a request that was refused before it was a call. It needs no slot."""
         if request.caller is not None:
-            self._store.count_request(Claim(request.caller.accounts))
+            accounts = [msgspec.structs.replace(each, concurrency=None) for each in request.caller.accounts]
+            self._store.count_request(Claim(tuple(accounts)))
 
 
 def _for_client(failure: Failure, user_agent: bytes | None) -> Failure:
