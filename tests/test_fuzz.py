@@ -114,6 +114,16 @@ class Target:
         self.methods = methods = []
 
         class Spy(Channel):
+            def connectionMade(self):
+                super().connectionMade()
+                takes = self.plain.takes
+
+                def noted(*of):
+                    methods.append(b"POST")
+                    return takes(*of) or (methods.pop() and False)
+
+                self.plain.takes = noted
+
             def _check_head(self, head, rest):
                 methods.append(head.method)
                 super()._check_head(head, rest)

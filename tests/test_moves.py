@@ -29,7 +29,7 @@ PARTS = (
     "the end of the stream",
 )
 END = chunk(event({}, "stop")) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
-gateway = test_cost.gateway
+gateway, is_straight = test_cost.gateway, test_cost.is_straight
 
 
 def called(run: Callable[[], object]) -> list[str]:

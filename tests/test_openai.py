@@ -15,7 +15,7 @@ from aigw.protocols.endpoints import ENDPOINTS, model
 from aigw.protocols.envelope import split_members
 from aigw.protocols.error_bodies import error_body, error_event
 from aigw.protocols.refusals import reason_in
-from aigw.protocols.requests import TOOL_MEMBERS, _dumps
+from aigw.protocols.requests import TOOL_MEMBERS, dumps
 from aigw.protocols.scanner import Meaning
 from aigw.secret import Secret
 from aigw.settings.bodies import BodyChanges
@@ -251,7 +251,7 @@ def test_r1_every_value_keeps_its_bytes(members):
     found = split_members(_written(members).encode())
     assert {key: bytes(raw) for key, raw in found.items()} == expected
     assert list(found) == list(expected)
-    again = split_members(_dumps(found))
+    again = split_members(dumps(found))
     assert [(key, bytes(raw)) for key, raw in again.items()] == [(key, bytes(raw)) for key, raw in found.items()]
 
 

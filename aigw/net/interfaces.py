@@ -1,4 +1,4 @@
-"""What the gateway uses of Twisted's reactor and of a client's connection, as types."""
+"""What the gateway uses of Twisted's reactor and of connections, as types."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from twisted.internet.interfaces import (
     IReactorTCP,
     IReactorThreads,
     IReactorTime,
+    ITCPTransport,
     ITransport,
 )
 
@@ -25,3 +26,7 @@ class ClientTransport(ITransport, IConsumer, IPushProducer):
 
     def abortConnection() -> None:
         """Close at once; what was not sent is lost."""
+
+
+class ProviderTransport(ITCPTransport, IPushProducer, IConsumer):
+    """A connection to a provider: TCP, or TLS over TCP."""

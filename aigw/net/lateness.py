@@ -65,4 +65,7 @@ def within(limited: Deferred[T], seconds: float, clock: IReactorTime, reason: Ca
         return Failure(reason()) if fired and isinstance(result, Failure) else result
 
     limit = Limit(clock, seconds, too_late)
-    return limited.addBoth(settle)
+    limited.addBoth(settle)
+    if seconds <= 0 and not limited.called:  # found late elsewhere
+        too_late()
+    return limited

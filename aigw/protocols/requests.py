@@ -157,7 +157,7 @@ def _member(members: Members, name: str, decoder: msgspec.json.Decoder[T], right
         raise BadRequest(f"'{name}' must be {right}.", param=name) from None
 
 
-def _dumps(members: Members) -> bytes:
+def dumps(members: Members) -> bytes:
     """The JSON object with these members. There must be at least one."""
     try:
         return msgspec.json.encode(members)
@@ -177,7 +177,7 @@ def rewrite(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewr
         if changes.conflict_resolution and _has_tools(members) and _is_format(members.get("response_format")):
             names = ("response_format",) if changes.conflict_resolution == "tools" else TOOL_MEMBERS
             difference = _without(names, members, difference)
-    return (Pieces(members) if call.large else _dumps(members)), difference
+    return (Pieces(members) if call.large else dumps(members)), difference
 
 
 def rewrite_response(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewritten:
@@ -190,11 +190,11 @@ def rewrite_response(call: Call, model: msgspec.Raw, changes: BodyChanges | None
             text = _members_of(members["text"])
             if _is_format(text.get("format")) and changes.conflict_resolution == "tools":
                 del text["format"]
-                members["text"] = msgspec.Raw(_dumps(text) if text else b"{}")
+                members["text"] = msgspec.Raw(dumps(text) if text else b"{}")
                 difference = replace(difference, dropped=(*difference.dropped, "text.format"))
             elif _is_format(text.get("format")):
                 difference = _without(TOOL_MEMBERS, members, difference)
-    return (Pieces(members) if call.large else _dumps(members)), difference
+    return (Pieces(members) if call.large else dumps(members)), difference
 
 
 def rewrite_nothing(call: Call, model: msgspec.Raw, changes: BodyChanges | None) -> Rewritten:

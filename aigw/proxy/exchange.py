@@ -37,6 +37,7 @@ from aigw.upstream.connection import Response
 
 if TYPE_CHECKING:
     from aigw.proxy.gateway import Gateway
+    from aigw.proxy.straight import StraightCall
 
 
 class Exchange:
@@ -80,6 +81,15 @@ class Exchange:
         self._running.addBoth(self._over)
         return self._kept_alive.until(self._running) if self._kept_alive is not None else self._running
 
+    def resume(self, sent: StraightCall) -> Deferred[None]:
+        """The same for a call whose attempt at the first step was sent on the straight path, and is not answered."""
+        self._gateway.running.add(self)
+        step = self._left.pop(0)
+        attempt = self._gateway.router.attempt(step, self._call)
+        self._running = self._try(attempt, sent.received + step.timeout, tries=1, sent=sent)
+        self._running.addBoth(self._over)
+        return self._running
+
     def interrupt(self) -> None:
         """End the exchange because the gateway stops: with an error event in the stream, or with Draining."""
         self._interrupted = True
@@ -106,22 +116,26 @@ class Exchange:
         attempt = self._gateway.router.attempt(step, self._call)
         return self._try(attempt, self._clock.seconds() + step.timeout, tries=1)
 
-    def _try(self, attempt: Attempt, step_ends: float, tries: int) -> Deferred[None]:
-        started, span = self._clock.seconds(), None
+    def _try(self, attempt: Attempt, step_ends: float, tries: int, sent: StraightCall | None = None) -> Deferred[None]:
+        started, span = self._clock.seconds() if sent is None else sent.received, None
         if trace := self._record.trace:
             attempt, span = trace.sent(attempt, started), trace.spans[-1]
         seconds = min(step_ends, self._deadline) - started
         limit = "first output" if self._call.stream and not self._whole else "answer"
         limit = "deadline" if self._deadline < step_ends else limit
-        probe = self._health.begin(attempt.step)
+        probe = sent is None and self._health.begin(attempt.step)
         running = RunningAttempt(self._record, attempt.step, attempt, started, seconds, step_ends, tries, probe, span)
         if attempt.step.counted:
             running.count(self._gateway.balance.pending)
         self._record.tried += 1
         self._record.waiting_since = started
-        held = self._gateway.upstream.send(attempt).addCallback(self._hold, running)
+        sent_on = None if sent is None else sent.connection
+        held = self._gateway.upstream.send(attempt, sent_on).addCallback(self._hold, running)
         self._record.waiting_since = self._clock.seconds()  # the time until now is the gateway's
-        running.held = within(held, seconds, self._clock, lambda: UpstreamTimeout(limit, seconds))
+        left = seconds
+        if sent is not None:
+            self._record.waiting_since, left = sent.waiting_since, sent.seconds_left
+        running.held = within(held, left, self._clock, lambda: UpstreamTimeout(limit, seconds))
         if self._race is not None:
             return self._race.enter(running)
         served: Deferred[Any] = held

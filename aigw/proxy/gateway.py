@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -21,6 +22,9 @@ from aigw.routing.cooldown import CooldownsByEndpoint
 from aigw.routing.keyed_upstream import Sender
 from aigw.routing.router import Router
 from aigw.telemetry.record import AttemptSink, RecordBuilder
+
+if TYPE_CHECKING:
+    from aigw.proxy.straight import StraightCall
 
 
 class Gateway:
@@ -62,3 +66,9 @@ class Gateway:
             record.route = route.name
             route = self.router.part(route, call.endpoint.path, record.skip)
         return Exchange(self, route, call, client, record).run()
+
+    def resume(self, sent: StraightCall, client: Responder, record: RecordBuilder) -> Deferred[None]:
+        """See ``serve``, for a call whose first attempt was sent on the straight path."""
+        record.requested_model = sent.call.model
+        sent.exchange = exchange = Exchange(self, sent.plan.route, sent.call, client, record)
+        return exchange.resume(sent)

@@ -92,7 +92,7 @@ class Cooldowns:
 
     def cools_down(self, step: Step) -> bool:
         """Whether the step was cooled down and has not answered since, even if the cooldown's time is over."""
-        return any([state.until > 0 and step.cooldown > 0 for state in self._states_of(step)])
+        return bool(self._states) and any([state.until > 0 < step.cooldown for state in self._states_of(step)])
 
     def begin(self, step: Step) -> bool:
         """An attempt at the step starts. Gives whether it is the probe: the first attempt after the cooldown's time."""

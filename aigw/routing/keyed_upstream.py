@@ -21,7 +21,8 @@ from aigw.routing.router import Router
 from aigw.secret import Secret
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
-from aigw.upstream.connection import Response
+from aigw.upstream.client import ProviderClient
+from aigw.upstream.connection import Connection, Response
 
 _SOON = 1.0  # seconds after which a command that still runs may have ended
 
@@ -31,8 +32,11 @@ Send = Callable[[Lines, float], Deferred[Response]]  # with a provider's headers
 class Sender(Protocol):
     """See Upstream."""
 
-    def send(self, attempt: Attempt) -> Deferred[Response]:
+    def send(self, attempt: Attempt, sent_on: Connection | None = None) -> Deferred[Response]:
         """See Upstream."""
+
+    def straight_to(self, provider: Provider) -> ProviderClient | None:
+        """The client of a provider whose requests are sent as they are; None if its key may change."""
 
     def get(self, provider: Provider, url: str, sent: Lines, seconds: float, tail: bytes = b"") -> Deferred[Response]:
         """See Upstream."""
@@ -53,12 +57,16 @@ class KeyedUpstream:
         self._clock = clock
         self._made: dict[str, tuple[Secret, Lines]] = {}  # the key that was used last, and the headers with it
 
-    def send(self, attempt: Attempt) -> Deferred[Response]:
+    def straight_to(self, provider: Provider) -> ProviderClient | None:
+        """See Sender."""
+        return None if provider.name in self._keys.sources else self._upstream.straight_to(provider)
+
+    def send(self, attempt: Attempt, sent_on: Connection | None = None) -> Deferred[Response]:
         """See Upstream."""
         step = attempt.step
         source = self._keys.sources.get(step.provider.name)
         if source is None:
-            return self._upstream.send(attempt)
+            return self._upstream.send(attempt, sent_on)
 
         def send(lines: Lines, seconds: float) -> Deferred[Response]:
             limited = step if seconds == step.connect_timeout else replace(step, connect_timeout=seconds)

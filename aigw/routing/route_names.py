@@ -84,6 +84,11 @@ class OfCaller:
             raise not_found(model, self._names)  # in the same time, whether there is such a route or not
         return route
 
+    def get(self, model: str) -> Route | None:
+        """The same by an exact name; None for another name, which a pattern may lead to."""
+        route = self._all.get(model)
+        return route if route is not None and (self.may_use(route) or matches(self._patterns, model)) else None
+
     def listed(self) -> list[str]:
         """The names in the list of models of this caller."""
         mine = listed(self.routes)

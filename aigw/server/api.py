@@ -1,14 +1,13 @@
-"""The API's resources: the list of models, and the endpoints that serve calls."""
+"""The API's resources: the endpoints that serve calls, and the tree of all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 from urllib.parse import parse_qs
 
-import msgspec
 from twisted.internet.defer import Deferred
 
 from aigw.access.admission import Admission
@@ -20,16 +19,17 @@ from aigw.errors import GatewayError, UpgradeRequired
 from aigw.net import headers
 from aigw.net.codings import coding_in, decode
 from aigw.protocols.endpoint import Call, Endpoint, RawRequest
-from aigw.protocols.endpoints import ENDPOINTS, model
+from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.skip import Steps
 from aigw.proxy.gateway import Gateway
+from aigw.proxy.straight import StraightCall, StraightPath, straight_path
 from aigw.routing.response_ids import is_id
-from aigw.routing.route_names import Routes, listed
-from aigw.routing.router import Router
 from aigw.server.cors import CrossOrigin
-from aigw.server.limited import Limited, UsageResource
+from aigw.server.limited import Asked, Limited, UsageResource
+from aigw.server.models import ModelsResource
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
+from aigw.settings.callers import Caller
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.record import RecordBuilder, Sink
@@ -38,38 +38,11 @@ from aigw.telemetry.trace_context import Trace
 BeginTrace = Callable[["bytes | None"], Trace]
 
 
-class ModelsResource(ApiResource):
-    """``GET /v1/models`` and ``/v1/models/{id}``, where an id may contain slashes."""
-
-    leads_on = True
-
-    def __init__(self, config: Config, router: Router, cross_origin: CrossOrigin | None = None) -> None:
-        super().__init__(config, cross_origin)
-        self._router = router
-        self._created = int(time.time())
-        self._list = b""  # made at the first request: many routes have a long one
-
-    def render(self, request: Request) -> bytes:
-        """The list, or one. Raises RouteNotFound."""
-        name = b"/".join(request.postpath).decode(errors="replace")
-        routes = self._router.visible[request.caller.routes if request.caller is not None else ()]
-        if not name:
-            if not isinstance(routes, Routes):  # of a caller that may not use all
-                return _list_of(routes.listed(), self._created)
-            self._list = self._list or _list_of(listed(routes.routes), self._created)
-            return self._list
-        routes[name]
-        return msgspec.json.encode(model(name, self._created))
-
-
-def _list_of(names: Iterable[str], created: int) -> bytes:
-    return msgspec.json.encode({"object": "list", "data": [model(each, created) for each in names]})
-
-
 class EndpointResource(ApiResource):
     """One endpoint of the API: reads a Call, lets the gateway serve it, and records the result."""
 
     methods: tuple[bytes, ...] = (b"POST",)
+    straight: StraightPath | None = None
 
     def __init__(
         self,
@@ -98,12 +71,21 @@ class EndpointResource(ApiResource):
         self._sink = sink
         self._begin_trace = begin_trace
         self._seconds: Callable[[], float] = gateway.clock.seconds
+        if begin_trace is None and self._pricing is None and cross_origin is None:
+            self.straight = straight_path(gateway, endpoint, sink, limited.admission)
 
     def admit(self, request: Request) -> None:
         """Begin the record of the request, so that a refusal is recorded too; a preflight is none."""
         if self.cross_origin is not None and self.cross_origin.is_preflight(request):
             super().admit(request)
             return
+        self.begin_record(request)
+        super().admit(request)
+        if coding := request.given.get(b"content-encoding"):
+            request.coding = coding_in(coding)
+
+    def begin_record(self, request: Request) -> None:
+        """The record of a request whose head is complete."""
         now, method = self._seconds(), request.method[:20].decode("latin-1")
         request.record = RecordBuilder(request.request_id, method, self._path, now, seconds=self._seconds, received=now)
         if self.config.log_client_address:
@@ -111,9 +93,6 @@ class EndpointResource(ApiResource):
         request.record.pricing = self._pricing
         if self._begin_trace is not None:
             request.record.trace = self._begin_trace(request.given.get(b"traceparent"))
-        super().admit(request)
-        if coding := request.given.get(b"content-encoding"):
-            request.coding = coding_in(coding)
 
     def getChild(self, path: bytes, request: Request) -> ApiResource:
         """What is below and no endpoint itself: stored there, or refused, and recorded, as a request to this one."""
@@ -146,6 +125,23 @@ class EndpointResource(ApiResource):
         if isinstance(found, Call):
             return serve(found, request, record)
         return request.site.slices.run(found).addCallback(serve, request, record)
+
+    def admit_call(self, call: Call, caller: Caller) -> Asked | None:
+        """See Limited; None for a caller without limits."""
+        return self._limited.admit(call, caller) if caller.accounts and self._counts else None
+
+    def serve(self, call: Call, request: Request, asked: Asked | None) -> Deferred[None]:
+        """Serve a call for which ``admit_call`` was called. Raises GatewayError."""
+        record = request.record
+        record.received = self._seconds()
+        if asked is not None:
+            return self._limited.serve(call, request, record, asked)
+        return self._gateway.serve(call, request, record)
+
+    def resume(self, sent: StraightCall, request: Request) -> Deferred[None]:
+        """The same for a call that was admitted and sent."""
+        request.record.received = sent.received
+        return self._gateway.resume(sent, request, request.record)
 
     def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
         plain = yield from decode(body, coding, self.max_body, request.take)

@@ -14,15 +14,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from aigw.errors import Draining, GatewayError, RequestTimeout
-from aigw.net import headers
 from aigw.net.interfaces import ClientTransport
 from aigw.net.write import prepare
-from aigw.server import closing, timeouts
+from aigw.server import closing, rejections, timeouts
 from aigw.server.ahead import Ahead
 from aigw.server.bodies import without_frames
 from aigw.server.body_reader import BodyReader
+from aigw.server.plain_requests import PlainRequests, no_stream
 from aigw.server.request import Request
-from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead, answer_to_no_request
+from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead
 
 if TYPE_CHECKING:
     from aigw.access.keys import Recognized
@@ -37,7 +37,6 @@ class Channel(Protocol):
     site: GatewaySite  # set by Site.buildProtocol
     client_address: str | None = None  # for the record of each request; None on a Unix socket
 
-    # The connection
     _timeouts: timeouts.ConnectionTimeouts
     closing: closing.Closing
     persistent = True  # another request may follow
@@ -46,10 +45,9 @@ class Channel(Protocol):
     _waiting = False  # the client does not read what was written
     _ahead: Ahead  # data after a request, to be read later, or when the client reads its answer
 
-    # The request
-    request: Request | None = None
+    request: Request | PlainRequests | None = None
     _idle = False  # between two requests
-    _body: BodyReader | None = None  # while it is coming
+    reader: BodyReader | None = None  # of its body, while that is coming
     _answering = False  # the request is complete
     _producer: IPushProducer | None = None
 
@@ -57,6 +55,7 @@ class Channel(Protocol):
         """A client has connected; with TLS the handshake follows."""
         self._timeouts = timeouts.ConnectionTimeouts(self.site.reactor, self.transport, self._too_late)
         self._head = HeadReader()
+        self.plain = PlainRequests(self, self._timeouts)
         self._ahead = Ahead(self.site.reactor, self.transport, self._read_ahead)
         self.closing = closing.Closing(self.site.reactor, self.transport)
         self.transport.registerProducer(self, True)
@@ -73,18 +72,19 @@ class Channel(Protocol):
         if self._waiting and not self.closing.last:
             self.transport.abortConnection()
         elif self._answering:
-            return  # the limit was that of the head, or of the wait for it
+            self.plain.too_late()  # else the limit was that of the head, or of the wait for it
         elif self._is_receiving():
             self.reject(RequestTimeout("The request did not arrive within the time limit."))
         elif not self.closing.last:
             self.closing.soon(closing.LINGER_SECONDS)
 
+    def _on_long_way(self) -> Request | None:
+        """The present request, which goes the long way from now on."""
+        return self.request.as_request() if isinstance(self.request, PlainRequests) else self.request
+
     def _is_receiving(self) -> bool:
         """Whether a request has arrived in part."""
         return bool(self._head.data) or self._timeouts.in_body
-
-    def _idle_seconds(self) -> float:
-        return timeouts.LAST_REQUEST_SECONDS if self.site.draining else self.site.keep_alive
 
     def drain(self) -> None:
         """The gateway is stopping: a connection without a request waits only a short time for a last one."""
@@ -109,16 +109,16 @@ class Channel(Protocol):
         for each in (self._ahead, self._timeouts, self.closing):
             each.stop()
         self.site.left(self)
-        request, self.request = self.request, None
-        if request is not None:
-            request.connectionLost(reason)
+        if self.request is not None:
+            self.request.connectionLost(reason)
+            self.request = None
         self._release()
 
     def _release(self) -> None:
         """Drop the received data that is not needed any more."""
-        if self._body is not None:
-            self._body.stop()
-        self._body = None
+        if self.reader is not None:
+            self.reader.stop()
+        self.reader = None
         self._head.stop()
         self._ahead.forget()
 
@@ -135,6 +135,7 @@ class Channel(Protocol):
     def pauseProducing(self) -> None:
         """The client does not read. During an answer its socket is still read, to notice a disconnect."""
         self._waiting = True
+        self.plain.leave()
         if self._producer is not None:
             self._producer.pauseProducing()
         if not self._answering:
@@ -148,7 +149,7 @@ class Channel(Protocol):
             self._producer.resumeProducing()
         if not self._answering:
             self.transport.resumeProducing()
-        self._timeouts.client_read(math.inf if self._answering else self._idle_seconds())
+        self._timeouts.client_read(math.inf if self._answering else self.site.keep_alive)
         self._ahead.read_soon()
 
     def stopProducing(self) -> None:
@@ -156,7 +157,7 @@ class Channel(Protocol):
         if self._producer is not None:
             self._producer.stopProducing()
 
-    def request_done(self) -> None:
+    def request_done(self, may_be_paused: bool = True) -> None:
         """An answer is written. Data after its request is read when the client has read the answer."""
         self.request = self._producer = None
         self._answering = False
@@ -165,7 +166,8 @@ class Channel(Protocol):
         # A closing one too: over TLS it waits for the client, and may be closed for another.
         self.site.idle[self] = None
         if not self._waiting:
-            self._timeouts.expire_after(self._idle_seconds())
+            self._timeouts.expire_after(self.site.keep_alive)
+        if may_be_paused and not self._waiting:
             self.transport.resumeProducing()
         if not self.persistent or self.site.draining:
             self.persistent = False
@@ -194,8 +196,8 @@ class Channel(Protocol):
             # Some is read, to notice the disconnect of a client that has sent all of a small body.
             if self._ahead.drop(data) and self.request is not None and not self.closing.has_limit:
                 self.transport.pauseProducing()
-        elif self._body is not None:
-            self._body.feed(data)
+        elif self.reader is not None:
+            self.reader.feed(data)
         elif not self.persistent:
             if self._ahead.drop(data):
                 self.transport.abortConnection()
@@ -210,6 +212,9 @@ class Channel(Protocol):
             self.transport.resumeProducing()
 
     def _read_head(self, data: bytes) -> None:
+        plain = None if self._head.data or (data.find(b'"stream"') >= 0 and not no_stream(data)) else self.plain
+        if plain is not None and plain.before and data.startswith(plain.before) and plain.takes(data):
+            return
         if data[:1] == TLS_HANDSHAKE and not self._head.data and not self.isSecure():
             self.site.mismatches.note(self.transport.getPeer(), secure=False)
             self.closing.soon(closing.LINGER_SECONDS)
@@ -220,7 +225,8 @@ class Channel(Protocol):
             self.reject(error)
             return
         if found is not None:
-            self._check_head(*found)
+            if plain is None or not plain.begins(data, *found):
+                self._check_head(*found)
         elif self._idle:  # another request begins; the first of all has its time since connecting
             self._idle = False
             self._timeouts.expire_after(timeouts.HEAD_SECONDS)
@@ -246,18 +252,18 @@ class Channel(Protocol):
                 self._timeouts.body_began(request)
                 if request.caller:  # without a key it may still be closed for another connection
                     self.site.idle.pop(self, None)
-                self._body = BodyReader(self, request, head.length, self._complete)
+                self.reader = BodyReader(self, request, head.length, self.complete)
                 if rest:
-                    self._body.feed(rest)
+                    self.reader.feed(rest)
                 return
             body, rest = rest[: head.length], rest[head.length :]
-        self._complete(rest, body)
+        self.complete(rest, body)
 
-    def _complete(self, rest: bytes, body: bytes = b"") -> None:
+    def complete(self, rest: bytes, body: bytes = b"") -> None:
         """The whole request is there: ``body`` is what it has not got of its body, ``rest`` was sent behind it."""
         request = self.request
-        if self._body is not None:
-            self._body = None
+        if self.reader is not None:
+            self.reader = None
             self._timeouts.body_ended()
         if rest and not self._ahead.keep(rest):
             return
@@ -287,14 +293,8 @@ class Channel(Protocol):
         if self.closing.last:
             return
         self.closing.last = True
-        request_id, with_body, more = "", True, b""
         resource = self.site.resource.known.get(self._head.path, self.site.resource)
-        if self.request is not None:  # its head was valid, its body is malformed
-            request_id, with_body = self.request.request_id, self.request.method != b"HEAD"  # RFC 9110, 9.3.2
-            resource = self.request.resource
-            more = headers.lines(resource.headers(self.request))
-            self.request.error = error
-            self.request.answered(error.status)
+        answer = rejections.answer(error, self._on_long_way(), resource)
         self._release()
-        self.transport.write(answer_to_no_request(error, request_id, with_body, resource.error_body, more))
+        self.transport.write(answer)
         self.closing.close()

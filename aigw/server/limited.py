@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from aigw.access.admission import Admission, Store
 from aigw.access.errors import for_client
 from aigw.access.estimates import Estimate, estimate, used
-from aigw.access.ledger import Claim
+from aigw.access.ledger import Claim, LimitReached
 from aigw.accounting.estimated import NoPrices, complete
 from aigw.config.model import Config
 from aigw.errors import GatewayError, RequestError
@@ -39,6 +39,9 @@ class LimitedClaim(Claim, eq=False):
     about: Estimate = _NOTHING
     path: str = ""
     events: int = 0
+
+
+Asked = tuple[LimitedClaim, LimitReached | Deferred[LimitReached | None] | None]  # and the limit that is reached
 
 
 class CountedStream:
@@ -71,24 +74,38 @@ class Limited:
         pricing: Pricing | None = None,
     ) -> None:
         self._gateway = gateway
-        self._admission = admission
+        self.admission = admission
         self._store = admission.store
         self._pricing = pricing
 
-    def serve(self, call: Call, request: Request, record: RecordBuilder) -> Deferred[None]:
-        """Serve the call when it is admitted. Raises RequestError, or fails with it."""
-        caller = request.caller
-        assert caller is not None
+    def admit(self, call: Call, caller: Caller) -> Asked:
+        """Ask the store for what the call needs; gives what it said, too."""
         about = estimate(call, caller.assume) if call.endpoint.spends == "tokens" else _NOTHING
         money = 0 if self._pricing is None else self._money_for(call, caller, about)
         tokens = about.prompt + about.output
-        claim = request.limited = LimitedClaim(caller.accounts, tokens, money, about=about, path=call.endpoint.path)
+        claim = LimitedClaim(caller.accounts, tokens, money, about=about, path=call.endpoint.path)
+        return claim, self._store.admit(claim)
+
+    def serve(
+        self,
+        call: Call,
+        request: Request,
+        record: RecordBuilder,
+        asked: Asked | None = None,
+    ) -> Deferred[None]:
+        """Serve the call when it is admitted. Raises RequestError, or fails with it.
+
+        ``asked`` is what ``admit`` gave, if the store has been asked.
+        """
+        caller = request.caller
+        assert caller is not None
+        request.limited, reached = asked or self.admit(call, caller)
+        claim = request.limited
         client = CountedStream(claim, request) if call.stream else request
-        reached = self._store.admit(claim)
         if reached is not None:
             agent = request.header(b"user-agent")
             try:
-                admitted = self._admission.decide(reached, claim, caller.wait)
+                admitted = self.admission.decide(reached, claim, caller.wait)
             except RequestError as error:
                 raise for_client(error, agent) from None
             if admitted is not None:
@@ -113,8 +130,8 @@ class Limited:
             tokens, cost = complete(record, tokens, about.prompt, record.pricing or _NO_PRICES)
             money = round(cost * PICO)
         settled = self._store.settle(claim, tokens, money)
-        if self._admission.queues:
-            self._admission.settled(settled, claim)
+        if self.admission.queues:
+            self.admission.settled(settled, claim)
 
     def _money_for(self, call: Call, caller: Caller, about: Estimate) -> int:
         """What is reserved of budgets in USD: the cost of the estimate at the dearest step of the route."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer
@@ -133,15 +133,15 @@ class Request(TwistedRequest):
                 self.body = bytearray(self.body)
             self.body += data
 
-    def body_received(self, data: bytes) -> None:
-        """The body is complete with this piece."""
+    def body_received(self, data: bytes, render: Callable[[Request], Any] | None = None) -> None:
+        """The body is complete with this piece. ``render`` is that of its resource, if it has been read already."""
         if data:
             self.take_body(data)
         if self.refusal is not None:
             self.fail(self.refusal)
             return
         try:
-            answer = self.resource.render(self)
+            answer = (render or self.resource.render)(self)
         except GatewayError as error:
             self.fail(error)
         except Exception:

@@ -19,7 +19,7 @@ from aigw.server.mismatch import Mismatches
 from aigw.server.request import Request
 from aigw.server.request_head import id_of
 from aigw.server.resources import ApiResource
-from aigw.server.timeouts import KEEP_ALIVE_SECONDS
+from aigw.server.timeouts import KEEP_ALIVE_SECONDS, LAST_REQUEST_SECONDS
 from aigw.telemetry.redaction import Redaction
 
 
@@ -49,10 +49,12 @@ class GatewaySite(Site):
         self._emptied: Deferred[None] | None = None
 
     def limit(self, config: Config) -> None:
-        """Use the limits of ``config`` from now on."""
+        """Use the limits of ``config`` from now on. A head that was judged with another one is judged anew."""
         self.limiter.limit(config.max_connections, config.max_per_address)
         self.bodies.limit = config.max_bodies
-        self.keep_alive = config.keep_alive
+        self.keep_alive = LAST_REQUEST_SECONDS if self.draining else config.keep_alive
+        for channel in self._open:
+            channel.plain.forget()
 
     def shown_id(self, request_id: str) -> str:
         """The id of a request that its client chose; a new one if it holds a key, because ids are shown and kept."""
@@ -87,6 +89,7 @@ class GatewaySite(Site):
     def drain(self) -> Deferred[None]:
         """Accept at most one more request of each client; fires when all connections are closed."""
         self.draining = True
+        self.keep_alive = LAST_REQUEST_SECONDS
         self.refused_keys.stop()
         if not self._open:
             self.refused_keys.close()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from aigw.net import tcp, write
 from aigw.net.interfaces import ClientTransport
 from aigw.net.lateness import GRACE_SECONDS, lateness
-from aigw.server.request import Request
 
 HEAD_SECONDS = 15.0  # from connecting, TLS handshake included, or from a request's first line
 BODY_SECONDS = 30.0
@@ -19,6 +19,12 @@ KEEP_ALIVE_SECONDS = 75.0  # unless the configuration has another
 READ_SECONDS = 60.0
 SETTLES = 0.05  # part of READ_SECONDS, until the kernel's buffers are full
 LAST_REQUEST_SECONDS = 2.0  # while the gateway drains; a client may be sending its next request just now
+
+
+class Received(Protocol):
+    """A request whose body is coming."""
+
+    bytes_in: int
 
 
 class ConnectionTimeouts:
@@ -33,7 +39,7 @@ class ConnectionTimeouts:
         self._too_late = too_late
         self._timer: IDelayedCall | None = None
         self._due = math.inf
-        self._body: Request | None = None  # whose body is coming
+        self._body: Received | None = None  # whose body is coming
         self._body_began = math.inf
         self._stalled = False  # the client does not read
         self._unsent = 0.0
@@ -42,6 +48,11 @@ class ConnectionTimeouts:
     def in_body(self) -> bool:
         """Whether a body is coming."""
         return self._body is not None
+
+    @property
+    def seconds_left(self) -> float:
+        """The time until the limit."""
+        return self._due - self._clock.seconds()
 
     def expire_after(self, seconds: float) -> None:
         """Set the limit to ``seconds`` from now, in place of the last one."""
@@ -55,7 +66,7 @@ class ConnectionTimeouts:
         """The same, if that is before the present limit."""
         self.expire_after(min(seconds, max(0.0, self._due - self._clock.seconds())))
 
-    def body_began(self, request: Request) -> None:
+    def body_began(self, request: Received) -> None:
         """The head is complete, and a part of the body of ``request`` is still missing."""
         self._body = request
         self._body_began = self._clock.seconds()

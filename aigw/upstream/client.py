@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 
 from aigw.protocols.envelope import Parts
 from aigw.settings.addresses import socket_of
-from aigw.upstream.connection import Response
+from aigw.upstream.connection import Connection, Response
 from aigw.upstream.pool import Pool
 
 _INTERNATIONAL = re.compile(r"[^.:]*[^\x00-\x7f.:][^.:]*")  # a label of a host
@@ -31,7 +31,7 @@ class ProviderClient(HTTPClient):
 
         HTTPClient's own __init__ would only make a store for cookies.
         """
-        self._pool = pool
+        self.pool = pool
         self._host = "localhost" if socket_of(base_url) else URL.from_text(ascii_url(base_url)).authority()
         self._starts: dict[tuple[str, str], bytes] = {}  # the beginning of a request's head, by method and URL
         self._rest = f" HTTP/1.1\r\nHost: {self._host}\r\nAccept-Encoding: identity\r\n".encode("ascii")
@@ -45,6 +45,7 @@ class ProviderClient(HTTPClient):
         headers: bytes,
         data: bytes | Parts = b"",
         connect_timeout: float,
+        sent_on: Connection | None = None,
         **_: object,
     ) -> Deferred[Response]:
         """The head of the answer. Its body is unread: it is not buffered and not decoded.
@@ -54,7 +55,11 @@ class ProviderClient(HTTPClient):
         """
         start = self._starts.get((method, url)) or self._start(method, url)
         head = b"%s%s%sContent-Length: %d\r\n%s\r\n" % (start, tail, self._rest, len(data), headers)
-        return self._pool.send(head, data, connect_timeout)
+        return self.pool.send(head, data, connect_timeout, sent_on)
+
+    def start_of(self, method: str, url: str, tail: bytes) -> bytes:
+        """The head of a request up to the digits of its Content-Length."""
+        return b"%s%s%sContent-Length: " % (self._start(method, url), tail, self._rest)
 
     def _start(self, method: str, url: str) -> bytes:
         target = ascii_url(url).split("/", 3)[3]

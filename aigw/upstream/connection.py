@@ -12,14 +12,7 @@ from typing import cast
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import (
-    IConsumer,
-    IHandshakeListener,
-    IProtocol,
-    IPushProducer,
-    ITCPTransport,
-    ITransport,
-)
+from twisted.internet.interfaces import IHandshakeListener, IProtocol, IPushProducer, ITransport
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
@@ -28,18 +21,15 @@ from zope.interface import implementer
 
 from aigw.errors import UpstreamBroken
 from aigw.net import tcp
+from aigw.net.interfaces import ProviderTransport
 from aigw.net.write import write
 from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
-from aigw.upstream.response_parser import IDLE_SECONDS, ResponseParser
+from aigw.upstream.response_parser import IDLE_SECONDS, AnswerTaker, ResponseParser
 
 MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head: two writes are cheaper
 _COMPLETE = Failure(ResponseDone())
 _UNFRAMED = Failure(PotentialDataLoss())
-
-
-class ProviderTransport(ITCPTransport, IPushProducer, IConsumer):
-    """The methods of Twisted's TCP and TLS transports that a Connection calls."""
 
 
 class Stale(Exception):
@@ -108,6 +98,7 @@ class Connection(Protocol):
     def _start(self) -> None:
         """Reset the state for the next exchange."""
         self._answer: Deferred[Response] | None = None
+        self._straight: AnswerTaker | None = None
         self._busy = False
         self._reused = False
         self._received = False
@@ -148,13 +139,34 @@ class Connection(Protocol):
         self._reused = reused
         answer: Deferred[Response] = Deferred(lambda _: self.abort())
         self._answer = answer
+        self._write(head, body)
+        return answer
+
+    def _write(self, head: bytes, body: bytes | Parts) -> None:
         if isinstance(body, bytes) and len(body) <= MOST_TO_COPY:
             write(self.transport, head + body)
         else:
             write(self.transport, head)
             self._pieces = iter([body] if isinstance(body, bytes) else body)
             self.resumeProducing()
+
+    def send_straight(self, call: AnswerTaker, head: bytes, body: bytes) -> None:
+        """Write a request on this reused connection. ``call`` gets the answer."""
+        self._busy = self._reused = True
+        self._straight = call
+        self._write(head, body)
+
+    def resume(self) -> Deferred[Response]:
+        """The answer to ``send_straight``, in the form of ``send``; unless ``on_data`` calls it, ``go_on`` follows."""
+        self._straight = None
+        answer: Deferred[Response] = Deferred(lambda _: self.abort())
+        self._answer = answer
         return answer
+
+    def go_on(self) -> None:
+        """Deliver what has been parsed, as if it came now."""
+        if self._received:
+            self.dataReceived(b"")
 
     def pauseProducing(self) -> None:
         """The transport's send buffer is full: part of the request is unsent."""
@@ -181,6 +193,8 @@ class Connection(Protocol):
         self._received = True
         parser = self._parser
         parser.feed(data)
+        if self._straight is not None and self._straight.on_data(parser):
+            return
         if parser.head_done and self._answer is not None:
             if parser.status == 408 and self._reused and not parser.keep_alive:
                 self._fail(Stale())  # RFC 9110, section 15.5.9: the provider had closed the idle connection
@@ -228,18 +242,23 @@ class Connection(Protocol):
 
     def _release(self) -> None:
         """The answer is complete: keep the connection for another request, or close it."""
-        parser = self._parser
         self._receiver = None
-        self._busy = False
-        unsent = self._unsent or self._pieces is not None
-        if parser.keep_alive and not parser.has_unrequested and not parser.broken and not unsent and self._alive:
-            self.transport.resumeProducing()  # the last receiver may have paused it; a paused socket reports no close
-            self.idle_seconds = parser.idle_seconds
-            parser.start()
-            self._start()
-            self._free(self)
-        else:
+        if not self.free():
             self.abort()
+
+    def free(self, may_be_paused: bool = True) -> bool:
+        """Keep the connection for another request, if none of the last one and its answer is left; else False."""
+        parser = self._parser
+        unsent = self._unsent or self._pieces is not None
+        if not parser.keep_alive or parser.has_unrequested or parser.broken or unsent or not self._alive:
+            return False
+        if may_be_paused:  # the last receiver may have paused it; a paused socket reports no close
+            self.transport.resumeProducing()
+        self.idle_seconds = parser.idle_seconds
+        parser.start()
+        self._start()
+        self._free(self)
+        return True
 
     def _fail(self, reason: Exception) -> None:
         answer, self._answer = self._answer, None
@@ -263,6 +282,8 @@ class Connection(Protocol):
         self._pieces = None
         self._on_lost(self)
         self._lost = reason
+        if self._straight is not None:
+            self._straight.leave()
         ready, self.ready = self.ready, None
         answer, self._answer = self._answer, None
         if ready is not None:

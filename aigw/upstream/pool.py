@@ -62,15 +62,24 @@ class Pool:
         for connection in list(self._idle):
             connection.abort()
 
-    def send(self, head: bytes, body: bytes | Parts, connect_timeout: float) -> Deferred[Response]:
-        """Send a request. Gives the head of the answer.
+    def send(
+        self, head: bytes, body: bytes | Parts, connect_timeout: float, sent_on: Connection | None = None
+    ) -> Deferred[Response]:
+        """Send a request. Gives the head of the answer. ``sent_on`` is a reused connection on which it was sent.
 
         Fails with UpstreamUnreachable, UpstreamTimeout or UpstreamBroken.
         """
-        if not self._idle:
+        if sent_on is not None:
+            answer = sent_on.resume()
+        elif not self._idle:
             return self._send_on_new(head, body, connect_timeout)
-        connection, _ = self._idle.popitem()
-        return connection.send(head, body, reused=True).addErrback(self._send_again, head, body, connect_timeout)
+        else:
+            answer = self._idle.popitem()[0].send(head, body, reused=True)
+        return answer.addErrback(self._send_again, head, body, connect_timeout)
+
+    def take_idle(self) -> Connection | None:
+        """An idle connection, for ``send_straight``; None if there is none."""
+        return self._idle.popitem()[0] if self._idle else None
 
     def _send_again(
         self, failure: Failure, head: bytes, body: bytes | Parts, connect_timeout: float

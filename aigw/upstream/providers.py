@@ -21,7 +21,7 @@ from aigw.settings.addresses import socket_of
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.client import ProviderClient, ascii_url
-from aigw.upstream.connection import Response
+from aigw.upstream.connection import Connection, Response
 from aigw.upstream.pool import Pool
 from aigw.upstream.reasons import BEFORE_PROXY, BEFORE_TUNNEL
 from aigw.upstream.response_parser import is_compressed
@@ -74,8 +74,12 @@ class Upstream:
             else:
                 pool.retire()
 
-    def send(self, attempt: Attempt) -> Deferred[Response]:
-        """Send an attempt. Gives the head of a 2xx answer; its body is unread.
+    def straight_to(self, provider: Provider) -> ProviderClient | None:
+        """See Sender."""
+        return self._clients[provider.name]
+
+    def send(self, attempt: Attempt, sent_on: Connection | None = None) -> Deferred[Response]:
+        """Send an attempt. Gives the head of a 2xx answer; its body is unread. ``sent_on``: see Pool.
 
         Fails with UpstreamFailure, or CancelledError if cancelled.
         """
@@ -88,6 +92,7 @@ class Upstream:
             headers=b"".join(attempt.headers.values()),
             data=attempt.body,
             connect_timeout=step.connect_timeout,
+            sent_on=sent_on,
         )
         return sent.addCallbacks(_refuse_unless_2xx, _as_upstream_failure, callbackArgs=(step.provider, self._clock))
 

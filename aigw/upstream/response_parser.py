@@ -6,6 +6,7 @@ llhttp (``httptools``) does the parsing. An ambiguous answer counts as malformed
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 import httptools
 
@@ -47,9 +48,6 @@ class ResponseParser:
         self._size = 0
         self._count = 0
         self._framing = 0
-        self._begin_head()
-
-    def _begin_head(self) -> None:
         self.headers: dict[bytes, list[bytes]] = {}  # values by lower-case name
 
     def feed(self, data: bytes) -> None:
@@ -91,6 +89,10 @@ class ResponseParser:
         pieces.clear()
         return body
 
+    def give_back(self, body: bytes) -> None:
+        """Put what was taken of the body before the data that is there."""
+        (self._last if self.complete else self._pieces).insert(0, body)
+
     # llhttp's callbacks
 
     def on_message_begin(self) -> None:
@@ -129,10 +131,20 @@ class ResponseParser:
     def on_message_complete(self) -> None:
         """The message is complete by its framing. A 1xx message is not the answer."""
         if not self.head_done:
-            self._begin_head()
+            self.headers = {}
         elif not self.complete and not self.broken:
             self.complete = True
             self._last = self._pieces.copy()  # later data is not part of this answer
+
+
+class AnswerTaker(Protocol):
+    """Takes an answer without a Deferred, or leaves it to ``Connection.resume``. See proxy/straight."""
+
+    def on_data(self, parser: ResponseParser) -> bool:
+        """One network read is parsed. False: the call has resumed with a Deferred, which gets what there is."""
+
+    def leave(self) -> None:
+        """The connection is lost: resume with a Deferred."""
 
 
 def _lower(values: list[bytes]) -> list[bytes]:

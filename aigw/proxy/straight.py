@@ -1,0 +1,280 @@
+"""The straight path: the commonest call in two plain functions, one at its request and one at its answer.
+
+It assumes that the answer of the first step comes whole, as a good 200 of at most 1 MiB, on a connection that is kept.
+On anything else the call goes the long way from its very start, its attempt already sent (``Exchange.resume``): only
+that way decides what follows. Without this file every call goes the long way, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+from twisted.logger import Logger
+
+from aigw.access.admission import Admission
+from aigw.access.errors import with_limits
+from aigw.access.ledger import Claim
+from aigw.config.model import Step
+from aigw.net import headers
+from aigw.protocols.charges import charged_tokens
+from aigw.protocols.endpoint import JSON, Call, Endpoint
+from aigw.protocols.usage import usage_in
+from aigw.proxy.exchange import Exchange
+from aigw.proxy.gateway import Gateway
+from aigw.proxy.plain import HOLD_PLAIN
+from aigw.proxy.straight_plan import Plan, Plans
+from aigw.telemetry.pricing import Charge
+from aigw.telemetry.record import AttemptRecord, Record, Sink, milliseconds, requested
+from aigw.upstream.connection import Connection
+from aigw.upstream.response_parser import ResponseParser
+
+IS_ON = os.environ.get("AIGW_STRAIGHT_PATH") != "off"
+MOST = 64 * 1024  # bytes of a request's body
+
+log = Logger()
+
+
+class Client(Protocol):
+    """The client's connection. It has one request at a time."""
+
+    @property
+    def may_finish(self) -> bool:
+        """Whether another request may follow on the connection."""
+
+    def finish(self, answer: bytes) -> None:
+        """Send the whole answer."""
+
+    def take_long_way(self, call: StraightCall) -> None:
+        """Serve the request as any other; ``call`` is to be resumed by Gateway.resume."""
+
+
+def straight_path(gateway: Gateway, endpoint: Endpoint, sink: Sink, admission: Admission) -> StraightPath | None:
+    """The straight path of an endpoint; None if it has none."""
+    has_none = endpoint.state_in or endpoint.id_in or endpoint.flows or JSON not in endpoint.takes
+    return StraightPath(gateway, endpoint, sink, admission) if IS_ON and not has_none else None
+
+
+class StraightPath:
+    """The straight path of one endpoint."""
+
+    def __init__(self, gateway: Gateway, endpoint: Endpoint, sink: Sink, admission: Admission) -> None:
+        self.gateway = gateway
+        self.endpoint = endpoint
+        self._path = f"/v1/{endpoint.path}"  # as records show it
+        self._sink = sink
+        self._admission = admission
+        self.seconds = gateway.clock.seconds
+        self._router = gateway.router
+        self._cooldowns = gateway.cooldowns[endpoint.path]
+        self.plan_for = Plans(gateway, endpoint.path).plan_for
+
+    def lines(self, plan: Plan, call: Call) -> bytes:
+        """The headers of the request, but that of its id. A header of the client does not replace the provider's."""
+        return b"".join({**plan.own, **call.headers, **plan.own}.values())
+
+    def send(
+        self,
+        call: Call,
+        plan: Plan,
+        lines: bytes,
+        client: Client,
+        began: float,
+        address: str | None,
+        claim: Claim | None,
+    ) -> StraightCall | None:
+        """Send the request of ``plan``, for which there is an idle connection; None if the call cannot go this way.
+
+        ``lines`` are the headers for the provider, but that of the request id. ``began`` is when its head was there.
+        ``claim`` is what was admitted, if its caller has limits.
+        """
+        body, difference = self.endpoint.rewrite(call, plan.model, plan.step.changes)
+        if difference.dropped or not isinstance(body, bytes):
+            return None
+        connection = plan.client.pool.take_idle()
+        if connection is None:
+            return None
+        sent = StraightCall(self, call, plan, client, began, address, connection, claim)
+        self.gateway.running.add(sent)
+        head = b"%s%d\r\n%sX-Request-Id: %s\r\n\r\n" % (plan.start, len(body), lines, call.request_id.encode())
+        connection.send_straight(sent, head, body)
+        sent.waiting_since = self.seconds()
+        return sent
+
+    def finish(self, sent: StraightCall, parser: ResponseParser) -> bool:
+        """Send the whole answer to the client, and record it; False if it is not as this path needs it."""
+        call, plan, connection = sent.call, sent.plan, sent.connection
+        step, given, now = plan.step, parser.headers, self.seconds()
+        body, claim = sent.body_with(parser), sent.claim
+        if (
+            len(body) > HOLD_PLAIN
+            or not sent.client.may_finish
+            or self.endpoint.check_answer(body, given.get(b"content-type", [b""])[-1].lower()) is not None
+            or any([change(body) is not body for change in self._router.without_keys[step.provider.name]])
+        ):
+            parser.give_back(body)
+            return False
+        usage = usage_in(body)
+        charges = () if claim is None else self._charges(step, usage)
+        shown = headers.for_client(given.items())
+        if b"content-type" not in dict(shown):
+            shown.append((b"content-type", b"application/json"))
+        if charges is None or self._router.keys.may_be_in(shown) or not connection.free(may_be_paused=False):
+            parser.give_back(body)
+            return False
+        self.gateway.running.discard(sent)
+        size, request_id = len(body), call.request_id
+        shown += (b"content-length", b"%d" % size), (b"x-request-id", request_id.encode())
+        self._cooldowns.succeeded(step)
+        lines = headers.lines(shown) + plan.about
+        if claim is not None:
+            lines = with_limits(lines, claim)
+        sent.client.finish(b"HTTP/1.1 200 OK\r\n%s\r\n%s" % (lines, body))
+        try:
+            if claim is not None:
+                self._admission.end(claim, sum(charges[0].tokens.values()) if charges else 0)
+            self._sink(self._record(sent, now, size, usage, charges))
+        except Exception:
+            log.failure("The gateway could not record a request: unexpected error")
+        return True
+
+    def _charges(self, step: Step, usage: dict[str, int]) -> tuple[Charge, ...] | None:
+        """What the caller is charged; None if the provider did not report it: that is estimated on the long way."""
+        if self.endpoint.spends != "tokens":
+            return ()
+        tokens = charged_tokens(usage)
+        return (Charge(step.provider.name, step.model, tokens),) if any(tokens.values()) else None
+
+    def _record(
+        self, sent: StraightCall, now: float, size: int, usage: dict[str, int], charges: tuple[Charge, ...]
+    ) -> Record:
+        """The record of a call that is over; the whole answer was there at ``now``."""
+        call, plan, began, ended = sent.call, sent.plan, sent.began, self.seconds()
+        step = plan.step
+        number, provider, model = step.number, step.provider.name, step.model
+        took = round((now - sent.received) * 1000)
+        attempt = AttemptRecord(number, provider, model, "ok", 200, took, "", None, plan.host, plan.path)
+        return Record(
+            request_id=call.request_id,
+            method="POST",
+            path=self._path,
+            started=began,
+            caller="" if call.caller is None else call.caller.name,
+            client_address=sent.address,
+            requested_model=requested(call.model),
+            route=plan.route.name,
+            step=number,
+            provider=provider,
+            model=model,
+            bytes_in=call.size,
+            bytes_out=size,
+            usage=usage,
+            attempts=(attempt,),
+            status=200,
+            duration_ms=milliseconds(ended - began),
+            ttft_ms=milliseconds(now - began),
+            ended=ended,
+            ttft=now - began,
+            overhead=ended - sent.received - (now - sent.waiting_since),
+            charges=charges,
+        )
+
+
+class StraightCall:
+    """One call on the straight path, from its request to its answer.
+
+    ``began`` is when the head of the client's request was there, ``received`` when its body was whole. On the long way
+    it has ``seconds_left`` for the answer.
+    """
+
+    __slots__ = (
+        "_parser",
+        "_path",
+        "_pieces",
+        "_size",
+        "address",
+        "began",
+        "call",
+        "claim",
+        "client",
+        "connection",
+        "exchange",
+        "plan",
+        "received",
+        "seconds_left",
+        "waiting_since",
+    )
+
+    def __init__(
+        self,
+        path: StraightPath,
+        call: Call,
+        plan: Plan,
+        client: Client,
+        began: float,
+        address: str | None,
+        connection: Connection,
+        claim: Claim | None,
+    ) -> None:
+        self._path = path
+        self.claim = claim
+        self.call = call
+        self.plan = plan
+        self.client = client
+        self.began = began
+        self.received = self.waiting_since = path.seconds()
+        self.seconds_left = plan.step.timeout
+        self.address = address
+        self.connection = connection
+        self.exchange: Exchange | None = None  # once it goes the long way
+        self._parser: ResponseParser | None = None  # of an answer of which only ``_pieces`` have come
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    @property
+    def route(self) -> str:
+        """The name of the route, for those who count what runs."""
+        return self.plan.route.name
+
+    def on_data(self, parser: ResponseParser) -> bool:
+        """See AnswerTaker."""
+        if not parser.broken and (parser.status == 200 or not parser.head_done):
+            if not parser.complete:
+                if not parser.head_done:
+                    return True
+                piece = parser.take()
+                self._parser = parser
+                self._pieces.append(piece)
+                self._size += len(piece)
+                if self._size <= HOLD_PLAIN:
+                    return True
+            elif self._path.finish(self, parser):
+                return True
+        self._resume()
+        return False
+
+    def body_with(self, parser: ResponseParser) -> bytes:
+        """The whole body, of which ``parser`` has the last part."""
+        piece = parser.take()
+        if not self._pieces:
+            return piece
+        pieces, self._pieces = self._pieces, []
+        return b"".join([*pieces, piece])
+
+    def leave(self) -> None:
+        """Go the long way, on which the answer is awaited as that of any other call."""
+        self._resume()
+        self.connection.go_on()
+
+    def interrupt(self) -> None:
+        """See Exchange."""
+        self.leave()
+        if self.exchange is not None:
+            self.exchange.interrupt()
+
+    def _resume(self) -> None:
+        if self._parser is not None:
+            self._parser.give_back(b"".join(self._pieces))
+            self._pieces.clear()
+        self._path.gateway.running.discard(self)
+        self.client.take_long_way(self)

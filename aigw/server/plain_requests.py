@@ -1,0 +1,271 @@
+"""The requests of one connection that may go the straight path: plain ones, each with a head like the one before it.
+
+A client repeats its head, but for the digits of Content-Length. So the head is parsed and judged once: while the same
+bytes come and the configuration is the same, the key, the path, the method and the headers for a provider are known.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from twisted.python.failure import Failure
+
+from aigw.errors import GatewayError
+from aigw.net import headers
+from aigw.net.lateness import GRACE_SECONDS
+from aigw.net.write import write
+from aigw.protocols.endpoint import Call, RawRequest
+from aigw.proxy.straight import MOST, StraightCall, StraightPath
+from aigw.proxy.straight_plan import Plan
+from aigw.server.api import EndpointResource
+from aigw.server.body_reader import BodyReader
+from aigw.server.request import Request
+from aigw.server.request_head import RequestHead, id_of
+from aigw.server.resources import ApiResource
+from aigw.server.timeouts import ConnectionTimeouts
+from aigw.settings.callers import Caller
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from aigw.server.channel import Channel
+    from aigw.server.limited import LimitedClaim
+
+MOST_OF_A_HEAD = 8 * 1024  # bytes that are kept
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,5})\r\n", re.IGNORECASE)
+# A request that may be a stream is not tried here. Whether it is one is decided where its body is read.
+no_stream = re.compile(rb'"stream"\s*:\s*(?:false|null)').search
+
+
+class _Known:
+    """A head that was parsed: all but the digits of its Content-Length.
+
+    ``headers`` are those for a provider, ``lines`` all headers of the requests of ``plan``, the last one.
+    """
+
+    __slots__ = ("address", "after", "caller", "facts", "given", "headers", "lines", "path", "plan", "resource", "tree")
+
+    def __init__(
+        self, head: RequestHead, after: bytes, resource: EndpointResource, path: StraightPath, caller: Caller
+    ) -> None:
+        self.given = given = head.headers
+        self.facts = head.method, head.target, head.target, head.version
+        self.after = after
+        self.resource = resource
+        self.path = path
+        self.caller = caller
+        self.headers = headers.for_provider(given, path.endpoint.takes, path.endpoint.client_headers)
+        self.plan: Plan | None = None
+        self.lines = b""
+        self.tree: ApiResource | None = None
+        self.address: str | None = None
+
+
+class PlainRequests:
+    """The plain requests of the connection ``channel``, one after the other. It stands for a Request until one of them
+    takes the long way: then a Request takes its place.
+
+    ``before`` is the known head up to the digits of its Content-Length; empty if none is known.
+    """
+
+    def __init__(self, channel: Channel, limits: ConnectionTimeouts) -> None:
+        self._channel = channel
+        self._timeouts = limits
+        self.before = b""
+        self._known: _Known | None = None
+        self._sent: StraightCall | None = None
+        self._claim: LimitedClaim | None = None  # of a call of a caller with limits
+        self._request_id = ""
+        self._began = 0.0
+        self._length = 0  # of the body
+        self._pieces: list[bytes] = []  # of a body that is not whole
+        self.bytes_in = 0
+
+    # The head
+
+    def takes(self, data: bytes, request_id: str | None = None) -> bool:
+        """Serve the request that begins with ``before``; False if it is not one like the last one."""
+        known, start, channel = self._known, len(self.before), self._channel
+        end = data.find(b"\r\n", start, start + 7)
+        if known is None or not data.startswith(known.after, end) or not data[start:end].isdigit():
+            return False
+        length, body, site = int(data[start:end]), data[end + len(known.after) :], channel.site
+        most = min(MOST, known.resource.max_body, site.bodies.limit - site.bodies.under_way)
+        if not max(1, len(body)) <= length <= most or known.tree is not site.resource or site.draining:
+            return False
+        site.bodies.take(length)
+        self._length, self._began = length, known.path.seconds()
+        offered = known.given.get(b"x-request-id")
+        made = request_id or id_of(offered)
+        self._request_id = made if offered is None else site.shown_id(made)
+        self.bytes_in = 0
+        channel.request = self
+        if len(body) == length:
+            channel.complete(b"", body)
+        else:
+            self._timeouts.body_began(self)
+            site.idle.pop(channel, None)
+            channel.reader = BodyReader(channel, cast(Request, self), length, channel.complete)  # of known length
+            if body:
+                channel.reader.feed(body)
+        return True
+
+    def begins(self, data: bytes, head: RequestHead, rest: bytes) -> bool:
+        """The same for ``data`` that is a new ``head``, which is known from now on, and the ``rest`` behind it."""
+        return self._learn(head, data, len(data) - len(rest)) and self.takes(data, head.request_id)
+
+    def _learn(self, head: RequestHead, data: bytes, size: int) -> bool:
+        self.before = b""
+        tree = self._channel.site.resource
+        resource, given = tree.known.get(head.target), head.headers
+        found = _LENGTH.search(data, 0, size)
+        if (
+            not isinstance(resource, EndpointResource)
+            or resource.straight is None
+            or found is None
+            or size > MOST_OF_A_HEAD
+            or head.method != b"POST"
+            or not head.persistent
+            or b"expect" in given
+            or b"content-encoding" in given
+        ):
+            return False
+        try:
+            caller = tree.keys.authenticate(given.get(b"x-api-key"), given.get(b"authorization"), given.get(b"api-key"))
+        except GatewayError:
+            return False
+        if caller.expires is not None:
+            return False
+        self._known = known = _Known(head, data[found.end(1) : size], resource, resource.straight, caller)
+        known.tree = tree
+        known.address = self._channel.client_address if resource.config.log_client_address else None
+        self.before = data[: found.start(1)]
+        return True
+
+    def forget(self) -> None:
+        """No head is known, unless a request with it has begun: it refers to a whole configuration."""
+        if self._channel.request is not self:
+            self.before, self._known = b"", None
+
+    # In place of a Request
+
+    @property
+    def caller(self) -> Caller | None:
+        """See Request."""
+        return self._known.caller if self._known is not None else None
+
+    def take_body(self, data: bytes) -> None:
+        """See Request."""
+        self.bytes_in += len(data)
+        self._pieces.append(data)
+
+    def body_received(self, data: bytes) -> None:
+        """See Request."""
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            data = b"".join([*pieces, data])
+        known = self._known
+        assert known is not None
+        call = self._read(known, data) if data.find(b'"stream"') < 0 or no_stream(data) else None
+        plan = None if call is None else known.path.plan_for(call)
+        if call is None or plan is None:
+            self._as_request(0).body_received(data, None if call is None else partial(self._serve, call))
+            return
+        asked = known.resource.admit_call(call, known.caller) if known.caller.accounts else None
+        if asked is not None:
+            self._claim = asked[0]
+        if asked is None or asked[1] is None:
+            if known.plan is not plan:
+                known.plan, known.lines = plan, known.path.lines(plan, call)
+            self._sent = known.path.send(call, plan, known.lines, self, self._began, known.address, self._claim)
+            if self._sent is not None:
+                self._timeouts.expire_after(plan.step.timeout)
+                return
+        self._as_request(0).body_received(data, partial(known.resource.serve, call, asked=asked))
+
+    def _serve(self, call: Call, request: Request) -> Deferred[None]:
+        known = self._known
+        assert known is not None
+        return known.resource.serve(call, request, known.resource.admit_call(call, known.caller))
+
+    def too_late(self) -> None:
+        """The time for the answer is over, if it is awaited on the straight path."""
+        if self._sent is not None:
+            self._sent.seconds_left = 0.0
+            self._sent.leave()
+
+    def leave(self) -> None:
+        """Await no answer on the straight path any more."""
+        if self._sent is not None:
+            self._sent.leave()
+
+    def interrupt(self, error: GatewayError) -> bool:
+        """See Request."""
+        return self.as_request().interrupt(error)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """See Request."""
+        self.as_request().connectionLost(reason)
+
+    def as_request(self) -> Request:
+        """The Request that takes its place, on the long way."""
+        if self._sent is None:
+            return self._as_request(self.bytes_in)
+        self._sent.leave()
+        assert isinstance(self._channel.request, Request)
+        return self._channel.request
+
+    def _as_request(self, bytes_in: int) -> Request:
+        known, channel = self._known, self._channel
+        assert known is not None
+        request = Request(channel)
+        request.method, request.uri, request.path, request.clientproto = known.facts
+        request.given = {**known.given, b"content-length": b"%d" % self._length}
+        request.request_id = self._request_id
+        request.resource, request.max_body = known.resource, known.resource.max_body
+        request.caller = known.caller  # also if a reload has removed the key meanwhile
+        request.limited, self._claim = self._claim, None
+        known.resource.begin_record(request)
+        request.record.started = request.record.received = self._began
+        request._taken, request.bytes_in = self._length, bytes_in
+        self._pieces = []
+        channel.request = request
+        return request
+
+    def _read(self, known: _Known, body: bytes) -> Call | None:
+        endpoint, kind = known.path.endpoint, known.given.get(b"content-type", b"")
+        raw = RawRequest(endpoint, body, known.headers, self._request_id, known.caller, kind)
+        try:
+            found = endpoint.read(raw)
+        except GatewayError:  # which the client gets on the long way
+            return None
+        return found if isinstance(found, Call) else None
+
+    # For the StraightCall
+
+    @property
+    def may_finish(self) -> bool:
+        """See Client."""
+        return self._channel.persistent and not self._channel.site.draining
+
+    def finish(self, answer: bytes) -> None:
+        """See Client."""
+        self._sent = self._claim = None
+        channel = self._channel
+        channel.site.bodies.give_back(self._length)
+        write(channel.transport, answer)
+        channel.request_done(may_be_paused=False)
+        if self._known is not None and self._known.tree is not channel.site.resource:
+            self.forget()
+
+    def take_long_way(self, call: StraightCall) -> None:
+        """See Client."""
+        if call.seconds_left:  # a limit that has passed unnoticed, in a freeze, is checked once more
+            left = self._timeouts.seconds_left
+            call.seconds_left = left if left > 0 else GRACE_SECONDS
+        self._sent, known = None, self._known
+        assert known is not None
+        request = self._as_request(call.call.size)
+        request.serve(known.resource.resume(call, request))

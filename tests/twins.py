@@ -1,0 +1,150 @@
+"""The same events on two gateways in memory, one with the straight path and one without: what may be seen of each."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+from twisted.internet.error import ConnectionDone, ConnectionLost
+
+from aigw.daemon.drain import Drain
+from aigw.proxy import straight
+from aigw.routing import cooldown
+from aigw.server import request_head
+from tests.harness import HELLO, request
+from tests.memory import MemoryGateway, Wire
+from tests.providers import head
+
+BODY = b'{"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}'
+GOOD = head(200, "application/json", Content_Length=str(len(BODY))) + BODY
+ASK = request(HELLO)
+DRAIN_SECONDS = 5.0
+
+Event = tuple[Any, ...]  # its name, and its arguments
+
+
+class Twin:
+    """One of the two. Its client has had an answer, so that a connection to the provider is idle."""
+
+    def __init__(self, is_straight: bool, **settings: Any) -> None:
+        self.seen: list[Any] = []
+        self.sent = 0  # on the straight path
+        self._ids = itertools.count()
+        with patch.object(straight, "IS_ON", is_straight):
+            self.gateway = MemoryGateway(**{"timeout": "30s", **settings})
+        self.clients: list[Wire] = [self.gateway.open()]
+        self._stalled: set[Wire] = set()
+        self._drain: Drain | None = None
+
+    def play(self, events: list[Event]) -> list[Any]:
+        """What was seen, event by event."""
+        send = straight.StraightPath.send
+
+        def counted(path: Any, *args: Any) -> Any:
+            found = send(path, *args)
+            self.sent += found is not None
+            return found
+
+        with (
+            patch.object(request_head.os, "urandom", lambda size: next(self._ids).to_bytes(size, "big")),
+            patch.object(straight.StraightPath, "send", counted),
+            patch.object(cooldown, "time", SimpleNamespace(time=self.gateway.clock.seconds)),
+        ):
+            for event in [("client", ASK), ("provider", GOOD)]:
+                self._do(event)
+            self.sent = 0
+            self.seen.clear()
+            self.gateway.records.clear()
+            for event in events:
+                self._do(event)
+                self._look(event)
+            self._do(("advance", 700.0))
+            self._look("in the end")
+            self._do(("close all",))
+            self._look("closed")
+            self.seen.append(("timers", self.gateway.timers()))
+        return self.seen
+
+    def _do(self, event: Event) -> None:
+        name, *args = event
+        wires = self._wires()
+        self.gateway.clock.advance(0.001)  # no two requests have one limit
+        if name == "client":
+            self.clients[-1].say(*args)
+        elif name == "other client":
+            self.clients.append(self.gateway.open())
+            self.clients[-1].say(*args)
+        elif name == "client leaves":
+            self.clients[-1].lost(ConnectionDone())
+        elif name == "client stalls" and self.clients[-1] not in self._stalled and not self.clients[-1].disconnected:
+            self._stalled.add(self.clients[-1])
+            self.clients[-1].producer.pauseProducing()
+        elif name == "client reads" and self.clients[-1] in self._stalled and not self.clients[-1].disconnected:
+            self._stalled.discard(self.clients[-1])
+            self.clients[-1].producer.resumeProducing()
+        elif name == "provider" and wires:
+            wires[-1].say(*args)
+        elif name == "other provider" and self.gateway.doors["p2"].wires:
+            self.gateway.doors["p2"].wire.say(*args)
+        elif name == "provider closes" and wires:
+            wires[-1].lost(ConnectionDone())
+        elif name == "provider resets" and wires:
+            wires[-1].lost(ConnectionLost())
+        elif name == "provider stalls" and wires and not wires[-1].disconnected:
+            wires[-1].producer.pauseProducing()
+        elif name == "advance":
+            self.gateway.clock.advance(*args)
+        elif name == "jump":
+            self.gateway.clock.jump(*args)
+        elif name == "drain" and self._drain is None:
+            self._drain = Drain(self.gateway.site, self.gateway.gateway.running, self.gateway.clock, DRAIN_SECONDS)
+            self._drain.begin()
+        elif name == "stop" and self._drain is not None:
+            self._drain.give_up()
+        elif name == "close all":
+            for wire in [*self.clients, *self._wires()]:
+                wire.lost(ConnectionDone())
+        self.gateway.turns()
+
+    def _wires(self) -> list[Wire]:
+        """All connections to providers, in the order in which they were made, those of the first provider last."""
+        doors = self.gateway.doors
+        return [wire for name in sorted(doors, reverse=True) for wire in doors[name].wires]
+
+    def _look(self, event: Any) -> None:
+        gateway = self.gateway
+        providers = [(wire.take(), wire.disconnected, wire.aborted, wire.producerState) for wire in self._wires()]
+        clients = [(wire.take(), wire.disconnected, wire.aborted, wire.producerState) for wire in self.clients]
+        records = [msgspec.structs.asdict(record) for record in gateway.records]
+        gateway.records.clear()
+        running = sorted(each.route for each in gateway.gateway.running)
+        upstream: Any = gateway.gateway.upstream
+        pools = {name: (len(pool._idle), len(pool._open)) for name, pool in upstream._pools.items()}
+        health = {
+            path: {
+                str(key[0]): (state.kind, state.count, state.until, state.probing)
+                for key, state in each._states.items()
+            }
+            for path, each in gateway.gateway.cooldowns.items()
+            if each._states
+        }
+        failed = [msgspec.structs.asdict(attempt) for attempt in gateway.failed]
+        gateway.failed.clear()
+        store = gateway.site.resource.known[b"/v1/chat/completions"]._limited.admission.store
+        used = [store.usage_of(account) for caller in gateway.config.callers for account in caller.accounts]
+        counts = gateway.site.bodies.under_way, len(gateway.site.idle), running, used
+        order = str  # what has one time has no order
+        self.seen.append(
+            (event, clients, providers, sorted(records, key=order), sorted(failed, key=order), pools, health, counts)
+        )
+
+
+def difference(events: list[Event], **settings: Any) -> tuple[list[tuple[Any, Any]], int]:
+    """Where the two differ, and how many requests went the straight path."""
+    with_path, without = Twin(True, **settings), Twin(False, **settings)
+    seen, expected = with_path.play(events), without.play(events)
+    assert without.sent == 0
+    return [(a, b) for a, b in zip(seen, expected, strict=True) if a != b], with_path.sent
