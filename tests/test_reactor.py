@@ -81,9 +81,9 @@ def an_exception_in_connection_lost(reactor, notes):
 
 def an_exception_that_looks_like_the_end_of_the_data(reactor, notes):
     for name, read in (("raises", lambda: fail(ConnectionDone)), ("returns", ConnectionDone)):
-        half = Reader(reactor, notes, name, read)
-        half.readConnectionLost = lambda reason, name=name: notes.append(f"{name}: half closed")
-        half.theirs.send(b"1")
+        one = Reader(reactor, notes, name, read)
+        one.readConnectionLost = lambda _, one=one: notes.append(f"{one.name}: half closed") or one.close()
+        one.theirs.send(b"1")
 
 
 def closes(reactor, notes):
