@@ -167,6 +167,33 @@ def test_g3_a_write_that_fails_is_counted_by_the_thread(turns):
     os.close(writing)
 
 
+def test_g3_b9_a_line_that_was_begun_and_cannot_be_ended_is_a_line_of_its_own(turns):
+    written, fails = [], True
+
+    def by_the_thread(data: bytes) -> int:
+        if fails:
+            raise BrokenPipeError
+        written.append(data)
+        return len(data)
+
+    def a_part(data: bytes) -> int:
+        written.append(data[:5])
+        return 5
+
+    writer = LogWriter(by_the_thread)
+    writer.start()
+    writer.write_each_turn(a_part, turns.calls.append)
+    writer.write("0123456789\n")
+    turns.end()
+    done = threading.Event()
+    writer.call(done.set)
+    assert done.wait(5)
+    fails = False
+    writer.finish()
+    writer.write("next\n")
+    assert b"".join(written).splitlines() == [b"01234", b"1 lines were dropped", b"next"]
+
+
 def test_g3_a_disk_is_written_by_the_thread_only(tmp_path):
     """A write to a disk may wait, and nothing shows it before."""
     with open(tmp_path / "log", "wb") as file:

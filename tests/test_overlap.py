@@ -16,7 +16,7 @@ from twisted.internet.protocol import Factory
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.errors import ConfigError
-from aigw.server.listeners import InheritedSocket, _has_ipv6, configured_listeners
+from aigw.server.listeners import InheritedSocket, Listener, Listeners, _has_ipv6, configured_listeners
 from aigw.server.overlap import overlap
 
 ADDRESSES = [
@@ -119,3 +119,11 @@ def test_d4_two_listeners_on_one_address_are_a_mistake(settings, inherited, said
     with pytest.raises(ConfigError) as caught:
         configured_listeners(built(**settings), inherited)
     assert caught.value.mistakes[0].startswith(said)
+
+
+def test_y3_a_socket_of_systemd_that_is_lost_stops_neither_a_reload_nor_the_end():
+    listeners = Listeners(reactor, None, None, None)
+    listener = Listener("systemd:domain=INET:index=0", insecure=True)
+    listeners.open = {listener: opened("tcp:0:interface=127.0.0.1")}
+    listeners.open[listener].connectionLost(None)
+    assert listeners.keep([], {}) == [listener]

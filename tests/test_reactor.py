@@ -79,6 +79,13 @@ def an_exception_in_connection_lost(reactor, notes):
     good.theirs.send(b"2")
 
 
+def an_exception_that_looks_like_the_end_of_the_data(reactor, notes):
+    for name, read in (("raises", lambda: fail(ConnectionDone)), ("returns", ConnectionDone)):
+        one = Reader(reactor, notes, name, read)
+        one.readConnectionLost = lambda _, one=one: notes.append(f"{one.name}: half closed") or one.close()
+        one.theirs.send(b"1")
+
+
 def closes(reactor, notes):
     for reason in (ConnectionDone, ConnectionLost, lambda: OSError(5, "odd")):
         Reader(reactor, notes, f"{reason.__name__}", reason).theirs.send(b"1")
@@ -150,6 +157,7 @@ SCENES = [
     an_exception,
     an_exception_that_is_none_of_the_program,
     an_exception_in_connection_lost,
+    an_exception_that_looks_like_the_end_of_the_data,
     closes,
     another_is_closed_in_the_same_poll,
     reads_and_writes,

@@ -16,7 +16,9 @@ from aigw.admin.live_feed import EVERY_SECONDS, LiveFeed
 from aigw.secret import Secret
 from aigw.settings.callers import Caller
 from aigw.telemetry import status_changes
+from aigw.telemetry.counters import OTHER
 from aigw.telemetry.redaction import Redaction
+from aigw.telemetry.series_names import SeriesNames
 from aigw.telemetry.snapshot import Reloads, Snapshot
 from aigw.telemetry.status import status
 from aigw.telemetry.status_changes import CLOSELY, MOST_ROUTES, StatusChanges
@@ -250,3 +252,24 @@ def test_g5_a_round_takes_little_whatever_changes(routes, callers, kind):
     print(f" [{routes} {callers} {kind}: {min(took) * 1000:.1f} to {max(took) * 1000:.1f} ms, {max(sizes)} bytes]")
     assert sorted(took)[len(took) // 2] < 0.06  # alone under 0.02
     assert max(sizes) < 100_000
+
+
+def test_g4_a_scrape_of_before_a_reload_that_ends_within_one_of_after_it_leaves_no_old_labels():
+    waiting, after = [World(3)], World(5)
+
+    class Interrupted(SeriesNames):
+        """Its last label is made while the other scrape ends."""
+
+        def route_label(self, name: str) -> str:
+            if name == OTHER and waiting:
+                other = waiting.pop()
+                drained(self.refresh(other.counters, other.look()))
+            return super().route_label(name)
+
+    hide = Redaction().hide
+    names = Interrupted(lambda: hide)
+    for _ in range(2):
+        drained(names.refresh(after.counters, after.look()))
+        assert [route for _, _, route in names.routes] == [*after.counters.routes.values()]
+        assert len(names.models) == len(after.counters.models)
+        assert len(names.steps) == len(names.configured) == 15

@@ -50,13 +50,15 @@ class LeanReactor(EPollReactor):
             if event != _EPOLLIN:
                 callWithLogger(selectable, self._doReadOrWrite, selectable, fd, event)
                 continue
+            has_read = False  # as in Twisted: an exception is never the end of one half only
             try:
                 why = selectable.doRead()
+                has_read = True
             except BaseException as error:
                 callWithLogger(selectable, err)
                 why = error
             if why:
-                callWithLogger(selectable, self._disconnectSelectable, selectable, why, True)
+                callWithLogger(selectable, self._disconnectSelectable, selectable, why, has_read)
 
     doIteration = doPoll
 

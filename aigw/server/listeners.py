@@ -236,7 +236,9 @@ class Listeners:
 
 def shares_port(port: IListeningPort) -> bool:
     """Whether the kernel spreads connections over this and other sockets on one port (``ReusePort=`` of systemd)."""
-    return isinstance(port, Port) and port.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 1
+    if not (isinstance(port, Port) and port.connected):
+        return False
+    return port.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 1
 
 
 def accept_waiting(port: IListeningPort) -> None:

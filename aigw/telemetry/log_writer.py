@@ -63,6 +63,7 @@ class LogWriter:
         self._thread: threading.Thread | None = None
         self._end: float | None = None
         self._inside_a_line = False
+        self._has_begun = False  # the first of ``_lines`` is the rest of a line
         self._writing = threading.Lock()  # held from when lines are taken from the queue until they are written
         self._try: Write | None = None
         self._later: Callable[[Callable[[], object]], object] | None = None
@@ -138,6 +139,8 @@ class LogWriter:
                 done = self._try(chunk) if self._try is not None else 0
             except OSError:  # it would block, or fails: the thread counts what is lost
                 done = 0
+            if done:
+                self._has_begun = not chunk.endswith(b"\n", 0, done)
             if done < len(chunk):
                 return [chunk[done:], *chunks[number + 1 :]]
         return []
@@ -205,12 +208,13 @@ class LogWriter:
         """Write whole lines. Returns how many of them could not be written."""
         begin = b"\n" if self._inside_a_line else b""
         chunk, done = begin + chunk, 0
+        has_begun, self._has_begun = self._has_begun, False
         while done < len(chunk):
             try:
                 done += self._write(chunk[done:])
             except OSError:  # a full disk, a closed pipe, a closed terminal
                 break
-        if done:
+        if done or has_begun:
             self._inside_a_line = not chunk.endswith(b"\n", 0, done)
         return chunk.count(b"\n", max(done, len(begin)))
 

@@ -50,11 +50,17 @@ class SeriesNames:
             configured += [(f"{labels},{self._step_labels(step_key(step))}", step) for step in of_config.steps]
             if number % PIECE == 0:
                 yield
-        self.routes, self.steps, self.configured = routes, steps, configured
-        self.models = [(self.model_labels(*key), model) for key, model in counters.models.items()]
+        models = [(self.model_labels(*key), model) for key, model in counters.models.items()]
         others = [] if OTHER in counters.routes else [(self.route_label(OTHER), counters.other)]
-        self.with_other = [*others, *((labels, each) for labels, _, each in routes)]
-        self._made_of = made_of
+        # All at once and last: another scrape, of before or after a reload, may be here in a thread of its own.
+        self.routes, self.steps, self.models, self.configured, self.with_other, self._made_of = (
+            routes,
+            steps,
+            models,
+            configured,
+            [*others, *((labels, each) for labels, _, each in routes)],
+            made_of,
+        )
 
     def route_label(self, name: str) -> str:
         """The label of a route."""
