@@ -79,7 +79,7 @@ class Limited:
         self._pricing = pricing
 
     def admit(self, call: Call, caller: Caller) -> Asked:
-        """Ask the store for what the call needs; gives its answer too."""
+        """Ask the store for what the call needs: the claim, and the answer."""
         about = estimate(call, caller.assume) if call.endpoint.spends == "tokens" else _NOTHING
         money = 0 if self._pricing is None else self._money_for(call, caller, about)
         tokens = about.prompt + about.output
