@@ -11,14 +11,19 @@ import random
 import subprocess
 import sys
 import weakref
+from unittest.mock import patch
 
 import pytest
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
 
+from aigw.net import headers
 from aigw.proxy import straight
+from aigw.proxy.exchange import Exchange
 from aigw.proxy.plain import HOLD_PLAIN
 from aigw.proxy.straight import MOST, StraightCall
+from aigw.server import plain_requests
+from aigw.upstream.connection import Connection
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, Wire
 from tests.properties import given
@@ -567,3 +572,72 @@ EVENTS = st.one_of(
 @given(st.lists(EVENTS, max_size=8), examples=(40, 1000))
 def test_q4_whatever_happens(parts):
     held_equal([event for part in parts for event in part])
+
+
+# Q6: faults of the gateway itself
+
+
+FAULTS = {
+    "the headers for a provider": (plain_requests.headers, "for_provider", "head"),
+    "the lines": (straight.StraightPath, "lines", "head"),
+    "the request": (straight.StraightPath, "send", "request"),
+    "the call": (StraightCall, "__init__", "request"),
+    "the write to the provider": (Connection, "send_straight", "request"),
+    "the headers of the answer": (headers, "for_client", "answer"),
+    "the usage": (straight, "usage_in", "answer"),
+    "the write to the client": (plain_requests, "write", "answer"),
+    "the record": (straight.StraightPath, "_record", "answer"),
+    "the long way": (Exchange, "resume", "error"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("limited", [False, True], ids=["without limits", "with limits"])
+def test_q6_a_fault_of_the_gateway_leaves_no_client_waiting(monkeypatch, failures, name, limited):
+    """The client gets an answer or an end, there is one record, the log has the fault, and nothing stays taken."""
+    monkeypatch.setattr(straight, "IS_ON", True)
+    keys = {"keys": [{"name": "a", "key": LIMITED, **LIMITS}]} if limited else {}
+    gateway = MemoryGateway(timeout="30s", top=keys)
+    ask = ASK.replace(KEY.encode(), LIMITED.encode()) if limited else ASK
+    client = gateway.open()
+    client.say(ask)
+    gateway.doors["p1"].wire.say(GOOD)
+    assert client.take().endswith(BODY)
+    where, what, when = FAULTS[name]
+    client = gateway.open() if when == "head" else client
+    if when in ("answer", "error"):
+        client.say(ask)
+    with patch.object(where, what, side_effect=ZeroDivisionError, autospec=isinstance(where, type)):
+        if when in ("head", "request"):
+            client.say(ask)
+        else:
+            gateway.doors["p1"].wire.say(ANSWERS["500"] if when == "error" else GOOD)
+    gateway.turns()
+    assert client.take().startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 500 ")) or client.aborted
+    assert len(gateway.records) == (1 if name == "the record" else 2)
+    assert failures
+    failures.clear()
+    assert not gateway.gateway.running
+    assert gateway.site.bodies.under_way == 0
+    if limited:
+        account = gateway.config.callers[-1].accounts[0]
+        store = gateway.site.resource.known[b"/v1/chat/completions"]._limited.admission.store
+        assert store.usage_of(account)["running"] == 0
+
+
+@pytest.mark.parametrize("ends", ["500", "not kept"])
+def test_q2_a_reload_during_a_call_lets_the_old_configuration_be_freed(monkeypatch, ends):
+    """Also when the call went the long way, and its connection stays open."""
+    monkeypatch.setattr(straight, "IS_ON", True)
+    gateway, other = MemoryGateway(steps=1), MemoryGateway(steps=1)
+    client = gateway.ask()
+    gateway.doors["p1"].wire.say(GOOD)
+    client.say(ASK)
+    old = weakref.ref(gateway.site.resource)
+    gateway.site.resource, gateway.gateway = other.site.resource, other.gateway
+    gateway.site.limit(other.config)
+    gateway.doors["p1"].wire.say(ANSWERS[ends])
+    assert not client.disconnected
+    gateway.doors.clear()
+    gc.collect()
+    assert old() is None

@@ -34,6 +34,8 @@ MOST = 64 * 1024  # bytes of a request's body
 
 log = Logger()
 
+_Answer = tuple[bytes, dict[str, int], tuple[Charge, ...]]
+
 
 class Client(Protocol):
     """The client's connection. It has one request at a time."""
@@ -44,6 +46,9 @@ class Client(Protocol):
 
     def finish(self, answer: bytes) -> None:
         """Send the whole answer."""
+
+    def abort(self, why: str) -> None:
+        """Close the connection, on which the answer may be half sent, and log the exception."""
 
     def take_long_way(self, call: StraightCall) -> None:
         """Serve the request as any other; ``call`` is to be resumed by Gateway.resume."""
@@ -94,49 +99,65 @@ class StraightPath:
         connection = plan.client.pool.take_idle()
         if connection is None:
             return None
-        sent = StraightCall(self, call, plan, client, began, address, connection, claim)
+        try:
+            sent = StraightCall(self, call, plan, client, began, address, connection, claim)
+            head = b"%s%d\r\n%sX-Request-Id: %s\r\n\r\n" % (plan.start, len(body), lines, call.request_id.encode())
+            connection.send_straight(sent, head, body)
+        except Exception:  # a fault of the gateway
+            connection.abort()
+            raise
         self.gateway.running.add(sent)
-        head = b"%s%d\r\n%sX-Request-Id: %s\r\n\r\n" % (plan.start, len(body), lines, call.request_id.encode())
-        connection.send_straight(sent, head, body)
         sent.waiting_since = self.seconds()
         return sent
 
     def finish(self, sent: StraightCall, parser: ResponseParser) -> bool:
         """Send the whole answer to the client, and record it; False if it is not as this path needs it."""
-        call, plan, connection = sent.call, sent.plan, sent.connection
-        step, given, now = plan.step, parser.headers, self.seconds()
-        body, claim = sent.body_with(parser), sent.claim
+        now, body = self.seconds(), sent.body_with(parser)
+        try:
+            found = self._answer(sent, parser.headers, body)
+        except Exception:
+            log.failure("An answer takes the long way: unexpected error")
+            found = None
+        if found is None or not sent.connection.free(may_be_paused=False):
+            parser.give_back(body)
+            return False
+        answer, usage, charges = found
+        self.gateway.running.discard(sent)
+        self._cooldowns.succeeded(sent.plan.step)
+        try:
+            sent.client.finish(answer)
+        except Exception:
+            sent.client.abort("The gateway could not answer a client: unexpected error")
+        try:
+            if sent.claim is not None:
+                self._admission.end(sent.claim, sum(charges[0].tokens.values()) if charges else 0)
+            self._sink(self._record(sent, now, len(body), usage, charges))
+        except Exception:
+            log.failure("The gateway could not record a request: unexpected error")
+        return True
+
+    def _answer(self, sent: StraightCall, given: dict[bytes, list[bytes]], body: bytes) -> _Answer | None:
+        """The whole answer for the client, and what it used; None if it is not as this path needs it."""
+        claim, plan = sent.claim, sent.plan
         if (
             len(body) > HOLD_PLAIN
             or not sent.client.may_finish
             or self.endpoint.check_answer(body, given.get(b"content-type", [b""])[-1].lower()) is not None
-            or any([change(body) is not body for change in self._router.without_keys[step.provider.name]])
+            or any([change(body) is not body for change in self._router.without_keys[plan.step.provider.name]])
         ):
-            parser.give_back(body)
-            return False
+            return None
         usage = usage_in(body)
-        charges = () if claim is None else self._charges(step, usage)
+        charges = () if claim is None else self._charges(plan.step, usage)
         shown = headers.for_client(given.items())
         if b"content-type" not in dict(shown):
             shown.append((b"content-type", b"application/json"))
-        if charges is None or self._router.keys.may_be_in(shown) or not connection.free(may_be_paused=False):
-            parser.give_back(body)
-            return False
-        self.gateway.running.discard(sent)
-        size, request_id = len(body), call.request_id
-        shown += (b"content-length", b"%d" % size), (b"x-request-id", request_id.encode())
-        self._cooldowns.succeeded(step)
+        if charges is None or self._router.keys.may_be_in(shown):
+            return None
+        shown += (b"content-length", b"%d" % len(body)), (b"x-request-id", sent.call.request_id.encode())
         lines = headers.lines(shown) + plan.about
         if claim is not None:
             lines = with_limits(lines, claim)
-        sent.client.finish(b"HTTP/1.1 200 OK\r\n%s\r\n%s" % (lines, body))
-        try:
-            if claim is not None:
-                self._admission.end(claim, sum(charges[0].tokens.values()) if charges else 0)
-            self._sink(self._record(sent, now, size, usage, charges))
-        except Exception:
-            log.failure("The gateway could not record a request: unexpected error")
-        return True
+        return b"HTTP/1.1 200 OK\r\n%s\r\n%s" % (lines, body), usage, charges
 
     def _charges(self, step: Step, usage: dict[str, int]) -> tuple[Charge, ...] | None:
         """What the caller is charged; None if the provider did not report it: that is estimated on the long way."""
@@ -149,8 +170,7 @@ class StraightPath:
         self, sent: StraightCall, now: float, size: int, usage: dict[str, int], charges: tuple[Charge, ...]
     ) -> Record:
         """The record of a call that is over; the whole answer was there at ``now``."""
-        call, plan, began, ended = sent.call, sent.plan, sent.began, self.seconds()
-        step = plan.step
+        call, plan, step, began, ended = sent.call, sent.plan, sent.plan.step, sent.began, self.seconds()
         number, provider, model = step.number, step.provider.name, step.model
         took = round((now - sent.received) * 1000)
         attempt = AttemptRecord(number, provider, model, "ok", 200, took, "", None, plan.host, plan.path)

@@ -133,11 +133,11 @@ class EndpointResource(ApiResource):
         """See Limited; None for a caller without limits."""
         return self._limited.admit(call, caller) if caller.accounts and self._counts else None
 
-    def serve(self, call: Call, request: Request, asked: Asked | None) -> Deferred[None]:
-        """Serve a call for which ``admit_call`` was called. Raises GatewayError."""
+    def serve(self, call: Call, request: Request, asked: Asked | None = None) -> Deferred[None]:
+        """Serve a call. ``asked`` is what ``admit_call`` gave, if it was called. Raises GatewayError."""
         record = request.record
         record.received = self._seconds()
-        if asked is not None:
+        if request.caller is not None and request.caller.accounts and self._counts:
             return self._limited.serve(call, request, record, asked)
         return self._gateway.serve(call, request, record)
 

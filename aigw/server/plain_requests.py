@@ -7,9 +7,12 @@ bytes come and the configuration is the same, the key, the path, the method and 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from twisted.internet.defer import fail
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from aigw.errors import GatewayError
@@ -28,8 +31,6 @@ from aigw.server.timeouts import ConnectionTimeouts
 from aigw.settings.callers import Caller
 
 if TYPE_CHECKING:
-    from twisted.internet.defer import Deferred
-
     from aigw.server.channel import Channel
     from aigw.server.limited import LimitedClaim
 
@@ -37,6 +38,8 @@ MOST_OF_A_HEAD = 8 * 1024  # bytes that are kept
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,5})\r\n", re.IGNORECASE)
 # A request that may be a stream is not tried here. Whether it is one is decided where its body is read.
 no_stream = re.compile(rb'"stream"\s*:\s*(?:false|null)').search
+
+log = Logger()
 
 
 class _Known:
@@ -114,7 +117,12 @@ class PlainRequests:
 
     def begins(self, data: bytes, head: RequestHead, rest: bytes) -> bool:
         """The same for ``data`` that is a new ``head``, which is known from now on, and the ``rest`` behind it."""
-        return self._learn(head, data, len(data) - len(rest)) and self.takes(data, head.request_id)
+        try:
+            is_known = self._learn(head, data, len(data) - len(rest))
+        except Exception:
+            log.failure("A request takes the long way: unexpected error")
+            return False
+        return is_known and self.takes(data, head.request_id)
 
     def _learn(self, head: RequestHead, data: bytes, size: int) -> bool:
         self.before = b""
@@ -166,13 +174,21 @@ class PlainRequests:
         if self._pieces:
             pieces, self._pieces = self._pieces, []
             data = b"".join([*pieces, data])
+        try:
+            render = self._send(data)
+        except Exception:  # a fault of the gateway
+            render = partial(fail, Failure())
+        if self._sent is None:
+            self._as_request(0).body_received(data, render)
+
+    def _send(self, data: bytes) -> Callable[[Request], Any] | None:
+        """Send the request with this body. Where it is not sent: how to serve it, if its body was read."""
         known = self._known
         assert known is not None
         call = self._read(known, data) if data.find(b'"stream"') < 0 or no_stream(data) else None
         plan = None if call is None else known.path.plan_for(call)
         if call is None or plan is None:
-            self._as_request(0).body_received(data, None if call is None else partial(self._serve, call))
-            return
+            return None if call is None else partial(known.resource.serve, call)
         asked = known.resource.admit_call(call, known.caller) if known.caller.accounts else None
         if asked is not None:
             self._claim = asked[0]
@@ -182,13 +198,8 @@ class PlainRequests:
             self._sent = known.path.send(call, plan, known.lines, self, self._began, known.address, self._claim)
             if self._sent is not None:
                 self._timeouts.expire_after(plan.step.timeout)
-                return
-        self._as_request(0).body_received(data, partial(known.resource.serve, call, asked=asked))
-
-    def _serve(self, call: Call, request: Request) -> Deferred[None]:
-        known = self._known
-        assert known is not None
-        return known.resource.serve(call, request, known.resource.admit_call(call, known.caller))
+                return None
+        return partial(known.resource.serve, call, asked=asked)
 
     def too_late(self) -> None:
         """The time for the answer is over, if it is awaited on the straight path."""
@@ -208,6 +219,7 @@ class PlainRequests:
     def connectionLost(self, reason: Failure) -> None:
         """See Request."""
         self.as_request().connectionLost(reason)
+        self.forget()
 
     def as_request(self) -> Request:
         """The Request that takes its place, on the long way."""
@@ -232,6 +244,8 @@ class PlainRequests:
         request._taken, request.bytes_in = self._length, bytes_in
         self._pieces = []
         channel.request = request
+        if known.tree is not channel.site.resource:
+            self.forget()
         return request
 
     def _read(self, known: _Known, body: bytes) -> Call | None:
@@ -260,6 +274,12 @@ class PlainRequests:
         if self._known is not None and self._known.tree is not channel.site.resource:
             self.forget()
 
+    def abort(self, why: str) -> None:
+        """See Client."""
+        log.failure(why)
+        self._channel.request = None
+        self._channel.transport.abortConnection()
+
     def take_long_way(self, call: StraightCall) -> None:
         """See Client."""
         if call.seconds_left:  # a limit that has passed unnoticed, in a freeze, is checked once more
@@ -268,4 +288,9 @@ class PlainRequests:
         self._sent, known = None, self._known
         assert known is not None
         request = self._as_request(call.call.size)
-        request.serve(known.resource.resume(call, request))
+        try:
+            serving = known.resource.resume(call, request)
+        except Exception:  # a fault of the gateway: nothing awaits the answer
+            call.connection.abort()
+            serving = fail()
+        request.serve(serving)

@@ -72,6 +72,7 @@ class GatewaySite(Site):
         """A client's connection is closed."""
         self._open.discard(channel)
         self.idle.pop(channel, None)
+        channel.plain.forget()
         self.limiter.left(channel.transport.getPeer(), channel.closing.makes_room)
         if self._emptied is not None and not self._open:
             emptied, self._emptied = self._emptied, None

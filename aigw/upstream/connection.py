@@ -270,7 +270,7 @@ class Connection(Protocol):
 
     def abort(self) -> None:
         """Close now, in every state; no Deferred fires."""
-        self.ready = self._answer = self._receiver = self._pieces = None
+        self.ready = self._answer = self._receiver = self._pieces = self._straight = None
         self._on_lost(self)  # at once: connectionLost comes a turn later, and the pool must not use it until then
         self._busy = False
         if self._alive and self.transport is not None:
