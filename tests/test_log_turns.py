@@ -66,12 +66,19 @@ def begin(writing: int, turns: Turns, write=None) -> tuple[LogWriter, list[bytes
     return writer, pieces
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_g3_the_lines_of_a_turn_are_one_write(pipe, turns, kind):
-    reading, writing = pipe
+@pytest.fixture(params=["pipe", "socket"])
+def ends(request, pipe):
+    """The two file descriptors: for reading and for writing."""
+    if request.param == "pipe":
+        yield pipe
+        return
     one, two = socket.socketpair()
-    if kind == "socket":
-        reading, writing = one.fileno(), two.fileno()
+    with one, two:
+        yield one.fileno(), two.fileno()
+
+
+def test_g3_the_lines_of_a_turn_are_one_write(ends, turns):
+    reading, writing = ends
     writer, pieces = begin(writing, turns)
     for turn in range(3):
         lines = [LINE.format(number) for number in range(5)]
@@ -83,16 +90,10 @@ def test_g3_the_lines_of_a_turn_are_one_write(pipe, turns, kind):
         assert read_all(reading, LINE.format(4)) == lines
         assert len(pieces) == turn + 1
     assert os.get_blocking(writing)  # whoever shares the file sees no change
-    one.close()
-    two.close()
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_g3_b9_what_is_not_taken_is_left_to_the_thread_in_order(pipe, turns, kind):
-    reading, writing = pipe
-    one, two = socket.socketpair()
-    if kind == "socket":
-        reading, writing = one.fileno(), two.fileno()
+def test_g3_b9_what_is_not_taken_is_left_to_the_thread_in_order(ends, turns):
+    reading, writing = ends
     writer, _ = begin(writing, turns)
     for number in range(9000):
         writer.write(LINE.format(number))
@@ -108,8 +109,6 @@ def test_g3_b9_what_is_not_taken_is_left_to_the_thread_in_order(pipe, turns, kin
     writer.write("and then\n")
     turns.end()
     assert read_all(reading, "then") == ["and then\n"]
-    one.close()
-    two.close()
 
 
 def test_g3_a_line_of_another_thread_needs_no_turn(pipe, turns):
