@@ -17,6 +17,8 @@ from aigw.config.model import Config
 from aigw.errors import RequestError
 from aigw.settings.callers import Account
 
+Reached = LimitReached | Deferred[LimitReached | None] | None  # the answer of a store to an admission
+
 POLL_SECONDS = 0.5
 MOST_WAITING = 100  # requests that wait for a slot of one account
 
@@ -40,7 +42,7 @@ class Store(Protocol):
     def finish(self) -> None:
         """The process ends."""
 
-    def admit(self, claim: Claim) -> LimitReached | Deferred[LimitReached | None] | None:
+    def admit(self, claim: Claim) -> Reached:
         """Take all that the claim asks for, or nothing; gives the limit that is reached."""
 
     def settle(self, claim: Claim, tokens: int, money: int = 0) -> object:
@@ -111,9 +113,7 @@ class Admission:
         """Admit a request, or have it wait so many seconds for a slot; None if that is done. Raises RequestError."""
         return self.decide(self.store.admit(claim), claim, wait)
 
-    def decide(
-        self, reached: LimitReached | Deferred[LimitReached | None] | None, claim: Claim, wait: float
-    ) -> Deferred[None] | None:
+    def decide(self, reached: Reached, claim: Claim, wait: float) -> Deferred[None] | None:
         """The same, where the store has been asked."""
         return (
             reached.addCallback(self._decide, claim, wait, True)

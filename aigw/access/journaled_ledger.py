@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from aigw.access.amounts import Counts
 from aigw.access.journal import Journal
 from aigw.access.ledger import Ledger
-from aigw.access.limits import WindowCount
 from aigw.access.other_journals import LONGEST_SECONDS, Key, Sum
 from aigw.config.model import Config
 
@@ -65,9 +63,6 @@ class JournaledLedger(Ledger):
             before = added.get(key)
             count.spent += amount - (before[1] if before is not None and count.ends <= before[0] else 0)
             added[key] = max(ends, count.ends), amount
-
-    def _budget(self, account: str, budget: str) -> WindowCount:
-        return self._counts.setdefault(account, Counts()).budgets.setdefault(budget, WindowCount())
 
     def _open(self) -> None:
         folder = self._folder

@@ -70,9 +70,12 @@ class Ledger:
 
     def restore(self, account: str, budget: str, ends: float, spent: int) -> None:
         """What was spent before the process started, in a period that ends at ``ends``; what is known counts more."""
-        count = self._counts.setdefault(account, Counts()).budgets.setdefault(budget, WindowCount())
+        count = self._budget(account, budget)
         if (ends, spent) > (count.ends, count.spent):
             count.ends, count.spent = ends, spent
+
+    def _budget(self, account: str, budget: str) -> WindowCount:
+        return self._counts.setdefault(account, Counts()).budgets.setdefault(budget, WindowCount())
 
     def budgets(self) -> Iterator[tuple[str, str, WindowCount]]:
         """All budgets that were used: of which account, which one, and its count."""

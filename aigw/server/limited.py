@@ -9,10 +9,10 @@ import msgspec
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.python.failure import Failure
 
-from aigw.access.admission import Admission, Store
+from aigw.access.admission import Admission, Reached, Store
 from aigw.access.errors import for_client
 from aigw.access.estimates import Estimate, estimate, used
-from aigw.access.ledger import Claim, LimitReached
+from aigw.access.ledger import Claim
 from aigw.accounting.estimated import NoPrices, complete
 from aigw.config.model import Config
 from aigw.errors import GatewayError, RequestError
@@ -41,7 +41,7 @@ class LimitedClaim(Claim, eq=False):
     events: int = 0
 
 
-Asked = tuple[LimitedClaim, LimitReached | Deferred[LimitReached | None] | None]  # and the limit that is reached
+Asked = tuple[LimitedClaim, Reached]
 
 
 class CountedStream:

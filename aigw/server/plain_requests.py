@@ -186,9 +186,11 @@ class PlainRequests:
         known = self._known
         assert known is not None
         call = self._read(known, data) if data.find(b'"stream"') < 0 or no_stream(data) else None
-        plan = None if call is None else known.path.plan_for(call)
-        if call is None or plan is None:
-            return None if call is None else partial(known.resource.serve, call)
+        if call is None:
+            return None
+        plan = known.path.plan_for(call)
+        if plan is None:
+            return partial(known.resource.serve, call)
         asked = known.resource.admit_call(call, known.caller) if known.caller.accounts else None
         if asked is not None:
             self._claim = asked[0]

@@ -68,11 +68,8 @@ local function charge(account, tokens, money)
   end
 end
 local function lapse(account, member)
-  if redis.call('HGET', account.over, member) then  -- it was settled before it came
-    free(account, member)
-    return
-  end
   free(account, member)
+  if redis.call('HGET', account.over, member) then return end  -- it was settled before it came
   local tokens, money = reserved(member)
   charge(account, tokens, money)
   local charged = {string.format('%.3f', account.tokens > 0 and account.ends or 0)}

@@ -76,16 +76,12 @@ SETTLE = (
     COMMON
     + """
 local member, tokens, money, taken, how = arg(), arg(), arg(), arg(), arg()
-for i = 1, number() do
+for _ = 1, number() do
   local account = read_account()
-  local counts = true
-  if member ~= '' then
-    local state = free(account, member) and 'held' or take_back(account, member)
-    counts = state and state ~= 'settled' or not state and how ~= 'again'
-    if how ~= 'first' then remember(account, member, 'settled') end
-  end
+  local state = free(account, member) and 'held' or take_back(account, member)
+  if how ~= 'first' then remember(account, member, 'settled') end
   write_window(account)
-  if counts then
+  if state and state ~= 'settled' or not state and how ~= 'again' then
     charge(account, tokens, money)
     add(account.hash, 'taken', taken)
   end

@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from aigw.access.admission import Reached
 from aigw.access.amounts import Counts
 from aigw.access.errors import StoreUnavailable
 from aigw.access.journal import FOLLOW_SECONDS
@@ -32,8 +33,6 @@ from aigw.store.stored_accounts import Described, Share, numbers_in, prefixed, r
 from aigw.store.stored_usage import StoredUsage
 
 MOST_LEASES = 1000  # renewed by one script
-
-Reached = LimitReached | Deferred[LimitReached | None] | None
 
 
 class SharedStore:

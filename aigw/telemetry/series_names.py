@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import is_
 
 from aigw.config.model import Step
 from aigw.telemetry.counters import OTHER, Counters, ModelCounters, RouteCounters, StepCounters, StepKey, step_key
@@ -20,7 +21,7 @@ class SeriesNames:
 
     def __init__(self, hide: Callable[[], Callable[[str], str]]) -> None:
         self._hide = hide
-        self._made_of: tuple[object, ...] = ()
+        self._made_of: tuple[object, ...] = (None,)
         self._values: dict[str, str] = {}
         self.routes: list[tuple[str, str, RouteCounters]] = []
         self.with_other: list[tuple[str, RouteCounters]] = []
@@ -31,9 +32,7 @@ class SeriesNames:
     def refresh(self, counters: Counters, live: Snapshot) -> Iterator[None]:
         """Make the labels if those of the last scrape are old, in short steps."""
         made_of = (counters.routes, counters.models, live.config.routes, counters.other, self._hide())
-        if len(made_of) == len(self._made_of) and all(
-            one is other for one, other in zip(made_of, self._made_of, strict=True)
-        ):
+        if all(map(is_, made_of, self._made_of)):
             return
         self._values = {}
         routes: list[tuple[str, str, RouteCounters]] = []

@@ -110,16 +110,13 @@ class StatusChanges:
             route, counted = named[number]
             before = marks[number]
             now = sum(counted.requests.values()), live.in_flight.get(route.name, 0)
-            if before[:2] == now:
-                if (number + self._round) % CLOSELY:
-                    continue
-                mark = (*now, *_state(route, counted, live))
-                if mark[:3] != before[:3]:
-                    changed.append((number, mark))
-                elif mark != before:
-                    aged.append((number, mark))
-            else:
-                changed.append((number, (*now, *_state(route, counted, live))))
+            if before[:2] == now and (number + self._round) % CLOSELY:
+                continue
+            mark = (*now, *_state(route, counted, live))
+            if mark[:3] != before[:3]:
+                changed.append((number, mark))
+            elif mark != before:
+                aged.append((number, mark))
         if all_of_them:
             return changed
         due: list[tuple[int, Mark]] = []
