@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from twisted.scripts import twistd
 
-from aigw.daemon.init import init
+from aigw.commands.init import init
 
 EX_USAGE = 64
 IN_FOREGROUND = ["-n", "--pidfile=", *(["--reactor=aigw"] if hasattr(select, "epoll") else []), "aigw"]

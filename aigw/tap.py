@@ -19,19 +19,20 @@ from twisted.python import usage
 from aigw import __version__
 from aigw.access.keys import line_of, new_key
 from aigw.accounting.line import COLUMNS
+from aigw.commands.output import escape_unwritable, put
 from aigw.config import loader
 from aigw.config.model import Config
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.daemon import dumpable, memory
-from aigw.daemon.output import escape_unwritable, put
 from aigw.daemon.service import GatewayService
 from aigw.daemon.signals import handle_signal, handle_stops, ignore
 from aigw.daemon.systemd import Environment, Notify, watchdog_seconds
 from aigw.errors import ConfigError
+from aigw.log_output import terminal
+from aigw.log_output.log_file import LogFile
+from aigw.log_output.log_writer import to_syslog
 from aigw.net.interfaces import Reactor
-from aigw.telemetry import logs, terminal
-from aigw.telemetry.log_file import LogFile
-from aigw.telemetry.log_writer import to_syslog
+from aigw.telemetry import logs
 from aigw.upstream.connector import Host, Resolver
 from aigw.upstream.providers import Upstream
 
@@ -140,7 +141,7 @@ def makeService(options: Options) -> IService:
     )  # unless a handler is set below: logrotate may send it where there is no log file
     try:
         if options["demo"]:
-            from aigw.daemon import demo  # here, because every other start is faster without this import
+            from aigw.commands import demo  # here, because every other start is faster without this import
 
             show = demo.DemoService(reactor, _observer(options.parent, options["json-log"]))
             handle_stops(reactor, show.stop_now)
@@ -176,7 +177,7 @@ def makeService(options: Options) -> IService:
         _report(error, str(path or "The configuration"), in_words=bool(in_words))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
-        from aigw.daemon.describe import described
+        from aigw.commands.describe import described
 
         escape_unwritable(sys.stdout)
         put(described(service.config, service.warnings()))
@@ -189,7 +190,7 @@ def makeService(options: Options) -> IService:
 
 
 def _check_providers(loaded: Config, reactor: Reactor, options: Options) -> NoReturn:
-    from aigw.daemon.check_providers import check
+    from aigw.commands.check_providers import check
 
     escape_unwritable(sys.stdout)
     upstream = Upstream(reactor, loaded.providers.values(), partial(Host, reactor, Resolver(reactor)))
@@ -219,7 +220,7 @@ def _print_new_key(name: str) -> NoReturn:
 
 
 def _explain(loaded: Config, options: Options) -> NoReturn:
-    from aigw.daemon.explain import explain
+    from aigw.commands.explain import explain
 
     escape_unwritable(sys.stdout)
     raise SystemExit(explain(loaded, options["explain"], put, options["json"]))

@@ -242,7 +242,7 @@ def import_all() -> None:
     from twisted.plugin import getPlugins
 
     import aigw.command
-    import aigw.daemon.check_providers
+    import aigw.commands.check_providers
     import aigw.daemon.service
     import aigw.tap  # noqa: F401
     from aigw.config import loader

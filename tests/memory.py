@@ -17,13 +17,13 @@ from zope.interface import implementer
 
 from aigw.accounting.accounts import Accounts
 from aigw.config import loader
+from aigw.connections.connection_limits import ConnectionGuard
 from aigw.credentials.changing_keys import ChangingKeys, Run
 from aigw.proxy.gateway import Gateway
 from aigw.routing.cooldown import CooldownsByEndpoint
 from aigw.routing.keyed_upstream import with_keys
 from aigw.routing.router import Router
 from aigw.server import api
-from aigw.server.connection_limits import ConnectionGuard
 from aigw.server.site import GatewaySite
 from aigw.telemetry.record import AttemptRecord, Record, Sink
 from aigw.upstream.providers import Upstream

@@ -16,8 +16,8 @@ import trustme
 from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 
-from aigw.server import connection_limits
-from aigw.server import open_files as openfiles
+from aigw.connections import connection_limits
+from aigw.connections import open_files as openfiles
 from aigw.telemetry import notices
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, body_of, error_of

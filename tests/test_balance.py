@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectionRefusedError
 from aigw.config import loader
 from aigw.config.model import Step
 from aigw.errors import ConfigError, UpstreamRefused
+from aigw.log_output.terminal import readable
 from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy.gateway import Gateway
@@ -22,7 +23,6 @@ from aigw.routing.balance import key_names
 from aigw.routing.retry_policy import is_same_for_keys
 from aigw.server import api
 from aigw.telemetry.record import RecordBuilder, for_log
-from aigw.telemetry.terminal import readable
 from tests import providers
 from tests.harness import AUTH, HELLO, KEY, request, until
 from tests.memory import MemoryGateway, Wire, error_of

@@ -24,7 +24,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from aigw.daemon.demo import KEY as DEMO_KEY
+from aigw.commands.demo import KEY as DEMO_KEY
 from tests.switch import Switch
 from tests.test_daemon import Daemon, Demo
 from tests.webdriver import Chromium

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from aigw.connections.ahead import MAX_BEHIND
 from aigw.protocols import sse
 from aigw.protocols.scanner import HOLD_STREAM
-from aigw.server.ahead import MAX_BEHIND
 from tests.harness import request
 from tests.memory import MemoryGateway
 from tests.providers import DONE, STREAM_HEAD, chunk, event

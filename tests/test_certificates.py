@@ -24,7 +24,7 @@ from twisted.internet.threads import deferToThread
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-from aigw.daemon.check_providers import Check
+from aigw.commands.check_providers import Check
 from aigw.errors import ConfigError
 from aigw.upstream import trust
 from aigw.upstream.client import ascii_url

@@ -9,9 +9,9 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
+from aigw.commands.check_providers import Check, neighbours
+from aigw.commands.check_report import as_json, as_text
 from aigw.config import loader
-from aigw.daemon.check_providers import Check, neighbours
-from aigw.daemon.check_report import as_json, as_text
 from aigw.upstream.connector import Host, Resolver
 from aigw.upstream.providers import Upstream
 from tests.harness import bounded
@@ -195,7 +195,7 @@ async def test_a_wrong_certificate(world, host, trusted):
 
 @ensureDeferred
 async def test_one_that_hangs_is_given_up(world, monkeypatch):
-    monkeypatch.setattr("aigw.daemon.check_providers.SECONDS", 0.2)
+    monkeypatch.setattr("aigw.commands.check_providers.SECONDS", 0.2)
     found, step, text = await check(world, world.provider(hang))
     assert (found.reachable, step.works) == (False, False)
     assert "limit of 0.2 s passed" in text
@@ -203,7 +203,7 @@ async def test_one_that_hangs_is_given_up(world, monkeypatch):
 
 @ensureDeferred
 async def test_a_list_without_end_is_given_up(world, monkeypatch):
-    monkeypatch.setattr("aigw.daemon.check_providers.MAX_LIST", 1000)
+    monkeypatch.setattr("aigw.commands.check_providers.MAX_LIST", 1000)
     found, step, _ = await check(world, world.provider(by_key(models(*map(str, range(1000))))))
     assert (found.models, step.listed, step.works) == (None, None, None)
 
@@ -289,7 +289,7 @@ def in_turn(*behaviours):
 )
 @ensureDeferred
 async def test_d4_try_sends_each_step_a_real_request(world, monkeypatch, paths, works, said):
-    monkeypatch.setattr("aigw.daemon.check_providers.TRY_SECONDS", 0.5)
+    monkeypatch.setattr("aigw.commands.check_providers.TRY_SECONDS", 0.5)
     provider = world.provider(by_path(**{"v1__models": by_key(models("m")), **paths}))
     _, step, text = await check(world, provider, tries=True)
     assert (step.tried, step.works) == (True, works)

@@ -10,8 +10,8 @@ from contextlib import ExitStack, suppress
 import pytest
 from twisted.internet.error import ConnectionDone
 
-from aigw.server import chunks
-from aigw.server.chunks import BodyTooLong, ChunkedBody, MalformedChunks
+from aigw.connections import chunks
+from aigw.connections.chunks import BodyTooLong, ChunkedBody, MalformedChunks
 from tests.harness import AUTH, HELLO, KEY, request
 from tests.memory import MemoryGateway, error_of
 from tests.properties import times

@@ -22,7 +22,7 @@ from twisted.internet.testing import MemoryReactorClock
 
 from aigw import __version__
 from aigw.command import COMMANDS, EX_USAGE, HELP, translate
-from aigw.daemon import own_requests
+from aigw.commands import own_requests
 from aigw.tap import EX_USAGE as TAP_USAGE
 from aigw.tap import Options
 from tests import fork_server

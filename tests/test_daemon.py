@@ -21,8 +21,8 @@ import pytest
 import trustme
 
 from aigw import tap
+from aigw.commands import demo
 from aigw.config import loader
-from aigw.daemon import demo
 from aigw.settings.schema import settings
 from aigw.telemetry import logs
 from tests import fork_server

@@ -23,9 +23,9 @@ import yaml
 from pytest_twisted import ensureDeferred
 
 from aigw import errors
+from aigw.commands import demo, init
 from aigw.config import loader
 from aigw.config.model import SESSION_FROM, Config
-from aigw.daemon import demo, init
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.server import unknown_paths
 from aigw.settings.endpoint_names import NAMES

@@ -11,9 +11,9 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred
 
+from aigw.connections.closing import LINGER_SECONDS
+from aigw.connections.timeouts import LAST_REQUEST_SECONDS
 from aigw.daemon.drain import FLUSH_SECONDS, Drain
-from aigw.server.closing import LINGER_SECONDS
-from aigw.server.timeouts import LAST_REQUEST_SECONDS
 from tests.harness import HELLO, bounded, request, until
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import (

@@ -14,10 +14,10 @@ from twisted.internet.address import IPv4Address
 from aigw.admin import resources
 from aigw.admin.live_feed import LiveFeed
 from aigw.admin.session import Cookies
+from aigw.commands.describe import described
+from aigw.commands.explain import explain
 from aigw.config import loader
 from aigw.config.model import Config
-from aigw.daemon.describe import described
-from aigw.daemon.explain import explain
 from aigw.errors import BadRequest
 from aigw.explain.explained import Explained
 from aigw.explain.explainer import Explainer
@@ -445,7 +445,7 @@ def test_d4_d4b_an_output_that_cannot_be_written(broken, err):
     reader, writer = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)
-    code = "from aigw.daemon.output import put; put('x' * 100_000)"
+    code = "from aigw.commands.output import put; put('x' * 100_000)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         stdout=full if broken == "full" else writer,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from aigw.commands.describe import described
 from aigw.config import loader
 from aigw.config.model import Config
-from aigw.daemon.describe import described
 from aigw.explain.explained import Explained
 from aigw.explain.explainer import Explainer
 from aigw.explain.text import as_json, as_text

@@ -12,8 +12,8 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 
+from aigw.connections import timeouts
 from aigw.net import lateness
-from aigw.server import timeouts
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, body_of
 from tests.providers import DONE, STREAM_HEAD, chunk, completion, event, head

@@ -9,7 +9,7 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
-from aigw.server import closing
+from aigw.connections import closing
 from aigw.server.resources import ApiResource
 from tests.harness import AUTH, CHAT, HELLO, KEY, Answer, Client, bounded, contents, request, until
 from tests.memory import MemoryGateway, error_of

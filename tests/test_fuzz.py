@@ -20,7 +20,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.error import ConnectionDone
 
 from aigw.access import refused_keys
-from aigw.server.ahead import MAX_BEHIND
+from aigw.connections.ahead import MAX_BEHIND
 from aigw.server.channel import Channel
 from tests.harness import AUTH, CHAT, HELLO, KEY, request, until
 from tests.memory import MemoryGateway, Wire

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aigw.connections.request_head import id_of
 from aigw.net.headers import (
     _TO_CLIENT_AS,
     MOST_BYTES,
@@ -22,7 +23,6 @@ from aigw.net.headers import (
     for_provider,
     value,
 )
-from aigw.server.request_head import id_of
 from tests.harness import AUTH, HELLO, request
 from tests.memory import MemoryGateway
 from tests.properties import times

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from aigw.telemetry.log_writer import LogWriter, to_descriptor, without_waiting
+from aigw.log_output.log_writer import LogWriter, to_descriptor, without_waiting
 from tests.test_log_writer import LINE, pipe, read_all
 
 assert pipe  # a fixture

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from aigw.telemetry import log_writer
-from aigw.telemetry.log_file import LogFile
-from aigw.telemetry.log_writer import LogWriter, to_descriptor
+from aigw.log_output import log_writer
+from aigw.log_output.log_file import LogFile
+from aigw.log_output.log_writer import LogWriter, to_descriptor
 from tests import fork_server
 from tests.properties import times
 from tests.test_daemon import CONFIG, KEYS, Daemon, twistd, wait_until

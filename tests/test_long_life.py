@@ -13,8 +13,8 @@ from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
 
 from aigw.daemon.watchdog import CHECK_SECONDS, WARN_EVERY, Watchdog
+from aigw.log_output.duplicates import MAX_KINDS, WINDOW_SECONDS, DuplicateFilter
 from aigw.telemetry import logs
-from aigw.telemetry.duplicates import MAX_KINDS, WINDOW_SECONDS, DuplicateFilter
 from aigw.telemetry.logs import JsonLines
 from tests.test_daemon import Daemon, twistd
 

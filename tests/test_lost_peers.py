@@ -14,7 +14,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import DeferredList
 from twisted.internet.task import deferLater
 
-from aigw.server import timeouts
+from aigw.connections import timeouts
 from tests.harness import AUTH, HELLO, bounded, request, until
 from tests.memory import MemoryGateway
 from tests.providers import ROLE, begin_stream, chunk, drip, event, hang, then

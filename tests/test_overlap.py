@@ -15,9 +15,9 @@ from twisted.internet.protocol import Factory
 
 from aigw.config import loader
 from aigw.config.model import Config
+from aigw.connections.overlap import overlap
 from aigw.errors import ConfigError
 from aigw.server.listeners import InheritedSocket, Listener, Listeners, _has_ipv6, configured_listeners
-from aigw.server.overlap import overlap
 
 ADDRESSES = [
     "tcp:{port}",

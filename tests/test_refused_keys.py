@@ -18,7 +18,7 @@ from aigw.access.refused_keys import (
     MAX_WAITING,
     RefusedKeys,
 )
-from aigw.server.ahead import MAX_BEHIND
+from aigw.connections.ahead import MAX_BEHIND
 from aigw.telemetry import notices
 from aigw.telemetry.notices import LOG_SECONDS
 from tests.harness import AUTH, CHAT, HELLO, bounded, request, until

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 import msgspec
 from pytest_twisted import ensureDeferred
 
-from aigw.daemon.describe import described
+from aigw.commands.describe import described
 from aigw.settings.callers import expiry_warnings
 from tests.harness import HELLO, request, until
 from tests.memory import body_of

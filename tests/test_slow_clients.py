@@ -10,7 +10,7 @@ from twisted.internet import reactor
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import deferLater
 
-from aigw.server import timeouts
+from aigw.connections import timeouts
 from tests.harness import AUTH, HELLO, request
 from tests.memory import MemoryGateway, body_of, error_of
 from tests.providers import ROLE, STREAM_HEAD, answer, chunk, completion, event, head

@@ -15,8 +15,8 @@ from twisted.internet.defer import ensureDeferred as as_deferred
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
-from aigw.server import closing
-from aigw.server.request_head import SINGLE
+from aigw.connections import closing
+from aigw.connections.request_head import SINGLE
 from tests.harness import AUTH, CHAT, HELLO, bounded, request
 from tests.memory import MemoryGateway, error_of
 from tests.properties import grid

@@ -17,10 +17,10 @@ import urllib.request
 
 import pytest
 
+from aigw.log_output.terminal import TerminalFile, allows_colour, is_terminal, printable, readable
 from aigw.secret import Secret
 from aigw.telemetry.logs import JsonLines
 from aigw.telemetry.redaction import Redaction
-from aigw.telemetry.terminal import TerminalFile, allows_colour, is_terminal, printable, readable
 from tests.test_daemon import CONFIG, KEYS, ROOT
 
 ATTEMPT = {"step": 1, "provider": "down", "model": "a", "outcome": "unreachable", "status": None, "duration_ms": 2, "message": "x", "rests_s": None}  # fmt: skip

@@ -16,7 +16,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 from twisted.internet.protocol import Factory, Protocol
 
-from aigw.daemon.check_providers import Check
+from aigw.commands.check_providers import Check
 from aigw.routing.retry_policy import Verdict, decide
 from aigw.upstream.reasons import ProxyRefused
 from tests.harness import HELLO, KEY, request, tls_options, until

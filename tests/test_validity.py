@@ -15,7 +15,7 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 from pytest_twisted import ensureDeferred
 
-from aigw.daemon import demo
+from aigw.commands import demo
 from aigw.net.validity import Authorities
 from aigw.upstream.trust import ProviderTls, Trust
 from tests.certificates import DAY, NOW, Issued, authority, dns, ip, issue

@@ -10,10 +10,10 @@ from unittest.mock import patch
 import msgspec
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
+from aigw.connections import request_head
 from aigw.daemon.drain import Drain
 from aigw.proxy import straight
 from aigw.routing import cooldown
-from aigw.server import request_head
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, Wire
 from tests.providers import head

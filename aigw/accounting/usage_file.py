@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from aigw.accounting.line import lost_line
+from aigw.log_output.log_writer import LogWriter
 from aigw.settings.quoting import quoted_file
 from aigw.telemetry import logs
-from aigw.telemetry.log_writer import LogWriter
 
 MODE = 0o600
 FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC

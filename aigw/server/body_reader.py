@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
-from aigw.server.chunks import BodyTooLong, ChunkedBody, MalformedChunks
+from aigw.connections.chunks import BodyTooLong, ChunkedBody, MalformedChunks
+from aigw.connections.request_head import invalid
 from aigw.server.request import Request
-from aigw.server.request_head import invalid
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel

@@ -1,7 +1,5 @@
-"""One connection of a client: the checks before a body is read, the answers, and how an error ends the connection.
-
-``twisted.web`` reads bodies into files before it refuses one, and over TLS serves the requests behind an error.
-"""
+"""One connection of a client: the checks before a body is read, the answers, and how an error ends it. ``twisted.web``
+reads bodies into files before it refuses one, and over TLS serves the requests behind an error."""
 
 from __future__ import annotations
 
@@ -13,16 +11,17 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from aigw.connections import closing, timeouts
+from aigw.connections.ahead import Ahead
+from aigw.connections.bodies import without_frames
+from aigw.connections.request_head import TLS_HANDSHAKE, HeadReader, RequestHead
 from aigw.errors import Draining, GatewayError, RequestTimeout
 from aigw.net.interfaces import ClientTransport
 from aigw.net.write import prepare
-from aigw.server import closing, rejections, timeouts
-from aigw.server.ahead import Ahead
-from aigw.server.bodies import without_frames
+from aigw.server import rejections
 from aigw.server.body_reader import BodyReader
 from aigw.server.plain_requests import PlainRequests, no_stream
 from aigw.server.request import Request
-from aigw.server.request_head import TLS_HANDSHAKE, HeadReader, RequestHead
 
 if TYPE_CHECKING:
     from aigw.access.keys import Recognized

@@ -21,13 +21,13 @@ from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 
 from aigw.config.model import Config, Listener
+from aigw.connections.connection_limits import LimitedEndpoint
+from aigw.connections.overlap import NamedEndpoint, overlapping
 from aigw.errors import ConfigError
 from aigw.net import tcp
 from aigw.net.interfaces import Reactor
 from aigw.net.tls import CurrentIdentity
 from aigw.net.tls_transport import TlsServer
-from aigw.server.connection_limits import LimitedEndpoint
-from aigw.server.overlap import NamedEndpoint, overlapping
 from aigw.server.site import GatewaySite
 
 BACKLOG = 1024  # Twisted's 50 overflows when many clients come at once

@@ -15,6 +15,8 @@ from twisted.internet.defer import fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from aigw.connections.request_head import RequestHead, id_of
+from aigw.connections.timeouts import ConnectionTimeouts
 from aigw.errors import GatewayError
 from aigw.net import headers
 from aigw.net.lateness import GRACE_SECONDS
@@ -25,9 +27,7 @@ from aigw.proxy.straight_plan import Plan
 from aigw.server.api import EndpointResource
 from aigw.server.body_reader import BodyReader
 from aigw.server.request import Request
-from aigw.server.request_head import RequestHead, id_of
 from aigw.server.resources import ApiResource
-from aigw.server.timeouts import ConnectionTimeouts
 from aigw.settings.callers import Caller
 
 if TYPE_CHECKING:

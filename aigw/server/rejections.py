@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from aigw.connections.request_head import answer_to_no_request
 from aigw.errors import GatewayError
 from aigw.net import headers
 from aigw.server.request import Request
-from aigw.server.request_head import answer_to_no_request
 from aigw.server.resources import ApiResource
 
 

@@ -15,12 +15,12 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.server import Request as TwistedRequest
 
+from aigw.connections.bodies import without_frames
+from aigw.connections.request_head import ORIGIN, REASONS, RequestHead
 from aigw.errors import GatewayError, TooLarge, WrongKey
 from aigw.net import headers
 from aigw.net.interfaces import ClientTransport
 from aigw.net.write import write
-from aigw.server.bodies import without_frames
-from aigw.server.request_head import ORIGIN, REASONS, RequestHead
 from aigw.settings.callers import Caller
 from aigw.telemetry.record import RecordBuilder
 

@@ -10,16 +10,16 @@ from twisted.web.server import Site
 
 from aigw.access.refused_keys import RefusedKeys
 from aigw.config.model import Config
+from aigw.connections.bodies import Bodies
+from aigw.connections.connection_limits import ConnectionLimiter
+from aigw.connections.mismatch import Mismatches
+from aigw.connections.request_head import id_of
+from aigw.connections.timeouts import KEEP_ALIVE_SECONDS, LAST_REQUEST_SECONDS
 from aigw.net.interfaces import Reactor
 from aigw.net.slices import Slices
-from aigw.server.bodies import Bodies
 from aigw.server.channel import Channel
-from aigw.server.connection_limits import ConnectionLimiter
-from aigw.server.mismatch import Mismatches
 from aigw.server.request import Request
-from aigw.server.request_head import id_of
 from aigw.server.resources import ApiResource
-from aigw.server.timeouts import KEEP_ALIVE_SECONDS, LAST_REQUEST_SECONDS
 from aigw.telemetry.redaction import Redaction
 
 

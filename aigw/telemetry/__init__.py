@@ -2,5 +2,5 @@
 
 In reading order: record, pricing, counters and last_hour (made of records), snapshot (the daemon now), series_names,
 caller_series, series and prometheus (``/metrics``), status and status_changes, telemetry (owns them); redaction;
-logs with request_lines, duplicates, log_writer, log_stream, log_file, terminal; notices; trace_context, spans, tracing,
-otlp."""
+logs with request_lines (where they go is in aigw.log_output); notices; trace_context, spans, tracing, otlp.
+"""

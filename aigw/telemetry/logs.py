@@ -21,9 +21,9 @@ from twisted.internet.interfaces import IReactorCore, IReactorTime
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
-from aigw.telemetry.duplicates import DuplicateFilter
-from aigw.telemetry.log_stream import in_ascii, is_journal, takes_unicode
-from aigw.telemetry.log_writer import LineFile, LogWriter, Write, to_descriptor, without_waiting
+from aigw.log_output.duplicates import DuplicateFilter
+from aigw.log_output.log_stream import in_ascii, is_journal, takes_unicode
+from aigw.log_output.log_writer import LineFile, LogWriter, Write, to_descriptor, without_waiting
 from aigw.telemetry.record import KeyAttemptRecord, Record, for_log, names_for
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.request_lines import MAX_LINE, Hide, RequestLines, written_time

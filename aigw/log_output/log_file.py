@@ -6,7 +6,7 @@ import os
 import stat
 from contextlib import suppress
 
-from aigw.telemetry.log_writer import wait_until_writable
+from aigw.log_output.log_writer import wait_until_writable
 
 MAX_BYTES = 100_000_000
 KEPT = 10

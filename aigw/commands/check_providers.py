@@ -12,11 +12,11 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
+from aigw.commands.check_answers import apply_list, asked_of, has_list, models_in
+from aigw.commands.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.config.model import Config, Provider, Step
 from aigw.credentials.changing_keys import ChangingKeys
 from aigw.credentials.source import NoKey
-from aigw.daemon.check_answers import apply_list, asked_of, has_list, models_in
-from aigw.daemon.check_report import Checked, CheckedStep, as_json, as_text
 from aigw.errors import UpstreamBroken, UpstreamFailure, UpstreamRefused, UpstreamTimeout
 from aigw.net.headers import Lines
 from aigw.net.interfaces import Reactor

@@ -25,12 +25,12 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from aigw.connections.mismatch import SecureProtocol, check_first_bytes
+from aigw.connections.open_files import needed, raise_limit
 from aigw.errors import Overloaded
 from aigw.net.addresses import counts_for
 from aigw.net.interfaces import ClientTransport
 from aigw.protocols.error_bodies import error_body
-from aigw.server.mismatch import SecureProtocol, check_first_bytes
-from aigw.server.open_files import needed, raise_limit
 from aigw.telemetry import logs
 from aigw.telemetry.notices import MAX_ADDRESSES, Notice
 

@@ -16,8 +16,8 @@ from typing import TypedDict
 
 import yaml
 
+from aigw.commands.output import escape_unwritable
 from aigw.config import loader
-from aigw.daemon.output import escape_unwritable
 from aigw.errors import ConfigError
 from aigw.settings.addresses import base_url
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from aigw.commands.check_report import Checked, CheckedStep
 from aigw.config.model import Route, Step
-from aigw.daemon.check_report import Checked, CheckedStep
 from aigw.routing.route_names import sent_models
 from aigw.settings.patterns import STAR
 

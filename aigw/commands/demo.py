@@ -30,9 +30,9 @@ from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from aigw.commands.own_requests import OwnRequests
 from aigw.config import loader
 from aigw.daemon.application import Parent, ProcessReactor, use_observer
-from aigw.daemon.own_requests import OwnRequests
 from aigw.daemon.service import GatewayService
 from aigw.net.interfaces import Reactor
 from aigw.telemetry import logs

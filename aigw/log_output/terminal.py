@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, TextIO
 
-from aigw.telemetry.log_writer import LineFile
+from aigw.log_output.log_writer import LineFile
 
 _RESET, _DIM, _RED, _GREEN, _YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
 _BELOW = ("mistakes", "traceback")  # fields that are shown below the line, in lines of their own
