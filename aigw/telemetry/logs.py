@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any, TextIO, cast
 
@@ -109,8 +108,11 @@ class JsonLines:
         line = self._requests.line(record, _LEVELS[level], self.redaction.hide)
         if line is None:
             return False
-        with suppress(OSError, ValueError):  # as in __call__
-            self._write_bytes(b"%b%b\n" % (self._priority_bytes[level], line))
+        try:
+            priority = self._priority_bytes[level]
+            self._write_bytes(b"%b%b\n" % (priority, line))
+        except (OSError, ValueError):  # as in __call__
+            pass
         return True
 
     def _whole(self, event: LogEvent, level: object) -> str:
