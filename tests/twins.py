@@ -52,7 +52,7 @@ class Twin:
             return found
 
         with (
-            patch.object(request_head.os, "urandom", lambda size: next(self._ids).to_bytes(size, "big")),
+            patch.object(request_head, "new_id", lambda: f"{next(self._ids):032x}"),
             patch.object(straight.StraightPath, "send", counted),
             patch.object(response_parser, "MOST_LEARNED", self._heads),
             patch.object(cooldown, "time", SimpleNamespace(time=self.gateway.clock.seconds)),
