@@ -27,6 +27,7 @@ from twisted.plugin import getPlugins
 from tests.harness import World
 from tests.properties import mark_the_rest_of_grids
 from tests.sdks import Sdk
+from tests.tables import table_of
 
 
 def pytest_configure():
@@ -50,6 +51,19 @@ def pytest_runtest_protocol(item, nextitem):
             item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def pytest_addoption(parser):
+    parser.addoption("--rows", action="store_true", help="make each row of a table a test of its own")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector, name, obj):
+    """The rows of a table are one test, unless they are asked for one by one."""
+    rows = collector.config.option.rows or any("[" in word for word in collector.config.args)
+    if not rows and isinstance(collector, pytest.Module) and name.startswith("test"):
+        return table_of(collector, name, obj)
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import resource
 import runpy
 import select
 import shlex
@@ -41,13 +42,17 @@ class Forked:
         env: dict[str, str],
         files: tuple[int, ...],
         server: socket.socket | None = None,
+        open_files: tuple[int, int] | None = None,
     ) -> None:
-        """``files`` are its standard output and error, in front of them the input if it has any."""
+        """``files`` are its standard output and error, in front of them the input if it has any.
+
+        ``open_files`` are its limits of these, soft and hard.
+        """
         self.args = words
         self.returncode: int | None = None
         server = server or _server()
         self._word, theirs = socket.socketpair()
-        order = json.dumps({"words": words, "cwd": str(cwd), "env": env}).encode()
+        order = json.dumps({"words": words, "cwd": str(cwd), "env": env, "open_files": open_files}).encode()
         with theirs, open(os.devnull) as nothing:
             files = (nothing.fileno(), *files)[-3:]
             socket.send_fds(server, [len(order).to_bytes(4, "big")], [*files, theirs.fileno()])
@@ -203,6 +208,8 @@ def child(order: dict[str, Any], fds: list[int]) -> list[str]:
         os.dup2(fd, number)
         os.close(fd)
     sys.stdout, sys.stderr = reopened(sys.stdout), reopened(sys.stderr)
+    if order["open_files"]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, order["open_files"])
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])

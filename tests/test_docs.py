@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,7 @@ COMPUTED = {  # by the loader, or by the endpoint
 SETTINGS = dict(settings(loader.whole_file()))
 
 
+@cache
 def documented() -> dict[str, list[str]]:
     """The cells of each setting's row, by its path."""
     page = DOCS / "configuration.md"
