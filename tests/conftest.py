@@ -27,6 +27,7 @@ from twisted.plugin import getPlugins
 from tests.harness import World
 from tests.properties import mark_the_rest_of_grids
 from tests.sdks import Sdk
+from tests.tables import table_of
 
 
 def pytest_configure():
@@ -35,6 +36,21 @@ def pytest_configure():
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         os.environ.pop(name, None)
         os.environ.pop(name.upper(), None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker gets a file after the other, and one of them all the files that drive the clients of ``tests/sdks.py``."""
+    from xdist.scheduler import LoadFileScheduling
+
+    driving = {path.name for path in Path(__file__).parent.glob("*.py") if "from tests.sdks import" in path.read_text()}
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            scope = super()._split_scope(nodeid)
+            return "clients" if Path(scope).name in driving else scope
+
+    return ByFile(config, log) if config.option.dist == "loadfile" else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,6 +66,19 @@ def pytest_runtest_protocol(item, nextitem):
             item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def pytest_addoption(parser):
+    parser.addoption("--rows", action="store_true", help="make each row of a table a test of its own")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector, name, obj):
+    """The rows of a table are one test, unless they are asked for one by one."""
+    rows = collector.config.option.rows or any("[" in word for word in collector.config.args)
+    if not rows and isinstance(collector, pytest.Module) and name.startswith("test"):
+        return table_of(collector, name, obj)
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -95,15 +124,22 @@ def late_failures():
     yield
     with failures_logged() as seen:
         gc.collect()
+        gc.freeze()  # what is left then is in use, and need not be looked at behind each module
     assert not seen, "\n".join(seen)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def sdks(request):
     """A client that the module drives is imported before the first test that is timed."""
-    for each in vars(request.module).values():
-        if isinstance(each, Sdk):
-            each.load()
+    clients = [each for each in vars(request.module).values() if isinstance(each, Sdk)]
+    if clients:
+        items = [item for item in request.session.items if item.path == request.path]
+        slow = any(item.get_closest_marker("slow") for item in items)
+        for each in clients:
+            if slow or not each.only_slow:
+                each.load()
+        gc.collect()
+        gc.freeze()  # each has as many objects as all the rest
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import resource
 import runpy
 import select
 import shlex
@@ -27,12 +28,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = ("twistd", "aigw")
+PROGRAMS = ("twistd", "aigw")  # and ``python -c CODE``
 _INTERPRETER = re.compile("PYTHON|LC_|LANG|LD_|FAKETIME")
 
 
 class Forked:
-    """As much of ``subprocess.Popen`` as the tests use: the program ``words[0]``, which is one of PROGRAMS."""
+    """As much of ``subprocess.Popen`` as the tests use: the program ``words[0]``, which is one of PROGRAMS, or python."""
 
     def __init__(
         self,
@@ -41,13 +42,17 @@ class Forked:
         env: dict[str, str],
         files: tuple[int, ...],
         server: socket.socket | None = None,
+        open_files: tuple[int, int] | None = None,
     ) -> None:
-        """``files`` are its standard output and error, in front of them the input if it has any."""
+        """``files`` are its standard output and error, in front of them the input if it has any.
+
+        ``open_files`` are its limits of these, soft and hard.
+        """
         self.args = words
         self.returncode: int | None = None
         server = server or _server()
         self._word, theirs = socket.socketpair()
-        order = json.dumps({"words": words, "cwd": str(cwd), "env": env}).encode()
+        order = json.dumps({"words": words, "cwd": str(cwd), "env": env, "open_files": open_files}).encode()
         with theirs, open(os.devnull) as nothing:
             files = (nothing.fileno(), *files)[-3:]
             socket.send_fds(server, [len(order).to_bytes(4, "big")], [*files, theirs.fileno()])
@@ -134,6 +139,11 @@ def _address(tests: int) -> str:
     return f"\0aigw-tests-{tests}"
 
 
+def begin() -> None:
+    """Start it, where a test counts the open files of this process."""
+    _server()
+
+
 @cache
 def _server() -> socket.socket:
     """The process that forks; it ends when this one does."""
@@ -203,6 +213,8 @@ def child(order: dict[str, Any], fds: list[int]) -> list[str]:
         os.dup2(fd, number)
         os.close(fd)
     sys.stdout, sys.stderr = reopened(sys.stdout), reopened(sys.stderr)
+    if order["open_files"]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, order["open_files"])
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
@@ -222,7 +234,9 @@ def main() -> None:
     import_all()
     sys.argv = serve(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:]))
     try:
-        if sys.argv[0] == "aigw":
+        if sys.argv[0] == "python":
+            exec(compile(sys.argv[2], "<string>", "exec"), {"__name__": "__main__"})
+        elif sys.argv[0] == "aigw":
             runpy.run_module("aigw", run_name="__main__", alter_sys=True)
         else:
             from twisted.scripts.twistd import run as run_twistd

@@ -72,15 +72,16 @@ class Daemon:
         self.started = time.monotonic()
         with self.out.open("w") as out, self.err.open("w") as err:
             command = twistd(folder, *arguments, **more)
-            if files:
-                command["args"] = ["prlimit", f"--nofile={files[0]}:{files[1]}", *command["args"]]
             command["args"] = [*prefix, *command["args"]]
-            self.process = self.start(**command, stdout=out, stderr=err)
+            self.process = self.start(**command, stdout=out, stderr=err, **({"files": files} if files else {}))
 
-    def start(self, args, cwd, env, stdout, stderr, **more):
+    def start(self, args, cwd, env, stdout, stderr, files=None, **more):
         if not self.fresh and args[1] == "-c" and fork_server.may_fork(args, env):
-            files = (stdout.fileno(), stderr.fileno())
-            return fork_server.Forked(["twistd", *args[3:]], cwd, env, files)
+            streams = (stdout.fileno(), stderr.fileno())
+            return fork_server.Forked(["twistd", *args[3:]], cwd, env, streams, open_files=files)
+        if not self.fresh and args[1:3] == ["-m", "aigw"] and fork_server.may_fork(args, env):
+            return fork_server.Forked(["aigw", *args[3:]], cwd, env, (stdout.fileno(), stderr.fileno()))
+        assert files is None, "the fork server sets them"
         more = {"cwd": cwd, "env": env, "stdout": stdout, "stderr": stderr, **more}
         # Whoever runs the tests in the background of a shell has SIGINT ignored, and so would the daemon.
         return subprocess.Popen(args, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **more)
@@ -101,6 +102,11 @@ class Daemon:
     def address(self):
         host, port = self.wait_for("The gateway has opened a listener")["address"].rsplit(":", 1)
         return host, int(port)
+
+    def cpu_seconds(self):
+        """What it has used: what it takes of a core is its own, however busy the machine is."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self, sent=signal.SIGTERM):
         self.process.send_signal(sent)
@@ -140,7 +146,7 @@ LIBRARIES = (
 def test_it_accepts_connections_within_a_second_in_under_64_mb(tmp_path):
     """On a slow machine, in twice the time that loading the libraries takes there."""
     took, libraries = [], []
-    while len(took) < 10 and (len(took) < 3 or min(took) >= max(1.0, 2 * min(libraries))):  # the core may be another's
+    while len(took) < 10 and (not took or min(took) >= max(1.0, 2 * min(libraries))):  # the core may be another's
         with FreshDaemon(tmp_path) as daemon:
             with socket.create_connection(daemon.address()):
                 took.append(time.monotonic() - daemon.started)
