@@ -174,7 +174,7 @@ def makeService(options: Options) -> IService:
             or options["explain"]
             or _for_people(options.parent, options["json-log"])
         )
-        _report(error, str(path or "The configuration"), in_words=bool(in_words))
+        _report(error, str(path) if path else None, in_words=bool(in_words))
         raise SystemExit(EX_CONFIG) from None
     if only_check:
         from aigw.commands.describe import described
@@ -260,19 +260,20 @@ def _observer(server: usage.Options | None, json_log: int = 0) -> logs.QueuedLin
         file = LogFile(path or "twistd.log")
     except OSError as error:
         raise SystemExit(f"aigw: the log file {path or 'twistd.log'} cannot be written: {error.strerror}") from None
-    observer = logs.QueuedLines(file.write)
+    observer = logs.QueuedLines(file.write, is_file=file.is_on_disk)
     signal.signal(signal.SIGUSR1, lambda *_: observer.writer.call(file.rotate))
     return observer
 
 
-def _report(error: ConfigError, path: str, in_words: bool) -> None:
+def _report(error: ConfigError, path: str | None, in_words: bool) -> None:
+    """``path`` is None where no file was named and none was found."""
     stderr: TextIO = sys.__stderr__ or sys.stderr
     if in_words:
         escape_unwritable(stderr)
-        print(
-            "\n".join([f"{path}: the configuration has mistakes", *(f"  {mistake}" for mistake in error.mistakes)]),
-            file=stderr,
-        )
+        if path is None:
+            print(*(f"aigw: {mistake}" for mistake in error.mistakes), sep="\n", file=stderr)
+        else:
+            print(f"{path}: the configuration has mistakes", *error.mistakes, sep="\n  ", file=stderr)
         return
     event = {
         "log_level": LogLevel.error,

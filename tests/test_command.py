@@ -112,6 +112,16 @@ def test_d6_d4_check(tmp_path):
     assert done.returncode == 78
 
 
+def test_b1_without_a_file_it_says_where_it_looked_and_how_to_get_one(tmp_path):
+    done = run(tmp_path, "check", config=None)
+    assert (done.returncode, done.stdout) == (78, "")
+    places = "config.yaml or /etc/ai-gateway/config.yaml"
+    assert (
+        done.stderr
+        == f"aigw: there is no configuration file {places}; name one with -c FILE, or write one with: aigw init\n"
+    )
+
+
 class Command(Daemon):
     def start(self, args, **more):
         args = [sys.executable, "-m", "aigw", *args[args.index("aigw") + 1 :]]

@@ -129,6 +129,7 @@ async def test_a_name_with_two_addresses_reaches_the_one_that_listens(world, res
     begun = reactor.seconds()
     protocol = await bounded(host.connect(Factory.forProtocol(Protocol)))
     assert reactor.seconds() - begun < 0.2
+    assert protocol.transport.protocol is protocol, "nothing in between passes the reads on"
     protocol.transport.abortConnection()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -186,16 +187,38 @@ def test_l9_a_folder_that_cannot_be_synced_leaks_no_file(tmp_path, monkeypatch):
     again.finish()
 
 
-def test_l9_without_a_lock_of_its_own_a_process_closes_no_file_of_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "MOST_PROCESSES", 1)
-    first, second = Journal(str(tmp_path)), Journal(str(tmp_path))
-    first.load()
-    second.load()
+@pytest.mark.parametrize("why", ["too many", "no locks"])
+def test_l9_a_process_that_can_have_no_file_of_its_own_writes_none_and_says_what_to_do(tmp_path, monkeypatch, why):
+    """Two processes that write one file lose what the other one wrote."""
+    config = config_of(tmp_path)
+    first = ledger_of(config)
+    use(first, config, 3)
+    if why == "too many":
+        monkeypatch.setattr(journal, "MOST_PROCESSES", 1)
+    else:
+        monkeypatch.setattr(journal.fcntl, "flock", lambda *_: fails_with(errno.ENOLCK))
+    with lines_of_the_log() as lines:
+        second = ledger_of(config)
+    (line,) = lines
+    assert ("1 other processes use it" if why == "too many" else "cannot be locked (No locks available)") in line[
+        "message"
+    ]
+    assert line["message"].endswith("Give this process another folder in `state`")
     other = os.open("/dev/null", os.O_RDONLY)  # gets the number of the lock that was given up
-    for each in (first, second):
-        each.start()
+    use(second, config, 5)
+    assert spent(second, config)[0] >= 5
+    for each in (second, first):
         each.finish()
     os.close(other)
+    monkeypatch.undo()
+    assert {each.name for each in (tmp_path / "state").iterdir() if each.suffix == ".journal"} == {"budgets.journal"}
+    again = ledger_of(config)
+    assert spent(again, config) == [3, 3]
+    again.finish()
+
+
+def fails_with(number: int) -> None:
+    raise OSError(number, os.strerror(number))
 
 
 def test_l9_the_file_is_made_anew_when_it_is_large(tmp_path, monkeypatch):

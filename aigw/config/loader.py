@@ -56,7 +56,8 @@ def find(path: str | None) -> Path:
             return Path(place)
         if path:
             raise ConfigError([no_file(place, mode)])
-    raise ConfigError([f"there is no configuration file {path or ' or '.join(PLACES)}; name one with -c FILE"])
+    more = "" if path else ", or write one with: aigw init"
+    raise ConfigError([f"there is no configuration file {path or ' or '.join(PLACES)}; name one with -c FILE{more}"])
 
 
 def load(path: Path, environ: Mapping[str, str], shown: str = "") -> Config:

@@ -171,7 +171,7 @@ class Callers:
             path: Path = ("keys", index)
             digest = key.key_sha256 or (key.key.digest() if key.key else None)
             if digest is None or (key.key and key.key_sha256):
-                text = "needs one of key and key_sha256; twistd aigw --new-key NAME prints a key and its line"
+                text = "needs one of key and key_sha256; aigw new-key NAME prints a key and its line"
                 yield Mistake(text, path)
                 continue
             if key.name in self._taken:

@@ -116,7 +116,7 @@ def _not_a_zone() -> str:
 def _key_hash(value: object) -> KeyDigest:
     if not isinstance(value, str) or not _HASH.fullmatch(value.strip()):
         raise ValueError(
-            "is not a SHA-256; write its 64 hexadecimal digits, in quotes, as twistd aigw --new-key NAME prints them"
+            "is not a SHA-256; write its 64 hexadecimal digits, in quotes, as aigw new-key NAME prints them"
         )
     return KeyDigest(bytes.fromhex(value.strip()))
 

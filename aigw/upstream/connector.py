@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, succeed
@@ -97,6 +98,9 @@ class Host:
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """See IStreamClientEndpoint."""
+        return self._connect(factory).addCallback(_received_directly)
+
+    def _connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         if self._host.startswith("/"):
             socket: IStreamClientEndpoint = UNIXClientEndpoint(self._reactor, self._host, timeout=NO_LIMIT)
             return socket.connect(factory).addErrback(no_socket)
@@ -111,6 +115,14 @@ class Host:
     def _endpoint(self, address: str) -> IStreamClientEndpoint:
         kind = TCP6ClientEndpoint if isIPv6Address(address) else TCP4ClientEndpoint
         return kind(self._reactor, address, self._port, timeout=NO_LIMIT)
+
+
+def _received_directly(protocol: IProtocol) -> IProtocol:
+    """Take the wrapper away by which Twisted's endpoint has noticed the connection: it would pass on every read."""
+    transport = cast(Any, protocol).transport
+    if hasattr(transport, "protocol"):  # not once the connection is lost
+        transport.protocol = protocol
+    return protocol
 
 
 class _AddressRace:
