@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from aigw.access.limits import WindowCount
 from aigw.access.other_journals import OtherJournals
 from aigw.config import loader
 from aigw.store.shared_store import SharedStore
+from tests import fork_server
 from tests.harness import lines_of_the_log, until
 from tests.providers import answer, begin_stream, event
 
@@ -479,12 +479,16 @@ def test_l17_a_loop_follows_while_there_is_a_journal_and_no_longer(tmp_path):
     assert not clock.getDelayedCalls()
 
 
-def start(folder: Path) -> subprocess.Popen:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+@pytest.fixture(scope="module")
+def forks():
+    fork_server.begin()
+
+
+def start(folder: Path) -> fork_server.Forked:
     log_file = folder / f"{time.monotonic_ns()}.log"
     with log_file.open("wb") as file:
-        command = [sys.executable, "-m", "aigw", "-c", "config.yaml"]
-        daemon = subprocess.Popen(command, cwd=folder, env=environ, stderr=file)
+        words = ["aigw", "-c", "config.yaml"]
+        daemon = fork_server.Forked(words, folder, dict(os.environ), (1, file.fileno()))
     deadline = time.monotonic() + 60
     while b"The gateway has started" not in log_file.read_bytes():
         assert time.monotonic() < deadline, log_file.read_text()
@@ -508,7 +512,7 @@ def curl(port: int, path: str, body: dict | None = None, seconds: float = 5) -> 
 
 
 @ensureDeferred
-async def test_l9_kill_9_in_mid_stream_leaves_the_budget_within_one_request(world, tmp_path):
+async def test_l9_kill_9_in_mid_stream_leaves_the_budget_within_one_request(forks, world, tmp_path):
     (world.folder / "state").mkdir()
     provider = world.provider(*[answer()] * 3, begin_stream(event({"content": "a"})))
     port = world.gateway(provider).port + 0
@@ -547,7 +551,7 @@ async def test_l9_kill_9_in_mid_stream_leaves_the_budget_within_one_request(worl
 
 
 @ensureDeferred
-async def test_l17_a_process_that_starts_while_another_one_drains_has_its_budgets(world, tmp_path):
+async def test_l17_a_process_that_starts_while_another_one_drains_has_its_budgets(forks, world, tmp_path):
     """As an upgrade does it: the first one is stopped in a stream, and killed or not; others start meanwhile."""
     (world.folder / "state").mkdir()
     provider = world.provider(answer(), begin_stream(event({"content": "a"})), answer())
