@@ -11,6 +11,7 @@ from typing import Annotated
 
 import msgspec
 
+from aigw.protocols.long_messages import surely_have_roles
 from aigw.protocols.skip import Steps, T, end_of_value, skip
 
 Members = dict[str, msgspec.Raw]
@@ -50,6 +51,8 @@ def whole(steps: Steps[T]) -> T:
 
 def mistake_in_messages(members: Members) -> str | None:
     """See ``Walk.mistake``, for a small body."""
+    if surely_have_roles(members["messages"]):
+        return None
     try:
         _messages.decode(members["messages"])
     except (ValueError, RecursionError) as error:

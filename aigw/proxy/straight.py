@@ -30,7 +30,6 @@ from aigw.upstream.connection import Connection
 from aigw.upstream.response_parser import ResponseParser
 
 IS_ON = os.environ.get("AIGW_STRAIGHT_PATH") != "off"
-MOST = 64 * 1024  # bytes of a request's body
 
 log = Logger()
 

@@ -22,7 +22,8 @@ from aigw.net import headers
 from aigw.net.lateness import GRACE_SECONDS
 from aigw.net.write import write
 from aigw.protocols.endpoint import Call, RawRequest
-from aigw.proxy.straight import MOST, StraightCall, StraightPath
+from aigw.protocols.envelope import SMALL
+from aigw.proxy.straight import StraightCall, StraightPath
 from aigw.proxy.straight_plan import Plan
 from aigw.server.api import EndpointResource
 from aigw.server.body_reader import BodyReader
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
     from aigw.server.limited import LimitedClaim
 
 MOST_OF_A_HEAD = 8 * 1024  # bytes that are kept
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,5})\r\n", re.IGNORECASE)
-# A request that may be a stream is not tried here. Whether it is one is decided where its body is read.
-no_stream = re.compile(rb'"stream"\s*:\s*(?:false|null)').search
+_DIGITS = len(str(SMALL))
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,%d})\r\n" % _DIGITS, re.IGNORECASE)
 
 log = Logger()
 
@@ -91,11 +91,11 @@ class PlainRequests:
     def takes(self, data: bytes, request_id: str | None = None) -> bool:
         """Serve the request that begins with ``before``; False if it is not one like the last one."""
         known, start, channel = self._known, len(self.before), self._channel
-        end = data.find(b"\r\n", start, start + 7)
+        end = data.find(b"\r\n", start, start + _DIGITS + 2)
         if known is None or not data.startswith(known.after, end) or not data[start:end].isdigit():
             return False
         length, body, site = int(data[start:end]), data[end + len(known.after) :], channel.site
-        most = min(MOST, known.resource.max_body, site.bodies.limit - site.bodies.under_way)
+        most = min(SMALL, known.resource.max_body, site.bodies.limit - site.bodies.under_way)
         if not max(1, len(body)) <= length <= most or known.tree is not site.resource or site.draining:
             return False
         site.bodies.take(length)
@@ -185,7 +185,7 @@ class PlainRequests:
         """Send the request with this body. Where it is not sent: how to serve it, if its body was read."""
         known = self._known
         assert known is not None
-        call = self._read(known, data) if data.find(b'"stream"') < 0 or no_stream(data) else None
+        call = self._read(known, data)
         if call is None:
             return None
         plan = known.path.plan_for(call)
