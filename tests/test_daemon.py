@@ -79,6 +79,8 @@ class Daemon:
         if not self.fresh and args[1] == "-c" and fork_server.may_fork(args, env):
             streams = (stdout.fileno(), stderr.fileno())
             return fork_server.Forked(["twistd", *args[3:]], cwd, env, streams, open_files=files)
+        if not self.fresh and args[1:3] == ["-m", "aigw"] and fork_server.may_fork(args, env):
+            return fork_server.Forked(["aigw", *args[3:]], cwd, env, (stdout.fileno(), stderr.fileno()))
         assert files is None, "the fork server sets them"
         more = {"cwd": cwd, "env": env, "stdout": stdout, "stderr": stderr, **more}
         # Whoever runs the tests in the background of a shell has SIGINT ignored, and so would the daemon.

@@ -16,9 +16,8 @@ from aigw.admin.live_feed import EVERY_SECONDS, LiveFeed
 from aigw.secret import Secret
 from aigw.settings.callers import Caller
 from aigw.telemetry import status_changes
-from aigw.telemetry.counters import OTHER
 from aigw.telemetry.redaction import Redaction
-from aigw.telemetry.series_names import SeriesNames
+from aigw.telemetry.series_names import Seen, SeriesNames
 from aigw.telemetry.snapshot import Reloads, Snapshot
 from aigw.telemetry.status import status
 from aigw.telemetry.status_changes import CLOSELY, MOST_ROUTES, StatusChanges
@@ -258,18 +257,20 @@ def test_g4_a_scrape_of_before_a_reload_that_ends_within_one_of_after_it_leaves_
     waiting, after = [World(3)], World(5)
 
     class Interrupted(SeriesNames):
-        """Its last label is made while the other scrape ends."""
+        """Its last labels are made while the other scrape ends."""
 
-        def route_label(self, name: str) -> str:
-            if name == OTHER and waiting:
+        def model_labels(self, provider: str, model: str) -> str:
+            if waiting:
                 other = waiting.pop()
-                drained(self.refresh(other.counters, other.look()))
-            return super().route_label(name)
+                drained(self.refresh(Seen.now(other.counters), other.config))
+            return super().model_labels(provider, model)
 
     hide = Redaction().hide
     names = Interrupted(lambda: hide)
     for _ in range(2):
-        drained(names.refresh(after.counters, after.look()))
-        assert [route for _, _, route in names.routes] == [*after.counters.routes.values()]
-        assert len(names.models) == len(after.counters.models)
-        assert len(names.steps) == len(names.configured) == 15
+        named = drained(names.refresh(Seen.now(after.counters), after.config))
+        assert [route.counted for route in named.routes[1:]] == [*after.counters.routes.values()]
+        assert named.routes[0].counted is after.counters.other
+        assert len(named.models) == len(after.counters.models)
+        assert sum(len(route.steps) for route in named.routes) == 15
+        assert sum(len(route.steps) for route in named.configured) == 15

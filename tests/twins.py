@@ -1,4 +1,5 @@
-"""The same events on two gateways in memory, one with the straight path and one without: what may be seen of each."""
+"""The same events on two gateways in memory: what may be seen of each. One has the straight path and knows the heads of answers again, the
+other has neither."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from aigw.connections import request_head
 from aigw.daemon.drain import Drain
 from aigw.proxy import straight
 from aigw.routing import cooldown
+from aigw.upstream import response_parser
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, Wire
 from tests.providers import head
@@ -33,6 +35,7 @@ class Twin:
 
     def __init__(self, is_straight: bool, **settings: Any) -> None:
         self.seen: list[Any] = []
+        self._heads = response_parser.MOST_LEARNED if is_straight else 0
         self.sent = 0  # on the straight path
         self._ids = itertools.count()
         with patch.object(straight, "IS_ON", is_straight):
@@ -60,8 +63,9 @@ class Twin:
 
         with (
             patch.object(Wire, "write", write),
-            patch.object(request_head.os, "urandom", lambda size: next(self._ids).to_bytes(size, "big")),
+            patch.object(request_head, "new_id", lambda: f"{next(self._ids):032x}"),
             patch.object(straight.StraightPath, "send", counted),
+            patch.object(response_parser, "MOST_LEARNED", self._heads),
             patch.object(cooldown, "time", SimpleNamespace(time=self.gateway.clock.seconds)),
         ):
             for event in [("client", ASK), ("provider", GOOD)]:

@@ -16,13 +16,13 @@ from aigw.access.admission import Admission
 from aigw.access.errors import with_limits
 from aigw.access.ledger import Claim
 from aigw.config.model import Step
-from aigw.net import headers
 from aigw.protocols.charges import charged_tokens
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.gateway import Gateway
 from aigw.proxy.plain import HOLD_PLAIN
+from aigw.proxy.straight_head import AnswerHeads
 from aigw.proxy.straight_plan import Plan, Plans
 from aigw.telemetry.pricing import Charge
 from aigw.telemetry.record import AttemptRecord, Record, Sink, milliseconds, requested
@@ -72,6 +72,7 @@ class StraightPath:
         self._router = gateway.router
         self._cooldowns = gateway.cooldowns[endpoint.path]
         self.plan_for = Plans(gateway, endpoint.path).plan_for
+        self._heads = AnswerHeads(gateway.router)
 
     def lines(self, plan: Plan, call: Call) -> bytes:
         """The headers of the request, but that of its id. A header of the client does not replace the provider's."""
@@ -113,7 +114,7 @@ class StraightPath:
         """Send the whole answer to the client, and record it; False if it is not as this path needs it."""
         now, body = self.seconds(), sent.body_with(parser)
         try:
-            found = self._answer(sent, parser.headers, body)
+            found = self._answer(sent, parser, body)
         except Exception:
             log.failure("An answer takes the long way: unexpected error")
             found = None
@@ -135,25 +136,24 @@ class StraightPath:
             log.failure("The gateway could not record a request: unexpected error")
         return True
 
-    def _answer(self, sent: StraightCall, given: dict[bytes, list[bytes]], body: bytes) -> _Answer | None:
+    def _answer(self, sent: StraightCall, parser: ResponseParser, body: bytes) -> _Answer | None:
         """The whole answer for the client, and what it used; None if it is not as this path needs it."""
         claim, plan = sent.claim, sent.plan
+        head = self._heads.head_of(parser)
         if (
-            len(body) > HOLD_PLAIN
+            head is None
+            or len(body) > HOLD_PLAIN
             or not sent.client.may_finish
-            or self.endpoint.check_answer(body, given.get(b"content-type", [b""])[-1].lower()) is not None
+            or self.endpoint.check_answer(body, head.kind) is not None
             or any([change(body) is not body for change in self._router.without_keys[plan.step.provider.name]])
         ):
             return None
         usage = usage_in(body)
         charges = () if claim is None else self._charges(plan.step, usage)
-        shown = headers.for_client(given.items())
-        if b"content-type" not in dict(shown):
-            shown.append((b"content-type", b"application/json"))
-        if charges is None or self._router.keys.may_be_in(shown):
+        if charges is None:
             return None
-        shown += (b"content-length", b"%d" % len(body)), (b"x-request-id", sent.call.request_id.encode())
-        lines = headers.lines(shown) + plan.about
+        own = len(body), sent.call.request_id.encode(), plan.about
+        lines = b"%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s" % (head.lines, *own)
         if claim is not None:
             lines = with_limits(lines, claim)
         return b"HTTP/1.1 200 OK\r\n%s\r\n%s" % (lines, body), usage, charges

@@ -43,7 +43,7 @@ class Response:
         self._connection = connection
         self.code = head.status
         self.coded = head.coded
-        self.given = head.headers  # the values by lower-case name
+        self.given = head.headers or head.known_headers()  # the values by lower-case name
         self.length = int(self.given[b"content-length"][0]) if b"content-length" in self.given else None
 
     def header(self, name: bytes) -> bytes | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.booted import machine as machines
-from tests.booted.machine import Machine
+from tests.booted.machine import Machine, patient
 
 ROOT = Path(__file__).parent.parent.parent
 INSTALL = ROOT / "contrib" / "systemd" / "install.sh"
@@ -84,7 +84,7 @@ def variant(
 def build(folder: Path) -> Path:
     """The artefact of a checkout."""
     command = [folder / "contrib" / "systemd" / "install.sh", "build"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(300), check=False)
     assert done.returncode == 0, done.stderr
     return Path(re.search(r"→ made (\S+)", done.stdout)[1])
 
@@ -134,7 +134,7 @@ class Served:
         try:
             assert process.stdout.readline() == "going\n", process.stderr.read()
             yield tallies
-            out, err = process.communicate(timeout=180)
+            out, err = process.communicate(timeout=patient(180))
             assert process.returncode == 0, err
             tallies.update(json.loads(out))
             print(json.dumps(tallies))  # shown by pytest -s, and where a test fails
@@ -147,7 +147,7 @@ class Served:
         return self.machine.run("curl", "-ksS", "-m", "30", *options, f"https://127.0.0.1{path}").stdout
 
     def healthy(self) -> bool:
-        done = self.machine.run("curl", "-ksSf", "-m", "1", "https://127.0.0.1/health", check=False)
+        done = self.machine.run("curl", "-ksSf", "-m", f"{patient(1):.1f}", "https://127.0.0.1/health", check=False)
         return done.stdout == '{"status": "healthy"}'
 
     def serial(self) -> str:
@@ -177,7 +177,7 @@ class Served:
 
 
 class Watch:
-    """Asks for /health all the time; what was not answered by 200 within 2 seconds is in ``failures``."""
+    """Asks for /health all the time; what was not answered by 200 within 2 seconds of an idle machine is in ``failures``."""
 
     def __init__(self, served):
         self._served = served
@@ -195,8 +195,9 @@ class Watch:
         print(f"/health: asked {self.asked} times, slowest {self.slowest:.2f} s, failures: {self.failures}")
 
     def _ask(self):
-        command = self._served.machine.client("curl", "-ksSf", "-m", "2", "https://127.0.0.1/health")
         while not self._over.wait(0.05):
+            limit = f"{patient(2):.1f}"
+            command = self._served.machine.client("curl", "-ksSf", "-m", limit, "https://127.0.0.1/health")
             started = time.monotonic()
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             self.asked += 1

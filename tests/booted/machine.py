@@ -59,6 +59,11 @@ def root_file_system() -> Path:
     return made
 
 
+def patient(seconds: float) -> float:
+    """A bound for what is done within ``seconds`` where no core is busy: longer while others use the cores."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 class Machine:
     """One that is running. What is written to it is gone when it stops."""
 
@@ -86,7 +91,7 @@ class Machine:
         """A command in the machine, as root; ``check`` shows what it said where it fails."""
         enter = ["nsenter", f"--target={self.leader}", "--all", "--", *map(str, command)]
         done = subprocess.run(
-            enter, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout, input=input, check=False
+            enter, env=ENVIRONMENT, capture_output=True, text=True, timeout=patient(timeout), input=input, check=False
         )
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -108,7 +113,7 @@ class Machine:
         """A file of the host into the machine."""
         enter = ["nsenter", f"--target={self.leader}", "--all", "--", "sh", "-c", f"cat > {path}"]
         with source.open("rb") as file:
-            subprocess.run(enter, env=ENVIRONMENT, stdin=file, check=True, timeout=60)
+            subprocess.run(enter, env=ENVIRONMENT, stdin=file, check=True, timeout=patient(60))
 
     def show(self, unit: str, name: str) -> str:
         """A property of a unit."""
@@ -122,7 +127,7 @@ class Machine:
         """How long it took; other processes are asked, so they are polled, within a bound."""
         started = time.monotonic()
         while not condition():
-            assert time.monotonic() - started < seconds, f"waited {seconds} s in vain"
+            assert time.monotonic() - started < patient(seconds), f"waited {seconds} s in vain"
             assert self._nspawn.poll() is None, self.console.read_text(errors="replace")
             time.sleep(every)
         return time.monotonic() - started

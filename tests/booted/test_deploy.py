@@ -23,7 +23,7 @@ from tests.booted.conftest import (
     unpack,
     variant,
 )
-from tests.booted.machine import Forward
+from tests.booted.machine import Forward, patient
 from tests.booted.test_service import failed
 
 BROKEN = "raise RuntimeError('deliberately broken')"
@@ -56,7 +56,12 @@ def server(boot, tmp_path_factory):
 def deploy(served, *arguments, installer=INSTALL, **more):
     command = [installer, "deploy", *arguments]
     done = subprocess.run(
-        command, env=environment(**served.ssh, **more), capture_output=True, text=True, timeout=400, check=False
+        command,
+        env=environment(**served.ssh, **more),
+        capture_output=True,
+        text=True,
+        timeout=patient(400),
+        check=False,
     )
     print(done.stdout, done.stderr)
     return done
