@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from aigw.config.model import Route, Step
 from aigw.config.prices import EXACT
-from aigw.protocols.charges import CHARGED_KINDS, charged_tokens
+from aigw.protocols.charges import CHARGED_KINDS, charged_tokens, common_counts
 from aigw.protocols.usage import KINDS, by_kind
 from aigw.settings.callers import Caller
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
@@ -267,6 +267,12 @@ class Counters:
         if charges:
             kinds = charges[0].tokens if len(charges) == 1 else _sum_of(charges)
         elif record.usage and not self._has_charges:
+            common = common_counts(record.usage)
+            if common is not None and caller is not None and caller.group is None and error is None:
+                caller.requests += 1
+                caller.tokens["input"] += common[0]
+                caller.tokens["output"] += common[1]
+                return
             kinds = charged_tokens(record.usage)
         while caller is not None:
             caller.requests += 1
