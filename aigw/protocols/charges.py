@@ -74,12 +74,6 @@ def common_counts(usage: Usage) -> tuple[int, int] | None:
     return None
 
 
-def charged_total(usage: Usage) -> int:
-    """The sum of ``charged_tokens``."""
-    common = common_counts(usage)
-    return common[0] + common[1] if common is not None else sum(charged_tokens(usage).values())
-
-
 def _is_anthropic(usage: Usage) -> bool:
     return (
         "prompt_tokens" not in usage

@@ -254,15 +254,16 @@ class Counters:
     def _charge(self, record: Record) -> None:
         """Count a request for its caller and for the group of the caller."""
         caller, charges, error, cost = self.callers.get(record.caller), record.charges, record.error, record.cost
-        counted = [charge.tokens for charge in charges]
-        if not charges and record.usage and not self._has_charges:
+        if charges or self._has_charges:
+            counted = [charge.tokens for charge in charges]
+        else:
             common = common_counts(record.usage)
             if common is not None and caller is not None and caller.group is None and error is None:
                 caller.requests += 1
                 caller.tokens["input"] += common[0]
                 caller.tokens["output"] += common[1]
                 return
-            counted.append(charged_tokens(record.usage))
+            counted = [charged_tokens(record.usage)] if record.usage else []
         while caller is not None:
             caller.requests += 1
             if error is not None and error in LIMIT_REACHED and not record.attempts:
