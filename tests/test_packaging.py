@@ -20,18 +20,24 @@ from tests.test_daemon import CONFIG, KEYS, NOBODY
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from a copy of what git has, as a release would be."""
-    folder = tmp_path_factory.mktemp("wheel")
+def built(folder: Path, *options: str) -> Path:
+    """A wheel of a copy of what git has, as a release would be."""
     tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     source = folder / "source"
     for name in tracked.stdout.splitlines():
         if (ROOT / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([sys.executable, "-m", "build", "-q", "--wheel", "-o", folder, source], check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-m", "build", "-q", "--wheel", *options, "-o", folder, source], check=True, timeout=120
+    )
     return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """By the setuptools of this environment: to make one for a build takes longer than the build."""
+    return built(tmp_path_factory.mktemp("wheel"), "--no-isolation")
 
 
 def test_the_wheel_holds_exactly_our_package_and_the_plugin(wheel):
@@ -59,13 +65,13 @@ def test_the_wheel_has_the_command_and_the_version(wheel):
 
 
 @pytest.fixture(scope="module")
-def environment(wheel):
+def environment():
     """A folder, which others may read, with an environment in which the wheel is installed, and nothing has run yet."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=180)
-        subprocess.run([folder / "venv/bin/pip", "install", "-q", wheel], check=True, timeout=180)
+        subprocess.run([folder / "venv/bin/pip", "install", "-q", built(folder)], check=True, timeout=180)
         yield folder
 
 
