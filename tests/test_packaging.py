@@ -92,7 +92,8 @@ def test_v2_the_demo_of_the_readme_starts_where_no_cache_of_plugins_is_and_none_
     finally:
         subprocess.run(["chmod", "-R", "u+w", environment / "venv/lib"], check=True, timeout=60)
     assert "The gateway has started" in printed
-    assert "lugin" not in printed
+    assert "LeanReactor" in printed
+    assert '"level":"ERROR"' not in printed
     assert not [*environment.rglob("dropin.cache")]
 
 
