@@ -22,7 +22,8 @@ _SPACES = dict.fromkeys(map(ord, " \t\r\n"))
 _STANDARD = str.maketrans("-_", "+/")  # from base64's URL-safe alphabet to its standard one
 _LOWER = str.maketrans("ABCDEF", "abcdef")  # not str.lower, which turns some characters into two
 _BESIDE = re.compile(r"[A-Za-z0-9+/_-]")
-_RUN = re.compile(r"[^\s/]{0,1000}")
+_RUN = re.compile(r"\S{0,1000}")
+_BASE64 = [re.compile(kind) for kind in ("[a-z]", "[A-Z]", "[0-9]")]
 _FEW = 5  # different characters; a text of fewer is no key
 _BEHIND = re.compile(rf"{_BESIDE.pattern}?={{0,2}}")
 
@@ -117,13 +118,19 @@ def _core(data: bytes, offset: int) -> str:
 def shortened(text: str, most: int) -> str:
     """The first ``most`` characters, without a part of what may be a key: a search for keys does not find it any more.
 
-    What is between two spaces or slashes, long and of many characters is shown whole, or as ``***``.
+    What is between two spaces, long and of many characters is shown whole, or as ``***``. A slash ends it too, unless
+    it has small letters, capitals and digits: then it may be a key in base64, in which a slash is a digit.
     """
     head, rest = text[:most], _RUN.match(text, most)
     if len(text) <= most or not rest or not rest[0]:
         return head
     start = most
-    while start and not (head[start - 1].isspace() or head[start - 1] == "/"):
+    while start and not head[start - 1].isspace():
         start -= 1
     run = head[start:] + rest[0]
+    if not all([kind.search(run) for kind in _BASE64]):
+        start = max(start, head.rfind("/") + 1)
+        run = head[start:] + rest[0].partition("/")[0]
+        if rest[0][0] == "/":
+            return head
     return head if len(run) < SHORTEST or len(set(run)) < _FEW else f"{head[:start]}***"

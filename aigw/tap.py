@@ -260,7 +260,7 @@ def _observer(server: usage.Options | None, json_log: int = 0) -> logs.QueuedLin
         file = LogFile(path or "twistd.log")
     except OSError as error:
         raise SystemExit(f"aigw: the log file {path or 'twistd.log'} cannot be written: {error.strerror}") from None
-    observer = logs.QueuedLines(file.write)
+    observer = logs.QueuedLines(file.write, is_file=file.is_on_disk)
     signal.signal(signal.SIGUSR1, lambda *_: observer.writer.call(file.rotate))
     return observer
 

@@ -38,6 +38,21 @@ def pytest_configure():
         os.environ.pop(name.upper(), None)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker gets a file after the other, and one of them all the files that drive the clients of ``tests/sdks.py``."""
+    from xdist.scheduler import LoadFileScheduling
+
+    driving = {path.name for path in Path(__file__).parent.glob("*.py") if "from tests.sdks import" in path.read_text()}
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            scope = super()._split_scope(nodeid)
+            return "clients" if Path(scope).name in driving else scope
+
+    return ByFile(config, log) if config.option.dist == "loadfile" else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item, nextitem):
     """Of a test that passed, a worker sends one short report: the messages of xdist cost more time than many a test."""
@@ -109,15 +124,22 @@ def late_failures():
     yield
     with failures_logged() as seen:
         gc.collect()
+        gc.freeze()  # what is left then is in use, and need not be looked at behind each module
     assert not seen, "\n".join(seen)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def sdks(request):
     """A client that the module drives is imported before the first test that is timed."""
-    for each in vars(request.module).values():
-        if isinstance(each, Sdk):
-            each.load()
+    clients = [each for each in vars(request.module).values() if isinstance(each, Sdk)]
+    if clients:
+        items = [item for item in request.session.items if item.path == request.path]
+        slow = any(item.get_closest_marker("slow") for item in items)
+        for each in clients:
+            if slow or not each.only_slow:
+                each.load()
+        gc.collect()
+        gc.freeze()  # each has as many objects as all the rest
 
 
 @pytest.fixture(scope="session")

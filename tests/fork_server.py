@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = ("twistd", "aigw")
+PROGRAMS = ("twistd", "aigw")  # and ``python -c CODE``
 _INTERPRETER = re.compile("PYTHON|LC_|LANG|LD_|FAKETIME")
 
 
 class Forked:
-    """As much of ``subprocess.Popen`` as the tests use: the program ``words[0]``, which is one of PROGRAMS."""
+    """As much of ``subprocess.Popen`` as the tests use: the program ``words[0]``, which is one of PROGRAMS, or python."""
 
     def __init__(
         self,
@@ -139,6 +139,11 @@ def _address(tests: int) -> str:
     return f"\0aigw-tests-{tests}"
 
 
+def begin() -> None:
+    """Start it, where a test counts the open files of this process."""
+    _server()
+
+
 @cache
 def _server() -> socket.socket:
     """The process that forks; it ends when this one does."""
@@ -207,7 +212,8 @@ def child(order: dict[str, Any], fds: list[int]) -> list[str]:
     for number, fd in enumerate(fds[:3]):
         os.dup2(fd, number)
         os.close(fd)
-    sys.stdout, sys.stderr = reopened(sys.stdout), reopened(sys.stderr)
+    sys.stdout = sys.__stdout__ = reopened(sys.stdout)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = reopened(sys.stderr)  # type: ignore[misc]
     if order["open_files"]:
         resource.setrlimit(resource.RLIMIT_NOFILE, order["open_files"])
     os.chdir(order["cwd"])
@@ -229,7 +235,9 @@ def main() -> None:
     import_all()
     sys.argv = serve(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:]))
     try:
-        if sys.argv[0] == "aigw":
+        if sys.argv[0] == "python":
+            exec(compile(sys.argv[2], "<string>", "exec"), {"__name__": "__main__"})
+        elif sys.argv[0] == "aigw":
             runpy.run_module("aigw", run_name="__main__", alter_sys=True)
         else:
             from twisted.scripts.twistd import run as run_twistd

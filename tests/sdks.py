@@ -12,8 +12,10 @@ from typing import Any
 class Sdk:
     """Stands for a module."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, only_slow: bool = False) -> None:
+        """``only_slow`` if only tests with the marker ``slow`` drive it."""
         self._name = name
+        self.only_slow = only_slow
 
     def load(self) -> Any:
         return importlib.import_module(self._name)
@@ -27,5 +29,5 @@ class Sdk:
 anthropic = Sdk("anthropic")
 httpx = Sdk("httpx")
 httpx2 = Sdk("httpx2")
-langchain_openai = Sdk("langchain_openai")
+langchain_openai = Sdk("langchain_openai", only_slow=True)
 openai = Sdk("openai")

@@ -558,7 +558,7 @@ KEYS = pytest.mark.parametrize("key", [KEY, KEY_OF_ALICE], ids=["without limits"
 
 @KEYS
 def test_e9_ledger_metrics_and_budget_are_one_sum(tmp_path, key):
-    played(tmp_path, 800, key)
+    played(tmp_path, 400, key)
 
 
 @pytest.mark.slow

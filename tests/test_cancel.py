@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
@@ -163,7 +165,7 @@ def test_t4_while_connecting():
 
 @ensureDeferred
 async def test_30_clients_that_drop_5_mib_streams_at_once_do_not_hold_up_health(world):
-    """/health stays under 50 ms, 99th percentile, although gateway, providers and clients share this one thread."""
+    """/health takes under 50 ms of this one thread, 99th percentile, although providers and clients share it too."""
     large = event({"content": "x" * 65_000})
     provider = world.provider(begin_stream(ROLE, *[large] * 80))
     gateway = world.gateway(provider)
@@ -173,10 +175,10 @@ async def test_30_clients_that_drop_5_mib_streams_at_once_do_not_hold_up_health(
     for client in clients:
         client.transport.abortConnection()
     took = []
-    for _ in range(200):
-        begun = reactor.seconds()
+    for _ in range(100):
+        begun = time.thread_time()
         assert (await gateway.get("/health", headers={})).status == 200
-        took.append(reactor.seconds() - begun)
-    assert sorted(took)[198] < 0.1  # of which another process of the tests may take a part
+        took.append(time.thread_time() - begun)
+    assert sorted(took)[98] < 0.05
     await until(lambda: all(connection.is_closed for connection in provider.connections), 1.0)
     assert [record["status"] for record in world.records] == [499] * 30

@@ -25,8 +25,8 @@ from tests.providers import STREAM_HEAD, chunk, event
 # What it costs, by Python functions and by C functions. A few per cent more are let pass: releases of Twisted and treq
 # differ. ``bytes.find`` is counted; ``in`` is not, although it takes longer.
 BUDGET = {
-    "a plain request": (113, 117),
-    "a request with the headers of an SDK": (113, 117),
+    "a plain request": (99, 98),
+    "a request with the headers of an SDK": (99, 98),
     "a plain request on the long way": (227, 213),
     "a request with the headers of an SDK on the long way": (233, 225),
     "a chunk of a stream": (13, 13),

@@ -79,6 +79,8 @@ class Daemon:
         if not self.fresh and args[1] == "-c" and fork_server.may_fork(args, env):
             streams = (stdout.fileno(), stderr.fileno())
             return fork_server.Forked(["twistd", *args[3:]], cwd, env, streams, open_files=files)
+        if not self.fresh and args[1:3] == ["-m", "aigw"] and fork_server.may_fork(args, env):
+            return fork_server.Forked(["aigw", *args[3:]], cwd, env, (stdout.fileno(), stderr.fileno()))
         assert files is None, "the fork server sets them"
         more = {"cwd": cwd, "env": env, "stdout": stdout, "stderr": stderr, **more}
         # Whoever runs the tests in the background of a shell has SIGINT ignored, and so would the daemon.
@@ -87,7 +89,7 @@ class Daemon:
     def lines(self):
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
-    def wait_for(self, message, count=1, seconds=10.0):
+    def wait_for(self, message, count=1, seconds=30.0):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             found = [line for line in self.lines() if line["message"].startswith(message)]

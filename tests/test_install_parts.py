@@ -232,6 +232,71 @@ def test_y3_a_wrong_number_is_refused_before_anything_is_done(tmp_path, count):
 
 
 @pytest.mark.parametrize(
+    ("admin", "environment", "instances"),
+    [
+        ("${AIGW_ADMIN}", "AIGW_ADMIN=tcp:1", False),
+        ("9464", " AIGW_ADMIN=tcp:1", False),
+        ("", "AIGW_ADMIN=tcp:1", True),
+        ("${AIGW_ADMIN}", "#AIGW_ADMIN=tcp:1", True),
+        ("${AIGW_ADMIN}", None, True),
+    ],
+)
+def test_y6_a_listener_for_administrators_in_the_common_environment_is_refused(tmp_path, admin, environment, instances):
+    """For systemd that file wins over the units, so the second instance could not open its listener."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/config.yaml").write_text(f"api_key: k\nadmin: {admin}\n")
+    if environment is not None:
+        (tmp_path / "etc/environment").write_text(f"A=1\n{environment}\n")
+    done = part(tmp_path, f"check_instances ai-gateway.service; shares_admin && echo shared; check_instances '{TWO}'")
+    assert (done.returncode == 0, "shared" in done.stdout) == (instances, instances)
+    assert ("AIGW_ADMIN in " in done.stderr) == (admin.startswith("$") and not instances)
+
+
+@pytest.mark.parametrize(("admin", "environment", "starts"), [
+    ("${AIGW_ADMIN}", "AIGW_ADMIN=tcp:1", False), ("${AIGW_ADMIN}", "A=1", True), ("9464", "AIGW_ADMIN=tcp:1", True),
+    ("${AIGW_ADMIN}", None, True),
+])  # fmt: skip
+def test_y6_an_instance_does_not_start_with_the_listener_of_all(tmp_path, admin, environment, starts):
+    template = (SYSTEMD / "ai-gateway@.service").read_text()
+    (line,) = [line for line in template.splitlines() if line.startswith("ExecStartPre=") and "environment" in line]
+    (tmp_path / "config.yaml").write_text(f"admin: {admin}\n")
+    if environment is not None:
+        (tmp_path / "environment").write_text(environment + "\n")
+    command = shlex.split(line.partition("=+")[2].replace("/etc/ai-gateway", str(tmp_path)))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    assert done.returncode == (0 if starts else 78)
+    assert ("remove it there" in done.stderr) != starts
+
+
+@pytest.mark.parametrize(
+    ("admin", "units", "targets"),
+    [
+        ("${AIGW_ADMIN}", ["tcp:9464:interface=127.0.0.1", "tcp:9464:interface=127.0.0.2"], ["127.0.0.1:9464", "127.0.0.2:9464"]),
+        ("${AIGW_ADMIN}", ["tcp:9501", "tcp:port=9502:interface=127.0.0.1"], ["127.0.0.1:9501", "127.0.0.1:9502"]),
+        ("${AIGW_ADMIN}", [r"tcp6:9464:interface=\:\:1", "unix:/run/aigw/2.sock"], ["[::1]:9464"]),
+        ("tcp:950${AIGW_ADMIN}:interface=0.0.0.0", ["1", "2"], ["127.0.0.1:9501", "127.0.0.1:9502"]),
+        ("${AIGW_ADMIN}", ["unix:/run/aigw/1.sock", "unix:/run/aigw/2.sock"], None),
+        ("9465", ["unix:/run/aigw/admin.sock"], ["127.0.0.1:9465"]),
+        ("{endpoint: 'tcp:9466:interface=10.0.0.5', insecure: true}", ["x"], ["10.0.0.5:9466"]),
+        ("", ["unix:/run/aigw/admin.sock"], None),
+    ],
+)  # fmt: skip
+def test_y6_prometheus_gets_the_addresses_that_the_units_have(tmp_path, admin, units, targets):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/prometheus.json").write_text("old")
+    (tmp_path / "etc/config.yaml").write_text(f"api_key: k\nadmin: {admin}\n")
+    for number, value in enumerate(units, 1):
+        (tmp_path / str(number)).write_text(f"PYTHONFAULTHANDLER=1 AIGW_ADMIN={value} AIGW_INSTANCE={number}\n")
+    names = " ".join(map(str, range(1, len(units) + 1)))
+    done = part(tmp_path, f'state() {{ [ "$2" = Environment ] && cat "$1"; }}; write_targets "{names}"')
+    assert (done.returncode, done.stderr) == (0, "")
+    file = tmp_path / "home/prometheus.json"
+    assert (json.loads(file.read_text()) if file.exists() else None) == (targets and [{"targets": targets}])
+    assert not list((tmp_path / "home").glob("*.new"))
+
+
+@pytest.mark.parametrize(
     ("config", "says"),
     [
         ("listen: ['tcp:1']", "has listen, and one process alone can open these listeners; remove listen"),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.task import Clock, deferLater
@@ -26,6 +27,7 @@ from aigw.access.limits import WindowCount
 from aigw.access.other_journals import OtherJournals
 from aigw.config import loader
 from aigw.store.shared_store import SharedStore
+from tests import fork_server
 from tests.harness import lines_of_the_log, until
 from tests.providers import answer, begin_stream, event
 
@@ -185,16 +187,38 @@ def test_l9_a_folder_that_cannot_be_synced_leaks_no_file(tmp_path, monkeypatch):
     again.finish()
 
 
-def test_l9_without_a_lock_of_its_own_a_process_closes_no_file_of_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "MOST_PROCESSES", 1)
-    first, second = Journal(str(tmp_path)), Journal(str(tmp_path))
-    first.load()
-    second.load()
+@pytest.mark.parametrize("why", ["too many", "no locks"])
+def test_l9_a_process_that_can_have_no_file_of_its_own_writes_none_and_says_what_to_do(tmp_path, monkeypatch, why):
+    """Two processes that write one file lose what the other one wrote."""
+    config = config_of(tmp_path)
+    first = ledger_of(config)
+    use(first, config, 3)
+    if why == "too many":
+        monkeypatch.setattr(journal, "MOST_PROCESSES", 1)
+    else:
+        monkeypatch.setattr(journal.fcntl, "flock", lambda *_: fails_with(errno.ENOLCK))
+    with lines_of_the_log() as lines:
+        second = ledger_of(config)
+    (line,) = lines
+    assert ("1 other processes use it" if why == "too many" else "cannot be locked (No locks available)") in line[
+        "message"
+    ]
+    assert line["message"].endswith("Give this process another folder in `state`")
     other = os.open("/dev/null", os.O_RDONLY)  # gets the number of the lock that was given up
-    for each in (first, second):
-        each.start()
+    use(second, config, 5)
+    assert spent(second, config)[0] >= 5
+    for each in (second, first):
         each.finish()
     os.close(other)
+    monkeypatch.undo()
+    assert {each.name for each in (tmp_path / "state").iterdir() if each.suffix == ".journal"} == {"budgets.journal"}
+    again = ledger_of(config)
+    assert spent(again, config) == [3, 3]
+    again.finish()
+
+
+def fails_with(number: int) -> None:
+    raise OSError(number, os.strerror(number))
 
 
 def test_l9_the_file_is_made_anew_when_it_is_large(tmp_path, monkeypatch):
@@ -455,12 +479,16 @@ def test_l17_a_loop_follows_while_there_is_a_journal_and_no_longer(tmp_path):
     assert not clock.getDelayedCalls()
 
 
-def start(folder: Path) -> subprocess.Popen:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+@pytest.fixture(scope="module")
+def forks():
+    fork_server.begin()
+
+
+def start(folder: Path) -> fork_server.Forked:
     log_file = folder / f"{time.monotonic_ns()}.log"
     with log_file.open("wb") as file:
-        command = [sys.executable, "-m", "aigw", "-c", "config.yaml"]
-        daemon = subprocess.Popen(command, cwd=folder, env=environ, stderr=file)
+        words = ["aigw", "-c", "config.yaml"]
+        daemon = fork_server.Forked(words, folder, dict(os.environ), (1, file.fileno()))
     deadline = time.monotonic() + 60
     while b"The gateway has started" not in log_file.read_bytes():
         assert time.monotonic() < deadline, log_file.read_text()
@@ -484,7 +512,7 @@ def curl(port: int, path: str, body: dict | None = None, seconds: float = 5) -> 
 
 
 @ensureDeferred
-async def test_l9_kill_9_in_mid_stream_leaves_the_budget_within_one_request(world, tmp_path):
+async def test_l9_kill_9_in_mid_stream_leaves_the_budget_within_one_request(forks, world, tmp_path):
     (world.folder / "state").mkdir()
     provider = world.provider(*[answer()] * 3, begin_stream(event({"content": "a"})))
     port = world.gateway(provider).port + 0
@@ -523,7 +551,7 @@ async def test_l9_kill_9_in_mid_stream_leaves_the_budget_within_one_request(worl
 
 
 @ensureDeferred
-async def test_l17_a_process_that_starts_while_another_one_drains_has_its_budgets(world, tmp_path):
+async def test_l17_a_process_that_starts_while_another_one_drains_has_its_budgets(forks, world, tmp_path):
     """As an upgrade does it: the first one is stopped in a stream, and killed or not; others start meanwhile."""
     (world.folder / "state").mkdir()
     provider = world.provider(answer(), begin_stream(event({"content": "a"})), answer())

@@ -100,7 +100,9 @@ async def test_l6_a_client_stops_on_a_budget(world, client):
     assert [each["status"] for each in world.records] == [429]
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize(
+    "client", ["openai", "anthropic", pytest.param("langchain", marks=pytest.mark.slow)]
+)  # which calls by openai's
 @ensureDeferred
 async def test_l6_a_client_does_not_repeat_what_is_larger_than_the_limit(world, client):
     gateway = limited(world, client, tokens="20/m")

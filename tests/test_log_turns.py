@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import select
 import socket
-import subprocess
-import sys
 import threading
 
 import pytest
 
 from aigw.log_output.log_writer import LogWriter, to_descriptor, without_waiting
+from tests import fork_server
 from tests.test_log_writer import LINE, pipe, read_all
 
 assert pipe  # a fixture
@@ -211,9 +210,12 @@ def test_g3_a_disk_is_written_by_the_thread_only(tmp_path):
     ],
 )
 def test_g3_an_end_of_any_kind_loses_nothing_of_the_turns_before(act, last):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.replace("ACT", act)], stderr=subprocess.PIPE, timeout=30, check=False
-    )
-    messages = [line for line in done.stderr.decode().splitlines() if '"message"' in line]
+    reading, writing = os.pipe()
+    process = fork_server.Forked(["python", "-c", PROGRAM.replace("ACT", act)], ".", dict(os.environ), (1, writing))
+    os.close(writing)
+    with os.fdopen(reading) as stderr:
+        lines = stderr.read().splitlines()
+    process.wait(30)
+    messages = [line for line in lines if '"message"' in line]
     assert '"before"' in messages[0]
     assert any(f'"{last}"' in line for line in messages)

@@ -135,6 +135,21 @@ def test_b9_a_log_that_is_behind_is_written_in_larger_pieces():
     assert len(pieces) <= len(b"".join(pieces)) // 60_000 + 1
 
 
+def test_b9_a_file_on_a_disk_takes_large_pieces(tmp_path, log):
+    """Only a pipe needs small ones."""
+    pieces: list[bytes] = []
+    writer = LogWriter(lambda data: pieces.append(data) or len(data), is_file=True)
+    lines = [LINE.format(number) for number in range(200)]
+    for line in lines:
+        writer.write(line)
+    writer.finish()
+    assert [piece.decode() for piece in pieces] == ["".join(lines)]
+    os.mkfifo(tmp_path / "fifo")
+    reading = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    assert [log(name).is_on_disk for name in ("gateway.log", "fifo")] == [True, False]
+    os.close(reading)
+
+
 def test_b9_a_pipe_that_another_process_made_non_blocking_loses_nothing(pipe):
     """Whoever shares a terminal or a pipe may set O_NONBLOCK on it; Node does."""
     reading, writing = pipe

@@ -16,6 +16,7 @@ from tests.test_keys import ALICE, BOB, named
 
 SECRET = ALICE[5:]
 OTHERS = ["sk-ant-api03-abcdefghij0123456789", "gateway-key-of-a-person", "$tr4nge:key!of\\one", "0123456789abcdef"]
+OTHERS += ["Ab3/dE5fGh1Jk2Lm/nO4pQ6rS8tU0v+yZ==", "/wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLE/"]
 
 
 @pytest.mark.parametrize("key", [ALICE, *OTHERS])
@@ -36,6 +37,8 @@ def test_c19_no_part_of_a_key_is_left(key):
         ("two words", 3, "two"),
         ("x" * 100, 64, "x" * 64),
         ("a/path/of/some-parts-of-which-one-is-long", 20, "a/path/of/***"),
+        ("see/a-path-of-words/which-is-long/and-4-more", 33, "see/a-path-of-words/which-is-long"),
+        ("see /v1/Models/a-long-4-name", 20, "see ***"),
         ("word word shorten word", 15, "word word short"),
     ],
 )

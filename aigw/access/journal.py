@@ -28,7 +28,7 @@ LOG_SECONDS = 60.0
 FINISH_SECONDS = 2.0  # the end of the process waits so long for the disk
 MODE = 0o600
 SMALL = 1024 * 1024  # bytes of a file that is not made smaller
-MOST_PROCESSES = 64  # with one folder
+MOST_PROCESSES = 256  # with one folder
 FOLLOW_SECONDS = 0.5  # between two looks at the files of other processes
 
 _encode = msgspec.json.encode
@@ -71,7 +71,7 @@ class Journal:
     def load(self) -> Mapping[Key, State]:
         """The budgets of the process that had the file before, by account and budget."""
         self._path = self._own_path()
-        if os.path.exists(self._path):
+        if self._path and os.path.exists(self._path):
             with self._reported():
                 file = JournalFile(self._path)
                 file.read()
@@ -97,21 +97,32 @@ class Journal:
         self._thread.join(FINISH_SECONDS)
 
     def _own_path(self) -> str:
-        """The first file that no other process has."""
+        """The first file that no other process has; nothing if this process cannot have one of its own."""
         path = os.path.join(self.folder, "budgets.journal")
         for number in range(2, MOST_PROCESSES + 2):
             try:
                 self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
+            except OSError:
+                return path  # the thread cannot write it either, and reports it
+            try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError as error:
                 os.close(self._lock)
                 self._lock = -1
+                if not isinstance(error, BlockingIOError):
+                    self._log_no_file(f"its files cannot be locked ({error.strerror})")
+                    return ""
                 path = os.path.join(self.folder, f"budgets-{number}.journal")
-            except OSError:
-                break  # the thread reports it
             else:
-                break
-        return path
+                return path
+        self._log_no_file(f"{MOST_PROCESSES} other processes use it, which is the limit")
+        return ""
+
+    def _log_no_file(self, reason: str) -> None:
+        logs.error(
+            f"The gateway cannot keep the budgets in {self.folder}: {reason}; only memory has them, until it ends. "
+            "Give this process another folder in `state`"
+        )
 
     def _read_others(self) -> None:
         self._looked = time.monotonic()
@@ -127,7 +138,7 @@ class Journal:
         synced, unsynced = time.monotonic(), False
         while True:
             changed = self._taken()
-            if changed:
+            if changed and self._path:
                 unsynced = self._until_written(changed) or unsynced
             elif self._ending.is_set():
                 break

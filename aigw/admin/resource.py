@@ -11,6 +11,8 @@ from aigw.net.headers import Header
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource
 
+NO_SNIFFING: Header = (b"x-content-type-options", b"nosniff")
+
 
 class AdminResource(ApiResource):
     """A resource of the status pages, with the check of who may see it."""
@@ -44,7 +46,7 @@ class AdminNotFound(AdminResource):
 
 def send(request: Request, kind: bytes, body: bytes, *headers: Header) -> int:
     """Answer with a body that is not JSON."""
-    own = [(b"content-type", kind), (b"x-content-type-options", b"nosniff"), *headers]
+    own = [(b"content-type", kind), NO_SNIFFING, *headers]
     request.begin(200, own, len(body))
     request.write(body)
     request.end()

@@ -16,8 +16,9 @@ from aigw.access.errors import NotAllowed
 from aigw.admin.access_control import AccessCheck, allow_all, allow_local, is_near, with_key
 from aigw.admin.explain import Explain
 from aigw.admin.live_feed import LiveFeed
+from aigw.admin.long_body import LongBody
 from aigw.admin.page import Page
-from aigw.admin.resource import AdminNotFound, AdminResource, send
+from aigw.admin.resource import NO_SNIFFING, AdminNotFound, AdminResource, send
 from aigw.admin.session import Cookies, cookie, is_form, is_own_form, no_cookie
 from aigw.config.model import Config
 from aigw.errors import CrossSite, GatewayError, NotAForm, NotReady, Unauthorized, WrongKey
@@ -61,9 +62,10 @@ class MetricsResource(AdminResource):
     def render(self, request: Request) -> Deferred[None]:
         """In the format that the scraper asks for."""
 
-        def made(answer: tuple[bytes, bytes]) -> None:
-            body, kind = answer
-            send(request, kind, body)
+        def made(answer: tuple[list[bytes], bytes]) -> Deferred[None]:
+            fragments, kind = answer
+            request.begin(200, [(b"content-type", kind), NO_SNIFFING], sum(map(len, fragments)))
+            return LongBody(request, fragments).written
 
         accept = (request.header(b"accept") or b"").decode("latin-1")
         return self._telemetry.scrape(accept).addCallback(made)

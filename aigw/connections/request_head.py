@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -24,6 +24,7 @@ SINGLE = frozenset(
     b"host content-length content-type authorization proxy-authorization x-api-key api-key cookie origin "
     b"sec-fetch-site expect x-request-id traceparent idempotency-key http-referer x-title anthropic-version".split()
 )  # all headers that the gateway uses or forwards, except lists, whose lines make one value (RFC 9110, section 5.3)
+IDS_AT_ONCE = 256  # made of one block of random bytes: one system call for each id would cost more than the id
 TLS_HANDSHAKE = b"\x16"  # the first byte of a record with a ClientHello (RFC 8446, 5.1)
 REASONS = {each.value: each.phrase.encode() for each in HTTPStatus}  # Twisted has none for 422, 429 and others
 _HOST = rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]"
@@ -196,7 +197,17 @@ def id_of(offered: bytes | None) -> str:
     """The client's request id if it is sane, else a new one of 32 hexadecimal digits."""
     if offered and _REQUEST_ID.fullmatch(offered):
         return offered.decode()
-    return os.urandom(16).hex()
+    return new_id()
+
+
+def _new_ids() -> Iterator[str]:
+    while True:
+        block = os.urandom(16 * IDS_AT_ONCE).hex()
+        for at in range(0, len(block), 32):
+            yield block[at : at + 32]
+
+
+new_id = _new_ids().__next__  # the first block is made at the first request, when the process has forked
 
 
 def invalid() -> BadRequest:

@@ -279,6 +279,7 @@ class GatewayService(Service):
             reloads=self._reloads,
             cooldown_left=self._cooldowns.cooldown_left,
             cools_down=self._cooldowns.cools_down,
+            failed_at=self._cooldowns.failed_at,
             held=self._running.held,
             limits_of=store.known_usage_of,
             store_failures=store.failures,

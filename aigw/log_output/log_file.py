@@ -6,6 +6,7 @@ import os
 import stat
 from contextlib import suppress
 
+from aigw.log_output.log_stream import is_on_disk
 from aigw.log_output.log_writer import wait_until_writable
 
 MAX_BYTES = 100_000_000
@@ -24,6 +25,7 @@ class LogFile:
         self._max_bytes = max_bytes
         self._kept = kept
         self._fd = os.open(self.path, FLAGS, MODE)
+        self.is_on_disk = is_on_disk(self._fd)  # not a named pipe
 
     def write(self, data: bytes) -> int:
         """Write the beginning of ``data``. Returns how many bytes were written. Raises OSError."""

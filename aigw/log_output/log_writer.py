@@ -47,12 +47,16 @@ class LogWriter:
     ``notice`` makes the line that reports so many dropped lines.
     """
 
-    def __init__(self, write: Write, room: int = ROOM) -> None:
-        """``write`` is called in the thread only, and may block there."""
+    def __init__(self, write: Write, room: int = ROOM, is_file: bool = False) -> None:
+        """``write`` is called in the thread only, and may block there.
+
+        ``is_file``: it writes to a file on a disk, which takes a piece of any size as a whole.
+        """
         self.notice: Callable[[int], str] = lambda count: f"{count} lines were dropped\n"
         self.dropped = 0
         self._write = write
         self._room = room
+        self._most = BEHIND if is_file else select.PIPE_BUF  # bytes of a piece
         self._lock = threading.RLock()
         self._lines: list[bytes] = []
         self._bytes = 0
@@ -190,7 +194,7 @@ class LogWriter:
                 if not lines and not missing:
                     self._idle = True
                     return
-            most = select.PIPE_BUF if size < BEHIND else BEHIND
+            most = self._most if size < BEHIND else BEHIND
             chunks = _chunks(lines, most)
             failed = sum(self._failed(chunk) if self._reported() else chunk.count(b"\n") for chunk in chunks)
             with self._lock:
@@ -224,6 +228,9 @@ def _chunks(lines: list[bytes], most: int) -> Iterator[bytes]:
 
     A pipe takes PIPE_BUF bytes in one piece, also while other processes write to it.
     """
+    if lines and sum(map(len, lines)) <= most:
+        yield b"".join(lines)
+        return
     chunk: list[bytes] = []
     size = 0
     for line in lines:

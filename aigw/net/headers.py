@@ -81,6 +81,11 @@ def for_client(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
     return _bounded(sent)
 
 
+def is_forwarded(name: bytes) -> bool:
+    """Whether a client gets the provider's header of this lower-case name."""
+    return _TO_CLIENT_AS[name] is not None
+
+
 def _bounded(sent: list[Header]) -> list[Header]:
     kept: list[Header] = []
     left = MOST_BYTES

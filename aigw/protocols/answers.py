@@ -13,7 +13,8 @@ ERROR = "answered 2xx with an error"
 EMPTY = "answered 2xx with an empty body"
 SIGNS_OF_AN_ERROR = b'"base_resp"', b'"detail"', b'"message"'  # one of them is in each error without ``error``
 
-_NULLS = re.compile(rb"\[\s*null\s*(?:,\s*null\s*)*\]").fullmatch  # a list of nothing but null, which NaN is read as
+# The start of a list that holds something. A list of nothing but null, which NaN is read as, is none.
+_FILLED = re.compile(rb"\[(?!\s*(?:null\s*(?:,\s*null\s*)*)?\])").match
 
 
 def check_answer(member: str, body: bytes, label: bytes = b"", may_be_empty: bool = False) -> Mistake | None:
@@ -31,7 +32,7 @@ def check_answer(member: str, body: bytes, label: bytes = b"", may_be_empty: boo
             body[: envelope.MOST_OF_AN_ERROR]
         ).reason
     items = getattr(found, member)
-    if envelope.is_list(items) and envelope.carries(items) and (not _NULLS(items) or b"NaN" in body):
+    if _FILLED(items) or (envelope.is_list(items) and envelope.carries(items) and b"NaN" in body):
         return None
     error = _value(bytes(found.error))
     if error is None:  # a value that is too large or too deep to be read is an error too

@@ -135,15 +135,24 @@ def outlined(body: bytes) -> Outline:
     """
     try:
         try:
-            return _outlined(body)
+            return _outline.decode(body)
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
-            if b"NaN" not in body and b"Infinity" not in body:
-                raise
-        return _outlined(_NO_NUMBER.sub(b"null", body))
+            return _outlined_leniently(body)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _outlined_leniently(body: bytes) -> Outline:
+    try:
+        return _outlined(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if b"NaN" not in body and b"Infinity" not in body:
+            raise
+    return _outlined(_NO_NUMBER.sub(b"null", body))
 
 
 def _outlined(body: bytes) -> Outline:

@@ -15,26 +15,23 @@ from twisted.logger import Logger
 from aigw.access.admission import Admission
 from aigw.access.errors import with_limits
 from aigw.access.ledger import Claim
-from aigw.config.model import Step
-from aigw.net import headers
-from aigw.protocols.charges import charged_tokens
+from aigw.protocols.charges import charged_total
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.gateway import Gateway
 from aigw.proxy.plain import HOLD_PLAIN
+from aigw.proxy.straight_head import AnswerHeads
 from aigw.proxy.straight_plan import Plan, Plans
-from aigw.telemetry.pricing import Charge
 from aigw.telemetry.record import AttemptRecord, Record, Sink, milliseconds, requested
 from aigw.upstream.connection import Connection
 from aigw.upstream.response_parser import ResponseParser
 
 IS_ON = os.environ.get("AIGW_STRAIGHT_PATH") != "off"
-MOST = 64 * 1024  # bytes of a request's body
 
 log = Logger()
 
-_Answer = tuple[bytes, dict[str, int], tuple[Charge, ...]]
+_Answer = tuple[bytes, dict[str, int], int]
 
 
 class Client(Protocol):
@@ -69,10 +66,12 @@ class StraightPath:
         self._path = f"/v1/{endpoint.path}"  # as records show it
         self._sink = sink
         self._admission = admission
+        self._spends_tokens = endpoint.spends == "tokens"
         self.seconds = gateway.clock.seconds
         self._router = gateway.router
         self._cooldowns = gateway.cooldowns[endpoint.path]
         self.plan_for = Plans(gateway, endpoint.path).plan_for
+        self._heads = AnswerHeads(gateway.router)
 
     def lines(self, plan: Plan, call: Call) -> bytes:
         """The headers of the request, but that of its id. A header of the client does not replace the provider's."""
@@ -114,14 +113,14 @@ class StraightPath:
         """Send the whole answer to the client, and record it; False if it is not as this path needs it."""
         now, body = self.seconds(), sent.body_with(parser)
         try:
-            found = self._answer(sent, parser.headers, body)
+            found = self._answer(sent, parser, body)
         except Exception:
             log.failure("An answer takes the long way: unexpected error")
             found = None
         if found is None or not sent.connection.free(may_be_paused=False):
             parser.give_back(body)
             return False
-        answer, usage, charges = found
+        answer, usage, tokens = found
         self.gateway.running.discard(sent)
         self._cooldowns.succeeded(sent.plan.step)
         try:
@@ -130,45 +129,38 @@ class StraightPath:
             sent.client.abort("The gateway could not answer a client: unexpected error")
         try:
             if sent.claim is not None:
-                self._admission.end(sent.claim, sum(charges[0].tokens.values()) if charges else 0)
-            self._sink(self._record(sent, now, len(body), usage, charges))
+                admission = self._admission
+                settled = admission.store.settle(sent.claim, tokens)
+                if admission.queues:
+                    admission.settled(settled, sent.claim)
+            self._sink(self._record(sent, now, len(body), usage))
         except Exception:
             log.failure("The gateway could not record a request: unexpected error")
         return True
 
-    def _answer(self, sent: StraightCall, given: dict[bytes, list[bytes]], body: bytes) -> _Answer | None:
+    def _answer(self, sent: StraightCall, parser: ResponseParser, body: bytes) -> _Answer | None:
         """The whole answer for the client, and what it used; None if it is not as this path needs it."""
         claim, plan = sent.claim, sent.plan
+        head = self._heads.head_of(parser)
         if (
-            len(body) > HOLD_PLAIN
+            head is None
+            or len(body) > HOLD_PLAIN
             or not sent.client.may_finish
-            or self.endpoint.check_answer(body, given.get(b"content-type", [b""])[-1].lower()) is not None
+            or self.endpoint.check_answer(body, head.kind) is not None
             or any([change(body) is not body for change in self._router.without_keys[plan.step.provider.name]])
         ):
             return None
         usage = usage_in(body)
-        charges = () if claim is None else self._charges(plan.step, usage)
-        shown = headers.for_client(given.items())
-        if b"content-type" not in dict(shown):
-            shown.append((b"content-type", b"application/json"))
-        if charges is None or self._router.keys.may_be_in(shown):
+        tokens = charged_total(usage) if claim is not None and self._spends_tokens else 0
+        if claim is not None and self._spends_tokens and not tokens:  # it is estimated on the long way
             return None
-        shown += (b"content-length", b"%d" % len(body)), (b"x-request-id", sent.call.request_id.encode())
-        lines = headers.lines(shown) + plan.about
+        own = len(body), sent.call.request_id.encode(), plan.about
+        lines = b"%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s" % (head.lines, *own)
         if claim is not None:
             lines = with_limits(lines, claim)
-        return b"HTTP/1.1 200 OK\r\n%s\r\n%s" % (lines, body), usage, charges
+        return b"HTTP/1.1 200 OK\r\n%s\r\n%s" % (lines, body), usage, tokens
 
-    def _charges(self, step: Step, usage: dict[str, int]) -> tuple[Charge, ...] | None:
-        """What the caller is charged; None if the provider did not report it: that is estimated on the long way."""
-        if self.endpoint.spends != "tokens":
-            return ()
-        tokens = charged_tokens(usage)
-        return (Charge(step.provider.name, step.model, tokens),) if any(tokens.values()) else None
-
-    def _record(
-        self, sent: StraightCall, now: float, size: int, usage: dict[str, int], charges: tuple[Charge, ...]
-    ) -> Record:
+    def _record(self, sent: StraightCall, now: float, size: int, usage: dict[str, int]) -> Record:
         """The record of a call that is over; the whole answer was there at ``now``."""
         call, plan, step, began, ended = sent.call, sent.plan, sent.plan.step, sent.began, self.seconds()
         number, provider, model = step.number, step.provider.name, step.model
@@ -196,7 +188,6 @@ class StraightPath:
             ended=ended,
             ttft=now - began,
             overhead=ended - sent.received - (now - sent.waiting_since),
-            charges=charges,
         )
 
 

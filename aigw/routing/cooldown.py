@@ -94,6 +94,10 @@ class Cooldowns:
         """Whether the step was cooled down and has not answered since, even if the cooldown's time is over."""
         return bool(self._states) and any([state.until > 0 < step.cooldown for state in self._states_of(step)])
 
+    def failed_at(self) -> set[tuple[str, str]]:
+        """The providers and models that have a state; EVERY_MODEL for a refused key."""
+        return {(provider, model) for provider, _, model in self._states}
+
     def begin(self, step: Step) -> bool:
         """An attempt at the step starts. Gives whether it is the probe: the first attempt after the cooldown's time."""
         if not self._states or step.cooldown == 0:
@@ -203,6 +207,10 @@ class CooldownsByEndpoint:
     def cools_down(self, step: Step) -> bool:
         """Whether the step cools down at one endpoint or more: see Cooldowns."""
         return any([each.cools_down(step) for each in self._by_path.values()])
+
+    def failed_at(self) -> set[tuple[str, str]]:
+        """The providers and models that failed last at one endpoint or more; no other step cools down."""
+        return set().union(*[each.failed_at() for each in self._by_path.values()])
 
 
 def _keys(step: Step) -> list[Used]:

@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any, TextIO, cast
 
@@ -22,7 +21,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
 from aigw.log_output.duplicates import DuplicateFilter
-from aigw.log_output.log_stream import in_ascii, is_journal, takes_unicode
+from aigw.log_output.log_stream import in_ascii, is_journal, is_on_disk, takes_unicode
 from aigw.log_output.log_writer import LineFile, LogWriter, Write, to_descriptor, without_waiting
 from aigw.telemetry.record import KeyAttemptRecord, Record, for_log, names_for
 from aigw.telemetry.redaction import Redaction
@@ -109,8 +108,11 @@ class JsonLines:
         line = self._requests.line(record, _LEVELS[level], self.redaction.hide)
         if line is None:
             return False
-        with suppress(OSError, ValueError):  # as in __call__
-            self._write_bytes(b"%b%b\n" % (self._priority_bytes[level], line))
+        try:
+            priority = self._priority_bytes[level]
+            self._write_bytes(b"%b%b\n" % (priority, line))
+        except (OSError, ValueError):  # as in __call__
+            pass
         return True
 
     def _whole(self, event: LogEvent, level: object) -> str:
@@ -135,16 +137,17 @@ class QueuedLines(JsonLines):
         priorities: bool = False,
         form: Callable[[LogWriter], LineFile] = lambda writer: writer,
         descriptor: int | None = None,
+        is_file: bool = False,
     ) -> None:
         """``write`` is called in the thread. The thread starts when the reactor runs, because twistd forks before that.
 
         ``form`` wraps the writer in a file that changes the form of each line. ``descriptor`` is the file that
-        ``write`` writes to, if the lines of a turn may be written to it without the thread.
+        ``write`` writes to, if the lines of a turn may be written to it without the thread. ``is_file``: see LogWriter.
         """
         from twisted.internet import reactor as installed
 
         reactor = cast(_Reactor, installed)
-        self.writer = LogWriter(write)
+        self.writer = LogWriter(write, is_file=is_file)
         self.writer.notice = self.notice
         super().__init__(form(self.writer), priorities)
 
@@ -170,7 +173,7 @@ def to_stream(
 ) -> QueuedLines:
     """JSON lines to standard output or error. Python has None for a stream that was closed at its start."""
     descriptor = stream.fileno() if stream else -1
-    return QueuedLines(to_descriptor(descriptor), priorities, form, descriptor)
+    return QueuedLines(to_descriptor(descriptor), priorities, form, descriptor, is_on_disk(descriptor))
 
 
 def info(message: str, request_id: str | None = None, **fields: object) -> None:

@@ -15,9 +15,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from aigw import __version__
-from aigw.telemetry import series
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.redaction import Redaction
+from aigw.telemetry.scrape import Scrapes
 from aigw.telemetry.series_names import SeriesNames
 from aigw.telemetry.snapshot import Snapshot, TakeSnapshot
 
@@ -34,30 +34,30 @@ class Exposition:
         redaction: Redaction,
         more: Callable[[], Families] | None = None,
     ) -> None:
-        self._counters = counters
         self._take_snapshot = take_snapshot
         self._redaction = redaction
         self._more = more
         self._process = ProcessCollector(registry=None)
-        self._names = SeriesNames(lambda: redaction.hide)
+        self._scrapes = Scrapes(counters, SeriesNames(lambda: redaction.hide))
 
     def scrape(self, accept: str) -> tuple[Iterator[bytes], bytes]:
         """The pieces of the body, each of whole lines, and its content type; in the format that ``accept`` asks for.
 
-        A piece is made when the iterator reaches it. With many routes that takes long: iterate in a thread.
+        It is to be called on the event loop. A piece is made when the iterator reaches it. With many routes that takes
+        long: iterate in a thread.
         """
         try:
             encode, kind = choose_encoder(accept)
         except Exception:  # choose_encoder expects each version in Accept to be a number
             encode, kind = choose_encoder("")
         live = self._take_snapshot()
+        texts = self._scrapes.begin(live, "openmetrics" in kind)
         families = [*_of_the_daemon(live), *(self._more() if self._more is not None else ())]
         rest = CollectorRegistry(auto_describe=False)
         rest.register(_Families(families, self._process))
 
         def pieces() -> Iterator[bytes]:
-            for piece in series.pieces(self._counters, live, self._names, "openmetrics" in kind):
-                yield piece.encode()
+            yield from texts
             yield self._redaction.hide_in_values(encode(rest))  # last, because it ends with OpenMetrics' end mark
 
         return pieces(), kind.encode()

@@ -90,9 +90,13 @@ class RequestLines:
 
 def written_time(seconds: float) -> str:
     """Unix seconds as a line has them: in UTC, with milliseconds."""
-    return f"{_to_the_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
+    whole, milliseconds = divmod(int(seconds * 1000), 1000)
+    return _to_the_second(whole) + _MILLISECONDS[milliseconds]
 
 
 @lru_cache(maxsize=1)
 def _to_the_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+_MILLISECONDS = tuple([f".{number:03d}Z" for number in range(1000)])  # of each line, so they are made once

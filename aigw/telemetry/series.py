@@ -1,236 +1,244 @@
 """The counters of each route, step and model as lines of Prometheus' text format; there may be many lines.
 
-The lines are made in a thread, piece by piece, from counters that may change meanwhile: a list or dict is copied in one
-operation just before it is read. A route or step that was never used has no series except those that alerts need.
+The lines are made in a thread, from counters that may change meanwhile: a list or dict is copied in one operation just
+before it is read. A route or step that was never used has no series except those that alerts need.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
-from itertools import accumulate, islice
+from itertools import accumulate
+from typing import NamedTuple
 
-from aigw.telemetry import caller_series
-from aigw.telemetry.caller_series import MetricFamily
-from aigw.telemetry.counters import OUTCOMES, Counters, Histogram, RouteCounters, StepCounters
-from aigw.telemetry.series_names import SeriesNames
-from aigw.telemetry.snapshot import Snapshot
+from aigw.telemetry.counters import OUTCOMES, Histogram, ModelCounters
+from aigw.telemetry.series_names import NamedRoute
 
-PIECE = 64  # routes, steps or models
-PAUSE_SECONDS = 0.0001  # a pause after each piece, in which the event loop can run
+NamedModel = tuple[bytes, ModelCounters]
+
 _NONE = dict.fromkeys(OUTCOMES, 0)
 # These series of a route exist as soon as it is used: an alert then sees the first of each as an increase.
 _INCOMPLETE = [outcome for outcome in OUTCOMES if outcome.startswith(("stream_", "answer_"))]
 _ENDS = ((499, "client_gone"), (504, "error"))
 _NO_REQUESTS = {(200, outcome.startswith("stream_"), outcome): 0 for outcome in _INCOMPLETE}
 _NO_REQUESTS |= {(status, stream, outcome): 0 for status, outcome in _ENDS for stream in (False, True)}
-LABELS = "\0"  # stands for a series' labels in the form of its lines, which all series of a metric have in common
+_STREAM = (b',stream="false"', b',stream="true"')
+LABELS = b"\0"  # stands for a series' labels in the form of its lines, which all series of a metric have in common
 
 
-def pieces(counters: Counters, live: Snapshot, names: SeriesNames, openmetrics: bool) -> Iterator[str]:
-    """All lines, in pieces of whole lines. ``names`` keeps the labels from one scrape to the next."""
-    for _ in names.refresh(counters, live):
-        yield ""
-        time.sleep(PAUSE_SECONDS)
-    named, routes, steps, models, configured = (
-        names.routes,
-        names.with_other,
-        names.steps,
-        names.models,
-        names.configured,
-    )
-    caller_labels, model_labels = names.caller_label, names.model_labels
-    families = (
-        MetricFamily(
-            "aigw_requests",
-            "counter",
-            "Requests that have ended, by the status that the client got and by the outcome.",
-            (_requests(labels, route) for labels, route in routes),
-        ),
-        MetricFamily(
-            "aigw_request_duration_seconds",
-            "histogram",
-            "From a request's head to the end of its answer.",
-            (_durations(labels, route, route is counters.other) for labels, route in routes),
-        ),
-        MetricFamily(
-            "aigw_time_to_first_token_seconds",
-            "histogram",
-            "From a request's head to the first output of its stream.",
-            (_histogram("aigw_time_to_first_token_seconds", labels, route.first_token) for labels, _, route in named),
-        ),
-        MetricFamily(
-            "aigw_overhead_seconds",
-            "histogram",
-            "The duration of requests without the time to read their bodies and without the time of providers.",
-            (_histogram("aigw_overhead_seconds", labels, route.overhead) for labels, _, route in named),
-        ),
-        MetricFamily(
-            "aigw_fallbacks",
-            "counter",
-            "How often another step of the route was tried after a failed attempt.",
-            (f"aigw_fallbacks_total{{{labels}}} {route.fallbacks}.0\n" for labels, _, route in named if route.used),
-        ),
-        MetricFamily(
-            "aigw_hedges",
-            "counter",
-            "Second attempts beside slow ones, by the result; over_share: none was allowed.",
-            (_hedges(labels, name, route, live) for labels, name, route in named),
-        ),
-        MetricFamily(
-            "aigw_held_seconds",
-            "histogram",
-            "How long answers were held after their first output, on routes that hold them until they are whole.",
-            (_histogram("aigw_held_seconds", labels, route.held) for labels, _, route in named),
-        ),
-        MetricFamily(
-            "aigw_keepalives",
-            "counter",
-            "Keep-alives that were written into streams.",
-            (f"aigw_keepalives_total{{{labels}}} {route.keepalives}.0\n" for labels, _, route in named if route.used),
-        ),
-        MetricFamily(
-            "aigw_attempts",
-            "counter",
-            "Attempts of a step, by outcome.",
-            (_attempts(labels, step) for labels, step in steps),
-        ),
-        MetricFamily(
-            "aigw_tokens",
-            "counter",
-            "Tokens that providers reported. As OpenAI counts, cached is part of prompt, and reasoning of completion.",
-            (_tokens(labels, step) for labels, step in steps),
-        ),
-        MetricFamily(
-            "aigw_provider_duration_seconds",
-            "histogram",
-            "From an attempt to the end of its answer, by provider and model.",
-            (_histogram("aigw_provider_duration_seconds", labels, model.duration) for labels, model in models),
-        ),
-        MetricFamily(
-            "aigw_provider_time_to_first_token_seconds",
-            "histogram",
-            "From an attempt to the first output of its stream, by provider and model.",
-            (
-                _histogram("aigw_provider_time_to_first_token_seconds", labels, model.first_token)
-                for labels, model in models
-            ),
-        ),
-        MetricFamily(
-            "aigw_step_cooling_down",
-            "gauge",
-            "1 from the failure that began a step's cooldown until its next answer, else 0.",
-            (f"aigw_step_cooling_down{{{labels}}} {live.cools_down(step):d}.0\n" for labels, step in configured),
-        ),
-        MetricFamily(
-            "aigw_step_resting",
-            "gauge",
-            "The old name of aigw_step_cooling_down.",
-            (f"aigw_step_resting{{{labels}}} {live.cools_down(step):d}.0\n" for labels, step in configured),
-        ),
-        MetricFamily(
-            "aigw_step_rest_end_timestamp_seconds",
-            "gauge",
-            "When the cooldown of a step ends, in Unix time.",
-            (
-                f"aigw_step_rest_end_timestamp_seconds{{{labels}}} {time.time() + left!r}\n"
-                for labels, step in configured
-                if (left := live.cooldown_left(step)) is not None
-            ),
-        ),
-        MetricFamily(
-            "aigw_requests_in_flight",
-            "gauge",
-            "Requests that are running.",
-            (
-                f"aigw_requests_in_flight{{{labels}}} {live.in_flight.get(name, 0)}.0\n"
-                for labels, name, route in named
-                if route.used or name in live.in_flight
-            ),
-        ),
-    )
-    accounts = caller_series.families(counters, live, caller_labels, model_labels) if counters.callers else ()
-    for family in (*families, *accounts):
+class Family(NamedTuple):
+    """A metric."""
+
+    name: str
+    kind: str
+    text: str
+
+    def head(self, openmetrics: bool) -> bytes:
+        """The lines before those with values."""
         # In OpenMetrics the name of a counter's family has no _total; the names of its samples have it.
-        name = f"{family.name}_total" if family.kind == "counter" and not openmetrics else family.name
-        yield f"# HELP {name} {family.text}\n# TYPE {name} {family.kind}\n"
-        yield from _together(family.lines)
+        name = f"{self.name}_total" if self.kind == "counter" and not openmetrics else self.name
+        return f"# HELP {name} {self.text}\n# TYPE {name} {self.kind}\n".encode()
 
 
-def _together(lines: Iterable[str]) -> Iterator[str]:
-    lines = iter(lines)
-    while batch := [*islice(lines, PIECE)]:
-        yield "".join(batch)
-        time.sleep(PAUSE_SECONDS)
-
-
-def _requests(labels: str, route: RouteCounters) -> str:
-    begin, requests = f"aigw_requests_total{{{labels},", route.requests.copy()
-    if route.used and route.steps:
+def _requests(route: NamedRoute) -> bytes:
+    requests = route.counted.requests.copy()
+    if route.counted.used and route.counted.steps:
         requests = {**_NO_REQUESTS, **requests}
-    return "".join([f"{begin}{_result(*key)}{count}.0\n" for key, count in requests.items()])
+    form = _form_of_requests(tuple(requests))
+    return (form % (*requests.values(),)).replace(LABELS, route.label)
 
 
 @lru_cache(maxsize=1024)
-def _result(status: int, stream: bool, outcome: str) -> str:
-    return f'status="{status}",stream="{_bool(stream)}",outcome="{outcome}"}} '
-
-
-def _durations(labels: str, route: RouteCounters, even_if_unused: bool) -> str:
-    return "".join(
+def _form_of_requests(keys: tuple[tuple[int, bool, str], ...]) -> bytes:
+    return b"".join(
         [
-            _histogram("aigw_request_duration_seconds", f'{labels},stream="{_bool(stream)}"', histogram, even_if_unused)
-            for stream, histogram in route.duration.items()
+            f'aigw_requests_total{{\0,status="{status}",stream="{_bool(stream)}",outcome="{outcome}"}} %d.0\n'.encode()
+            for status, stream, outcome in keys
         ]
     )
 
 
-def _histogram(name: str, labels: str, histogram: Histogram, even_if_unused: bool = False) -> str:
+def _durations(route: NamedRoute) -> bytes:
+    return b"".join(
+        [
+            _histogram("aigw_request_duration_seconds", route.label + label, histogram, route.is_other)
+            for label, histogram in zip(_STREAM, map(route.counted.duration.__getitem__, (False, True)), strict=True)
+        ]
+    )
+
+
+def _first_token(route: NamedRoute) -> bytes:
+    return _histogram("aigw_time_to_first_token_seconds", route.label, route.counted.first_token)
+
+
+def _overhead(route: NamedRoute) -> bytes:
+    return _histogram("aigw_overhead_seconds", route.label, route.counted.overhead)
+
+
+def _held(route: NamedRoute) -> bytes:
+    return _histogram("aigw_held_seconds", route.label, route.counted.held)
+
+
+def _fallbacks(route: NamedRoute) -> bytes:
+    return b"aigw_fallbacks_total{%s} %d.0\n" % (route.label, route.counted.fallbacks) if route.counted.used else b""
+
+
+def _keepalives(route: NamedRoute) -> bytes:
+    return b"aigw_keepalives_total{%s} %d.0\n" % (route.label, route.counted.keepalives) if route.counted.used else b""
+
+
+def _not_in_flight(route: NamedRoute) -> bytes:
+    return in_flight(route, 0) if route.counted.used else b""
+
+
+def in_flight(route: NamedRoute, requests: int) -> bytes:
+    """The line of a route with running requests."""
+    return b"aigw_requests_in_flight{%s} %d.0\n" % (route.label, requests)
+
+
+def _hedges(route: NamedRoute) -> bytes:
+    """Of a route with ``hedge``, and of one that had it."""
+    hedges = route.counted.hedges.copy()
+    if not route.may_hedge and not any(hedges.values()):
+        return b""
+    return (_form_of_counters("aigw_hedges_total", "result", tuple(hedges)) % (*hedges.values(),)).replace(
+        LABELS, route.label
+    )
+
+
+def _attempts(route: NamedRoute) -> bytes:
+    """All outcomes; only ``ok`` of a step that was never tried: an alert then sees its first answer as an increase."""
+    texts = []
+    for labels, step in route.steps:
+        attempts = step.attempts.copy()
+        if len(attempts) > 1 or attempts["ok"]:
+            attempts = {**_NONE, **attempts}
+        form = _form_of_counters("aigw_attempts_total", "outcome", tuple(attempts))
+        texts.append((form % (*attempts.values(),)).replace(LABELS, labels))
+    return b"".join(texts)
+
+
+def _tokens(route: NamedRoute) -> bytes:
+    texts = []
+    for labels, step in route.steps:
+        if len(step.attempts) == 1 and not step.attempts["ok"]:
+            continue
+        tokens = step.tokens.copy()
+        form = _form_of_counters("aigw_tokens_total", "type", tuple(tokens))
+        texts.append((form % (*tokens.values(),)).replace(LABELS, labels))
+    return b"".join(texts)
+
+
+def _duration_of_model(model: NamedModel) -> bytes:
+    return _histogram("aigw_provider_duration_seconds", model[0], model[1].duration)
+
+
+def _first_token_of_model(model: NamedModel) -> bytes:
+    return _histogram("aigw_provider_time_to_first_token_seconds", model[0], model[1].first_token)
+
+
+def _histogram(name: str, labels: bytes, histogram: Histogram, even_if_unused: bool = False) -> bytes:
     counts = histogram.counts[:]
     if not any(counts) and not even_if_unused:
-        return ""
+        return b""
     totals = [*accumulate(counts)]
     form = _form_of_histogram(name, tuple(histogram.bounds))
     return (form % (*totals, totals[-1], histogram.sum)).replace(LABELS, labels)
 
 
 @lru_cache(maxsize=64)
-def _form_of_histogram(name: str, bounds: tuple[float, ...]) -> str:
-    buckets = [f'{name}_bucket{{{LABELS},le="{bound}"}} %d.0\n' for bound in (*bounds, "+Inf")]
-    return "".join([*buckets, f"{name}_count{{{LABELS}}} %d.0\n{name}_sum{{{LABELS}}} %r\n"])
-
-
-def _hedges(labels: str, name: str, route: RouteCounters, live: Snapshot) -> str:
-    """Of a route with ``hedge``, and of one that had it."""
-    hedges, configured = route.hedges.copy(), live.config.routes.get(name)
-    if not any(hedges.values()) and (configured is None or configured.hedge is None):
-        return ""
-    return "".join([f'aigw_hedges_total{{{labels},result="{result}"}} {n}.0\n' for result, n in hedges.items()])
-
-
-def _attempts(labels: str, step: StepCounters) -> str:
-    """All outcomes; only ``ok`` of a step that was never tried: an alert then sees its first answer as an increase."""
-    attempts = step.attempts.copy()
-    if len(attempts) > 1 or attempts["ok"]:
-        attempts = {**_NONE, **attempts}
-    form = _form_of_counters("aigw_attempts_total", "outcome", tuple(attempts))
-    return (form % (*attempts.values(),)).replace(LABELS, labels)
-
-
-def _tokens(labels: str, step: StepCounters) -> str:
-    if len(step.attempts) == 1 and not step.attempts["ok"]:
-        return ""
-    tokens = step.tokens.copy()
-    form = _form_of_counters("aigw_tokens_total", "type", tuple(tokens))
-    return (form % (*tokens.values(),)).replace(LABELS, labels)
+def _form_of_histogram(name: str, bounds: tuple[float, ...]) -> bytes:
+    buckets = [f'{name}_bucket{{\0,le="{bound}"}} %d.0\n' for bound in (*bounds, "+Inf")]
+    return "".join([*buckets, f"{name}_count{{\0}} %d.0\n{name}_sum{{\0}} %r\n"]).encode()
 
 
 @lru_cache(maxsize=256)
-def _form_of_counters(name: str, label: str, values: tuple[str, ...]) -> str:
-    return "".join([f'{name}{{{LABELS},{label}="{value}"}} %d.0\n' for value in values])
+def _form_of_counters(name: str, label: str, values: tuple[str, ...]) -> bytes:
+    return "".join([f'{name}{{\0,{label}="{value}"}} %d.0\n' for value in values]).encode()
 
 
 def _bool(value: bool) -> str:
     return "true" if value else "false"
+
+
+def _of_routes(lines: Callable[[NamedRoute], bytes]) -> Callable[[NamedRoute], bytes]:
+    """Without the requests that name no route."""
+    return lambda route: lines(route) if route.is_configured else b""
+
+
+OF_ROUTES: tuple[tuple[Family, Callable[[NamedRoute], bytes]], ...] = (
+    (
+        Family(
+            "aigw_requests",
+            "counter",
+            "Requests that have ended, by the status that the client got and by the outcome.",
+        ),
+        _requests,
+    ),
+    (
+        Family("aigw_request_duration_seconds", "histogram", "From a request's head to the end of its answer."),
+        _durations,
+    ),
+    (
+        Family(
+            "aigw_time_to_first_token_seconds", "histogram", "From a request's head to the first output of its stream."
+        ),
+        _of_routes(_first_token),
+    ),
+    (
+        Family(
+            "aigw_overhead_seconds",
+            "histogram",
+            "The duration of requests without the time to read their bodies and without the time of providers.",
+        ),
+        _of_routes(_overhead),
+    ),
+    (
+        Family("aigw_fallbacks", "counter", "How often another step of the route was tried after a failed attempt."),
+        _of_routes(_fallbacks),
+    ),
+    (
+        Family(
+            "aigw_hedges", "counter", "Second attempts beside slow ones, by the result; over_share: none was allowed."
+        ),
+        _of_routes(_hedges),
+    ),
+    (
+        Family(
+            "aigw_held_seconds",
+            "histogram",
+            "How long answers were held after their first output, on routes that hold them until they are whole.",
+        ),
+        _of_routes(_held),
+    ),
+    (Family("aigw_keepalives", "counter", "Keep-alives that were written into streams."), _of_routes(_keepalives)),
+    (Family("aigw_attempts", "counter", "Attempts of a step, by outcome."), _attempts),
+    (
+        Family(
+            "aigw_tokens",
+            "counter",
+            "Tokens that providers reported. As OpenAI counts, cached is part of prompt, and reasoning of completion.",
+        ),
+        _tokens,
+    ),
+    (Family("aigw_requests_in_flight", "gauge", "Requests that are running."), _of_routes(_not_in_flight)),
+)
+OF_MODELS: tuple[tuple[Family, Callable[[NamedModel], bytes]], ...] = (
+    (
+        Family(
+            "aigw_provider_duration_seconds",
+            "histogram",
+            "From an attempt to the end of its answer, by provider and model.",
+        ),
+        _duration_of_model,
+    ),
+    (
+        Family(
+            "aigw_provider_time_to_first_token_seconds",
+            "histogram",
+            "From an attempt to the first output of its stream, by provider and model.",
+        ),
+        _first_token_of_model,
+    ),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -51,6 +51,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     last check of the event loop ran, in seconds. ``cooldown_left`` gives the seconds until a step's cooldown ends.
     ``limits_of`` gives what an account has used and has left of its limits, as the store that enforces them counts; a
     thread may call it. ``cools_down`` is true from the failure that began the cooldown until the step's next answer.
+    ``failed_at`` gives the providers and models that failed last, and so may cool down; ``""`` for all of a provider's.
     """
 
     config: Config
@@ -65,6 +66,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     reloads: Reloads
     cooldown_left: Callable[[Step], float | None]
     cools_down: Callable[[Step], bool]
+    failed_at: Callable[[], Collection[tuple[str, str]]] | None = None
     held: HeldState | None = None
     limits_of: Callable[[Account], Mapping[str, Any]] | None = None
     log_lines_dropped: int = 0

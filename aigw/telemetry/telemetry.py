@@ -103,14 +103,14 @@ class Telemetry:
             self._accounts.use(config)
             self._write_line = None if config.usage is None else self._account
 
-    def scrape(self, accept: str) -> Deferred[tuple[bytes, bytes]]:
-        """The metrics in the format that ``accept`` asks for, and their content type; made in a thread."""
+    def scrape(self, accept: str) -> Deferred[tuple[list[bytes], bytes]]:
+        """The metrics in the format that ``accept`` asks for, in pieces, and their content type; made in a thread."""
         if self._accounts is not None:
             self.counters.lines_lost = self._accounts.lost
         pieces, kind = self.metrics.scrape(accept)
 
-        def make() -> tuple[bytes, bytes]:
-            return b"".join(pieces), kind
+        def make() -> tuple[list[bytes], bytes]:
+            return [*filter(None, pieces)], kind
 
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), make)
 

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import httptools
 
+from aigw.upstream.known_head import Headers, KnownHead, known_head
+
 MAX_HEAD = 64 * 1024  # bytes of all headers of one answer: those of 1xx, of its head and of its trailers
 MAX_HEADERS = 200  # their number
 MAX_FRAMING = 2 * MAX_HEAD  # bytes in a row without body: heads, trailers, sizes and extensions of chunks
@@ -17,6 +19,7 @@ MAX_FRAMING = 2 * MAX_HEAD  # bytes in a row without body: heads, trailers, size
 NO_CODINGS = frozenset([b"", b"identity", b"none", b"utf-8", b"utf8"])  # names for an uncompressed body
 _TEXTUAL = re.compile(rb"\s*(?:text/|[^;]*json|;|$)", re.IGNORECASE)
 _COMPRESSED = (b"\x1f", b"\x28\xb5\x2f\xfd", b"\x78\x01", b"\x78\x9c", b"\x78\xda")  # gzip, zstd, zlib: never text
+MOST_LEARNED = 8  # heads for each connection: a provider whose heads always differ costs no more
 IDLE_SECONDS = 4.0  # uvicorn and Node close idle connections after 5 s
 MOST_IDLE_SECONDS = 300.0
 _ALLOWED = re.compile(rb"(?:^|[\s,;])timeout\s*=\s*\"?([0-9]{1,9})(?![0-9])", re.IGNORECASE)
@@ -30,12 +33,17 @@ class ResponseParser:
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append  # called for each chunk: list's method is faster than a function
         self._parser = httptools.HttpResponseParser(self)
+        self._known: KnownHead | None = None
+        self._to_learn = MOST_LEARNED
         self.start()
 
     def start(self) -> None:
         """Reset the state for the next answer."""
         self.status = 0
         self.broken = ""
+        self._is_new = True  # nothing of the answer has come
+        self.read_by: KnownHead | None = None  # the head that was known before the answer came
+        self._found: re.Match[bytes] | None = None
         self.coded = False
         self._at_the_start = True  # no byte of the body was parsed yet
         self.head_done = False
@@ -48,10 +56,19 @@ class ResponseParser:
         self._size = 0
         self._count = 0
         self._framing = 0
-        self.headers: dict[bytes, list[bytes]] = {}  # values by lower-case name
+        self.headers: Headers = {}
+
+    def known_headers(self) -> Headers:
+        """The headers of an answer that was read by a known head. ``headers`` are none then, because few need them."""
+        return {} if self.read_by is None or self._found is None else self.read_by.headers(self._found)
 
     def feed(self, data: bytes) -> None:
         """Parse one network read."""
+        is_new = self._is_new
+        if is_new:
+            self._is_new = False
+            if self._known is not None and self._read_by(self._known, data):
+                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as problem:
@@ -70,6 +87,26 @@ class ResponseParser:
             if self._framing > MAX_FRAMING and not self.broken:
                 # One header or chunk extension without an end: llhttp would wait for that end for ever.
                 self.broken = "its headers or chunk extensions are too large"
+        if is_new and self.complete and self._to_learn:
+            self._learn(data)
+
+    def _read_by(self, known: KnownHead, data: bytes) -> bool:
+        """Read a whole answer with the known head; False if ``data`` is none."""
+        found = known.read(data)
+        if found is None or data.startswith(_COMPRESSED, found.end()):
+            return False
+        self.read_by, self._found = known, found
+        self.status = 200
+        self.keep_alive = self.framed = self.head_done = self.complete = True
+        self.idle_seconds = known.idle_seconds
+        self._last = [data[found.end() :]]
+        return True
+
+    def _learn(self, data: bytes) -> None:
+        """Know the head of the whole answer ``data``, which was parsed, if the next one may be like it."""
+        if self.status == 200 and self.keep_alive and not (self.broken or self.has_unrequested or self.coded):
+            self._to_learn -= 1
+            self._known = known_head(data, self.headers, self.idle_seconds, self._known)
 
     def _found_compressed(self) -> None:
         """A client cannot read compressed text without Content-Encoding, so the answer is broken.

@@ -266,7 +266,15 @@ shares_socket() { # whether the units use the port of socket units; two processe
 }
 
 shares_admin() { # whether a second process with this configuration can open its listener for administrators
-  ! configured admin || grep -Eq '^admin: *["'\'']?\$\{AIGW_ADMIN\}["'\'']? *(#.*)?$' "$ETC/config.yaml"
+  ! configured admin || { admin_of_unit && ! admin_in_environment; }
+}
+
+admin_of_unit() { # whether the unit sets the listener for administrators
+  grep -Eq '^admin: *["'\'']?\$\{AIGW_ADMIN\}["'\'']? *(#.*)?$' "$ETC/config.yaml"
+}
+
+admin_in_environment() { # whether the file of the environment sets it: for systemd it wins over the units
+  grep -Eqs '^[[:space:]]*AIGW_ADMIN=' "$ETC/environment"
 }
 
 ready_url() {
@@ -386,6 +394,7 @@ roll() { # ID: makes it the running release, one unit after the other; if it doe
   done
   stop_helper "$helper"
   [ "$new" = "$old" ] || point previous "$old"
+  write_targets "$units"
   info "release $new is running"
 }
 
@@ -499,6 +508,8 @@ check_instances() { # UNITS: whether the configuration lets so many processes ru
   [ "$1" != ai-gateway.service ] || return 0
   ! configured listen ||
     fail "INSTANCES: $ETC/config.yaml has listen, and one process alone can open these listeners; remove listen, or set INSTANCES=1"
+  ! { configured admin && admin_of_unit && admin_in_environment; } ||
+    fail "INSTANCES: AIGW_ADMIN in $ETC/environment would be the listener of every process, and each needs its own; remove it there. To set another one, run: systemctl edit ai-gateway@.service"
   shares_admin ||
     fail "INSTANCES: $ETC/config.yaml has one listener in admin, and each process needs its own; write admin: \${AIGW_ADMIN}, or set INSTANCES=1"
 }
@@ -573,13 +584,32 @@ change_instances() { # runs the wanted units instead of the running ones
   write_targets "$wanted"
 }
 
-write_targets() { # UNITS: for Prometheus, if AIGW_ADMIN is tcp:9464:interface=127.0.0.%i
-  local file=$HOME_DIR/prometheus.json targets
-  targets=$(sed -nE 's/^ai-gateway@([0-9]+)\.service$/"127.0.0.\1:9464"/p' <<<"$1" | paste -sd,)
-  if [ -z "$targets" ]; then
-    rm -f "$file"
+write_targets() { # UNITS: for Prometheus, the addresses of their listeners for administrators; it reads no Unix socket
+  local file=$HOME_DIR/prometheus.json unit
+  for unit in $1; do state "$unit" Environment; done |
+    "$HOME_DIR/current/venv/bin/python" -I - 3<&0 "$ETC/config.yaml" "$ETC/environment" >"$file.new" <<'EOF' || true
+import json, os, re, sys, yaml
+with open(sys.argv[1]) as config:
+    admin = (yaml.safe_load(config) or {}).get("admin")
+admin = str(admin.get("endpoint") if isinstance(admin, dict) else admin)
+common = os.path.exists(sys.argv[2]) and re.findall(r"(?m)^\s*AIGW_ADMIN=[\"']?([^\"'\s]*)", open(sys.argv[2]).read())
+targets = []
+for environment in open(3):
+    of_unit = re.findall(r"(?:^|[ \"])AIGW_ADMIN=([^ \"]*)", environment)
+    variable = [*of_unit, *(common or [])][-1:]
+    endpoint = admin.replace("${AIGW_ADMIN}", *variable) if variable else admin
+    found = re.fullmatch(r"(?:(tcp6?):(?:port=)?)?(\d+)(?::interface=((?:\\\\*:|[^:])*))?", endpoint.strip())
+    if found:
+        kind, port, host = found[1], found[2], (found[3] or "").replace("\\", "")
+        host = {"": "::1" if kind == "tcp6" else "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        targets.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+if targets:
+    print(json.dumps([{"targets": targets}]))
+EOF
+  if [ -s "$file.new" ]; then
+    chmod 0644 "$file.new" && mv "$file.new" "$file"
   else
-    printf '[{"targets": [%s]}]\n' "$targets" >"$file.new" && chmod 0644 "$file.new" && mv "$file.new" "$file"
+    rm -f "$file" "$file.new"
   fi
 }
 
@@ -721,6 +751,7 @@ cmd_reload() {
     systemctl reload "$unit" || fail "$unit did not reload; it and the units after it keep the configuration that they have"
     info "$unit: $(state "$unit" StatusText)"
   done
+  write_targets "$RUNNING"
 }
 
 cmd_restart() {

@@ -1,0 +1,52 @@
+"""The head of an answer on the straight path: the part that the gateway forwards."""
+
+from __future__ import annotations
+
+import msgspec
+
+from aigw.net import headers
+from aigw.routing.router import Router
+from aigw.upstream.known_head import Headers
+from aigw.upstream.response_parser import ResponseParser
+
+MOST = 256  # heads that are remembered; a provider has few
+
+
+class AnswerHead(msgspec.Struct, frozen=True, gc=False):
+    """The lines of the provider's headers that the client gets, and the type of the body in lower case."""
+
+    lines: bytes
+    kind: bytes
+
+
+class AnswerHeads:
+    """Makes the heads, and remembers those that are the same in the next answer, while the same keys are hidden."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._keys = router.keys
+        self._known: dict[bytes, AnswerHead | None] = {}
+
+    def head_of(self, parser: ResponseParser) -> AnswerHead | None:
+        """The head of the answer that ``parser`` has read; None if there may be a key in it."""
+        known = parser.read_by
+        if known is None:
+            return self._made(parser.headers)
+        if self._router.keys is not self._keys or len(self._known) > MOST:
+            self._keys = self._router.keys
+            self._known.clear()
+        try:
+            return self._known[known.shape]
+        except KeyError:
+            head = self._made(parser.known_headers())
+            if not any(headers.is_forwarded(name) for name in known.varying):
+                self._known[known.shape] = head
+            return head
+
+    def _made(self, given: Headers) -> AnswerHead | None:
+        shown = headers.for_client(given.items())
+        if b"content-type" not in dict(shown):
+            shown.append((b"content-type", b"application/json"))
+        if self._router.keys.may_be_in(shown):
+            return None
+        return AnswerHead(headers.lines(shown), given.get(b"content-type", [b""])[-1].lower())
