@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pytest_twisted import ensureDeferred
 
+from aigw.upstream.connection import MOST_TO_COPY
 from tests.harness import until
 from tests.memory import MemoryGateway
 from tests.properties import times
@@ -112,6 +113,20 @@ def test_f1_an_answer_before_the_request_was_sent_whole_ends_the_connection():
     wire.say(PLAIN)
     assert wire.aborted
     assert [record.status for record in world.records] == [200]
+
+
+@pytest.mark.parametrize("size", [100, 20_000, 200_000])
+def test_f1_an_answer_while_the_end_of_the_request_waits_for_the_kernel_ends_the_connection(size):
+    """Also where less than 64 KiB of it wait, for which Twisted pauses nobody. What the kernel has is sent."""
+    for waits in (b"", b"the end"):
+        world = MemoryGateway(1)
+        for _ in range(2):
+            world.ask(messages=[{"role": "user", "content": "x" * size}])
+            wire = world.doors["p1"].wire
+            wire.dataBuffer = waits if size > MOST_TO_COPY else b""
+            wire.say(PLAIN)
+            assert wire.aborted is bool(wire.dataBuffer)
+        assert [record.status for record in world.records] == [200, 200]
 
 
 def test_idle_connections_are_used_again_most_recent_first_and_end_after_4_seconds():

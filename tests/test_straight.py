@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
 
 from aigw.net import headers
+from aigw.protocols.envelope import SMALL as MOST
 from aigw.proxy import straight
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.plain import HOLD_PLAIN
-from aigw.proxy.straight import MOST, StraightCall
+from aigw.proxy.straight import StraightCall
 from aigw.server import plain_requests
 from aigw.upstream.connection import Connection
 from tests.harness import HELLO, KEY, request
@@ -262,6 +263,7 @@ REQUESTS: dict[str, bytes] = {
     "bytes of its own": asked(b'{ "x" : 1.0 , "model":"route", "messages": [{"role": "user"}], "y": 1e400}'),
     "tools and a format": asked({**HELLO, **TOOLS}),
     "over 16 KiB": asked(prompt(20_000)),
+    "over 64 KiB": asked(prompt(100_000)),
     "the most": asked(prompt(MOST - 67 + 2)),
     "over the most": asked(prompt(MOST)),
     "large": asked(prompt(300_000)),
@@ -279,7 +281,7 @@ REQUESTS: dict[str, bytes] = {
     "and a half": ASK + ASK[:50],
 }
 STRAIGHT = """plain; of an SDK; headers for the provider; a trace; an id; an id that is not sane; a type; another charset; no type;
-X-Api-Key; two keys of one caller; no stream; a stream or null; another name; bytes of its own; over 16 KiB; the most; zeros in the length;
+X-Api-Key; two keys of one caller; no stream; a stream or null; another name; bytes of its own; over 16 KiB; over 64 KiB; the most; zeros in the length;
 another path; embeddings; moderations; messages; two models; a leading line; text with a stream; two at once; and a half"""
 ROUTES = {
     "routes": [
@@ -317,6 +319,50 @@ def test_q2_a_request_that_does_not_come_whole(rest):
         for after in ([], [("client", ASK[end:]), ("provider", GOOD)]):
             held_equal([("client", ASK[:end]), *REST[rest], *after])
             held_equal([("client", ASK), ("provider", GOOD), ("client", ASK[:end]), *REST[rest], *after])
+
+
+# Of a body over 64 KiB a client's connection brings several pieces, and a provider's does not take it at once.
+LONG = asked(prompt(150_000))
+PIECES = in_segments(LONG, *range(60_000, len(LONG), 60_000))
+READS = ("provider reads",)
+
+
+@pytest.mark.parametrize(
+    "name", ["whole", "in chunks", "not kept", "400", "413", "500", "100 first", "103 first", "two answers"]
+)
+def test_q1_an_answer_before_the_provider_has_a_large_body(name):
+    """Before a byte of it, between two reads, and behind it; whole and in two parts."""
+    data, chance = ANSWERS[name], random.Random(name)
+    for places, rest in itertools.product(([], [30], [len(data) - 3]), chance.sample([*REST.values()], 2)):
+        first, *others = in_reads(data, places)
+        for events in ([first, *others, READS], [first, READS, *others], [READS, first, *others]):
+            assert held_equal([*PIECES, *events, *rest, ("client", ASK), ("provider", GOOD)]) >= 1
+
+
+@pytest.mark.parametrize("rest", REST)
+def test_q1_a_large_body_that_the_provider_does_not_take(rest):
+    """It ends in some way before the provider has read it; the client may have sent more, or nothing."""
+    for before in BEFORE.values():
+        for reads in ([], [READS]):
+            assert held_equal([*PIECES, *before, *reads, *REST[rest], ("other provider", GOOD), READS]) >= 1
+
+
+@pytest.mark.parametrize("rest", REST)
+def test_q2_a_large_body_that_does_not_come_whole(rest):
+    """In one piece, two or three; its head is new, or the one before it."""
+    known = [*PIECES, READS, ("provider", GOOD)]
+    for count, first in itertools.product(range(1, len(PIECES)), ([], known)):
+        for more in ([], [*PIECES[count:], READS, ("provider", GOOD)]):
+            held_equal([*first, *PIECES[:count], *REST[rest], *more, ("client", ASK), ("provider", GOOD)])
+
+
+def test_q2_a_large_body_is_sent_on_as_it_was_read():
+    """Its parts in any number of reads, with white space and names as the client wrote them."""
+    body = b'{ "x" : [ 1 ] , "messages" : [ {"content": "%s", "role":"user"} ],\n "model" :"route" }' % (b"y" * 130_000)
+    data = asked(body)
+    for size in (1 << 14, 1 << 16, 70_001, len(data)):
+        events = in_segments(data, *range(size, len(data), size))
+        assert held_equal([*events, READS, ("provider", GOOD), *events, READS, ("provider", GOOD)]) == 2
 
 
 def test_q2_what_is_known_of_a_head_ends_with_the_configuration():
@@ -548,6 +594,8 @@ EVENTS = st.one_of(
     st.just([("client", ASK), ("provider", GOOD)]),
     st.just([("client", ASK)]),
     st.just([("other client", ASK)]),
+    st.builds(lambda size: PIECES[:size], st.integers(1, 3)),
+    st.just([*PIECES, READS]),
     st.just([("other provider", GOOD)]),
     st.sampled_from(
         [
@@ -559,6 +607,7 @@ EVENTS = st.one_of(
                 ("provider closes",),
                 ("provider resets",),
                 ("provider stalls",),
+                READS,
                 ("drain",),
                 ("stop",),
             )

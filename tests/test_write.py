@@ -142,3 +142,55 @@ async def test_what_is_written_after_a_half_close_is_dropped(connect):
     assert read == b"last"
     assert not write.unsent(transport)
     assert transport.connected
+
+
+@pytest.mark.parametrize("before", [b"", PIECE * 2000], ids=["nothing before it", "behind what waits"])
+@pytest.mark.parametrize("size", [20_000, 5_000_000])
+@ensureDeferred
+async def test_q1_a_head_and_its_body_arrive_whole_and_once(connect, size, before):
+    """What the kernel does not take is sent later, and it is known whether anything waits."""
+    protocol, client = await connect()
+    transport = protocol.transport
+    assert not write.has_unsent(transport)
+    transport.write(before)
+    body = (b"%07d " * (size // 8)) % tuple(range(size // 8))
+    whole = write.write_both(transport, b"head\r\n\r\n", body)
+    assert whole is (size == 20_000 and not before)
+    assert write.has_unsent(transport) is not whole
+    sent = before + b"head\r\n\r\n" + body
+    assert await read_all(client, len(sent)) == sent
+    await deferLater(reactor, 0)
+    assert not write.has_unsent(transport)
+
+
+@ensureDeferred
+async def test_q1_the_first_bytes_of_a_large_body_are_sent_in_the_same_turn(connect):
+    protocol, client = await connect()
+    write.write_both(protocol.transport, b"head\r\n\r\n", PIECE * 1000)
+    client.setblocking(True)
+    client.settimeout(5)
+    assert client.recv(8) == b"head\r\n\r\n"
+
+
+@ensureDeferred
+async def test_q1_of_a_head_without_room_nothing_is_lost(connect):
+    """The kernel takes a part of the head alone, or none."""
+    protocol, client = await connect()
+    transport = protocol.transport
+    head, whole = b"0123456789" * 1000, transport.socket
+    for size in (3, 10_000, 10_005):
+        transport.socket = Takes(whole, size)
+        assert not write.write_both(transport, head, PIECE)
+        transport.socket = whole
+        assert await read_all(client, len(head) + len(PIECE)) == head + PIECE
+        await deferLater(reactor, 0)
+
+
+class Takes:
+    """A socket that takes so many bytes at once."""
+
+    def __init__(self, socket, size):
+        self.socket, self.size = socket, size
+
+    def sendmsg(self, parts):
+        return self.socket.send(b"".join(parts)[: self.size])

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import msgspec
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.testing import StringTransport
 
 from aigw.connections import request_head
 from aigw.daemon.drain import Drain
@@ -24,6 +25,7 @@ BODY = b'{"choices": [{"message": {"content": "hi"}}], "usage": {"prompt_tokens"
 GOOD = head(200, "application/json", Content_Length=str(len(BODY))) + BODY
 ASK = request(HELLO)
 DRAIN_SECONDS = 5.0
+FULL = 64 * 1024  # bytes of one write, after which a provider takes no more until it "reads"
 
 Event = tuple[Any, ...]  # its name, and its arguments
 
@@ -40,6 +42,7 @@ class Twin:
             self.gateway = MemoryGateway(**{"timeout": "30s", **settings})
         self.clients: list[Wire] = [self.gateway.open()]
         self._stalled: set[Wire] = set()
+        self._full: set[Wire] = set()  # providers' ends that take no more for now
         self._drain: Drain | None = None
 
     def play(self, events: list[Event]) -> list[Any]:
@@ -51,7 +54,15 @@ class Twin:
             self.sent += found is not None
             return found
 
+        def write(wire: Wire, data: bytes) -> None:
+            """A connection to a provider pauses its producer above 64 KiB, as Twisted's transport does."""
+            StringTransport.write(wire, data)
+            if len(data) > FULL and wire in self._wires():
+                self._full.add(wire)
+                wire.producer.pauseProducing()
+
         with (
+            patch.object(Wire, "write", write),
             patch.object(request_head, "new_id", lambda: f"{next(self._ids):032x}"),
             patch.object(straight.StraightPath, "send", counted),
             patch.object(response_parser, "MOST_LEARNED", self._heads),
@@ -99,6 +110,9 @@ class Twin:
             wires[-1].lost(ConnectionLost())
         elif name == "provider stalls" and wires and not wires[-1].disconnected:
             wires[-1].producer.pauseProducing()
+        elif name == "provider reads" and wires and not wires[-1].disconnected and wires[-1] in self._full:
+            self._full.discard(wires[-1])
+            wires[-1].producer.resumeProducing()
         elif name == "advance":
             self.gateway.clock.advance(*args)
         elif name == "jump":

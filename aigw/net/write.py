@@ -49,3 +49,29 @@ def write(transport: ITransport, data: bytes) -> None:
             return
         data = data[sent:]
     transport.write(data)
+
+
+def write_both(transport: ITransport, head: bytes, body: bytes) -> bool:
+    """The same for a head and a body of any size, without a copy of both. Whether the kernel has taken them whole."""
+    sent = 0
+    if (
+        isinstance(transport, Connection)
+        and not (transport._tempDataBuffer or transport.dataBuffer or transport.TLS or transport.disconnecting)
+        and transport.connected
+    ):
+        try:
+            sent = transport.socket.sendmsg((head, body))
+        except OSError:
+            sent = 0
+    if sent == len(head) + len(body):
+        return True
+    if sent < len(head):
+        transport.write(head[sent:])
+    transport.write(body[max(0, sent - len(head)) :])
+    return False
+
+
+def has_unsent(transport: ITransport) -> bool:
+    """Whether anything that was written waits for the kernel."""
+    plain = getattr(transport, "transport", transport)
+    return bool(getattr(plain, "dataBuffer", b"") or getattr(plain, "_tempDataBuffer", ()))

@@ -20,7 +20,7 @@ from aigw.net.interfaces import ClientTransport
 from aigw.net.write import prepare
 from aigw.server import rejections
 from aigw.server.body_reader import BodyReader
-from aigw.server.plain_requests import PlainRequests, no_stream
+from aigw.server.plain_requests import PlainRequests
 from aigw.server.request import Request
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Channel(Protocol):
             self.transport.resumeProducing()
 
     def _read_head(self, data: bytes) -> None:
-        plain = None if self._head.data or (data.find(b'"stream"') >= 0 and not no_stream(data)) else self.plain
+        plain = None if self._head.data else self.plain
         if plain is not None and plain.before and data.startswith(plain.before) and plain.takes(data):
             return
         if data[:1] == TLS_HANDSHAKE and not self._head.data and not self.isSecure():

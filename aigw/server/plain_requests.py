@@ -22,7 +22,8 @@ from aigw.net import headers
 from aigw.net.lateness import GRACE_SECONDS
 from aigw.net.write import write
 from aigw.protocols.endpoint import Call, RawRequest
-from aigw.proxy.straight import MOST, StraightCall, StraightPath
+from aigw.protocols.envelope import SMALL
+from aigw.proxy.straight import StraightCall, StraightPath
 from aigw.proxy.straight_plan import Plan
 from aigw.server.api import EndpointResource
 from aigw.server.body_reader import BodyReader
@@ -32,12 +33,11 @@ from aigw.settings.callers import Caller
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel
-    from aigw.server.limited import LimitedClaim
+    from aigw.server.limited import Asked, LimitedClaim
 
 MOST_OF_A_HEAD = 8 * 1024  # bytes that are kept
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,5})\r\n", re.IGNORECASE)
-# A request that may be a stream is not tried here. Whether it is one is decided where its body is read.
-no_stream = re.compile(rb'"stream"\s*:\s*(?:false|null)').search
+_DIGITS = len(str(SMALL))
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,%d})\r\n" % _DIGITS, re.IGNORECASE)
 
 log = Logger()
 
@@ -79,7 +79,8 @@ class PlainRequests:
         self.before = b""
         self._known: _Known | None = None
         self._sent: StraightCall | None = None
-        self._claim: LimitedClaim | None = None  # of a call of a caller with limits
+        self._admit: Callable[[Call, Caller], Asked] | None = None  # if the caller of the known head has limits
+        self._claim: LimitedClaim | None = None
         self._request_id = ""
         self._began = 0.0
         self._length = 0  # of the body
@@ -91,11 +92,11 @@ class PlainRequests:
     def takes(self, data: bytes, request_id: str | None = None) -> bool:
         """Serve the request that begins with ``before``; False if it is not one like the last one."""
         known, start, channel = self._known, len(self.before), self._channel
-        end = data.find(b"\r\n", start, start + 7)
+        end = data.find(b"\r\n", start, start + _DIGITS + 2)
         if known is None or not data.startswith(known.after, end) or not data[start:end].isdigit():
             return False
         length, body, site = int(data[start:end]), data[end + len(known.after) :], channel.site
-        most = min(MOST, known.resource.max_body, site.bodies.limit - site.bodies.under_way)
+        most = min(SMALL, known.resource.max_body, site.bodies.limit - site.bodies.under_way)
         if not max(1, len(body)) <= length <= most or known.tree is not site.resource or site.draining:
             return False
         site.bodies.take(length)
@@ -147,6 +148,7 @@ class PlainRequests:
         if caller.expires is not None:
             return False
         self._known = known = _Known(head, data[found.end(1) : size], resource, resource.straight, caller)
+        self._admit = resource.admits(caller)
         known.tree = tree
         known.address = self._channel.client_address if resource.config.log_client_address else None
         self.before = data[: found.start(1)]
@@ -185,13 +187,13 @@ class PlainRequests:
         """Send the request with this body. Where it is not sent: how to serve it, if its body was read."""
         known = self._known
         assert known is not None
-        call = self._read(known, data) if data.find(b'"stream"') < 0 or no_stream(data) else None
+        call = self._read(known, data)
         if call is None:
             return None
         plan = known.path.plan_for(call)
         if plan is None:
             return partial(known.resource.serve, call)
-        asked = known.resource.admit_call(call, known.caller) if known.caller.accounts else None
+        asked = self._admit(call, known.caller) if self._admit is not None else None
         if asked is not None:
             self._claim = asked[0]
         if asked is None or asked[1] is None:

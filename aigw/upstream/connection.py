@@ -22,22 +22,15 @@ from zope.interface import implementer
 from aigw.errors import UpstreamBroken
 from aigw.net import tcp
 from aigw.net.interfaces import ProviderTransport
-from aigw.net.write import write
+from aigw.net.write import has_unsent, write, write_both
 from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
+from aigw.upstream.reasons import NoAnswer, Stale
 from aigw.upstream.response_parser import IDLE_SECONDS, AnswerTaker, ResponseParser
 
-MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head: two writes are cheaper
+MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head
 _COMPLETE = Failure(ResponseDone())
 _UNFRAMED = Failure(PotentialDataLoss())
-
-
-class Stale(Exception):
-    """A reused connection was lost before any byte of the answer, or closed by a 408."""
-
-
-class NoAnswer(UpstreamBroken):
-    """A fresh connection was lost before any byte of the answer."""
 
 
 class Response:
@@ -103,6 +96,7 @@ class Connection(Protocol):
         self._reused = False
         self._received = False
         self._pieces: Iterator[bytes] | None = None
+        self._in_parts = False  # the kernel did not take the whole request at once
         self._lost: Failure | None = None
         self._receiver: IProtocol | None = None
         self._delivering: Response | None = None
@@ -143,12 +137,14 @@ class Connection(Protocol):
         return answer
 
     def _write(self, head: bytes, body: bytes | Parts) -> None:
-        if isinstance(body, bytes) and len(body) <= MOST_TO_COPY:
+        if isinstance(body, Parts):
+            write(self.transport, head)
+            self._pieces = iter(body)
+            self.resumeProducing()
+        elif len(body) <= MOST_TO_COPY:
             write(self.transport, head + body)
         else:
-            write(self.transport, head)
-            self._pieces = iter([body] if isinstance(body, bytes) else body)
-            self.resumeProducing()
+            self._in_parts = not write_both(self.transport, head, body)
 
     def send_straight(self, call: AnswerTaker, head: bytes, body: bytes) -> None:
         """Write a request on this reused connection. ``call`` gets the answer."""
@@ -249,7 +245,7 @@ class Connection(Protocol):
     def free(self, may_be_paused: bool = True) -> bool:
         """Keep the connection for another request, if none of the last one and its answer is left; else False."""
         parser = self._parser
-        unsent = self._unsent or self._pieces is not None
+        unsent = self._unsent or self._pieces is not None or (self._in_parts and has_unsent(self.transport))
         if not parser.keep_alive or parser.has_unrequested or parser.broken or unsent or not self._alive:
             return False
         if may_be_paused:  # the last receiver may have paused it; a paused socket reports no close

@@ -18,7 +18,8 @@ from twisted.python.failure import Failure
 from aigw.net.lateness import Limit
 from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
-from aigw.upstream.connection import Connection, NoAnswer, Response, Stale
+from aigw.upstream.connection import Connection, Response
+from aigw.upstream.reasons import NoAnswer, Stale
 
 MAX_IDLE = 100
 

@@ -1,4 +1,4 @@
-"""Why there is no connection to a provider, and what an operator can do. Clients see the texts: none has a host."""
+"""Why there is no connection to a provider, or no answer, and what to do. Clients see the texts: none has a host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from OpenSSL import SSL
 from twisted.internet import error
 from twisted.python.failure import Failure
 
-from aigw.errors import UpstreamTimeout, UpstreamUnreachable
+from aigw.errors import UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from aigw.net.tls import openssl_reasons
 
 BEFORE_TUNNEL = "before the proxy connected to the provider"
@@ -21,6 +21,14 @@ BEFORE_PROXY = "while connecting to the proxy"
 MOST = 300  # characters
 # The beginnings of the texts for a refused certificate
 CERTIFICATE_REFUSED = ("TLS: the certificate", "TLS: a CA certificate", "TLS: the names in the certificate")
+
+
+class Stale(Exception):
+    """A reused connection was lost before any byte of the answer, or closed by a 408."""
+
+
+class NoAnswer(UpstreamBroken):
+    """A fresh connection was lost before any byte of the answer."""
 
 
 class ProxyRefused(UpstreamUnreachable):
