@@ -10,7 +10,7 @@ import re
 
 import msgspec
 
-_WORTH_IT = 32 * 1024  # bytes
+WORTH_IT = 32 * 1024  # bytes
 _BEGINNING = 2048  # bytes, in which there are no more than _QUOTES_IN_IT
 _QUOTES_IN_IT = 16
 _BYTES_PER_QUOTE = 2048  # of what was searched; it ends where there are more quotes
@@ -24,11 +24,11 @@ _from_text_to_role = re.compile(rb"\s*,\s*%s\s*\}\s*" % _ROLE).match
 
 
 def surely_have_roles(given: msgspec.Raw) -> bool:
-    """Whether ``given`` is a long array of which each message is a role of small letters and a text with few quotes.
+    """Whether each message of the array ``given`` is a role of small letters and a text, and quotes are few.
 
-    Then all have roles. Otherwise that is not known.
+    Then all have roles. Otherwise that is not known. An array of less than WORTH_IT is decoded as fast.
     """
-    if len(given) < _WORTH_IT or bytes(memoryview(given)[:_BEGINNING]).count(b'"') > _QUOTES_IN_IT:
+    if bytes(memoryview(given)[:_BEGINNING]).count(b'"') > _QUOTES_IN_IT:
         return False
     messages = bytes(given)
     at, left = 0, _FIRST_QUOTES

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from aigw.protocols.long_messages import surely_have_roles
+from aigw.protocols.long_messages import WORTH_IT, surely_have_roles
 from aigw.protocols.skip import Steps, T, end_of_value, skip
 
 Members = dict[str, msgspec.Raw]
@@ -51,10 +51,11 @@ def whole(steps: Steps[T]) -> T:
 
 def mistake_in_messages(members: Members) -> str | None:
     """See ``Walk.mistake``, for a small body."""
-    if surely_have_roles(members["messages"]):
+    messages = members["messages"]
+    if len(messages) >= WORTH_IT and surely_have_roles(messages):
         return None
     try:
-        _messages.decode(members["messages"])
+        _messages.decode(messages)
     except (ValueError, RecursionError) as error:
         where = re.search(r"at `\$(\[\d+\])?", str(error))
         return f"messages{where[1] or ''}" if where else "messages"
