@@ -55,6 +55,8 @@ setup(
             "zstandard>=0.22",
             "brotli>=1.2",
             "build>=1.2",
+            "setuptools>=65",
+            "wheel>=0.40",
             "ruff>=0.6",
             "mypy>=1.11",
             "mypy-zope>=1.0.8",

@@ -212,7 +212,8 @@ def child(order: dict[str, Any], fds: list[int]) -> list[str]:
     for number, fd in enumerate(fds[:3]):
         os.dup2(fd, number)
         os.close(fd)
-    sys.stdout, sys.stderr = reopened(sys.stdout), reopened(sys.stderr)
+    sys.stdout = sys.__stdout__ = reopened(sys.stdout)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = reopened(sys.stderr)  # type: ignore[misc]
     if order["open_files"]:
         resource.setrlimit(resource.RLIMIT_NOFILE, order["open_files"])
     os.chdir(order["cwd"])

@@ -89,7 +89,7 @@ class Daemon:
     def lines(self):
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
-    def wait_for(self, message, count=1, seconds=10.0):
+    def wait_for(self, message, count=1, seconds=30.0):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             found = [line for line in self.lines() if line["message"].startswith(message)]

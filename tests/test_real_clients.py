@@ -235,7 +235,7 @@ async def check(world, client, fault, streamed, faults=FAULTS):
         assert WHOLE.startswith(got.text)
         assert streamed or not got.text
         assert expected[streamed] == DOWN or steps[1] is None or not steps[1].requests, "nothing is switched any more"
-    assert got.seconds < limits * LIMIT + 1
+    assert got.seconds < limits * LIMIT + 3, "a client on a machine that has other work may take seconds to start"
     assert all(len(step.requests) <= 1 for step in steps if step)
     assert len(world.records) == 1
 

@@ -10,7 +10,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +20,7 @@ from aigw.log_output.terminal import TerminalFile, allows_colour, is_terminal, p
 from aigw.secret import Secret
 from aigw.telemetry.logs import JsonLines
 from aigw.telemetry.redaction import Redaction
+from tests import fork_server
 from tests.test_daemon import CONFIG, KEYS, ROOT
 
 ATTEMPT = {"step": 1, "provider": "down", "model": "a", "outcome": "unreachable", "status": None, "duration_ms": 2, "message": "x", "rests_s": None}  # fmt: skip
@@ -169,7 +169,7 @@ def test_a_closed_or_missing_file_is_no_terminal(tmp_path):
 
 
 class AtTerminal:
-    """``python -m aigw WORDS``, whose standard error is a terminal."""
+    """``aigw WORDS``, whose standard error is a terminal."""
 
     def __init__(self, folder, *words, config=CONFIG, **environ):
         (folder / "config.yaml").write_text(config)
@@ -177,12 +177,9 @@ class AtTerminal:
         self.screen = b""
         self._ours, theirs = pty.openpty()
         inherited = {name: value for name, value in os.environ.items() if name not in ("PORT", "NO_COLOR", "TERM")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "aigw", *words],
-            stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, cwd=folder, start_new_session=True,
-            env={**inherited, **KEYS, "TERM": "xterm", "PYTHONPATH": str(ROOT), **environ},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        environ = {**inherited, **KEYS, "TERM": "xterm", "PYTHONPATH": str(ROOT), **environ}
+        with (folder / "out").open("w") as out:
+            self.process = fork_server.Forked(["aigw", *words], folder, environ, (theirs, out.fileno(), theirs))
         os.close(theirs)
 
     def wait_for(self, pattern: bytes, seconds=30.0):
@@ -209,7 +206,6 @@ class AtTerminal:
             self.process.kill()
             self.process.wait()
         os.close(self._ours)
-        self.process.stdout.close()
 
 
 def ask(port: int, path: str = "/v1/chat/completions", key=KEYS["GATEWAY_API_KEY"]) -> int:

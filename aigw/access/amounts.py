@@ -5,22 +5,57 @@ A look changes nothing, so a thread may take one, and it begins no window.
 
 from __future__ import annotations
 
-from aigw.access.limits import TOLERANCE, RequestCount, WindowCount, end_of_period
+import math
+
+from aigw.access.limits import TOLERANCE, RequestCount, Total, WindowCount, end_of_period
 from aigw.settings.callers import PICO, Account, Budgeted
+
+NO_LIMIT = 10**30
+NEVER = math.inf
 
 
 class Counts:
-    """What one account has used, and what it has reserved."""
+    """What one account has used, and what it has reserved.
 
-    __slots__ = ("budgets", "kept", "kept_of", "requests", "running", "tokens")
+    An admission compares few numbers, which ``prepare`` and ``turn`` make of the limits of ``account``. ``pace`` is how
+    many requests a second are free again, 0 without a limit of them. ``window_top`` and ``budget_top`` are how far the
+    total of tokens may go for the window and for all budgets in tokens, ``money_top`` that of money. They hold while
+    the steady clock is before ``turns``, and that of the calendar before ``renews``.
+    """
+
+    __slots__ = (
+        "account",
+        "budget_top",
+        "budgets",
+        "kept",
+        "limit",
+        "money",
+        "money_top",
+        "pace",
+        "renews",
+        "requests",
+        "running",
+        "slots",
+        "tokens",
+        "turns",
+        "used",
+        "window_limit",
+        "window_top",
+    )
 
     def __init__(self) -> None:
-        self.requests = RequestCount()
-        self.tokens = WindowCount()
-        self.budgets: dict[str, WindowCount] = {}  # by the key of a Budgeted
-        self.kept_of: Account | None = None  # whose budgets are prepared in ``kept``
-        self.kept: list[tuple[WindowCount, int, bool, Budgeted]] = []
+        self.account: Account | None = None
         self.running = 0
+        self.requests = RequestCount()
+        self.used = Total()
+        self.money = Total()
+        self.tokens = WindowCount()
+        self.tokens.belongs_to(self.used)
+        self.budgets: dict[str, WindowCount] = {}  # by the key of a Budgeted
+        self.kept: list[tuple[WindowCount, Budgeted]] = []  # those that the account has
+        self.limit, self.window_limit, self.pace = 0, 0, 0.0
+        self.slots = self.window_top = self.budget_top = self.money_top = NO_LIMIT
+        self.turns = self.renews = NEVER
 
     def of(self, budget: Budgeted) -> WindowCount:
         """The count of a budget."""
@@ -29,10 +64,45 @@ class Counts:
             found = self.budgets[budget.key] = WindowCount()
         return found
 
-    def prepare(self, account: Account) -> None:
-        """Find the counts of these budgets once: a request looks for none, until a reload has changed the account."""
-        self.kept = [(self.of(budget), budget.limit, budget.in_usd, budget) for budget in account.budgets]
-        self.kept_of = account
+    def prepare(self, account: Account, now: float, wall: float) -> None:
+        """Count for these limits from now on: a request looks for none, until a reload has changed the account."""
+        self.account = account
+        self.slots = NO_LIMIT if account.concurrency is None else account.concurrency
+        self.limit, self.pace = 0, 0.0
+        if account.requests is not None:
+            self.limit, self.pace = account.requests.limit, account.requests.limit / account.requests.seconds
+        before = self.kept
+        self.kept = [(self.of(budget), budget) for budget in account.budgets]
+        for count, budget in self.kept:
+            count.belongs_to(self.money if budget.in_usd else self.used)
+        counted = [count for count, _ in self.kept]
+        for count, _ in before:
+            if count not in counted:  # it keeps what it has, and nothing is added
+                count.belongs_to(Total(count.spent))
+        self.turn(now, wall)
+
+    def lacks_money(self, asked: int) -> bool:
+        """Whether a budget in USD has no room for it. One that is spent has no room for nothing either."""
+        taken = self.money.taken
+        return taken + asked > self.money_top or taken >= self.money_top
+
+    def turn(self, now: float, wall: float) -> None:
+        """Begin the windows that are due, and find out how far the totals may go, and until when."""
+        self.window_top = self.budget_top = self.money_top = NO_LIMIT
+        self.turns = self.renews = NEVER
+        account, window = self.account, self.tokens
+        if account is not None and account.tokens is not None:
+            window.turn(account.tokens.seconds, now)
+            self.window_limit = account.tokens.limit
+            self.window_top, self.turns = self.window_limit + window.start, window.ends
+        for count, budget in self.kept:
+            count.turn_to_calendar(budget.per, budget.zone, wall)
+            self.renews = min(self.renews, count.ends)
+            top = budget.limit + count.start
+            if budget.in_usd:
+                self.money_top = min(self.money_top, top)
+            else:
+                self.budget_top = min(self.budget_top, top)
 
 
 def usage_of(account: Account, counts: Counts, now: float, wall: float) -> dict[str, object]:

@@ -7,7 +7,6 @@ https://docs.anthropic.com/en/api/errors
 from __future__ import annotations
 
 from datetime import datetime
-from functools import lru_cache
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from aigw.settings.callers import PICO
 from aigw.settings.limit_values import zone_of
 
 if TYPE_CHECKING:
-    from aigw.access.ledger import Claim, LimitReached
+    from aigw.access.ledger import Claim, LimitReached, Room
 
 _ROUNDING = 1e-6  # of sums of fractions
 
@@ -131,9 +130,10 @@ def _in_words(seconds: float) -> str:
 
 
 _OF_REQUESTS = (
-    b"X-Ratelimit-Limit-Requests: %d\r\nX-Ratelimit-Remaining-Requests: %d\r\nX-Ratelimit-Reset-Requests: %b\r\n"
+    b"X-Ratelimit-Limit-Requests: %d\r\nX-Ratelimit-Remaining-Requests: %d\r\nX-Ratelimit-Reset-Requests: %d%b\r\n"
 )
-_OF_TOKENS = b"X-Ratelimit-Limit-Tokens: %d\r\nX-Ratelimit-Remaining-Tokens: %d\r\nX-Ratelimit-Reset-Tokens: %b\r\n"
+_OF_TOKENS = b"X-Ratelimit-Limit-Tokens: %d\r\nX-Ratelimit-Remaining-Tokens: %d\r\nX-Ratelimit-Reset-Tokens: %d%b\r\n"
+_UP = 1 - _ROUNDING  # what int() of a number with this is, is the number rounded up
 
 
 def with_limits(lines: bytes, claim: Claim) -> bytes:
@@ -143,22 +143,32 @@ def with_limits(lines: bytes, claim: Claim) -> bytes:
     """
     if lines.find(b"X-Ratelimit-") >= 0:
         lines = (b"\n" + lines).replace(b"\nX-Ratelimit-", b"\nX-Upstream-Ratelimit-")[1:]
-    if claim.requests is not None:
-        limit, left, reset = claim.requests
-        lines += _OF_REQUESTS % (limit, left if left > 0 else 0, _duration(ceil(reset * 1000 - _ROUNDING)))
-    if claim.window is not None:
-        limit, left, reset = claim.window
-        lines += _OF_TOKENS % (limit, left if left > 0 else 0, _duration(ceil(reset * 1000 - _ROUNDING)))
-    return lines
+    requests, window = claim.requests, claim.window
+    if requests is not None and window is not None:
+        return b"%b%b%b" % (lines, _OF_REQUESTS % _shown(requests), _OF_TOKENS % _shown(window))
+    if requests is not None:
+        return lines + _OF_REQUESTS % _shown(requests)
+    return lines if window is None else lines + _OF_TOKENS % _shown(window)
 
 
-@lru_cache(maxsize=1024)
-def _duration(milliseconds: int) -> bytes:
-    """As OpenAI writes it: ``120ms``, ``1.5s``, ``6m0s``, ``1h0m0s``."""
+def _shown(room: Room) -> tuple[int, float, int, bytes]:
+    """What is left, and the time of the reset as OpenAI writes it: ``120ms``, ``1.5s``, ``6m0s``, ``1h0m0s``.
+
+    The time is its first number and the text behind that, of which there are few: none is made for each answer.
+    """
+    limit, left, reset = room
+    if left < 0:
+        left = 0
+    milliseconds = int(reset * 1000 + _UP)
     if milliseconds < 1000:
-        return b"%dms" % milliseconds
+        return limit, left, milliseconds, b"ms"
     if milliseconds < 60_000:
-        return b"%gs" % (milliseconds / 1000)
-    minutes, rest = divmod(ceil(milliseconds / 1000), 60)
-    hours, minutes = divmod(minutes, 60)
-    return b"%dh%dm%ds" % (hours, minutes, rest) if hours else b"%dm%ds" % (minutes, rest)
+        return limit, left, milliseconds // 1000, _THOUSANDTHS[milliseconds % 1000]
+    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
+    if minutes < 60:
+        return limit, left, minutes, _SECONDS[seconds]
+    return limit, left, minutes // 60, b"h%d%b" % (minutes % 60, _SECONDS[seconds])
+
+
+_THOUSANDTHS = [f"{part / 1000:g}s"[1:].encode() for part in range(1000)]
+_SECONDS = [b"m%ds" % seconds for seconds in range(60)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 
@@ -21,36 +22,34 @@ MOST_OF_AN_EVENT = 1000  # bytes of one that is taken for one token
 MOST_TOKENS = 10**9
 _MOST_DIGITS = 24
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_ANY_LIMIT = frozenset(_LIMITS)
 _NO_WORK = frozenset(["refused", "unreachable"])
 _number = msgspec.json.Decoder(float)
 
 
-class Estimate(msgspec.Struct, frozen=True):
-    """Tokens of a request: ``prompt`` of its body, ``output`` of its answer. ``is_limit``: the request limits it."""
+class Estimated(Protocol):
+    """Has the estimate of a request: ``prompt`` tokens of its body, ``output`` of its answer. ``is_limit``: the request
+    limits the answer.
+    """
 
     prompt: int
     output: int
     is_limit: bool
 
-    @property
-    def total(self) -> int:
-        """What is reserved."""
-        return self.prompt + self.output
 
-
-def estimate(call: Call, assume: int) -> Estimate:
-    """``assume`` is taken for the answer where the request does not limit it. A form has files and counts as that."""
+def estimate(call: Call, assume: int) -> tuple[int, int, bool]:
+    """The three, as Estimated has them. ``assume`` is taken for the answer where the request does not limit it. A form
+    has files and counts as that.
+    """
     members = call.members
-    limit = 0
-    if not _ANY_LIMIT.isdisjoint(members):
-        limit = max([_limit(bytes(memoryview(members[name])[:_MOST_DIGITS])) for name in _LIMITS if name in members])
     prompt = 0 if call.form is not None else -(-call.size // BYTES_OF_A_TOKEN)
+    if "max_tokens" not in members and "max_completion_tokens" not in members and "max_output_tokens" not in members:
+        return prompt, assume, False
+    limit = max([_limit(bytes(memoryview(members[name])[:_MOST_DIGITS])) for name in _LIMITS if name in members])
     if not limit:
-        return Estimate(prompt, assume, False)
+        return prompt, assume, False
     if "n" in members:
         limit *= count(bytes(members["n"]))
-    return Estimate(prompt, min(limit, MOST_TOKENS) or assume, limit > 0)
+    return prompt, min(limit, MOST_TOKENS) or assume, limit > 0
 
 
 def _limit(written: bytes) -> int:
@@ -64,7 +63,7 @@ def _limit(written: bytes) -> int:
     return math.ceil(number) if 0 < number <= MOST_TOKENS else 0
 
 
-def used(record: RecordBuilder, about: Estimate, events: int, path: str) -> tuple[int, bool]:
+def used(record: RecordBuilder, about: Estimated, events: int, path: str) -> tuple[int, bool]:
     """The tokens of all attempts, and whether some are estimated; ``events`` are those of a stream to the client."""
     attempts = record.attempts
     reported = tokens_in(record.usage)
@@ -87,7 +86,7 @@ def may_have_worked(attempt: AttemptRecord) -> bool:
     return attempt.outcome not in _NO_WORK and not attempt.message.startswith("connect limit")
 
 
-def _output(record: RecordBuilder, about: Estimate, events: int, path: str) -> int:
+def _output(record: RecordBuilder, about: Estimated, events: int, path: str) -> int:
     """An event of a stream is about one token; of any other answer 4 bytes are. It is no more than was allowed."""
     if record.stream:
         tokens = events + max(0, record.bytes_out - MOST_OF_AN_EVENT * events) // BYTES_OF_A_TOKEN

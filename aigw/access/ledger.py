@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from aigw.access.amounts import Counts, usage_of
+from aigw.access.amounts import NEVER, NO_LIMIT, Counts, usage_of
 from aigw.access.limits import TOLERANCE, WindowCount
 from aigw.config.model import Config
 from aigw.settings.callers import Account, Budgeted
 
 Note = Callable[[str, str, WindowCount], None]
-Room = tuple[int, int, float]
-"""The limit, how much of it is left, and in how many seconds all of it is."""
+Room = tuple[int, float, float]
+"""The limit, how much of it is left (the whole part of it counts), and in how many seconds all of it is."""
 
 
 class LimitReached(NamedTuple):
@@ -75,7 +75,10 @@ class Ledger:
             count.ends, count.spent = ends, spent
 
     def _budget(self, account: str, budget: str) -> WindowCount:
-        return self._counts.setdefault(account, Counts()).budgets.setdefault(budget, WindowCount())
+        """One that is about to be changed."""
+        counts = self._counts.setdefault(account, Counts())
+        counts.renews = 0.0
+        return counts.budgets.setdefault(budget, WindowCount())
 
     def budgets(self) -> Iterator[tuple[str, str, WindowCount]]:
         """All budgets that were used: of which account, which one, and its count."""
@@ -96,53 +99,49 @@ class Ledger:
         """Take all that the claim asks for, or nothing; note the room that is left, where it is least."""
         # This runs for every request of a key with limits, so the arithmetic is written out instead of called. It
         # takes as it goes, and gives back if the limit of another account is reached.
-        now, known, tokens, money = self._seconds(), self._counts, claim.tokens, claim.money
-        for number, account in enumerate(claim.accounts):
-            counts = known.get(account.name) or self.counts_of(account)
-            slots, rate, window_rate = account.concurrency, account.requests, account.tokens
-            window = counts.tokens
-            if slots is not None and counts.running >= slots:
-                return self._refused(claim, number, now)
-            if account.budgets:
-                wall = self._wall()
-                if counts.kept_of is not account:
-                    counts.prepare(account)
-                for count, most, in_usd, budget in counts.kept:
-                    if wall >= count.ends:
-                        count.turn_to_calendar(budget.per, budget.zone, wall)
-                    spent = count.spent + count.reserved
-                    if spent + (money if in_usd else tokens) > most or (in_usd and spent >= most):
-                        return self._refused(claim, number, now)
-            if window_rate is not None:
-                if now >= window.ends:
-                    window.spent, window.ends = 0, now + window_rate.seconds
-                left = window_rate.limit - window.spent - window.reserved - tokens
-                if left < 0 and tokens:
-                    return self._refused(claim, number, now)
-                room = claim.window
-                if room is None or left < room[1]:
-                    claim.window = window_rate.limit, left, window.ends - now
-            if rate is not None:
-                limit, seconds = rate
-                requests = counts.requests
-                used, elapsed = requests.used, now - requests.at
-                if elapsed > 0:  # as drain does it
+        now, known, tokens = self._seconds(), self._counts, claim.tokens
+        for account in claim.accounts:
+            counts = known.get(account.name)
+            if counts is None or counts.account is not account:
+                counts = self.counts_of(account)
+                counts.prepare(account, now, self._wall())
+            elif now >= counts.turns or (counts.kept and self._wall() >= counts.renews):
+                counts.turn(now, self._wall())
+            used, top = counts.used, counts.window_top
+            taken = used.taken + tokens
+            if (
+                taken > counts.budget_top
+                or (taken > top and tokens)
+                or counts.running >= counts.slots
+                or (counts.money_top is not NO_LIMIT and counts.lacks_money(claim.money))
+            ):
+                return self._refused(claim, account, now)
+            pace = counts.pace
+            if pace:
+                limit, requests = counts.limit, counts.requests
+                share, elapsed = requests.used, now - requests.at
+                if elapsed > 0.0:  # as drain does it
                     requests.at = now
-                    used -= elapsed * limit / seconds
-                    requests.used = used = used if used > 0 else 0.0
-                share = used + 1
+                    share -= elapsed * pace
+                    if share < 0.0:
+                        share = 0.0
+                    requests.used = share
+                share += 1.0
                 free = limit - share + TOLERANCE
-                if free < 0:
-                    return self._refused(claim, number, now)
+                if free < 0.0:
+                    return self._refused(claim, account, now)
                 requests.used = share
                 room = claim.requests
                 if room is None or free < room[1]:
-                    claim.requests = limit, int(free), share * seconds / limit
+                    claim.requests = limit, free, share / pace
+            if top is not NO_LIMIT:
+                room = claim.window
+                if room is None or top - taken < room[1]:
+                    claim.window = counts.window_limit, top - taken, counts.turns - now
             counts.running += 1
-            window.reserved += tokens
-            if account.budgets:
-                for count, _, in_usd, _ in counts.kept:
-                    count.reserved += money if in_usd else tokens
+            used.taken = taken
+            if claim.money:
+                counts.money.taken += claim.money
         claim.admitted = True
         if self.note is not None:
             self._note_budgets(claim, self.note)
@@ -150,19 +149,20 @@ class Ledger:
 
     def _note_budgets(self, claim: Claim, note: Note) -> None:
         for account in claim.accounts:
-            for budget in account.budgets:
-                note(account.name, budget.key, self._counts[account.name].budgets[budget.key])
+            for count, budget in self._counts[account.name].kept:
+                note(account.name, budget.key, count)
 
-    def _refused(self, claim: Claim, taken: int, now: float) -> LimitReached | None:
-        """Give back what the first ``taken`` accounts gave, and find out which limit is reached."""
-        for account in claim.accounts[:taken]:
+    def _refused(self, claim: Claim, full: Account, now: float) -> LimitReached | None:
+        """Give back what the accounts before ``full`` gave, and find out which limit is reached."""
+        for account in claim.accounts:
+            if account is full:
+                break
             counts = self._counts[account.name]
             counts.running -= 1
-            counts.tokens.reserved -= claim.tokens
+            counts.used.taken -= claim.tokens
+            counts.money.taken -= claim.money
             if account.requests is not None:
                 counts.requests.used -= 1
-            for count, _, in_usd, _ in counts.kept if account.budgets else ():
-                count.reserved -= claim.money if in_usd else claim.tokens
         self._show(claim, now)
         found = [self._reached(account, claim, now) for account in claim.accounts]
         reached = [each for each in found if each is not None]
@@ -200,6 +200,7 @@ class Ledger:
             used = count.spent + count.reserved
             if used + asked > budget.limit or (budget.in_usd and used >= budget.limit):
                 count.correct(budget.per, budget.zone, wall)
+                counts.renews = 0.0
                 return LimitReached("budget", account, count.ends - wall, asked, used, budget)
         return None
 
@@ -229,23 +230,17 @@ class Ledger:
         """Charge what an admitted request used, even past a limit, and free the rest."""
         for account in claim.accounts:
             counts = self._counts[account.name]
+            if (counts.turns is not NEVER and self._seconds() >= counts.turns) or (
+                counts.kept and self._wall() >= counts.renews
+            ):
+                counts.turn(self._seconds(), self._wall())
+            used = counts.used
             counts.running -= 1
-            window, rate = counts.tokens, account.tokens
-            window.reserved -= claim.tokens
-            if rate is not None:
-                now = self._seconds()
-                if now >= window.ends:
-                    window.spent, window.ends = 0, now + rate.seconds
-                window.spent += tokens
-            if account.budgets:
-                wall = self._wall()
-                if counts.kept_of is not account:
-                    counts.prepare(account)
-                for count, _, in_usd, budget in counts.kept:
-                    if wall >= count.ends:
-                        count.turn_to_calendar(budget.per, budget.zone, wall)
-                    count.reserved -= claim.money if in_usd else claim.tokens
-                    count.spent += money if in_usd else tokens
+            used.spent += tokens
+            used.taken += tokens - claim.tokens
+            if money or claim.money:
+                counts.money.spent += money
+                counts.money.taken += money - claim.money
         if self.note is not None:
             self._note_budgets(claim, self.note)
 

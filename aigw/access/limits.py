@@ -47,18 +47,50 @@ class RequestCount:
         return max(0.0, (self.used + 1 - rate.limit) * rate.seconds / rate.limit)
 
 
-class WindowCount:
-    """Amounts in windows: ``spent`` in the present one, and ``reserved`` by requests that have not ended."""
+class Total:
+    """Amounts of one unit since the start: ``spent``, and ``taken``, which has those that are reserved too."""
 
-    __slots__ = ("ends", "reserved", "spent")
+    __slots__ = ("spent", "taken")
+
+    def __init__(self, spent: int = 0) -> None:
+        self.spent = spent
+        self.taken = spent
+
+
+class WindowCount:
+    """Amounts in windows: ``spent`` in the present one, and ``reserved`` by requests that have not ended.
+
+    Several windows may have one ``total``, so that a request adds to it once. Each knows what it was at its ``start``.
+    """
+
+    __slots__ = ("ends", "start", "total")
 
     def __init__(self) -> None:
-        self.spent = 0
-        self.reserved = 0
+        self.total = Total()
+        self.start = 0
         self.ends = 0.0
 
+    def belongs_to(self, total: Total) -> None:
+        """Count in this total from now on. What is spent so far stays."""
+        if self.total is not total:
+            self.total, self.start = total, total.spent - self.spent
+
+    @property
+    def spent(self) -> int:
+        """In the present window."""
+        return self.total.spent - self.start
+
+    @spent.setter
+    def spent(self, amount: int) -> None:
+        self.start = self.total.spent - amount
+
+    @property
+    def reserved(self) -> int:
+        """By requests that have not ended."""
+        return self.total.taken - self.total.spent
+
     def turn(self, seconds: float, now: float) -> None:
-        """Begin a window of so many seconds at ``now``, if the last one is over. The ledger does the same by itself."""
+        """Begin a window of so many seconds at ``now``, if the last one is over."""
         if now >= self.ends:
             self.spent, self.ends = 0, now + seconds
 

@@ -6,7 +6,8 @@ import os
 import stat
 from contextlib import suppress
 
-from aigw.log_output.log_writer import is_on_disk, wait_until_writable
+from aigw.log_output.log_stream import is_on_disk
+from aigw.log_output.log_writer import wait_until_writable
 
 MAX_BYTES = 100_000_000
 KEPT = 10

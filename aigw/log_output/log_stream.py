@@ -1,10 +1,11 @@
-"""What the stream of the log can take: which characters, and whether the journal reads it."""
+"""What the stream of the log can take: which characters; whether the journal reads it, and whether it is on a disk."""
 
 from __future__ import annotations
 
 import codecs
 import os
 import re
+import stat
 from collections.abc import Mapping
 
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
@@ -33,3 +34,11 @@ def is_journal(environ: Mapping[str, str], fd: int) -> bool:
     except OSError:
         return False
     return environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def is_on_disk(fd: int) -> bool:
+    """Whether it is an open file on a disk."""
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:
+        return False

@@ -228,6 +228,9 @@ def _chunks(lines: list[bytes], most: int) -> Iterator[bytes]:
 
     A pipe takes PIPE_BUF bytes in one piece, also while other processes write to it.
     """
+    if lines and sum(map(len, lines)) <= most:
+        yield b"".join(lines)
+        return
     chunk: list[bytes] = []
     size = 0
     for line in lines:
@@ -251,14 +254,6 @@ def to_descriptor(fd: int) -> Write:
                 wait_until_writable(fd)
 
     return write
-
-
-def is_on_disk(fd: int) -> bool:
-    """Whether it is an open file on a disk."""
-    try:
-        return stat.S_ISREG(os.fstat(fd).st_mode)
-    except OSError:
-        return False
 
 
 def without_waiting(fd: int) -> Write | None:

@@ -40,8 +40,8 @@ def charged_tokens(usage: Usage) -> dict[str, int]:
 
     get = usage.get
     given, made = get("prompt_tokens"), get("completion_tokens")
-    if given is not None and made is not None and len(usage) == 3 and get("total_tokens") == given + made:
-        return {"input": int(given), "output": int(made)} if made else {"input": int(given)}
+    if isinstance(given, int) and isinstance(made, int) and len(usage) == 3 and get("total_tokens") == given + made:
+        return {"input": given, "output": made} if made else {"input": given}
     given, made = int(max(given or 0, get("input_tokens", 0))), int(max(made or 0, get("output_tokens", 0)))
     read = int(max(get("cached_tokens", 0), get("cache_read_input_tokens", 0), get("prompt_cache_hit_tokens", 0)))
     written = int(max(get("cache_write_tokens", 0), get("cache_creation_input_tokens", 0)))
@@ -61,6 +61,15 @@ def charged_tokens(usage: Usage) -> dict[str, int]:
         made -= reasoning
     found = (given if is_beside else given - cached), made, read, written, reasoning
     return {kind: n for kind, n in zip(CHARGED_KINDS, found, strict=True) if n or kind == "input"}
+
+
+def charged_total(usage: Usage) -> int:
+    """The sum of ``charged_tokens``. The commonest usage has it."""
+    if len(usage) == 3:
+        total = usage.get("total_tokens", 0)
+        if total == usage.get("prompt_tokens", -1) + usage.get("completion_tokens", -1):
+            return int(total)
+    return sum(charged_tokens(usage).values())
 
 
 def _is_anthropic(usage: Usage) -> bool:

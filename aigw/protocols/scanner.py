@@ -13,6 +13,7 @@ from aigw.protocols.error_bodies import error_event
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
 from aigw.protocols.usage import MOST, ReportedUsage, find_usage
+from aigw.protocols.usual_event import UsualEvent, usual_event
 
 HOLD_STREAM = 64 * 1024  # bytes of an event that waits for its end
 HOLD_NOTHING = 1024 * 1024  # bytes of an announcement that waits for its end
@@ -52,8 +53,8 @@ class StreamScanner(ABC):
         self.error: object = None
         self.last = b""
         self.usage = ReportedUsage()
-        self._head, self._tail, self._text = b"?", b"", slice(0)  # the bytes around the text of most events
-        self._learns = 64  # how often these bytes may still change, as they may contain a time
+        self._usual: UsualEvent | None = None  # which completes nothing, and reports nothing
+        self._learns = 64  # how often it may still change, as it may contain a time
         self._closely = True  # each read is examined, because it may hold parts of events, or events that matter
         self._rest = bytearray()  # the incomplete event
         self._rest_is_silence: bool | None = None  # None: not examined yet
@@ -90,33 +91,18 @@ class StreamScanner(ABC):
         Whole events are passed on; an incomplete event waits for its end. The caller holds the bytes back until the
         first output. An ERROR or an END before it means that there is no output. Nothing is passed on after an END.
         """
-        if self._closely or data[-2:] != b"\n\n" or data[:1] in b":\r\n":
+        usual = self._usual
+        if usual is not None and data.startswith(usual.head) and data.endswith(usual.tail) and not self._closely:
+            text = data[usual.text]  # it has a quote if there are more events
+            if usual.size_in(data) == len(data) if 34 in text else not (10 in text or 13 in text):
+                if self.repeats:
+                    self.remember(data)
+                return data, OUTPUT
+        if self._closely or data[-2:] != b"\n\n" or data[0] in b":\r\n":
             return self._feed_closely(data)
         if self.repeats:
             self.remember(data)
-        if data.startswith(self._head) and data.endswith(self._tail):  # mostly: an event like the last, with other text
-            text = data[self._text]
-            if not (34 in text or 92 in text or 10 in text or 13 in text):  # a quote, a backslash, a line end
-                return data, OUTPUT
-        # See ``_matters``, which is repeated to save a call. ``find``, as ``in`` reads bytes as a number first, slowly.
-        find, signs = data.find, data.count(self.sign)
-        if (
-            (signs != data.count(self.usual[0]) and signs != data.count(self.usual[1]))
-            or find(b"error") >= 0
-            or find(b"[DONE]") >= 0
-            or find(self.other[0]) >= 0
-            or find(self.other[1]) >= 0
-            or find(self.other[2]) >= 0
-            or find(self.other[3]) >= 0
-            or find(self.other[4]) >= 0
-            or (find(b'"usage"') >= 0 and find_usage(data))
-        ):
-            return self._examine(data)
-        if self._learns and (found := self.text.search(data)) and data.find(b"\n\n") == len(data) - 2:
-            self._learns -= 1
-            self._head, self._tail = data[: found.start(1)], data[found.end(1) :]
-            self._text = slice(found.start(1), -len(self._tail))
-        return data, OUTPUT
+        return self._examine(data)
 
     def finish(self) -> bytes:
         """The bytes that may be passed on at the end of a body whose framing is right.
@@ -243,24 +229,39 @@ class StreamScanner(ABC):
 
         With ``whole`` set, ``data`` is one event, which may lack its empty line. Gives what ``feed`` gives.
         """
-        meaning, one = OUTPUT, whole or (data.find(b"\n\n") == len(data) - 2 and 13 not in data)
-        for start, end in [(0, len(data))] if one else sse.that_matter(data, self._matters):
-            event = data[start:end]
-            found = self._note_event(event) if not one or self._matters(event) else OUTPUT
-            if found is END:
-                meaning, data = END, data[:end]
-                if self.failure is not None and not self.failure.reported:
-                    self.last, data = event, data[:start]
-                break
-            meaning = ERROR if found is ERROR else meaning
-        if find_usage(data):
-            self.usage.add(data)
+        one = whole or (data.find(b"\n\n") == len(data) - 2 and 13 not in data)
+        at = 0 if one or self._every_event or self._usual is None else self._usual.size_in(data)
+        rest, meaning, matters = data[at:] if at else data, OUTPUT, False
+        if not one or self._matters(data):
+            for start, end in [(0, len(data))] if one else sse.that_matter(rest, self._matters):
+                event, matters = rest[start:end], True
+                found = self._note_event(event)
+                if found is END:
+                    meaning, data, rest = END, data[: at + end], rest[:end]
+                    if self.failure is not None and not self.failure.reported:
+                        self.last, data, rest = event, data[: at + start], rest[:start]
+                    break
+                meaning = ERROR if found is ERROR else meaning
+        if rest.find(b'"usage"') >= 0 and find_usage(rest):
+            self.usage.add(rest)
+        elif not matters and self._learns and rest and (found_usual := usual_event(rest, self.text)):
+            self._learns -= 1
+            self._usual = found_usual
         return data, meaning
 
     def _matters(self, events: bytes) -> bool:
         """Whether one of the events may complete or end the stream or report a failure."""
-        find = events.find
-        if self._every_event or any([find(sign) >= 0 for sign in (b"error", b"[DONE]", *self.other)]):
+        find = events.find  # ``in`` reads bytes as a number first, slowly
+        if (
+            self._every_event
+            or find(b"error") >= 0
+            or find(b"[DONE]") >= 0
+            or find(self.other[0]) >= 0
+            or find(self.other[1]) >= 0
+            or find(self.other[2]) >= 0
+            or find(self.other[3]) >= 0
+            or find(self.other[4]) >= 0
+        ):
             return True
         signs = events.count(self.sign)
         return signs != events.count(self.usual[0]) and signs != events.count(self.usual[1])

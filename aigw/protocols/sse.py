@@ -40,18 +40,28 @@ def events(data: bytes) -> Iterator[bytes]:
         start = match.end()
 
 
+def _end_from(data: bytes, start: int) -> int:
+    """The offset after the first end of an event from ``start`` on; 0 if there is none."""
+    found = find_end(data, start)
+    return found.end() if found else 0
+
+
+def _end_from_without_cr(data: bytes, start: int) -> int:
+    at = data.find(b"\n\n", start)  # faster than a pattern
+    return at + 2 if at >= 0 else 0
+
+
 def that_matter(data: bytes, matters: Callable[[bytes], bool]) -> Iterator[tuple[int, int]]:
     """The start and end of each whole event in ``data`` that matters. Few matter: BLOCK bytes are searched at once."""
-    start = 0
+    end_from, start = _end_from if 13 in data else _end_from_without_cr, 0
     while start < len(data):
-        found = find_end(data, start + BLOCK)
-        end = len(data) if found is None else found.end()
+        end = end_from(data, start + BLOCK) or len(data)
         if matters(data[start:end]):
-            for match in _END.finditer(data, start, end):
-                if matters(data[start : match.end()]):
-                    yield start, match.end()
-                start = match.end()
-        start = end
+            while start < end and (event_end := end_from(data, start)):
+                if matters(data[start:event_end]):
+                    yield start, event_end
+                start = event_end
+        start = max(start, end)
 
 
 def fields(event: bytes) -> tuple[str, bytes | None]:
@@ -109,7 +119,7 @@ def is_whole(rest: bytes) -> bool:
 
 def is_silence(data: bytes) -> bool:
     """Whether ``data``, which begins at the start of a line, has only comments and empty lines."""
-    return data[:1] in b":\r\n" and _SILENCE.fullmatch(data) is not None
+    return not data or (data[0] in b":\r\n" and _SILENCE.fullmatch(data) is not None)
 
 
 def begins_a_stream(data: bytes, doubtful: bool) -> bool | None:

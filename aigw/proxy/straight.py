@@ -15,8 +15,7 @@ from twisted.logger import Logger
 from aigw.access.admission import Admission
 from aigw.access.errors import with_limits
 from aigw.access.ledger import Claim
-from aigw.config.model import Step
-from aigw.protocols.charges import charged_tokens
+from aigw.protocols.charges import charged_total
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in
 from aigw.proxy.exchange import Exchange
@@ -24,7 +23,6 @@ from aigw.proxy.gateway import Gateway
 from aigw.proxy.plain import HOLD_PLAIN
 from aigw.proxy.straight_head import AnswerHeads
 from aigw.proxy.straight_plan import Plan, Plans
-from aigw.telemetry.pricing import Charge
 from aigw.telemetry.record import AttemptRecord, Record, Sink, milliseconds, requested
 from aigw.upstream.connection import Connection
 from aigw.upstream.response_parser import ResponseParser
@@ -33,7 +31,7 @@ IS_ON = os.environ.get("AIGW_STRAIGHT_PATH") != "off"
 
 log = Logger()
 
-_Answer = tuple[bytes, dict[str, int], tuple[Charge, ...]]
+_Answer = tuple[bytes, dict[str, int], int]
 
 
 class Client(Protocol):
@@ -68,6 +66,7 @@ class StraightPath:
         self._path = f"/v1/{endpoint.path}"  # as records show it
         self._sink = sink
         self._admission = admission
+        self._spends_tokens = endpoint.spends == "tokens"
         self.seconds = gateway.clock.seconds
         self._router = gateway.router
         self._cooldowns = gateway.cooldowns[endpoint.path]
@@ -121,7 +120,7 @@ class StraightPath:
         if found is None or not sent.connection.free(may_be_paused=False):
             parser.give_back(body)
             return False
-        answer, usage, charges = found
+        answer, usage, tokens = found
         self.gateway.running.discard(sent)
         self._cooldowns.succeeded(sent.plan.step)
         try:
@@ -130,8 +129,11 @@ class StraightPath:
             sent.client.abort("The gateway could not answer a client: unexpected error")
         try:
             if sent.claim is not None:
-                self._admission.end(sent.claim, sum(charges[0].tokens.values()) if charges else 0)
-            self._sink(self._record(sent, now, len(body), usage, charges))
+                admission = self._admission
+                settled = admission.store.settle(sent.claim, tokens)
+                if admission.queues:
+                    admission.settled(settled, sent.claim)
+            self._sink(self._record(sent, now, len(body), usage))
         except Exception:
             log.failure("The gateway could not record a request: unexpected error")
         return True
@@ -149,25 +151,16 @@ class StraightPath:
         ):
             return None
         usage = usage_in(body)
-        charges = () if claim is None else self._charges(plan.step, usage)
-        if charges is None:
+        tokens = charged_total(usage) if claim is not None and self._spends_tokens else 0
+        if claim is not None and self._spends_tokens and not tokens:  # it is estimated on the long way
             return None
         own = len(body), sent.call.request_id.encode(), plan.about
         lines = b"%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s" % (head.lines, *own)
         if claim is not None:
             lines = with_limits(lines, claim)
-        return b"HTTP/1.1 200 OK\r\n%s\r\n%s" % (lines, body), usage, charges
+        return b"HTTP/1.1 200 OK\r\n%s\r\n%s" % (lines, body), usage, tokens
 
-    def _charges(self, step: Step, usage: dict[str, int]) -> tuple[Charge, ...] | None:
-        """What the caller is charged; None if the provider did not report it: that is estimated on the long way."""
-        if self.endpoint.spends != "tokens":
-            return ()
-        tokens = charged_tokens(usage)
-        return (Charge(step.provider.name, step.model, tokens),) if any(tokens.values()) else None
-
-    def _record(
-        self, sent: StraightCall, now: float, size: int, usage: dict[str, int], charges: tuple[Charge, ...]
-    ) -> Record:
+    def _record(self, sent: StraightCall, now: float, size: int, usage: dict[str, int]) -> Record:
         """The record of a call that is over; the whole answer was there at ``now``."""
         call, plan, step, began, ended = sent.call, sent.plan, sent.plan.step, sent.began, self.seconds()
         number, provider, model = step.number, step.provider.name, step.model
@@ -195,7 +188,6 @@ class StraightPath:
             ended=ended,
             ttft=now - began,
             overhead=ended - sent.received - (now - sent.waiting_since),
-            charges=charges,
         )
 
 

@@ -129,12 +129,12 @@ class EndpointResource(ApiResource):
             return serve(found, request, record)
         return request.site.slices.run(found).addCallback(serve, request, record)
 
-    def admit_call(self, call: Call, caller: Caller) -> Asked | None:
-        """See Limited; None for a caller without limits."""
-        return self._limited.admit(call, caller) if caller.accounts and self._counts else None
+    def admits(self, caller: Caller) -> Callable[[Call, Caller], Asked] | None:
+        """What admits the calls of this caller, see Limited; None for one without limits."""
+        return self._limited.admit if caller.accounts and self._counts else None
 
     def serve(self, call: Call, request: Request, asked: Asked | None = None) -> Deferred[None]:
-        """Serve a call. ``asked`` is what ``admit_call`` gave, if it was called. Raises GatewayError."""
+        """Serve a call. ``asked`` is what admitted the call, if it was asked. Raises GatewayError."""
         record = request.record
         record.received = self._seconds()
         if request.caller is not None and request.caller.accounts and self._counts:

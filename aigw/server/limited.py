@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from aigw.access.admission import Admission, Reached, Store
 from aigw.access.errors import for_client
-from aigw.access.estimates import Estimate, estimate, used
+from aigw.access.estimates import estimate, used
 from aigw.access.ledger import Claim
 from aigw.accounting.estimated import NoPrices, complete
 from aigw.config.model import Config
@@ -29,14 +29,19 @@ from aigw.telemetry.record import RecordBuilder
 if TYPE_CHECKING:
     from aigw.server.request import Request
 
-_NOTHING = Estimate(0, 0, False)
 _NO_PRICES = NoPrices()
 
 
 class LimitedClaim(Claim, eq=False):
-    """The claim of a call: ``about`` is what was estimated of it, ``events`` are those that its client was sent."""
+    """The claim of a call, with what was estimated of it, see Estimated. ``events`` are those that its client was sent.
 
-    about: Estimate = _NOTHING
+    ``spends`` is false if its endpoint spends no tokens: nothing is estimated then.
+    """
+
+    prompt: int = 0
+    output: int = 0
+    is_limit: bool = False
+    spends: bool = False
     path: str = ""
     events: int = 0
 
@@ -80,10 +85,25 @@ class Limited:
 
     def admit(self, call: Call, caller: Caller) -> Asked:
         """Ask the store for what the call needs: the claim, and the answer."""
-        about = estimate(call, caller.assume) if call.endpoint.spends == "tokens" else _NOTHING
-        money = 0 if self._pricing is None else self._money_for(call, caller, about)
-        tokens = about.prompt + about.output
-        claim = LimitedClaim(caller.accounts, tokens, money, about=about, path=call.endpoint.path)
+        endpoint = call.endpoint
+        if endpoint.spends != "tokens":
+            claim = LimitedClaim(caller.accounts, path=endpoint.path)
+        else:
+            prompt, output, is_limit = estimate(call, caller.assume)
+            money = 0 if self._pricing is None else self._money_for(call, caller, prompt, output)
+            claim = LimitedClaim(
+                caller.accounts,
+                prompt + output,
+                money,
+                False,
+                None,
+                None,
+                prompt,
+                output,
+                is_limit,
+                True,
+                endpoint.path,
+            )
         return claim, self._store.admit(claim)
 
     def serve(
@@ -119,23 +139,23 @@ class Limited:
         if not claim.admitted:
             return
         tokens = money = 0
-        about, attempts = claim.about, record.attempts
-        if about is not _NOTHING and record.pricing is None and record.usage:
+        attempts = record.attempts
+        if claim.spends and record.pricing is None and record.usage:
             charge = Charge(record.provider or "", record.model or "", charged_tokens(record.usage))
             record.charges = (charge,)
             if len(attempts) == 1 and attempts[0].outcome == "ok":
                 tokens = sum(charge.tokens.values())
-        if not tokens and about is not _NOTHING:
-            tokens, record.estimated = used(record, about, claim.events, claim.path)
-            tokens, cost = complete(record, tokens, about.prompt, record.pricing or _NO_PRICES)
+        if not tokens and claim.spends:
+            tokens, record.estimated = used(record, claim, claim.events, claim.path)
+            tokens, cost = complete(record, tokens, claim.prompt, record.pricing or _NO_PRICES)
             money = round(cost * PICO)
         settled = self._store.settle(claim, tokens, money)
         if self.admission.queues:
             self.admission.settled(settled, claim)
 
-    def _money_for(self, call: Call, caller: Caller, about: Estimate) -> int:
+    def _money_for(self, call: Call, caller: Caller, prompt: int, output: int) -> int:
         """What is reserved of budgets in USD: the cost of the estimate at the dearest step of the route."""
-        if self._pricing is None or about is _NOTHING:
+        if self._pricing is None:
             return 0
         if not any([budget.in_usd for account in caller.accounts for budget in account.budgets]):
             return 0
@@ -145,7 +165,7 @@ class Limited:
             route = visible[call.model] if call.model else router.default_for(call.endpoint.path, caller.routes)
         except GatewayError:  # which the client gets when the request is served
             return 0
-        return round(self._pricing.dearest(route.steps, {"input": about.prompt, "output": about.output}) * PICO)
+        return round(self._pricing.dearest(route.steps, {"input": prompt, "output": output}) * PICO)
 
     def count(self, request: Request) -> None:
         """Count a request that was refused before it was a call. It needs no slot."""

@@ -33,7 +33,7 @@ from aigw.settings.callers import Caller
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel
-    from aigw.server.limited import LimitedClaim
+    from aigw.server.limited import Asked, LimitedClaim
 
 MOST_OF_A_HEAD = 8 * 1024  # bytes that are kept
 _DIGITS = len(str(SMALL))
@@ -79,7 +79,8 @@ class PlainRequests:
         self.before = b""
         self._known: _Known | None = None
         self._sent: StraightCall | None = None
-        self._claim: LimitedClaim | None = None  # of a call of a caller with limits
+        self._admit: Callable[[Call, Caller], Asked] | None = None  # if the caller of the known head has limits
+        self._claim: LimitedClaim | None = None
         self._request_id = ""
         self._began = 0.0
         self._length = 0  # of the body
@@ -147,6 +148,7 @@ class PlainRequests:
         if caller.expires is not None:
             return False
         self._known = known = _Known(head, data[found.end(1) : size], resource, resource.straight, caller)
+        self._admit = resource.admits(caller)
         known.tree = tree
         known.address = self._channel.client_address if resource.config.log_client_address else None
         self.before = data[: found.start(1)]
@@ -191,7 +193,7 @@ class PlainRequests:
         plan = known.path.plan_for(call)
         if plan is None:
             return partial(known.resource.serve, call)
-        asked = known.resource.admit_call(call, known.caller) if known.caller.accounts else None
+        asked = self._admit(call, known.caller) if self._admit is not None else None
         if asked is not None:
             self._claim = asked[0]
         if asked is None or asked[1] is None:

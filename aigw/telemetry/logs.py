@@ -21,8 +21,8 @@ from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent
 from zope.interface import implementer
 
 from aigw.log_output.duplicates import DuplicateFilter
-from aigw.log_output.log_stream import in_ascii, is_journal, takes_unicode
-from aigw.log_output.log_writer import LineFile, LogWriter, Write, is_on_disk, to_descriptor, without_waiting
+from aigw.log_output.log_stream import in_ascii, is_journal, is_on_disk, takes_unicode
+from aigw.log_output.log_writer import LineFile, LogWriter, Write, to_descriptor, without_waiting
 from aigw.telemetry.record import KeyAttemptRecord, Record, for_log, names_for
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.request_lines import MAX_LINE, Hide, RequestLines, written_time

@@ -1,7 +1,7 @@
 """What has changed in the status, for pages that stay open while there are many routes or callers.
 
 To make all of it each second would take most of a processor. So each round makes the routes in which something has
-changed, at most MOST_ROUTES of them in turn, and the callers with the highest costs. What is known stays in memory.
+changed, at most some of them in turn, and the callers with the highest costs. What is known stays in memory.
 """
 
 from __future__ import annotations
@@ -11,21 +11,15 @@ from collections.abc import Generator
 
 from aigw.config.model import Route
 from aigw.telemetry.counters import Counters, RouteCounters
-from aigw.telemetry.last_hour import MINUTES
+from aigw.telemetry.route_marks import RouteMarks
 from aigw.telemetry.snapshot import Snapshot, TakeSnapshot
 from aigw.telemetry.status import Hide, Pace, callers_status, daemon_status, route_status, with_list
 
 MANY_ROUTES = 100  # with fewer routes and callers each event has the whole status
 MANY_STEPS = 200
 MANY_CALLERS = 100
-MOST_ROUTES = 24  # made in one round, unless all are new
-MOST_STEPS = 48
 MOST_CALLERS = 100  # shown by the page
-LOOKED_AT = 250  # routes, between two pauses
-CLOSELY = 4  # each round checks all routes for new requests, and one of so many for cooldowns and the time too
 ROUNDS = 10  # the callers are chosen anew once in so many rounds
-
-Mark = tuple[object, ...]  # of a route: its requests, those in flight, its cooldowns, the time; as it was sent
 
 
 class StatusChanges:
@@ -42,8 +36,8 @@ class StatusChanges:
         self._known: object = None  # the routes of the counters, which a reload replaces
         self._shown = b""
         self._routes: list[bytes] = []
-        self._marks: list[Mark] = []
-        self._next = 0
+        self._named: list[tuple[Route, RouteCounters]] = []
+        self._marks = RouteMarks([])
         self._callers: list[bytes] = []
         self._round = 0
 
@@ -69,20 +63,20 @@ class StatusChanges:
         """
         live, known = self._take_snapshot(), self._counters.routes
         is_new = known is not self._known
-        named = [(route, known[route.name]) for route in live.config.routes.values()]
         if is_new:
             self.forget()
-            self._routes, self._marks = [b"{}"] * len(named), [()] * len(named)
-        routes, marks = self._routes, self._marks
-        due = yield from self._due(named, live, marks, is_new)
+            self._named = [(route, known[route.name]) for route in live.config.routes.values()]
+            self._marks, self._routes = RouteMarks(self._named), [b"{}"] * len(self._named)
+        routes, marks, named = self._routes, self._marks, self._named
         changed: list[bytes] = []
         pace = Pace()
-        for number, mark in due:
+        for number in (yield from marks.due(live, self._round)):
             route, counted = named[number]
+            marks.note(number, live)
             made = yield from route_status(route, counted, counted.steps, live, self._hide, pace)
             if made != routes[number]:
                 changed.append(b"[%d,%s]" % (number, made))
-            routes[number], marks[number] = made, mark
+            routes[number] = made
         callers = yield from self._callers_now(live)
         if routes is not self._routes:  # all pages were closed meanwhile
             return b""
@@ -97,39 +91,6 @@ class StatusChanges:
         event = with_list(shown, "changed", changed)
         return with_list(event, "callers", callers) if are_new else event
 
-    def _due(
-        self, named: list[tuple[Route, RouteCounters]], live: Snapshot, marks: list[Mark], all_of_them: bool
-    ) -> Generator[None, None, list[tuple[int, Mark]]]:
-        """The routes to make in this round, by their positions, with their marks. Each route has its turn."""
-        changed: list[tuple[int, Mark]] = []
-        aged: list[tuple[int, Mark]] = []
-        for looked_at in range(count := len(named)):
-            if looked_at % LOOKED_AT == LOOKED_AT - 1:
-                yield
-            number = (self._next + looked_at) % count
-            route, counted = named[number]
-            before = marks[number]
-            now = sum(counted.requests.values()), live.in_flight.get(route.name, 0)
-            if before[:2] == now and (number + self._round) % CLOSELY:
-                continue
-            mark = (*now, *_state(route, counted, live))
-            if mark[:3] != before[:3]:
-                changed.append((number, mark))
-            elif mark != before:
-                aged.append((number, mark))
-        if all_of_them:
-            return changed
-        due: list[tuple[int, Mark]] = []
-        steps = 0
-        for each in [*changed, *aged]:
-            steps += len(named[each[0]][0].steps)
-            if due and (len(due) == MOST_ROUTES or steps > MOST_STEPS):
-                break
-            due.append(each)
-        if due:
-            self._next = (due[-1][0] + 1) % count
-        return due
-
     def _callers_now(self, live: Snapshot) -> Generator[None, None, list[bytes]]:
         callers, number = self._counters.callers, self._round
         self._round += 1
@@ -139,15 +100,3 @@ class StatusChanges:
         chosen = heapq.nlargest(MOST_CALLERS, callers.items(), key=lambda each: (each[1].cost, each[1].requests))
         yield
         return (yield from callers_status(chosen, live, self._hide))
-
-
-def _state(route: Route, counted: RouteCounters, live: Snapshot) -> tuple[object, object]:
-    """When the steps of a route end their cooldowns, and the minute if the last hour of one of them was not quiet."""
-    until: list[tuple[int, int]] = []
-    for at, step in enumerate(route.steps):
-        left = live.cooldown_left(step)
-        if left is not None:
-            until.append((at, round(live.now + left)))
-    minute = int(live.now // 60)
-    latest = max([step.hour.latest for step in counted.steps.values()], default=-MINUTES)
-    return tuple(until), minute if latest > minute - MINUTES else 0

@@ -1,0 +1,150 @@
+"""A3, A4: events that are like the last one but for their text are not examined, and everything means what it means without that."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from aigw.errors import StreamBroken
+from aigw.protocols.endpoints import ENDPOINTS
+from aigw.protocols.meaning import END
+from aigw.protocols.scanner import StreamScanner
+from aigw.protocols.usual_event import UsualEvent, usual_event
+from tests.providers import DONE, ROLE, event
+
+CHAT, RESPONSES, MESSAGES = ENDPOINTS["chat/completions"], ENDPOINTS["responses"], ENDPOINTS["messages"]
+OF = {
+    CHAT: 'data: {"choices":[{"index":0,"delta":{"content":%s},"finish_reason":null}]}\n\n',
+    RESPONSES: 'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":%s}\n\n',
+    MESSAGES: 'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"text_delta","text":%s}}\n\n',
+}
+MATTER = [
+    *(
+        DONE,
+        ROLE,
+        event(finish_reason="stop"),
+        event({"content": "x"}, finish_reason="error"),
+        b": c\n\n",
+        b"\n",
+        b"\r\n",
+        b"data: half",
+    ),
+    b'data: {"choices":[],"usage":{"prompt_tokens":7}}\n\n',
+    b'data: {"error":{"message":"no"}}\n\n',
+    b'event: error\ndata: {"type":"error","error":{"message":"no"}}\n\n',
+    b'data: {"choices":[{"index":1,"delta":{"content":"b"},"finish_reason":null}]}\n\n',
+    b'data: {"type":"response.completed","response":{}}\n\n',
+    b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+]
+TEXTS = [
+    "",
+    " a",
+    "a\nb",
+    'a "b"',
+    "\\",
+    "an error",
+    "data: [DONE]",
+    "ü",
+    '"error"',
+    '"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n',
+]
+RAW = [
+    '"a\nb"',
+    '"a\n\ndata: [DONE]\n\n"',
+    '"a\r\rdata: [DONE]\r\r"',
+    '"a\\"',
+    '"a\\\\"',
+    '"',
+    '"a" "b"',
+    '"a","finish_reason":"stop","x":"b"',
+    "null",
+]
+
+
+def outcome(scanner: StreamScanner, pieces: list[bytes]) -> list[object]:
+    found: list[object] = []
+    scanner.feed(b"data: output\n\n")
+    for piece in pieces:
+        if piece:
+            found.append(scanner.feed(piece))
+            if found[-1][1] is END:
+                break
+    else:
+        found.append(scanner.finish())
+    failure = scanner.failure and (scanner.failure.code, scanner.failure.reported)
+    found += [scanner.complete, scanner.finished, failure, scanner.last, scanner.usage.counts()]
+    return [*found, scanner.error_event(StreamBroken("stream_reset", "It broke."))]
+
+
+def of_like_events(endpoint):
+    text = st.one_of(st.sampled_from(TEXTS), st.text(max_size=8)).map(json.dumps)
+    like = st.one_of(text, text, st.sampled_from(RAW)).map(lambda text: (OF[endpoint] % text).encode())
+    parts = st.lists(st.one_of(like, like, like, st.sampled_from(MATTER)), max_size=12)
+    return st.tuples(st.just(endpoint), parts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([*OF]).flatmap(of_like_events), st.lists(st.integers(0, 2500), max_size=6), st.booleans())
+@example((CHAT, [(OF[CHAT] % '"a"').encode()] * 3 + [event(finish_reason="stop"), DONE]), [400], False)
+@example((CHAT, [(OF[CHAT] % each).encode() for each in ('"a"', *RAW)]), [], True)
+def test_a3_a4_events_like_the_last_mean_what_they_mean_examined(events, cuts, one_by_one):
+    endpoint, parts = events
+    data = b"".join(parts)
+    ends = itertools.accumulate(map(len, parts)) if one_by_one else cuts
+    at = [0, *sorted({min(cut, len(data)) for cut in [*ends, *cuts]}), len(data)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(at)]
+    plain = endpoint.scanner()
+    plain._learns = 0  # so it examines each event
+    assert outcome(endpoint.scanner(), pieces) == outcome(plain, pieces)
+
+
+@pytest.mark.parametrize("endpoint", OF, ids=["chat", "responses", "messages"])
+@pytest.mark.parametrize("escaped", ["b", "\\n\\t\\\\", "\\u0022"])
+def test_a3_many_like_events_in_one_read_are_not_examined(endpoint, escaped):
+    first, like = ((OF[endpoint] % f'"{text}"').encode() for text in ("a", escaped))
+    scanner = endpoint.scanner()
+    for _ in range(2):
+        scanner.feed(first)
+    examined = []
+    scanner._matters = lambda events: examined.append(events) or False
+    assert scanner.feed(like * 50)[0] == like * 50
+    assert examined == []
+    scanner.feed(like * 50 + first[:30])
+    scanner.feed(first[30:] + like * 50 + DONE)
+    assert examined[-1] == DONE
+    assert max(map(len, examined)) == len(DONE)
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (b"", 0),
+        (b"<a>", 3),
+        (b"<>", 2),
+        (b"<a><b><>", 8),
+        (b"<a><b>c", 6),
+        (b"<a><b", 3),
+        (b"<a><", 3),
+        (b"<a", 0),
+        (b"x<a>", 0),
+        (b'<a"><b>', 0),
+        (b"<a\n><b>", 0),
+        (b"<a\r><b>", 0),
+        (b"<a<b>", 5),
+        (b"<a>>", 3),
+    ],
+)
+def test_a3_the_size_of_like_events(data, size):
+    assert UsualEvent(b"<text>", 1, 5).size_in(data) == size
+
+
+def test_a3_an_event_is_usual_by_its_first_text_and_its_own_line_ends():
+    found = usual_event((OF[CHAT] % '"a"').encode() + b"data: b\n\n", CHAT.scanner().text)
+    assert (found.head, found.tail) == tuple((OF[CHAT] % '"|"').encode().split(b"|"))
+    assert found.around == found.tail + found.head
+    assert usual_event((OF[CHAT] % '"a"').encode().replace(b"\n\n", b"\r\n\n\n"), CHAT.scanner().text) is None
+    assert usual_event(DONE, CHAT.scanner().text) is None
