@@ -23,7 +23,7 @@ from aigw.protocols.endpoint import Call, RawRequest
 from aigw.protocols.envelope import SMALL
 from aigw.proxy.straight import StraightCall
 from aigw.server.body_reader import BodyReader
-from aigw.server.known_head import DIGITS, KnownHead, learned
+from aigw.server.repeated_head import DIGITS, RepeatedHead, learned
 from aigw.server.request import Request
 from aigw.settings.callers import Caller
 
@@ -45,7 +45,7 @@ class PlainRequests:
         self._channel = channel
         self._timeouts = limits
         self.before = b""
-        self._known: KnownHead | None = None
+        self._known: RepeatedHead | None = None
         self._sent: StraightCall | None = None
         self._admit: Callable[[Call, Caller], Asked] | None = None  # if the caller of the known head has limits
         self._claim: LimitedClaim | None = None
@@ -195,7 +195,7 @@ class PlainRequests:
             self.forget()
         return request
 
-    def _read(self, known: KnownHead, body: bytes) -> Call | None:
+    def _read(self, known: RepeatedHead, body: bytes) -> Call | None:
         endpoint = known.path.endpoint
         raw = RawRequest(endpoint, body, known.headers, self._request_id, known.caller, known.kind)
         try:

@@ -23,7 +23,7 @@ DIGITS = len(str(SMALL))  # of the length of a body
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,%d})\r\n" % DIGITS, re.IGNORECASE)
 
 
-class KnownHead:
+class RepeatedHead:
     """A head that was parsed: all but the digits of its Content-Length.
 
     ``headers`` are those for a provider, ``lines`` all headers of the requests of ``plan``, the last one.
@@ -59,7 +59,7 @@ class KnownHead:
         self.address: str | None = None
 
 
-def learned(channel: Channel, head: RequestHead, data: bytes, size: int) -> KnownHead | None:
+def learned(channel: Channel, head: RequestHead, data: bytes, size: int) -> RepeatedHead | None:
     """What is known of ``head``, the first ``size`` bytes of ``data``; None if its requests take the long way."""
     tree = channel.site.resource
     resource, given = tree.known.get(head.target), head.headers
@@ -82,7 +82,7 @@ def learned(channel: Channel, head: RequestHead, data: bytes, size: int) -> Know
     if caller.expires is not None:
         return None
     before, after = data[: found.start(1)], data[found.end(1) : size]
-    known = KnownHead(head, before, after, resource, resource.straight, caller)
+    known = RepeatedHead(head, before, after, resource, resource.straight, caller)
     known.tree = tree
     known.address = channel.client_address if resource.config.log_client_address else None
     return known
