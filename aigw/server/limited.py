@@ -141,10 +141,11 @@ class Limited:
         tokens = money = 0
         attempts = record.attempts
         if claim.spends and record.pricing is None and record.usage:
-            charge = Charge(record.provider or "", record.model or "", charged_tokens(record.usage))
-            record.charges = (charge,)
+            counted = charged_tokens(record.usage)
             if len(attempts) == 1 and attempts[0].outcome == "ok":
-                tokens = sum(charge.tokens.values())
+                tokens = sum(counted.values())
+            if not tokens:  # else the usage says all, as on the straight path
+                record.charges = (Charge(record.provider or "", record.model or "", counted),)
         if not tokens and claim.spends:
             tokens, record.estimated = used(record, claim, claim.events, claim.path)
             tokens, cost = complete(record, tokens, claim.prompt, record.pricing or _NO_PRICES)
