@@ -16,7 +16,7 @@ from aigw.access.ledger import Claim
 from aigw.accounting.estimated import NoPrices, complete
 from aigw.config.model import Config
 from aigw.errors import GatewayError, RequestError
-from aigw.protocols.charges import charged_tokens
+from aigw.protocols.charges import charged_tokens, common_counts
 from aigw.protocols.endpoint import Call
 from aigw.proxy.gateway import Gateway
 from aigw.server.cors import CrossOrigin
@@ -141,10 +141,11 @@ class Limited:
         tokens = money = 0
         attempts = record.attempts
         if claim.spends and record.pricing is None and record.usage:
-            charge = Charge(record.provider or "", record.model or "", charged_tokens(record.usage))
-            record.charges = (charge,)
             if len(attempts) == 1 and attempts[0].outcome == "ok":
-                tokens = sum(charge.tokens.values())
+                common = common_counts(record.usage)
+                tokens = sum(common) if common is not None else sum(charged_tokens(record.usage).values())
+            if not tokens:  # else the usage says all, as on the straight path
+                record.charges = (Charge(record.provider or "", record.model or "", charged_tokens(record.usage)),)
         if not tokens and claim.spends:
             tokens, record.estimated = used(record, claim, claim.events, claim.path)
             tokens, cost = complete(record, tokens, claim.prompt, record.pricing or _NO_PRICES)
