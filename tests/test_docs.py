@@ -347,7 +347,7 @@ def test_every_marker_is_documented():
 
 NOT_RUN = {
     # In README and on the first pages
-    r"python3 -m venv \.venv && .* --demo": "an index of packages; tests/test_daemon.py::test_the_demo_shows_fallback_by_the_lines_that_it_prints",
+    r"python3 -m venv \.venv && .*/aigw demo": "an index of packages; tests/test_daemon.py::test_the_demo_shows_fallback_by_the_lines_that_it_prints",
     r"python3 -m venv \.venv && .* pytest ": "it is this run; .ci/run takes the line from README",
     r"python3 -m venv \.venv$": "tests/test_packaging.py::test_it_installs_into_a_fresh_environment_and_twistd_knows_it",
     r"(\.venv/bin/)?pip install ": "an index of packages; tests/test_packaging.py::test_it_installs_into_a_fresh_environment_and_twistd_knows_it",

@@ -473,6 +473,15 @@ def test_d1_certbot_s_hook_reloads_every_unit_and_fails_if_one_did(tmp_path):
 # Installation
 
 
+def test_v2_in_the_foreground_the_gateway_has_its_own_reactor(tmp_path):
+    program(tmp_path / "release/venv/bin/twistd", 'printf "%s|" "$@"')
+    environ = {**os.environ, "AI_GATEWAY_RELEASE": str(tmp_path / "release")}
+    for words in (["--demo"], ["-c", "a file.yaml"]):
+        command = [SYSTEMD / "ai-gateway", *words]
+        said = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=30, check=True).stdout
+        assert said.split("|") == ["-n", "--pidfile=", "--reactor=aigw", "aigw", *words, ""]
+
+
 def test_check_finds_a_file_of_the_folder_that_one_is_in(tmp_path):
     program(tmp_path / "release/venv/bin/twistd", 'echo "$@"')
     environ = {**os.environ, "AI_GATEWAY_RELEASE": str(tmp_path / "release"), "PATH": before_path(tmp_path / "bin")}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import zipfile
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from aigw import __version__
-from tests.test_daemon import CONFIG, KEYS
+from tests.test_daemon import CONFIG, KEYS, NOBODY
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,20 +64,54 @@ def test_the_wheel_has_the_command_and_the_version(wheel):
     assert f"\nVersion: {__version__}\n" in metadata
 
 
+@pytest.fixture(scope="module")
+def environment():
+    """A folder, which others may read, with an environment in which the wheel is installed, and nothing has run yet."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=180)
+        subprocess.run([folder / "venv/bin/pip", "install", "-q", built(folder)], check=True, timeout=400)
+        yield folder
+
+
 @pytest.mark.slow
-def test_it_installs_into_a_fresh_environment_and_twistd_knows_it(tmp_path):
-    wheel = built(tmp_path)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=60)
-    subprocess.run([tmp_path / "venv/bin/pip", "install", "-q", wheel], check=True, timeout=120)
-    run = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 30, "check": True}
-    done = subprocess.run([tmp_path / "venv/bin/twistd", "aigw", "--help"], **run)
+def test_v2_the_demo_of_the_readme_starts_where_no_cache_of_plugins_is_and_none_can_be_written(environment):
+    (line,) = re.findall(r"(?s)<!-- demo -->\n```sh\n(.*?)\n```", (ROOT / "README.md").read_text())
+    command = line.rpartition(" && ")[2].replace(".venv", str(environment / "venv")).split()
+    assert not [*environment.rglob("dropin.cache")]
+    if os.geteuid() == 0:
+        command[:0] = NOBODY
+    subprocess.run(["chmod", "-R", "a-w", environment / "venv/lib"], check=True, timeout=60)
+    try:
+        with subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
+            assert demo.stdout
+            printed = "".join(islice(demo.stdout, 4))
+            demo.send_signal(signal.SIGINT)
+            printed += demo.communicate(timeout=60)[0]
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", environment / "venv/lib"], check=True, timeout=60)
+    assert "The gateway has started" in printed
+    assert "LeanReactor" in printed
+    assert '"level":"ERROR"' not in printed
+    assert not [*environment.rglob("dropin.cache")]
+
+
+@pytest.mark.slow
+def test_it_installs_into_a_fresh_environment_and_twistd_knows_it(environment):
+    run = {"capture_output": True, "text": True, "cwd": environment, "timeout": 60, "check": True}
+    done = subprocess.run([environment / "venv/bin/twistd", "aigw", "--help"], **run)
     assert "--check-config" in done.stdout
     assert "--demo" in done.stdout
-    done = subprocess.run([tmp_path / "venv/bin/twistd", "aigw", "--version"], **run)
+    done = subprocess.run([environment / "venv/bin/twistd", "aigw", "--version"], **run)
     version = re.search(r'__version__ = "(.+)"', (ROOT / "aigw/__init__.py").read_text())[1]
     assert done.stdout == f"aigw {version}\n"
-    assert subprocess.run([tmp_path / "venv/bin/aigw", "--version"], **run).stdout == f"aigw {version}\n"
-    (tmp_path / "config.yaml").write_text(CONFIG)
-    (tmp_path / "config.yaml").chmod(0o600)
-    done = subprocess.run([tmp_path / "venv/bin/aigw", "check"], env=KEYS, **run)
+    assert subprocess.run([environment / "venv/bin/aigw", "--version"], **run).stdout == f"aigw {version}\n"
+    (environment / "config.yaml").write_text(CONFIG)
+    (environment / "config.yaml").chmod(0o600)
+    done = subprocess.run([environment / "venv/bin/aigw", "check"], env=KEYS, **run)
     assert done.stdout.endswith("The configuration is good.\n")
+    # As CONTRIBUTING.md has it: the plugin is found in the folder of the source.
+    editable = [environment / "venv/bin/pip", "install", "-q", "--no-deps", "-e", environment / "source"]
+    subprocess.run(editable, check=True, timeout=400)
+    assert subprocess.run([environment / "venv/bin/aigw", "--version"], **run).stdout == f"aigw {version}\n"
