@@ -23,6 +23,8 @@ setup(
     # twisted.plugins by hand: find_packages cannot see it, as it must have no __init__.py of ours.
     packages=[*find_packages(include=["aigw", "aigw.*"]), "twisted.plugins"],
     package_data={"aigw": ["py.typed"], "aigw.admin": ["*.html"]},
+    # `pip install -e .` by the folder itself: Twisted finds no plugin through setuptools' finder of packages.
+    options={"editable_wheel": {"mode": "compat"}},
     install_requires=[
         # Bounded on both sides where TLS is decided: test_certificates.py has seen the first and the last of them.
         "twisted[tls]>=26.4,<26.11",  # wrapServerTLS

@@ -161,6 +161,22 @@ def test_a_room_says_what_it_is_for_and_names_its_files(path):
     assert [each for each in files if each not in re.findall(r"\w+", docstring)] == []
 
 
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+ROOMS = dict(re.findall(r"^\| `(\w+)` \| .+ \| (`.+) \|$", PAGE.partition("**The rule of imports.**")[0], re.MULTILINE))
+
+
+def test_the_page_lists_each_room_with_its_files():
+    rooms = {path.parent.name: path.parent for path in PACKAGE.glob("*/__init__.py")}
+    files = {name: sorted({each.stem for each in folder.glob("*.py")} - {"__init__"}) for name, folder in rooms.items()}
+    assert {name: sorted(re.findall(r"`(\w+)`", row.partition(", and ")[0])) for name, row in ROOMS.items()} == files
+
+
+def test_each_place_that_the_page_names_is_there():
+    named = re.findall(rf"`((?:{'|'.join(ROOMS)})/\w+)`", PAGE)
+    assert len(named) > 80
+    assert [name for name in named if name not in FILES] == []
+
+
 def test_a_secret_is_revealed_only_where_it_is_sent_to_a_provider_a_proxy_or_the_store():
     revealing = [name for name, path in PATHS.items() if ".reveal()" in path.read_text()]
     assert revealing == ["routing/router", "store/store_link", "upstream/proxies"]

@@ -8,13 +8,20 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import yaml
 from twisted.internet.task import Clock
 
+from aigw.access.keys import Keys
 from aigw.config import keys_file, loader
+from aigw.config.known_entries import KnownEntries
+from aigw.config.model import Config
+from aigw.config.yaml_tree import parse
 from aigw.daemon.keys_watch import KeysWatch
 from aigw.errors import ConfigError
+from tests.test_cost import calls
 from tests.test_daemon import KEYS, Daemon
 from tests.test_keys import ALICE, BOB, build, named, sha, write
 
@@ -212,3 +219,89 @@ routes: [{name: r, steps: [{provider: a, model: m}]}]
     assert (
         messages.count("The gateway did not reload: the new configuration has mistakes, and the old one is in use") == 5
     )
+
+
+# Many keys
+
+
+def many(tmp_path: Path, last: str, number: int = 2000) -> None:
+    keys = [f'- {{name: k{index}, key_sha256: "{sha(str(index))}"}}' for index in range(number)]
+    as_file(tmp_path / "keys.yaml", "\n".join(["keys:", *keys, f"- {{name: last, {last}}}", ""]))
+
+
+def test_c8_of_many_keys_only_those_that_changed_are_read_again_and_each_costs_few_calls(tmp_path, capsys):
+    many(tmp_path, f"key: {ALICE}")
+    config = build(keys_file="keys.yaml", folder=tmp_path)
+    many(tmp_path, f"key: {BOB}, concurrency: 1")
+    made: list[Config] = []
+    counted = calls(lambda: made.append(loader.with_callers(config, {})))
+    with capsys.disabled():
+        print(f" [calls to read 2,000 keys of which one has changed: {counted}]", end="")
+    assert keys_file.KNOWN.read == 1
+    assert sum(counted) < 80 * 2000
+    alone = loader.with_callers(config, {})
+    with patch.object(keys_file, "KNOWN", KnownEntries()):
+        assert made[0] == alone == loader.with_callers(config, {})
+    assert Keys(made[0].callers).authenticate(None, b"Bearer " + BOB.encode()).accounts[0].concurrency == 1
+    kept = repr(vars(keys_file.KNOWN))
+    assert BOB not in kept
+    assert sha(BOB) not in kept
+
+
+@pytest.mark.parametrize("wrong", ["true", "1.0", '"1"', "one"])
+def test_c8_an_entry_that_only_looks_like_the_old_one_is_read_again(tmp_path, wrong):
+    many(tmp_path, f"key: {ALICE}, concurrency: 1", 2)
+    config = build(keys_file="keys.yaml", folder=tmp_path)
+    many(tmp_path, f"key: {ALICE}, concurrency: {wrong}", 2)
+    for _ in range(2):
+        with patch.object(keys_file, "KNOWN", KnownEntries()):
+            expected = outcome_of(config)
+        assert outcome_of(config) == expected
+
+
+def outcome_of(config: Config) -> object:
+    try:
+        return loader.with_callers(config, {}).callers
+    except ConfigError as error:
+        return error.mistakes
+
+
+def test_c8_a_key_that_has_not_changed_gets_the_new_limits_of_its_group_and_of_the_defaults(tmp_path):
+    path = tmp_path / "keys.yaml"
+    text = "groups: [{{name: team, concurrency: {0}}}]\ndefaults: {{concurrency: {0}}}\nkeys: [{1}]\n"
+    entry = f"{{name: alice, key: {ALICE}, group: team}}"
+    as_file(path, text.format(3, entry))
+    config = build(keys_file="keys.yaml", folder=tmp_path)
+    as_file(path, text.format(5, entry))
+    (alice,) = (each for each in loader.with_callers(config, {}).callers if each.name == "alice")
+    assert [account.concurrency for account in alice.accounts] == [5, 5]
+
+
+def test_c8_a_warning_about_a_key_is_there_at_each_reading(tmp_path):
+    many(tmp_path, "key: short-key-7", 2)
+    config = build(keys_file="keys.yaml", folder=tmp_path)
+    first = loader.with_callers(config, {}).warnings_of_keys_file
+    assert loader.with_callers(config, {}).warnings_of_keys_file == first
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x {b: c}\nd: *x\ne: [*x, 1, 2.5, null, true, 2026-01-01, text, '1', \"2\", ~, 0x1f, 1_000]\n",
+        "a: &x {b: c}\nd: {<<: *x, e: f}\n",
+        "a: {1: b, true: c}\n",
+        "a: !!str 1\nb: !!int '2'\nc: !!set {d, e}\nf: !!omap [g: h]\n",
+        "a: {b: c, b: d}\n",
+        "? [a, b]\n: c\n",
+        "a: |\n  two\n  lines\nb: ''\nc:\n",
+        "- [a, {b: [c]}]\n- d\n",
+    ],
+)
+def test_b10_the_quick_way_to_a_tree_makes_what_pyyaml_makes(text):
+    try:
+        expected = yaml.safe_load(text)
+    except yaml.YAMLError:
+        assert parse(text).tree is None
+        return
+    assert parse(text).tree == expected
+    assert repr(parse(text).tree) == repr(expected)

@@ -75,8 +75,8 @@ CASES: dict[str, tuple[list[bytes], bytes, bool]] = {
     "an upgrade": ([answer(b"Upgrade: h2c"), answer(b"Upgrade: x")], answer(b"Upgrade: y"), False),
     "it is compressed": ([USUAL], answer(TYPE, DATE, body=b"\x1f\x8b\x08" + BODY), False),
     "it is coded": ([answer(b"Content-Encoding: identity")], answer(b"Content-Encoding: gzip"), False),
+    "zeros before the first length": ([USUAL.replace(b"Length: ", b"Length: 00")], USUAL, True),
     "a head that is too large to be known": ([answer(b"X: " + b"y" * 9000)], answer(b"X: " + b"y" * 9000), False),
-    "the first has two heads": ([USUAL + USUAL], USUAL, False),
 }
 
 
@@ -100,6 +100,8 @@ def both(before: list[bytes], data: list[bytes]) -> tuple[list[object], list[obj
         plain = ResponseParser()
     for each in before:
         assert seen(knowing, [each])[0] == seen(plain, [each])[0]
+        if knowing.broken or not (knowing.complete and knowing.keep_alive) or knowing.has_unrequested:
+            return [], [], False  # the connection is closed
     found, is_known = seen(knowing, data)
     return found, seen(plain, data)[0], is_known
 

@@ -71,7 +71,7 @@ def environment():
         folder = Path(name)
         folder.chmod(0o755)
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=180)
-        subprocess.run([folder / "venv/bin/pip", "install", "-q", built(folder)], check=True, timeout=180)
+        subprocess.run([folder / "venv/bin/pip", "install", "-q", built(folder)], check=True, timeout=400)
         yield folder
 
 
@@ -111,3 +111,7 @@ def test_it_installs_into_a_fresh_environment_and_twistd_knows_it(environment):
     (environment / "config.yaml").chmod(0o600)
     done = subprocess.run([environment / "venv/bin/aigw", "check"], env=KEYS, **run)
     assert done.stdout.endswith("The configuration is good.\n")
+    # As CONTRIBUTING.md has it: the plugin is found in the folder of the source.
+    editable = [tmp_path / "venv/bin/pip", "install", "-q", "--no-deps", "-e", wheel.parent / "source"]
+    subprocess.run(editable, check=True, timeout=400)
+    assert subprocess.run([tmp_path / "venv/bin/aigw", "--version"], **run).stdout == f"aigw {version}\n"

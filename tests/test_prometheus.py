@@ -32,6 +32,8 @@ CONTRIB = ROOT / "contrib" / "prometheus"
 DASHBOARD = json.loads((CONTRIB / "grafana-dashboard.json").read_text())
 PAGE = (ROOT / "docs" / "observability.md").read_text()
 KEY = "gateway-key-0987-0987"
+LEAVES = "gateway-key-1234-1234"  # of a caller whose key ends tomorrow, and whose budget its first request uses up
+PROVIDERS = ("cerebras", "openrouter")
 needs_prometheus = pytest.mark.prometheus
 
 QUERIES = {  # in a table of Markdown a | is written \\|
@@ -122,8 +124,15 @@ class Stage:
     def __init__(self, folder, first, second):
         self.folder, self.first, self.second = folder, first, second
         self.admin = free_port()
+        (folder / "prices.yaml").write_text(
+            "".join(f'{name}: {{"*": {{input: 1, output: 10000}}}}\n' for name in PROVIDERS)
+        )
+        tomorrow = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 86400))
         self.config = f"""
 api_key: {KEY}
+keys:
+  - {{name: leaves, key: {LEAVES}, expires: {tomorrow}, budget: [{{usd: 0.041, per: month}}], assume: 4}}
+prices: prices.yaml
 listen: ["tcp:0:interface=127.0.0.1"]
 admin: {self.admin}
 cooldown: 3s
@@ -134,10 +143,10 @@ routes:
   - {{name: r, steps: [{{provider: cerebras, model: a}}, {{provider: openrouter, model: b}}], hedge: {{after: 1m}}}}
 """
 
-    def ask(self, model="r", stream=False):
+    def ask(self, model="r", stream=False, key=KEY):
         body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "canary-content"}]}
         host, port = self.address
-        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         request = urllib.request.Request(
             f"http://{host}:{port}/v1/chat/completions", json.dumps(body).encode(), headers
         )
@@ -229,6 +238,7 @@ def test_the_queries_of_the_page_give_what_the_script_caused(stage, tmp_path):
     for mode in ("ok", "500", "ok"):  # each step is used once: what was never used has no series
         first.mode = mode
         assert stage.ask() == stage.ask(stream=True) == 200
+    assert stage.ask(key=LEAVES) == 200
     with prometheus(tmp_path, f"localhost:{stage.admin}") as api:
         asking = Asking(api)
         wait(lambda: asking.ask('up{job="aigw"} == 1'))

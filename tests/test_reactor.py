@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -13,9 +14,11 @@ import pytest
 
 pytest.importorskip("twisted.internet.epollreactor", exc_type=ImportError)
 
+from twisted.internet import tcp
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.protocol import Protocol
 from twisted.logger import globalLogPublisher
 
 from aigw.net.reactor import TURNS, LeanReactor
@@ -118,6 +121,77 @@ def reads_and_writes(reactor, notes):
     later.theirs.send(b"1")
 
 
+class Noting(Protocol):
+    """What happens to a TCP connection; ``then`` is done after the data."""
+
+    def __init__(self, notes, then):
+        self.notes, self.then = notes, then
+
+    def dataReceived(self, data):
+        self.notes.append(f"{len(data)} bytes")
+        self.then(self)
+
+    def connectionLost(self, reason):
+        self.notes.append(f"lost: {reason.value!r}")
+
+
+def connected(reactor, notes, then=lambda _: None):
+    """A TCP connection of the reactor; returns the other end."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname())
+        ours, _ = server.accept()
+    reactor.others = [*getattr(reactor, "others", []), theirs, ours]
+    protocol = Noting(notes, then)
+    protocol.makeConnection(tcp.Server(ours, protocol, ("127.0.0.1", 1), None, 1, reactor))
+    return theirs
+
+
+def tcp_data_and_its_end(reactor, notes):
+    theirs = connected(reactor, notes)
+    theirs.send(b"1" * 100_000)
+    reactor.callLater(0.02, theirs.close)
+
+
+def tcp_is_reset(reactor, notes):
+    theirs = connected(reactor, notes)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reactor.callLater(0.01, theirs.close)
+
+
+def tcp_has_nothing_to_read(reactor, notes):
+    def read_all(protocol):
+        if not notes[1:]:
+            protocol.transport.doRead()  # what follows finds nothing
+
+    theirs = connected(reactor, notes, read_all)
+    theirs.send(b"1")
+    reactor.callLater(0.01, theirs.send, b"2")
+    reactor.callLater(0.02, theirs.close)
+
+
+def tcp_protocols_fail(reactor, notes):
+    for kind in (RuntimeError, ConnectionDone, OSError):
+        connected(reactor, notes, lambda _, kind=kind: fail(kind)).send(b"1")
+
+
+def tcp_closes_another_in_the_same_poll(reactor, notes):
+    protocols = []
+
+    def close(protocol):
+        for each in protocols:
+            each.transport.abortConnection()
+
+    ends = [connected(reactor, notes, lambda protocol: protocols.append(protocol) or close(protocol)) for _ in range(2)]
+    for end in ends:
+        end.send(b"1")
+
+
+def tcp_is_paused_after_data(reactor, notes):
+    theirs = connected(reactor, notes, lambda protocol: protocol.transport.pauseProducing())
+    theirs.send(b"1")
+    reactor.callLater(0.01, theirs.send, b"2")
+
+
 def timed_calls(reactor, notes):
     for seconds in (0.03, 0, 0.01):
         reactor.callLater(seconds, notes.append, f"after {seconds}")
@@ -161,6 +235,12 @@ SCENES = [
     closes,
     another_is_closed_in_the_same_poll,
     reads_and_writes,
+    tcp_data_and_its_end,
+    tcp_is_reset,
+    tcp_has_nothing_to_read,
+    tcp_protocols_fail,
+    tcp_closes_another_in_the_same_poll,
+    tcp_is_paused_after_data,
     timed_calls,
     calls_from_threads,
     it_is_stopped_by_an_event,
@@ -195,6 +275,8 @@ def end(reactor):
     for each in reactor.removeAll():
         if isinstance(each, Reader):
             each.close()
+    for each in getattr(reactor, "others", []):
+        each.close()
     reactor._poller.close()
     if reactor.waker:
         reactor.waker.connectionLost(None)

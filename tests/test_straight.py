@@ -23,7 +23,7 @@ from aigw.proxy import straight
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.plain import HOLD_PLAIN
 from aigw.proxy.straight import StraightCall
-from aigw.server import plain_requests
+from aigw.server import plain_requests, repeated_head
 from aigw.upstream.connection import Connection
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, Wire
@@ -627,7 +627,7 @@ def test_q4_whatever_happens(parts):
 
 
 FAULTS = {
-    "the headers for a provider": (plain_requests.headers, "for_provider", "head"),
+    "the headers for a provider": (repeated_head.headers, "for_provider", "head"),
     "the lines": (straight.StraightPath, "lines", "head"),
     "the request": (straight.StraightPath, "send", "request"),
     "the call": (StraightCall, "__init__", "request"),

@@ -82,7 +82,7 @@ class Counts:
         self.turn(now, wall)
 
     def lacks_money(self, asked: int) -> bool:
-        """Whether a budget in USD has no room for it. One that is spent has no room for nothing either."""
+        """Whether a budget in USD has no room for it. One that is spent has no room, even for what costs nothing."""
         taken = self.money.taken
         return taken + asked > self.money_top or taken >= self.money_top
 

@@ -151,7 +151,7 @@ def with_limits(lines: bytes, claim: Claim) -> bytes:
     return lines if window is None else lines + _OF_TOKENS % _shown(window)
 
 
-def _shown(room: Room) -> tuple[int, float, int, bytes]:
+def _shown(room: Room) -> tuple[int, int, int, bytes]:
     """What is left, and the time of the reset as OpenAI writes it: ``120ms``, ``1.5s``, ``6m0s``, ``1h0m0s``.
 
     The time is its first number and the text behind that, of which there are few: none is made for each answer.

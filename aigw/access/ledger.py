@@ -16,8 +16,8 @@ from aigw.config.model import Config
 from aigw.settings.callers import Account, Budgeted
 
 Note = Callable[[str, str, WindowCount], None]
-Room = tuple[int, float, float]
-"""The limit, how much of it is left (the whole part of it counts), and in how many seconds all of it is."""
+Room = tuple[int, int, float]
+"""The limit, how much of it is left, and in how many seconds all of it is."""
 
 
 class LimitReached(NamedTuple):
@@ -133,7 +133,7 @@ class Ledger:
                 requests.used = share
                 room = claim.requests
                 if room is None or free < room[1]:
-                    claim.requests = limit, free, share / pace
+                    claim.requests = limit, int(free), share / pace
             if top is not NO_LIMIT:
                 room = claim.window
                 if room is None or top - taken < room[1]:

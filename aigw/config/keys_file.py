@@ -10,6 +10,7 @@ import msgspec
 
 from aigw.config.advice import advice_on_named_keys
 from aigw.config.file_mode import check_file_mode, holds_literal_key
+from aigw.config.known_entries import KnownEntries
 from aigw.config.model import Config
 from aigw.config.reader import Reader
 from aigw.config.yaml_tree import expand, parse, read
@@ -21,6 +22,7 @@ from aigw.settings.schema import Shape, shape_of
 
 MAX_KEYS_FILE = 16 * 1024 * 1024
 MAX_NODES = 1_000_000
+KNOWN = KnownEntries()  # a process has one keys_file
 
 
 class KeysReader:
@@ -65,7 +67,7 @@ class KeysReader:
             if tree.get("keys") is None and not found:  # a file is empty while it is written, and where a disk is full
                 found.append(Mistake("is empty; write keys: [] if there are no keys", ("keys",)))
             tree = {name: value for name, value in tree.items() if (name, value) != ("keys", [])}
-        reader = Reader(_whole_keys_file(), path.parent, {"groups": dict(config.groups)})
+        reader = Reader(_whole_keys_file(), path.parent, {"groups": dict(config.groups)}, KNOWN)
         is_unusable = document.mistakes or (tree is None and unset)
         made: KeysFile | None = None if is_unusable else reader.read(tree)
         later = [*reader.mistakes]

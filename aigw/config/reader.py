@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path as Folder
 from typing import Any
 
+from aigw.config.known_entries import KnownEntries
 from aigw.settings.mistakes import Mistake, Path, name_of, shown
 from aigw.settings.quoting import did_you_mean, listed, quoted, similar, subject
 from aigw.settings.schema import (
@@ -28,8 +30,17 @@ from aigw.settings.schema import (
 class Reader:
     """Reads one tree by the shape of the whole file, and collects ``mistakes`` and ``warnings``."""
 
-    def __init__(self, shape: Shape, folder: Folder, names: Mapping[str, dict[str, Any]] | None = None) -> None:
-        """``names`` has entries of lists in another file, by the setting, for settings that name one of them."""
+    def __init__(
+        self,
+        shape: Shape,
+        folder: Folder,
+        names: Mapping[str, dict[str, Any]] | None = None,
+        known: KnownEntries | None = None,
+    ) -> None:
+        """``names`` has entries of lists in another file, by the setting, for settings that name one of them. ``known``
+        are the entries of the one list at the top whose entries need no unique names.
+        """
+        self._known = known
         self.mistakes: list[Mistake] = []
         self.warnings: list[Mistake] = []
         self._shape = shape
@@ -140,6 +151,8 @@ class Reader:
     def _entries(self, value: Any, form: Entries, path: Path, scope: Mapping[str, Any]) -> Any:
         entries = self._listed(value, form.shape, path)
         if not form.by_name:
+            if self._known is not None and len(path) == 1:
+                return self._made_or_known(self._known, entries, form.shape)
             made = [self._struct(*each, scope, number) for number, each in enumerate(entries, 1)]
             return tuple(made)
         first: dict[str, Path] = {}
@@ -155,6 +168,29 @@ class Reader:
             if found is not None:
                 names[found.name] = found
         return names
+
+    def _made_or_known(
+        self, known: KnownEntries, entries: list[tuple[Any, Any, Path]], shape: Shape
+    ) -> tuple[Any, ...]:
+        """The same, where an entry that has not changed is not read again; nor has the one that it names."""
+        settings_ = [(name, each.form) for name, each in shape.own.items() if isinstance(each, Setting)]
+        named = [(name, form.setting) for name, form in settings_ if isinstance(form, Named)]
+
+        def read(value: Any, path: Path) -> tuple[Any, bool]:
+            before = len(self.warnings)
+            made = self._struct(value, shape, path, {}, None)
+            return made, made is not None and len(self.warnings) == before
+
+        known.begin()
+        made = []
+        for value, _, path in entries:
+            others = [
+                self._names.get(at, {}).get(str(value[name]))
+                for name, at in named
+                if isinstance(value, dict) and name in value
+            ]
+            made.append(known.made([value, *others], partial(read, value, path)))
+        return tuple(made)
 
     def _named(self, value: Any, form: Named, path: Path) -> Any:
         known = self._names.get(form.setting, {})

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
@@ -27,7 +28,24 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _BARE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEYS = (("api_key",), ("admin_key",), ("key",))
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TEXT, _MAPPING, _LIST = "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Finds out once what kind of value a text is. A file of many keys repeats its names."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._tags: dict[str, str] = {}
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        """See Resolver of PyYAML. ``implicit`` is whether a plain scalar, and whether a quoted one, has no tag."""
+        if kind is not yaml.ScalarNode or not implicit[0]:
+            return str(super().resolve(kind, value, implicit))
+        tag = self._tags.get(value)
+        if tag is None:
+            tag = self._tags[value] = super().resolve(kind, value, implicit)
+        return tag
 
 
 class Document(NamedTuple):
@@ -79,7 +97,7 @@ def no_file(place: str, mode: int, named: str = NAMED) -> str:
 def parse(text: str) -> Document:
     """The tree of ``text``; None if its syntax is wrong."""
     try:
-        return _parsed(text, _LOADER)
+        return _parsed(text, _Loader)
     except Exception:  # libyaml's messages depend on its version, so PyYAML's own parser finds the mistake
         pass
     try:
@@ -94,10 +112,42 @@ def _parsed(text: str, loader_class: Any) -> Document:
         root = loader.get_single_node()
         if root is None:
             return Document(None, None, [])
+        with suppress(_Unusual):
+            return Document(_made(root, loader.construct_object, {}), root, [])
         doubled = list(_doubled(root, (), set()))  # before the tree is made, which changes the nodes of merges
         return Document(loader.construct_document(root), root, doubled)
     finally:
         loader.dispose()
+
+
+class _Unusual(Exception):
+    """The tree has what PyYAML makes, which takes longer, or a name that is written twice."""
+
+
+def _made(node: yaml.Node, construct: Callable[[yaml.Node], object], known: dict[int, Any]) -> Any:
+    """The value of a node; ``known`` are those of mappings and lists, so that an alias is the same object."""
+    tag = node.tag
+    if tag == _TEXT:
+        return node.value
+    made = known.get(id(node))
+    if made is not None:
+        return made
+    if tag == _MAPPING and isinstance(node, yaml.MappingNode):
+        made = known[id(node)] = {}
+        for name, value in node.value:
+            if name.tag != _TEXT:
+                raise _Unusual
+            made[name.value] = value.value if value.tag == _TEXT else _made(value, construct, known)
+        if len(made) != len(node.value):
+            raise _Unusual
+        return made
+    if tag == _LIST and isinstance(node, yaml.SequenceNode):
+        made = known[id(node)] = []
+        made += [_made(value, construct, known) for value in node.value]
+        return made
+    if not isinstance(node, yaml.ScalarNode):
+        raise _Unusual
+    return construct(node)
 
 
 def _doubled(node: yaml.Node, path: Path, seen: set[int]) -> Iterator[Mistake]:
@@ -156,11 +206,14 @@ def expand(tree: object, environ: Mapping[str, str], most: int = MAX_NODES) -> t
             replaced = _VARIABLE.sub(lambda match: value_of(match, path), value)
             return Expanded.of(replaced, value) if _VARIABLE.search(value) else value
         if isinstance(value, dict):
-            return {
-                name: walk(member, (*path, name_of(name)))
-                for name, member in value.items()
-                if not huge(name, (*path, "..."))
-            }
+            made: dict[object, object] = {}
+            for name, member in value.items():
+                if type(member) is str and type(name) is str and "$" not in member:  # nearly all of many keys
+                    count += 1
+                    made[name] = member
+                elif not huge(name, (*path, "...")):
+                    made[name] = walk(member, (*path, name_of(name)))
+            return made
         if isinstance(value, list):
             return [walk(member, (*path, index)) for index, member in enumerate(value)]
         return 0 if huge(value, path) else value

@@ -1,4 +1,4 @@
-"""Looks four times a second whether the ``keys_file`` has changed, so that a key can be taken away without a signal."""
+"""Looks often whether the ``keys_file`` has changed, so that a key can be taken away without a signal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-EVERY_SECONDS = 0.25  # a file is read when two checks find the same new state: it may be written in parts
+EVERY_SECONDS = 0.15  # a file is read when two checks find the same new state: it may be written in parts
 
 _State = tuple[str, int, int, int, int] | None
 

@@ -2,6 +2,7 @@
 
 - An event that is nothing but data to read calls ``doRead`` at once. Twisted first makes a log context, which no line
   of this gateway shows, and looks whether the descriptor is still open. All other events go Twisted's way.
+- A TCP connection is read here, and its protocol called, without the two functions that Twisted has for that.
 - Between two polls timed calls are looked for only where one is due.
 
 Chosen by ``twistd --reactor=aigw``. The gateway runs on every other reactor too.
@@ -12,13 +13,16 @@ The private names are those of Twisted's epoll reactor, which has no public plac
 from __future__ import annotations
 
 import select
+from errno import EWOULDBLOCK
 from typing import Any
 
+from twisted.internet import tcp
 from twisted.internet.epollreactor import EPollReactor
-from twisted.internet.main import installReactor
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST, installReactor
 from twisted.logger import Logger
 from twisted.python.log import callWithLogger, err
 
+_TCP = frozenset([tcp.Client, tcp.Server])  # once they are connected, their doRead is what is repeated below
 TURNS = 100  # polls in a row; after them Twisted looks at all timed calls, and frees those that were cancelled
 _EPOLLIN = getattr(select, "EPOLLIN", 0)  # for the types of other systems; without epoll the import above has failed
 _errors = Logger().failureHandler("Unexpected error in main loop")
@@ -50,9 +54,21 @@ class LeanReactor(EPollReactor):
             if event != _EPOLLIN:
                 callWithLogger(selectable, self._doReadOrWrite, selectable, fd, event)
                 continue
+            why: Any = None
             has_read = False  # as in Twisted: an exception is never the end of one half only
             try:
-                why = selectable.doRead()
+                if type(selectable) in _TCP and selectable.connected:
+                    try:
+                        data = selectable.socket.recv(selectable.bufferSize)
+                    except OSError as refused:
+                        why = None if refused.args[0] == EWOULDBLOCK else CONNECTION_LOST
+                    else:
+                        if data:
+                            selectable.protocol.dataReceived(data)
+                        else:
+                            why = CONNECTION_DONE
+                else:
+                    why = selectable.doRead()
                 has_read = True
             except BaseException as error:
                 callWithLogger(selectable, err)

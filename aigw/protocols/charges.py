@@ -38,10 +38,11 @@ def charged_tokens(usage: Usage) -> dict[str, int]:
     A count of 0 that was reported is kept for ``input``, so that an answer without tokens costs nothing.
     """
 
+    common = common_counts(usage)
+    if common is not None:
+        return {"input": common[0], "output": common[1]} if common[1] else {"input": common[0]}
     get = usage.get
     given, made = get("prompt_tokens"), get("completion_tokens")
-    if isinstance(given, int) and isinstance(made, int) and len(usage) == 3 and get("total_tokens") == given + made:
-        return {"input": given, "output": made} if made else {"input": given}
     given, made = int(max(given or 0, get("input_tokens", 0))), int(max(made or 0, get("output_tokens", 0)))
     read = int(max(get("cached_tokens", 0), get("cache_read_input_tokens", 0), get("prompt_cache_hit_tokens", 0)))
     written = int(max(get("cache_write_tokens", 0), get("cache_creation_input_tokens", 0)))
@@ -63,13 +64,14 @@ def charged_tokens(usage: Usage) -> dict[str, int]:
     return {kind: n for kind, n in zip(CHARGED_KINDS, found, strict=True) if n or kind == "input"}
 
 
-def charged_total(usage: Usage) -> int:
-    """The sum of ``charged_tokens``. The commonest usage has it."""
-    if len(usage) == 3:
-        total = usage.get("total_tokens", 0)
-        if total == usage.get("prompt_tokens", -1) + usage.get("completion_tokens", -1):
-            return int(total)
-    return sum(charged_tokens(usage).values())
+def common_counts(usage: Usage) -> tuple[int, int] | None:
+    """The tokens of request and answer, if the usage has these two and their sum alone, as nearly every one has."""
+    if len(usage) != 3:
+        return None
+    given, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if isinstance(given, int) and isinstance(made, int) and usage.get("total_tokens") == given + made:
+        return given, made
+    return None
 
 
 def _is_anthropic(usage: Usage) -> bool:

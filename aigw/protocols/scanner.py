@@ -13,7 +13,6 @@ from aigw.protocols.error_bodies import error_event
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
 from aigw.protocols.usage import MOST, ReportedUsage, find_usage
-from aigw.protocols.usual_event import UsualEvent, usual_event
 
 HOLD_STREAM = 64 * 1024  # bytes of an event that waits for its end
 HOLD_NOTHING = 1024 * 1024  # bytes of an announcement that waits for its end
@@ -53,8 +52,14 @@ class StreamScanner(ABC):
         self.error: object = None
         self.last = b""
         self.usage = ReportedUsage()
-        self._usual: UsualEvent | None = None  # which completes nothing, and reports nothing
-        self._learns = 64  # how often it may still change, as it may contain a time
+        self._head: (
+            bytes | tuple[()]
+        ) = ()  # with _tail, the bytes around the text of most events; nothing begins with ()
+        self._tail, self._text, self._learns = (
+            b"",
+            slice(0),
+            64,
+        )  # how often they may still change: they may have a time
         self._closely = True  # each read is examined, because it may hold parts of events, or events that matter
         self._rest = bytearray()  # the incomplete event
         self._rest_is_silence: bool | None = None  # None: not examined yet
@@ -91,10 +96,11 @@ class StreamScanner(ABC):
         Whole events are passed on; an incomplete event waits for its end. The caller holds the bytes back until the
         first output. An ERROR or an END before it means that there is no output. Nothing is passed on after an END.
         """
-        usual = self._usual
-        if usual is not None and data.startswith(usual.head) and data.endswith(usual.tail) and not self._closely:
-            text = data[usual.text]  # it has a quote if there are more events
-            if usual.size_in(data) == len(data) if 34 in text else not (10 in text or 13 in text):
+        # Mostly an event like the last, with another text. A line end in it would begin another event, and a quote
+        # another member. Escapes do not matter: with a backslash too many the event is malformed, and means nothing.
+        if data.startswith(self._head) and data.endswith(self._tail) and not self._closely:
+            text = data[self._text]
+            if not (34 in text or 10 in text or 13 in text):
                 if self.repeats:
                     self.remember(data)
                 return data, OUTPUT
@@ -102,7 +108,13 @@ class StreamScanner(ABC):
             return self._feed_closely(data)
         if self.repeats:
             self.remember(data)
-        return self._examine(data)
+        if self._matters(data) or (data.find(b'"usage"') >= 0 and find_usage(data)):
+            return self._examine(data)
+        if self._learns and 13 not in data and data.find(b"\n\n") == len(data) - 2 and (at := self.text.search(data)):
+            self._learns -= 1
+            self._head, self._tail = data[: at.start(1)], data[at.end(1) :]
+            self._text = slice(at.start(1), -len(self._tail))
+        return data, OUTPUT
 
     def finish(self) -> bytes:
         """The bytes that may be passed on at the end of a body whose framing is right.
@@ -229,38 +241,27 @@ class StreamScanner(ABC):
 
         With ``whole`` set, ``data`` is one event, which may lack its empty line. Gives what ``feed`` gives.
         """
-        one = whole or (data.find(b"\n\n") == len(data) - 2 and 13 not in data)
-        at = 0 if one or self._every_event or self._usual is None else self._usual.size_in(data)
-        rest, meaning, matters = data[at:] if at else data, OUTPUT, False
-        if not one or self._matters(data):
-            for start, end in [(0, len(data))] if one else sse.that_matter(rest, self._matters):
-                event, matters = rest[start:end], True
-                found = self._note_event(event)
-                if found is END:
-                    meaning, data, rest = END, data[: at + end], rest[:end]
-                    if self.failure is not None and not self.failure.reported:
-                        self.last, data, rest = event, data[: at + start], rest[:start]
-                    break
-                meaning = ERROR if found is ERROR else meaning
-        if rest.find(b'"usage"') >= 0 and find_usage(rest):
-            self.usage.add(rest)
-        elif not matters and self._learns and rest and (found_usual := usual_event(rest, self.text)):
-            self._learns -= 1
-            self._usual = found_usual
+        meaning, one = OUTPUT, whole or (data.find(b"\n\n") == len(data) - 2 and 13 not in data)
+        for start, end in [(0, len(data))] if one else sse.that_matter(data, self._matters):
+            event = data[start:end]
+            found = self._note_event(event) if not one or self._matters(event) else OUTPUT
+            if found is END:
+                meaning, data = END, data[:end]
+                if self.failure is not None and not self.failure.reported:
+                    self.last, data = event, data[:start]
+                break
+            meaning = ERROR if found is ERROR else meaning
+        if find_usage(data):
+            self.usage.add(data)
         return data, meaning
 
     def _matters(self, events: bytes) -> bool:
         """Whether one of the events may complete or end the stream or report a failure."""
-        find = events.find  # ``in`` reads bytes as a number first, slowly
+        find, other = events.find, self.other  # ``in`` reads bytes as a number first, slowly
         if (
-            self._every_event
-            or find(b"error") >= 0
-            or find(b"[DONE]") >= 0
-            or find(self.other[0]) >= 0
-            or find(self.other[1]) >= 0
-            or find(self.other[2]) >= 0
-            or find(self.other[3]) >= 0
-            or find(self.other[4]) >= 0
+            (self._every_event or find(b"error") >= 0 or find(b"[DONE]") >= 0)
+            or (find(other[0]) >= 0 or find(other[1]) >= 0 or find(other[2]) >= 0)
+            or (find(other[3]) >= 0 or find(other[4]) >= 0)
         ):
             return True
         signs = events.count(self.sign)

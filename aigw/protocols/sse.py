@@ -46,21 +46,17 @@ def _end_from(data: bytes, start: int) -> int:
     return found.end() if found else 0
 
 
-def _end_from_without_cr(data: bytes, start: int) -> int:
-    at = data.find(b"\n\n", start)  # faster than a pattern
-    return at + 2 if at >= 0 else 0
-
-
 def that_matter(data: bytes, matters: Callable[[bytes], bool]) -> Iterator[tuple[int, int]]:
     """The start and end of each whole event in ``data`` that matters. Few matter: BLOCK bytes are searched at once."""
-    end_from, start = _end_from if 13 in data else _end_from_without_cr, 0
+    has_cr, start = 13 in data, 0  # without CR the ends are found without the pattern, which is slow
     while start < len(data):
-        end = end_from(data, start + BLOCK) or len(data)
+        found = _end_from(data, start + BLOCK) if has_cr else data.find(b"\n\n", start + BLOCK) + 2
+        end = found if found > 1 else len(data)
         if matters(data[start:end]):
-            while start < end and (event_end := end_from(data, start)):
-                if matters(data[start:event_end]):
-                    yield start, event_end
-                start = event_end
+            while (found := _end_from(data, start) if has_cr else data.find(b"\n\n", start) + 2) > 1 and start < end:
+                if matters(data[start:found]):
+                    yield start, found
+                start = found
         start = max(start, end)
 
 

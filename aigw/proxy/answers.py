@@ -70,8 +70,8 @@ class Stream(Relay):
         """See Relay."""
         return self._scanner.failure
 
-    def dataReceived(self, data: bytes) -> None:
-        """See Relay. This runs for each chunk of a stream."""
+    def dataReceived(self, data: bytes, chunk: bytes = b"") -> None:
+        """See Relay. This runs for each chunk of a stream. ``chunk`` is the data in its frame, if there is one."""
         client = self._client
         if client is None:
             self._hold(data)
@@ -83,13 +83,15 @@ class Stream(Relay):
         passed, meaning = self._scanner.feed(data)
         if passed:
             self.bytes_out += len(passed)
-            client.write(passed)
+            client.write(passed, chunk if passed is data else b"")
         if meaning is OUTPUT:
             self._last_activity = self._clock.seconds()
         elif meaning is END:
             self._at_the_end(passed)
         elif meaning is ERROR:
             self._expect_the_end()
+
+    chunkReceived = dataReceived
 
     # Up to the commit point
 

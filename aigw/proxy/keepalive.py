@@ -95,17 +95,17 @@ class KeptAlive:
         """See Responder."""
         self._client.release_body()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, chunk: bytes = b"") -> None:
         """See Responder. This is in the way of each chunk."""
         if self._refusal is not None:
             self._refuse(self._refusal, data)
             return
         if self._is_first:
             self._is_first = False
-            data = data.removeprefix(sse.BOM)  # which is one only at the beginning of a stream
+            data, chunk = data.removeprefix(sse.BOM), b""  # which is one only at the beginning of a stream
         self._last = self._clock.seconds()
         self._tail = data[-3:] if len(data) > 2 else (self._tail + data)[-3:]
-        self._client.write(data)
+        self._client.write(data, chunk)
 
     def end(self) -> None:
         """See Responder."""

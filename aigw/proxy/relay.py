@@ -33,8 +33,8 @@ _WHOLE = Failure(ResponseDone())
 class BodySink(Protocol):
     """Takes the bytes of an answer's body."""
 
-    def write(self, data: bytes) -> None:
-        """Send a part of the body."""
+    def write(self, data: bytes, chunk: bytes = b"") -> None:
+        """Send a part of the body. ``chunk`` is the same in the chunked coding, if there is such a copy."""
 
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """See IConsumer; the producer is paused while the client does not read."""

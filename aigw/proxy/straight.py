@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from aigw.access.admission import Admission
 from aigw.access.errors import with_limits
 from aigw.access.ledger import Claim
-from aigw.protocols.charges import charged_total
+from aigw.protocols.charges import charged_tokens, common_counts
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in
 from aigw.proxy.exchange import Exchange
@@ -151,9 +151,12 @@ class StraightPath:
         ):
             return None
         usage = usage_in(body)
-        tokens = charged_total(usage) if claim is not None and self._spends_tokens else 0
-        if claim is not None and self._spends_tokens and not tokens:  # it is estimated on the long way
-            return None
+        tokens = 0
+        if claim is not None and self._spends_tokens:
+            common = common_counts(usage)
+            tokens = common[0] + common[1] if common is not None else sum(charged_tokens(usage).values())
+            if not tokens:  # it is estimated on the long way
+                return None
         own = len(body), sent.call.request_id.encode(), plan.about
         lines = b"%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s" % (head.lines, *own)
         if claim is not None:

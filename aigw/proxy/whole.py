@@ -133,10 +133,10 @@ class HeldWhole:
 
     # From the relay
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, chunk: bytes = b"") -> None:
         """See BodySink."""
         if self._client is not None and not self._buffer.size and not self._paused:
-            self._send(data)
+            self._send(data, chunk)
             return
         self._buffer.append(data)
         if not self._held.called:
@@ -235,14 +235,14 @@ class HeldWhole:
             self._holds_up = False
             self._relay.resumeProducing()
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes, chunk: bytes = b"") -> None:
         counted = min(len(data), self._counted)
         if counted:
             self._counted -= counted
             self._held_bytes.give_back(counted)
         self.bytes_out += len(data)
         if self._client is not None:
-            self._client.write(data)
+            self._client.write(data, chunk)
 
     def _hold_up(self) -> None:
         if not self._holds_up:

@@ -1,5 +1,6 @@
 """The side of the clients.
 
 In reading order: listeners (the ports), channel (one connection; its parts are in aigw.connections), plain_requests,
-body_reader, rejections; request, site, resources, cors, unknown_paths, models, api, limited (of callers with limits).
+repeated_head, body_reader, rejections; request, site, resources, cors, unknown_paths, models, api, limited (of callers
+with limits).
 """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aigw.connections.chunks import BodyTooLong, ChunkedBody, MalformedChunks
 from aigw.connections.request_head import invalid
+from aigw.net import read
 from aigw.server.request import Request
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class BodyReader:
         self._stopped = False
         self._decoding = False  # waits for a turn to read more
         self._chunks: ChunkedBody | None = None
+        self._reads_more = self._left > read.USUAL
+        if self._reads_more:
+            read.expect(channel.transport, self._left)
         if length is None:
             self._chunks = ChunkedBody(request.take_body, self._finish)
             self._chunks.limit = request.max_body
@@ -45,16 +49,19 @@ class BodyReader:
         """Read no more of the body, and drop the decoder, which makes a cycle with the request and its body."""
         self._stopped = True
         self._chunks = None
+        if self._reads_more:
+            self._reads_more = False
+            read.expect(self._channel.transport, 0)
 
     def _finish(self, rest: bytes) -> None:
         if not self._stopped:
             self.stop()
             self._complete(rest)
 
-    def _decode(self, read: Callable[..., None], *data: bytes) -> None:
+    def _decode(self, decode: Callable[..., None], *data: bytes) -> None:
         """Decode some chunks; the rest of a read with many chunks is decoded in later turns of the reactor."""
         try:
-            read(*data)
+            decode(*data)
         except MalformedChunks:
             self._channel.reject(invalid())
         except BodyTooLong:

@@ -63,10 +63,10 @@ class CountedStream:
         self.registerProducer = client.registerProducer
         self.unregisterProducer = client.unregisterProducer
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, chunk: bytes = b"") -> None:
         """See Responder."""
         self.claim.events += data.count(b"data:")
-        self._write(data)
+        self._write(data, chunk)
 
 
 class Limited:

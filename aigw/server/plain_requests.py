@@ -6,7 +6,6 @@ bytes come and the configuration is the same, the key, the path, the method and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -18,52 +17,21 @@ from twisted.python.failure import Failure
 from aigw.connections.request_head import RequestHead, id_of
 from aigw.connections.timeouts import ConnectionTimeouts
 from aigw.errors import GatewayError
-from aigw.net import headers
 from aigw.net.lateness import GRACE_SECONDS
 from aigw.net.write import write
 from aigw.protocols.endpoint import Call, RawRequest
 from aigw.protocols.envelope import SMALL
-from aigw.proxy.straight import StraightCall, StraightPath
-from aigw.proxy.straight_plan import Plan
-from aigw.server.api import EndpointResource
+from aigw.proxy.straight import StraightCall
 from aigw.server.body_reader import BodyReader
+from aigw.server.repeated_head import DIGITS, RepeatedHead, learned
 from aigw.server.request import Request
-from aigw.server.resources import ApiResource
 from aigw.settings.callers import Caller
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel
     from aigw.server.limited import Asked, LimitedClaim
 
-MOST_OF_A_HEAD = 8 * 1024  # bytes that are kept
-_DIGITS = len(str(SMALL))
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,%d})\r\n" % _DIGITS, re.IGNORECASE)
-
 log = Logger()
-
-
-class _Known:
-    """A head that was parsed: all but the digits of its Content-Length.
-
-    ``headers`` are those for a provider, ``lines`` all headers of the requests of ``plan``, the last one.
-    """
-
-    __slots__ = ("address", "after", "caller", "facts", "given", "headers", "lines", "path", "plan", "resource", "tree")
-
-    def __init__(
-        self, head: RequestHead, after: bytes, resource: EndpointResource, path: StraightPath, caller: Caller
-    ) -> None:
-        self.given = given = head.headers
-        self.facts = head.method, head.target, head.target, head.version
-        self.after = after
-        self.resource = resource
-        self.path = path
-        self.caller = caller
-        self.headers = headers.for_provider(given, path.endpoint.takes, path.endpoint.client_headers)
-        self.plan: Plan | None = None
-        self.lines = b""
-        self.tree: ApiResource | None = None
-        self.address: str | None = None
 
 
 class PlainRequests:
@@ -77,7 +45,7 @@ class PlainRequests:
         self._channel = channel
         self._timeouts = limits
         self.before = b""
-        self._known: _Known | None = None
+        self._known: RepeatedHead | None = None
         self._sent: StraightCall | None = None
         self._admit: Callable[[Call, Caller], Asked] | None = None  # if the caller of the known head has limits
         self._claim: LimitedClaim | None = None
@@ -92,18 +60,17 @@ class PlainRequests:
     def takes(self, data: bytes, request_id: str | None = None) -> bool:
         """Serve the request that begins with ``before``; False if it is not one like the last one."""
         known, start, channel = self._known, len(self.before), self._channel
-        end = data.find(b"\r\n", start, start + _DIGITS + 2)
+        end = data.find(b"\r\n", start, start + DIGITS + 2)
         if known is None or not data.startswith(known.after, end) or not data[start:end].isdigit():
             return False
         length, body, site = int(data[start:end]), data[end + len(known.after) :], channel.site
         most = min(SMALL, known.resource.max_body, site.bodies.limit - site.bodies.under_way)
         if not max(1, len(body)) <= length <= most or known.tree is not site.resource or site.draining:
             return False
-        site.bodies.take(length)
+        site.bodies.under_way += length  # there is room
         self._length, self._began = length, known.path.seconds()
-        offered = known.given.get(b"x-request-id")
-        made = request_id or id_of(offered)
-        self._request_id = made if offered is None else site.shown_id(made)
+        made = request_id or id_of(known.offered_id)
+        self._request_id = made if known.offered_id is None else site.shown_id(made)
         self.bytes_in = 0
         channel.request = self
         if len(body) == length:
@@ -118,41 +85,17 @@ class PlainRequests:
 
     def begins(self, data: bytes, head: RequestHead, rest: bytes) -> bool:
         """The same for ``data`` that is a new ``head``, which is known from now on, and the ``rest`` behind it."""
+        self.before = b""
         try:
-            is_known = self._learn(head, data, len(data) - len(rest))
+            known = learned(self._channel, head, data, len(data) - len(rest))
+            if known is None:
+                return False
+            self._admit = known.resource.admits(known.caller)
         except Exception:
             log.failure("A request takes the long way: unexpected error")
             return False
-        return is_known and self.takes(data, head.request_id)
-
-    def _learn(self, head: RequestHead, data: bytes, size: int) -> bool:
-        self.before = b""
-        tree = self._channel.site.resource
-        resource, given = tree.known.get(head.target), head.headers
-        found = _LENGTH.search(data, 0, size)
-        if (
-            not isinstance(resource, EndpointResource)
-            or resource.straight is None
-            or found is None
-            or size > MOST_OF_A_HEAD
-            or head.method != b"POST"
-            or not head.persistent
-            or b"expect" in given
-            or b"content-encoding" in given
-        ):
-            return False
-        try:
-            caller = tree.keys.authenticate(given.get(b"x-api-key"), given.get(b"authorization"), given.get(b"api-key"))
-        except GatewayError:
-            return False
-        if caller.expires is not None:
-            return False
-        self._known = known = _Known(head, data[found.end(1) : size], resource, resource.straight, caller)
-        self._admit = resource.admits(caller)
-        known.tree = tree
-        known.address = self._channel.client_address if resource.config.log_client_address else None
-        self.before = data[: found.start(1)]
-        return True
+        self._known, self.before = known, known.before
+        return self.takes(data, head.request_id)
 
     def forget(self) -> None:
         """No head is known, unless a request with it has begun: it refers to a whole configuration."""
@@ -252,9 +195,9 @@ class PlainRequests:
             self.forget()
         return request
 
-    def _read(self, known: _Known, body: bytes) -> Call | None:
-        endpoint, kind = known.path.endpoint, known.given.get(b"content-type", b"")
-        raw = RawRequest(endpoint, body, known.headers, self._request_id, known.caller, kind)
+    def _read(self, known: RepeatedHead, body: bytes) -> Call | None:
+        endpoint = known.path.endpoint
+        raw = RawRequest(endpoint, body, known.headers, self._request_id, known.caller, known.kind)
         try:
             found = endpoint.read(raw)
         except GatewayError:  # which the client gets on the long way

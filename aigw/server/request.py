@@ -240,15 +240,15 @@ class Request(TwistedRequest):
             self.resource.lines(self, sent),
         )
 
-    def write(self, data: bytes) -> None:
-        """Send a part of the body, the first part together with the head: one write, where Twisted makes six."""
+    def write(self, data: bytes, chunk: bytes = b"") -> None:
+        """See Responder. The first part is sent together with the head: one write, where Twisted makes six."""
         if self._gone:
             return
         if self.method == b"HEAD" or self.code in NO_BODY_CODES:
             data = b""
         self.sentLength += len(data)
         if self.chunked and data:
-            data = b"%x\r\n%s\r\n" % (len(data), data)
+            data = chunk or b"%x\r\n%s\r\n" % (len(data), data)
         if not self.startedWriting:
             self.startedWriting = 1
             data = self._head + data

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from itertools import pairwise
 
 from aigw.config.model import Route, Step
 from aigw.config.prices import EXACT
-from aigw.protocols.charges import CHARGED_KINDS, charged_tokens
+from aigw.protocols.charges import CHARGED_KINDS, charged_tokens, common_counts
 from aigw.protocols.usage import KINDS, by_kind
 from aigw.settings.callers import Caller
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
-from aigw.telemetry.pricing import Charge
 from aigw.telemetry.record import HEDGES, AttemptRecord, Record
 
 # The codes of the gateway's own refusals by a limit of a caller.
@@ -119,14 +118,6 @@ class RouteCounters:
         self.keepalives = 0
         self.hedges = dict.fromkeys(HEDGES, 0)
         self.steps: dict[StepKey, StepCounters] = {}
-
-
-def _sum_of(charges: Iterable[Charge]) -> dict[str, int]:
-    total = dict.fromkeys(CHARGED_KINDS, 0)
-    for charge in charges:
-        for kind, count in charge.tokens.items():
-            total[kind] += count
-    return total
 
 
 def step_key(step: Step) -> StepKey:
@@ -263,11 +254,16 @@ class Counters:
     def _charge(self, record: Record) -> None:
         """Count a request for its caller and for the group of the caller."""
         caller, charges, error, cost = self.callers.get(record.caller), record.charges, record.error, record.cost
-        kinds: Mapping[str, int] = {}
-        if charges:
-            kinds = charges[0].tokens if len(charges) == 1 else _sum_of(charges)
-        elif record.usage and not self._has_charges:
-            kinds = charged_tokens(record.usage)
+        if charges or self._has_charges:
+            counted = [charge.tokens for charge in charges]
+        else:
+            common = common_counts(record.usage)
+            if common is not None and caller is not None and caller.group is None and error is None:
+                caller.requests += 1
+                caller.tokens["input"] += common[0]
+                caller.tokens["output"] += common[1]
+                return
+            counted = [charged_tokens(record.usage)] if record.usage else []
         while caller is not None:
             caller.requests += 1
             if error is not None and error in LIMIT_REACHED and not record.attempts:
@@ -275,8 +271,9 @@ class Counters:
             if cost is not None:
                 caller.cost = EXACT.add(caller.cost, cost)
             tokens = caller.tokens
-            for kind, count in kinds.items():
-                tokens[kind] += count
+            for kinds in counted:
+                for kind, count in kinds.items():
+                    tokens[kind] += count
             caller = caller.group
         if self._has_prices:
             for charge in charges:

@@ -27,6 +27,7 @@ from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
 from aigw.upstream.reasons import NoAnswer, Stale
 from aigw.upstream.response_parser import IDLE_SECONDS, AnswerTaker, ResponseParser
+from aigw.upstream.whole_chunks import LINES, TakeChunk
 
 MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head
 _COMPLETE = Failure(ResponseDone())
@@ -92,9 +93,8 @@ class Connection(Protocol):
         """Reset the state for the next exchange."""
         self._answer: Deferred[Response] | None = None
         self._straight: AnswerTaker | None = None
-        self._busy = False
-        self._reused = False
-        self._received = False
+        self._busy = self._reused = self._received = False
+        self._on_chunk: TakeChunk | None = None
         self._pieces: Iterator[bytes] | None = None
         self._in_parts = False  # the kernel did not take the whole request at once
         self._lost: Failure | None = None
@@ -150,7 +150,10 @@ class Connection(Protocol):
         """Write a request on this reused connection. ``call`` gets the answer."""
         self._busy = self._reused = True
         self._straight = call
-        self._write(head, body)
+        if len(body) <= MOST_TO_COPY:
+            write(self.transport, head + body)
+        else:
+            self._write(head, body)
 
     def resume(self) -> Deferred[Response]:
         """The answer to ``send_straight``, in the form of ``send``; unless ``on_data`` calls it, ``go_on`` follows."""
@@ -183,6 +186,9 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Parse one network read and deliver its part of the body as one piece."""
+        if self._on_chunk is not None and data.startswith(line := LINES.get(len(data), b"\n")) and data[-2:] == b"\r\n":
+            self._on_chunk(data[len(line) : -2], data)
+            return
         if not self._busy:
             self.abort()
             return
@@ -191,19 +197,20 @@ class Connection(Protocol):
         parser.feed(data)
         if self._straight is not None and self._straight.on_data(parser):
             return
+        delivering = self._delivering
         if parser.head_done and self._answer is not None:
             if parser.status == 408 and self._reused and not parser.keep_alive:
                 self._fail(Stale())  # RFC 9110, section 15.5.9: the provider had closed the idle connection
                 return
             answer, self._answer = self._answer, None
             answer.callback(Response(self, parser))
-            if self._delivering is not None:  # deliver_to has delivered all data so far
-                return
-        self._hand_on()
+        if self._delivering is delivering:  # else deliver_to has delivered all data so far
+            self._hand_on()
+        self._on_chunk = getattr(self._receiver, "chunkReceived", None) if parser.may_skip else None
 
     def deliver_to(self, protocol: IProtocol, response: Response) -> None:
         """See Response.deliverBody."""
-        self._receiver, self._delivering = protocol, response
+        self._receiver, self._delivering, self._on_chunk = protocol, response, None
         protocol.makeConnection(cast(ITransport, response))
         if self._alive:
             self.transport.resumeProducing()
@@ -266,7 +273,7 @@ class Connection(Protocol):
 
     def abort(self) -> None:
         """Close now, in every state; no Deferred fires."""
-        self.ready = self._answer = self._receiver = self._pieces = self._straight = None
+        self.ready = self._answer = self._receiver = self._pieces = self._straight = self._on_chunk = None
         self._on_lost(self)  # at once: connectionLost comes a turn later, and the pool must not use it until then
         self._busy = False
         if self._alive and self.transport is not None:

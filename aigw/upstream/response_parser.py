@@ -27,7 +27,11 @@ _TLS_ALERT = b"\x15\x03"  # RFC 8446, section 5.1
 
 
 class ResponseParser:
-    """Parses one answer after the other. The attributes describe the data so far; ``broken`` is a reason, or empty."""
+    """Parses one answer after the other. The attributes describe the data so far; ``broken`` is a reason, or empty.
+
+    ``may_skip``: a chunk has just ended, and its data with an event, so that a next chunk need not be parsed if it is
+    whole. No line of HTTP has two LF in a row: behind those of the event only the CRLF of the chunk can end the read.
+    """
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -56,6 +60,7 @@ class ResponseParser:
         self._size = 0
         self._count = 0
         self._framing = 0
+        self.may_skip = False
         self.headers: Headers = {}
 
     def known_headers(self) -> Headers:
@@ -76,8 +81,10 @@ class ResponseParser:
             self.broken = self.broken or ("it is TLS; does base_url need https://?" if is_tls else str(problem)[:100])
         except httptools.HttpParserUpgrade:
             self.broken = "it changes the protocol without a request to do so"
+        self.may_skip = False
         if self._pieces:
             self._framing = 0
+            self.may_skip = data[-4:] == b"\n\n\r\n" and self._pieces[-1][-2:] == b"\n\n" and not self.complete
             if self._at_the_start:
                 self._at_the_start = False
                 if self._pieces[0].startswith(_COMPRESSED):

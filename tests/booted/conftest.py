@@ -125,7 +125,11 @@ class Served:
 
     @contextmanager
     def load(self, **plan):
-        """Clients at work meanwhile; gives a dict that has their tallies when all is over."""
+        """Clients at work meanwhile; gives a dict that has their tallies when all is over.
+
+        The rates are those of an idle machine: with less of a core there are fewer requests, not more that wait.
+        """
+        plan.update({kind: plan[kind] / patient(1) for kind in ("fresh", "kept") if kind in plan})
         command = self.machine.client(sys.executable, "-m", "tests.booted.load", json.dumps({"key": self.key, **plan}))
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
