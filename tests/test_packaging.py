@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -86,7 +86,7 @@ def test_v2_the_demo_of_the_readme_starts_where_no_cache_of_plugins_is_and_none_
     try:
         with subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
             assert demo.stdout
-            printed = "".join(islice(demo.stdout, 4))
+            printed = "".join(takewhile(lambda line: '"message":"Request"' not in line, demo.stdout))
             demo.send_signal(signal.SIGINT)
             printed += demo.communicate(timeout=60)[0]
     finally:
