@@ -606,6 +606,34 @@ def test_l4_the_sum_of_many_is_exact():
     assert ledger.counts_of(account).of(account.budgets[0]).spent == 3_750_000_000_000
 
 
+def test_l5_a_budget_that_a_reload_brings_counts_what_runs_and_one_that_it_takes_away_keeps_its_count():
+    ledger = Ledger(lambda: 0.0, lambda: NOW)
+    day, month = (Budgeted(f"tokens per {per}", 1000, False, per, "UTC") for per in ("day", "month"))
+
+    def begun(tokens: int, *budgets: Budgeted) -> Claim:
+        claim = Claim((Account(name="key a", budgets=budgets),), tokens)
+        assert ledger.admit(claim) is None
+        return claim
+
+    def counted() -> list[tuple[int, int]]:
+        counts = ledger.counts_of(Account(name="key a"))
+        return [(counts.of(each).spent, counts.of(each).reserved) for each in (day, month)]
+
+    first = begun(100, day)
+    second = begun(5, day, month)
+    assert counted() == [(0, 105), (0, 105)]
+    ledger.settle(first, 40)
+    ledger.settle(second, 5)
+    assert counted() == [(45, 0), (45, 0)]
+    ledger.settle(begun(1, month), 7)
+    assert counted() == [(45, 0), (52, 0)]
+    ledger.settle(begun(1, day, month), 1)
+    assert counted() == [(46, 0), (53, 0)]
+    full = ledger.admit(Claim((Account(name="key a", budgets=(day, month)),), 948))
+    assert full is not None
+    assert (full.budget, full.used) == (month, 53)
+
+
 def test_l4_what_is_shown_is_what_is_enforced():
     gateway = LimitedGateway(
         named("bob", BOB, group="team"), group="team", requests="60/m",

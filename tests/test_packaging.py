@@ -112,6 +112,6 @@ def test_it_installs_into_a_fresh_environment_and_twistd_knows_it(environment):
     done = subprocess.run([environment / "venv/bin/aigw", "check"], env=KEYS, **run)
     assert done.stdout.endswith("The configuration is good.\n")
     # As CONTRIBUTING.md has it: the plugin is found in the folder of the source.
-    editable = [tmp_path / "venv/bin/pip", "install", "-q", "--no-deps", "-e", wheel.parent / "source"]
+    editable = [environment / "venv/bin/pip", "install", "-q", "--no-deps", "-e", environment / "source"]
     subprocess.run(editable, check=True, timeout=400)
-    assert subprocess.run([tmp_path / "venv/bin/aigw", "--version"], **run).stdout == f"aigw {version}\n"
+    assert subprocess.run([environment / "venv/bin/aigw", "--version"], **run).stdout == f"aigw {version}\n"

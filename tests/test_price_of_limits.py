@@ -14,10 +14,12 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from aigw.access.keys import Keys
+from aigw.access.ledger import Claim, Ledger
 from aigw.config import loader
 from aigw.protocols.charges import charged_tokens
 from aigw.proxy import straight
 from aigw.server import api
+from aigw.settings.callers import Account, Budgeted
 from aigw.telemetry import logs
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.telemetry import Telemetry
@@ -68,14 +70,30 @@ def test_l19_ten_thousand_keys_with_all_limits_cost_few_more_calls(capsys, is_st
     with capsys.disabled():
         print(f" [calls without keys {without}, with 10,000 {keyed}, with all limits {limited}]", end="")
     assert all(abs(one - other) <= 2 for one, other in zip(limited, few, strict=True)), "10,000 keys cost what two cost"
-    if is_straight:  # half of the calls, of which the same number is a larger part
-        assert keyed[0] <= without[0] + 3
-        assert limited[0] <= without[0] + 13
-        assert sum(limited) <= sum(without) + 31
-    else:
-        assert keyed[0] <= without[0] * 1.01
-        assert limited[0] <= without[0] + 14
-        assert sum(limited) <= sum(without) + 30
+    assert keyed[0] <= without[0] + 3
+    assert limited[0] <= without[0] + (13 if is_straight else 14)
+    assert sum(limited) <= sum(without) + (31 if is_straight else 30)
+
+
+def test_l19_more_budgets_cost_an_admission_and_a_settlement_nothing():
+    """All that count tokens grow by the same amounts, so they have one total."""
+
+    def used(*budgets: Budgeted) -> tuple[int, int]:
+        ledger, account = Ledger(lambda: 5.0, lambda: 5.0), Account(name="key a", budgets=budgets)
+
+        def one() -> None:
+            claim = Claim((account,), 10)
+            assert ledger.admit(claim) is None
+            ledger.settle(claim, 7)
+
+        one()
+        counted = calls(one)
+        assert [ledger.counts_of(account).of(each).spent for each in budgets] == [14] * len(budgets)
+        return counted
+
+    periods = ("hour", "day", "week", "month", "year")
+    budgets = [Budgeted(f"tokens per {per}", 10**6, False, per, "UTC") for per in periods]
+    assert used(*budgets) == used(budgets[0])
 
 
 # The key of a connection
