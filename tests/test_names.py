@@ -8,6 +8,7 @@ import json
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -550,10 +551,9 @@ def test_n5_ten_thousand_routes_cost_a_request_what_ten_cost(sizes, asked):
         sent, client = request({**HELLO, "model": asked}), world.open()
         for _ in range(3):
             assert asked_and_answered(world, client, sent).startswith(b"HTTP/1.1 200 ")
-        called = calls(lambda world=world, sent=sent, client=client: asked_and_answered(world, client, sent))
-        spent.append(
-            (*called, opcodes(lambda world=world, sent=sent, client=client: asked_and_answered(world, client, sent)))
-        )
+        run = partial(asked_and_answered, world, client, sent)
+        # The least of three: a second that begins, or garbage that is collected, is no request's.
+        spent.append((*min(calls(run) for _ in range(3)), min(opcodes(run) for _ in range(3))))
     few, most = spent
     assert most[:2] == few[:2]
     assert most[2] <= few[2] * 1.01

@@ -58,7 +58,7 @@ def counted_calls(keys: list[str], is_straight: bool, **limits) -> tuple[int, in
         client = gateway.open()
         for _ in range(3):
             assert asked_and_answered(gateway, client, sent).startswith(b"HTTP/1.1 200 ")
-        return calls(lambda: asked_and_answered(gateway, client, sent))
+        return min(calls(lambda: asked_and_answered(gateway, client, sent)) for _ in range(3))  # a second may begin
     finally:
         globalLogPublisher.removeObserver(lines)
 
