@@ -14,8 +14,11 @@ from twisted.internet.testing import StringTransport
 
 from aigw.connections import request_head
 from aigw.daemon.drain import Drain
+from aigw.protocols.charges import charged_tokens
 from aigw.proxy import straight
 from aigw.routing import cooldown
+from aigw.telemetry.pricing import Charge
+from aigw.telemetry.record import Record
 from aigw.upstream import response_parser
 from tests.harness import HELLO, request
 from tests.memory import MemoryGateway, Wire
@@ -136,7 +139,7 @@ class Twin:
         gateway = self.gateway
         providers = [(wire.take(), wire.disconnected, wire.aborted, wire.producerState) for wire in self._wires()]
         clients = [(wire.take(), wire.disconnected, wire.aborted, wire.producerState) for wire in self.clients]
-        records = [msgspec.structs.asdict(record) for record in gateway.records]
+        records = [{**msgspec.structs.asdict(record), "charges": charges_of(record)} for record in gateway.records]
         gateway.records.clear()
         running = sorted(each.route for each in gateway.gateway.running)
         upstream: Any = gateway.gateway.upstream
@@ -158,6 +161,12 @@ class Twin:
         self.seen.append(
             (event, clients, providers, sorted(records, key=order), sorted(failed, key=order), pools, health, counts)
         )
+
+
+def charges_of(record: Record) -> list[Any]:
+    """What the counters and the file of usage take for it: without charges of its own, what its provider reported."""
+    charges = record.charges or (Charge(record.provider or "", record.model or "", charged_tokens(record.usage)),)
+    return [msgspec.structs.astuple(charge) for charge in charges]
 
 
 def difference(events: list[Event], **settings: Any) -> tuple[list[tuple[Any, Any]], int]:

@@ -150,10 +150,7 @@ class Connection(Protocol):
         """Write a request on this reused connection. ``call`` gets the answer."""
         self._busy = self._reused = True
         self._straight = call
-        if len(body) <= MOST_TO_COPY:
-            write(self.transport, head + body)
-        else:
-            self._write(head, body)
+        self._write(head, body)
 
     def resume(self) -> Deferred[Response]:
         """The answer to ``send_straight``, in the form of ``send``; unless ``on_data`` calls it, ``go_on`` follows."""
