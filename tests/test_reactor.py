@@ -290,21 +290,6 @@ def test_v1_it_does_what_twisted_s_does(scene, failures):
     assert len(lean) > 1
 
 
-@pytest.mark.parametrize("calls", [[], [0], [-0.5], [5, 3], [1e9]])
-def test_v1_the_time_until_the_next_timed_call(calls):
-    reactors = LeanReactor(), EPollReactor()
-    for reactor in reactors:
-        reactor.seconds = lambda: 1000.5
-        for seconds in calls:
-            reactor.callLater(max(0, seconds), str)
-            if seconds < 0:
-                reactor.seconds = lambda: 1001.5  # it is late
-    lean, twisted = (reactor.timeout() for reactor in reactors)
-    assert lean == twisted
-    for reactor in reactors:
-        end(reactor)
-
-
 def test_v1_iterate():
     reactor, notes = LeanReactor(), []
     Reader(reactor, notes, "one").theirs.send(b"1")

@@ -24,7 +24,6 @@ from twisted.python.log import callWithLogger, err
 
 _TCP = frozenset([tcp.Client, tcp.Server])  # once they are connected, their doRead is what is repeated below
 TURNS = 100  # polls in a row; after them Twisted looks at all timed calls, and frees those that were cancelled
-LONGEST = 2147483  # seconds, as in Twisted
 _EPOLLIN = getattr(select, "EPOLLIN", 0)  # for the types of other systems; without epoll the import above has failed
 _errors = Logger().failureHandler("Unexpected error in main loop")
 
@@ -44,15 +43,6 @@ class LeanReactor(EPollReactor):
                         break
                     self.doIteration(wait)
         super().mainLoop()  # logs that it has ended
-
-    def timeout(self) -> float | None:
-        """See ReactorBase. This runs in each turn, and calls no function that has nothing to do."""
-        if self._newTimedCalls:
-            self._insertNewDelayedCalls()
-        if not self._pendingTimedCalls:
-            return None
-        seconds = self._pendingTimedCalls[0].time - self.seconds()
-        return 0.0 if seconds < 0 else seconds if seconds < LONGEST else LONGEST
 
     def doPoll(self, timeout: float | None) -> None:
         """See EPollReactor."""
