@@ -79,8 +79,7 @@ class Connection(Protocol):
 
     def __init__(self, secure: bool, free: Callable[[Connection], None], lost: Callable[[Connection], None]) -> None:
         """``free`` is called when another request can be sent, ``lost`` when the connection is lost."""
-        self._secure = secure
-        self._free = free
+        self._secure, self._free = secure, free
         self._on_lost = lost
         self._alive = True
         self.ready: Deferred[Connection] | None = Deferred(lambda _: self.abort())
@@ -278,8 +277,7 @@ class Connection(Protocol):
 
     def connectionLost(self, reason: Failure = _COMPLETE) -> None:
         """Fail the Deferred or the body that waits: for the connection, an answer, or the rest of a body."""
-        self._alive = False
-        self._pieces = None
+        self._alive, self._pieces = False, None
         self._on_lost(self)
         self._lost = reason
         if self._straight is not None:
