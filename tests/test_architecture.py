@@ -99,10 +99,7 @@ PRIVATE_OF_OTHERS = {
     "net/reactor": {
         "_disconnectSelectable",
         "_doReadOrWrite",
-        "_insertNewDelayedCalls",
         "_justStopped",
-        "_newTimedCalls",
-        "_pendingTimedCalls",
         "_poller",
         "_selectables",
         "_started",
