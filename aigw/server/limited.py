@@ -144,7 +144,7 @@ class Limited:
             if len(attempts) == 1 and attempts[0].outcome == "ok":
                 common = common_counts(record.usage)
                 tokens = sum(common) if common is not None else sum(charged_tokens(record.usage).values())
-            if not tokens:  # else the usage says all, as on the straight path
+            if not tokens:  # else the usage is the charge, as on the straight path
                 record.charges = (Charge(record.provider or "", record.model or "", charged_tokens(record.usage)),)
         if not tokens and claim.spends:
             tokens, record.estimated = used(record, claim, claim.events, claim.path)
