@@ -182,7 +182,7 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Parse one network read and deliver its part of the body as one piece."""
-        if self._on_chunk is not None and data.startswith(line := LINES.get(len(data), b"\n")) and data[-2:] == b"\r\n":
+        if self._on_chunk is not None and data.startswith(line := LINES.get(len(data), ())) and data[-2:] == b"\r\n":
             self._on_chunk(data[len(line) : -2], data)
             return
         if not self._busy:
