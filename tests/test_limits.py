@@ -567,6 +567,27 @@ def test_l4_a_clock_that_is_set_back_loses_no_window():
     assert gateway.usage()["limits"]["budget"][0]["spent"] == 144
 
 
+def test_l4_a_clock_that_is_set_back_after_a_refusal_by_another_limit_has_begun_a_window():
+    """The refusal looks at all limits. What it begins is what the next admission counts with."""
+    walls = [NOW]
+    ledger = Ledger(lambda: 5.0, lambda: walls[0])
+    busy = Account(name="key a", concurrency=1)
+    spent = Account(name="group b", budgets=(Budgeted("tokens per hour", 100, False, "hour", "UTC"),))
+    assert ledger.admit(Claim((busy,))) is None
+    first = Claim((spent,), 100)
+    assert ledger.admit(first) is None
+    ledger.settle(first, 100)
+    walls[0] = end_of_period("hour", "UTC", NOW) + 10
+    reached = ledger.admit(Claim((busy, spent), 1))
+    assert reached is not None
+    assert reached.kind == "concurrency"
+    walls[0] -= 60
+    assert ledger.admit(Claim((spent,), 100)) is None
+    reached = ledger.admit(Claim((spent,), 1))
+    assert reached is not None
+    assert reached.kind == "budget"
+
+
 def test_l4_a_clock_that_was_years_ahead_refuses_nobody_for_years():
     gateway = LimitedGateway(budget=[{"tokens": 1100, "per": "day"}])
     gateway.wall += 9 * 365 * 86_400
