@@ -9,8 +9,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 EVERY_SECONDS = 0.15
-# How many checks more must find the same new state. A file that was renamed is whole. One that is written in place may be
-# written in parts, and a part is a right file with fewer keys.
+# How many checks more must find the same new state. A file that was renamed is whole. One that is written in place may
+# be written in parts, and a part is a right file with fewer keys.
 REPLACED, IN_PLACE = 1, 2
 
 _State = tuple[str, int, int, int, int] | None
