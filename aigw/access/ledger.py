@@ -33,7 +33,7 @@ class LimitReached(NamedTuple):
     budget: Budgeted | None = None
 
 
-class Claim(msgspec.Struct, eq=False):
+class Claim(msgspec.Struct, eq=False, gc=False):
     """What one request asks for. ``tokens`` and ``money`` (PICO) are reserved until it is settled.
 
     ``admitted`` is set by the store, and ``shown`` is what the client is shown of its limits.
@@ -233,8 +233,9 @@ class Ledger:
 
     def settle(self, claim: Claim, tokens: int, money: int = 0) -> None:
         """Charge what an admitted request used, even past a limit, and free the rest."""
+        known, more, has_money = self._counts, tokens - claim.tokens, money or claim.money
         for account in claim.accounts:
-            counts = self._counts[account.name]
+            counts = known[account.name]
             if (counts.turns is not NEVER and self._seconds() >= counts.turns) or (
                 counts.renews is not NEVER and self._wall() >= counts.renews
             ):
@@ -242,8 +243,8 @@ class Ledger:
             used = counts.used
             counts.running -= 1
             used.spent += tokens
-            used.taken += tokens - claim.tokens
-            if money or claim.money:
+            used.taken += more
+            if has_money:
                 counts.money.spent += money
                 counts.money.taken += money - claim.money
         if self.note is not None:
