@@ -786,6 +786,29 @@ def test_l6_the_answer_to_too_many_tokens():
     assert "Please try again in 0.5s." in error_of(answer)["message"]
 
 
+def test_l6_the_time_to_the_reset_of_tokens_is_in_whole_seconds_and_never_too_short():
+    gateway = LimitedGateway(tokens="100k/m")
+    for step, shown in ((0, "1m0s"), (0.5, "1m0s"), (0.5, "59s"), (0.001, "59s"), (57.5, "2s"), (0.499, "1s"), (0.5, "500ms"), (0.25, "250ms"), (0.25, "1m0s")):  # fmt: skip
+        gateway.clock.advance(step)
+        assert header(gateway.ask(), "x-ratelimit-reset-tokens") == shown
+
+
+def test_l6_each_answer_shows_what_is_left_of_requests_when_it_came():
+    gateway = LimitedGateway(requests="3/m", tokens="100k/m")
+    steps = (
+        (0, "2", "20s"),
+        (0, "1", "40s"),
+        (10, "0", "50s"),
+        (50, "2", "20s"),
+        (300, "2", "20s"),
+        (0.5, "1", "39.5s"),
+    )
+    for step, left, reset in steps:
+        gateway.clock.advance(step)
+        answer = gateway.ask()
+        assert [header(answer, f"x-ratelimit-{name}-requests") for name in ("remaining", "reset")] == [left, reset]
+
+
 @pytest.mark.parametrize(("limits", "kind"), [({"requests": "1/m"}, "rate_limit_error"), ({"budget": [{"tokens": 1100, "per": "day"}]}, "billing_error")])  # fmt: skip
 def test_l6_the_answer_in_anthropics_shape(limits, kind):
     gateway = LimitedGateway(**limits)

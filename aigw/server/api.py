@@ -11,9 +11,9 @@ from urllib.parse import parse_qs
 from twisted.internet.defer import Deferred
 
 from aigw.access.admission import Admission
-from aigw.access.errors import with_limits
 from aigw.access.keys import Keys
 from aigw.access.ledger import Ledger
+from aigw.access.limit_lines import with_limits
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
 from aigw.key_forms import shortened
