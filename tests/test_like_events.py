@@ -110,6 +110,21 @@ def test_a3_an_event_like_the_last_is_not_searched(endpoint, escaped):
         scanner.feed(data)
     scanner.sign = scanner.other = None  # a search would fail
     assert scanner.feed(like) == (like, OUTPUT)
+    several = like + first + like
+    assert scanner.feed(several) == (several, OUTPUT)
+
+
+def test_a3_a_read_of_several_events_is_learned_from_and_only_what_follows_them_is_searched():
+    event_of = lambda text: (OF[CHAT] % f'"{text}"').encode()  # noqa: E731
+    scanner = CHAT.scanner()
+    scanner.feed(event_of("a") + event_of("b") + event_of("c"))
+    searched = []
+    scanner._matters = lambda events: searched.append(events)
+    end = event(finish_reason="stop") + DONE
+    data = event_of("d") + event_of("e") + end
+    assert scanner.feed(data[:-3]) == (data[: data.index(DONE)], OUTPUT)
+    assert scanner.feed(data[-3:])[0] == DONE
+    assert searched == [event(finish_reason="stop"), DONE]
 
 
 def test_a4_an_event_that_begins_with_a_question_mark_is_examined_before_another_was_learned():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from aigw.errors import StreamBroken
-from aigw.protocols import events, sse
+from aigw.protocols import events, like_events, sse
 from aigw.protocols.error_bodies import error_event
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
@@ -43,6 +43,8 @@ class StreamScanner(ABC):
     is_known_to_finish: Callable[[], bool] = staticmethod(lambda: False)  # whether this model always reports its end
     error_event_ends_it: ClassVar[bool] = False  # for clients, if the body ends without an error
     repeats: ClassVar[bool] = False  # whether an ``error_event`` repeats data of earlier events
+    _like = like_events.NONE
+    _learns = 64  # how often these may still change: events may have a time
 
     def __init__(self) -> None:
         self.has_output = False
@@ -52,14 +54,6 @@ class StreamScanner(ABC):
         self.error: object = None
         self.last = b""
         self.usage = ReportedUsage()
-        self._head: (
-            bytes | tuple[()]
-        ) = ()  # with _tail, the bytes around the text of most events; nothing begins with ()
-        self._tail, self._text, self._learns = (
-            b"",
-            slice(0),
-            64,
-        )  # how often they may still change: they may have a time
         self._closely = True  # each read is examined, because it may hold parts of events, or events that matter
         self._rest = bytearray()  # the incomplete event
         self._rest_is_silence: bool | None = None  # None: not examined yet
@@ -96,11 +90,10 @@ class StreamScanner(ABC):
         Whole events are passed on; an incomplete event waits for its end. The caller holds the bytes back until the
         first output. An ERROR or an END before it means that there is no output. Nothing is passed on after an END.
         """
-        # Mostly an event like the last, with another text. A line end in it would begin another event, and a quote
-        # another member. Escapes do not matter: with a backslash too many the event is malformed, and means nothing.
-        if data.startswith(self._head) and data.endswith(self._tail) and not self._closely:
-            text = data[self._text]
-            if not (34 in text or 10 in text or 13 in text):
+        like = self._like  # mostly it is an event like one before, or several
+        if data.startswith(like.head) and data.endswith(like.tail) and not self._closely:
+            text = data[like.text]
+            if not (34 in text or 10 in text or 13 in text) or like.has_texts_only(text):
                 if self.repeats:
                     self.remember(data)
                 return data, OUTPUT
@@ -110,10 +103,7 @@ class StreamScanner(ABC):
             self.remember(data)
         if self._matters(data) or (data.find(b'"usage"') >= 0 and find_usage(data)):
             return self._examine(data)
-        if self._learns and 13 not in data and data.find(b"\n\n") == len(data) - 2 and (at := self.text.search(data)):
-            self._learns -= 1
-            self._head, self._tail = data[: at.start(1)], data[at.end(1) :]
-            self._text = slice(at.start(1), -len(self._tail))
+        self._learn(data)
         return data, OUTPUT
 
     def finish(self) -> bytes:
@@ -234,6 +224,11 @@ class StreamScanner(ABC):
         self._rest += data
         return SILENCE if self._rest_is_silence else OUTPUT
 
+    def _learn(self, data: bytes) -> None:
+        """Learn the last of the whole events ``data``, of which none matters."""
+        if self._learns and (found := like_events.like_the_last(data, self.text)) is not None:
+            self._like, self._learns = found, self._learns - 1
+
     # The end of the stream, and failures
 
     def _examine(self, data: bytes, whole: bool = False) -> tuple[bytes, Meaning]:
@@ -241,9 +236,10 @@ class StreamScanner(ABC):
 
         With ``whole`` set, ``data`` is one event, which may lack its empty line. Gives what ``feed`` gives.
         """
-        meaning, one = OUTPUT, whole or (data.find(b"\n\n") == len(data) - 2 and 13 not in data)
-        for start, end in [(0, len(data))] if one else sse.that_matter(data, self._matters):
-            event = data[start:end]
+        meaning, one, matter = OUTPUT, whole or (data.find(b"\n\n") == len(data) - 2 and 13 not in data), False
+        seen = 0 if one or self._every_event else self._like.end_in(data)
+        for start, end in [(0, len(data))] if one else sse.that_matter(data, self._matters, seen):
+            event, matter = data[start:end], True
             found = self._note_event(event) if not one or self._matters(event) else OUTPUT
             if found is END:
                 meaning, data = END, data[:end]
@@ -251,8 +247,10 @@ class StreamScanner(ABC):
                     self.last, data = event, data[:start]
                 break
             meaning = ERROR if found is ERROR else meaning
-        if find_usage(data):
+        if find_usage(data, seen):
             self.usage.add(data)
+        elif not matter and seen < len(data):
+            self._learn(data)
         return data, meaning
 
     def _matters(self, events: bytes) -> bool:

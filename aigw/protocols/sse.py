@@ -46,9 +46,12 @@ def _end_from(data: bytes, start: int) -> int:
     return found.end() if found else 0
 
 
-def that_matter(data: bytes, matters: Callable[[bytes], bool]) -> Iterator[tuple[int, int]]:
-    """The start and end of each whole event in ``data`` that matters. Few matter: BLOCK bytes are searched at once."""
-    has_cr, start = 13 in data, 0  # without CR the ends are found without the pattern, which is slow
+def that_matter(data: bytes, matters: Callable[[bytes], bool], start: int) -> Iterator[tuple[int, int]]:
+    """The start and end of each whole event in ``data`` from ``start`` on that matters.
+
+    Few matter: BLOCK bytes are searched at once.
+    """
+    has_cr = 13 in data  # without CR the ends are found without the pattern, which is slow
     while start < len(data):
         found = _end_from(data, start + BLOCK) if has_cr else data.find(b"\n\n", start + BLOCK) + 2
         end = found if found > 1 else len(data)

@@ -1,0 +1,48 @@
+"""Events of a stream that are like one before, with another text: most are, and they need not be examined. Pure."""
+
+from __future__ import annotations
+
+import re
+
+
+class LikeEvents:
+    """What is around the text of one event.
+
+    An event is like it if it begins with ``head``, ends with ``tail``, and its ``text`` has no quote, which would begin
+    another member, and no line end, which would begin another event. Escapes do not matter: with a backslash too many
+    the event is malformed, and means nothing.
+    """
+
+    __slots__ = ("_between", "head", "tail", "text")
+
+    def __init__(self, head: bytes, tail: bytes) -> None:
+        self.head: bytes | tuple[()] = head
+        self.tail = tail
+        self.text = slice(len(head), -len(tail))
+        self._between = tail + head  # what is between the texts of two such events
+
+    def has_texts_only(self, text: bytes) -> bool:
+        """Whether ``text``, between a head and a tail, is one text, or several with a tail and a head between them."""
+        text = b"".join(text.split(self._between))
+        return not (34 in text or 10 in text or 13 in text)
+
+    def end_in(self, data: bytes) -> int:
+        """The offset after the events like it with which ``data`` begins; 0 where that is not found fast."""
+        if not data.startswith(self.head):
+            return 0
+        at = data.rfind(self.tail)
+        return at + len(self.tail) if at > 0 and self.has_texts_only(data[len(self.head) : at]) else 0
+
+
+NONE = LikeEvents(b"", b"")  # of no event
+NONE.head = ()  # nothing begins with this
+
+
+def like_the_last(data: bytes, text: re.Pattern[bytes]) -> LikeEvents | None:
+    """Those like the last one of the whole events ``data``, in which ``text`` finds its text; None if it has none."""
+    if 13 in data:
+        return None
+    before = data.rfind(b"\n\n", 0, len(data) - 2)
+    event = data if before < 0 else data[before + 2 :]
+    at = text.search(event)
+    return None if at is None else LikeEvents(event[: at.start(1)], event[at.end(1) :])
