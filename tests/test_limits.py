@@ -627,7 +627,7 @@ def test_l4_the_sum_of_many_is_exact():
     assert ledger.counts_of(account).of(account.budgets[0]).spent == 3_750_000_000_000
 
 
-def test_l5_a_budget_that_a_reload_brings_counts_what_runs_and_one_that_it_takes_away_goes_on_counting():
+def test_l5_a_budget_that_a_reload_brings_counts_what_runs_and_one_that_it_takes_away_still_counts():
     ledger = Ledger(lambda: 0.0, lambda: NOW)
     day, month = (Budgeted(f"tokens per {per}", 1000, False, per, "UTC") for per in ("day", "month"))
 
