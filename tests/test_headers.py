@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import os
 import re
 import time
 import tracemalloc
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigw.connections.request_head import id_of
+from aigw.connections import request_head
+from aigw.connections.request_head import IDS_AT_ONCE, id_of
 from aigw.net.headers import (
     _TO_CLIENT_AS,
     MOST_BYTES,
@@ -305,6 +307,27 @@ def test_a5_any_other_request_id_is_replaced(offered):
     first, second = id_of(offered), id_of(offered)
     assert re.fullmatch("[0-9a-f]{32}", first)
     assert first != second
+
+
+def test_a5_a_forked_process_gives_no_id_of_its_parent():
+    id_of(None)  # so that some are left in the block of random bytes
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, id_of(None).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 32).decode() not in {id_of(None) for _ in range(IDS_AT_ONCE)}
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a5_ids_are_made_again_after_the_system_once_gave_no_random_bytes(monkeypatch):
+    monkeypatch.setattr(request_head.os, "urandom", lambda size: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        [id_of(None) for _ in range(IDS_AT_ONCE + 1)]
+    monkeypatch.undo()
+    assert re.fullmatch("[0-9a-f]{32}", id_of(None))
 
 
 # A5: route, provider and model as header values

@@ -36,6 +36,8 @@ READS = [
     b"0\r\nX: y\r\n\r\n",
     b"\n" + HELLO + b"\r\n",  # an empty size
     b"\n" + LONG + b"\r\n",
+    b"\n" + HELLO[:2] + b"\r\n",
+    b"\n" + b"x" * 3000 + b"\r\n",
 ]
 
 
@@ -116,6 +118,21 @@ def test_a3_a_whole_chunk_is_sent_on_as_it_is_and_not_parsed(monkeypatch):
     for _ in range(3):
         provider.say(chunk(HELLO))
         assert client.take() == chunk(HELLO)
+
+
+@pytest.mark.parametrize("size", [3, 5, 21, 276, 3000])
+def test_b1_a_line_feed_where_a_chunk_should_begin_is_malformed(size):
+    """Also in a read whose size no whole chunk has."""
+    gateway = MemoryGateway()
+    client = gateway.ask(stream=True)
+    provider = gateway.doors["p1"].wire
+    provider.say(STREAM_HEAD + chunk(HELLO))
+    provider.say(chunk(HELLO))
+    client.take()
+    provider.say(b"\n".ljust(size - 2, b"x") + b"\r\n")
+    assert provider.aborted
+    assert b"xx\r\n" not in client.take()
+    assert [record.outcome for record in gateway.records] == ["stream_truncated"]
 
 
 def test_b1_after_another_exchange_has_begun_nothing_is_skipped():
