@@ -21,6 +21,7 @@ from aigw.net.headers import (
     MOST_HEADERS,
     MOST_OF_A_NAME,
     MOST_OF_A_VALUE,
+    about,
     for_client,
     for_provider,
     value,
@@ -368,3 +369,12 @@ def test_m4_long_names_of_a_client_s_headers_arrive_and_are_not_kept():
         assert tracemalloc.get_traced_memory()[0] < 1024 * 1024
     finally:
         tracemalloc.stop()
+
+
+def test_a5_an_answer_names_the_route_and_who_answered_as_far_as_they_are_known():
+    whole = b"X-Aigw-Step: 2\r\nX-Aigw-Provider: p%25\r\nX-Aigw-Model: m%0D%0A\r\n"
+    route = b"X-Aigw-Route: r\r\nX-Aigw-Attempts: 3\r\n"
+    assert about("r", 3, 2, "p%", "m\r\n") == route + whole
+    assert about("r", 3, None, None, None) == about("r", 3, 2, "p", None) == route
+    assert about(None, 0, 2, "p%", "m\r\n") == whole
+    assert about(None, 0, None, None, None) == b""

@@ -2,5 +2,5 @@
 
 In reading order: keys (from credentials to a caller), refused_keys, limits and amounts (the arithmetic), ledger (what
 is used), journaled_ledger, journal and other_journals (the same on the disk), estimates (of tokens), admission (of a
-request, and its settlement), errors.
+request, and its settlement), limit_lines (of an answer), errors.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from aigw.access.limit_lines import Room, of_requests, of_window, whole
 from aigw.access.limits import TOLERANCE, RequestCount, Total, WindowCount, end_of_period
 from aigw.settings.callers import PICO, Account, Budgeted
 
@@ -20,15 +21,19 @@ class Counts:
     An admission compares few numbers, which ``prepare`` and ``turn`` make of the limits of ``account``. ``pace`` is how
     many requests a second are free again, 0 without a limit of them. ``window_top`` and ``budget_top`` are how far the
     total of tokens may go for the window and for all budgets in tokens, ``money_top`` that of money. They hold while
-    the steady clock is before ``turns``, and that of the calendar before ``renews``.
+    the steady clock is before ``turns``, and that of the calendar before ``renews``. ``first`` is the room that the
+    first request leaves, and ``lines`` show that of the window, until ``lines_until`` on the steady clock.
     """
 
     __slots__ = (
         "account",
         "budget_top",
         "budgets",
+        "first",
         "kept",
         "limit",
+        "lines",
+        "lines_until",
         "money",
         "money_top",
         "pace",
@@ -54,6 +59,8 @@ class Counts:
         self.budgets: dict[str, WindowCount] = {}  # by the key of a Budgeted
         self.kept: list[tuple[WindowCount, Budgeted]] = []  # those that the account has
         self.limit, self.window_limit, self.pace = 0, 0, 0.0
+        self.first: Room = (0, 0, 0.0, b"")
+        self.lines, self.lines_until = b"", 0.0
         self.slots = self.window_top = self.budget_top = self.money_top = NO_LIMIT
         self.turns = self.renews = NEVER
 
@@ -71,14 +78,17 @@ class Counts:
         self.limit, self.pace = 0, 0.0
         if account.requests is not None:
             self.limit, self.pace = account.requests.limit, account.requests.limit / account.requests.seconds
-        before = self.kept
+            self.first = (
+                self.limit,
+                self.limit - 1,
+                1 / self.pace,
+                of_requests(self.limit, self.limit - 1, 1 / self.pace),
+            )
+        # A budget that a reload took away goes on counting: a request that began before the reload may be admitted
+        # after one that has the new limits, and brings the old ones back until the next request.
         self.kept = [(self.of(budget), budget) for budget in account.budgets]
         for count, budget in self.kept:
             count.belongs_to(self.money if budget.in_usd else self.used)
-        counted = [count for count, _ in self.kept]
-        for count, _ in before:
-            if count not in counted:  # it keeps what it has, and nothing is added
-                count.belongs_to(Total(count.spent))
         self.turn(now, wall)
 
     def lacks_money(self, asked: int) -> bool:
@@ -90,6 +100,7 @@ class Counts:
         """Begin the windows that are due, and find out how far the totals may go, and until when."""
         self.window_top = self.budget_top = self.money_top = NO_LIMIT
         self.turns = self.renews = NEVER
+        self.lines_until = 0.0
         account, window = self.account, self.tokens
         if account is not None and account.tokens is not None:
             window.turn(account.tokens.seconds, now)
@@ -103,6 +114,13 @@ class Counts:
                 self.money_top = min(self.money_top, top)
             else:
                 self.budget_top = min(self.budget_top, top)
+
+    def renew_lines(self, now: float) -> None:
+        """Make the lines anew, which show the seconds to the end of the window."""
+        left = self.turns - now
+        shown = whole(left)
+        self.lines = of_window(self.window_limit, shown)
+        self.lines_until = self.turns - shown + 1 if left > 1 else now
 
 
 def usage_of(account: Account, counts: Counts, now: float, wall: float) -> dict[str, object]:

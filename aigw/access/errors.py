@@ -1,4 +1,4 @@
-"""What a caller gets that may not do something, or not now: 403 and 429, and the headers with its limits.
+"""What a caller gets that may not do something, or not now: 403 and 429.
 
 References: https://platform.openai.com/docs/guides/error-codes, .../guides/rate-limits and
 https://docs.anthropic.com/en/api/errors
@@ -15,7 +15,7 @@ from aigw.settings.callers import PICO
 from aigw.settings.limit_values import zone_of
 
 if TYPE_CHECKING:
-    from aigw.access.ledger import Claim, LimitReached, Room
+    from aigw.access.ledger import LimitReached
 
 _ROUNDING = 1e-6  # of sums of fractions
 
@@ -127,48 +127,3 @@ def _again(seconds: float) -> dict[str, str]:
 
 def _in_words(seconds: float) -> str:
     return f"{max(1, ceil(seconds * 1000 - _ROUNDING)) / 1000:g}s"
-
-
-_OF_REQUESTS = (
-    b"X-Ratelimit-Limit-Requests: %d\r\nX-Ratelimit-Remaining-Requests: %d\r\nX-Ratelimit-Reset-Requests: %d%b\r\n"
-)
-_OF_TOKENS = b"X-Ratelimit-Limit-Tokens: %d\r\nX-Ratelimit-Remaining-Tokens: %d\r\nX-Ratelimit-Reset-Tokens: %d%b\r\n"
-_UP = 1 - _ROUNDING  # what int() of a number with this is, is the number rounded up
-
-
-def with_limits(lines: bytes, claim: Claim) -> bytes:
-    """The header lines of an answer, and those with what the caller has left.
-
-    The limits of the provider are those of its key and go under other names: the client sees those of its own key.
-    """
-    if lines.find(b"X-Ratelimit-") >= 0:
-        lines = (b"\n" + lines).replace(b"\nX-Ratelimit-", b"\nX-Upstream-Ratelimit-")[1:]
-    requests, window = claim.requests, claim.window
-    if requests is not None and window is not None:
-        return b"%b%b%b" % (lines, _OF_REQUESTS % _shown(requests), _OF_TOKENS % _shown(window))
-    if requests is not None:
-        return lines + _OF_REQUESTS % _shown(requests)
-    return lines if window is None else lines + _OF_TOKENS % _shown(window)
-
-
-def _shown(room: Room) -> tuple[int, int, int, bytes]:
-    """What is left, and the time of the reset as OpenAI writes it: ``120ms``, ``1.5s``, ``6m0s``, ``1h0m0s``.
-
-    The time is its first number and the text behind that, of which there are few: none is made for each answer.
-    """
-    limit, left, reset = room
-    if left < 0:
-        left = 0
-    milliseconds = int(reset * 1000 + _UP)
-    if milliseconds < 1000:
-        return limit, left, milliseconds, b"ms"
-    if milliseconds < 60_000:
-        return limit, left, milliseconds // 1000, _THOUSANDTHS[milliseconds % 1000]
-    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
-    if minutes < 60:
-        return limit, left, minutes, _SECONDS[seconds]
-    return limit, left, minutes // 60, b"h%d%b" % (minutes % 60, _SECONDS[seconds])
-
-
-_THOUSANDTHS = [f"{part / 1000:g}s"[1:].encode() for part in range(1000)]
-_SECONDS = [b"m%ds" % seconds for seconds in range(60)]

@@ -11,13 +11,12 @@ from typing import NamedTuple
 import msgspec
 
 from aigw.access.amounts import NEVER, NO_LIMIT, Counts, usage_of
+from aigw.access.limit_lines import Room
 from aigw.access.limits import TOLERANCE, WindowCount
 from aigw.config.model import Config
 from aigw.settings.callers import Account, Budgeted
 
 Note = Callable[[str, str, WindowCount], None]
-Room = tuple[int, int, float]
-"""The limit, how much of it is left, and in how many seconds all of it is."""
 
 
 class LimitReached(NamedTuple):
@@ -34,7 +33,7 @@ class LimitReached(NamedTuple):
     budget: Budgeted | None = None
 
 
-class Claim(msgspec.Struct, eq=False):
+class Claim(msgspec.Struct, eq=False, gc=False):
     """What one request asks for. ``tokens`` and ``money`` (PICO) are reserved until it is settled.
 
     ``admitted`` is set by the store, and ``shown`` is what the client is shown of its limits.
@@ -101,11 +100,13 @@ class Ledger:
         # takes as it goes, and gives back if the limit of another account is reached.
         now, known, tokens = self._seconds(), self._counts, claim.tokens
         for account in claim.accounts:
-            counts = known.get(account.name)
-            if counts is None or counts.account is not account:
+            try:
+                counts = known[account.name]
+            except KeyError:
                 counts = self.counts_of(account)
+            if counts.account is not account:
                 counts.prepare(account, now, self._wall())
-            elif now >= counts.turns or (counts.kept and self._wall() >= counts.renews):
+            elif now >= counts.turns or (counts.renews is not NEVER and self._wall() >= counts.renews):
                 counts.turn(now, self._wall())
             used, top = counts.used, counts.window_top
             taken = used.taken + tokens
@@ -118,26 +119,30 @@ class Ledger:
                 return self._refused(claim, account, now)
             pace = counts.pace
             if pace:
-                limit, requests = counts.limit, counts.requests
+                requests = counts.requests
                 share, elapsed = requests.used, now - requests.at
                 if elapsed > 0.0:  # as drain does it
                     requests.at = now
                     share -= elapsed * pace
-                    if share < 0.0:
-                        share = 0.0
-                    requests.used = share
-                share += 1.0
-                free = limit - share + TOLERANCE
-                if free < 0.0:
-                    return self._refused(claim, account, now)
-                requests.used = share
+                if share <= 0.0:  # all of it is left, as most requests find it
+                    requests.used, left = 1.0, counts.first
+                else:
+                    limit = counts.limit
+                    free = limit - share - 1.0 + TOLERANCE
+                    if free < 0.0:
+                        requests.used = share
+                        return self._refused(claim, account, now)
+                    requests.used = share = share + 1.0
+                    left = limit, int(free), share / pace, b""
                 room = claim.requests
-                if room is None or free < room[1]:
-                    claim.requests = limit, int(free), share / pace
+                if room is None or left[1] < room[1]:
+                    claim.requests = left
             if top is not NO_LIMIT:
+                if now >= counts.lines_until:
+                    counts.renew_lines(now)
                 room = claim.window
                 if room is None or top - taken < room[1]:
-                    claim.window = counts.window_limit, top - taken, counts.turns - now
+                    claim.window = counts.window_limit, top - taken, counts.turns - now, counts.lines
             counts.running += 1
             used.taken = taken
             if claim.money:
@@ -163,6 +168,13 @@ class Ledger:
             counts.money.taken -= claim.money
             if account.requests is not None:
                 counts.requests.used -= 1
+        wall = self._wall()
+        for account in claim.accounts:  # a window that the look below began alone would be unknown to ``admit``
+            counts = self.counts_of(account)
+            if counts.account is account:
+                counts.turn(now, wall)
+            else:
+                counts.prepare(account, now, wall)
         self._show(claim, now)
         found = [self._reached(account, claim, now) for account in claim.accounts]
         reached = [each for each in found if each is not None]
@@ -213,13 +225,13 @@ class Ledger:
                 used = counts.requests.drain(rate, now)
                 free = int(rate.limit - used + TOLERANCE)
                 if claim.requests is None or free < claim.requests[1]:
-                    claim.requests = rate.limit, free, used * rate.seconds / rate.limit
+                    claim.requests = rate.limit, free, used * rate.seconds / rate.limit, b""
             if (rate := account.tokens) is not None:
                 window = counts.tokens
                 window.turn(rate.seconds, now)
                 left = rate.limit - window.spent - window.reserved
                 if claim.window is None or left < claim.window[1]:
-                    claim.window = rate.limit, left, window.ends - now
+                    claim.window = rate.limit, left, window.ends - now, b""
 
     def count_refused(self, claim: Claim) -> None:
         """See Store: the record of the request counts it."""
@@ -228,17 +240,18 @@ class Ledger:
 
     def settle(self, claim: Claim, tokens: int, money: int = 0) -> None:
         """Charge what an admitted request used, even past a limit, and free the rest."""
+        known, more, has_money = self._counts, tokens - claim.tokens, money or claim.money
         for account in claim.accounts:
-            counts = self._counts[account.name]
+            counts = known[account.name]
             if (counts.turns is not NEVER and self._seconds() >= counts.turns) or (
-                counts.kept and self._wall() >= counts.renews
+                counts.renews is not NEVER and self._wall() >= counts.renews
             ):
                 counts.turn(self._seconds(), self._wall())
             used = counts.used
             counts.running -= 1
             used.spent += tokens
-            used.taken += tokens - claim.tokens
-            if money or claim.money:
+            used.taken += more
+            if has_money:
                 counts.money.spent += money
                 counts.money.taken += money - claim.money
         if self.note is not None:

@@ -68,10 +68,11 @@ def common_counts(usage: Usage) -> tuple[int, int] | None:
     """The tokens of request and answer, if the usage has these two and their sum alone, as nearly every one has."""
     if len(usage) != 3:
         return None
-    given, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if isinstance(given, int) and isinstance(made, int) and usage.get("total_tokens") == given + made:
-        return given, made
-    return None
+    try:
+        given, made, total = usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]
+    except KeyError:
+        return None
+    return (given, made) if isinstance(given, int) and isinstance(made, int) and total == given + made else None
 
 
 def _is_anthropic(usage: Usage) -> bool:

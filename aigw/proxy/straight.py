@@ -13,8 +13,8 @@ from typing import Protocol
 from twisted.logger import Logger
 
 from aigw.access.admission import Admission
-from aigw.access.errors import with_limits
 from aigw.access.ledger import Claim
+from aigw.access.limit_lines import lines_of
 from aigw.protocols.charges import charged_tokens, common_counts
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in
@@ -31,6 +31,7 @@ IS_ON = os.environ.get("AIGW_STRAIGHT_PATH") != "off"
 
 log = Logger()
 
+_ANSWER = b"HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s%s\r\n%s"
 _Answer = tuple[bytes, dict[str, int], int]
 
 
@@ -157,11 +158,9 @@ class StraightPath:
             tokens = common[0] + common[1] if common is not None else sum(charged_tokens(usage).values())
             if not tokens:  # it is estimated on the long way
                 return None
-        own = len(body), sent.call.request_id.encode(), plan.about
-        lines = b"%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s" % (head.lines, *own)
-        if claim is not None:
-            lines = with_limits(lines, claim)
-        return b"HTTP/1.1 200 OK\r\n%s\r\n%s" % (lines, body), usage, tokens
+        lines, limits = (head.lines, b"") if claim is None else (head.limited, lines_of(claim))
+        answer = _ANSWER % (lines, len(body), sent.call.request_id.encode(), plan.about, limits, body)
+        return answer, usage, tokens
 
     def _record(self, sent: StraightCall, now: float, size: int, usage: dict[str, int]) -> Record:
         """The record of a call that is over; the whole answer was there at ``now``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from aigw.access.limit_lines import renamed
 from aigw.net import headers
 from aigw.routing.router import Router
 from aigw.upstream.known_head import Headers
@@ -13,9 +14,13 @@ MOST = 256  # heads that are remembered; a provider has few
 
 
 class AnswerHead(msgspec.Struct, frozen=True, gc=False):
-    """The lines of the provider's headers that the client gets, and the type of the body in lower case."""
+    """The lines of the provider's headers that the client gets, and the type of the body in lower case.
+
+    A client with limits gets ``limited`` instead of ``lines``.
+    """
 
     lines: bytes
+    limited: bytes
     kind: bytes
 
 
@@ -49,4 +54,5 @@ class AnswerHeads:
             shown.append((b"content-type", b"application/json"))
         if self._router.keys.may_be_in(shown):
             return None
-        return AnswerHead(headers.lines(shown), given.get(b"content-type", [b""])[-1].lower())
+        lines = headers.lines(shown)
+        return AnswerHead(lines, renamed(lines), given.get(b"content-type", [b""])[-1].lower())

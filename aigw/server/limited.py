@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _NO_PRICES = NoPrices()
 
 
-class LimitedClaim(Claim, eq=False):
+class LimitedClaim(Claim, eq=False, gc=False):
     """The claim of a call, with what was estimated of it, see Estimated. ``events`` are those that its client was sent.
 
     ``spends`` is false if its endpoint spends no tokens: nothing is estimated then.

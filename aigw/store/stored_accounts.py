@@ -128,8 +128,8 @@ def numbers_in(line: str) -> list[float]:
 def reached_in(numbers: Sequence[float], claim: Claim, described: Described) -> LimitReached | None:
     """What the script ADMIT has answered; the room that is left goes to the claim."""
     kind, which, wait, used, number, rate, left, reset, window, window_left, window_reset = numbers
-    claim.requests = (round(rate), round(left), reset / 1000) if rate > 0 else None
-    claim.window = (round(window), round(window_left), window_reset / 1000) if window > 0 else None
+    claim.requests = (round(rate), round(left), reset / 1000, b"") if rate > 0 else None
+    claim.window = (round(window), round(window_left), window_reset / 1000, b"") if window > 0 else None
     if not kind:
         return None
     account = claim.accounts[round(which) - 1]

@@ -253,15 +253,18 @@ class Counters:
 
     def _charge(self, record: Record) -> None:
         """Count a request for its caller and for the group of the caller."""
-        caller, charges, error, cost = self.callers.get(record.caller), record.charges, record.error, record.cost
+        charges, error, cost = record.charges, record.error, record.cost
+        caller = self.callers.get(record.caller)
         if charges or self._has_charges:
             counted = [charge.tokens for charge in charges]
         else:
-            common = common_counts(record.usage)
-            if common is not None and caller is not None and caller.group is None and error is None:
-                caller.requests += 1
-                caller.tokens["input"] += common[0]
-                caller.tokens["output"] += common[1]
+            if caller is not None and error is None and (common := common_counts(record.usage)) is not None:
+                given, made = common
+                while caller is not None:
+                    caller.requests += 1
+                    caller.tokens["input"] += given
+                    caller.tokens["output"] += made
+                    caller = caller.group
                 return
             counted = [charged_tokens(record.usage)] if record.usage else []
         while caller is not None:

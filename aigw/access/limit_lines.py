@@ -1,0 +1,81 @@
+"""The header lines of an answer that show a caller what is left of its limits.
+
+Each answer to a caller with limits has them, so what does not change is text already when a request is admitted.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aigw.access.ledger import Claim
+
+_ROUNDING = 1e-6  # of sums of fractions
+_UP = 1 - _ROUNDING  # what int() of a number with this is, is the number rounded up
+
+Room = tuple[int, int, float, bytes]
+"""The limit, how much of it is left, and in how many seconds all of it is.
+
+The text is the lines, of a window of tokens with a ``%d`` for what is left; empty if it is still to be made.
+"""
+
+
+def with_limits(lines: bytes, claim: Claim) -> bytes:
+    """The header lines of an answer, and those with what the caller has left."""
+    return (lines if lines.find(_FROM_PROVIDER) < 0 else renamed(lines)) + lines_of(claim)
+
+
+def renamed(lines: bytes) -> bytes:
+    """The limits of the provider are those of its key and go under other names: a client sees those of its own key."""
+    return (b"\n" + lines).replace(b"\n" + _FROM_PROVIDER, b"\nX-Upstream-Ratelimit-")[1:]
+
+
+def lines_of(claim: Claim) -> bytes:
+    """The lines with what the caller has left."""
+    requests, window = claim.requests, claim.window
+    shown = b""
+    if requests is not None:
+        limit, left, seconds, shown = requests
+        if not shown:
+            shown = _OF_REQUESTS % (limit, left if left > 0 else 0, reset_of(seconds))
+    if window is None:
+        return shown
+    limit, left, seconds, text = window
+    return shown + (text or of_window(limit, whole(seconds))) % (left if left > 0 else 0)
+
+
+def of_requests(limit: int, left: int, seconds: float) -> bytes:
+    """The lines of a limit of requests."""
+    return _OF_REQUESTS % (limit, left, reset_of(seconds))
+
+
+def of_window(limit: int, seconds: float) -> bytes:
+    """The lines of a limit of tokens, with a ``%d`` for what is left."""
+    return _OF_TOKENS % (limit, reset_of(seconds))
+
+
+def whole(seconds: float) -> float:
+    """The time to the end of a window as it is shown: in whole seconds while it is one or more, rounded up."""
+    return float(ceil(seconds - _ROUNDING)) if seconds > 1 else seconds
+
+
+def reset_of(seconds: float) -> bytes:
+    """The time of the reset as OpenAI writes it: ``120ms``, ``1.5s``, ``6m0s``, ``1h0m0s``. It is rounded up."""
+    milliseconds = int(seconds * 1000 + _UP)
+    if milliseconds < 1000:
+        return b"%dms" % milliseconds
+    if milliseconds < 60_000:
+        return b"%d%b" % (milliseconds // 1000, _THOUSANDTHS[milliseconds % 1000])
+    minutes, rest = divmod(-(-milliseconds // 1000), 60)
+    if minutes < 60:
+        return b"%dm%ds" % (minutes, rest)
+    return b"%dh%dm%ds" % (minutes // 60, minutes % 60, rest)
+
+
+_FROM_PROVIDER = b"X-Ratelimit-"
+_THOUSANDTHS = [f"{part / 1000:g}s"[1:].encode() for part in range(1000)]
+_OF_REQUESTS = (
+    b"X-Ratelimit-Limit-Requests: %d\r\nX-Ratelimit-Remaining-Requests: %d\r\nX-Ratelimit-Reset-Requests: %b\r\n"
+)
+_OF_TOKENS = b"X-Ratelimit-Limit-Tokens: %d\r\nX-Ratelimit-Remaining-Tokens: %%d\r\nX-Ratelimit-Reset-Tokens: %b\r\n"
