@@ -75,7 +75,8 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector, name, obj):
     """The rows of a table are one test, unless they are asked for one by one."""
-    rows = collector.config.option.rows or any("[" in word for word in collector.config.args)
+    asked = collector.config.option
+    rows = asked.rows or asked.keyword or any("[" in word for word in collector.config.args)
     if not rows and isinstance(collector, pytest.Module) and name.startswith("test"):
         return table_of(collector, name, obj)
     return None

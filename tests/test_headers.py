@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import os
 import re
 import time
 import tracemalloc
@@ -12,13 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigw.connections.request_head import id_of
+from aigw.connections import request_head
+from aigw.connections.request_head import IDS_AT_ONCE, id_of
 from aigw.net.headers import (
     _TO_CLIENT_AS,
     MOST_BYTES,
     MOST_HEADERS,
     MOST_OF_A_NAME,
     MOST_OF_A_VALUE,
+    about,
     for_client,
     for_provider,
     value,
@@ -307,6 +310,27 @@ def test_a5_any_other_request_id_is_replaced(offered):
     assert first != second
 
 
+def test_a5_a_forked_process_gives_no_id_of_its_parent():
+    id_of(None)  # so that some are left in the block of random bytes
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, id_of(None).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 32).decode() not in {id_of(None) for _ in range(IDS_AT_ONCE)}
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a5_ids_are_made_again_after_the_system_once_gave_no_random_bytes(monkeypatch):
+    monkeypatch.setattr(request_head.os, "urandom", lambda size: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        [id_of(None) for _ in range(IDS_AT_ONCE + 1)]
+    monkeypatch.undo()
+    assert re.fullmatch("[0-9a-f]{32}", id_of(None))
+
+
 # A5: route, provider and model as header values
 
 
@@ -345,3 +369,12 @@ def test_m4_long_names_of_a_client_s_headers_arrive_and_are_not_kept():
         assert tracemalloc.get_traced_memory()[0] < 1024 * 1024
     finally:
         tracemalloc.stop()
+
+
+def test_a5_an_answer_names_the_route_and_who_answered_as_far_as_they_are_known():
+    whole = b"X-Aigw-Step: 2\r\nX-Aigw-Provider: p%25\r\nX-Aigw-Model: m%0D%0A\r\n"
+    route = b"X-Aigw-Route: r\r\nX-Aigw-Attempts: 3\r\n"
+    assert about("r", 3, 2, "p%", "m\r\n") == route + whole
+    assert about("r", 3, None, None, None) == about("r", 3, 2, "p", None) == route
+    assert about(None, 0, 2, "p%", "m\r\n") == whole
+    assert about(None, 0, None, None, None) == b""

@@ -19,7 +19,7 @@ from aigw.config import keys_file, loader
 from aigw.config.known_entries import KnownEntries
 from aigw.config.model import Config
 from aigw.config.yaml_tree import parse
-from aigw.daemon.keys_watch import KeysWatch
+from aigw.daemon.keys_watch import EVERY_SECONDS, KeysWatch
 from aigw.errors import ConfigError
 from tests.test_cost import calls
 from tests.test_daemon import KEYS, Daemon
@@ -151,6 +151,26 @@ def test_c8_c15_each_change_is_seen(tmp_path):
         change()
         clock.pump([0.25] * 4)
         assert len(seen) == number
+    watch.stop()
+
+
+def test_c8_a_file_that_is_written_in_place_is_read_later_than_one_that_was_renamed(tmp_path):
+    path, clock, seen = tmp_path / "keys.yaml", Clock(), []
+    as_file(path, GOOD)
+    watch = KeysWatch(clock, lambda: str(path), lambda: seen.append(path.read_text()))
+    watch.start()
+    for part in ("", "keys:\n", f"- {ENTRY}\n", f'- {{name: bob, key_sha256: "{sha(BOB)}"}}\n'):
+        wait_for_another_time(path)
+        with path.open("a" if part else "w") as file:
+            file.write(part)
+        clock.pump([EVERY_SECONDS] * 2)
+        assert seen == []
+    clock.advance(EVERY_SECONDS)
+    assert seen == [path.read_text()]
+    as_file(tmp_path / "next", GOOD)
+    (tmp_path / "next").rename(path)
+    clock.pump([EVERY_SECONDS] * 2)
+    assert seen[1:] == [GOOD]
     watch.stop()
 
 
@@ -293,6 +313,9 @@ def test_c8_a_warning_about_a_key_is_there_at_each_reading(tmp_path):
         "a: !!str 1\nb: !!int '2'\nc: !!set {d, e}\nf: !!omap [g: h]\n",
         "a: {b: c, b: d}\n",
         "? [a, b]\n: c\n",
+        "a: !!str [b]\n",
+        "- !!str {a: b}\n",
+        "? !!str [a]\n: b\n",
         "a: |\n  two\n  lines\nb: ''\nc:\n",
         "- [a, {b: [c]}]\n- d\n",
     ],

@@ -567,6 +567,27 @@ def test_l4_a_clock_that_is_set_back_loses_no_window():
     assert gateway.usage()["limits"]["budget"][0]["spent"] == 144
 
 
+def test_l4_a_clock_that_is_set_back_after_a_refusal_by_another_limit_has_begun_a_window():
+    """The refusal looks at all limits. What it begins is what the next admission counts with."""
+    walls = [NOW]
+    ledger = Ledger(lambda: 5.0, lambda: walls[0])
+    busy = Account(name="key a", concurrency=1)
+    spent = Account(name="group b", budgets=(Budgeted("tokens per hour", 100, False, "hour", "UTC"),))
+    assert ledger.admit(Claim((busy,))) is None
+    first = Claim((spent,), 100)
+    assert ledger.admit(first) is None
+    ledger.settle(first, 100)
+    walls[0] = end_of_period("hour", "UTC", NOW) + 10
+    reached = ledger.admit(Claim((busy, spent), 1))
+    assert reached is not None
+    assert reached.kind == "concurrency"
+    walls[0] -= 60
+    assert ledger.admit(Claim((spent,), 100)) is None
+    reached = ledger.admit(Claim((spent,), 1))
+    assert reached is not None
+    assert reached.kind == "budget"
+
+
 def test_l4_a_clock_that_was_years_ahead_refuses_nobody_for_years():
     gateway = LimitedGateway(budget=[{"tokens": 1100, "per": "day"}])
     gateway.wall += 9 * 365 * 86_400
@@ -606,7 +627,7 @@ def test_l4_the_sum_of_many_is_exact():
     assert ledger.counts_of(account).of(account.budgets[0]).spent == 3_750_000_000_000
 
 
-def test_l5_a_budget_that_a_reload_brings_counts_what_runs_and_one_that_it_takes_away_keeps_its_count():
+def test_l5_a_budget_that_a_reload_brings_counts_what_runs_and_one_that_it_takes_away_goes_on_counting():
     ledger = Ledger(lambda: 0.0, lambda: NOW)
     day, month = (Budgeted(f"tokens per {per}", 1000, False, per, "UTC") for per in ("day", "month"))
 
@@ -626,12 +647,27 @@ def test_l5_a_budget_that_a_reload_brings_counts_what_runs_and_one_that_it_takes
     ledger.settle(second, 5)
     assert counted() == [(45, 0), (45, 0)]
     ledger.settle(begun(1, month), 7)
-    assert counted() == [(45, 0), (52, 0)]
+    assert counted() == [(52, 0), (52, 0)]
     ledger.settle(begun(1, day, month), 1)
-    assert counted() == [(46, 0), (53, 0)]
+    assert counted() == [(53, 0), (53, 0)]
     full = ledger.admit(Claim((Account(name="key a", budgets=(day, month)),), 948))
     assert full is not None
-    assert (full.budget, full.used) == (month, 53)
+    assert (full.budget, full.used) == (day, 53)
+
+
+def test_l5_a_request_of_before_a_reload_that_is_admitted_late_takes_no_charge_from_a_new_budget():
+    """Its body came slowly, and its key was known when its head came."""
+    ledger = Ledger(lambda: 0.0, lambda: NOW)
+    new = Account(name="key a", budgets=(Budgeted("tokens per day", 1000, False, "day", "UTC"),))
+    runs = Claim((new,), 100)
+    assert ledger.admit(runs) is None
+    late = Claim((Account(name="key a"),), 10)
+    assert ledger.admit(late) is None
+    ledger.settle(runs, 700)
+    assert ledger.usage_of(new)["limits"]["budget"][0]["spent"] == 700
+    full = ledger.admit(Claim((new,), 400))
+    assert full is not None
+    assert full.used == 710
 
 
 def test_l4_what_is_shown_is_what_is_enforced():

@@ -115,13 +115,14 @@ def test_f1_an_answer_before_the_request_was_sent_whole_ends_the_connection():
     assert [record.status for record in world.records] == [200]
 
 
-@pytest.mark.parametrize("size", [100, 20_000, 200_000])
+@pytest.mark.parametrize("size", [100, 20_000, 200_000, 600_000])
 def test_f1_an_answer_while_the_end_of_the_request_waits_for_the_kernel_ends_the_connection(size):
     """Also where less than 64 KiB of it wait, for which Twisted pauses nobody. What the kernel has is sent."""
     for waits in (b"", b"the end"):
         world = MemoryGateway(1)
         for _ in range(2):
             world.ask(messages=[{"role": "user", "content": "x" * size}])
+            world.turns()
             wire = world.doors["p1"].wire
             wire.dataBuffer = waits if size > MOST_TO_COPY else b""
             wire.say(PLAIN)

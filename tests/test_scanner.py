@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aigw.errors import StreamBroken
+from aigw.protocols import events
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.error_bodies import error_event
 from aigw.protocols.scanner import HOLD_STREAM, Meaning, StreamScanner
@@ -238,3 +239,30 @@ def test_a4_events_whose_line_ends_differ_are_two(first, second):
     assert scanner.feed(data) == (data, Meaning.END)
     assert scanner.finished
     assert scanner.complete
+
+
+@pytest.mark.parametrize(
+    ("data", "read"),
+    [
+        (b'{"error":{"code":NaN}}', "{'error': {'code': nan}}"),
+        (b'{"error":1e999}', "{'error': inf}"),
+        (rb'{"error":"\ud800"}', r"{'error': '\ud800'}"),
+        (b'\xef\xbb\xbf{"error":1}', "{'error': 1}"),
+        (b'{"error":12345678901234567890123}', "{'error': 12345678901234567890123}"),
+        (b'{"error":-0, "a":-0.0}', "{'error': 0, 'a': -0.0}"),
+        (b'{"a":1,"error":2,"a":3}', "{'a': 3, 'error': 2}"),
+        (b'{"error":1', "None"),
+        (b'{"error":1} 2', "None"),
+        (b'{"error":"a\tb"}', "None"),
+    ],
+)
+def test_a2_the_data_of_an_event_is_read_as_by_python(data, read):
+    assert repr(events.read(b"data: " + data + b"\n\n")[2]) == read
+
+
+@pytest.mark.parametrize("begin", [b"data: ", b"data:"])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n"])
+def test_a2_the_data_of_an_event_is_the_same_however_its_lines_end(begin, end):
+    assert events.read(begin + b' {"a": 1} ' + end)[:3] == ("", b' {"a": 1} '[begin == b"data:" :], {"a": 1})
+    assert events.read(begin + b"1" + end[:1] + b"data:2" + end)[1:3] == (b"1\n2", None)
+    assert events.read(begin + end)[1:] == (None, None, None)

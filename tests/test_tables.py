@@ -66,9 +66,28 @@ def test_a_row_that_is_skipped_skips_no_other(request):
             pytest.skip("not here")
         tried.append(row)
 
-    failing(check, [1, 2, 3], request)
+    with pytest.raises(pytest.skip.Exception, match="2 of 3 rows: not here"):
+        failing(check, [1, 2, 3], request)
     assert tried == [3]
-    with pytest.raises(pytest.skip.Exception):
+
+
+def test_a_row_that_fails_is_shown_where_another_is_skipped(request):
+    def check(row):
+        if row == 1:
+            pytest.skip("not here")
+        assert row == 3
+
+    with pytest.raises(pytest.fail.Exception, match="1 of 3 rows failed"):
+        failing(check, [1, 2, 3], request)
+
+
+def test_a_row_that_only_begins_has_failed(request):
+    """A test of which something is left that nobody waits for, such as a Deferred."""
+
+    def check(row):
+        return object()
+
+    with pytest.raises(pytest.fail.Exception, match="2 of 2 rows failed"):
         failing(check, [1, 2], request)
 
 
@@ -90,12 +109,37 @@ def uses_a_fixture(row):
     pass
 
 
-@pytest.mark.parametrize("check", [needs_a_fixture, waits, uses_a_fixture])
+@pytest.mark.xfail
+def fails(row):
+    pass
+
+
+def yields(row):
+    yield
+
+
+@pytest.mark.parametrize("check", [needs_a_fixture, waits, uses_a_fixture, fails, yields])
 def test_what_is_set_up_for_each_row_stays_one_test_a_row(check, request):
     test = pytest.mark.parametrize("row", [1, 2])(check)
     assert tables.table_of(request.node.parent, "test_x", test) is None
 
 
+def test_rows_can_be_chosen_by_a_word(request, monkeypatch):
+    parent = request.node.parent
+    monkeypatch.setattr(request.config.option, "rows", False)
+    monkeypatch.setattr(request.config.option, "keyword", "two")
+    made = parent.ihook.pytest_pycollect_makeitem(collector=parent, name="test_rows", obj=test_rows)
+    assert len([item for item in made if "two" in item.name]) == 2
+
+
 def test_rows_that_have_marks_stay_tests(request):
-    test = pytest.mark.parametrize("row", [1, pytest.param(2, marks=pytest.mark.slow)])(lambda row: None)
-    assert tables.table_of(request.node.parent, "test_x", test) is None
+    def check(row):
+        pass
+
+    for rows, is_table in (
+        ([1, pytest.param(2, marks=pytest.mark.slow)], False),
+        ([1, pytest.param(2, id="two")], True),
+    ):
+        test = pytest.mark.parametrize("row", rows)(check)  # of a lambda it would make no test
+        assert (tables.table_of(request.node.parent, "test_x", test) is not None) == is_table
+        check.pytestmark = []

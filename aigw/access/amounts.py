@@ -84,14 +84,11 @@ class Counts:
                 1 / self.pace,
                 of_requests(self.limit, self.limit - 1, 1 / self.pace),
             )
-        before = self.kept
+        # A budget that a reload took away goes on counting: a request that began before the reload may be admitted
+        # after one that has the new limits, and brings the old ones back until the next request.
         self.kept = [(self.of(budget), budget) for budget in account.budgets]
         for count, budget in self.kept:
             count.belongs_to(self.money if budget.in_usd else self.used)
-        counted = [count for count, _ in self.kept]
-        for count, _ in before:
-            if count not in counted:  # it keeps what it has, and nothing is added
-                count.belongs_to(Total(count.spent))
         self.turn(now, wall)
 
     def lacks_money(self, asked: int) -> bool:

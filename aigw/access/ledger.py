@@ -168,6 +168,13 @@ class Ledger:
             counts.money.taken -= claim.money
             if account.requests is not None:
                 counts.requests.used -= 1
+        wall = self._wall()
+        for account in claim.accounts:  # a window that the look below began alone would be unknown to ``admit``
+            counts = self.counts_of(account)
+            if counts.account is account:
+                counts.turn(now, wall)
+            else:
+                counts.prepare(account, now, wall)
         self._show(claim, now)
         found = [self._reached(account, claim, now) for account in claim.accounts]
         reached = [each for each in found if each is not None]

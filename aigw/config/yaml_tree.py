@@ -127,7 +127,7 @@ class _Unusual(Exception):
 def _made(node: yaml.Node, construct: Callable[[yaml.Node], object], known: dict[int, Any]) -> Any:
     """The value of a node; ``known`` are those of mappings and lists, so that an alias is the same object."""
     tag = node.tag
-    if tag == _TEXT:
+    if tag == _TEXT and isinstance(node, yaml.ScalarNode):
         return node.value
     made = known.get(id(node))
     if made is not None:
@@ -137,7 +137,8 @@ def _made(node: yaml.Node, construct: Callable[[yaml.Node], object], known: dict
         for name, value in node.value:
             if name.tag != _TEXT:
                 raise _Unusual
-            made[name.value] = value.value if value.tag == _TEXT else _made(value, construct, known)
+            is_text = value.tag == _TEXT and type(value) is yaml.ScalarNode
+            made[name.value] = value.value if is_text else _made(value, construct, known)
         if len(made) != len(node.value):
             raise _Unusual
         return made

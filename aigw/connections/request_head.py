@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -200,14 +200,16 @@ def id_of(offered: bytes | None) -> str:
     return new_id()
 
 
-def _new_ids() -> Iterator[str]:
-    while True:
+def new_id() -> str:
+    """Make an id of 32 hexadecimal digits."""
+    if not _ids:
         block = os.urandom(16 * IDS_AT_ONCE).hex()
-        for at in range(0, len(block), 32):
-            yield block[at : at + 32]
+        _ids.extend([block[at : at + 32] for at in range(0, len(block), 32)])
+    return _ids.pop()
 
 
-new_id = _new_ids().__next__  # the first block is made at the first request, when the process has forked
+_ids: list[str] = []  # that are not used yet
+os.register_at_fork(after_in_child=_ids.clear)  # else both processes would give the same ids
 
 
 def invalid() -> BadRequest:

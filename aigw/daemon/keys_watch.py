@@ -8,7 +8,10 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-EVERY_SECONDS = 0.15  # a file is read when two checks find the same new state: it may be written in parts
+EVERY_SECONDS = 0.15
+# How many checks more must find the same new state. A file that was renamed is whole. One that is written in place may
+# be written in parts, and a part is a right file with fewer keys.
+REPLACED, IN_PLACE = 1, 2
 
 _State = tuple[str, int, int, int, int] | None
 
@@ -21,6 +24,7 @@ class KeysWatch:
         self._path = path
         self._changed = changed
         self._known = self._seen = _state_of(path())
+        self._same = 0
         self._ticking = LoopingCall(self._check)
         self._ticking.clock = clock
 
@@ -34,9 +38,13 @@ class KeysWatch:
             self._ticking.stop()
 
     def _check(self) -> None:
-        seen, self._seen = self._seen, _state_of(self._path())
-        state = self._seen
-        if state == seen and state != self._known:
+        before, known = self._seen, self._known
+        self._seen = state = _state_of(self._path())
+        self._same = self._same + 1 if state == before else 0
+        if state == known:
+            return
+        in_place = state is not None and (known is None or known[:2] == state[:2])
+        if self._same >= (IN_PLACE if in_place else REPLACED):
             self._known = state
             self._changed()
 

@@ -147,3 +147,16 @@ def of_a_stream(sent: list[Header], mislabelled: bool) -> list[Header]:
         sent = [header for header in sent if header[0] != b"content-type"]
         sent.append((b"content-type", b"text/event-stream"))
     return [*sent, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+@lru_cache(maxsize=1000)
+def about(route: str | None, attempts: int, step: int | None, provider: str | None, model: str | None) -> bytes:
+    """The lines of an answer that name the route, and the step, provider and model that answered, if there are any."""
+    sent: list[Header] = []
+    if route is not None:
+        sent += [(b"x-aigw-route", value(route)), (b"x-aigw-attempts", b"%d" % attempts)]
+    if provider is not None and model is not None:
+        sent.append((b"x-aigw-step", b"%d" % (step or 0)))
+        sent.append((b"x-aigw-provider", value(provider)))
+        sent.append((b"x-aigw-model", value(model)))
+    return lines(sent)

@@ -77,13 +77,7 @@ class Plans:
         if special or client is None or b"x-request-id" in own:
             return None
         url, tail = self._router.target(provider, path, step.model)
-        about = [
-            (b"x-aigw-route", headers.value(route.name)),
-            (b"x-aigw-attempts", b"1"),
-            (b"x-aigw-step", b"%d" % step.number),
-            (b"x-aigw-provider", headers.value(provider.name)),
-            (b"x-aigw-model", headers.value(step.model)),
-        ]
+        about = headers.about(route.name, 1, step.number, provider.name, step.model)
         where = called(step, path) if provider.paths else host_and_path(provider.base_url, path)
         start, model = client.start_of("POST", url, tail), as_json(step.model)
-        return Plan(route, step, client, start, own, model, headers.lines(about), *where)
+        return Plan(route, step, client, start, own, model, about, *where)

@@ -159,31 +159,29 @@ class EndpointResource(ApiResource):
 
     def lines(self, request: Request, sent: list[headers.Header]) -> bytes:
         """See ApiResource; a caller with limits sees what is left of them."""
-        all_of = [*sent, (b"x-request-id", request.request_id.encode()), *self.headers(request)]
-        lines = headers.lines(all_of)
+        about = self._about(request)
+        all_of = [*sent, (b"x-request-id", request.request_id.encode())]
+        if self.cross_origin is not None:
+            all_of += self.cross_origin.of_an_answer(request)
+        lines = headers.lines(all_of) + about
         return lines if request.limited is None else with_limits(lines, request.limited)
 
-    def headers(self, request: Request) -> list[headers.Header]:
+    def _about(self, request: Request) -> bytes:
         """Which route, step, provider and model answered, after how many attempts, and which steps were passed over."""
-        sent = [] if self.cross_origin is None else self.cross_origin.of_an_answer(request)
         record = request.record
-        if record.route is not None:
-            sent += [(b"x-aigw-route", headers.value(record.route)), (b"x-aigw-attempts", b"%d" % record.tried)]
-        if record.provider is not None and record.model is not None:
-            sent.append((b"x-aigw-step", b"%d" % (record.step or 0)))
-            sent.append((b"x-aigw-provider", headers.value(record.provider)))
-            model = record.sent_model or record.model
-            if model != record.model:  # a client chose it
-                model = request.site.redaction.hide(model)
-            sent.append((b"x-aigw-model", headers.value(model)))
+        model = record.sent_model or record.model
+        if model is not None and model != record.model:  # a client chose it
+            model = request.site.redaction.hide(model)
+        lines = headers.about(record.route, record.tried, record.step, record.provider, model)
+        more = []
         if record.key_number is not None:
-            sent.append((b"x-aigw-key", b"%d" % record.key_number))
+            more.append((b"x-aigw-key", b"%d" % record.key_number))
         if record.skipped:
-            reasons = ", ".join(f"{each.step}={each.reason}" for each in record.skipped)
-            sent.append((b"x-aigw-skipped", reasons.encode()))
+            reasons = ", ".join([f"{each.step}={each.reason}" for each in record.skipped])
+            more.append((b"x-aigw-skipped", reasons.encode()))
         if record.dropped:
-            sent.append((b"x-aigw-dropped", ", ".join(record.dropped).encode()))
-        return sent
+            more.append((b"x-aigw-dropped", ", ".join(record.dropped).encode()))
+        return lines + headers.lines(more) if more else lines
 
     def answered(self, request: Request, status: int) -> None:
         """The one record of the request."""

@@ -95,7 +95,7 @@ class Connection(Protocol):
         self._busy = self._reused = self._received = False
         self._on_chunk: TakeChunk | None = None
         self._pieces: Iterator[bytes] | None = None
-        self._in_parts = False  # the kernel did not take the whole request at once
+        self._in_parts = False  # the kernel may not have taken the whole request at once
         self._lost: Failure | None = None
         self._receiver: IProtocol | None = None
         self._delivering: Response | None = None
@@ -138,7 +138,7 @@ class Connection(Protocol):
     def _write(self, head: bytes, body: bytes | Parts) -> None:
         if isinstance(body, Parts):
             write(self.transport, head)
-            self._pieces = iter(body)
+            self._pieces, self._in_parts = iter(body), True
             self.resumeProducing()
         elif len(body) <= MOST_TO_COPY:
             write(self.transport, head + body)
@@ -182,7 +182,8 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Parse one network read and deliver its part of the body as one piece."""
-        if self._on_chunk is not None and data.startswith(line := LINES.get(len(data), b"\n")) and data[-2:] == b"\r\n":
+        # Nothing begins with (), which stands for a size that no whole chunk has.
+        if self._on_chunk is not None and data.startswith(line := LINES.get(len(data), ())) and data[-2:] == b"\r\n":
             self._on_chunk(data[len(line) : -2], data)
             return
         if not self._busy:
