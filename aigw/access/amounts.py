@@ -84,7 +84,7 @@ class Counts:
                 1 / self.pace,
                 of_requests(self.limit, self.limit - 1, 1 / self.pace),
             )
-        # A budget that a reload took away goes on counting: a request that began before the reload may be admitted
+        # A budget that a reload took away still counts: a request that began before the reload may be admitted
         # after one that has the new limits, and brings the old ones back until the next request.
         self.kept = [(self.of(budget), budget) for budget in account.budgets]
         for count, budget in self.kept:
