@@ -87,7 +87,9 @@ class Daemon:
         return subprocess.Popen(args, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **more)
 
     def lines(self):
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        """Of the log. The last may be written at this moment, so it counts only with its end."""
+        written = self.log.read_text() if self.log.exists() else ""
+        return [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
 
     def wait_for(self, message, count=1, seconds=30.0):
         end = time.monotonic() + seconds
