@@ -14,6 +14,7 @@ RULE = "errors secret  <  settings log_output  <  config  <  protocols  <  net t
 BESIDE = {
     "key_forms": "secret",
     "string_search": "secret",
+    "pieces": "secret",
     "command": "tap",
     "__main__": "tap",
 }  # files that stand where another does

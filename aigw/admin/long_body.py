@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from zope.interface import implementer
 
 from aigw.net.write import MOST
+from aigw.pieces import joined
 from aigw.server.request import Request
 
 AT_ONCE = 4  # writes in one turn of the reactor
@@ -23,7 +24,7 @@ class LongBody:
     def __init__(self, request: Request, fragments: Iterable[bytes]) -> None:
         self._request = request
         self._clock = request.site.reactor
-        self._writes = _joined(fragments)
+        self._writes = joined(fragments, MOST)
         self._paused = False
         self._due: IDelayedCall | None = None
         self.written: Deferred[None] = Deferred(lambda _: self.stopProducing())
@@ -62,17 +63,3 @@ class LongBody:
         due, self._due, self._writes, self._paused = self._due, None, iter(()), True
         if due is not None:
             due.cancel()
-
-
-def _joined(fragments: Iterable[bytes]) -> Iterator[bytes]:
-    """The fragments, as many together as are written at once."""
-    together: list[bytes] = []
-    size = 0
-    for fragment in fragments:
-        if size + len(fragment) > MOST and together:
-            yield b"".join(together)
-            together, size = [], 0
-        together.append(fragment)
-        size += len(fragment)
-    if together:
-        yield b"".join(together)

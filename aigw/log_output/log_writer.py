@@ -16,10 +16,12 @@ import stat
 import syslog
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Protocol
+
+from aigw.pieces import joined
 
 ROOM = 4 * 1024 * 1024  # bytes in the queue; the thread may hold as many again that it is writing
 GATHER_SECONDS = 0.02  # the thread waits so long for more lines: waking it for each line would cost more than the line
@@ -223,24 +225,11 @@ class LogWriter:
         return chunk.count(b"\n", max(done, len(begin)))
 
 
-def _chunks(lines: list[bytes], most: int) -> Iterator[bytes]:
-    """Join lines to chunks of at most ``most`` bytes; a longer line is a chunk of its own.
-
-    A pipe takes PIPE_BUF bytes in one piece, also while other processes write to it.
-    """
-    if lines and sum(map(len, lines)) <= most:
-        yield b"".join(lines)
-        return
-    chunk: list[bytes] = []
-    size = 0
-    for line in lines:
-        if chunk and size + len(line) > most:
-            yield b"".join(chunk)
-            chunk, size = [], 0
-        chunk.append(line)
-        size += len(line)
-    if chunk:
-        yield b"".join(chunk)
+def _chunks(lines: list[bytes], most: int) -> Iterable[bytes]:
+    """See ``joined``. A pipe takes PIPE_BUF bytes in one piece, also while other processes write to it."""
+    if lines and sum(map(len, lines)) <= most:  # mostly all fit into one
+        return [b"".join(lines)]
+    return joined(lines, most)
 
 
 def to_descriptor(fd: int) -> Write:
