@@ -10,14 +10,13 @@ from datetime import datetime
 from math import ceil
 from typing import TYPE_CHECKING
 
+from aigw.access.limit_lines import ROUNDING
 from aigw.errors import RequestError
 from aigw.settings.callers import PICO
 from aigw.settings.limit_values import zone_of
 
 if TYPE_CHECKING:
     from aigw.access.ledger import LimitReached
-
-_ROUNDING = 1e-6  # of sums of fractions
 
 
 class NotAllowed(RequestError):
@@ -121,9 +120,9 @@ def _whose(refusal: LimitReached) -> str:
 
 
 def _again(seconds: float) -> dict[str, str]:
-    milliseconds = max(1, ceil(seconds * 1000 - _ROUNDING))
-    return {"Retry-After": str(max(1, ceil(seconds - _ROUNDING))), "retry-after-ms": str(milliseconds)}
+    milliseconds = max(1, ceil(seconds * 1000 - ROUNDING))
+    return {"Retry-After": str(max(1, ceil(seconds - ROUNDING))), "retry-after-ms": str(milliseconds)}
 
 
 def _in_words(seconds: float) -> str:
-    return f"{max(1, ceil(seconds * 1000 - _ROUNDING)) / 1000:g}s"
+    return f"{max(1, ceil(seconds * 1000 - ROUNDING)) / 1000:g}s"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aigw.access.ledger import Claim
 
-_ROUNDING = 1e-6  # of sums of fractions
-_UP = 1 - _ROUNDING  # what int() of a number with this is, is the number rounded up
+ROUNDING = 1e-6  # of sums of fractions
+_UP = 1 - ROUNDING  # what int() of a number with this is, is the number rounded up
 
 Room = tuple[int, int, float, bytes]
 """The limit, how much of it is left, and in how many seconds all of it is.
@@ -21,13 +21,12 @@ The text is the lines, of a window of tokens with a ``%d`` for what is left; emp
 """
 
 
-def with_limits(lines: bytes, claim: Claim) -> bytes:
-    """The header lines of an answer, and those with what the caller has left."""
-    return (lines if lines.find(_FROM_PROVIDER) < 0 else renamed(lines)) + lines_of(claim)
-
-
 def renamed(lines: bytes) -> bytes:
-    """The limits of the provider are those of its key and go under other names: a client sees those of its own key."""
+    """The header lines of an answer. The limits of the provider are those of its key and go under other names: a client
+    sees those of its own key.
+    """
+    if lines.find(_FROM_PROVIDER) < 0:
+        return lines
     return (b"\n" + lines).replace(b"\n" + _FROM_PROVIDER, b"\nX-Upstream-Ratelimit-")[1:]
 
 
@@ -38,7 +37,7 @@ def lines_of(claim: Claim) -> bytes:
     if requests is not None:
         limit, left, seconds, shown = requests
         if not shown:
-            shown = _OF_REQUESTS % (limit, left if left > 0 else 0, reset_of(seconds))
+            shown = _OF_REQUESTS % (limit, left if left > 0 else 0, reset_of(seconds))  # of_requests, a call less
     if window is None:
         return shown
     limit, left, seconds, text = window
@@ -57,7 +56,7 @@ def of_window(limit: int, seconds: float) -> bytes:
 
 def whole(seconds: float) -> float:
     """The time to the end of a window as it is shown: in whole seconds while it is one or more, rounded up."""
-    return float(ceil(seconds - _ROUNDING)) if seconds > 1 else seconds
+    return float(ceil(seconds - ROUNDING)) if seconds > 1 else seconds
 
 
 def reset_of(seconds: float) -> bytes:

@@ -130,10 +130,7 @@ class StraightPath:
             sent.client.abort("The gateway could not answer a client: unexpected error")
         try:
             if sent.claim is not None:
-                admission = self._admission
-                settled = admission.store.settle(sent.claim, tokens)
-                if admission.queues:
-                    admission.settled(settled, sent.claim)
+                self._admission.end(sent.claim, tokens)
             self._sink(self._record(sent, now, len(body), usage))
         except Exception:
             log.failure("The gateway could not record a request: unexpected error")
