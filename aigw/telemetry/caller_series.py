@@ -9,13 +9,12 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from aigw.settings.callers import Account
-from aigw.telemetry.counters import CallerCounters, Counters
+from aigw.telemetry.counters import Counters
 from aigw.telemetry.series import Family
-from aigw.telemetry.series_names import SeriesNames
+from aigw.telemetry.series_names import NamedCaller, SeriesNames
 from aigw.telemetry.snapshot import Snapshot
 
 PIECE = 32  # accounts
-NamedCaller = tuple[bytes, CallerCounters]
 
 
 def _requests(caller: NamedCaller) -> bytes:

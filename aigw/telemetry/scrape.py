@@ -11,11 +11,11 @@ from functools import partial
 from itertools import repeat
 from typing import TypeVar
 
-from aigw.telemetry.caller_series import OF_CALLERS, NamedCaller, of_accounts
+from aigw.telemetry.caller_series import OF_CALLERS, of_accounts
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.kept_texts import KeptTexts
-from aigw.telemetry.series import OF_MODELS, OF_ROUTES, Family, NamedModel, in_flight
-from aigw.telemetry.series_names import ConfiguredRoute, NamedRoute, Seen, SeriesNames, Use
+from aigw.telemetry.series import OF_MODELS, OF_ROUTES, Family, in_flight
+from aigw.telemetry.series_names import ConfiguredRoute, NamedCaller, NamedModel, NamedRoute, Seen, SeriesNames, Use
 from aigw.telemetry.snapshot import Snapshot
 
 T = TypeVar("T")

@@ -7,15 +7,13 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
-from aigw.telemetry.counters import OUTCOMES, Histogram, ModelCounters
-from aigw.telemetry.series_names import NamedRoute
-
-NamedModel = tuple[bytes, ModelCounters]
+from aigw.telemetry.counters import OUTCOMES, Histogram
+from aigw.telemetry.series_names import NamedModel, NamedRoute
 
 _NONE = dict.fromkeys(OUTCOMES, 0)
 # These series of a route exist as soon as it is used: an alert then sees the first of each as an increase.
@@ -24,7 +22,7 @@ _ENDS = ((499, "client_gone"), (504, "error"))
 _NO_REQUESTS = {(200, outcome.startswith("stream_"), outcome): 0 for outcome in _INCOMPLETE}
 _NO_REQUESTS |= {(status, stream, outcome): 0 for status, outcome in _ENDS for stream in (False, True)}
 _STREAM = (b',stream="false"', b',stream="true"')
-LABELS = b"\0"  # stands for a series' labels in the form of its lines, which all series of a metric have in common
+_LABELS = b"\0"  # stands for a series' labels in the form of its lines, which all series of a metric have in common
 
 
 class Family(NamedTuple):
@@ -46,7 +44,7 @@ def _requests(route: NamedRoute) -> bytes:
     if route.counted.used and route.counted.steps:
         requests = {**_NO_REQUESTS, **requests}
     form = _form_of_requests(tuple(requests))
-    return (form % (*requests.values(),)).replace(LABELS, route.label)
+    return _filled(form, requests.values(), route.label)
 
 
 @lru_cache(maxsize=1024)
@@ -102,9 +100,7 @@ def _hedges(route: NamedRoute) -> bytes:
     hedges = route.counted.hedges.copy()
     if not route.may_hedge and not any(hedges.values()):
         return b""
-    return (_form_of_counters("aigw_hedges_total", "result", tuple(hedges)) % (*hedges.values(),)).replace(
-        LABELS, route.label
-    )
+    return _counters("aigw_hedges_total", "result", hedges, route.label)
 
 
 def _attempts(route: NamedRoute) -> bytes:
@@ -114,8 +110,7 @@ def _attempts(route: NamedRoute) -> bytes:
         attempts = step.attempts.copy()
         if len(attempts) > 1 or attempts["ok"]:
             attempts = {**_NONE, **attempts}
-        form = _form_of_counters("aigw_attempts_total", "outcome", tuple(attempts))
-        texts.append((form % (*attempts.values(),)).replace(LABELS, labels))
+        texts.append(_counters("aigw_attempts_total", "outcome", attempts, labels))
     return b"".join(texts)
 
 
@@ -124,9 +119,7 @@ def _tokens(route: NamedRoute) -> bytes:
     for labels, step in route.steps:
         if len(step.attempts) == 1 and not step.attempts["ok"]:
             continue
-        tokens = step.tokens.copy()
-        form = _form_of_counters("aigw_tokens_total", "type", tuple(tokens))
-        texts.append((form % (*tokens.values(),)).replace(LABELS, labels))
+        texts.append(_counters("aigw_tokens_total", "type", step.tokens.copy(), labels))
     return b"".join(texts)
 
 
@@ -144,13 +137,21 @@ def _histogram(name: str, labels: bytes, histogram: Histogram, even_if_unused: b
         return b""
     totals = [*accumulate(counts)]
     form = _form_of_histogram(name, tuple(histogram.bounds))
-    return (form % (*totals, totals[-1], histogram.sum)).replace(LABELS, labels)
+    return _filled(form, (*totals, totals[-1], histogram.sum), labels)
 
 
 @lru_cache(maxsize=64)
 def _form_of_histogram(name: str, bounds: tuple[float, ...]) -> bytes:
     buckets = [f'{name}_bucket{{\0,le="{bound}"}} %d.0\n' for bound in (*bounds, "+Inf")]
     return "".join([*buckets, f"{name}_count{{\0}} %d.0\n{name}_sum{{\0}} %r\n"]).encode()
+
+
+def _counters(name: str, label: str, counts: Mapping[str, int], labels: bytes) -> bytes:
+    return _filled(_form_of_counters(name, label, tuple(counts)), counts.values(), labels)
+
+
+def _filled(form: bytes, values: Iterable[float], labels: bytes) -> bytes:
+    return (form % (*values,)).replace(_LABELS, labels)
 
 
 @lru_cache(maxsize=256)

@@ -52,6 +52,10 @@ class Seen(NamedTuple):
         )
 
 
+NamedModel = tuple[bytes, ModelCounters]
+NamedCaller = tuple[bytes, CallerCounters]
+
+
 class NamedRoute(NamedTuple):
     """A route with its steps, or the counts of requests that name none."""
 
@@ -75,8 +79,8 @@ class Labelled(NamedTuple):
     """Everything that has series, with its labels."""
 
     routes: list[NamedRoute]  # OTHER first
-    models: list[tuple[bytes, ModelCounters]]
-    callers: list[tuple[bytes, CallerCounters]]
+    models: list[NamedModel]
+    callers: list[NamedCaller]
     configured: list[ConfiguredRoute]
 
 
