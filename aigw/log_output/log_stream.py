@@ -30,10 +30,10 @@ def _escaped(text: re.Match[str]) -> str:
 def is_journal(environ: Mapping[str, str], fd: int) -> bool:
     """Whether the file descriptor leads to the journal, which reads ``<3>`` at the start of a line as a priority."""
     try:
-        stat = os.fstat(fd)
+        file = os.fstat(fd)
     except OSError:
         return False
-    return environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+    return environ.get("JOURNAL_STREAM") == f"{file.st_dev}:{file.st_ino}"
 
 
 def is_on_disk(fd: int) -> bool:

@@ -37,7 +37,6 @@ def charged_tokens(usage: Usage) -> dict[str, int]:
 
     A count of 0 that was reported is kept for ``input``, so that an answer without tokens costs nothing.
     """
-
     common = common_counts(usage)
     if common is not None:
         return {"input": common[0], "output": common[1]} if common[1] else {"input": common[0]}
