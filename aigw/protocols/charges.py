@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any
 
 from aigw.config.prices import Prices, in_usd
 
@@ -67,11 +68,12 @@ def common_counts(usage: Usage) -> tuple[int, int] | None:
     """The tokens of request and answer, if the usage has these two and their sum alone, as nearly every one has."""
     if len(usage) != 3:
         return None
+    counts: Mapping[str, Any] = usage  # the cost alone is no whole number
     try:
-        given, made, total = usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]
+        given, made, total = counts["prompt_tokens"], counts["completion_tokens"], counts["total_tokens"]
     except KeyError:
         return None
-    return (given, made) if isinstance(given, int) and isinstance(made, int) and total == given + made else None
+    return (given, made) if total == given + made else None
 
 
 def _is_anthropic(usage: Usage) -> bool:

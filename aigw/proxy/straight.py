@@ -32,7 +32,7 @@ IS_ON = os.environ.get("AIGW_STRAIGHT_PATH") != "off"
 log = Logger()
 
 _ANSWER = b"HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s%s\r\n%s"
-_Answer = tuple[bytes, dict[str, int], int]
+_Answer = tuple[bytes, dict[str, int], tuple[int, int] | None, int]
 
 
 class Client(Protocol):
@@ -121,7 +121,7 @@ class StraightPath:
         if found is None or not sent.connection.free(may_be_paused=False):
             parser.give_back(body)
             return False
-        answer, usage, tokens = found
+        answer, usage, common, tokens = found
         self.gateway.running.discard(sent)
         self._cooldowns.succeeded(sent.plan.step)
         try:
@@ -131,7 +131,7 @@ class StraightPath:
         try:
             if sent.claim is not None:
                 self._admission.end(sent.claim, tokens)
-            self._sink(self._record(sent, now, len(body), usage))
+            self._sink(self._record(sent, now, len(body), usage, common))
         except Exception:
             log.failure("The gateway could not record a request: unexpected error")
         return True
@@ -149,17 +149,18 @@ class StraightPath:
         ):
             return None
         usage = usage_in(body)
-        tokens = 0
+        common, tokens = common_counts(usage), 0
         if claim is not None and self._spends_tokens:
-            common = common_counts(usage)
             tokens = common[0] + common[1] if common is not None else sum(charged_tokens(usage).values())
             if not tokens:  # it is estimated on the long way
                 return None
         lines, limits = (head.lines, b"") if claim is None else (head.limited, lines_of(claim))
         answer = _ANSWER % (lines, len(body), sent.call.request_id.encode(), plan.about, limits, body)
-        return answer, usage, tokens
+        return answer, usage, common, tokens
 
-    def _record(self, sent: StraightCall, now: float, size: int, usage: dict[str, int]) -> Record:
+    def _record(
+        self, sent: StraightCall, now: float, size: int, usage: dict[str, int], common: tuple[int, int] | None
+    ) -> Record:
         """The record of a call that is over; the whole answer was there at ``now``."""
         call, plan, step, began, ended = sent.call, sent.plan, sent.plan.step, sent.began, self.seconds()
         number, provider, model = step.number, step.provider.name, step.model
@@ -187,6 +188,7 @@ class StraightPath:
             ended=ended,
             ttft=now - began,
             overhead=ended - sent.received - (now - sent.waiting_since),
+            common=common,
         )
 
 

@@ -22,7 +22,8 @@ from aigw.proxy.gateway import Gateway
 from aigw.server.cors import CrossOrigin
 from aigw.server.resources import ApiResource
 from aigw.settings.callers import PICO, Caller
-from aigw.telemetry.counters import CallerCounters, Counters
+from aigw.telemetry.caller_counters import CallerCounters
+from aigw.telemetry.counters import Counters
 from aigw.telemetry.pricing import Charge, Pricing
 from aigw.telemetry.record import RecordBuilder
 
