@@ -196,7 +196,6 @@ class Admission:
 
     def _retry(self, waiting: _Waiting) -> None:
         self._remove(waiting)
-        waiting.claim.requests = waiting.claim.window = None
         try:
             reached = self.store.admit(waiting.claim)
         except RequestError:

@@ -14,7 +14,6 @@ from twisted.logger import Logger
 
 from aigw.access.admission import Admission
 from aigw.access.ledger import Claim
-from aigw.access.limit_lines import lines_of
 from aigw.protocols.charges import charged_tokens, common_counts
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in
@@ -154,7 +153,7 @@ class StraightPath:
             tokens = common[0] + common[1] if common is not None else sum(charged_tokens(usage).values())
             if not tokens:  # it is estimated on the long way
                 return None
-        lines, limits = (head.lines, b"") if claim is None else (head.limited, lines_of(claim))
+        lines, limits = (head.lines, b"") if claim is None else (head.limited, claim.lines)
         answer = _ANSWER % (lines, len(body), sent.call.request_id.encode(), plan.about, limits, body)
         return answer, usage, common, tokens
 

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from aigw.access.admission import Admission
 from aigw.access.keys import Keys
 from aigw.access.ledger import Ledger
-from aigw.access.limit_lines import lines_of, renamed
+from aigw.access.limit_lines import renamed
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
 from aigw.key_forms import shortened
@@ -164,7 +164,7 @@ class EndpointResource(ApiResource):
         if self.cross_origin is not None:
             all_of += self.cross_origin.of_an_answer(request)
         lines = headers.lines(all_of) + about
-        return lines if request.limited is None else renamed(lines) + lines_of(request.limited)
+        return lines if request.limited is None else renamed(lines) + request.limited.lines
 
     def _about(self, request: Request) -> bytes:
         """Which route, step, provider and model answered, after how many attempts, and which steps were passed over."""
