@@ -41,7 +41,7 @@ def estimate(call: Call, assume: int) -> tuple[int, int, bool]:
     has files and counts as that.
     """
     members = call.members
-    prompt = 0 if call.form is not None else -(-call.size // BYTES_OF_A_TOKEN)
+    prompt = 0 if call.form is not None else (call.size + BYTES_OF_A_TOKEN - 1) // BYTES_OF_A_TOKEN
     if "max_tokens" not in members and "max_completion_tokens" not in members and "max_output_tokens" not in members:
         return prompt, assume, False
     limit = max([_limit(bytes(memoryview(members[name])[:_MOST_DIGITS])) for name in _LIMITS if name in members])

@@ -98,7 +98,9 @@ class Ledger:
         """Take all that the claim asks for, or nothing; note the room that is left, where it is least."""
         # This runs for every request of a key with limits, so the arithmetic is written out instead of called. It
         # takes as it goes, and gives back if the limit of another account is reached.
-        now, known, tokens = self._seconds(), self._counts, claim.tokens
+        # A function that is an attribute is called by a name of here: Python calls it faster.
+        seconds, known, tokens = self._seconds, self._counts, claim.tokens
+        now = seconds()
         fewest = least = None  # requests and tokens that are left
         lines = window = b""
         for account in claim.accounts:
@@ -238,7 +240,8 @@ class Ledger:
 
     def settle(self, claim: Claim, tokens: int, money: int = 0) -> None:
         """Charge what an admitted request used, even past a limit, and free the rest."""
-        now, known, more = self._seconds(), self._counts, tokens - claim.tokens
+        seconds, known, more = self._seconds, self._counts, tokens - claim.tokens
+        now = seconds()
         has_money = money or claim.money
         for account in claim.accounts:
             counts = known[account.name]

@@ -26,7 +26,7 @@ from aigw.proxy.gateway import Gateway
 from aigw.proxy.straight import StraightCall, StraightPath, straight_path
 from aigw.routing.response_ids import is_id
 from aigw.server.cors import CrossOrigin
-from aigw.server.limited import Asked, Limited, UsageResource
+from aigw.server.limited import Admit, Limited, LimitedClaim, UsageResource
 from aigw.server.models import ModelsResource
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
@@ -129,16 +129,16 @@ class EndpointResource(ApiResource):
             return serve(found, request, record)
         return request.site.slices.run(found).addCallback(serve, request, record)
 
-    def admits(self, caller: Caller) -> Callable[[Call, Caller], Asked] | None:
+    def admits(self, caller: Caller) -> Admit | None:
         """What admits the calls of this caller, see Limited; None for one without limits."""
         return self._limited.admit if caller.accounts and self._counts else None
 
-    def serve(self, call: Call, request: Request, asked: Asked | None = None) -> Deferred[None]:
-        """Serve a call. ``asked`` is what admitted the call, if it was asked. Raises GatewayError."""
+    def serve(self, call: Call, request: Request, claim: LimitedClaim | None = None) -> Deferred[None]:
+        """Serve a call. ``claim`` is what the store was asked for, if it was asked. Raises GatewayError."""
         record = request.record
         record.received = self._seconds()
         if request.caller is not None and request.caller.accounts and self._counts:
-            return self._limited.serve(call, request, record, asked)
+            return self._limited.serve(call, request, record, claim)
         return self._gateway.serve(call, request, record)
 
     def resume(self, sent: StraightCall, request: Request) -> Deferred[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -36,7 +36,8 @@ _NO_PRICES = NoPrices()
 class LimitedClaim(Claim, eq=False, gc=False):
     """The claim of a call, with what was estimated of it, see Estimated. ``events`` are those that its client was sent.
 
-    ``spends`` is false if its endpoint spends no tokens: nothing is estimated then.
+    ``spends`` is false if its endpoint spends no tokens: nothing is estimated then. ``reached`` is what the store has
+    answered, until the call is served.
     """
 
     prompt: int = 0
@@ -45,9 +46,10 @@ class LimitedClaim(Claim, eq=False, gc=False):
     spends: bool = False
     path: str = ""
     events: int = 0
+    reached: Reached = None
 
 
-Asked = tuple[LimitedClaim, Reached]
+Admit = Callable[[Call, Caller], LimitedClaim]
 
 
 class CountedStream:
@@ -84,9 +86,9 @@ class Limited:
         self._store = admission.store
         self._pricing = pricing
 
-    def admit(self, call: Call, caller: Caller) -> Asked:
-        """Ask the store for what the call needs: the claim, and the answer."""
-        endpoint = call.endpoint
+    def admit(self, call: Call, caller: Caller) -> LimitedClaim:
+        """Ask the store for what the call needs."""
+        endpoint, admit = call.endpoint, self._store.admit
         if endpoint.spends != "tokens":
             claim = LimitedClaim(caller.accounts, path=endpoint.path)
         else:
@@ -104,23 +106,26 @@ class Limited:
                 True,
                 endpoint.path,
             )
-        return claim, self._store.admit(claim)
+        reached = admit(claim)
+        if reached is not None:
+            claim.reached = reached
+        return claim
 
     def serve(
         self,
         call: Call,
         request: Request,
         record: RecordBuilder,
-        asked: Asked | None = None,
+        claim: LimitedClaim | None = None,
     ) -> Deferred[None]:
         """Serve the call when it is admitted. Raises RequestError, or fails with it.
 
-        ``asked`` is what ``admit`` gave, if the store has been asked.
+        ``claim`` is what ``admit`` gave, if the store has been asked.
         """
         caller = request.caller
         assert caller is not None
-        request.limited, reached = asked or self.admit(call, caller)
-        claim = request.limited
+        request.limited = claim = claim or self.admit(call, caller)
+        reached, claim.reached = claim.reached, None  # it refers to the claim
         client = CountedStream(claim, request) if call.stream else request
         if reached is not None:
             agent = request.header(b"user-agent")
