@@ -21,15 +21,16 @@ class Counts:
     """What one account has used, and what it has reserved.
 
     An admission compares few numbers, which are made of the limits of ``account`` and hold while the steady clock is
-    before ``until``. ``slots`` may run. ``pace`` is how many requests a second are free again, 0 without a ``limit`` of
-    them. ``top`` is how far the total of tokens may go: ``lacks`` decides about what is beyond it, and about all with a
-    budget in USD. ``first`` are the lines that show the room which the first request leaves: ``rest``; those of others
-    are made by the form ``later``. ``window`` is the form of the lines of the window, empty without one.
+    before ``until``. ``slots`` may run. Of the ``limit`` of requests one is free again each ``interval``, in seconds.
+    ``top`` is how far the total of tokens may go: ``lacks`` decides about what is beyond it, and about all with a
+    budget in USD. ``first`` are the lines that show the room which the first request leaves, ``rest``; None without a
+    limit of requests. Those of others are made by the form ``later``. ``window`` is the form of the lines of the
+    window, None without one.
     """
 
     __slots__ = (
         *("account", "budgets", "kept", "money", "requests", "running", "tokens", "used"),
-        *("budget_top", "limit", "money_top", "pace", "rest", "slots", "top", "turns", "until", "window_top"),
+        *("budget_top", "interval", "limit", "money_top", "rest", "slots", "top", "turns", "until", "window_top"),
         *("first", "later", "window"),
     )
 
@@ -43,8 +44,10 @@ class Counts:
         self.tokens.belongs_to(self.used)
         self.budgets: dict[str, WindowCount] = {}  # by the key of a Budgeted
         self.kept: list[tuple[WindowCount, Budgeted]] = []  # those that the account has
-        self.limit, self.rest, self.pace = 0, 0, 0.0
-        self.first = self.later = self.window = b""
+        self.limit, self.rest, self.interval = 0, 0, 0.0
+        self.first: bytes | None = None
+        self.later = b""
+        self.window: bytes | None = None
         self.slots = self.top = self.window_top = self.budget_top = self.money_top = NO_LIMIT
         self.turns = self.until = NEVER
 
@@ -59,11 +62,12 @@ class Counts:
         """Count for these limits from now on: a request looks for none, until a reload has changed the account."""
         self.account = account
         self.slots = NO_LIMIT if account.concurrency is None else account.concurrency
-        self.limit, self.pace = 0, 0.0
-        if account.requests is not None:
-            self.limit, self.pace = account.requests.limit, account.requests.limit / account.requests.seconds
-            self.rest, self.later = self.limit - 1, form_of_requests(self.limit)
-            self.first = self.later % (self.rest, reset_of(1 / self.pace))
+        self.first = None
+        if (rate := account.requests) is not None:
+            self.limit, self.rest, self.interval = rate.limit, rate.limit - 1, rate.seconds / rate.limit
+            self.requests.idle_at = self.requests.at + self.requests.used * self.interval
+            self.later = form_of_requests(rate.limit)
+            self.first = self.later % (self.rest, reset_of(self.interval))
         # A budget that a reload took away still counts: a request that began before the reload may be admitted
         # after one that has the new limits, and brings the old ones back until the next request.
         self.kept = [(self.of(budget), budget) for budget in account.budgets]
@@ -117,7 +121,7 @@ class Counts:
 
     def _renew_lines(self, now: float) -> None:
         """Make the lines of the window, which show the seconds to its end."""
-        self.window, self.until = b"", self.turns
+        self.window, self.until = None, self.turns
         if self.account is not None and self.account.tokens is not None:
             ends = self.tokens.ends
             shown = whole(ends - now)

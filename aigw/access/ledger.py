@@ -116,33 +116,33 @@ class Ledger:
             taken = used.taken + tokens
             if running >= counts.slots or (taken > counts.top and counts.lacks(taken, tokens, claim.money)):
                 return self._refused(claim, account, now)
-            pace = counts.pace
-            if pace:
-                requests = counts.requests
-                share = requests.used - (now - requests.at) * pace  # as drain does it
-                requests.at = now
-                if share <= 0.0:  # all of it is left
-                    requests.used, left, shown = 1.0, counts.rest, counts.first
+            shown = counts.first
+            if shown is not None:
+                requests, left = counts.requests, counts.rest
+                if now >= requests.idle_at:
+                    requests.used, requests.at, requests.idle_at = 1.0, now, now + counts.interval
                 else:
+                    share = max(0.0, requests.used - (now - requests.at) / counts.interval)  # as drain does it
                     left = int(counts.limit - share + TOLERANCE) - 1
                     if left < 0:
-                        requests.used = share
                         return self._refused(claim, account, now)
-                    requests.used = share + 1.0
-                    shown = counts.later % (left, reset_of((share + 1.0) / pace))
+                    requests.used, requests.at = share + 1.0, now
+                    seconds_used = (share + 1.0) * counts.interval
+                    requests.idle_at = now + seconds_used
+                    shown = counts.later % (left, reset_of(seconds_used))
                 if fewest is None or left < fewest:
                     fewest, lines = left, shown
             shown = counts.window
-            if shown:
+            if shown is not None:
                 left = counts.window_top - taken
                 if least is None or left < least:
                     least, window = left, shown
             counts.running = running + 1
             used.taken = taken
-            if claim.money:
+            if claim.money > 0:
                 counts.money.taken += claim.money
         if least is not None:
-            lines += window % (least if least > 0 else 0)
+            lines += window % (least if tokens or least > 0 else 0)
         claim.lines = lines
         claim.admitted = True
         if self.note is not None:
@@ -242,7 +242,7 @@ class Ledger:
         """Charge what an admitted request used, even past a limit, and free the rest."""
         seconds, known, more = self._seconds, self._counts, tokens - claim.tokens
         now = seconds()
-        has_money = money or claim.money
+        has_money = money > 0 or claim.money > 0
         for account in claim.accounts:
             counts = known[account.name]
             if now >= counts.until:

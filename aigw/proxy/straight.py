@@ -66,6 +66,7 @@ class StraightPath:
         self._path = f"/v1/{endpoint.path}"  # as records show it
         self._sink = sink
         self._admission = admission
+        self._store = admission.store
         self._spends_tokens = endpoint.spends == "tokens"
         self.seconds = gateway.clock.seconds
         self._router = gateway.router
@@ -129,7 +130,10 @@ class StraightPath:
             sent.client.abort("The gateway could not answer a client: unexpected error")
         try:
             if sent.claim is not None:
-                self._admission.end(sent.claim, tokens)
+                settle = self._store.settle
+                settled = settle(sent.claim, tokens)
+                if self._admission.queues:
+                    self._admission.settled(settled, sent.claim)
             self._sink(self._record(sent, now, len(body), usage, common))
         except Exception:
             log.failure("The gateway could not record a request: unexpected error")

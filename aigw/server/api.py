@@ -131,7 +131,7 @@ class EndpointResource(ApiResource):
 
     def admits(self, caller: Caller) -> Admit | None:
         """What admits the calls of this caller, see Limited; None for one without limits."""
-        return self._limited.admit if caller.accounts and self._counts else None
+        return self._limited.admits(self._endpoint) if caller.accounts and self._counts else None
 
     def serve(self, call: Call, request: Request, claim: LimitedClaim | None = None) -> Deferred[None]:
         """Serve a call. ``claim`` is what the store was asked for, if it was asked. Raises GatewayError."""

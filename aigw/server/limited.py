@@ -11,13 +11,13 @@ from twisted.python.failure import Failure
 
 from aigw.access.admission import Admission, Reached, Store
 from aigw.access.errors import for_client
-from aigw.access.estimates import estimate, used
+from aigw.access.estimates import BYTES_OF_A_TOKEN, limit_in, used
 from aigw.access.ledger import Claim
 from aigw.accounting.estimated import NoPrices, complete
 from aigw.config.model import Config
 from aigw.errors import GatewayError, RequestError
 from aigw.protocols.charges import charged_tokens, common_counts
-from aigw.protocols.endpoint import Call
+from aigw.protocols.endpoint import Call, Endpoint
 from aigw.proxy.gateway import Gateway
 from aigw.server.cors import CrossOrigin
 from aigw.server.resources import ApiResource
@@ -86,29 +86,30 @@ class Limited:
         self._store = admission.store
         self._pricing = pricing
 
-    def admit(self, call: Call, caller: Caller) -> LimitedClaim:
-        """Ask the store for what the call needs."""
-        endpoint, admit = call.endpoint, self._store.admit
-        if endpoint.spends != "tokens":
-            claim = LimitedClaim(caller.accounts, path=endpoint.path)
-        else:
-            prompt, output, is_limit = estimate(call, caller.assume)
-            money = 0 if self._pricing is None else self._money_for(call, caller, prompt, output)
-            claim = LimitedClaim(
-                caller.accounts,
-                prompt + output,
-                money,
-                False,
-                b"",
-                prompt,
-                output,
-                is_limit,
-                True,
-                endpoint.path,
-            )
+    def admits(self, endpoint: Endpoint) -> Admit:
+        """What asks the store for what the calls of an endpoint need."""
+        return self._admit if endpoint.spends == "tokens" else self._admit_request
+
+    def _admit(self, call: Call, caller: Caller) -> LimitedClaim:
+        members, prompt, output, limit, money = call.members, 0, caller.assume, 0, 0
+        if call.form is None:
+            prompt = (call.size + BYTES_OF_A_TOKEN - 1) // BYTES_OF_A_TOKEN
+        if "max_tokens" in members or "max_completion_tokens" in members or "max_output_tokens" in members:
+            limit = limit_in(members)
+            output = limit or output
+        if self._pricing is not None:
+            money = self._money_for(call, caller, prompt, output)
+        path, limits, admit = call.endpoint.path, limit > 0, self._store.admit
+        claim = LimitedClaim(caller.accounts, prompt + output, money, False, b"", prompt, output, limits, True, path)
         reached = admit(claim)
         if reached is not None:
             claim.reached = reached
+        return claim
+
+    def _admit_request(self, call: Call, caller: Caller) -> LimitedClaim:
+        """Of an endpoint whose calls spend no tokens."""
+        claim = LimitedClaim(caller.accounts, path=call.endpoint.path)
+        claim.reached = self._store.admit(claim)
         return claim
 
     def serve(
@@ -120,11 +121,11 @@ class Limited:
     ) -> Deferred[None]:
         """Serve the call when it is admitted. Raises RequestError, or fails with it.
 
-        ``claim`` is what ``admit`` gave, if the store has been asked.
+        ``claim`` is there if the store has been asked.
         """
         caller = request.caller
         assert caller is not None
-        request.limited = claim = claim or self.admit(call, caller)
+        request.limited = claim = claim or self.admits(call.endpoint)(call, caller)
         reached, claim.reached = claim.reached, None  # it refers to the claim
         client = CountedStream(claim, request) if call.stream else request
         if reached is not None:

@@ -41,24 +41,26 @@ class CallerCounters:
         return {"requests": self.requests, "tokens": tokens, "cost_usd": cost, "refused": self.refused}
 
     def count(self, record: Record, has_charges: bool) -> None:
-        """Count a request for the caller and for its group, by the charges of its attempts where there are any."""
-        charges, error, caller = record.charges, record.error, self
-        if record.common is not None and error is None and not charges and not has_charges:  # nearly every one
-            given, made = record.common
-            while True:
-                caller.requests += 1
-                caller.input += given
-                caller.output += made
-                if caller.group is None:
-                    return
-                caller = caller.group
+        """Count a request for the caller and for its group."""
+        common = record.common
+        if common is None:
+            self._count_any(record, has_charges)
+        else:  # nearly every one
+            self.requests += 1
+            self.input += common[0]
+            self.output += common[1]
+        if self.group is not None:
+            self.group.count(record, has_charges)
+
+    def _count_any(self, record: Record, has_charges: bool) -> None:
+        """By the charges of its attempts where there are any, else by what was reported at the end."""
+        charges, error = record.charges, record.error
+        self.requests += 1
+        if error is not None and error in LIMIT_REACHED and not record.attempts:
+            self.refused += 1
+        if record.cost is not None:
+            self.cost = EXACT.add(self.cost, record.cost)
         counted = [charge.tokens for charge in charges] if charges or has_charges else [charged_tokens(record.usage)]
-        for each in (self,) if self.group is None else (self, self.group):
-            each.requests += 1
-            if error is not None and error in LIMIT_REACHED and not record.attempts:
-                each.refused += 1
-            if record.cost is not None:
-                each.cost = EXACT.add(each.cost, record.cost)
-            for kinds in counted:
-                for kind, count in kinds.items():
-                    setattr(each, kind, getattr(each, kind) + count)
+        for kinds in counted:
+            for kind, count in kinds.items():
+                setattr(self, kind, getattr(self, kind) + count)

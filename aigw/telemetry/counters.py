@@ -165,8 +165,11 @@ class Counters:
         duration.counts[bisect_left(SECONDS, took)] += 1
         duration.sum += took
         if self.callers:
-            caller = self.callers.get(record.caller)
-            if caller is not None:
+            try:
+                caller = self.callers[record.caller]
+            except KeyError:  # nobody, or a key that a reload has taken away
+                pass
+            else:
                 caller.count(record, self._has_charges)
             if self._has_prices:
                 self._note_unpriced(record.charges)
