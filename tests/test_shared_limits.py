@@ -97,7 +97,6 @@ def test_l10_an_admission_is_one_script_and_a_settlement_one():
     group = Account(name="group team", budgets=(Budgeted("tokens per day", 50, False, "day", "UTC"),))
     claim = Claim((ALICES, group), 7, 11)
     assert result_of(shared.store.admit(claim)) == [None]
-    assert claim.admitted
     assert claim.lines == of_requests(10, 9, 6.0)
     shared.store.settle(claim, 5, 3)
     admitted, settled = shared.link.calls[-2:]

@@ -6,7 +6,6 @@ A look changes nothing, so a thread may take one, and it begins no window.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from aigw.access.limit_lines import form_of_requests, form_of_tokens, reset_of, whole
 from aigw.access.limits import TOLERANCE, RequestCount, Total, WindowCount, end_of_period
@@ -21,16 +20,28 @@ class Counts:
     """What one account has used, and what it has reserved.
 
     An admission compares few numbers, which are made of the limits of ``account`` and hold while the steady clock is
-    before ``until``. ``slots`` may run. Of the ``limit`` of requests one is free again each ``interval``, in seconds.
-    ``top`` is how far the total of tokens may go: ``lacks`` decides about what is beyond it, and about all with a
-    budget in USD. ``first`` are the lines that show the room which the first request leaves, ``rest``; None without a
-    limit of requests. Those of others are made by the form ``later``. ``window`` is the form of the lines of the
-    window, None without one.
+    before ``until``. A window ends at ``turns`` on it, a budget at ``renews`` in Unix seconds. ``slots`` may run. Of
+    the ``limit`` of requests one is free again each ``interval``, in seconds. ``top`` is how far the total of tokens
+    may go: ``lacks`` decides about what is beyond it, and about all with a budget in USD. ``first`` are the lines that
+    show the room which the first request leaves, ``rest``; None without a limit of requests. Those of others are made
+    by the form ``later``. ``window`` is the form of the lines of the window, None without one.
     """
 
     __slots__ = (
         *("account", "budgets", "kept", "money", "requests", "running", "tokens", "used"),
-        *("budget_top", "interval", "limit", "money_top", "rest", "slots", "top", "turns", "until", "window_top"),
+        *(
+            "budget_top",
+            "interval",
+            "limit",
+            "money_top",
+            "renews",
+            "rest",
+            "slots",
+            "top",
+            "turns",
+            "until",
+            "window_top",
+        ),
         *("first", "later", "window"),
     )
 
@@ -49,7 +60,7 @@ class Counts:
         self.later = b""
         self.window: bytes | None = None
         self.slots = self.top = self.window_top = self.budget_top = self.money_top = NO_LIMIT
-        self.turns = self.until = NEVER
+        self.turns = self.renews = self.until = NEVER
 
     def of(self, budget: Budgeted) -> WindowCount:
         """The count of a budget."""
@@ -91,42 +102,43 @@ class Counts:
     def turn(self, now: float, wall: float) -> None:
         """Begin the windows that are due, and find out how far the totals may go, and until when."""
         self.window_top = self.budget_top = self.money_top = NO_LIMIT
-        self.turns = NEVER
+        self.turns = self.renews = NEVER
         account, window = self.account, self.tokens
         if account is not None and account.tokens is not None:
             window.turn(account.tokens.seconds, now)
             self.window_top, self.turns = account.tokens.limit + window.start, window.ends
         for count, budget in self.kept:
             count.turn_to_calendar(budget.per, budget.zone, wall)
-            # The calendar is looked at again soon, because its clock may be set.
-            self.turns = min(self.turns, now + min(LOOK_SECONDS, count.ends - wall))
+            self.renews = min(self.renews, count.ends)
             top = budget.limit + count.start
             if budget.in_usd:
                 self.money_top = min(self.money_top, top)
             else:
                 self.budget_top = min(self.budget_top, top)
         self.top = min(self.window_top, self.budget_top) if self.money_top is NO_LIMIT else -1
-        self._renew_lines(now)
+        self._begin(now, wall)
 
-    def renew(self, now: float, wall: Callable[[], float]) -> None:
+    def renew(self, now: float, wall: float) -> None:
         """Do what is due at ``until``."""
-        if now >= self.turns:
-            self.turn(now, wall())
+        if now >= self.turns or wall >= self.renews:
+            self.turn(now, wall)
         else:
-            self._renew_lines(now)
+            self._begin(now, wall)
 
     def expire(self) -> None:
         """A budget is about to be changed: the numbers hold no more."""
         self.turns = self.until = 0.0
 
-    def _renew_lines(self, now: float) -> None:
-        """Make the lines of the window, which show the seconds to its end."""
+    def _begin(self, now: float, wall: float) -> None:
+        """Find out until when the numbers hold, and make the lines of the window: they show the seconds to its end."""
         self.window, self.until = None, self.turns
+        if self.renews is not NEVER:  # the clock of the calendar may be set, so it is looked at again soon
+            self.until = min(self.until, now + min(LOOK_SECONDS, self.renews - wall))
         if self.account is not None and self.account.tokens is not None:
             ends = self.tokens.ends
             shown = whole(ends - now)
             self.window = form_of_tokens(self.account.tokens.limit, shown)
-            self.until = min(self.turns, ends - shown + 1 if ends - now > 1 else now)
+            self.until = min(self.until, ends - shown + 1 if ends - now > 1 else now)
 
 
 def usage_of(account: Account, counts: Counts, now: float, wall: float) -> dict[str, object]:

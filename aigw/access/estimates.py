@@ -32,8 +32,14 @@ class Estimated(Protocol):
     """
 
     prompt: int
-    output: int
-    is_limit: bool
+
+    @property
+    def output(self) -> int:
+        """Tokens of the answer."""
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether the request limits it."""
 
 
 def limit_in(members: Members) -> int:

@@ -37,13 +37,12 @@ class LimitReached(NamedTuple):
 class Claim(msgspec.Struct, eq=False, gc=False):
     """What one request asks for. ``tokens`` and ``money`` (PICO) are reserved until it is settled.
 
-    The store sets ``admitted``, and ``lines``: the header lines with what is left, where it is least.
+    The store sets ``lines``: the header lines with what is left, where it is least.
     """
 
     accounts: tuple[Account, ...]
     tokens: int = 0
     money: int = 0
-    admitted: bool = False
     lines: bytes = b""
 
 
@@ -111,7 +110,7 @@ class Ledger:
             if counts.account is not account:
                 counts.prepare(account, now, self._wall())
             elif now >= counts.until:
-                counts.renew(now, self._wall)
+                counts.renew(now, self._wall())
             used, running = counts.used, counts.running
             taken = used.taken + tokens
             if running >= counts.slots or (taken > counts.top and counts.lacks(taken, tokens, claim.money)):
@@ -144,7 +143,6 @@ class Ledger:
         if least is not None:
             lines += window % (least if tokens or least > 0 else 0)
         claim.lines = lines
-        claim.admitted = True
         if self.note is not None:
             self._note_budgets(claim, self.note)
         return None
@@ -246,7 +244,7 @@ class Ledger:
         for account in claim.accounts:
             counts = known[account.name]
             if now >= counts.until:
-                counts.renew(now, self._wall)
+                counts.renew(now, self._wall())
             used = counts.used
             counts.running -= 1
             used.spent += tokens

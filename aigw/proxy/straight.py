@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from aigw.access.admission import Admission
 from aigw.access.ledger import Claim
-from aigw.protocols.charges import charged_tokens, common_counts
+from aigw.protocols.charges import CommonCounts, charged_tokens, common_counts
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in
 from aigw.proxy.exchange import Exchange
@@ -31,7 +31,7 @@ IS_ON = os.environ.get("AIGW_STRAIGHT_PATH") != "off"
 log = Logger()
 
 _ANSWER = b"HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s%s\r\n%s"
-_Answer = tuple[bytes, dict[str, int], tuple[int, int] | None, int]
+_Answer = tuple[bytes, dict[str, int], CommonCounts | None, int]
 
 
 class Client(Protocol):
@@ -152,17 +152,18 @@ class StraightPath:
         ):
             return None
         usage = usage_in(body)
-        common, tokens = common_counts(usage), 0
-        if claim is not None and self._spends_tokens:
-            tokens = common[0] + common[1] if common is not None else sum(charged_tokens(usage).values())
-            if not tokens:  # it is estimated on the long way
-                return None
-        lines, limits = (head.lines, b"") if claim is None else (head.limited, claim.lines)
+        common, tokens, lines, limits = common_counts(usage), 0, head.lines, b""
+        if claim is not None:
+            lines, limits = head.limited, claim.lines
+            if self._spends_tokens:
+                tokens = common[2] if common is not None else sum(charged_tokens(usage).values())
+                if not tokens:  # it is estimated on the long way
+                    return None
         answer = _ANSWER % (lines, len(body), sent.call.request_id.encode(), plan.about, limits, body)
         return answer, usage, common, tokens
 
     def _record(
-        self, sent: StraightCall, now: float, size: int, usage: dict[str, int], common: tuple[int, int] | None
+        self, sent: StraightCall, now: float, size: int, usage: dict[str, int], common: CommonCounts | None
     ) -> Record:
         """The record of a call that is over; the whole answer was there at ``now``."""
         call, plan, step, began, ended = sent.call, sent.plan, sent.plan.step, sent.began, self.seconds()

@@ -31,22 +31,33 @@ if TYPE_CHECKING:
     from aigw.server.request import Request
 
 _NO_PRICES = NoPrices()
+_ROUNDED_UP = BYTES_OF_A_TOKEN - 1
 
 
 class LimitedClaim(Claim, eq=False, gc=False):
-    """The claim of a call, with what was estimated of it, see Estimated. ``events`` are those that its client was sent.
+    """The claim of a call, with what was estimated of it, see Estimated.
 
-    ``spends`` is false if its endpoint spends no tokens: nothing is estimated then. ``reached`` is what the store has
-    answered, until the call is served.
+    ``limit`` is that of the answer in the call, 0 without one. ``path`` is of its endpoint, which ``spends`` tokens or
+    not. ``events`` are those that its client was sent. ``reached`` is what the store has answered: None if the call is
+    admitted.
     """
 
     prompt: int = 0
-    output: int = 0
-    is_limit: bool = False
-    spends: bool = False
+    limit: int = 0
     path: str = ""
+    spends: bool = True
     events: int = 0
     reached: Reached = None
+
+    @property
+    def output(self) -> int:
+        """See Estimated."""
+        return self.tokens - self.prompt
+
+    @property
+    def is_limit(self) -> bool:
+        """See Estimated."""
+        return self.limit > 0
 
 
 Admit = Callable[[Call, Caller], LimitedClaim]
@@ -91,16 +102,15 @@ class Limited:
         return self._admit if endpoint.spends == "tokens" else self._admit_request
 
     def _admit(self, call: Call, caller: Caller) -> LimitedClaim:
-        members, prompt, output, limit, money = call.members, 0, caller.assume, 0, 0
+        members, prompt, limit, money = call.members, 0, 0, 0
         if call.form is None:
-            prompt = (call.size + BYTES_OF_A_TOKEN - 1) // BYTES_OF_A_TOKEN
+            prompt = (call.size + _ROUNDED_UP) // BYTES_OF_A_TOKEN
         if "max_tokens" in members or "max_completion_tokens" in members or "max_output_tokens" in members:
             limit = limit_in(members)
-            output = limit or output
+        tokens, admit = prompt + (limit or caller.assume), self._store.admit
         if self._pricing is not None:
-            money = self._money_for(call, caller, prompt, output)
-        path, limits, admit = call.endpoint.path, limit > 0, self._store.admit
-        claim = LimitedClaim(caller.accounts, prompt + output, money, False, b"", prompt, output, limits, True, path)
+            money = self._money_for(call, caller, prompt, tokens - prompt)
+        claim = LimitedClaim(caller.accounts, tokens, money, b"", prompt, limit, call.endpoint.path)
         reached = admit(claim)
         if reached is not None:
             claim.reached = reached
@@ -108,7 +118,7 @@ class Limited:
 
     def _admit_request(self, call: Call, caller: Caller) -> LimitedClaim:
         """Of an endpoint whose calls spend no tokens."""
-        claim = LimitedClaim(caller.accounts, path=call.endpoint.path)
+        claim = LimitedClaim(caller.accounts, path=call.endpoint.path, spends=False)
         claim.reached = self._store.admit(claim)
         return claim
 
@@ -126,30 +136,32 @@ class Limited:
         caller = request.caller
         assert caller is not None
         request.limited = claim = claim or self.admits(call.endpoint)(call, caller)
-        reached, claim.reached = claim.reached, None  # it refers to the claim
         client = CountedStream(claim, request) if call.stream else request
-        if reached is not None:
+
+        def serve(_: object) -> Deferred[None]:
+            claim.reached = None
+            return self._gateway.serve(call, client, record)
+
+        if claim.reached is not None:
             agent = request.header(b"user-agent")
             try:
-                admitted = self.admission.decide(reached, claim, caller.wait)
+                admitted = self.admission.decide(claim.reached, claim, caller.wait)
             except RequestError as error:
                 raise for_client(error, agent) from None
             if admitted is not None:
-                return admitted.addCallbacks(
-                    lambda _: self._gateway.serve(call, client, record), _for_client, errbackArgs=(agent,)
-                )
-        return self._gateway.serve(call, client, record)
+                return admitted.addCallbacks(serve, _for_client, errbackArgs=(agent,))
+        return serve(None)
 
     def end(self, claim: LimitedClaim, record: RecordBuilder) -> None:
         """The request has ended, in whatever way: charge what it used, and free the rest."""
-        if not claim.admitted:
+        if claim.reached is not None:
             return
         tokens = money = 0
         attempts = record.attempts
         if claim.spends and record.pricing is None and record.usage:
             if len(attempts) == 1 and attempts[0].outcome == "ok":
                 common = common_counts(record.usage)
-                tokens = sum(common) if common is not None else sum(charged_tokens(record.usage).values())
+                tokens = common[2] if common is not None else sum(charged_tokens(record.usage).values())
             if not tokens:  # else the usage is the charge, as on the straight path
                 record.charges = (Charge(record.provider or "", record.model or "", charged_tokens(record.usage)),)
         if not tokens and claim.spends:

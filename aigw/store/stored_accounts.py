@@ -160,7 +160,6 @@ class Share:
         reached = self._ledger.admit(part)
         claim.lines = part.lines
         if reached is None:
-            claim.admitted = True
             self._admitted[claim] = part
         return reached
 

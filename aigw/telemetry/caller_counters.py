@@ -41,19 +41,10 @@ class CallerCounters:
         return {"requests": self.requests, "tokens": tokens, "cost_usd": cost, "refused": self.refused}
 
     def count(self, record: Record, has_charges: bool) -> None:
-        """Count a request for the caller and for its group."""
-        common = record.common
-        if common is None:
-            self._count_any(record, has_charges)
-        else:  # nearly every one
-            self.requests += 1
-            self.input += common[0]
-            self.output += common[1]
-        if self.group is not None:
-            self.group.count(record, has_charges)
+        """Count a request by the charges of its attempts where there are any, else by what was reported at the end.
 
-    def _count_any(self, record: Record, has_charges: bool) -> None:
-        """By the charges of its attempts where there are any, else by what was reported at the end."""
+        ``Counters.count`` counts one with ``common`` without a call.
+        """
         charges, error = record.charges, record.error
         self.requests += 1
         if error is not None and error in LIMIT_REACHED and not record.attempts:

@@ -160,17 +160,24 @@ class Counters:
             route.requests[key] += 1
         else:
             route.requests[key] = 1
-        took = record.ended - record.started
+        took, common = record.ended - record.started, record.common
         duration = route.duration[record.stream]
         duration.counts[bisect_left(SECONDS, took)] += 1
         duration.sum += took
         if self.callers:
+            caller: CallerCounters | None
             try:
                 caller = self.callers[record.caller]
             except KeyError:  # nobody, or a key that a reload has taken away
-                pass
-            else:
-                caller.count(record, self._has_charges)
+                caller = None
+            while caller is not None:
+                if common is None:
+                    caller.count(record, self._has_charges)
+                else:  # nearly every one
+                    caller.requests += 1
+                    caller.input += common[0]
+                    caller.output += common[1]
+                caller = caller.group
             if self._has_prices:
                 self._note_unpriced(record.charges)
         attempts = record.attempts
@@ -224,8 +231,8 @@ class Counters:
             route.fallbacks += sum(a.step != b.step for a, b in pairwise(in_turn))
         if record.usage and step is not None:  # the last attempt's: those before it failed and reported none
             minute = minute or step.hour.at(record.ended)
-            if record.common is not None:
-                given, made = record.common
+            if common is not None:
+                given, made, _ = common
                 step.tokens["prompt"] += given
                 step.tokens["completion"] += made
                 minute.prompt += given

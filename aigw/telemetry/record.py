@@ -19,7 +19,7 @@ import msgspec
 from aigw.config.model import Step
 from aigw.config.prices import EXACT
 from aigw.key_forms import shortened
-from aigw.protocols.charges import common_counts
+from aigw.protocols.charges import CommonCounts, common_counts
 from aigw.settings.addresses import MODEL, joined, path_at, socket_of
 from aigw.telemetry.pricing import Charge, Pricing
 from aigw.telemetry.trace_context import Trace
@@ -142,7 +142,7 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     ttft: float | None = None
     overhead: float = 0.0
     session: str | None = None
-    common: tuple[int, int] | None = None
+    common: CommonCounts | None = None
 
 
 Sink = Callable[[Record], None]
