@@ -282,7 +282,7 @@ REQUESTS: dict[str, bytes] = {
 }
 STRAIGHT = """plain; of an SDK; headers for the provider; a trace; an id; an id that is not sane; a type; another charset; no type;
 X-Api-Key; two keys of one caller; no stream; a stream or null; another name; bytes of its own; over 16 KiB; over 64 KiB; the most; zeros in the length;
-another path; embeddings; moderations; messages; two models; a leading line; text with a stream; two at once; and a half"""
+another path; embeddings; moderations; messages; a stream; a hidden stream; two models; a leading line; text with a stream; two at once; and a half"""
 ROUTES = {
     "routes": [
         {

@@ -15,7 +15,7 @@ from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.held import Running
-from aigw.proxy.relay import Responder
+from aigw.proxy.responder import Responder
 from aigw.proxy.stored_responses import StoredResponses
 from aigw.routing.balance import Balance
 from aigw.routing.cooldown import CooldownsByEndpoint
@@ -24,7 +24,7 @@ from aigw.routing.router import Router
 from aigw.telemetry.record import AttemptSink, RecordBuilder
 
 if TYPE_CHECKING:
-    from aigw.proxy.straight import StraightCall
+    from aigw.proxy.straight_call import StraightCall
 
 
 class Gateway:
@@ -69,6 +69,6 @@ class Gateway:
 
     def resume(self, sent: StraightCall, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """See ``serve``, for a call whose first attempt was sent on the straight path."""
-        record.requested_model = sent.call.model
+        record.stream, record.requested_model = sent.call.stream, sent.call.model
         sent.exchange = exchange = Exchange(self, sent.plan.route, sent.call, client, record)
         return exchange.resume(sent)

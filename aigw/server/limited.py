@@ -142,8 +142,7 @@ class Limited:
         attempts = record.attempts
         if claim.spends and record.pricing is None and record.usage:
             if len(attempts) == 1 and attempts[0].outcome == "ok":
-                common = common_counts(record.usage)
-                tokens = sum(common) if common is not None else sum(charged_tokens(record.usage).values())
+                tokens = sum(common_counts(record.usage) or charged_tokens(record.usage).values())
             if not tokens:  # else the usage is the charge, as on the straight path
                 record.charges = (Charge(record.provider or "", record.model or "", charged_tokens(record.usage)),)
         if not tokens and claim.spends:
