@@ -17,9 +17,9 @@ from aigw.access.keys import Keys
 from aigw.access.ledger import Claim, Ledger
 from aigw.config import loader
 from aigw.protocols.charges import charged_tokens
-from aigw.proxy import straight
 from aigw.server import api
 from aigw.settings.callers import Account, Budgeted
+from aigw.straight import path as straight
 from aigw.telemetry import logs
 from aigw.telemetry.redaction import Redaction
 from aigw.telemetry.telemetry import Telemetry

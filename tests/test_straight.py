@@ -19,11 +19,11 @@ from twisted.internet.error import ConnectionDone
 
 from aigw.net import headers
 from aigw.protocols.envelope import SMALL as MOST
-from aigw.proxy import straight
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.plain import HOLD_PLAIN
-from aigw.proxy.straight import StraightCall
 from aigw.server import plain_requests, repeated_head
+from aigw.straight import path as straight
+from aigw.straight.path import StraightCall
 from aigw.upstream.connection import Connection
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, Wire
@@ -469,7 +469,7 @@ def test_q1_a_call_on_the_straight_path_is_counted_while_it_runs(monkeypatch):
 
 
 def test_q4_the_environment_turns_it_off():
-    command = [sys.executable, "-c", "from aigw.proxy import straight; print(straight.IS_ON)"]
+    command = [sys.executable, "-c", "from aigw.straight import path; print(path.IS_ON)"]
     for value, expected in (("off", b"False"), ("", b"True")):
         environ = {**os.environ, "AIGW_STRAIGHT_PATH": value}
         assert subprocess.run(command, env=environ, capture_output=True, check=True).stdout.strip() == expected

@@ -10,11 +10,13 @@ from unittest.mock import patch
 import pytest
 from hypothesis import strategies as st
 
-from aigw.proxy import answers, straight, straight_stream
+from aigw.proxy import answers
 from aigw.proxy.plain import HOLD_PLAIN
-from aigw.proxy.straight_stream import StraightStream
 from aigw.server import plain_requests
 from aigw.server.plain_requests import PlainRequests
+from aigw.straight import path as straight
+from aigw.straight import stream as straight_stream
+from aigw.straight.stream import StraightStream
 from aigw.upstream.connection import Connection
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway

@@ -23,8 +23,6 @@ from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.skip import Steps
 from aigw.proxy.gateway import Gateway
-from aigw.proxy.straight import StraightPath, straight_path
-from aigw.proxy.straight_call import StraightCall
 from aigw.routing.response_ids import is_id
 from aigw.server.cors import CrossOrigin
 from aigw.server.limited import Asked, CountedStream, Limited, UsageResource
@@ -32,6 +30,8 @@ from aigw.server.models import ModelsResource
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
 from aigw.settings.callers import Caller
+from aigw.straight.call import StraightCall
+from aigw.straight.path import StraightPath, straight_path
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.record import RecordBuilder, Sink

@@ -23,11 +23,11 @@ from aigw.net.lateness import GRACE_SECONDS
 from aigw.net.write import write
 from aigw.protocols.endpoint import Call, RawRequest
 from aigw.protocols.envelope import SMALL
-from aigw.proxy.straight_call import StraightCall
 from aigw.server.body_reader import BodyReader
 from aigw.server.repeated_head import DIGITS, RepeatedHead, learned
 from aigw.server.request import Request
 from aigw.settings.callers import Caller
+from aigw.straight.call import StraightCall
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel

@@ -11,12 +11,12 @@ from aigw.protocols.endpoint import Call
 from aigw.proxy.answers import Stream
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.plain import HOLD_PLAIN
-from aigw.proxy.straight_plan import Plan
+from aigw.straight.plan import Plan
 from aigw.upstream.connection import Connection, Response
 from aigw.upstream.response_parser import ResponseParser
 
 if TYPE_CHECKING:
-    from aigw.proxy.straight import StraightPath
+    from aigw.straight.path import StraightPath
 
 
 class Client(Protocol):

@@ -1,8 +1,9 @@
 """The straight path: the commonest call in two plain functions, one at its request and one at its answer.
 
 It assumes that the answer of the first step comes whole, as a good 200 of at most 1 MiB, on a connection that is kept;
-a stream is in straight_stream. On anything else the call goes the long way from its very start, its attempt already
-sent (``Exchange.resume``): only that way decides what follows. Without this file every call goes the long way, and nothing else changes.
+a stream is in ``stream``. On anything else the call goes the long way from its very start, its attempt already sent
+(``Exchange.resume``): only that way decides what follows. Without this room every call goes the long way, and nothing
+else changes.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from aigw.protocols.usage import usage_in
 from aigw.proxy.answers import Stream
 from aigw.proxy.gateway import Gateway
 from aigw.proxy.plain import HOLD_PLAIN
-from aigw.proxy.straight_call import Client, StraightCall
-from aigw.proxy.straight_head import AnswerHead, AnswerHeads
-from aigw.proxy.straight_plan import Plan, Plans
-from aigw.proxy.straight_stream import StraightStream
+from aigw.straight.call import Client, StraightCall
+from aigw.straight.head import AnswerHead, AnswerHeads
+from aigw.straight.plan import Plan, Plans
+from aigw.straight.stream import StraightStream
 from aigw.telemetry.record import AttemptRecord, Record, Sink, milliseconds, requested
 from aigw.upstream.response_parser import ResponseParser
 

@@ -18,14 +18,14 @@ from aigw.protocols.endpoint import Call
 from aigw.protocols.shaping import Difference
 from aigw.proxy.answers import Stream
 from aigw.proxy.plain import HOLD_PLAIN
-from aigw.proxy.straight_call import Client, StraightCall
-from aigw.proxy.straight_head import AnswerHead
-from aigw.proxy.straight_plan import Plan
+from aigw.straight.call import Client, StraightCall
+from aigw.straight.head import AnswerHead
+from aigw.straight.plan import Plan
 from aigw.upstream.connection import Connection, Response
 from aigw.upstream.response_parser import ResponseParser
 
 if TYPE_CHECKING:
-    from aigw.proxy.straight import StraightPath
+    from aigw.straight.path import StraightPath
 
 log = Logger()
 
