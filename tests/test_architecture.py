@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-RULE = "errors secret  <  settings log_output  <  config  <  protocols  <  net telemetry  <  upstream access accounting credentials connections  <  routing store  <  proxy  <  server explain  <  admin  <  daemon  <  commands  <  tap"
+RULE = "errors secret  <  settings log_output  <  config  <  protocols  <  net telemetry  <  upstream access accounting credentials connections  <  routing store  <  proxy  <  straight  <  server explain  <  admin  <  daemon  <  commands  <  tap"
 BESIDE = {
     "key_forms": "secret",
     "string_search": "secret",

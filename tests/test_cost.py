@@ -15,7 +15,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from aigw.proxy import straight
+from aigw.straight import path as straight
 from aigw.telemetry import logs
 from aigw.telemetry.telemetry import Telemetry
 from tests.harness import HELLO, request

@@ -19,11 +19,11 @@ from twisted.internet.error import ConnectionDone
 
 from aigw.net import headers
 from aigw.protocols.envelope import SMALL as MOST
-from aigw.proxy import straight
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.plain import HOLD_PLAIN
-from aigw.proxy.straight import StraightCall
 from aigw.server import plain_requests, repeated_head
+from aigw.straight import path as straight
+from aigw.straight.path import StraightCall
 from aigw.upstream.connection import Connection
 from tests.harness import HELLO, KEY, request
 from tests.memory import MemoryGateway, Wire
@@ -282,7 +282,7 @@ REQUESTS: dict[str, bytes] = {
 }
 STRAIGHT = """plain; of an SDK; headers for the provider; a trace; an id; an id that is not sane; a type; another charset; no type;
 X-Api-Key; two keys of one caller; no stream; a stream or null; another name; bytes of its own; over 16 KiB; over 64 KiB; the most; zeros in the length;
-another path; embeddings; moderations; messages; two models; a leading line; text with a stream; two at once; and a half"""
+another path; embeddings; moderations; messages; a stream; a hidden stream; two models; a leading line; text with a stream; two at once; and a half"""
 ROUTES = {
     "routes": [
         {
@@ -469,7 +469,7 @@ def test_q1_a_call_on_the_straight_path_is_counted_while_it_runs(monkeypatch):
 
 
 def test_q4_the_environment_turns_it_off():
-    command = [sys.executable, "-c", "from aigw.proxy import straight; print(straight.IS_ON)"]
+    command = [sys.executable, "-c", "from aigw.straight import path; print(path.IS_ON)"]
     for value, expected in (("off", b"False"), ("", b"True")):
         environ = {**os.environ, "AIGW_STRAIGHT_PATH": value}
         assert subprocess.run(command, env=environ, capture_output=True, check=True).stdout.strip() == expected

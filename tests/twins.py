@@ -15,8 +15,8 @@ from twisted.internet.testing import StringTransport
 from aigw.connections import request_head
 from aigw.daemon.drain import Drain
 from aigw.protocols.charges import charged_tokens
-from aigw.proxy import straight
 from aigw.routing import cooldown
+from aigw.straight import path as straight
 from aigw.telemetry.pricing import Charge
 from aigw.telemetry.record import Record
 from aigw.upstream import response_parser

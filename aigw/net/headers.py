@@ -74,7 +74,16 @@ def for_client(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
 
     The result is bounded: of too many headers the client gets the most important ones.
     """
-    sent = [(goes_as, values[-1]) for name, values in answered if (goes_as := _TO_CLIENT_AS[name])]
+    return bounded(forwarded(answered))
+
+
+def forwarded(answered: Iterable[tuple[bytes, list[bytes]]]) -> list[Header]:
+    """The same with all headers, also those that ``bounded`` removes."""
+    return [(goes_as, values[-1]) for name, values in answered if (goes_as := _TO_CLIENT_AS[name])]
+
+
+def bounded(sent: list[Header]) -> list[Header]:
+    """Those of the headers that the client gets; see for_client."""
     together = b"".join([value for _, value in sent])
     if len(sent) <= MOST_HEADERS and len(together) <= _SURELY_FEW and not _CONTROL.search(together):
         return sent

@@ -2,6 +2,6 @@
 
 In reading order: gateway (what calls share), exchange (one call along its route), running_attempt, race (two at once),
 passed_refusals and failure_report (errors for the client), relay, plain, answers (the commit point), whole, held,
-held_buffer (to the end), keepalive, stored_responses (which step made a response); straight, straight_plan and
-straight_head (the straight path of plain calls).
+held_buffer (to the end), keepalive, stored_responses (which step made a response), sent (a call that was sent
+before it had an exchange), responder (who takes an answer).
 """

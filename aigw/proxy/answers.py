@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
@@ -18,7 +19,8 @@ from aigw.protocols.refusals import reason_in
 from aigw.protocols.scanner import HOLD_STREAM
 from aigw.protocols.shaping import UNCHANGED, Difference
 from aigw.proxy.plain import Flowing, Plain, cut_short
-from aigw.proxy.relay import END_SECONDS, BodySink, Relay
+from aigw.proxy.relay import END_SECONDS, Relay
+from aigw.proxy.responder import BodySink
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.connection import Response
 
@@ -42,11 +44,12 @@ class Stream(Relay):
         label: bytes,
         must_finish: MustFinish,
         difference: Difference,
+        fires: Deferred[Any] | None = None,
     ) -> None:
         """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``;
         ``difference`` is that between the request that was sent and the client's."""
         endpoint = call.endpoint
-        super().__init__(endpoint, clock)
+        super().__init__(endpoint, clock, fires)
         without_usage = endpoint.scanner_without_usage if difference.hides_usage else None
         self._scanner = (without_usage or endpoint.scanner)()
         self._scanner.is_known_to_finish = must_finish

@@ -24,8 +24,10 @@ from aigw.proxy.answers import hold
 from aigw.proxy.failure_report import FailedAttempts
 from aigw.proxy.keepalive import KeptAlive
 from aigw.proxy.race import Race
-from aigw.proxy.relay import Answer, Relay, Responder
+from aigw.proxy.relay import Answer, Relay
+from aigw.proxy.responder import Responder
 from aigw.proxy.running_attempt import RunningAttempt
+from aigw.proxy.sent import Sent
 from aigw.proxy.whole import HoldWhole
 from aigw.routing import retry_policy
 from aigw.routing.hedge import may_be_sent_twice
@@ -37,7 +39,6 @@ from aigw.upstream.connection import Response
 
 if TYPE_CHECKING:
     from aigw.proxy.gateway import Gateway
-    from aigw.proxy.straight import StraightCall
 
 
 class Exchange:
@@ -81,14 +82,25 @@ class Exchange:
         self._running.addBoth(self._over)
         return self._kept_alive.until(self._running) if self._kept_alive is not None else self._running
 
-    def resume(self, sent: StraightCall) -> Deferred[None]:
-        """The same for a call whose attempt at the first step was sent on the straight path, and is not answered."""
+    def resume(self, sent: Sent) -> Deferred[None]:
+        """The same for a call that was sent to the first step on the straight path. Its answer may have begun."""
         self._gateway.running.add(self)
         step = self._left.pop(0)
+        if sent.response is not None and sent.relay is not None:
+            self._running = self._go_on(sent, sent.relay)
+            return self._running.addBoth(self._over)
         attempt = self._gateway.router.attempt(step, self._call)
         self._running = self._try(attempt, sent.received + step.timeout, tries=1, sent=sent)
         self._running.addBoth(self._over)
         return self._running
+
+    def _go_on(self, sent: Sent, relay: Relay) -> Deferred[None]:
+        step, record, received = sent.plan.step, self._record, sent.received
+        running = RunningAttempt(record, step, None, received, step.timeout, received + step.timeout, 1, False, None)
+        running.response, running.relay, self._flowing = sent.response, relay, relay
+        record.waiting_since, record.first_byte = sent.waiting_since, sent.first_byte
+        record.answered_by(step, (), step.model)
+        return relay.go_on_to(self._client).addBoth(self._flowed, running, relay)
 
     def interrupt(self) -> None:
         """End the exchange because the gateway stops: with an error event in the stream, or with Draining."""
@@ -116,7 +128,7 @@ class Exchange:
         attempt = self._gateway.router.attempt(step, self._call)
         return self._try(attempt, self._clock.seconds() + step.timeout, tries=1)
 
-    def _try(self, attempt: Attempt, step_ends: float, tries: int, sent: StraightCall | None = None) -> Deferred[None]:
+    def _try(self, attempt: Attempt, step_ends: float, tries: int, sent: Sent | None = None) -> Deferred[None]:
         started, span = self._clock.seconds() if sent is None else sent.received, None
         if trace := self._record.trace:
             attempt, span = trace.sent(attempt, started), trace.spans[-1]

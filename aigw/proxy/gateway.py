@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -15,16 +14,14 @@ from aigw.protocols.endpoint import Call
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.held import Running
-from aigw.proxy.relay import Responder
+from aigw.proxy.responder import Responder
+from aigw.proxy.sent import Sent
 from aigw.proxy.stored_responses import StoredResponses
 from aigw.routing.balance import Balance
 from aigw.routing.cooldown import CooldownsByEndpoint
 from aigw.routing.keyed_upstream import Sender
 from aigw.routing.router import Router
 from aigw.telemetry.record import AttemptSink, RecordBuilder
-
-if TYPE_CHECKING:
-    from aigw.proxy.straight import StraightCall
 
 
 class Gateway:
@@ -67,8 +64,8 @@ class Gateway:
             route = self.router.part(route, call.endpoint.path, record.skip)
         return Exchange(self, route, call, client, record).run()
 
-    def resume(self, sent: StraightCall, client: Responder, record: RecordBuilder) -> Deferred[None]:
+    def resume(self, sent: Sent, client: Responder, record: RecordBuilder) -> Deferred[None]:
         """See ``serve``, for a call whose first attempt was sent on the straight path."""
-        record.requested_model = sent.call.model
+        record.stream, record.requested_model = sent.call.stream, sent.call.model
         sent.exchange = exchange = Exchange(self, sent.plan.route, sent.call, client, record)
         return exchange.resume(sent)

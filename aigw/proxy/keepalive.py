@@ -18,7 +18,7 @@ from aigw.net import headers
 from aigw.protocols import sse
 from aigw.protocols.endpoint import Call
 from aigw.protocols.refusals import read_refusal
-from aigw.proxy.relay import Responder
+from aigw.proxy.responder import Responder
 from aigw.settings.route_settings import KeepAlive
 from aigw.telemetry.record import RecordBuilder
 

@@ -10,7 +10,7 @@ from aigw.errors import UpstreamFailure, UpstreamRefused
 from aigw.protocols.context_overflow import is_context_overflow
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.refusals import KEY_REFUSED
-from aigw.proxy.relay import Responder
+from aigw.proxy.responder import Responder
 from aigw.secret import KeySearch
 from aigw.upstream.attempt import Attempt
 

@@ -20,52 +20,14 @@ from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
 from aigw.errors import StreamBroken, UpstreamFailure
-from aigw.net.headers import Header
 from aigw.net.lateness import GRACE_SECONDS, lateness
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.usage import ReportedUsage
+from aigw.proxy.responder import BodySink
 from aigw.upstream import body
 
 END_SECONDS = 1.0  # for the end of a body after the end of the answer in it
 _WHOLE = Failure(ResponseDone())
-
-
-class BodySink(Protocol):
-    """Takes the bytes of an answer's body."""
-
-    def write(self, data: bytes, chunk: bytes = b"") -> None:
-        """Send a part of the body. ``chunk`` is the same in the chunked coding, if there is such a copy."""
-
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
-        """See IConsumer; the producer is paused while the client does not read."""
-
-    def unregisterProducer(self) -> None:
-        """See IConsumer."""
-
-
-class Responder(BodySink, Protocol):
-    """Takes an answer for the client that sent the request."""
-
-    def header(self, name: bytes) -> bytes | None:
-        """The value of a header of the request, by its lower-case name."""
-
-    def begin(self, status: int, headers: list[Header], length: int | None, is_early: bool = False) -> None:
-        """Commit: send the head of the answer. ``length`` is the size of the body in bytes, None if it is not known.
-
-        With ``is_early`` set, no step has answered yet, so the body of the request is still needed.
-        """
-
-    def release_body(self) -> None:
-        """The body of the request is not needed any more. ``begin`` includes this."""
-
-    def end(self) -> None:
-        """The answer is whole."""
-
-    def cut(self, flush: bool | None) -> None:
-        """The answer broke: close the connection without a proper end; with ``flush``, after the written bytes.
-
-        None: after them if the framing of HTTP shows that the end is missing.
-        """
 
 
 class Answer(Protocol):
@@ -119,13 +81,14 @@ class Relay(BodyProtocol, ABC):
     flushes: bool | None = False  # see the Responder
     cut_short = ""  # the code of an answer that ends too early
 
-    def __init__(self, endpoint: Endpoint, clock: IReactorTime) -> None:
+    def __init__(self, endpoint: Endpoint, clock: IReactorTime, fires: Deferred[Any] | None = None) -> None:
+        """``fires`` is in place of both Deferreds."""
         self._endpoint = endpoint
         self._clock = clock
-        self.held: Deferred[Relay] = Deferred(self.hang_up)
+        self.held: Deferred[Relay] = fires or Deferred(self.hang_up)
         self.length: int | None = None  # the size of the answer, if it is held whole at the commit point
         self.bytes_out = 0
-        self._flowing: Deferred[None] = Deferred(self.hang_up)
+        self.flowing: Deferred[None] = fires or Deferred(self.hang_up)  # fires at the end
         self._client: BodySink | None = None
         self._pieces: list[bytes] = []  # held until the commit point
         self._end: Failure | None = None
@@ -167,7 +130,13 @@ class Relay(BodyProtocol, ABC):
             self._finish(None)
         elif self._end is not None:
             self.connectionLost(self._end)
-        return self._flowing
+        return self.flowing
+
+    def go_on_to(self, client: BodySink) -> Deferred[None]:
+        """Write the rest to ``client``, which takes the place of another one. The Deferred is that of ``flow``."""
+        self._client = client
+        self.flowing = Deferred(self.hang_up)
+        return self.flowing
 
     # What a kind of answers defines
 
@@ -233,9 +202,9 @@ class Relay(BodyProtocol, ABC):
         elif broken is not None:
             self.transport.stopProducing()
         if broken is None:
-            self._flowing.callback(None)
+            self.flowing.callback(None)
         else:
-            self._flowing.errback(broken)
+            self.flowing.errback(broken)
 
     def interrupt(self) -> None:
         """Break the answer because the gateway is stopping."""

@@ -21,7 +21,8 @@ from aigw.protocols.endpoint import Call
 from aigw.proxy.held import HeldBytes
 from aigw.proxy.held_buffer import HeldBuffer
 from aigw.proxy.keepalive import KeptAlive
-from aigw.proxy.relay import Answer, BodySink, Relay
+from aigw.proxy.relay import Answer, Relay
+from aigw.proxy.responder import BodySink
 from aigw.telemetry.record import RecordBuilder
 
 CheckAnswer = Callable[[bytes], "tuple[str, str | None] | None"]

@@ -23,14 +23,15 @@ from aigw.protocols.endpoint import Call, Endpoint, RawRequest
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.skip import Steps
 from aigw.proxy.gateway import Gateway
-from aigw.proxy.straight import StraightCall, StraightPath, straight_path
 from aigw.routing.response_ids import is_id
 from aigw.server.cors import CrossOrigin
-from aigw.server.limited import Admit, Limited, LimitedClaim, UsageResource
+from aigw.server.limited import Admit, CountedStream, Limited, LimitedClaim, UsageResource
 from aigw.server.models import ModelsResource
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
 from aigw.settings.callers import Caller
+from aigw.straight.call import StraightCall
+from aigw.straight.path import StraightPath, straight_path
 from aigw.telemetry.counters import Counters
 from aigw.telemetry.pricing import Pricing
 from aigw.telemetry.record import RecordBuilder, Sink
@@ -144,7 +145,9 @@ class EndpointResource(ApiResource):
     def resume(self, sent: StraightCall, request: Request) -> Deferred[None]:
         """The same for a call that was admitted and sent."""
         request.record.received = sent.received
-        return self._gateway.resume(sent, request, request.record)
+        claim = request.limited
+        client = CountedStream(claim, request) if sent.call.stream and claim is not None else request
+        return self._gateway.resume(sent, client, request.record)
 
     def _read_compressed(self, request: Request, body: bytes | bytearray, coding: str) -> Steps[Call]:
         plain = yield from decode(body, coding, self.max_body, request.take)

@@ -6,11 +6,13 @@ bytes come and the configuration is the same, the key, the path, the method and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import fail
+from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -21,11 +23,11 @@ from aigw.net.lateness import GRACE_SECONDS
 from aigw.net.write import write
 from aigw.protocols.endpoint import Call, RawRequest
 from aigw.protocols.envelope import SMALL
-from aigw.proxy.straight import StraightCall
 from aigw.server.body_reader import BodyReader
 from aigw.server.repeated_head import DIGITS, RepeatedHead, learned
 from aigw.server.request import Request
 from aigw.settings.callers import Caller
+from aigw.straight.call import StraightCall
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel
@@ -52,6 +54,8 @@ class PlainRequests:
         self._request_id = ""
         self._began = 0.0
         self._length = 0  # of the body
+        self._taken = 0  # of these, in the limit for all bodies
+        self._head = b""  # of a streamed answer of which nothing was written
         self._pieces: list[bytes] = []  # of a body that is not whole
         self.bytes_in = 0
 
@@ -68,7 +72,8 @@ class PlainRequests:
         if not max(1, len(body)) <= length <= most or known.tree is not site.resource or site.draining:
             return False
         site.bodies.under_way += length  # there is room
-        self._length, self._began = length, known.path.seconds()
+        self._length = self._taken = length
+        self._began = known.path.seconds()
         made = request_id or id_of(known.offered_id)
         self._request_id = made if known.offered_id is None else site.shown_id(made)
         self.bytes_in = 0
@@ -188,7 +193,7 @@ class PlainRequests:
         request.limited, self._claim = self._claim, None
         known.resource.begin_record(request)
         request.record.started = request.record.received = self._began
-        request._taken, request.bytes_in = self._length, bytes_in
+        request._taken, request.bytes_in = self._taken, bytes_in
         self._pieces = []
         channel.request = request
         if known.tree is not channel.site.resource:
@@ -217,9 +222,43 @@ class PlainRequests:
         channel = self._channel
         channel.site.bodies.give_back(self._length)
         write(channel.transport, answer)
-        channel.request_done(may_be_paused=False)
+        self._done(may_be_paused=False)
+
+    def _done(self, may_be_paused: bool) -> None:
+        channel = self._channel
+        channel.request_done(may_be_paused)
         if self._known is not None and self._known.tree is not channel.site.resource:
             self.forget()
+
+    def begin(self, head: bytes) -> None:
+        """See Client."""
+        self._head = head
+        self._channel.site.bodies.give_back(self._taken)
+        self._taken = 0
+        self._timeouts.expire_after(math.inf)
+
+    def write(self, data: bytes, chunk: bytes = b"") -> None:
+        """See Client."""
+        if self._claim is not None:
+            self._claim.events += data.count(b"data:")
+        data = chunk or b"%x\r\n%s\r\n" % (len(data), data)
+        if self._head:
+            data, self._head = self._head + data, b""
+        write(self._channel.transport, data)
+
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
+        """See Client."""
+        self._channel.registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        """See Client."""
+        self._channel.unregisterProducer()
+
+    def end(self) -> None:
+        """See Client."""
+        self._sent = self._claim = None
+        write(self._channel.transport, b"0\r\n\r\n")
+        self._done(may_be_paused=True)
 
     def abort(self, why: str) -> None:
         """See Client."""
@@ -235,6 +274,9 @@ class PlainRequests:
         self._sent, known = None, self._known
         assert known is not None
         request = self._as_request(call.call.size)
+        if call.response is not None:  # which has begun
+            request.startedWriting = request.chunked = 1
+            request.code = call.response.code
         try:
             serving = known.resource.resume(call, request)
         except Exception:  # a fault of the gateway: nothing awaits the answer

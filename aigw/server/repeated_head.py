@@ -9,11 +9,11 @@ from aigw.connections.request_head import RequestHead
 from aigw.errors import GatewayError
 from aigw.net import headers
 from aigw.protocols.envelope import SMALL
-from aigw.proxy.straight import StraightPath
-from aigw.proxy.straight_plan import Plan
 from aigw.server.api import EndpointResource
 from aigw.server.resources import ApiResource
 from aigw.settings.callers import Caller
+from aigw.straight.path import StraightPath
+from aigw.straight.plan import Plan
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel

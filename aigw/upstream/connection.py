@@ -79,8 +79,7 @@ class Connection(Protocol):
 
     def __init__(self, secure: bool, free: Callable[[Connection], None], lost: Callable[[Connection], None]) -> None:
         """``free`` is called when another request can be sent, ``lost`` when the connection is lost."""
-        self._secure, self._free = secure, free
-        self._on_lost = lost
+        self._secure, self._free, self._on_lost = secure, free, lost
         self._alive = True
         self.ready: Deferred[Connection] | None = Deferred(lambda _: self.abort())
         self._parser = ResponseParser()
@@ -128,8 +127,7 @@ class Connection(Protocol):
 
         Fails with UpstreamBroken, or with Stale if the connection was ``reused`` and the request must be sent again.
         """
-        self._busy = True
-        self._reused = reused
+        self._busy, self._reused = True, reused
         answer: Deferred[Response] = Deferred(lambda _: self.abort())
         self._answer = answer
         self._write(head, body)
@@ -147,8 +145,7 @@ class Connection(Protocol):
 
     def send_straight(self, call: AnswerTaker, head: bytes, body: bytes) -> None:
         """Write a request on this reused connection. ``call`` gets the answer."""
-        self._busy = self._reused = True
-        self._straight = call
+        self._busy, self._reused, self._straight = True, True, call
         self._write(head, body)
 
     def resume(self) -> Deferred[Response]:
@@ -212,6 +209,11 @@ class Connection(Protocol):
         if self._alive:
             self.transport.resumeProducing()
         self._hand_on()
+
+    def deliver_straight(self, protocol: IProtocol, response: Response) -> None:
+        """The same for an answer of ``send_straight``, from the bytes on that ``on_data`` has not taken."""
+        self._straight, self._receiver, self._delivering = None, protocol, response
+        protocol.makeConnection(cast(ITransport, response))
 
     def delivers(self, response: Response) -> bool:
         """Whether the body of this response is being delivered."""

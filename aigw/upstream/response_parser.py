@@ -182,7 +182,7 @@ class ResponseParser:
 
 
 class AnswerTaker(Protocol):
-    """Takes an answer without a Deferred, or leaves it to ``Connection.resume``. See proxy/straight."""
+    """Takes an answer without a Deferred, or leaves it to ``Connection.resume``. See straight/path."""
 
     def on_data(self, parser: ResponseParser) -> bool:
         """One network read is parsed. False: the call has resumed with a Deferred, which gets what there is."""

@@ -11,6 +11,7 @@ from aigw.upstream.known_head import Headers
 from aigw.upstream.response_parser import ResponseParser
 
 MOST = 256  # heads that are remembered; a provider has few
+MOST_BYTES = 4096  # of the lines of one of them
 
 
 class AnswerHead(msgspec.Struct, frozen=True, gc=False):
@@ -27,31 +28,35 @@ class AnswerHead(msgspec.Struct, frozen=True, gc=False):
 class AnswerHeads:
     """Makes the heads, and remembers those that are the same in the next answer, while the same keys are hidden."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, of_streams: bool = False) -> None:
         self._router = router
+        self._of_streams = of_streams
         self._keys = router.keys
-        self._known: dict[bytes, AnswerHead | None] = {}
+        self._known: dict[bytes | tuple[headers.Header, ...], AnswerHead | None] = {}
 
     def head_of(self, parser: ResponseParser) -> AnswerHead | None:
         """The head of the answer that ``parser`` has read; None if there may be a key in it."""
-        known = parser.read_by
-        if known is None:
-            return self._made(parser.headers)
         if self._router.keys is not self._keys or len(self._known) > MOST:
             self._keys = self._router.keys
             self._known.clear()
+        known, given = parser.read_by, parser.headers
+        key = tuple(headers.forwarded(given.items())) if known is None else known.shape
         try:
-            return self._known[known.shape]
+            return self._known[key]
         except KeyError:
-            head = self._made(parser.known_headers())
-            if not any(headers.is_forwarded(name) for name in known.varying):
-                self._known[known.shape] = head
+            given = given if known is None else parser.known_headers()
+            head = self._made(given)
+            varies = known is not None and any(headers.is_forwarded(name) for name in known.varying)
+            if head is not None and not varies and len(head.lines) <= MOST_BYTES:
+                self._known[key] = head
             return head
 
     def _made(self, given: Headers) -> AnswerHead | None:
         shown = headers.for_client(given.items())
         if b"content-type" not in dict(shown):
             shown.append((b"content-type", b"application/json"))
+        if self._of_streams:
+            shown = [*headers.of_a_stream(shown, mislabelled=False), (b"transfer-encoding", b"chunked")]
         if self._router.keys.may_be_in(shown):
             return None
         lines = headers.lines(shown)

@@ -1,14 +1,14 @@
 """The straight path: the commonest call in two plain functions, one at its request and one at its answer.
 
-It assumes that the answer of the first step comes whole, as a good 200 of at most 1 MiB, on a connection that is kept.
-On anything else the call goes the long way from its very start, its attempt already sent (``Exchange.resume``): only
-that way decides what follows. Without this file every call goes the long way, and nothing else changes.
+It assumes that the answer of the first step comes whole, as a good 200 of at most 1 MiB, on a connection that is kept;
+a stream is in ``stream``. On anything else the call goes the long way from its very start, its attempt already sent
+(``Exchange.resume``): only that way decides what follows. Without this room every call goes the long way, and nothing
+else changes.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Protocol
 
 from twisted.logger import Logger
 
@@ -17,13 +17,14 @@ from aigw.access.ledger import Claim
 from aigw.protocols.charges import CommonCounts, charged_tokens, common_counts
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in
-from aigw.proxy.exchange import Exchange
+from aigw.proxy.answers import Stream
 from aigw.proxy.gateway import Gateway
 from aigw.proxy.plain import HOLD_PLAIN
-from aigw.proxy.straight_head import AnswerHeads
-from aigw.proxy.straight_plan import Plan, Plans
+from aigw.straight.call import Client, StraightCall
+from aigw.straight.head import AnswerHead, AnswerHeads
+from aigw.straight.plan import Plan, Plans
+from aigw.straight.stream import StraightStream
 from aigw.telemetry.record import AttemptRecord, Record, Sink, milliseconds, requested
-from aigw.upstream.connection import Connection
 from aigw.upstream.response_parser import ResponseParser
 
 IS_ON = os.environ.get("AIGW_STRAIGHT_PATH") != "off"
@@ -31,24 +32,8 @@ IS_ON = os.environ.get("AIGW_STRAIGHT_PATH") != "off"
 log = Logger()
 
 _ANSWER = b"HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s%s\r\n%s"
+_HEAD = b"HTTP/1.1 200 OK\r\n%sX-Request-Id: %s\r\n%s%s\r\n"
 _Answer = tuple[bytes, dict[str, int], CommonCounts | None, int]
-
-
-class Client(Protocol):
-    """The client's connection. It has one request at a time."""
-
-    @property
-    def may_finish(self) -> bool:
-        """Whether another request may follow on the connection."""
-
-    def finish(self, answer: bytes) -> None:
-        """Send the whole answer."""
-
-    def abort(self, why: str) -> None:
-        """Close the connection, on which the answer may be half sent, and log the exception."""
-
-    def take_long_way(self, call: StraightCall) -> None:
-        """Serve the request as any other; ``call`` is to be resumed by Gateway.resume."""
 
 
 def straight_path(gateway: Gateway, endpoint: Endpoint, sink: Sink, admission: Admission) -> StraightPath | None:
@@ -73,6 +58,7 @@ class StraightPath:
         self._cooldowns = gateway.cooldowns[endpoint.path]
         self.plan_for = Plans(gateway, endpoint.path).plan_for
         self._heads = AnswerHeads(gateway.router)
+        self.stream_heads = AnswerHeads(gateway.router, of_streams=True)
 
     def lines(self, plan: Plan, call: Call) -> bytes:
         """The headers of the request, but that of its id. A header of the client does not replace the provider's."""
@@ -100,7 +86,8 @@ class StraightPath:
         if connection is None:
             return None
         try:
-            sent = StraightCall(self, call, plan, client, began, address, connection, claim)
+            what = self, call, plan, client, began, address, connection, claim
+            sent = StraightStream(*what, difference) if call.stream else StraightCall(*what)
             head = b"%s%d\r\n%sX-Request-Id: %s\r\n\r\n" % (plan.start, len(body), lines, call.request_id.encode())
             connection.send_straight(sent, head, body)
         except Exception:  # a fault of the gateway
@@ -128,16 +115,55 @@ class StraightPath:
             sent.client.finish(answer)
         except Exception:
             sent.client.abort("The gateway could not answer a client: unexpected error")
+        self._end(sent, tokens, now, now, len(body), usage, common)
+        return True
+
+    def head(self, sent: StraightStream, head: AnswerHead) -> bytes:
+        """The head of a streamed answer."""
+        claim, about = sent.claim, sent.plan.about
+        lines, limits = (head.lines, b"") if claim is None else (head.limited, claim.lines)
+        return _HEAD % (lines, sent.call.request_id.encode(), about, limits)
+
+    def end(self, sent: StraightStream, relay: Stream) -> None:
+        """The whole streamed answer was written: end it for the client, and record it."""
+        usage, tokens = relay.usage, 0
+        common = common_counts(usage) if usage else None
+        if sent.claim is not None and self._spends_tokens:
+            tokens = common[2] if common is not None else sum(charged_tokens(usage).values())
+            if not tokens:  # it is estimated on the long way
+                sent.take_over().callback(None)
+                return
+        last, step = self.seconds(), sent.plan.step
+        self.gateway.running.discard(sent)
+        self._cooldowns.succeeded(step)
+        if relay.finished:
+            self.gateway.finishing.note(step, self.endpoint.path)
+        try:
+            sent.client.end()
+        except Exception:
+            sent.client.abort("The gateway could not end an answer: unexpected error")
+        self._end(sent, tokens, sent.first_byte, last, relay.bytes_out, usage, common)
+
+    def _end(
+        self,
+        sent: StraightCall,
+        tokens: int,
+        first: float,
+        last: float,
+        size: int,
+        usage: dict[str, int],
+        common: CommonCounts | None,
+    ) -> None:
+        """Settle and record a call that is over; see _record."""
         try:
             if sent.claim is not None:
                 settle = self._store.settle
                 settled = settle(sent.claim, tokens)
                 if self._admission.queues:
                     self._admission.settled(settled, sent.claim)
-            self._sink(self._record(sent, now, len(body), usage, common))
+            self._sink(self._record(sent, first, last, size, usage, common))
         except Exception:
             log.failure("The gateway could not record a request: unexpected error")
-        return True
 
     def _answer(self, sent: StraightCall, parser: ResponseParser, body: bytes) -> _Answer | None:
         """The whole answer for the client, and what it used; None if it is not as this path needs it."""
@@ -163,12 +189,18 @@ class StraightPath:
         return answer, usage, common, tokens
 
     def _record(
-        self, sent: StraightCall, now: float, size: int, usage: dict[str, int], common: CommonCounts | None
+        self,
+        sent: StraightCall,
+        first: float,
+        last: float,
+        size: int,
+        usage: dict[str, int],
+        common: CommonCounts | None,
     ) -> Record:
-        """The record of a call that is over; the whole answer was there at ``now``."""
+        """The record of a call that is over: ``first`` is when its answer began for the client, ``last`` its end."""
         call, plan, step, began, ended = sent.call, sent.plan, sent.plan.step, sent.began, self.seconds()
         number, provider, model = step.number, step.provider.name, step.model
-        took = round((now - sent.received) * 1000)
+        took = round((last - sent.received) * 1000)
         attempt = AttemptRecord(number, provider, model, "ok", 200, took, "", None, plan.host, plan.path)
         return Record(
             request_id=call.request_id,
@@ -182,115 +214,16 @@ class StraightPath:
             step=number,
             provider=provider,
             model=model,
+            stream=call.stream,
             bytes_in=call.size,
             bytes_out=size,
             usage=usage,
             attempts=(attempt,),
             status=200,
             duration_ms=milliseconds(ended - began),
-            ttft_ms=milliseconds(now - began),
+            ttft_ms=milliseconds(first - began),
             ended=ended,
-            ttft=now - began,
-            overhead=ended - sent.received - (now - sent.waiting_since),
+            ttft=first - began,
+            overhead=ended - sent.received - (last - sent.waiting_since),
             common=common,
         )
-
-
-class StraightCall:
-    """One call on the straight path, from its request to its answer.
-
-    ``began`` is when the head of the client's request was there, ``received`` when its body was whole. On the long way
-    it has ``seconds_left`` for the answer.
-    """
-
-    __slots__ = (
-        "_parser",
-        "_path",
-        "_pieces",
-        "_size",
-        "address",
-        "began",
-        "call",
-        "claim",
-        "client",
-        "connection",
-        "exchange",
-        "plan",
-        "received",
-        "seconds_left",
-        "waiting_since",
-    )
-
-    def __init__(
-        self,
-        path: StraightPath,
-        call: Call,
-        plan: Plan,
-        client: Client,
-        began: float,
-        address: str | None,
-        connection: Connection,
-        claim: Claim | None,
-    ) -> None:
-        self._path = path
-        self.claim = claim
-        self.call = call
-        self.plan = plan
-        self.client = client
-        self.began = began
-        self.received = self.waiting_since = path.seconds()
-        self.seconds_left = plan.step.timeout
-        self.address = address
-        self.connection = connection
-        self.exchange: Exchange | None = None  # once it goes the long way
-        self._parser: ResponseParser | None = None  # of an answer of which only ``_pieces`` have come
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    @property
-    def route(self) -> str:
-        """The name of the route, for those who count what runs."""
-        return self.plan.route.name
-
-    def on_data(self, parser: ResponseParser) -> bool:
-        """See AnswerTaker."""
-        if not parser.broken and (parser.status == 200 or not parser.head_done):
-            if not parser.complete:
-                if not parser.head_done:
-                    return True
-                piece = parser.take()
-                self._parser = parser
-                self._pieces.append(piece)
-                self._size += len(piece)
-                if self._size <= HOLD_PLAIN:
-                    return True
-            elif self._path.finish(self, parser):
-                return True
-        self._resume()
-        return False
-
-    def body_with(self, parser: ResponseParser) -> bytes:
-        """The whole body, of which ``parser`` has the last part."""
-        piece = parser.take()
-        if not self._pieces:
-            return piece
-        pieces, self._pieces = self._pieces, []
-        return b"".join([*pieces, piece])
-
-    def leave(self) -> None:
-        """Go the long way, on which the answer is awaited as that of any other call."""
-        self._resume()
-        self.connection.go_on()
-
-    def interrupt(self) -> None:
-        """See Exchange."""
-        self.leave()
-        if self.exchange is not None:
-            self.exchange.interrupt()
-
-    def _resume(self) -> None:
-        if self._parser is not None:
-            self._parser.give_back(b"".join(self._pieces))
-            self._pieces.clear()
-        self._path.gateway.running.discard(self)
-        self.client.take_long_way(self)

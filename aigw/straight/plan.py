@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from aigw.config.model import Route, Step
 from aigw.net import headers
 from aigw.protocols.endpoint import Call
+from aigw.proxy.answers import MustFinish
 from aigw.proxy.gateway import Gateway
 from aigw.routing.router import as_json
 from aigw.settings.patterns import STAR
@@ -19,6 +22,7 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
 
     ``start`` is the head of the request up to the digits of its Content-Length, ``own`` are the headers of its
     provider. ``model`` is that of the step as JSON. ``about`` are the headers of an answer that name its step.
+    ``streams``: its streams can go this way too; ``must_finish`` is that of a Stream.
     """
 
     route: Route
@@ -30,6 +34,8 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
     about: bytes
     host: str
     path: str
+    streams: bool
+    must_finish: MustFinish
 
 
 class Plans:
@@ -39,12 +45,13 @@ class Plans:
         self._upstream = gateway.upstream
         self._router = gateway.router
         self._cooldowns = gateway.cooldowns[path]
+        self._finishing = gateway.finishing
         self._path = path
         self._plans: dict[str, Plan | None] = {}  # by route, each made at its first call; None where there is none
 
     def plan_for(self, call: Call) -> Plan | None:
         """How this call can go; None if it cannot."""
-        if call.stream or not call.model:
+        if not call.model:
             return None
         patterns = call.caller.routes if call.caller is not None else ()
         route = self._router.visible[patterns].get(call.model)
@@ -54,7 +61,7 @@ class Plans:
             plan = self._plans[route.name]
         except KeyError:
             plan = self._plans[route.name] = self._plan(route)
-        if plan is None or self._cooldowns.cools_down(plan.step):
+        if plan is None or (call.stream and not plan.streams) or self._cooldowns.cools_down(plan.step):
             return None
         return plan
 
@@ -80,4 +87,5 @@ class Plans:
         about = headers.about(route.name, 1, step.number, provider.name, step.model)
         where = called(step, path) if provider.paths else host_and_path(provider.base_url, path)
         start, model = client.start_of("POST", url, tail), as_json(step.model)
-        return Plan(route, step, client, start, own, model, about, *where)
+        must_finish = partial(self._finishing.expected, step, path)
+        return Plan(route, step, client, start, own, model, about, *where, route.keepalive is None, must_finish)

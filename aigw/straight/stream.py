@@ -1,0 +1,158 @@
+"""A streamed call on the straight path. Its Relay judges and carries the answer, as on the long way.
+
+Before the commit point it goes the long way from its very start, as every StraightCall. What was sent to the client
+cannot be sent again: after the commit point ``Exchange.resume`` takes over the Relay, if anything but its whole answer
+comes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from aigw.access.ledger import Claim
+from aigw.protocols.endpoint import Call
+from aigw.protocols.shaping import Difference
+from aigw.proxy.answers import Stream
+from aigw.proxy.plain import HOLD_PLAIN
+from aigw.straight.call import Client, StraightCall
+from aigw.straight.head import AnswerHead
+from aigw.straight.plan import Plan
+from aigw.upstream.connection import Connection, Response
+from aigw.upstream.response_parser import ResponseParser
+
+if TYPE_CHECKING:
+    from aigw.straight.path import StraightPath
+
+log = Logger()
+
+
+class StraightStream(StraightCall):
+    """One streamed call. To its Relay it is both Deferreds: it is called at the commit point, and once more at the end.
+
+    ``first_byte`` is the time of the commit point, and ``response`` is there from then on.
+    """
+
+    __slots__ = ("_difference", "_failed", "_head", "called", "first_byte", "relay", "response")
+
+    def __init__(
+        self,
+        path: StraightPath,
+        call: Call,
+        plan: Plan,
+        client: Client,
+        began: float,
+        address: str | None,
+        connection: Connection,
+        claim: Claim | None,
+        difference: Difference,
+    ) -> None:
+        super().__init__(path, call, plan, client, began, address, connection, claim)
+        self._difference = difference
+        self.called = self._failed = False
+        self.relay: Stream | None = None
+        self.response: Response | None = None
+        self.first_byte = 0.0
+        self._head: AnswerHead | None = None
+
+    # Up to the commit point
+
+    def on_data(self, parser: ResponseParser) -> bool:
+        """See AnswerTaker."""
+        if not parser.broken and (parser.status == 200 or not parser.head_done):
+            if not parser.head_done:
+                return True
+            if self._holds(parser):
+                if not self.called:
+                    return True
+                if self.client.may_finish and self._commit(parser):
+                    return False
+        self._resume()
+        return False
+
+    def _begins(self, parser: ResponseParser) -> bool:
+        """Whether the head is that of a stream, of which no header may have a key."""
+        head = self._head = self._path.stream_heads.head_of(parser)
+        if head is None or not head.kind.startswith(b"text/event-stream"):
+            return False
+        must_finish, fires = self.plan.must_finish, cast("Deferred[Any]", self)
+        clock = self._path.gateway.clock
+        self.relay = Stream(self.call, clock, head.kind, must_finish, self._difference, fires)
+        self.relay.transport = self
+        return True
+
+    def _holds(self, parser: ResponseParser) -> bool:
+        """Hand a read to the Relay; False if the answer has failed, or may have. The long way gets the same bytes."""
+        try:
+            if self.relay is None and not self._begins(parser):
+                return False
+            if piece := parser.take():
+                self._parser = parser
+                self._pieces.append(piece)
+                self._size += len(piece)
+                cast(Stream, self.relay).dataReceived(piece)
+        except Exception:
+            log.failure("A stream takes the long way: unexpected error")
+            return False
+        return self.called or not (self._failed or parser.complete or self._size > HOLD_PLAIN)
+
+    def stopProducing(self) -> None:
+        """The Relay has no use for the answer before the commit point. The long way has."""
+
+    def callback(self, _: object) -> None:
+        """See Deferred: the commit point is reached, or the answer is whole."""
+        if self.response is None:
+            self.called = True
+        else:
+            try:
+                self._path.end(self, cast(Stream, self.relay))
+            except Exception:
+                self.take_over().errback(Failure())
+
+    def errback(self, failure: object) -> None:
+        """See Deferred: the answer has failed."""
+        if self.response is None:
+            self._failed = True
+        else:
+            self.take_over().errback(cast(Failure, failure))
+
+    # From the commit point on
+
+    def _commit(self, parser: ResponseParser) -> bool:
+        """Send what is held, and the rest as it comes; False if the long way is to do that."""
+        relay, head = cast(Stream, self.relay), cast(AnswerHead, self._head)
+        try:
+            self.first_byte = self._path.seconds()
+            self.client.begin(self._path.head(self, head))
+            self.response = Response(self.connection, parser)
+            self._pieces.clear()
+            self._parser = None
+            self.call.members.clear()  # see Exchange.commit
+            if self.call.form is not None:
+                self.call.form.release()
+            self.connection.deliver_straight(relay, self.response)
+            relay.flow(self.client, self.plan.step.idle_timeout)
+        except Exception:
+            if self.response is not None:
+                self.connection.abort()
+                relay.hang_up()
+                self.take_over().errback(Failure())
+                return True
+            log.failure("A stream takes the long way: unexpected error")
+        return self.response is not None
+
+    def take_over(self) -> Deferred[None]:
+        """Let the Exchange go on with the answer; what fires at its end."""
+        self._path.gateway.running.discard(self)
+        self.client.take_long_way(self)
+        return cast(Stream, self.relay).flowing
+
+    def leave(self) -> None:
+        """See StraightCall."""
+        if self.response is None:
+            super().leave()
+        else:
+            self.take_over()
