@@ -132,7 +132,7 @@ class Counts:
     def _begin(self, now: float, wall: float) -> None:
         """Find out until when the numbers hold, and make the lines of the window: they show the seconds to its end."""
         self.window, self.until = None, self.turns
-        if self.renews is not NEVER:  # the clock of the calendar may be set, so it is looked at again soon
+        if self.renews is not NEVER:  # the clock of the calendar may be set
             self.until = min(self.until, now + min(LOOK_SECONDS, self.renews - wall))
         if self.account is not None and self.account.tokens is not None:
             ends = self.tokens.ends

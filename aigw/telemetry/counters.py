@@ -168,7 +168,7 @@ class Counters:
             caller: CallerCounters | None
             try:
                 caller = self.callers[record.caller]
-            except KeyError:  # nobody, or a key that a reload has taken away
+            except KeyError:  # no caller, or one that a reload has taken away
                 caller = None
             while caller is not None:
                 if common is None:
