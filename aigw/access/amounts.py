@@ -13,7 +13,7 @@ from aigw.settings.callers import PICO, Account, Budgeted
 
 NO_LIMIT = 10**30
 NEVER = math.inf
-LOOK_SECONDS = 1.0  # within which a clock of the calendar that was set is noticed
+CHECK_SECONDS = 1.0  # within which a clock of the calendar that was set is noticed
 
 
 class Counts:
@@ -133,7 +133,7 @@ class Counts:
         """Find out until when the numbers hold, and make the lines of the window: they show the seconds to its end."""
         self.window, self.until = None, self.turns
         if self.renews is not NEVER:  # the clock of the calendar may be set
-            self.until = min(self.until, now + min(LOOK_SECONDS, self.renews - wall))
+            self.until = min(self.until, now + min(CHECK_SECONDS, self.renews - wall))
         if self.account is not None and self.account.tokens is not None:
             ends = self.tokens.ends
             shown = whole(ends - now)
