@@ -191,6 +191,20 @@ def test_l11_a_request_that_fits_a_limit_fits_its_part():
     assert large.seconds is None
 
 
+def test_l11_a_late_admission_changes_nothing_that_the_client_is_shown():
+    """The limits that admitted the request are those of this process, and a stream may show them much later."""
+    shared = Shared(instances=2)
+    shared.link.answer = None
+    claim = shared.claim()
+    admitted = result_of(shared.store.admit(claim))
+    shared.clock.pump([0.0101] * 5)
+    assert admitted == [None]
+    shown = claim.lines
+    assert shown.startswith(of_requests(5, 4, 12.0))
+    shared.link.waits[0].callback(AT_REQUESTS)
+    assert claim.lines == shown
+
+
 def test_l11_a_late_admission_and_one_whose_client_has_left_are_freed():
     shared = Shared()
     shared.link.answer = None

@@ -141,8 +141,7 @@ class Admission:
 
     def end(self, claim: Claim, tokens: int, money: int = 0) -> None:
         """The request is over: charge it, and let those in that wait for its slots."""
-        settle = self.store.settle
-        settled = settle(claim, tokens, money)
+        settled = self.store.settle(claim, tokens, money)
         if self.queues:
             self.settled(settled, claim)
 

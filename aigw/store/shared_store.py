@@ -29,7 +29,7 @@ from aigw.store.scripts import ADMIT, REFUSE, RENEW, SETTLE
 from aigw.store.store_debts import Debts, Settlement
 from aigw.store.store_link import Connect, RedisLink
 from aigw.store.store_state import ShortLimit, StoreState
-from aigw.store.stored_accounts import Described, Share, numbers_in, prefixed, reached_in
+from aigw.store.stored_accounts import Described, Share, is_admitted, numbers_in, prefixed, reached_in
 from aigw.store.stored_usage import StoredUsage
 
 MOST_LEASES = 1000  # renewed by one script
@@ -140,11 +140,12 @@ class SharedStore:
 
         def answered(line: str) -> None:
             limit.stop()
-            reached = reached_in(numbers_in(line), claim, self._described)
-            if result.called:  # too late, or the client has left
-                if reached is None:
+            numbers = numbers_in(line)
+            if result.called:  # too late, so the claim has other lines, or the client has left
+                if is_admitted(numbers):
                     self._charge(lease, Settlement(accounts))
                 return
+            reached = reached_in(numbers, claim, self._described)
             if reached is None:
                 self._held[claim] = lease
             result.callback(reached)

@@ -126,6 +126,11 @@ def numbers_in(line: str) -> list[float]:
     return numbers
 
 
+def is_admitted(numbers: Sequence[float]) -> bool:
+    """Whether the script ADMIT has taken all that it was asked for."""
+    return not numbers[0]
+
+
 def reached_in(numbers: Sequence[float], claim: Claim, described: Described) -> LimitReached | None:
     """What the script ADMIT has answered; the room that is left goes to the claim."""
     kind, which, wait, used, number, rate, left, reset, window, window_left, window_reset = numbers

@@ -26,7 +26,7 @@ def _refused(caller: NamedCaller) -> bytes:
 
 
 def _tokens(caller: NamedCaller) -> bytes:
-    label, tokens = caller[0], caller[1].tokens.copy()
+    label, tokens = caller[0], caller[1].tokens
     lines = [b'aigw_caller_tokens_total{%s,type="%s"} %d.0\n' % (label, kind.encode(), n) for kind, n in tokens.items()]
     return b"".join(lines)
 

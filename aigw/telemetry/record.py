@@ -128,8 +128,8 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     ``status`` is what the client got, or 499 if the client closed the connection. ``ttft_ms`` is the time to the first
     byte of the answer; ``ttft`` is the same in seconds, ``held_ms`` is ``held`` in milliseconds. ``ended`` is on the
     gateway's clock, in seconds. ``overhead`` is the duration without the time to read the request's body and without
-    the time of providers, in seconds. ``common`` are the ``common_counts`` of the
-    usage, if there are no charges and no accounts.
+    the time of providers, in seconds. ``common`` are the ``common_counts`` of the usage, if there are no charges and no
+    accounts.
     """
 
     attempts: Logged[tuple[AttemptRecord, ...]]
