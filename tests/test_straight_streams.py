@@ -124,6 +124,9 @@ STREAMS: dict[str, bytes] = {
     "as JSON": of(*STREAM, beginning=head(200, "application/json", Transfer_Encoding="chunked")),
     "without a type": of(*STREAM, beginning=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
     "with a charset": of(*STREAM, beginning=STREAM_HEAD.replace(b"-stream", b"-stream; charset=utf-8")),
+    "with a type that is too long": of(
+        *STREAM, beginning=STREAM_HEAD.replace(b"-stream", b"-stream; x=" + b"v" * 5000)
+    ),
     "in capitals": of(*STREAM, beginning=STREAM_HEAD.replace(b"text/event", b"Text/Event")),
     "headers that go on": of(*STREAM, beginning=STREAM_HEAD[:-2] + b"Openai-Model: m\r\nX-Request-Id: r\r\n\r\n"),
     "headers that we add": of(
