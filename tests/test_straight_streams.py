@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import random
@@ -9,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 from hypothesis import strategies as st
+from twisted.internet.error import ConnectionDone
 
 from aigw.proxy import answers
 from aigw.proxy.plain import HOLD_PLAIN
@@ -288,6 +290,35 @@ def test_q8_a_stream_stays_on_the_straight_path_beyond_the_limit_of_its_first_ou
     assert gateway.records[-1].outcome == "ok"
 
 
+@pytest.mark.parametrize("is_straight", [True, False], ids=["straight", "long way"])
+@pytest.mark.parametrize(
+    "name", ["whole", "no finish", "a bad chunk", "an error first", "an error after output", "a whole answer", "500"]
+)
+def test_q8_nothing_of_a_stream_waits_for_the_garbage_collector(monkeypatch, name, is_straight):
+    """It would keep the request, its claim and its record; with many streams, many of them at a time."""
+    monkeypatch.setattr(straight, "IS_ON", is_straight)
+    gateway = MemoryGateway(steps=1)
+    for data in (ANSWERS["whole"], GOOD, STREAMS[name]):
+        client = gateway.ask()
+        gateway.doors["p1"].wire.say(ANSWERS["whole"])
+        gc.collect()
+        gc.disable()
+        try:
+            client.say(ASK)
+            for _, read in in_reads(data, [len(data) - 9]):
+                gateway.doors["p1"].wire.say(read)
+            gateway.clock.advance(2.0)
+            client.lost(ConnectionDone())
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            found = {type(each).__name__ for each in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not found
+
+
 FAULTS = {
     "the head": (straight.StraightPath, "head"),
     "the Relay": (straight_stream, "Stream"),
@@ -338,3 +369,26 @@ def test_q6_a_fault_of_the_gateway_leaves_no_client_waiting(monkeypatch, failure
         account = gateway.config.callers[-1].accounts[0]
         store = gateway.site.resource.known[b"/v1/chat/completions"]._limited.admission.store
         assert store.usage_of(account)["running"] == 0
+
+
+def test_q6_a_fault_after_the_write_in_which_the_client_stopped_reading_is_recorded_once(monkeypatch, failures):
+    """In that write the long way has taken over."""
+    monkeypatch.setattr(straight, "IS_ON", True)
+    gateway = MemoryGateway(steps=1)
+    client = gateway.ask()
+    gateway.doors["p1"].wire.say(ANSWERS["whole"])
+    client.say(ASK)
+    write = client.write
+
+    def stalls(data):
+        write(data)
+        client.producer.pauseProducing()
+
+    with patch.object(client, "write", stalls), patch.object(PlainRequests, "registerProducer", side_effect=ValueError):
+        gateway.doors["p1"].wire.say(GOOD)
+    gateway.turns()
+    assert client.aborted
+    assert [record.outcome for record in gateway.records] == ["ok", "error"]
+    assert failures
+    failures.clear()
+    assert not gateway.gateway.running

@@ -112,7 +112,7 @@ class Exchange:
 
     def _over(self, result: Failure | None) -> Failure | None:
         self._gateway.running.discard(self)
-        self._race = None  # it refers to this
+        self._race = self._flowing = None  # they refer to this
         if self._interrupted and isinstance(result, Failure) and result.check(CancelledError):
             raise Draining("The gateway is stopping, and no provider has answered yet.", headers={"Retry-After": "1"})
         return result

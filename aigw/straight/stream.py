@@ -111,6 +111,7 @@ class StraightStream(StraightCall):
                 self._path.end(self, cast(Stream, self.relay))
             except Exception:
                 self.take_over().errback(Failure())
+            self.relay = None  # it refers to this
 
     def errback(self, failure: object) -> None:
         """See Deferred: the answer has failed."""
@@ -126,7 +127,7 @@ class StraightStream(StraightCall):
         relay, head = cast(Stream, self.relay), cast(AnswerHead, self._head)
         try:
             self.first_byte = self._path.seconds()
-            self.client.begin(self._path.head(self, head))
+            lines = self._path.head(self, head)
             self.response = Response(self.connection, parser)
             self._pieces.clear()
             self._parser = None
@@ -134,12 +135,14 @@ class StraightStream(StraightCall):
             if self.call.form is not None:
                 self.call.form.release()
             self.connection.deliver_straight(relay, self.response)
+            self.client.begin(lines)
             relay.flow(self.client, self.plan.step.idle_timeout)
         except Exception:
             if self.response is not None:
                 self.connection.abort()
                 relay.hang_up()
-                self.take_over().errback(Failure())
+                flowing = relay.flowing if self.relay is None else self.take_over()
+                flowing.errback(Failure())
                 return True
             log.failure("A stream takes the long way: unexpected error")
         return self.response is not None
@@ -148,7 +151,12 @@ class StraightStream(StraightCall):
         """Let the Exchange go on with the answer; what fires at its end."""
         self._path.gateway.running.discard(self)
         self.client.take_long_way(self)
-        return cast(Stream, self.relay).flowing
+        relay, self.relay = cast(Stream, self.relay), None
+        return relay.flowing
+
+    def _resume(self) -> None:
+        self.relay = None
+        super()._resume()
 
     def leave(self) -> None:
         """See StraightCall."""
