@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
 
 from aigw.proxy import answers
+from aigw.proxy.exchange import Exchange
+from aigw.proxy.gateway import Gateway
 from aigw.proxy.plain import HOLD_PLAIN
 from aigw.server import plain_requests
 from aigw.server.plain_requests import PlainRequests
@@ -389,6 +391,57 @@ def test_q6_a_fault_after_the_write_in_which_the_client_stopped_reading_is_recor
     gateway.turns()
     assert client.aborted
     assert [record.outcome for record in gateway.records] == ["ok", "error"]
+    assert failures
+    failures.clear()
+    assert not gateway.gateway.running
+
+
+TAKE_OVERS = {
+    "an error": lambda gateway, client: gateway.doors["p1"].wire.say(chunk(ERROR_EVENT) + LAST_CHUNK),
+    "no usage": lambda gateway, client: gateway.doors["p1"].wire.say(chunk(STOP) + chunk(DONE) + LAST_CHUNK),
+    "the provider closes": lambda gateway, client: gateway.doors["p1"].wire.lost(ConnectionDone()),
+    "silence": lambda gateway, client: gateway.clock.advance(200.0),
+    "the client stalls": lambda gateway, client: client.producer.pauseProducing(),
+    "the client leaves": lambda gateway, client: client.lost(ConnectionDone()),
+    "the gateway stops": lambda gateway, client: [each.interrupt() for each in list(gateway.gateway.running)],
+}
+
+
+@pytest.mark.parametrize("where", [(Gateway, "resume"), (Exchange, "_go_on"), (answers.Stream, "go_on_to")])
+@pytest.mark.parametrize("name", TAKE_OVERS)
+def test_q6_a_fault_as_the_long_way_takes_over_ends_the_stream(monkeypatch, failures, name, where):
+    """Nothing is left of it: no timer whose end would be a second one, no slot, and no connection."""
+    monkeypatch.setattr(straight, "IS_ON", True)
+    gateway = MemoryGateway(timeout="30s", top={"keys": [{"name": "a", "key": LIMITED, **LIMITS}]})
+    client, ask = gateway.open(), ASK.replace(KEY.encode(), LIMITED.encode())
+    client.say(ask)
+    gateway.doors["p1"].wire.say(STREAMS["with usage"])
+    client.say(ask)
+    gateway.doors["p1"].wire.say(of(ROLE, HI, ends=b""))
+    with patch.object(*where, side_effect=ZeroDivisionError):
+        TAKE_OVERS[name](gateway, client)
+    gateway.clock.advance(300.0)
+    assert client.disconnected
+    assert gateway.doors["p1"].wire.disconnected
+    assert [record.outcome for record in gateway.records] == ["ok", "error"]
+    assert len(failures) == 1
+    failures.clear()
+    assert not gateway.gateway.running
+    assert not gateway.timers()
+    store = gateway.site.resource.known[b"/v1/chat/completions"]._limited.admission.store
+    assert store.usage_of(gateway.config.callers[-1].accounts[0])["running"] == 0
+
+
+@pytest.mark.parametrize("is_idle", [True, False], ids=["resumed", "run"])
+def test_q6_a_fault_at_the_first_attempt_leaves_nothing_running(monkeypatch, failures, is_idle):
+    monkeypatch.setattr(straight, "IS_ON", is_idle)
+    gateway = MemoryGateway(steps=1)
+    client = gateway.ask()
+    gateway.doors["p1"].wire.say(GOOD)
+    with patch.object(Exchange, "_try", side_effect=ZeroDivisionError):
+        client.say(ASK)
+        gateway.doors["p1"].wire.say(ANSWERS["500"])
+    assert b"HTTP/1.1 500 " in client.take()
     assert failures
     failures.clear()
     assert not gateway.gateway.running

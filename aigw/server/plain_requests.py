@@ -279,7 +279,7 @@ class PlainRequests:
             request.code = call.response.code
         try:
             serving = known.resource.resume(call, request)
-        except Exception:  # a fault of the gateway: nothing awaits the answer
-            call.connection.abort()
+        except Exception:  # a fault of the gateway
+            call.abandon()
             serving = fail()
         request.serve(serving)

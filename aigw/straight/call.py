@@ -147,6 +147,10 @@ class StraightCall:
         if self.exchange is not None:
             self.exchange.interrupt()
 
+    def abandon(self) -> None:
+        """A fault of the gateway: nothing awaits the answer any more."""
+        self.connection.abort()
+
     def _resume(self) -> None:
         if self._parser is not None:
             self._parser.give_back(b"".join(self._pieces))

@@ -106,9 +106,9 @@ class StraightStream(StraightCall):
         """See Deferred: the commit point is reached, or the answer is whole."""
         if self.response is None:
             self.called = True
-        else:
+        elif self.relay is not None:
             try:
-                self._path.end(self, cast(Stream, self.relay))
+                self._path.end(self, self.relay)
             except Exception:
                 self.take_over().errback(Failure())
             self.relay = None  # it refers to this
@@ -117,7 +117,7 @@ class StraightStream(StraightCall):
         """See Deferred: the answer has failed."""
         if self.response is None:
             self._failed = True
-        else:
+        elif self.relay is not None:
             self.take_over().errback(cast(Failure, failure))
 
     # From the commit point on
@@ -148,11 +148,19 @@ class StraightStream(StraightCall):
         return self.response is not None
 
     def take_over(self) -> Deferred[None]:
-        """Let the Exchange go on with the answer; what fires at its end."""
+        """Let the Exchange go on with the answer; what fires at its end. If that fails, this call is abandoned."""
+        relay = cast(Stream, self.relay)
         self._path.gateway.running.discard(self)
         self.client.take_long_way(self)
-        relay, self.relay = cast(Stream, self.relay), None
+        self.relay = None
         return relay.flowing
+
+    def abandon(self) -> None:
+        """See StraightCall."""
+        super().abandon()
+        relay, self.relay = self.relay, None
+        if relay is not None:
+            relay.hang_up()
 
     def _resume(self) -> None:
         self.relay = None
