@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from twisted.internet.interfaces import IPushProducer
-
 from aigw.access.ledger import Claim
 from aigw.protocols.endpoint import Call
 from aigw.proxy.answers import Stream
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.plain import HOLD_PLAIN
+from aigw.proxy.responder import BodySink
 from aigw.straight.plan import Plan
 from aigw.upstream.connection import Connection, Response
 from aigw.upstream.response_parser import ResponseParser
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from aigw.straight.path import StraightPath
 
 
-class Client(Protocol):
-    """The client's connection. It has one request at a time."""
+class Client(BodySink, Protocol):
+    """The client's connection. It has one request at a time. A streamed answer is written to it."""
 
     @property
     def may_finish(self) -> bool:
@@ -31,15 +30,6 @@ class Client(Protocol):
 
     def begin(self, head: bytes) -> None:
         """Commit: send the head of a streamed answer with the first ``write``."""
-
-    def write(self, data: bytes, chunk: bytes = b"") -> None:
-        """See BodySink."""
-
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
-        """See BodySink."""
-
-    def unregisterProducer(self) -> None:
-        """See BodySink."""
 
     def end(self) -> None:
         """The streamed answer is whole."""
