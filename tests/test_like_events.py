@@ -64,9 +64,11 @@ RAW = [
 ]
 
 
+FIRST = b"data: output\n\n"
+
+
 def outcome(scanner: StreamScanner, pieces: list[bytes]) -> list[object]:
     found: list[object] = []
-    scanner.feed(b"data: output\n\n")
     for piece in pieces:
         if piece:
             found.append(scanner.feed(piece))
@@ -87,15 +89,32 @@ def of_like_events(endpoint):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from([*OF]).flatmap(of_like_events), st.lists(st.integers(0, 2500), max_size=6), st.booleans())
-@example((CHAT, [(OF[CHAT] % '"a"').encode()] * 3 + [event(finish_reason="stop"), DONE]), [400], False)
-@example((CHAT, [(OF[CHAT] % each).encode() for each in ('"a"', *RAW)]), [], True)
-def test_a3_a4_events_like_the_last_mean_what_they_mean_examined(events, cuts, one_by_one):
+@given(
+    st.sampled_from([*OF]).flatmap(of_like_events),
+    st.lists(st.integers(0, 2500), max_size=6),
+    st.booleans(),
+    st.sampled_from(["alone", "in the first read", "none"]),
+)
+@example((CHAT, [(OF[CHAT] % '"a"').encode()] * 3 + [event(finish_reason="stop"), DONE]), [400], False, "alone")
+@example((CHAT, [(OF[CHAT] % each).encode() for each in ('"a"', *RAW)]), [], True, "alone")
+@example((CHAT, [event(finish_reason="stop"), *[(OF[CHAT] % '"a"').encode()] * 30, DONE]), [], False, "none")
+@example(
+    (CHAT, [b'data: {"choices":[],"usage":{"prompt_tokens":7}}\n\n', *[(OF[CHAT] % '"a"').encode()] * 30, DONE]),
+    [],
+    False,
+    "in the first read",
+)
+def test_a3_a4_events_like_the_last_mean_what_they_mean_examined(events, cuts, one_by_one, output):
+    """``output``: where the first output is, which need not be like the others."""
     endpoint, parts = events
     data = b"".join(parts)
     ends = itertools.accumulate(map(len, parts)) if one_by_one else cuts
     at = [0, *sorted({min(cut, len(data)) for cut in [*ends, *cuts]}), len(data)]
     pieces = [data[start:end] for start, end in itertools.pairwise(at)]
+    if output == "in the first read":
+        pieces[0] = FIRST + pieces[0]
+    elif output == "alone":
+        pieces.insert(0, FIRST)
     plain = endpoint.scanner()
     plain._learns = 0  # so it examines each event
     assert outcome(endpoint.scanner(), pieces) == outcome(plain, pieces)

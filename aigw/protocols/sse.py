@@ -46,11 +46,15 @@ def _end_from(data: bytes, start: int) -> int:
     return found.end() if found else 0
 
 
-def that_matter(data: bytes, matters: Callable[[bytes], bool], start: int) -> Iterator[tuple[int, int]]:
-    """The start and end of each whole event in ``data`` from ``start`` on that matters.
+def that_matter(
+    data: bytes, matters: Callable[[bytes], bool], start: int, before: int = 0
+) -> Iterator[tuple[int, int]]:
+    """The start and end of each whole event in ``data`` that matters, up to ``before`` and from ``start`` on.
 
     Few matter: BLOCK bytes are searched at once.
     """
+    if before:
+        yield from that_matter(data[:before], matters, 0)
     has_cr = 13 in data  # without CR the ends are found without the pattern, which is slow
     while start < len(data):
         found = _end_from(data, start + BLOCK) if has_cr else data.find(b"\n\n", start + BLOCK) + 2
