@@ -446,3 +446,11 @@ def test_q6_a_fault_at_the_first_attempt_leaves_nothing_running(monkeypatch, fai
     assert failures
     failures.clear()
     assert not gateway.gateway.running
+
+
+@pytest.mark.parametrize("count", [5, 20])
+def test_q8_silence_before_a_stop_is_held_as_without_the_straight_path(count):
+    """What is over the limit of silence is dropped as it comes, not in one read with the first output."""
+    silence = [("provider", chunk(COMMENT * 500))] * count
+    events = [("client", ASK), ("provider", STREAM_HEAD), *silence, ("drain",), ("provider", GOOD[len(STREAM_HEAD) :])]
+    assert held_equal(events) == 1

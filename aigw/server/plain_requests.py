@@ -211,11 +211,6 @@ class PlainRequests:
 
     # For the StraightCall
 
-    @property
-    def may_finish(self) -> bool:
-        """See Client."""
-        return self._channel.persistent and not self._channel.site.draining
-
     def finish(self, answer: bytes) -> None:
         """See Client."""
         self._sent = self._claim = None

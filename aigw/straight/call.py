@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 class Client(BodySink, Protocol):
-    """The client's connection. It has one request at a time. A streamed answer is written to it."""
-
-    @property
-    def may_finish(self) -> bool:
-        """Whether another request may follow on the connection."""
+    """The client's connection. It has one request at a time, and another one may follow."""
 
     def finish(self, answer: bytes) -> None:
         """Send the whole answer."""

@@ -161,7 +161,6 @@ class StraightPath:
         if (
             head is None
             or len(body) > HOLD_PLAIN
-            or not sent.client.may_finish
             or self.endpoint.check_answer(body, head.kind) is not None
             or any([change(body) is not body for change in self._router.without_keys[plan.step.provider.name]])
         ):

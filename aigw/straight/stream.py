@@ -68,7 +68,7 @@ class StraightStream(StraightCall):
             if self._holds(parser):
                 if not self.called:
                     return True
-                if self.client.may_finish and self._commit(parser):
+                if self._commit(parser):
                     return False
         self._resume()
         return False
