@@ -201,6 +201,16 @@ def test_q8_a_stream_that_does_not_come_whole(rest):
         assert held_equal([*events, *REST_OF_STREAMS[rest], *rest_of_it]) >= 1
 
 
+@pytest.mark.parametrize("rest", REST_OF_STREAMS)
+def test_q8_a_client_that_stops_reading_in_a_write(rest):
+    """Its transport is full after a write: in the first one, in another, and in the last. Then it reads on."""
+    chunks = places_in(GOOD, random.Random(rest))[3]
+    for count, ends in itertools.product(range(1, len(chunks)), (LAST_CHUNK, b"")):
+        reads = in_reads(GOOD.removesuffix(LAST_CHUNK) + ends, chunks)
+        events = [("client", ASK), *reads[:count], ("client fills",), *reads[count:], *REST_OF_STREAMS[rest]]
+        assert held_equal([*events, ("client reads",), ("client", ASK), ("provider", GOOD)]) >= 1
+
+
 def test_q8_a_model_that_finishes_is_known_to_finish():
     """A later stream of it without a finish_reason is truncated, on either way."""
     for first, second in itertools.product(("whole", "no finish"), repeat=2):
@@ -258,7 +268,8 @@ EVENTS = st.one_of(
         [
             [(each,)]
             for each in (
-                *("client leaves", "client stalls", "client reads", "provider closes", "provider resets"),
+                *("client leaves", "client stalls", "client fills", "client reads", "provider closes"),
+                *("provider resets",),
                 *("provider stalls", "drain", "stop"),
             )
         ]

@@ -115,7 +115,7 @@ class StraightPath:
             sent.client.finish(answer)
         except Exception:
             sent.client.abort("The gateway could not answer a client: unexpected error")
-        self._end(sent, tokens, now, now, len(body), usage)
+        self._settle(sent, tokens, now, now, len(body), usage)
         return True
 
     def head(self, sent: StraightStream, head: AnswerHead) -> bytes:
@@ -141,9 +141,9 @@ class StraightPath:
             sent.client.end()
         except Exception:
             sent.client.abort("The gateway could not end an answer: unexpected error")
-        self._end(sent, tokens, sent.first_byte, last, relay.bytes_out, usage)
+        self._settle(sent, tokens, sent.first_byte, last, relay.bytes_out, usage)
 
-    def _end(
+    def _settle(
         self, sent: StraightCall, tokens: int, first: float, last: float, size: int, usage: dict[str, int]
     ) -> None:
         """Settle and record a call that is over; see _record."""

@@ -33,7 +33,8 @@ log = Logger()
 class StraightStream(StraightCall):
     """One streamed call. To its Relay it is both Deferreds: it is called at the commit point, and once more at the end.
 
-    ``first_byte`` is the time of the commit point, and ``response`` is there from then on.
+    ``first_byte`` is the time of the commit point, and ``response`` is there from then on. ``relay`` is there until the
+    end, or until the long way has it.
     """
 
     __slots__ = ("_difference", "_failed", "_head", "called", "first_byte", "relay", "response")
