@@ -115,6 +115,26 @@ def test_s2_a_turn_reads_so_many_chunks_and_the_client_is_not_read_meanwhile():
     assert gateway.site.bodies.under_way == 0
 
 
+@pytest.mark.parametrize("reads", [2, 3, 5])
+def test_s2_each_of_several_reads_with_many_chunks_is_read_to_its_end(reads):
+    """Each takes several turns, the last one too, and so does a read that comes while one before it is being read."""
+    gateway = MemoryGateway(steps=1)
+    body = json.dumps({**HELLO, "x": "y" * 2000}).encode()
+    sent = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    size = len(sent) // reads + 1
+    for at_once in (1, 2):
+        client = gateway.open()
+        client.say(HEAD)
+        for number, at in enumerate(range(0, len(sent), size)):
+            client.say(sent[at : at + size])
+            if number % at_once == 0:
+                gateway.turns()
+        gateway.turns()
+        assert b"y" * 2000 in gateway.doors["p1"].wire.take()
+        client.lost(ConnectionDone())
+
+
+
 def test_a_body_in_many_chunks_is_read_to_its_end_and_so_is_what_follows():
     gateway = MemoryGateway()
     client = gateway.open()

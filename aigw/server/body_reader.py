@@ -75,6 +75,7 @@ class BodyReader:
         while self._chunks is not None and self._has_unread():
             self._decode(self._chunks.go_on)
             yield
+        self._decoding = False
         self._channel.read_on()
 
     def _has_unread(self) -> bool:
