@@ -270,7 +270,8 @@ class PlainRequests:
         assert known is not None
         request = self._as_request(call.call.size)
         if call.response is not None:  # which has begun
-            request.startedWriting = request.chunked = 1
+            request._head, self._head = self._head, b""
+            request.startedWriting, request.chunked = not request._head, 1
             request.code = call.response.code
         try:
             serving = known.resource.resume(call, request)
