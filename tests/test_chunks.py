@@ -134,7 +134,6 @@ def test_s2_each_of_several_reads_with_many_chunks_is_read_to_its_end(reads):
         client.lost(ConnectionDone())
 
 
-
 def test_a_body_in_many_chunks_is_read_to_its_end_and_so_is_what_follows():
     gateway = MemoryGateway()
     client = gateway.open()
