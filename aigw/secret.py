@@ -174,9 +174,11 @@ class KeyDigest:
 class KeySearch:
     """Finds and hides a set of keys in texts, with one search for all keys."""
 
-    __slots__ = ("_base64", "_by_form", "_escaped", "_hex", "_plain", "_raw", "_secrets", "_values")
+    __slots__ = ("_base64", "_by_form", "_escaped", "_has_hashed", "_hex", "_plain", "_raw", "_secrets", "_values")
 
-    def __init__(self, secrets: Iterable[Secret]) -> None:
+    def __init__(self, secrets: Iterable[Secret], has_hashed: bool = False) -> None:
+        """``has_hashed``: there are keys of which only the hash is known, so ``hide`` hides what has that form."""
+        self._has_hashed = has_hashed
         self._secrets = tuple(sorted(dict.fromkeys(secrets), key=len, reverse=True))  # one may begin with another
         by_form: dict[str, list[Secret]] = {}
         for secret in self._secrets:
@@ -215,6 +217,8 @@ class KeySearch:
         if found or more:
             for secret in self._of(found, *more):
                 text = secret.hide_in(text)
+        if self._has_hashed and PREFIX in text and MADE_HERE.search(text):
+            text = MADE_HERE.sub("***", text)
         return text
 
     def are_in_any_form(self, data: bytes) -> bool:

@@ -373,7 +373,7 @@ def test_l17_what_others_spent_in_a_period_that_is_over_is_not_counted_in_the_ne
     use(first, config, 70)
     first.finish()
     os.rename(tmp_path / "state" / "budgets.journal", tmp_path / "state" / "budgets-2.journal")
-    second = JournaledLedger(time.monotonic, lambda: now[0])
+    second = JournaledLedger(lambda: now[0], lambda: now[0])
     second.use(config)
     second.start()
     assert spent(second, config) == [70, 70]
@@ -390,7 +390,7 @@ def test_l17_what_others_spent_in_a_period_that_is_over_is_not_counted_in_the_ne
 def test_l17_news_of_a_period_that_ended_before_they_were_taken_do_not_count_in_the_next_one(tmp_path):
     """The thread reads, and the event loop adds what was read up to half a second later."""
     config, now = config_of(tmp_path), [time.time()]
-    second = JournaledLedger(time.monotonic, lambda: now[0])
+    second = JournaledLedger(lambda: now[0], lambda: now[0])
     second.use(config)
     second.start()
     use(second, config, 5)

@@ -55,6 +55,7 @@ async def waits(world, gateway, ask, room: float = 3.0) -> None:
     assert await bounded(ask(0)) == "hello"
     counts = gateway.service._admission.store.counts_of(gateway.service.config.callers[-1].accounts[0])
     counts.requests.used, counts.requests.at = room, time.monotonic()
+    counts.requests.idle_at = counts.requests.at + 3600
     began = time.monotonic()
     assert await bounded(ask(3), 20) == "hello"
     await until(lambda: len(world.records) >= 3)

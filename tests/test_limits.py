@@ -129,6 +129,34 @@ def test_l1_another_limit_keeps_the_count():
     assert not count.has_room(Rate(5, 60.0), 0.0)
 
 
+def test_l1_a_slower_limit_finds_the_requests_that_the_faster_one_has_forgotten_soon():
+    """The time from which no request counts any more is another one under another limit."""
+    now = [100.0]
+    ledger = Ledger(lambda: now[0], lambda: NOW)
+    fast, slow = (Account(name="key a", requests=Rate(limit, 60.0)) for limit in (6000, 2))
+    for _ in range(2):
+        assert ledger.admit(Claim((fast,))) is None
+    now[0] += 0.005
+    reached = ledger.admit(Claim((slow,)))
+    assert reached is not None
+    assert reached.kind == "requests"
+    now[0] += 30
+    assert ledger.admit(Claim((slow,))) is None
+    assert ledger.admit(Claim((slow,))) is not None
+
+
+def test_l1_a_request_that_a_group_refused_leaves_no_room_for_more_than_the_limit():
+    """What its key gave is given back, at a moment when nothing else was under way."""
+    now = [100.0]
+    ledger = Ledger(lambda: now[0], lambda: NOW)
+    own, team = Account(name="key a", requests=Rate(3, 60.0)), Account(name="group b", concurrency=1)
+    assert ledger.admit(Claim((team,))) is None
+    for _ in range(5):
+        now[0] += 7
+        assert ledger.admit(Claim((own, team))) is not None
+    assert [ledger.admit(Claim((own,))) is None for _ in range(4)] == [True, True, True, False]
+
+
 def test_l1_200_requests_at_once_against_a_limit_of_10():
     gateway = LimitedGateway(requests="10/m")
     clients = [gateway.send(user="u") for _ in range(200)]
@@ -586,6 +614,38 @@ def test_l4_a_clock_that_is_set_back_after_a_refusal_by_another_limit_has_begun_
     reached = ledger.admit(Claim((spent,), 1))
     assert reached is not None
     assert reached.kind == "budget"
+
+
+def test_l4_a_clock_that_is_set_forward_is_noticed_within_a_second_and_at_once_if_it_matters():
+    steady, walls = [5.0], [NOW]
+    ledger = Ledger(lambda: steady[0], lambda: walls[0])
+    account = Account(name="key a", budgets=(Budgeted("tokens per hour", 100, False, "hour", "UTC"),))
+
+    def used(tokens: int) -> int:
+        claim = Claim((account,), 10)
+        assert ledger.admit(claim) is None
+        ledger.settle(claim, tokens)
+        return ledger.counts_of(account).of(account.budgets[0]).spent
+
+    assert used(20) == 20
+    walls[0] += 3600
+    steady[0] += 1
+    assert used(95) == 95
+    walls[0] += 3600
+    assert used(95) == 95, "there was no room in the hour before"
+
+
+def test_l4_an_hour_ends_when_it_ends():
+    walls = [end_of_period("hour", "UTC", NOW) - 0.3]
+    ledger = Ledger(lambda: walls[0], lambda: walls[0])
+    account = Account(name="key a", budgets=(Budgeted("tokens per hour", 100, False, "hour", "UTC"),))
+    runs, late = Claim((account,), 10), Claim((account,), 10)
+    assert ledger.admit(runs) is None
+    ledger.settle(runs, 10)
+    assert ledger.admit(late) is None
+    walls[0] += 0.4
+    ledger.settle(late, 7)
+    assert ledger.counts_of(account).of(account.budgets[0]).spent == 7
 
 
 def test_l4_a_clock_that_was_years_ahead_refuses_nobody_for_years():

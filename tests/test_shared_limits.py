@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from aigw.access.admission import Admission
 from aigw.access.errors import RateLimited, StoreUnavailable
 from aigw.access.ledger import Claim
+from aigw.access.limit_lines import of_requests
 from aigw.errors import ConfigError
 from aigw.settings.callers import Account, Budgeted
 from aigw.settings.limit_values import Rate
@@ -96,7 +97,7 @@ def test_l10_an_admission_is_one_script_and_a_settlement_one():
     group = Account(name="group team", budgets=(Budgeted("tokens per day", 50, False, "day", "UTC"),))
     claim = Claim((ALICES, group), 7, 11)
     assert result_of(shared.store.admit(claim)) == [None]
-    assert (claim.admitted, claim.requests, claim.window) == (True, (10, 9, 6.0, b""), None)
+    assert claim.lines == of_requests(10, 9, 6.0)
     shared.store.settle(claim, 5, 3)
     admitted, settled = shared.link.calls[-2:]
     assert (admitted[0], settled[0]) == (scripts.ADMIT, scripts.SETTLE)

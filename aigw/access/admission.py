@@ -141,7 +141,8 @@ class Admission:
 
     def end(self, claim: Claim, tokens: int, money: int = 0) -> None:
         """The request is over: charge it, and let those in that wait for its slots."""
-        settled = self.store.settle(claim, tokens, money)
+        settle = self.store.settle
+        settled = settle(claim, tokens, money)
         if self.queues:
             self.settled(settled, claim)
 
@@ -196,7 +197,6 @@ class Admission:
 
     def _retry(self, waiting: _Waiting) -> None:
         self._remove(waiting)
-        waiting.claim.requests = waiting.claim.window = None
         try:
             reached = self.store.admit(waiting.claim)
         except RequestError:

@@ -7,45 +7,42 @@ from __future__ import annotations
 
 import math
 
-from aigw.access.limit_lines import Room, of_requests, of_window, whole
+from aigw.access.limit_lines import form_of_requests, form_of_tokens, reset_of, whole
 from aigw.access.limits import TOLERANCE, RequestCount, Total, WindowCount, end_of_period
 from aigw.settings.callers import PICO, Account, Budgeted
 
 NO_LIMIT = 10**30
 NEVER = math.inf
+CHECK_SECONDS = 1.0  # within which a clock of the calendar that was set is noticed
 
 
 class Counts:
     """What one account has used, and what it has reserved.
 
-    An admission compares few numbers, which ``prepare`` and ``turn`` make of the limits of ``account``. ``pace`` is how
-    many requests a second are free again, 0 without a limit of them. ``window_top`` and ``budget_top`` are how far the
-    total of tokens may go for the window and for all budgets in tokens, ``money_top`` that of money. They hold while
-    the steady clock is before ``turns``, and that of the calendar before ``renews``. ``first`` is the room that the
-    first request leaves, and ``lines`` show that of the window, until ``lines_until`` on the steady clock.
+    An admission compares few numbers, which are made of the limits of ``account`` and hold while the steady clock is
+    before ``until``. A window ends at ``turns`` on it, a budget at ``renews`` in Unix seconds. ``slots`` may run. Of
+    the ``limit`` of requests one is free again each ``interval``, in seconds. ``top`` is how far the total of tokens
+    may go: ``lacks`` decides about what is beyond it, and about all with a budget in USD. ``first`` are the lines that
+    show the room which the first request leaves, ``rest``; None without a limit of requests. Those of others are made
+    by the form ``later``. ``window`` is the form of the lines of the window, None without one.
     """
 
     __slots__ = (
-        "account",
-        "budget_top",
-        "budgets",
-        "first",
-        "kept",
-        "limit",
-        "lines",
-        "lines_until",
-        "money",
-        "money_top",
-        "pace",
-        "renews",
-        "requests",
-        "running",
-        "slots",
-        "tokens",
-        "turns",
-        "used",
-        "window_limit",
-        "window_top",
+        *("account", "budgets", "kept", "money", "requests", "running", "tokens", "used"),
+        *(
+            "budget_top",
+            "interval",
+            "limit",
+            "money_top",
+            "renews",
+            "rest",
+            "slots",
+            "top",
+            "turns",
+            "until",
+            "window_top",
+        ),
+        *("first", "later", "window"),
     )
 
     def __init__(self) -> None:
@@ -58,11 +55,12 @@ class Counts:
         self.tokens.belongs_to(self.used)
         self.budgets: dict[str, WindowCount] = {}  # by the key of a Budgeted
         self.kept: list[tuple[WindowCount, Budgeted]] = []  # those that the account has
-        self.limit, self.window_limit, self.pace = 0, 0, 0.0
-        self.first: Room = (0, 0, 0.0, b"")
-        self.lines, self.lines_until = b"", 0.0
-        self.slots = self.window_top = self.budget_top = self.money_top = NO_LIMIT
-        self.turns = self.renews = NEVER
+        self.limit, self.rest, self.interval = 0, 0, 0.0
+        self.first: bytes | None = None
+        self.later = b""
+        self.window: bytes | None = None
+        self.slots = self.top = self.window_top = self.budget_top = self.money_top = NO_LIMIT
+        self.turns = self.renews = self.until = NEVER
 
     def of(self, budget: Budgeted) -> WindowCount:
         """The count of a budget."""
@@ -75,15 +73,12 @@ class Counts:
         """Count for these limits from now on: a request looks for none, until a reload has changed the account."""
         self.account = account
         self.slots = NO_LIMIT if account.concurrency is None else account.concurrency
-        self.limit, self.pace = 0, 0.0
-        if account.requests is not None:
-            self.limit, self.pace = account.requests.limit, account.requests.limit / account.requests.seconds
-            self.first = (
-                self.limit,
-                self.limit - 1,
-                1 / self.pace,
-                of_requests(self.limit, self.limit - 1, 1 / self.pace),
-            )
+        self.first = None
+        if (rate := account.requests) is not None:
+            self.limit, self.rest, self.interval = rate.limit, rate.limit - 1, rate.seconds / rate.limit
+            self.requests.idle_at = self.requests.at + self.requests.used * self.interval
+            self.later = form_of_requests(rate.limit)
+            self.first = self.later % (self.rest, reset_of(self.interval))
         # A budget that a reload took away still counts: a request that began before the reload may be admitted
         # after one that has the new limits, and brings the old ones back until the next request.
         self.kept = [(self.of(budget), budget) for budget in account.budgets]
@@ -91,21 +86,27 @@ class Counts:
             count.belongs_to(self.money if budget.in_usd else self.used)
         self.turn(now, wall)
 
-    def lacks_money(self, asked: int) -> bool:
-        """Whether a budget in USD has no room for it. One that is spent has no room, even for what costs nothing."""
-        taken = self.money.taken
-        return taken + asked > self.money_top or taken >= self.money_top
+    def lacks(self, taken: int, tokens: int, money: int) -> bool:
+        """Whether a limit has no room for ``tokens``, which make the total ``taken``, or for the money.
+
+        A budget that is spent has no room, even for what costs nothing.
+        """
+        spent = self.money.taken
+        return (
+            taken > self.budget_top
+            or (taken > self.window_top and tokens > 0)
+            or spent + money > self.money_top
+            or spent >= self.money_top
+        )
 
     def turn(self, now: float, wall: float) -> None:
         """Begin the windows that are due, and find out how far the totals may go, and until when."""
         self.window_top = self.budget_top = self.money_top = NO_LIMIT
         self.turns = self.renews = NEVER
-        self.lines_until = 0.0
         account, window = self.account, self.tokens
         if account is not None and account.tokens is not None:
             window.turn(account.tokens.seconds, now)
-            self.window_limit = account.tokens.limit
-            self.window_top, self.turns = self.window_limit + window.start, window.ends
+            self.window_top, self.turns = account.tokens.limit + window.start, window.ends
         for count, budget in self.kept:
             count.turn_to_calendar(budget.per, budget.zone, wall)
             self.renews = min(self.renews, count.ends)
@@ -114,13 +115,30 @@ class Counts:
                 self.money_top = min(self.money_top, top)
             else:
                 self.budget_top = min(self.budget_top, top)
+        self.top = min(self.window_top, self.budget_top) if self.money_top is NO_LIMIT else -1
+        self._begin(now, wall)
 
-    def renew_lines(self, now: float) -> None:
-        """Make the lines anew, which show the seconds to the end of the window."""
-        left = self.turns - now
-        shown = whole(left)
-        self.lines = of_window(self.window_limit, shown)
-        self.lines_until = self.turns - shown + 1 if left > 1 else now
+    def renew(self, now: float, wall: float) -> None:
+        """Do what is due at ``until``."""
+        if now >= self.turns or wall >= self.renews:
+            self.turn(now, wall)
+        else:
+            self._begin(now, wall)
+
+    def expire(self) -> None:
+        """A budget is about to be changed: the numbers hold no more."""
+        self.turns = self.until = 0.0
+
+    def _begin(self, now: float, wall: float) -> None:
+        """Find out until when the numbers hold, and make the lines of the window: they show the seconds to its end."""
+        self.window, self.until = None, self.turns
+        if self.renews is not NEVER:  # the clock of the calendar may be set
+            self.until = min(self.until, now + min(CHECK_SECONDS, self.renews - wall))
+        if self.account is not None and self.account.tokens is not None:
+            ends = self.tokens.ends
+            shown = whole(ends - now)
+            self.window = form_of_tokens(self.account.tokens.limit, shown)
+            self.until = min(self.until, ends - shown + 1 if ends - now > 1 else now)
 
 
 def usage_of(account: Account, counts: Counts, now: float, wall: float) -> dict[str, object]:

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import msgspec
 
-from aigw.protocols.endpoint import Call
 from aigw.protocols.requests import count
+from aigw.protocols.walk import Members
 from aigw.settings.endpoint_names import LISTED_FOR
 from aigw.telemetry.record import AttemptRecord, RecordBuilder
 
@@ -28,28 +28,27 @@ _number = msgspec.json.Decoder(float)
 
 class Estimated(Protocol):
     """Has the estimate of a request: ``prompt`` tokens of its body, ``output`` of its answer. ``is_limit``: the request
-    limits the answer.
+    limits the answer. A form has files and counts as an answer alone.
     """
 
     prompt: int
-    output: int
-    is_limit: bool
+
+    @property
+    def output(self) -> int:
+        """Tokens of the answer."""
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether the request limits it."""
 
 
-def estimate(call: Call, assume: int) -> tuple[int, int, bool]:
-    """The three, as Estimated has them. ``assume`` is taken for the answer where the request does not limit it. A form
-    has files and counts as that.
-    """
-    members = call.members
-    prompt = 0 if call.form is not None else -(-call.size // BYTES_OF_A_TOKEN)
-    if "max_tokens" not in members and "max_completion_tokens" not in members and "max_output_tokens" not in members:
-        return prompt, assume, False
-    limit = max([_limit(bytes(memoryview(members[name])[:_MOST_DIGITS])) for name in _LIMITS if name in members])
-    if not limit:
-        return prompt, assume, False
-    if "n" in members:
+def limit_in(members: Members) -> int:
+    """How many tokens the request allows its answer; 0 if it does not limit it."""
+    limits = [_limit(bytes(memoryview(members[name])[:_MOST_DIGITS])) for name in _LIMITS if name in members]
+    limit = max(limits, default=0)
+    if limit and "n" in members:
         limit *= count(bytes(members["n"]))
-    return prompt, min(limit, MOST_TOKENS) or assume, limit > 0
+    return min(limit, MOST_TOKENS)
 
 
 def _limit(written: bytes) -> int:

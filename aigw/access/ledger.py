@@ -6,12 +6,13 @@ An admission is one call, for all limits of a request at once: all of them are t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
 
-from aigw.access.amounts import NEVER, NO_LIMIT, Counts, usage_of
-from aigw.access.limit_lines import Room
+from aigw.access.amounts import Counts, usage_of
+from aigw.access.limit_lines import of_requests, of_tokens, reset_of
 from aigw.access.limits import TOLERANCE, WindowCount
 from aigw.config.model import Config
 from aigw.settings.callers import Account, Budgeted
@@ -36,15 +37,13 @@ class LimitReached(NamedTuple):
 class Claim(msgspec.Struct, eq=False, gc=False):
     """What one request asks for. ``tokens`` and ``money`` (PICO) are reserved until it is settled.
 
-    ``admitted`` is set by the store, and ``shown`` is what the client is shown of its limits.
+    The store sets ``lines``: the header lines with what is left, where it is least.
     """
 
     accounts: tuple[Account, ...]
     tokens: int = 0
     money: int = 0
-    admitted: bool = False
-    requests: Room | None = None
-    window: Room | None = None
+    lines: bytes = b""
 
 
 class Ledger:
@@ -76,7 +75,7 @@ class Ledger:
     def _budget(self, account: str, budget: str) -> WindowCount:
         """One that is about to be changed."""
         counts = self._counts.setdefault(account, Counts())
-        counts.renews = 0.0
+        counts.expire()
         return counts.budgets.setdefault(budget, WindowCount())
 
     def budgets(self) -> Iterator[tuple[str, str, WindowCount]]:
@@ -98,7 +97,11 @@ class Ledger:
         """Take all that the claim asks for, or nothing; note the room that is left, where it is least."""
         # This runs for every request of a key with limits, so the arithmetic is written out instead of called. It
         # takes as it goes, and gives back if the limit of another account is reached.
-        now, known, tokens = self._seconds(), self._counts, claim.tokens
+        # A function that is an attribute is called by a name of here: Python calls it faster.
+        seconds, known, tokens = self._seconds, self._counts, claim.tokens
+        now = seconds()
+        fewest = least = None  # requests and tokens that are left
+        lines = window = b""
         for account in claim.accounts:
             try:
                 counts = known[account.name]
@@ -106,48 +109,40 @@ class Ledger:
                 counts = self.counts_of(account)
             if counts.account is not account:
                 counts.prepare(account, now, self._wall())
-            elif now >= counts.turns or (counts.renews is not NEVER and self._wall() >= counts.renews):
-                counts.turn(now, self._wall())
-            used, top = counts.used, counts.window_top
+            elif now >= counts.until:
+                counts.renew(now, self._wall())
+            used, running = counts.used, counts.running
             taken = used.taken + tokens
-            if (
-                taken > counts.budget_top
-                or (taken > top and tokens)
-                or counts.running >= counts.slots
-                or (counts.money_top is not NO_LIMIT and counts.lacks_money(claim.money))
-            ):
+            if running >= counts.slots or (taken > counts.top and counts.lacks(taken, tokens, claim.money)):
                 return self._refused(claim, account, now)
-            pace = counts.pace
-            if pace:
-                requests = counts.requests
-                share, elapsed = requests.used, now - requests.at
-                if elapsed > 0.0:  # as drain does it
-                    requests.at = now
-                    share -= elapsed * pace
-                if share <= 0.0:  # all of it is left, as most requests find it
-                    requests.used, left = 1.0, counts.first
+            shown = counts.first
+            if shown is not None:
+                requests, left = counts.requests, counts.rest
+                if now >= requests.idle_at:
+                    requests.used, requests.at, requests.idle_at = 1.0, now, now + counts.interval
                 else:
-                    limit = counts.limit
-                    free = limit - share - 1.0 + TOLERANCE
-                    if free < 0.0:
-                        requests.used = share
+                    share = max(0.0, requests.used - (now - requests.at) / counts.interval)  # as drain does it
+                    left = int(counts.limit - share + TOLERANCE) - 1
+                    if left < 0:
                         return self._refused(claim, account, now)
-                    requests.used = share = share + 1.0
-                    left = limit, int(free), share / pace, b""
-                room = claim.requests
-                if room is None or left[1] < room[1]:
-                    claim.requests = left
-            if top is not NO_LIMIT:
-                if now >= counts.lines_until:
-                    counts.renew_lines(now)
-                room = claim.window
-                if room is None or top - taken < room[1]:
-                    claim.window = counts.window_limit, top - taken, counts.turns - now, counts.lines
-            counts.running += 1
+                    requests.used, requests.at = share + 1.0, now
+                    seconds_used = (share + 1.0) * counts.interval
+                    requests.idle_at = now + seconds_used
+                    shown = counts.later % (left, reset_of(seconds_used))
+                if fewest is None or left < fewest:
+                    fewest, lines = left, shown
+            shown = counts.window
+            if shown is not None:
+                left = counts.window_top - taken
+                if least is None or left < least:
+                    least, window = left, shown
+            counts.running = running + 1
             used.taken = taken
-            if claim.money:
+            if claim.money > 0:
                 counts.money.taken += claim.money
-        claim.admitted = True
+        if least is not None:
+            lines += window % (least if tokens or least > 0 else 0)
+        claim.lines = lines
         if self.note is not None:
             self._note_budgets(claim, self.note)
         return None
@@ -212,26 +207,29 @@ class Ledger:
             used = count.spent + count.reserved
             if used + asked > budget.limit or (budget.in_usd and used >= budget.limit):
                 count.correct(budget.per, budget.zone, wall)
-                counts.renews = 0.0
+                counts.expire()
                 return LimitReached("budget", account, count.ends - wall, asked, used, budget)
         return None
 
     def _show(self, claim: Claim, now: float) -> None:
         """Note the room that is left without this claim, which takes nothing."""
-        claim.requests = claim.window = None
+        requests, tokens = [], []
         for account in claim.accounts:
             counts = self.counts_of(account)
             if (rate := account.requests) is not None:
                 used = counts.requests.drain(rate, now)
-                free = int(rate.limit - used + TOLERANCE)
-                if claim.requests is None or free < claim.requests[1]:
-                    claim.requests = rate.limit, free, used * rate.seconds / rate.limit, b""
+                requests.append((int(rate.limit - used + TOLERANCE), rate.limit, used * rate.seconds / rate.limit))
             if (rate := account.tokens) is not None:
                 window = counts.tokens
                 window.turn(rate.seconds, now)
-                left = rate.limit - window.spent - window.reserved
-                if claim.window is None or left < claim.window[1]:
-                    claim.window = rate.limit, left, window.ends - now, b""
+                tokens.append((rate.limit - window.spent - window.reserved, rate.limit, window.ends - now))
+        claim.lines = b""
+        if requests:
+            left, limit, seconds = min(requests, key=itemgetter(0))
+            claim.lines += of_requests(limit, left, seconds)
+        if tokens:
+            left, limit, seconds = min(tokens, key=itemgetter(0))
+            claim.lines += of_tokens(limit, left, seconds)
 
     def count_refused(self, claim: Claim) -> None:
         """See Store: the record of the request counts it."""
@@ -240,13 +238,13 @@ class Ledger:
 
     def settle(self, claim: Claim, tokens: int, money: int = 0) -> None:
         """Charge what an admitted request used, even past a limit, and free the rest."""
-        known, more, has_money = self._counts, tokens - claim.tokens, money or claim.money
+        seconds, known, more = self._seconds, self._counts, tokens - claim.tokens
+        now = seconds()
+        has_money = money > 0 or claim.money > 0
         for account in claim.accounts:
             counts = known[account.name]
-            if (counts.turns is not NEVER and self._seconds() >= counts.turns) or (
-                counts.renews is not NEVER and self._wall() >= counts.renews
-            ):
-                counts.turn(self._seconds(), self._wall())
+            if now >= counts.until:
+                counts.renew(now, self._wall())
             used = counts.used
             counts.running -= 1
             used.spent += tokens

@@ -6,19 +6,9 @@ Each answer to a caller with limits has them, so what does not change is text al
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from aigw.access.ledger import Claim
 
 ROUNDING = 1e-6  # of sums of fractions
 _UP = 1 - ROUNDING  # what int() of a number with this is, is the number rounded up
-
-Room = tuple[int, int, float, bytes]
-"""The limit, how much of it is left, and in how many seconds all of it is.
-
-The text is the lines, of a window of tokens with a ``%d`` for what is left; empty if it is still to be made.
-"""
 
 
 def renamed(lines: bytes) -> bytes:
@@ -30,27 +20,23 @@ def renamed(lines: bytes) -> bytes:
     return (b"\n" + lines).replace(b"\n" + _FROM_PROVIDER, b"\nX-Upstream-Ratelimit-")[1:]
 
 
-def lines_of(claim: Claim) -> bytes:
-    """The lines with what the caller has left."""
-    requests, window = claim.requests, claim.window
-    shown = b""
-    if requests is not None:
-        limit, left, seconds, shown = requests
-        if not shown:
-            shown = _OF_REQUESTS % (limit, left if left > 0 else 0, reset_of(seconds))  # of_requests, a call less
-    if window is None:
-        return shown
-    limit, left, seconds, text = window
-    return shown + (text or of_window(limit, whole(seconds))) % (left if left > 0 else 0)
-
-
 def of_requests(limit: int, left: int, seconds: float) -> bytes:
-    """The lines of a limit of requests."""
-    return _OF_REQUESTS % (limit, left, reset_of(seconds))
+    """The lines of a limit of requests, of which all are left in so many seconds."""
+    return form_of_requests(limit) % (left if left > 0 else 0, reset_of(seconds))
 
 
-def of_window(limit: int, seconds: float) -> bytes:
-    """The lines of a limit of tokens, with a ``%d`` for what is left."""
+def of_tokens(limit: int, left: int, seconds: float) -> bytes:
+    """The lines of a limit of tokens, whose window ends in so many seconds."""
+    return form_of_tokens(limit, whole(seconds)) % (left if left > 0 else 0)
+
+
+def form_of_requests(limit: int) -> bytes:
+    """The first ones with a ``%d`` for what is left, and a ``%b`` for the time of the reset."""
+    return _OF_REQUESTS % limit
+
+
+def form_of_tokens(limit: int, seconds: float) -> bytes:
+    """The second ones with a ``%d`` for what is left."""
     return _OF_TOKENS % (limit, reset_of(seconds))
 
 
@@ -75,6 +61,6 @@ def reset_of(seconds: float) -> bytes:
 _FROM_PROVIDER = b"X-Ratelimit-"
 _THOUSANDTHS = [f"{part / 1000:g}s"[1:].encode() for part in range(1000)]
 _OF_REQUESTS = (
-    b"X-Ratelimit-Limit-Requests: %d\r\nX-Ratelimit-Remaining-Requests: %d\r\nX-Ratelimit-Reset-Requests: %b\r\n"
+    b"X-Ratelimit-Limit-Requests: %d\r\nX-Ratelimit-Remaining-Requests: %%d\r\nX-Ratelimit-Reset-Requests: %%b\r\n"
 )
 _OF_TOKENS = b"X-Ratelimit-Limit-Tokens: %d\r\nX-Ratelimit-Remaining-Tokens: %%d\r\nX-Ratelimit-Reset-Tokens: %b\r\n"

@@ -17,14 +17,16 @@ class RequestCount:
     """Requests under a rate, by the generic cell rate algorithm (GCRA), counted in requests instead of seconds.
 
     ``used`` requests are under way through a bucket of ``limit`` that drains evenly within the rate's seconds: a burst
-    of ``limit`` passes at once, then one each ``seconds / limit``. Another limit keeps the count.
+    of ``limit`` passes at once, then one each ``seconds / limit``. Another limit keeps the count. From ``idle_at`` on
+    the bucket is empty; it may be so a little earlier.
     """
 
-    __slots__ = ("at", "used")
+    __slots__ = ("at", "idle_at", "used")
 
     def __init__(self) -> None:
         self.used = 0.0
         self.at = 0.0
+        self.idle_at = 0.0
 
     def drain(self, rate: Rate, now: float) -> float:
         """How many are used at ``now``."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any
 
 from aigw.config.prices import Prices, in_usd
 
 Usage = Mapping[str, "int | Decimal"]  # the counts by the names of the providers, and ``cost`` in USD
+CommonCounts = tuple[int, int, int]  # the tokens of the request and of the answer, and all
 
 CHARGED_KINDS = ("input", "output", "cache_read", "cache_write", "reasoning")
 
@@ -63,15 +65,16 @@ def charged_tokens(usage: Usage) -> dict[str, int]:
     return {kind: n for kind, n in zip(CHARGED_KINDS, found, strict=True) if n or kind == "input"}
 
 
-def common_counts(usage: Usage) -> tuple[int, int] | None:
-    """The tokens of request and answer, if the usage has these two and their sum alone, as nearly every one has."""
+def common_counts(usage: Usage) -> CommonCounts | None:
+    """These three, if the usage has no others and the last is the sum, as nearly every one has."""
     if len(usage) != 3:
         return None
+    counts: Mapping[str, Any] = usage  # the cost alone is no whole number
     try:
-        given, made, total = usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]
+        given, made, total = counts["prompt_tokens"], counts["completion_tokens"], counts["total_tokens"]
     except KeyError:
         return None
-    return (given, made) if isinstance(given, int) and isinstance(made, int) and total == given + made else None
+    return (given, made, total) if total == given + made else None
 
 
 def _is_anthropic(usage: Usage) -> bool:

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from aigw.access.admission import Admission
 from aigw.access.keys import Keys
 from aigw.access.ledger import Ledger
-from aigw.access.limit_lines import lines_of, renamed
+from aigw.access.limit_lines import renamed
 from aigw.config.model import Config
 from aigw.errors import GatewayError, UpgradeRequired
 from aigw.key_forms import shortened
@@ -25,7 +25,7 @@ from aigw.protocols.skip import Steps
 from aigw.proxy.gateway import Gateway
 from aigw.routing.response_ids import is_id
 from aigw.server.cors import CrossOrigin
-from aigw.server.limited import Asked, CountedStream, Limited, UsageResource
+from aigw.server.limited import Admit, CountedStream, Limited, LimitedClaim, UsageResource
 from aigw.server.models import ModelsResource
 from aigw.server.request import Request
 from aigw.server.resources import ApiResource, HealthResource, PathPrefix, RootResource
@@ -130,16 +130,16 @@ class EndpointResource(ApiResource):
             return serve(found, request, record)
         return request.site.slices.run(found).addCallback(serve, request, record)
 
-    def admits(self, caller: Caller) -> Callable[[Call, Caller], Asked] | None:
+    def admits(self, caller: Caller) -> Admit | None:
         """What admits the calls of this caller, see Limited; None for one without limits."""
-        return self._limited.admit if caller.accounts and self._counts else None
+        return self._limited.admits(self._endpoint) if caller.accounts and self._counts else None
 
-    def serve(self, call: Call, request: Request, asked: Asked | None = None) -> Deferred[None]:
-        """Serve a call. ``asked`` is what admitted the call, if it was asked. Raises GatewayError."""
+    def serve(self, call: Call, request: Request, claim: LimitedClaim | None = None) -> Deferred[None]:
+        """Serve a call. ``claim`` is what the store was asked for, if it was asked. Raises GatewayError."""
         record = request.record
         record.received = self._seconds()
         if request.caller is not None and request.caller.accounts and self._counts:
-            return self._limited.serve(call, request, record, asked)
+            return self._limited.serve(call, request, record, claim)
         return self._gateway.serve(call, request, record)
 
     def resume(self, sent: StraightCall, request: Request) -> Deferred[None]:
@@ -167,7 +167,7 @@ class EndpointResource(ApiResource):
         if self.cross_origin is not None:
             all_of += self.cross_origin.of_an_answer(request)
         lines = headers.lines(all_of) + about
-        return lines if request.limited is None else renamed(lines) + lines_of(request.limited)
+        return lines if request.limited is None else renamed(lines) + request.limited.lines
 
     def _about(self, request: Request) -> bytes:
         """Which route, step, provider and model answered, after how many attempts, and which steps were passed over."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,18 +11,19 @@ from twisted.python.failure import Failure
 
 from aigw.access.admission import Admission, Reached, Store
 from aigw.access.errors import for_client
-from aigw.access.estimates import estimate, used
+from aigw.access.estimates import BYTES_OF_A_TOKEN, limit_in, used
 from aigw.access.ledger import Claim
 from aigw.accounting.estimated import NoPrices, complete
 from aigw.config.model import Config
 from aigw.errors import GatewayError, RequestError
 from aigw.protocols.charges import charged_tokens, common_counts
-from aigw.protocols.endpoint import Call
+from aigw.protocols.endpoint import Call, Endpoint
 from aigw.proxy.gateway import Gateway
 from aigw.server.cors import CrossOrigin
 from aigw.server.resources import ApiResource
 from aigw.settings.callers import PICO, Caller
-from aigw.telemetry.counters import CallerCounters, Counters
+from aigw.telemetry.caller_counters import CallerCounters
+from aigw.telemetry.counters import Counters
 from aigw.telemetry.pricing import Charge, Pricing
 from aigw.telemetry.record import RecordBuilder
 
@@ -30,23 +31,36 @@ if TYPE_CHECKING:
     from aigw.server.request import Request
 
 _NO_PRICES = NoPrices()
+_ROUNDED_UP = BYTES_OF_A_TOKEN - 1
 
 
 class LimitedClaim(Claim, eq=False, gc=False):
-    """The claim of a call, with what was estimated of it, see Estimated. ``events`` are those that its client was sent.
+    """The claim of a call, with what was estimated of it, see Estimated.
 
-    ``spends`` is false if its endpoint spends no tokens: nothing is estimated then.
+    ``limit`` is that of the answer in the call, 0 without one. ``path`` is of its endpoint, which ``spends`` tokens or
+    not. ``events`` are those that its client was sent. ``reached`` is what the store has answered: None if the call is
+    admitted.
     """
 
     prompt: int = 0
-    output: int = 0
-    is_limit: bool = False
-    spends: bool = False
+    limit: int = 0
     path: str = ""
+    spends: bool = True
     events: int = 0
+    reached: Reached = None
+
+    @property
+    def output(self) -> int:
+        """See Estimated."""
+        return self.tokens - self.prompt
+
+    @property
+    def is_limit(self) -> bool:
+        """See Estimated."""
+        return self.limit > 0
 
 
-Asked = tuple[LimitedClaim, Reached]
+Admit = Callable[[Call, Caller], LimitedClaim]
 
 
 class CountedStream:
@@ -83,66 +97,71 @@ class Limited:
         self._store = admission.store
         self._pricing = pricing
 
-    def admit(self, call: Call, caller: Caller) -> Asked:
-        """Ask the store for what the call needs: the claim, and the answer."""
-        endpoint = call.endpoint
-        if endpoint.spends != "tokens":
-            claim = LimitedClaim(caller.accounts, path=endpoint.path)
-        else:
-            prompt, output, is_limit = estimate(call, caller.assume)
-            money = 0 if self._pricing is None else self._money_for(call, caller, prompt, output)
-            claim = LimitedClaim(
-                caller.accounts,
-                prompt + output,
-                money,
-                False,
-                None,
-                None,
-                prompt,
-                output,
-                is_limit,
-                True,
-                endpoint.path,
-            )
-        return claim, self._store.admit(claim)
+    def admits(self, endpoint: Endpoint) -> Admit:
+        """What asks the store for what the calls of an endpoint need."""
+        return self._admit if endpoint.spends == "tokens" else self._admit_request
+
+    def _admit(self, call: Call, caller: Caller) -> LimitedClaim:
+        members, prompt, limit, money = call.members, 0, 0, 0
+        if call.form is None:
+            prompt = (call.size + _ROUNDED_UP) // BYTES_OF_A_TOKEN
+        if "max_tokens" in members or "max_completion_tokens" in members or "max_output_tokens" in members:
+            limit = limit_in(members)
+        tokens, admit = prompt + (limit or caller.assume), self._store.admit
+        if self._pricing is not None:
+            money = self._money_for(call, caller, prompt, tokens - prompt)
+        claim = LimitedClaim(caller.accounts, tokens, money, b"", prompt, limit, call.endpoint.path)
+        reached = admit(claim)
+        if reached is not None:
+            claim.reached = reached
+        return claim
+
+    def _admit_request(self, call: Call, caller: Caller) -> LimitedClaim:
+        """Of an endpoint whose calls spend no tokens."""
+        claim = LimitedClaim(caller.accounts, path=call.endpoint.path, spends=False)
+        claim.reached = self._store.admit(claim)
+        return claim
 
     def serve(
         self,
         call: Call,
         request: Request,
         record: RecordBuilder,
-        asked: Asked | None = None,
+        claim: LimitedClaim | None = None,
     ) -> Deferred[None]:
         """Serve the call when it is admitted. Raises RequestError, or fails with it.
 
-        ``asked`` is what ``admit`` gave, if the store has been asked.
+        ``claim`` is there if the store has been asked.
         """
         caller = request.caller
         assert caller is not None
-        request.limited, reached = asked or self.admit(call, caller)
-        claim = request.limited
+        request.limited = claim = claim or self.admits(call.endpoint)(call, caller)
         client = CountedStream(claim, request) if call.stream else request
-        if reached is not None:
+
+        def serve(_: object) -> Deferred[None]:
+            claim.reached = None
+            return self._gateway.serve(call, client, record)
+
+        if claim.reached is not None:
             agent = request.header(b"user-agent")
             try:
-                admitted = self.admission.decide(reached, claim, caller.wait)
+                admitted = self.admission.decide(claim.reached, claim, caller.wait)
             except RequestError as error:
                 raise for_client(error, agent) from None
             if admitted is not None:
-                return admitted.addCallbacks(
-                    lambda _: self._gateway.serve(call, client, record), _for_client, errbackArgs=(agent,)
-                )
-        return self._gateway.serve(call, client, record)
+                return admitted.addCallbacks(serve, _for_client, errbackArgs=(agent,))
+        return serve(None)
 
     def end(self, claim: LimitedClaim, record: RecordBuilder) -> None:
         """The request has ended, in whatever way: charge what it used, and free the rest."""
-        if not claim.admitted:
+        if claim.reached is not None:
             return
         tokens = money = 0
         attempts = record.attempts
         if claim.spends and record.pricing is None and record.usage:
             if len(attempts) == 1 and attempts[0].outcome == "ok":
-                tokens = sum(common_counts(record.usage) or charged_tokens(record.usage).values())
+                common = common_counts(record.usage)
+                tokens = common[2] if common is not None else sum(charged_tokens(record.usage).values())
             if not tokens:  # else the usage is the charge, as on the straight path
                 record.charges = (Charge(record.provider or "", record.model or "", charged_tokens(record.usage)),)
         if not tokens and claim.spends:

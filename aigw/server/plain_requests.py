@@ -31,7 +31,7 @@ from aigw.straight.call import StraightCall
 
 if TYPE_CHECKING:
     from aigw.server.channel import Channel
-    from aigw.server.limited import Asked, LimitedClaim
+    from aigw.server.limited import Admit, LimitedClaim
 
 log = Logger()
 
@@ -49,7 +49,7 @@ class PlainRequests:
         self.before = b""
         self._known: RepeatedHead | None = None
         self._sent: StraightCall | None = None
-        self._admit: Callable[[Call, Caller], Asked] | None = None  # if the caller of the known head has limits
+        self._admit: Admit | None = None  # if the caller of the known head has limits
         self._claim: LimitedClaim | None = None
         self._request_id = ""
         self._began = 0.0
@@ -141,17 +141,17 @@ class PlainRequests:
         plan = known.path.plan_for(call)
         if plan is None:
             return partial(known.resource.serve, call)
-        asked = self._admit(call, known.caller) if self._admit is not None else None
-        if asked is not None:
-            self._claim = asked[0]
-        if asked is None or asked[1] is None:
+        admit, claim = self._admit, None
+        if admit is not None:
+            self._claim = claim = admit(call, known.caller)
+        if claim is None or claim.reached is None:
             if known.plan is not plan:
                 known.plan, known.lines = plan, known.path.lines(plan, call)
-            self._sent = known.path.send(call, plan, known.lines, self, self._began, known.address, self._claim)
+            self._sent = known.path.send(call, plan, known.lines, self, self._began, known.address, claim)
             if self._sent is not None:
                 self._timeouts.expire_after(plan.step.timeout)
                 return None
-        return partial(known.resource.serve, call, asked=asked)
+        return partial(known.resource.serve, call, claim=claim)
 
     def too_late(self) -> None:
         """The time for the answer is over, if it is awaited on the straight path."""

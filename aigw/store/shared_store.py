@@ -147,7 +147,6 @@ class SharedStore:
                 return
             if reached is None:
                 self._held[claim] = lease
-                claim.admitted = True
             result.callback(reached)
 
         def failed(failure: Failure) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from aigw.access.ledger import Claim, Ledger, LimitReached
+from aigw.access.limit_lines import of_requests, of_tokens
 from aigw.access.limits import end_of_period
 from aigw.settings.callers import PICO, Account
 from aigw.settings.limit_values import Rate
@@ -128,8 +129,9 @@ def numbers_in(line: str) -> list[float]:
 def reached_in(numbers: Sequence[float], claim: Claim, described: Described) -> LimitReached | None:
     """What the script ADMIT has answered; the room that is left goes to the claim."""
     kind, which, wait, used, number, rate, left, reset, window, window_left, window_reset = numbers
-    claim.requests = (round(rate), round(left), reset / 1000, b"") if rate > 0 else None
-    claim.window = (round(window), round(window_left), window_reset / 1000, b"") if window > 0 else None
+    claim.lines = of_requests(round(rate), round(left), reset / 1000) if rate > 0 else b""
+    if window > 0:
+        claim.lines += of_tokens(round(window), round(window_left), window_reset / 1000)
     if not kind:
         return None
     account = claim.accounts[round(which) - 1]
@@ -156,9 +158,8 @@ class Share:
         accounts = tuple([self._part(account, claim) for account in claim.accounts])
         part = Claim(accounts, claim.tokens, claim.money)
         reached = self._ledger.admit(part)
-        claim.requests, claim.window = part.requests, part.window
+        claim.lines = part.lines
         if reached is None:
-            claim.admitted = True
             self._admitted[claim] = part
         return reached
 

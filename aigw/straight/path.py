@@ -14,8 +14,7 @@ from twisted.logger import Logger
 
 from aigw.access.admission import Admission
 from aigw.access.ledger import Claim
-from aigw.access.limit_lines import lines_of
-from aigw.protocols.charges import charged_tokens, common_counts
+from aigw.protocols.charges import CommonCounts, charged_tokens, common_counts
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in
 from aigw.proxy.answers import Stream
@@ -34,7 +33,7 @@ log = Logger()
 
 _ANSWER = b"HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s%s\r\n%s"
 _HEAD = b"HTTP/1.1 200 OK\r\n%sX-Request-Id: %s\r\n%s%s\r\n"
-_Answer = tuple[bytes, dict[str, int], int]
+_Answer = tuple[bytes, dict[str, int], CommonCounts | None, int]
 
 
 def straight_path(gateway: Gateway, endpoint: Endpoint, sink: Sink, admission: Admission) -> StraightPath | None:
@@ -52,6 +51,7 @@ class StraightPath:
         self._path = f"/v1/{endpoint.path}"  # as records show it
         self._sink = sink
         self._admission = admission
+        self._store = admission.store
         self._spends_tokens = endpoint.spends == "tokens"
         self.seconds = gateway.clock.seconds
         self._router = gateway.router
@@ -108,27 +108,28 @@ class StraightPath:
         if found is None or not sent.connection.free(may_be_paused=False):
             parser.give_back(body)
             return False
-        answer, usage, tokens = found
+        answer, usage, common, tokens = found
         self.gateway.running.discard(sent)
         self._cooldowns.succeeded(sent.plan.step)
         try:
             sent.client.finish(answer)
         except Exception:
             sent.client.abort("The gateway could not answer a client: unexpected error")
-        self._settle(sent, tokens, now, now, len(body), usage)
+        self._settle(sent, tokens, now, now, len(body), usage, common)
         return True
 
     def head(self, sent: StraightStream, head: AnswerHead) -> bytes:
         """The head of a streamed answer."""
         claim, about = sent.claim, sent.plan.about
-        lines, limits = (head.lines, b"") if claim is None else (head.limited, lines_of(claim))
+        lines, limits = (head.lines, b"") if claim is None else (head.limited, claim.lines)
         return _HEAD % (lines, sent.call.request_id.encode(), about, limits)
 
     def end(self, sent: StraightStream, relay: Stream) -> None:
         """The whole streamed answer was written: end it for the client, and record it."""
         usage, tokens = relay.usage, 0
+        common = common_counts(usage) if usage else None
         if sent.claim is not None and self._spends_tokens:
-            tokens = sum(common_counts(usage) or charged_tokens(usage).values())
+            tokens = common[2] if common is not None else sum(charged_tokens(usage).values())
             if not tokens:  # it is estimated on the long way
                 sent.take_over().callback(None)
                 return
@@ -141,16 +142,26 @@ class StraightPath:
             sent.client.end()
         except Exception:
             sent.client.abort("The gateway could not end an answer: unexpected error")
-        self._settle(sent, tokens, sent.first_byte, last, relay.bytes_out, usage)
+        self._settle(sent, tokens, sent.first_byte, last, relay.bytes_out, usage, common)
 
     def _settle(
-        self, sent: StraightCall, tokens: int, first: float, last: float, size: int, usage: dict[str, int]
+        self,
+        sent: StraightCall,
+        tokens: int,
+        first: float,
+        last: float,
+        size: int,
+        usage: dict[str, int],
+        common: CommonCounts | None,
     ) -> None:
         """Settle and record a call that is over; see _record."""
         try:
             if sent.claim is not None:
-                self._admission.end(sent.claim, tokens)
-            self._sink(self._record(sent, first, last, size, usage))
+                settle = self._store.settle
+                settled = settle(sent.claim, tokens)
+                if self._admission.queues:
+                    self._admission.settled(settled, sent.claim)
+            self._sink(self._record(sent, first, last, size, usage, common))
         except Exception:
             log.failure("The gateway could not record a request: unexpected error")
 
@@ -166,17 +177,25 @@ class StraightPath:
         ):
             return None
         usage = usage_in(body)
-        tokens = 0
-        if claim is not None and self._spends_tokens:
-            common = common_counts(usage)
-            tokens = common[0] + common[1] if common is not None else sum(charged_tokens(usage).values())
-            if not tokens:  # it is estimated on the long way
-                return None
-        lines, limits = (head.lines, b"") if claim is None else (head.limited, lines_of(claim))
+        common, tokens, lines, limits = common_counts(usage), 0, head.lines, b""
+        if claim is not None:
+            lines, limits = head.limited, claim.lines
+            if self._spends_tokens:
+                tokens = common[2] if common is not None else sum(charged_tokens(usage).values())
+                if not tokens:  # it is estimated on the long way
+                    return None
         answer = _ANSWER % (lines, len(body), sent.call.request_id.encode(), plan.about, limits, body)
-        return answer, usage, tokens
+        return answer, usage, common, tokens
 
-    def _record(self, sent: StraightCall, first: float, last: float, size: int, usage: dict[str, int]) -> Record:
+    def _record(
+        self,
+        sent: StraightCall,
+        first: float,
+        last: float,
+        size: int,
+        usage: dict[str, int],
+        common: CommonCounts | None,
+    ) -> Record:
         """The record of a call that is over: ``first`` is when its answer began for the client, ``last`` its end."""
         call, plan, step, began, ended = sent.call, sent.plan, sent.plan.step, sent.began, self.seconds()
         number, provider, model = step.number, step.provider.name, step.model
@@ -205,4 +224,5 @@ class StraightPath:
             ended=ended,
             ttft=first - began,
             overhead=ended - sent.received - (last - sent.waiting_since),
+            common=common,
         )

@@ -10,19 +10,16 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
 from itertools import pairwise
 
 from aigw.config.model import Route, Step
-from aigw.config.prices import EXACT
-from aigw.protocols.charges import CHARGED_KINDS, charged_tokens, common_counts
 from aigw.protocols.usage import KINDS, by_kind
 from aigw.settings.callers import Caller
+from aigw.telemetry.caller_counters import CallerCounters
 from aigw.telemetry.last_hour import Failed, Failures, Hour, failures
+from aigw.telemetry.pricing import Charge
 from aigw.telemetry.record import HEDGES, AttemptRecord, Record
 
-# The codes of the gateway's own refusals by a limit of a caller.
-LIMIT_REACHED = frozenset(["rate_limit_exceeded", "insufficient_quota"])
 OTHER = "other"  # the route of requests that name no configured route
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -80,28 +77,6 @@ class StepCounters:
         self.hour = Hour()
         self.why = ""
         self.answers: bool | None = None
-
-
-class CallerCounters:
-    """One caller, or all of a group: requests that have ended, tokens by disjoint kinds, and their known cost in USD.
-
-    ``refused`` are those of the requests that one of its limits, or one of its group, refused. ``group`` is counted
-    with it. Nothing else counts this since the start: ``GET /v1/usage``, the page and the metrics show these numbers.
-    """
-
-    __slots__ = ("cost", "group", "refused", "requests", "tokens")
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.refused = 0
-        self.tokens = dict.fromkeys(CHARGED_KINDS, 0)
-        self.cost = Decimal(0)
-        self.group: CallerCounters | None = None
-
-    def shown(self) -> dict[str, object]:
-        """As JSON."""
-        tokens, cost = sum(self.tokens.values()), float(self.cost)
-        return {"requests": self.requests, "tokens": tokens, "cost_usd": cost, "refused": self.refused}
 
 
 class RouteCounters:
@@ -185,12 +160,26 @@ class Counters:
             route.requests[key] += 1
         else:
             route.requests[key] = 1
-        took = record.ended - record.started
+        took, common = record.ended - record.started, record.common
         duration = route.duration[record.stream]
         duration.counts[bisect_left(SECONDS, took)] += 1
         duration.sum += took
         if self.callers:
-            self._charge(record)
+            caller: CallerCounters | None
+            try:
+                caller = self.callers[record.caller]
+            except KeyError:  # no caller, or one that a reload has taken away
+                caller = None
+            while caller is not None:
+                if common is None:
+                    caller.count(record, self._has_charges)
+                else:  # nearly every one
+                    caller.requests += 1
+                    caller.input += common[0]
+                    caller.output += common[1]
+                caller = caller.group
+            if self._has_prices:
+                self._note_unpriced(record.charges)
         attempts = record.attempts
         if not attempts:
             return
@@ -242,47 +231,26 @@ class Counters:
             route.fallbacks += sum(a.step != b.step for a, b in pairwise(in_turn))
         if record.usage and step is not None:  # the last attempt's: those before it failed and reported none
             minute = minute or step.hour.at(record.ended)
-            for kind, count in by_kind(record.usage).items():
-                step.tokens[kind] += count
-                if kind == "prompt":
-                    minute.prompt += count
-                elif kind == "completion":
-                    minute.completion += count
+            if common is not None:
+                given, made, _ = common
+                step.tokens["prompt"] += given
+                step.tokens["completion"] += made
+                minute.prompt += given
+                minute.completion += made
+            else:
+                kinds = by_kind(record.usage)
+                for kind, count in kinds.items():
+                    step.tokens[kind] += count
+                minute.prompt += kinds.get("prompt", 0)
+                minute.completion += kinds.get("completion", 0)
         if record.status >= 500 or (record.error is not None and record.keepalives):  # which began it with 200
             self._gave_up(record)
 
-    def _charge(self, record: Record) -> None:
-        """Count a request for its caller and for the group of the caller."""
-        charges, error, cost = record.charges, record.error, record.cost
-        caller = self.callers.get(record.caller)
-        if charges or self._has_charges:
-            counted = [charge.tokens for charge in charges]
-        else:
-            if caller is not None and error is None and (common := common_counts(record.usage)) is not None:
-                given, made = common
-                while caller is not None:
-                    caller.requests += 1
-                    caller.tokens["input"] += given
-                    caller.tokens["output"] += made
-                    caller = caller.group
-                return
-            counted = [charged_tokens(record.usage)] if record.usage else []
-        while caller is not None:
-            caller.requests += 1
-            if error is not None and error in LIMIT_REACHED and not record.attempts:
-                caller.refused += 1
-            if cost is not None:
-                caller.cost = EXACT.add(caller.cost, cost)
-            tokens = caller.tokens
-            for kinds in counted:
-                for kind, count in kinds.items():
-                    tokens[kind] += count
-            caller = caller.group
-        if self._has_prices:
-            for charge in charges:
-                key = charge.provider, charge.model
-                if not charge.is_priced and key in self.models:
-                    self.unpriced[key] = self.unpriced.get(key, 0) + 1
+    def _note_unpriced(self, charges: Sequence[Charge]) -> None:
+        for charge in charges:
+            key = charge.provider, charge.model
+            if not charge.is_priced and key in self.models:
+                self.unpriced[key] = self.unpriced.get(key, 0) + 1
 
     def _failed(self, step: StepCounters, record: Record, attempt: AttemptRecord) -> None:
         step.answers = False

@@ -19,6 +19,7 @@ import msgspec
 from aigw.config.model import Step
 from aigw.config.prices import EXACT
 from aigw.key_forms import shortened
+from aigw.protocols.charges import CommonCounts, common_counts
 from aigw.settings.addresses import MODEL, joined, path_at, socket_of
 from aigw.telemetry.pricing import Charge, Pricing
 from aigw.telemetry.trace_context import Trace
@@ -127,7 +128,8 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     ``status`` is what the client got, or 499 if the client closed the connection. ``ttft_ms`` is the time to the first
     byte of the answer; ``ttft`` is the same in seconds, ``held_ms`` is ``held`` in milliseconds. ``ended`` is on the
     gateway's clock, in seconds. ``overhead`` is the duration without the time to read the request's body and without
-    the time of providers, in seconds.
+    the time of providers, in seconds. ``common`` are the ``common_counts`` of the
+    usage, if there are no charges and no accounts.
     """
 
     attempts: Logged[tuple[AttemptRecord, ...]]
@@ -140,6 +142,7 @@ class Record(Facts, frozen=True, kw_only=True):  # type: ignore[misc]  # a rule 
     ttft: float | None = None
     overhead: float = 0.0
     session: str | None = None
+    common: CommonCounts | None = None
 
 
 Sink = Callable[[Record], None]
@@ -203,6 +206,7 @@ class RecordBuilder(Facts, kw_only=True):
             ttft=ttft,
             overhead=ended - self.received - self.waited,
             session=None if self.session is None or self.pricing is None else requested(self.session, MAX_SESSION),
+            common=common_counts(self.usage) if self.usage and not self.charges and self.pricing is None else None,
         )
 
 

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from aigw.secret import MADE_HERE, PREFIX, KeySearch, Secret, TwoSearches
+from aigw.secret import KeySearch, Secret, TwoSearches
 
 OLD_SECRETS = 200  # keys of earlier configurations that are still hidden
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"(:?)')  # a string before a colon is a name
-
-
-def _hide_made_here(hide: Callable[[str], str]) -> Callable[[str], str]:
-    def hide_all(text: str) -> str:
-        text = hide(text)
-        return MADE_HERE.sub("***", text) if PREFIX in text and MADE_HERE.search(text) else text
-
-    return hide_all
 
 
 class Redaction:
@@ -40,8 +32,8 @@ class Redaction:
         known = set(secrets)
         older = [secret for secret in self._secrets if secret not in known]
         self._secrets = [*older[-OLD_SECRETS:], *secrets]
-        self._fixed = KeySearch(self._secrets)
         self._has_hashed = self._has_hashed or has_hashed
+        self._fixed = KeySearch(self._secrets, self._has_hashed)
         self.use_changing(self._changing)
 
     def use_changing(self, secrets: Sequence[Secret]) -> None:
@@ -49,7 +41,7 @@ class Redaction:
         self._changing = secrets
         both = TwoSearches(self._fixed, KeySearch(secrets)) if secrets else self._fixed
         # From a text to the text without keys; the same object if the text has none.
-        self.hide = _hide_made_here(both.hide) if self._has_hashed else both.hide
+        self.hide = both.hide
 
     def hide_in_values(self, text: bytes) -> bytes:
         """``text``, which is JSON or metrics, without keys in its values. Names stay: a key may be equal to a name."""

@@ -7,9 +7,9 @@ from operator import is_
 from typing import NamedTuple
 
 from aigw.config.model import Config, Step
+from aigw.telemetry.caller_counters import CallerCounters
 from aigw.telemetry.counters import (
     OTHER,
-    CallerCounters,
     Counters,
     ModelCounters,
     RouteCounters,

@@ -16,7 +16,8 @@ import msgspec
 from aigw import __version__
 from aigw.config.model import Route, Step
 from aigw.settings.callers import Account
-from aigw.telemetry.counters import CallerCounters, Counters, RouteCounters, StepCounters, StepKey, step_key
+from aigw.telemetry.caller_counters import CallerCounters
+from aigw.telemetry.counters import Counters, RouteCounters, StepCounters, StepKey, step_key
 from aigw.telemetry.last_hour import MINUTES, Failed, Hour
 from aigw.telemetry.snapshot import Snapshot
 
