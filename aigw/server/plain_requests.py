@@ -164,6 +164,11 @@ class PlainRequests:
         if self._sent is not None:
             self._sent.leave()
 
+    def drain(self) -> None:
+        """The gateway is stopping: an answer that has not begun is to have ``Connection: close``."""
+        if self._sent is not None and self._sent.response is None:
+            self._sent.leave()
+
     def interrupt(self, error: GatewayError) -> bool:
         """See Request."""
         return self.as_request().interrupt(error)
