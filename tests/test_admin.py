@@ -111,6 +111,7 @@ async def test_b11_who_may_connect_to_a_unix_socket(world, setting, more, mode):
     endpoint = f"unix:{world.folder}/a.sock{more}"
     world.gateway(world.provider(), top={setting: endpoint if setting == "admin" else [LOOPBACK, endpoint]})
     assert stat.S_IMODE((world.folder / "a.sock").stat().st_mode) == mode
+    assert f'"address":"{world.folder}/a.sock"' in "".join(world.log)
 
 
 @ensureDeferred

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import random
@@ -9,8 +10,11 @@ from unittest.mock import patch
 
 import pytest
 from hypothesis import strategies as st
+from twisted.internet.error import ConnectionDone
 
 from aigw.proxy import answers
+from aigw.proxy.exchange import Exchange
+from aigw.proxy.gateway import Gateway
 from aigw.proxy.plain import HOLD_PLAIN
 from aigw.server import plain_requests
 from aigw.server.plain_requests import PlainRequests
@@ -124,6 +128,9 @@ STREAMS: dict[str, bytes] = {
     "as JSON": of(*STREAM, beginning=head(200, "application/json", Transfer_Encoding="chunked")),
     "without a type": of(*STREAM, beginning=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
     "with a charset": of(*STREAM, beginning=STREAM_HEAD.replace(b"-stream", b"-stream; charset=utf-8")),
+    "with a type that is too long": of(
+        *STREAM, beginning=STREAM_HEAD.replace(b"-stream", b"-stream; x=" + b"v" * 5000)
+    ),
     "in capitals": of(*STREAM, beginning=STREAM_HEAD.replace(b"text/event", b"Text/Event")),
     "headers that go on": of(*STREAM, beginning=STREAM_HEAD[:-2] + b"Openai-Model: m\r\nX-Request-Id: r\r\n\r\n"),
     "headers that we add": of(
@@ -194,6 +201,16 @@ def test_q8_a_stream_that_does_not_come_whole(rest):
         assert held_equal([*events, *REST_OF_STREAMS[rest], *rest_of_it]) >= 1
 
 
+@pytest.mark.parametrize("rest", REST_OF_STREAMS)
+def test_q8_a_client_that_stops_reading_in_a_write(rest):
+    """Its transport is full after a write: in the first one, in another, and in the last. Then it reads on."""
+    chunks = places_in(GOOD, random.Random(rest))[3]
+    for count, ends in itertools.product(range(1, len(chunks)), (LAST_CHUNK, b"")):
+        reads = in_reads(GOOD.removesuffix(LAST_CHUNK) + ends, chunks)
+        events = [("client", ASK), *reads[:count], ("client fills",), *reads[count:], *REST_OF_STREAMS[rest]]
+        assert held_equal([*events, ("client reads",), ("client", ASK), ("provider", GOOD)]) >= 1
+
+
 def test_q8_a_model_that_finishes_is_known_to_finish():
     """A later stream of it without a finish_reason is truncated, on either way."""
     for first, second in itertools.product(("whole", "no finish"), repeat=2):
@@ -251,7 +268,8 @@ EVENTS = st.one_of(
         [
             [(each,)]
             for each in (
-                *("client leaves", "client stalls", "client reads", "provider closes", "provider resets"),
+                *("client leaves", "client stalls", "client fills", "client reads", "provider closes"),
+                *("provider resets",),
                 *("provider stalls", "drain", "stop"),
             )
         ]
@@ -284,6 +302,35 @@ def test_q8_a_stream_stays_on_the_straight_path_beyond_the_limit_of_its_first_ou
     gateway.doors["p1"].wire.say(chunk(STOP) + chunk(DONE) + LAST_CHUNK)
     assert not gateway.gateway.running
     assert gateway.records[-1].outcome == "ok"
+
+
+@pytest.mark.parametrize("is_straight", [True, False], ids=["straight", "long way"])
+@pytest.mark.parametrize(
+    "name", ["whole", "no finish", "a bad chunk", "an error first", "an error after output", "a whole answer", "500"]
+)
+def test_q8_nothing_of_a_stream_waits_for_the_garbage_collector(monkeypatch, name, is_straight):
+    """It would keep the request, its claim and its record; with many streams, many of them at a time."""
+    monkeypatch.setattr(straight, "IS_ON", is_straight)
+    gateway = MemoryGateway(steps=1)
+    for data in (ANSWERS["whole"], GOOD, STREAMS[name]):
+        client = gateway.ask()
+        gateway.doors["p1"].wire.say(ANSWERS["whole"])
+        gc.collect()
+        gc.disable()
+        try:
+            client.say(ASK)
+            for _, read in in_reads(data, [len(data) - 9]):
+                gateway.doors["p1"].wire.say(read)
+            gateway.clock.advance(2.0)
+            client.lost(ConnectionDone())
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            found = {type(each).__name__ for each in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not found
 
 
 FAULTS = {
@@ -324,7 +371,9 @@ def test_q6_a_fault_of_the_gateway_leaves_no_client_waiting(monkeypatch, failure
     with patch.object(where, what, property(fails_once) if isinstance(found, property) else fails_once):
         gateway.doors["p1"].wire.say(STREAMS["with usage"])
     gateway.turns()
-    assert client.take().endswith(LAST_CHUNK) or client.aborted
+    answer = client.take()
+    assert answer.endswith(LAST_CHUNK) or client.aborted or answer.startswith(b"HTTP/1.1 500 ")
+    assert name != "the flow" or answer.startswith(b"HTTP/1.1 500 "), "nothing was written before it"
     assert len(gateway.records) == (1 if name == "the record" else 2)
     assert failures
     failures.clear()
@@ -336,3 +385,85 @@ def test_q6_a_fault_of_the_gateway_leaves_no_client_waiting(monkeypatch, failure
         account = gateway.config.callers[-1].accounts[0]
         store = gateway.site.resource.known[b"/v1/chat/completions"]._limited.admission.store
         assert store.usage_of(account)["running"] == 0
+
+
+def test_q6_a_fault_after_the_write_in_which_the_client_stopped_reading_is_recorded_once(monkeypatch, failures):
+    """In that write the long way has taken over."""
+    monkeypatch.setattr(straight, "IS_ON", True)
+    gateway = MemoryGateway(steps=1)
+    client = gateway.ask()
+    gateway.doors["p1"].wire.say(ANSWERS["whole"])
+    client.say(ASK)
+    write = client.write
+
+    def stalls(data):
+        write(data)
+        client.producer.pauseProducing()
+
+    with patch.object(client, "write", stalls), patch.object(PlainRequests, "registerProducer", side_effect=ValueError):
+        gateway.doors["p1"].wire.say(GOOD)
+    gateway.turns()
+    assert client.aborted
+    assert [record.outcome for record in gateway.records] == ["ok", "error"]
+    assert failures
+    failures.clear()
+    assert not gateway.gateway.running
+
+
+TAKE_OVERS = {
+    "an error": lambda gateway, client: gateway.doors["p1"].wire.say(chunk(ERROR_EVENT) + LAST_CHUNK),
+    "no usage": lambda gateway, client: gateway.doors["p1"].wire.say(chunk(STOP) + chunk(DONE) + LAST_CHUNK),
+    "the provider closes": lambda gateway, client: gateway.doors["p1"].wire.lost(ConnectionDone()),
+    "silence": lambda gateway, client: gateway.clock.advance(200.0),
+    "the client stalls": lambda gateway, client: client.producer.pauseProducing(),
+    "the client leaves": lambda gateway, client: client.lost(ConnectionDone()),
+    "the gateway stops": lambda gateway, client: [each.interrupt() for each in list(gateway.gateway.running)],
+}
+
+
+@pytest.mark.parametrize("where", [(Gateway, "resume"), (Exchange, "_go_on"), (answers.Stream, "go_on_to")])
+@pytest.mark.parametrize("name", TAKE_OVERS)
+def test_q6_a_fault_as_the_long_way_takes_over_ends_the_stream(monkeypatch, failures, name, where):
+    """Nothing is left of it: no timer whose end would be a second one, no slot, and no connection."""
+    monkeypatch.setattr(straight, "IS_ON", True)
+    gateway = MemoryGateway(timeout="30s", top={"keys": [{"name": "a", "key": LIMITED, **LIMITS}]})
+    client, ask = gateway.open(), ASK.replace(KEY.encode(), LIMITED.encode())
+    client.say(ask)
+    gateway.doors["p1"].wire.say(STREAMS["with usage"])
+    client.say(ask)
+    gateway.doors["p1"].wire.say(of(ROLE, HI, ends=b""))
+    with patch.object(*where, side_effect=ZeroDivisionError):
+        TAKE_OVERS[name](gateway, client)
+    gateway.clock.advance(300.0)
+    assert client.disconnected
+    assert gateway.doors["p1"].wire.disconnected
+    assert [record.outcome for record in gateway.records] == ["ok", "error"]
+    assert len(failures) == 1
+    failures.clear()
+    assert not gateway.gateway.running
+    assert not gateway.timers()
+    store = gateway.site.resource.known[b"/v1/chat/completions"]._limited.admission.store
+    assert store.usage_of(gateway.config.callers[-1].accounts[0])["running"] == 0
+
+
+@pytest.mark.parametrize("is_idle", [True, False], ids=["resumed", "run"])
+def test_q6_a_fault_at_the_first_attempt_leaves_nothing_running(monkeypatch, failures, is_idle):
+    monkeypatch.setattr(straight, "IS_ON", is_idle)
+    gateway = MemoryGateway(steps=1)
+    client = gateway.ask()
+    gateway.doors["p1"].wire.say(GOOD)
+    with patch.object(Exchange, "_try", side_effect=ZeroDivisionError):
+        client.say(ASK)
+        gateway.doors["p1"].wire.say(ANSWERS["500"])
+    assert b"HTTP/1.1 500 " in client.take()
+    assert failures
+    failures.clear()
+    assert not gateway.gateway.running
+
+
+@pytest.mark.parametrize("count", [5, 20])
+def test_q8_silence_before_a_stop_is_held_as_without_the_straight_path(count):
+    """What is over the limit of silence is dropped as it comes, not in one read with the first output."""
+    silence = [("provider", chunk(COMMENT * 500))] * count
+    events = [("client", ASK), ("provider", STREAM_HEAD), *silence, ("drain",), ("provider", GOOD[len(STREAM_HEAD) :])]
+    assert held_equal(events) == 1

@@ -45,6 +45,7 @@ class Twin:
             self.gateway = MemoryGateway(**{"timeout": "30s", **settings})
         self.clients: list[Wire] = [self.gateway.open()]
         self._stalled: set[Wire] = set()
+        self._fills: set[Wire] = set()  # clients that stall in the next write to them
         self._full: set[Wire] = set()  # providers' ends that take no more for now
         self._drain: Drain | None = None
 
@@ -62,6 +63,10 @@ class Twin:
             StringTransport.write(wire, data)
             if len(data) > FULL and wire in self._wires():
                 self._full.add(wire)
+                wire.producer.pauseProducing()
+            elif wire in self._fills and wire.producer is not None:
+                self._fills.discard(wire)
+                self._stalled.add(wire)
                 wire.producer.pauseProducing()
 
         with (
@@ -100,6 +105,8 @@ class Twin:
         elif name == "client stalls" and self.clients[-1] not in self._stalled and not self.clients[-1].disconnected:
             self._stalled.add(self.clients[-1])
             self.clients[-1].producer.pauseProducing()
+        elif name == "client fills" and self.clients[-1] not in self._stalled:
+            self._fills.add(self.clients[-1])
         elif name == "client reads" and self.clients[-1] in self._stalled and not self.clients[-1].disconnected:
             self._stalled.discard(self.clients[-1])
             self.clients[-1].producer.resumeProducing()

@@ -78,7 +78,11 @@ class Exchange:
     def run(self) -> Deferred[None]:
         """See Gateway.serve."""
         self._gateway.running.add(self)
-        self._running = self.next_step()
+        try:
+            self._running = self.next_step()
+        except Exception:  # a fault of the gateway
+            self._over(None)
+            raise
         self._running.addBoth(self._over)
         return self._kept_alive.until(self._running) if self._kept_alive is not None else self._running
 
@@ -86,11 +90,15 @@ class Exchange:
         """The same for a call that was sent to the first step on the straight path. Its answer may have begun."""
         self._gateway.running.add(self)
         step = self._left.pop(0)
-        if sent.response is not None and sent.relay is not None:
-            self._running = self._go_on(sent, sent.relay)
-            return self._running.addBoth(self._over)
-        attempt = self._gateway.router.attempt(step, self._call)
-        self._running = self._try(attempt, sent.received + step.timeout, tries=1, sent=sent)
+        try:
+            if sent.response is not None and sent.relay is not None:
+                self._running = self._go_on(sent, sent.relay)
+            else:
+                attempt = self._gateway.router.attempt(step, self._call)
+                self._running = self._try(attempt, sent.received + step.timeout, tries=1, sent=sent)
+        except Exception:  # a fault of the gateway
+            self._over(None)
+            raise
         self._running.addBoth(self._over)
         return self._running
 
@@ -112,7 +120,7 @@ class Exchange:
 
     def _over(self, result: Failure | None) -> Failure | None:
         self._gateway.running.discard(self)
-        self._race = None  # it refers to this
+        self._race = self._flowing = None  # they refer to this
         if self._interrupted and isinstance(result, Failure) and result.check(CancelledError):
             raise Draining("The gateway is stopping, and no provider has answered yet.", headers={"Retry-After": "1"})
         return result

@@ -74,6 +74,7 @@ class Relay(BodyProtocol, ABC):
     """One answer. ``held`` fires with this Relay at the commit point; then ``flow`` sends it to the client."""
 
     transport: Any
+    flowing: Deferred[None]  # from ``flow`` on; fires at the end
     reported: ReportedUsage  # so far, whatever becomes of the answer
     mislabelled = False  # whether the Content-Type of a stream is that of something else
     default_type = b"application/json"  # of an answer without Content-Type
@@ -88,7 +89,7 @@ class Relay(BodyProtocol, ABC):
         self.held: Deferred[Relay] = fires or Deferred(self.hang_up)
         self.length: int | None = None  # the size of the answer, if it is held whole at the commit point
         self.bytes_out = 0
-        self.flowing: Deferred[None] = fires or Deferred(self.hang_up)  # fires at the end
+        self._fires = fires
         self._client: BodySink | None = None
         self._pieces: list[bytes] = []  # held until the commit point
         self._end: Failure | None = None
@@ -119,6 +120,7 @@ class Relay(BodyProtocol, ABC):
         ``seconds`` is the limit on silence in a stream; for any other answer it is the time that is left for all of it.
         """
         self._client = client
+        self.flowing = self._fires or Deferred(self.hang_up)
         self._last_activity = self._clock.seconds()
         self._limit = seconds
         pieces, self._pieces = self._pieces, []

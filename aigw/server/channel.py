@@ -87,6 +87,7 @@ class Channel(Protocol):
 
     def drain(self) -> None:
         """The gateway is stopping: a connection without a request waits only a short time for a last one."""
+        self.plain.drain()
         if not (self._answering or self._is_receiving() or self.closing.last):
             self._timeouts.expire_sooner(timeouts.LAST_REQUEST_SECONDS)
 

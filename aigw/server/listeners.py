@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
@@ -258,4 +258,4 @@ def address_of(port: IListeningPort) -> str:
     host = port.getHost()
     if isinstance(host, IPv4Address | IPv6Address):
         return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
-    return str(getattr(host, "name", host))  # the path of a Unix socket
+    return os.fsdecode(host.name) if isinstance(host, UNIXAddress) and host.name else str(host)

@@ -164,6 +164,11 @@ class PlainRequests:
         if self._sent is not None:
             self._sent.leave()
 
+    def drain(self) -> None:
+        """The gateway is stopping: an answer that has not begun is to have ``Connection: close``."""
+        if self._sent is not None and self._sent.response is None:
+            self._sent.leave()
+
     def interrupt(self, error: GatewayError) -> bool:
         """See Request."""
         return self.as_request().interrupt(error)
@@ -210,11 +215,6 @@ class PlainRequests:
         return found if isinstance(found, Call) else None
 
     # For the StraightCall
-
-    @property
-    def may_finish(self) -> bool:
-        """See Client."""
-        return self._channel.persistent and not self._channel.site.draining
 
     def finish(self, answer: bytes) -> None:
         """See Client."""
@@ -275,11 +275,12 @@ class PlainRequests:
         assert known is not None
         request = self._as_request(call.call.size)
         if call.response is not None:  # which has begun
-            request.startedWriting = request.chunked = 1
+            request._head, self._head = self._head, b""
+            request.startedWriting, request.chunked = not request._head, 1
             request.code = call.response.code
         try:
             serving = known.resource.resume(call, request)
-        except Exception:  # a fault of the gateway: nothing awaits the answer
-            call.connection.abort()
+        except Exception:  # a fault of the gateway
+            call.abandon()
             serving = fail()
         request.serve(serving)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from twisted.internet.interfaces import IPushProducer
-
 from aigw.access.ledger import Claim
 from aigw.protocols.endpoint import Call
 from aigw.proxy.answers import Stream
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.plain import HOLD_PLAIN
+from aigw.proxy.responder import BodySink
 from aigw.straight.plan import Plan
 from aigw.upstream.connection import Connection, Response
 from aigw.upstream.response_parser import ResponseParser
@@ -19,27 +18,14 @@ if TYPE_CHECKING:
     from aigw.straight.path import StraightPath
 
 
-class Client(Protocol):
-    """The client's connection. It has one request at a time."""
-
-    @property
-    def may_finish(self) -> bool:
-        """Whether another request may follow on the connection."""
+class Client(BodySink, Protocol):
+    """The client's connection. It has one request at a time, and another one may follow."""
 
     def finish(self, answer: bytes) -> None:
         """Send the whole answer."""
 
     def begin(self, head: bytes) -> None:
         """Commit: send the head of a streamed answer with the first ``write``."""
-
-    def write(self, data: bytes, chunk: bytes = b"") -> None:
-        """See BodySink."""
-
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
-        """See BodySink."""
-
-    def unregisterProducer(self) -> None:
-        """See BodySink."""
 
     def end(self) -> None:
         """The streamed answer is whole."""
@@ -146,6 +132,10 @@ class StraightCall:
         self.leave()
         if self.exchange is not None:
             self.exchange.interrupt()
+
+    def abandon(self) -> None:
+        """A fault of the gateway: nothing awaits the answer any more."""
+        self.connection.abort()
 
     def _resume(self) -> None:
         if self._parser is not None:

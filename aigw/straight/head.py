@@ -6,6 +6,8 @@ import msgspec
 
 from aigw.access.limit_lines import renamed
 from aigw.net import headers
+from aigw.proxy.answers import Stream
+from aigw.proxy.plain import Plain
 from aigw.routing.router import Router
 from aigw.upstream.known_head import Headers
 from aigw.upstream.response_parser import ResponseParser
@@ -54,7 +56,7 @@ class AnswerHeads:
     def _made(self, given: Headers) -> AnswerHead | None:
         shown = headers.for_client(given.items())
         if b"content-type" not in dict(shown):
-            shown.append((b"content-type", b"application/json"))
+            shown.append((b"content-type", (Stream if self._of_streams else Plain).default_type))
         if self._of_streams:
             shown = [*headers.of_a_stream(shown, mislabelled=False), (b"transfer-encoding", b"chunked")]
         if self._router.keys.may_be_in(shown):

@@ -115,7 +115,7 @@ class StraightPath:
             sent.client.finish(answer)
         except Exception:
             sent.client.abort("The gateway could not answer a client: unexpected error")
-        self._end(sent, tokens, now, now, len(body), usage, common)
+        self._settle(sent, tokens, now, now, len(body), usage, common)
         return True
 
     def head(self, sent: StraightStream, head: AnswerHead) -> bytes:
@@ -142,9 +142,9 @@ class StraightPath:
             sent.client.end()
         except Exception:
             sent.client.abort("The gateway could not end an answer: unexpected error")
-        self._end(sent, tokens, sent.first_byte, last, relay.bytes_out, usage, common)
+        self._settle(sent, tokens, sent.first_byte, last, relay.bytes_out, usage, common)
 
-    def _end(
+    def _settle(
         self,
         sent: StraightCall,
         tokens: int,
@@ -172,7 +172,6 @@ class StraightPath:
         if (
             head is None
             or len(body) > HOLD_PLAIN
-            or not sent.client.may_finish
             or self.endpoint.check_answer(body, head.kind) is not None
             or any([change(body) is not body for change in self._router.without_keys[plan.step.provider.name]])
         ):

@@ -33,7 +33,8 @@ log = Logger()
 class StraightStream(StraightCall):
     """One streamed call. To its Relay it is both Deferreds: it is called at the commit point, and once more at the end.
 
-    ``first_byte`` is the time of the commit point, and ``response`` is there from then on.
+    ``first_byte`` is the time of the commit point, and ``response`` is there from then on. ``relay`` is there until the
+    end, or until the long way has it.
     """
 
     __slots__ = ("_difference", "_failed", "_head", "called", "first_byte", "relay", "response")
@@ -68,7 +69,7 @@ class StraightStream(StraightCall):
             if self._holds(parser):
                 if not self.called:
                     return True
-                if self.client.may_finish and self._commit(parser):
+                if self._commit(parser):
                     return False
         self._resume()
         return False
@@ -106,17 +107,18 @@ class StraightStream(StraightCall):
         """See Deferred: the commit point is reached, or the answer is whole."""
         if self.response is None:
             self.called = True
-        else:
+        elif self.relay is not None:
             try:
-                self._path.end(self, cast(Stream, self.relay))
+                self._path.end(self, self.relay)
             except Exception:
                 self.take_over().errback(Failure())
+            self.relay = None  # it refers to this
 
     def errback(self, failure: object) -> None:
         """See Deferred: the answer has failed."""
         if self.response is None:
             self._failed = True
-        else:
+        elif self.relay is not None:
             self.take_over().errback(cast(Failure, failure))
 
     # From the commit point on
@@ -126,7 +128,7 @@ class StraightStream(StraightCall):
         relay, head = cast(Stream, self.relay), cast(AnswerHead, self._head)
         try:
             self.first_byte = self._path.seconds()
-            self.client.begin(self._path.head(self, head))
+            lines = self._path.head(self, head)
             self.response = Response(self.connection, parser)
             self._pieces.clear()
             self._parser = None
@@ -134,21 +136,36 @@ class StraightStream(StraightCall):
             if self.call.form is not None:
                 self.call.form.release()
             self.connection.deliver_straight(relay, self.response)
+            self.client.begin(lines)
             relay.flow(self.client, self.plan.step.idle_timeout)
         except Exception:
             if self.response is not None:
                 self.connection.abort()
                 relay.hang_up()
-                self.take_over().errback(Failure())
+                flowing = relay.flowing if self.relay is None else self.take_over()
+                flowing.errback(Failure())
                 return True
             log.failure("A stream takes the long way: unexpected error")
         return self.response is not None
 
     def take_over(self) -> Deferred[None]:
-        """Let the Exchange go on with the answer; what fires at its end."""
+        """Let the Exchange go on with the answer; what fires at its end. If that fails, this call is abandoned."""
+        relay = cast(Stream, self.relay)
         self._path.gateway.running.discard(self)
         self.client.take_long_way(self)
-        return cast(Stream, self.relay).flowing
+        self.relay = None
+        return relay.flowing
+
+    def abandon(self) -> None:
+        """See StraightCall."""
+        super().abandon()
+        relay, self.relay = self.relay, None
+        if relay is not None:
+            relay.hang_up()
+
+    def _resume(self) -> None:
+        self.relay = None
+        super()._resume()
 
     def leave(self) -> None:
         """See StraightCall."""
