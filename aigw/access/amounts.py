@@ -116,20 +116,20 @@ class Counts:
             else:
                 self.budget_top = min(self.budget_top, top)
         self.top = min(self.window_top, self.budget_top) if self.money_top is NO_LIMIT else -1
-        self._begin(now, wall)
+        self._show_until(now, wall)
 
     def renew(self, now: float, wall: float) -> None:
         """Do what is due at ``until``."""
         if now >= self.turns or wall >= self.renews:
             self.turn(now, wall)
         else:
-            self._begin(now, wall)
+            self._show_until(now, wall)
 
     def expire(self) -> None:
         """A budget is about to be changed: the numbers hold no more."""
         self.turns = self.until = 0.0
 
-    def _begin(self, now: float, wall: float) -> None:
+    def _show_until(self, now: float, wall: float) -> None:
         """Find out until when the numbers hold, and make the lines of the window: they show the seconds to its end."""
         self.window, self.until = None, self.turns
         if self.renews is not NEVER:  # the clock of the calendar may be set

@@ -31,12 +31,12 @@ def of_tokens(limit: int, left: int, seconds: float) -> bytes:
 
 
 def form_of_requests(limit: int) -> bytes:
-    """The first ones with a ``%d`` for what is left, and a ``%b`` for the time of the reset."""
+    """The lines of a limit of requests, with a ``%d`` for what is left and a ``%b`` for the time of the reset."""
     return _OF_REQUESTS % limit
 
 
 def form_of_tokens(limit: int, seconds: float) -> bytes:
-    """The second ones with a ``%d`` for what is left."""
+    """The lines of a limit of tokens whose window ends in ``seconds``, with a ``%d`` for what is left."""
     return _OF_TOKENS % (limit, reset_of(seconds))
 
 
