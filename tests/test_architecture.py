@@ -19,7 +19,7 @@ BESIDE = {
     "__main__": "tap",
 }  # files that stand where another does
 PURE = ("settings", "config", "protocols")
-PURE_FILES = "accounting/line accounting/report routing/balance routing/cooldown routing/router access/keys access/errors access/limits access/ledger access/estimates telemetry/record telemetry/counters telemetry/last_hour telemetry/prometheus telemetry/status net/headers net/addresses upstream/hostname routing/route_names routing/nearest".split()
+PURE_FILES = "accounting/line accounting/report routing/balance routing/cooldown routing/router access/keys access/errors access/limits access/ledger access/shown access/estimates telemetry/record telemetry/counters telemetry/last_hour telemetry/prometheus telemetry/status net/headers net/addresses upstream/hostname routing/route_names routing/nearest".split()
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "aigw"

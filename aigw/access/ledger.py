@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from aigw.access.amounts import Counts, usage_of
+from aigw.access.amounts import Counts
 from aigw.access.limit_lines import of_requests, of_tokens, reset_of
 from aigw.access.limits import TOLERANCE, WindowCount
+from aigw.access.shown import usage_of
 from aigw.config.model import Config
 from aigw.settings.callers import Account, Budgeted
 
