@@ -194,13 +194,13 @@ def test_s27_each_connection_has_the_time_of_its_last_answer():
         assert [number for number, wire in enumerate(wires) if not wire.aborted] == open_ones
 
 
-def test_at_most_100_idle_connections_are_kept_for_a_provider():
+def test_s27_at_most_256_idle_connections_are_kept_for_a_provider():
     world = MemoryGateway(1)
-    for _ in range(103):
+    for _ in range(259):
         world.ask()
     for wire in world.doors["p1"].wires:
         wire.say(PLAIN)
-    assert sum(not wire.aborted for wire in world.doors["p1"].wires) == 100
+    assert sum(not wire.aborted for wire in world.doors["p1"].wires) == 256
 
 
 @ensureDeferred

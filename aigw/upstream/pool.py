@@ -21,7 +21,7 @@ from aigw.upstream import reasons
 from aigw.upstream.connection import Connection, Response
 from aigw.upstream.reasons import NoAnswer, Stale
 
-MAX_IDLE = 100
+MAX_IDLE = 256
 
 
 class Pool:
