@@ -632,7 +632,7 @@ FAULTS = {
     "the request": (straight.StraightPath, "send", "request"),
     "the call": (StraightCall, "__init__", "request"),
     "the write to the provider": (Connection, "send_straight", "request"),
-    "the headers of the answer": (headers, "for_client", "answer"),
+    "the headers of the answer": (headers, "bounded", "answer"),
     "the usage": (straight, "usage_in", "answer"),
     "the write to the client": (plain_requests, "write", "answer"),
     "the record": (straight.StraightPath, "_record", "answer"),

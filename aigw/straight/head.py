@@ -42,19 +42,22 @@ class AnswerHeads:
             self._keys = self._router.keys
             self._known.clear()
         known, given = parser.read_by, parser.headers
-        key = tuple(headers.forwarded(given.items())) if known is None else known.shape
+        sent = headers.forwarded(given.items()) if known is None else []
+        key = tuple(sent) if known is None else known.shape
         try:
             return self._known[key]
         except KeyError:
-            given = given if known is None else parser.known_headers()
-            head = self._made(given)
-            varies = known is not None and any(headers.is_forwarded(name) for name in known.varying)
+            varies = False
+            if known is not None:
+                given = parser.known_headers()
+                sent = headers.forwarded(given.items())
+                varies = any(headers.is_forwarded(name) for name in known.varying)
+            head = self._made(headers.bounded(sent), given)
             if head is not None and not varies and len(head.lines) <= MOST_BYTES:
                 self._known[key] = head
             return head
 
-    def _made(self, given: Headers) -> AnswerHead | None:
-        shown = headers.for_client(given.items())
+    def _made(self, shown: list[headers.Header], given: Headers) -> AnswerHead | None:
         if b"content-type" not in dict(shown):
             shown.append((b"content-type", (Stream if self._of_streams else Plain).default_type))
         if self._of_streams:
