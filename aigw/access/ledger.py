@@ -122,7 +122,9 @@ class Ledger:
                 if now >= requests.idle_at:
                     requests.used, requests.at, requests.idle_at = 1.0, now, now + counts.interval
                 else:
-                    share = max(0.0, requests.used - (now - requests.at) / counts.interval)  # as drain does it
+                    share = requests.used - (now - requests.at) / counts.interval  # as drain does it
+                    if share < 0.0:
+                        share = 0.0
                     left = int(counts.limit - share + TOLERANCE) - 1
                     if left < 0:
                         return self._refused(claim, account, now)
@@ -139,7 +141,7 @@ class Ledger:
                     least, window = left, shown
             counts.running = running + 1
             used.taken = taken
-            if claim.money > 0:
+            if claim.money:
                 counts.money.taken += claim.money
         if least is not None:
             lines += window % (least if tokens or least > 0 else 0)
@@ -241,7 +243,7 @@ class Ledger:
         """Charge what an admitted request used, even past a limit, and free the rest."""
         seconds, known, more = self._seconds, self._counts, tokens - claim.tokens
         now = seconds()
-        has_money = money > 0 or claim.money > 0
+        has_money = money or claim.money
         for account in claim.accounts:
             counts = known[account.name]
             if now >= counts.until:

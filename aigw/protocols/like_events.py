@@ -13,18 +13,23 @@ class LikeEvents:
     the event is malformed, and means nothing.
     """
 
-    __slots__ = ("_between", "head", "tail", "text")
+    __slots__ = ("_between", "_lines", "_quotes", "head", "tail", "text")
 
     def __init__(self, head: bytes, tail: bytes) -> None:
         self.head: bytes | tuple[()] = head
         self.tail = tail
         self.text = slice(len(head), -len(tail))
         self._between = tail + head  # what is between the texts of two such events
+        self._quotes, self._lines = self._between.count(b'"'), self._between.count(b"\n")
 
     def has_texts_only(self, text: bytes) -> bool:
         """Whether ``text``, between a head and a tail, is one text, or several with a tail and a head between them."""
-        text = b"".join(text.split(self._between))
-        return not (34 in text or 10 in text or 13 in text)
+        # Each search for all that is between, some 200 bytes, costs Python some 4 us before it begins (fastsearch.h): a
+        # count is one search, a split one for each event.
+        others = text.count(self._between)
+        return (
+            13 not in text and text.count(b'"') == others * self._quotes and text.count(b"\n") == others * self._lines
+        )
 
     def end_in(self, data: bytes, start: int) -> int:
         """The offset after the events like it that begin at ``start``; 0 where that is not found fast."""

@@ -242,8 +242,8 @@ class StreamScanner(ABC):
         seen = 0 if one or self._every_event else self._like.end_in(data, first)
         first = first if seen else 0
         for start, end in [(0, len(data))] if one else sse.that_matter(data, self._matters, seen, first):
-            event, matter = data[start:end], True
-            found = self._note_event(event) if not one or self._matters(event) else OUTPUT
+            matter = not one or self._matters(data)
+            found = self._note_event(event := data[start:end]) if matter else OUTPUT
             if found is END:
                 meaning, data = END, data[:end]
                 if self.failure is not None and not self.failure.reported:

@@ -22,7 +22,7 @@ from aigw.proxy.plain import Flowing, Plain, cut_short
 from aigw.proxy.relay import END_SECONDS, Relay
 from aigw.proxy.responder import BodySink
 from aigw.upstream.attempt import Attempt
-from aigw.upstream.connection import Response
+from aigw.upstream.response import Response
 
 NO_STREAM = "answered a streaming request without a stream"
 

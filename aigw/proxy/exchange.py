@@ -35,7 +35,7 @@ from aigw.routing.retry_policy import Verdict
 from aigw.routing.router import fitted
 from aigw.telemetry.record import RecordBuilder
 from aigw.upstream.attempt import Attempt
-from aigw.upstream.connection import Response
+from aigw.upstream.response import Response
 
 if TYPE_CHECKING:
     from aigw.proxy.gateway import Gateway

@@ -17,7 +17,7 @@ from aigw.routing.cooldown import Cooldowns
 from aigw.telemetry.record import AttemptRecord, KeyAttemptRecord, RecordBuilder, called, host_and_path, short_word
 from aigw.telemetry.trace_context import Span
 from aigw.upstream.attempt import Attempt
-from aigw.upstream.connection import Response
+from aigw.upstream.response import Response
 
 
 class RunningAttempt(msgspec.Struct, eq=False):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from aigw.config.model import Route, Step
 from aigw.protocols.endpoint import Call
 from aigw.proxy.relay import Relay
-from aigw.upstream.connection import Connection, Response
+from aigw.upstream.connection import Connection
+from aigw.upstream.response import Response
 
 if TYPE_CHECKING:
     from aigw.proxy.exchange import Exchange

@@ -32,8 +32,8 @@ from aigw.routing.response_ids import Place, ResponseIds, is_id
 from aigw.routing.router import Router
 from aigw.telemetry.record import RecordBuilder
 from aigw.upstream import body
-from aigw.upstream.connection import Response
 from aigw.upstream.reasons import ProxyRefused
+from aigw.upstream.response import Response
 
 SEARCH_SECONDS = 10.0  # for each provider
 MOST_ASKED = 16  # providers, for one id

@@ -22,7 +22,8 @@ from aigw.secret import Secret
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.client import ProviderClient
-from aigw.upstream.connection import Connection, Response
+from aigw.upstream.connection import Connection
+from aigw.upstream.response import Response
 
 _SOON = 1.0  # seconds after which a command that still runs may have ended
 

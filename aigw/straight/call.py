@@ -11,7 +11,8 @@ from aigw.proxy.exchange import Exchange
 from aigw.proxy.plain import HOLD_PLAIN
 from aigw.proxy.responder import BodySink
 from aigw.straight.plan import Plan
-from aigw.upstream.connection import Connection, Response
+from aigw.upstream.connection import Connection
+from aigw.upstream.response import Response
 from aigw.upstream.response_parser import ResponseParser
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from aigw.proxy.plain import HOLD_PLAIN
 from aigw.straight.call import Client, StraightCall
 from aigw.straight.head import AnswerHead
 from aigw.straight.plan import Plan
-from aigw.upstream.connection import Connection, Response
+from aigw.upstream.connection import Connection
+from aigw.upstream.response import Response
 from aigw.upstream.response_parser import ResponseParser
 
 if TYPE_CHECKING:

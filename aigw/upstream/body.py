@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
-from aigw.upstream.connection import Response
+from aigw.upstream.response import Response
 
 Body = tuple[bytes, bool]  # the bytes, and whether they are the whole body
 
@@ -29,6 +29,8 @@ def read(response: Response, most: int, seconds: float, clock: IReactorTime) -> 
 
 def let_end(response: Response, seconds: float, clock: IReactorTime) -> None:
     """Drop the rest of the body. If the body ends in ``seconds``, the connection is kept; else it is aborted."""
+    if response.end():
+        return
     rest = _Rest()
     response.deliverBody(rest)
     if not rest.over:

@@ -16,8 +16,9 @@ from twisted.internet.defer import Deferred
 
 from aigw.protocols.envelope import Parts
 from aigw.settings.addresses import socket_of
-from aigw.upstream.connection import Connection, Response
+from aigw.upstream.connection import Connection
 from aigw.upstream.pool import Pool
+from aigw.upstream.response import Response
 
 _INTERNATIONAL = re.compile(r"[^.:]*[^\x00-\x7f.:][^.:]*")  # a label of a host
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))

@@ -26,49 +26,13 @@ from aigw.net.write import has_unsent, write, write_both
 from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
 from aigw.upstream.reasons import NoAnswer, Stale
+from aigw.upstream.response import Response
 from aigw.upstream.response_parser import IDLE_SECONDS, AnswerTaker, ResponseParser
 from aigw.upstream.whole_chunks import LINES, TakeChunk
 
 MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head
 _COMPLETE = Failure(ResponseDone())
 _UNFRAMED = Failure(PotentialDataLoss())
-
-
-class Response:
-    """The head of an answer. Its body is unread until ``deliverBody``. It has a part of IResponse's methods.
-
-    ``code`` is the status, ``coded`` whether there is a Content-Encoding, ``given`` the headers.
-    """
-
-    def __init__(self, connection: Connection, head: ResponseParser) -> None:
-        self._connection = connection
-        self.code = head.status
-        self.coded = head.coded
-        self.given = head.headers or head.known_headers()  # the values by lower-case name
-        self.length = int(self.given[b"content-length"][0]) if b"content-length" in self.given else None
-
-    def header(self, name: bytes) -> bytes | None:
-        """The last value of a header, by its lower-case name."""
-        return self.given[name][-1] if name in self.given else None
-
-    def deliverBody(self, protocol: IProtocol) -> None:
-        """Deliver the body to ``protocol``. Its transport can pause, resume and stop (abort) the connection."""
-        self._connection.deliver_to(protocol, self)
-
-    def pauseProducing(self) -> None:
-        """Read nothing more from the provider for now."""
-        if self._connection.delivers(self):
-            self._connection.transport.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        """Continue reading."""
-        if self._connection.delivers(self):
-            self._connection.transport.resumeProducing()
-
-    def stopProducing(self) -> None:
-        """Abort the connection."""
-        if self._connection.delivers(self):
-            self._connection.abort()
 
 
 @implementer(IHandshakeListener, IPushProducer)
@@ -218,6 +182,13 @@ class Connection(Protocol):
     def delivers(self, response: Response) -> bool:
         """Whether the body of this response is being delivered."""
         return self._receiver is not None and self._delivering is response
+
+    def end(self, response: Response) -> bool:
+        """See Response."""
+        is_whole = self.delivers(response) and self._parser.complete
+        if is_whole:
+            self._release()
+        return is_whole
 
     def _hand_on(self) -> None:
         receiver, parser = self._receiver, self._parser

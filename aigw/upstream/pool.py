@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 from aigw.net.lateness import Limit
 from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
-from aigw.upstream.connection import Connection, Response
+from aigw.upstream.connection import Connection
 from aigw.upstream.reasons import NoAnswer, Stale
+from aigw.upstream.response import Response
 
 MAX_IDLE = 256
 

@@ -21,9 +21,10 @@ from aigw.settings.addresses import socket_of
 from aigw.upstream import body
 from aigw.upstream.attempt import Attempt
 from aigw.upstream.client import ProviderClient, ascii_url
-from aigw.upstream.connection import Connection, Response
+from aigw.upstream.connection import Connection
 from aigw.upstream.pool import Pool
 from aigw.upstream.reasons import BEFORE_PROXY, BEFORE_TUNNEL
+from aigw.upstream.response import Response
 from aigw.upstream.response_parser import is_compressed
 from aigw.upstream.trust import Trust, over_tls
 

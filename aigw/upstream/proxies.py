@@ -28,9 +28,9 @@ from aigw.config.proxies import Proxy, in_url
 from aigw.errors import UpstreamUnreachable
 from aigw.upstream import body, reasons
 from aigw.upstream.client import ProviderClient, ascii_url
-from aigw.upstream.connection import Response
 from aigw.upstream.pool import Pool
 from aigw.upstream.reasons import ProxyRefused
+from aigw.upstream.response import Response
 
 MAX_HEAD = 16 * 1024  # bytes of the proxy's answer to CONNECT, 1xx answers among them
 DRAIN_SECONDS = 1.0  # in which the page of a proxy that refuses must end, for its connection to be kept
