@@ -304,6 +304,21 @@ def test_q8_a_stream_stays_on_the_straight_path_beyond_the_limit_of_its_first_ou
     assert gateway.records[-1].outcome == "ok"
 
 
+def test_q8_the_last_event_and_the_end_of_the_answer_are_one_write(monkeypatch):
+    monkeypatch.setattr(straight, "IS_ON", True)
+    gateway = MemoryGateway(steps=1)
+    client = gateway.ask()
+    gateway.doors["p1"].wire.say(ANSWERS["whole"])
+    client.say(ASK)
+    writes: list[bytes] = []
+    monkeypatch.setattr(client, "write", writes.append)
+    gateway.doors["p1"].wire.say(STREAM_HEAD + chunk(ROLE) + chunk(HI))
+    gateway.doors["p1"].wire.say(chunk(STOP) + chunk(DONE) + LAST_CHUNK)
+    assert len(writes) == 2
+    assert writes[-1] == chunk(STOP + DONE) + LAST_CHUNK
+    assert [record.outcome for record in gateway.records] == ["ok", "ok"]
+
+
 @pytest.mark.parametrize("is_straight", [True, False], ids=["straight", "long way"])
 @pytest.mark.parametrize(
     "name", ["whole", "no finish", "a bad chunk", "an error first", "an error after output", "a whole answer", "500"]

@@ -81,9 +81,10 @@ class Relay(BodyProtocol, ABC):
     flows = False  # whether its time limit is that of a pause
     flushes: bool | None = False  # see the Responder
     cut_short = ""  # the code of an answer that ends too early
+    last = b""  # what is not written yet at the end: one write sends it with the end
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime, fires: Deferred[Any] | None = None) -> None:
-        """``fires`` is in place of both Deferreds."""
+        """``fires`` is in place of both Deferreds. It writes what is ``last``."""
         self._endpoint = endpoint
         self._clock = clock
         self.held: Deferred[Relay] = fires or Deferred(self.hang_up)
@@ -138,6 +139,9 @@ class Relay(BodyProtocol, ABC):
         """Write the rest to ``client``, which takes the place of another one. The Deferred is that of ``flow``."""
         self._client = client
         self.flowing = Deferred(self.hang_up)
+        last, self.last = self.last, b""
+        if last:
+            client.write(last)
         return self.flowing
 
     # What a kind of answers defines

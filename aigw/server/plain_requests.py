@@ -254,10 +254,10 @@ class PlainRequests:
         """See Client."""
         self._channel.unregisterProducer()
 
-    def end(self) -> None:
+    def end(self, last: bytes) -> None:
         """See Client."""
         self._sent = self._claim = None
-        write(self._channel.transport, b"0\r\n\r\n")
+        write(self._channel.transport, b"%x\r\n%s\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n")
         self._done(may_be_paused=True)
 
     def abort(self, why: str) -> None:

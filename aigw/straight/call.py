@@ -28,8 +28,8 @@ class Client(BodySink, Protocol):
     def begin(self, head: bytes) -> None:
         """Commit: send the head of a streamed answer with the first ``write``."""
 
-    def end(self) -> None:
-        """The streamed answer is whole."""
+    def end(self, last: bytes) -> None:
+        """The streamed answer is whole with this."""
 
     def abort(self, why: str) -> None:
         """Close the connection, on which the answer may be half sent, and log the exception."""
