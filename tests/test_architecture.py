@@ -101,6 +101,8 @@ PRIVATE_OF_OTHERS = {
         "_disconnectSelectable",
         "_doReadOrWrite",
         "_justStopped",
+        "_newTimedCalls",
+        "_pendingTimedCalls",
         "_poller",
         "_selectables",
         "_started",

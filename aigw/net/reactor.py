@@ -24,6 +24,7 @@ from twisted.python.log import callWithLogger, err
 
 _TCP = frozenset([tcp.Client, tcp.Server])  # once they are connected, their doRead is what is repeated below
 TURNS = 100  # polls in a row; after them Twisted looks at all timed calls, and frees those that were cancelled
+LONGEST = 1_000_000.0  # seconds that a poll may wait for the next timed call; Twisted looks at one that is later
 _EPOLLIN = getattr(select, "EPOLLIN", 0)  # for the types of other systems; without epoll the import above has failed
 _errors = Logger().failureHandler("Unexpected error in main loop")
 
@@ -33,13 +34,21 @@ class LeanReactor(EPollReactor):
 
     def mainLoop(self) -> None:
         """See ReactorBase."""
+        seconds = self.seconds
         while self._started:
             with _errors:
                 self.runUntilCurrent()
                 self.doIteration(self.running and self.timeout())
                 for _ in range(TURNS):
-                    wait = self.timeout()
-                    if wait == 0 or self.threadCallQueue or self._justStopped or not self.running:
+                    known = self._pendingTimedCalls
+                    # timeout() gives the same, and takes a sixth of the instructions of a chunk.
+                    wait = known[0].time - seconds() if known and not self._newTimedCalls else self.timeout()
+                    if (
+                        (wait is not None and not 0 < wait < LONGEST)
+                        or self.threadCallQueue
+                        or self._justStopped
+                        or not self.running
+                    ):
                         break
                     self.doIteration(wait)
         super().mainLoop()  # logs that it has ended
