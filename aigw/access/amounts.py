@@ -21,7 +21,8 @@ class Counts:
     the ``limit`` of requests one is free again each ``interval``, in seconds. ``top`` is how far the total of tokens
     may go: ``lacks`` decides about what is beyond it, and about all with a budget in USD. ``first`` are the lines that
     show the room which the first request leaves, ``rest``; None without a limit of requests. Those of others are made
-    by the form ``later``. ``window`` is the form of the lines of the window, None without one.
+    by the form ``later``. ``window`` is the form of the lines of the window, None without one. ``both`` is the form of
+    ``first`` and ``window``.
     """
 
     __slots__ = (
@@ -39,7 +40,7 @@ class Counts:
             "until",
             "window_top",
         ),
-        *("first", "later", "window"),
+        *("both", "first", "later", "window"),
     )
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class Counts:
         self.kept: list[tuple[WindowCount, Budgeted]] = []  # those that the account has
         self.limit, self.rest, self.interval = 0, 0, 0.0
         self.first: bytes | None = None
-        self.later = b""
+        self.later = self.both = b""
         self.window: bytes | None = None
         self.slots = self.top = self.window_top = self.budget_top = self.money_top = NO_LIMIT
         self.turns = self.renews = self.until = NEVER
@@ -135,4 +136,5 @@ class Counts:
             ends = self.tokens.ends
             shown = whole(ends - now)
             self.window = form_of_tokens(self.account.tokens.limit, shown)
+            self.both = (self.first or b"") + self.window
             self.until = min(self.until, ends - shown + 1 if ends - now > 1 else now)

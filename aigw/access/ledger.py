@@ -144,8 +144,12 @@ class Ledger:
             if claim.money:
                 counts.money.taken += claim.money
         if least is not None:
-            lines += window % (least if tokens or least > 0 else 0)
-        claim.lines = lines
+            least = least if tokens or least > 0 else 0
+            claim.lines = (
+                counts.both % least if window is counts.window and lines is counts.first else lines + window % least
+            )
+        else:
+            claim.lines = lines
         if self.note is not None:
             self._note_budgets(claim, self.note)
         return None

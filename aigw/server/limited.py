@@ -107,11 +107,11 @@ class Limited:
             prompt = (call.size + _ROUNDED_UP) // BYTES_OF_A_TOKEN
         if "max_tokens" in members or "max_completion_tokens" in members or "max_output_tokens" in members:
             limit = limit_in(members)
-        tokens = prompt + (limit or caller.assume)
+        tokens, admit = prompt + (limit or caller.assume), self._store.admit
         if self._pricing is not None:
             money = self._money_for(call, caller, prompt, tokens - prompt)
         claim = LimitedClaim(caller.accounts, tokens, money, b"", prompt, limit, call.endpoint.path)
-        reached = self._store.admit(claim)
+        reached = admit(claim)
         if reached is not None:
             claim.reached = reached
         return claim

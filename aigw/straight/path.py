@@ -157,7 +157,8 @@ class StraightPath:
         """Settle and record a call that is over; see _record."""
         try:
             if sent.claim is not None:
-                settled = self._store.settle(sent.claim, tokens)
+                settle = self._store.settle
+                settled = settle(sent.claim, tokens)
                 if self._admission.queues:
                     self._admission.settled(settled, sent.claim)
             self._sink(self._record(sent, first, last, size, usage, common))
