@@ -12,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
 
+from aigw.protocols.scanner import HOLD_STREAM
 from aigw.proxy import answers
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.gateway import Gateway
@@ -180,6 +181,15 @@ def test_q8_a_stream_is_what_it_would_be_without_the_straight_path(name):
     for places in places_in(data, chance):
         rest, after = chance.choice([*REST_OF_STREAMS.values()]), chance.choice([*AFTER.values()])
         assert held_equal([("client", ASK), *in_reads(data, places), *rest, *after]) >= 1
+
+
+@pytest.mark.parametrize("size", [HOLD_STREAM - 1, HOLD_STREAM, HOLD_STREAM + 1])
+def test_q8_the_head_is_sent_before_a_large_first_event_whose_end_comes_with_that_of_the_stream(size):
+    """Of an event whose beginning is as large as what may be held nothing is sent yet at the commit point."""
+    large = event({"content": "x" * 70_000})
+    reads = (STREAM_HEAD + chunk(large[:size]), chunk(large[size:] + STOP + DONE) + LAST_CHUNK)
+    events = [("client", ASK), *[("provider", read) for read in reads], ("client", ASK), ("provider", GOOD)]
+    assert held_equal(events) == 2
 
 
 @pytest.mark.parametrize("name", LIKE_MESSAGES)

@@ -144,8 +144,7 @@ class Twin:
 
     def _look(self, event: Any) -> None:
         gateway = self.gateway
-        providers = [(wire.take(), wire.disconnected, wire.aborted, wire.producerState) for wire in self._wires()]
-        clients = [(wire.take(), wire.disconnected, wire.aborted, wire.producerState) for wire in self.clients]
+        providers, clients = [seen_of(wire) for wire in self._wires()], [seen_of(wire) for wire in self.clients]
         records = [{**msgspec.structs.asdict(record), "charges": charges_of(record)} for record in gateway.records]
         gateway.records.clear()
         running = sorted(each.route for each in gateway.gateway.running)
@@ -168,6 +167,11 @@ class Twin:
         self.seen.append(
             (event, clients, providers, sorted(records, key=order), sorted(failed, key=order), pools, health, counts)
         )
+
+
+def seen_of(wire: Wire) -> tuple[Any, ...]:
+    """What was written to it, and its state: one that is closed may have been paused in its last write or not."""
+    return wire.take(), wire.disconnected, wire.aborted, "" if wire.disconnected else wire.producerState
 
 
 def charges_of(record: Record) -> list[Any]:

@@ -84,7 +84,7 @@ class Relay(BodyProtocol, ABC):
     last = b""  # what is not written yet at the end: one write sends it with the end
 
     def __init__(self, endpoint: Endpoint, clock: IReactorTime, fires: Deferred[Any] | None = None) -> None:
-        """``fires`` is in place of both Deferreds. It writes what is ``last``."""
+        """``fires`` is in place of both Deferreds. Its ``callback`` writes ``last`` at the end."""
         self._endpoint = endpoint
         self._clock = clock
         self.held: Deferred[Relay] = fires or Deferred(self.hang_up)

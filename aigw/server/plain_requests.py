@@ -257,7 +257,9 @@ class PlainRequests:
     def end(self, last: bytes) -> None:
         """See Client."""
         self._sent = self._claim = None
-        write(self._channel.transport, b"%x\r\n%s\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n")
+        head, self._head = self._head, b""  # there is one if the output began in a large event, of which all was held
+        end = b"%x\r\n%s\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"
+        write(self._channel.transport, head + end)
         self._done(may_be_paused=True)
 
     def abort(self, why: str) -> None:

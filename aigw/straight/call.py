@@ -29,7 +29,7 @@ class Client(BodySink, Protocol):
         """Commit: send the head of a streamed answer with the first ``write``."""
 
     def end(self, last: bytes) -> None:
-        """The streamed answer is whole with this."""
+        """Send ``last``, the rest of the streamed answer, and the end."""
 
     def abort(self, why: str) -> None:
         """Close the connection, on which the answer may be half sent, and log the exception."""

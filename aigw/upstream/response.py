@@ -34,7 +34,7 @@ class Response:
         self._connection.deliver_to(protocol, self)
 
     def end(self) -> bool:
-        """Deliver nothing more, if the body is whole; else False."""
+        """Whether the body is whole: then nothing more is delivered, and the connection is kept or closed."""
         return self._connection.end(self)
 
     def pauseProducing(self) -> None:
