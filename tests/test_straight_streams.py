@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone
 
 from aigw.protocols.scanner import HOLD_STREAM
-from aigw.proxy import answers
+from aigw.proxy import answers, relay
 from aigw.proxy.exchange import Exchange
 from aigw.proxy.gateway import Gateway
 from aigw.proxy.plain import HOLD_PLAIN
@@ -368,13 +368,17 @@ FAULTS = {
     "the flow": (answers.Stream, "flow"),
     "the usage": (answers.Stream, "usage"),
     "the end": (PlainRequests, "end"),
+    "the end of the body": (relay.body, "let_end"),
+    "the free connection": (Connection, "free"),
+    "the end of the pauses": (PlainRequests, "unregisterProducer"),
     "the record": (straight.StraightPath, "_record"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("limited", [False, True], ids=["without limits", "with limits"])
-def test_q6_a_fault_of_the_gateway_leaves_no_client_waiting(monkeypatch, failures, name, limited):
+@pytest.mark.parametrize("cut", [0, len(of(ROLE, HI, ends=b""))], ids=["in one read", "in two reads"])
+def test_q6_a_fault_of_the_gateway_leaves_no_client_waiting(monkeypatch, failures, name, limited, cut):
     """The client gets an answer or an end, there is one record, the log has the fault, and nothing stays taken."""
     monkeypatch.setattr(straight, "IS_ON", True)
     keys = {"keys": [{"name": "a", "key": LIMITED, **LIMITS}]} if limited else {}
@@ -394,7 +398,8 @@ def test_q6_a_fault_of_the_gateway_leaves_no_client_waiting(monkeypatch, failure
         return found.fget(*args) if isinstance(found, property) else found(*args, **more)
 
     with patch.object(where, what, property(fails_once) if isinstance(found, property) else fails_once):
-        gateway.doors["p1"].wire.say(STREAMS["with usage"])
+        for data in filter(None, (STREAMS["with usage"][:cut], STREAMS["with usage"][cut:])):
+            gateway.doors["p1"].wire.say(data)
     gateway.turns()
     answer = client.take()
     assert answer.endswith(LAST_CHUNK) or client.aborted or answer.startswith(b"HTTP/1.1 500 ")

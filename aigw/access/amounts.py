@@ -21,8 +21,8 @@ class Counts:
     the ``limit`` of requests one is free again each ``interval``, in seconds. ``top`` is how far the total of tokens
     may go: ``lacks`` decides about what is beyond it, and about all with a budget in USD. ``first`` are the lines that
     show the room which the first request leaves, ``rest``; None without a limit of requests. Those of others are made
-    by the form ``later``. ``window`` is the form of the lines of the window, None without one. ``both`` is the form of
-    ``first`` and ``window``.
+    by the form ``later``. ``window`` is the form of the lines of the window, None without one. With a window
+    ``both`` is the form of ``first`` and ``window``.
     """
 
     __slots__ = (

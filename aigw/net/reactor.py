@@ -40,9 +40,10 @@ class LeanReactor(EPollReactor):
                 self.runUntilCurrent()
                 self.doIteration(self.running and self.timeout())
                 for _ in range(TURNS):
-                    known = self._pendingTimedCalls
+                    timed_calls = self._pendingTimedCalls
                     # timeout() gives the same, and takes a sixth of the instructions of a chunk.
-                    wait = known[0].time - seconds() if known and not self._newTimedCalls else self.timeout()
+                    due = timed_calls[0].time if timed_calls and not self._newTimedCalls else None
+                    wait = due - seconds() if due is not None else self.timeout()
                     if (
                         (wait is not None and not 0 < wait < LONGEST)
                         or self.threadCallQueue

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol as BodyProtocol
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
@@ -28,6 +30,8 @@ from aigw.upstream import body
 
 END_SECONDS = 1.0  # for the end of a body after the end of the answer in it
 _WHOLE = Failure(ResponseDone())
+
+log = Logger()
 
 
 class Answer(Protocol):
@@ -202,11 +206,16 @@ class Relay(BodyProtocol, ABC):
 
     def _finish(self, broken: StreamBroken | None, let_end: bool = False) -> None:
         """End the answer after the commit point. Called once. ``let_end``: the body may take END_SECONDS to end."""
-        self._release()
-        if let_end:
-            body.let_end(self.transport, END_SECONDS, self._clock)
-        elif broken is not None:
-            self.transport.stopProducing()
+        try:
+            self._release()
+            if let_end:
+                body.let_end(self.transport, END_SECONDS, self._clock)
+            elif broken is not None:
+                self.transport.stopProducing()
+        except Exception:  # the client is not to wait for ever
+            log.failure("The gateway could not let go of a provider's answer: unexpected error")
+            with suppress(Exception):
+                self.transport.stopProducing()
         if broken is None:
             self.flowing.callback(None)
         else:

@@ -139,7 +139,8 @@ class StraightPath:
         if relay.finished:
             self.gateway.finishing.note(step, self.endpoint.path)
         try:
-            sent.client.end(relay.last)
+            unwritten, relay.last = relay.last, b""
+            sent.client.end(unwritten)
         except Exception:
             sent.client.abort("The gateway could not end an answer: unexpected error")
         self._settle(sent, tokens, sent.first_byte, last, relay.bytes_out, usage, common)

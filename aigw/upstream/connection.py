@@ -216,7 +216,12 @@ class Connection(Protocol):
     def _release(self) -> None:
         """The answer is complete: keep the connection for another request, or close it."""
         self._receiver = None
-        if not self.free():
+        try:
+            is_free = self.free()
+        except Exception:  # a fault of the gateway
+            self.abort()
+            raise
+        if not is_free:
             self.abort()
 
     def free(self, may_be_paused: bool = True) -> bool:
