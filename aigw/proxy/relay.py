@@ -213,7 +213,7 @@ class Relay(BodyProtocol, ABC):
             elif broken is not None:
                 self.transport.stopProducing()
         except Exception:  # the client is not to wait for ever
-            log.failure("The gateway could not let go of a provider's answer: unexpected error")
+            log.failure("The gateway could not end a provider's answer: unexpected error")
             with suppress(Exception):
                 self.transport.stopProducing()
         if broken is None:
