@@ -20,9 +20,9 @@ from twisted.internet.task import Clock, deferLater
 from twisted.internet.threads import deferToThread
 
 from aigw.access import journal
+from aigw.access.claim import Claim
 from aigw.access.journal import Journal
 from aigw.access.journaled_ledger import JournaledLedger
-from aigw.access.ledger import Claim
 from aigw.access.limits import WindowCount
 from aigw.access.other_journals import OtherJournals
 from aigw.config import loader

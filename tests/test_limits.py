@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -13,8 +14,9 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
 from aigw.access.admission import MOST_WAITING, Admission
+from aigw.access.claim import Claim
 from aigw.access.errors import RateLimited
-from aigw.access.ledger import Claim, Ledger
+from aigw.access.ledger import Ledger
 from aigw.access.limits import RequestCount, end_of_period
 from aigw.accounting.accounts import Accounts
 from aigw.server import api
@@ -509,6 +511,51 @@ def test_l3_a_client_that_leaves_is_charged_an_estimate():
     assert gateway.usage()["tokens"] >= 10
 
 
+USAGE = chunk(event({}, "stop", usage={"prompt_tokens": 20, "completion_tokens": 6, "total_tokens": 26}))
+WITHOUT = b'{"choices": [{"message": {"content": "some words"}}]}'
+ANSWERS = {
+    False: (WHOLE, WHOLE, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(WITHOUT), WITHOUT), REFUSED),
+    True: (
+        STREAM_HEAD + CHUNK * 3 + USAGE + chunk(b"data: [DONE]\n\n") + LAST_CHUNK,
+        STREAM_HEAD + CHUNK * 9 + STREAM_END,
+        REFUSED,
+    ),
+}
+
+
+@pytest.mark.parametrize("group", [None, "team"])
+@pytest.mark.parametrize("seed", range(20))
+def test_l1_l3_l6_calls_of_one_connection_are_admitted_and_charged_as_those_of_many(seed, group):
+    """A connection uses the claim of its last call once more."""
+    chance = random.Random(seed)
+    top = {"groups": [{"name": "team", "tokens": chance.choice(["9k/m", "90k/m"]), "requests": "40/m"}]}
+    limits = {"requests": "15/m", "tokens": chance.choice(["8k/m", "80k/m"]), "concurrency": 1, "assume": 300}
+    limits |= {"budget": [{"tokens": "40k", "per": "hour"}]} | ({"group": group} if group else {})
+    both = [LimitedGateway(named("bob", BOB, **limits), top=top, route={"cooldown": 0}, **limits) for _ in range(2)]
+    kept, found = both[0].open(), []
+    for _ in range(40):
+        members = {**HELLO, "max_tokens": 200} if chance.random() < 0.3 else HELLO
+        stream = chance.random() < 0.5
+        key = ALICE if chance.random() < 0.8 else BOB
+        sent = request({**members, "stream": stream}, headers={"Authorization": f"Bearer {key}"})
+        answer, seconds = chance.choice(ANSWERS[stream]), chance.choice([0.0, 0.1, 0.5, 2.0])
+        if kept.disconnected:
+            kept = both[0].open()
+        answers, charged = [], []
+        for gateway, client in zip(both, (kept, both[1].open()), strict=True):
+            client.say(sent)
+            gateway.answer(answer)
+            answers.append(re.sub(rb"(?i)(x-request-id|date): [^\r]*", b"", client.take()))
+            accounts = {each for caller in gateway.config.callers for each in caller.accounts}
+            charged.append({each.name: gateway.ledger.usage_of(each) for each in accounts})
+            gateway.clock.advance(seconds)
+            assert gateway.is_idle()
+        assert answers[0] == answers[1]
+        assert charged[0] == charged[1]
+        found.append(status(answers[0]))
+    assert {200, 429} <= set(found)
+
+
 def test_l3_more_than_was_reserved_is_charged_past_the_limit():
     gateway = LimitedGateway(tokens="2k/m")
     client = gateway.send(user="u")
@@ -844,6 +891,27 @@ def test_l6_the_answer_to_too_many_tokens():
     assert header(answer, "retry-after") == "1"
     assert header(answer, "retry-after-ms") == "500"
     assert "Please try again in 0.5s." in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    ("own", "of_group", "left"),
+    [(("4/m", "9k/m"), ("3/m", "8k/m"), (2, "group")), (("3/m", "8k/m"), ("4/m", "9k/m"), (2, "own"))],
+)
+def test_l6_a_caller_with_a_group_sees_what_is_left_where_it_is_least(own, of_group, left):
+    top = {"groups": [{"name": "team", "requests": of_group[0], "tokens": of_group[1]}]}
+    bob = named("bob", BOB, group="team", requests="100/m", tokens="900k/m")
+    gateway = LimitedGateway(bob, top=top, group="team", requests=own[0], tokens=own[1])
+    for gone in (0, 1):
+        answer = gateway.ask()
+        assert header(answer, "x-ratelimit-limit-requests") == "3"
+        assert header(answer, "x-ratelimit-remaining-requests") == str(left[0] - gone)
+        assert header(answer, "x-ratelimit-reset-requests") == ("20s", "40s")[gone]
+        assert header(answer, "x-ratelimit-limit-tokens") == "8000"
+    gateway.ask(key=BOB)
+    answer = gateway.ask()  # the group has had four then
+    assert status(answer) == (429 if left[1] == "group" else 200)
+    assert header(answer, "x-ratelimit-remaining-requests") == "0"
+    assert header(answer, "x-ratelimit-limit-tokens") == "8000"
 
 
 def test_l6_the_time_to_the_reset_of_tokens_is_in_whole_seconds_and_never_too_short():

@@ -12,7 +12,8 @@ import pytest
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from aigw.access.admission import Admission
-from aigw.access.ledger import Claim, Ledger, LimitReached
+from aigw.access.claim import Claim
+from aigw.access.ledger import Ledger, LimitReached
 from aigw.accounting.line import decode, line_of
 from aigw.config import loader
 from aigw.config.model import Config

@@ -13,8 +13,9 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
+from aigw.access.claim import Claim
 from aigw.access.keys import Keys
-from aigw.access.ledger import Claim, Ledger
+from aigw.access.ledger import Ledger
 from aigw.config import loader
 from aigw.protocols.charges import charged_tokens
 from aigw.server import api
@@ -71,8 +72,8 @@ def test_l19_ten_thousand_keys_with_all_limits_cost_few_more_calls(capsys, is_st
         print(f" [calls without keys {without}, with 10,000 {keyed}, with all limits {limited}]", end="")
     assert all(abs(one - other) <= 2 for one, other in zip(limited, few, strict=True)), "10,000 keys cost what two cost"
     assert keyed[0] <= without[0] + 1
-    assert limited[0] <= without[0] + 10
-    assert sum(limited) <= sum(without) + (8 if is_straight else 15)
+    assert limited[0] <= without[0] + (8 if is_straight else 15)  # the long way makes a claim for each request
+    assert sum(limited) <= sum(without) + (8 if is_straight else 20)
 
 
 def test_l19_more_budgets_cost_an_admission_and_a_settlement_nothing():

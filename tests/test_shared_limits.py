@@ -9,8 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from aigw.access.admission import Admission
+from aigw.access.claim import Claim
 from aigw.access.errors import RateLimited, StoreUnavailable
-from aigw.access.ledger import Claim
 from aigw.access.limit_lines import of_requests
 from aigw.errors import ConfigError
 from aigw.settings.callers import Account, Budgeted

@@ -11,8 +11,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from aigw.access.claim import Claim
 from aigw.access.errors import refused
-from aigw.access.ledger import Claim, LimitReached
+from aigw.access.ledger import LimitReached
 from aigw.config.model import Config
 from aigw.errors import RequestError
 from aigw.settings.callers import Account
@@ -98,7 +99,7 @@ class Admission:
         for queue in self.queues.values():
             for waiting in queue:
                 old = waiting.claim.accounts
-                waiting.claim.accounts = tuple([accounts.get(each.name, each) for each in old])
+                waiting.claim.use(tuple([accounts.get(each.name, each) for each in old]))
         self._advance([*self.queues])
 
     def start(self) -> None:
@@ -147,10 +148,11 @@ class Admission:
 
     def settled(self, settled: object, claim: Claim) -> None:
         """Slots of the claim's accounts are free, when the store has answered."""
+        names = [each.name for each in claim.accounts]
         if isinstance(settled, Deferred):
-            settled.addBoth(lambda _: self._advance([each.name for each in claim.accounts]))
+            settled.addBoth(lambda _: self._advance(names))
         else:
-            self._advance([each.name for each in claim.accounts])
+            self._advance(names)
 
     # The queue
 

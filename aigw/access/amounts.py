@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 
 from aigw.access.limit_lines import form_of_requests, form_of_tokens, reset_of, whole
-from aigw.access.limits import RequestCount, Total, WindowCount
+from aigw.access.limits import TOLERANCE, RequestCount, Total, WindowCount
 from aigw.settings.callers import Account, Budgeted
 
 NO_LIMIT = 10**30
@@ -18,11 +19,11 @@ class Counts:
 
     An admission compares few numbers, which are made of the limits of ``account`` and hold while the steady clock is
     before ``until``. A window ends at ``turns`` on it, a budget at ``renews`` in Unix seconds. ``slots`` may run. Of
-    the ``limit`` of requests one is free again each ``interval``, in seconds. ``top`` is how far the total of tokens
-    may go: ``lacks`` decides about what is beyond it, and about all with a budget in USD. ``first`` are the lines that
-    show the room which the first request leaves, ``rest``; None without a limit of requests. Those of others are made
-    by the form ``later``. ``window`` is the form of the lines of the window, None without one. With a window
-    ``both`` is the form of ``first`` and ``window``.
+    the ``limit`` of requests, 0 without one, one is free again each ``interval``, in seconds. ``top`` is how far the
+    total of tokens may go: ``lacks`` decides about what is beyond it, and about all with a budget in USD. ``first`` are
+    the lines that show the room which the first request leaves, empty without a limit of requests; those of others are
+    made by the form ``later``. ``window`` is the form of the lines of the window, None without one, and ``both`` that
+    of ``first`` and ``window``.
     """
 
     __slots__ = (
@@ -33,7 +34,6 @@ class Counts:
             "limit",
             "money_top",
             "renews",
-            "rest",
             "slots",
             "top",
             "turns",
@@ -53,9 +53,8 @@ class Counts:
         self.tokens.belongs_to(self.used)
         self.budgets: dict[str, WindowCount] = {}  # by the key of a Budgeted
         self.kept: list[tuple[WindowCount, Budgeted]] = []  # those that the account has
-        self.limit, self.rest, self.interval = 0, 0, 0.0
-        self.first: bytes | None = None
-        self.later = self.both = b""
+        self.limit, self.interval = 0, 0.0
+        self.first = self.later = self.both = b""
         self.window: bytes | None = None
         self.slots = self.top = self.window_top = self.budget_top = self.money_top = NO_LIMIT
         self.turns = self.renews = self.until = NEVER
@@ -71,12 +70,12 @@ class Counts:
         """Count for these limits from now on: a request looks for none, until a reload has changed the account."""
         self.account = account
         self.slots = NO_LIMIT if account.concurrency is None else account.concurrency
-        self.first = None
+        self.limit, self.first = 0, b""
         if (rate := account.requests) is not None:
-            self.limit, self.rest, self.interval = rate.limit, rate.limit - 1, rate.seconds / rate.limit
+            self.limit, self.interval = rate.limit, rate.seconds / rate.limit
             self.requests.idle_at = self.requests.at + self.requests.used * self.interval
             self.later = form_of_requests(rate.limit)
-            self.first = self.later % (self.rest, reset_of(self.interval))
+            self.first = self.later % (rate.limit - 1, reset_of(self.interval))
         # A budget that a reload took away still counts: a request that began before the reload may be admitted
         # after one that has the new limits, and brings the old ones back until the next request.
         self.kept = [(self.of(budget), budget) for budget in account.budgets]
@@ -136,5 +135,19 @@ class Counts:
             ends = self.tokens.ends
             shown = whole(ends - now)
             self.window = form_of_tokens(self.account.tokens.limit, shown)
-            self.both = (self.first or b"") + self.window
+            self.both = self.first + self.window
             self.until = min(self.until, ends - shown + 1 if ends - now > 1 else now)
+
+
+def lines_of(both: tuple[Counts, Counts]) -> bytes:
+    """The lines of a caller with a group that was admitted just now: of requests and of tokens where least is left."""
+    lines = b""
+    left = [(int(each.limit - each.requests.used + TOLERANCE), each) for each in both if each.limit]
+    if left:
+        fewest, counts = min(left, key=itemgetter(0))
+        lines = counts.later % (fewest, reset_of(counts.requests.used * counts.interval))
+    left = [(each.window_top - each.used.taken, each) for each in both if each.window is not None]
+    if left:
+        least, counts = min(left, key=itemgetter(0))
+        lines += (counts.window or b"") % (least if least > 0 else 0)
+    return lines

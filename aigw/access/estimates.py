@@ -31,7 +31,9 @@ class Estimated(Protocol):
     limits the answer. A form has files and counts as an answer alone.
     """
 
-    prompt: int
+    @property
+    def prompt(self) -> int:
+        """Tokens of its body."""
 
     @property
     def output(self) -> int:

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import NamedTuple
 
-import msgspec
-
-from aigw.access.amounts import Counts
+from aigw.access.amounts import Counts, lines_of
+from aigw.access.claim import Claim
 from aigw.access.limit_lines import of_requests, of_tokens, reset_of
 from aigw.access.limits import TOLERANCE, WindowCount
 from aigw.access.shown import usage_of
@@ -33,18 +32,6 @@ class LimitReached(NamedTuple):
     needed: int = 1
     used: int = 0
     budget: Budgeted | None = None
-
-
-class Claim(msgspec.Struct, eq=False, gc=False):
-    """What one request asks for. ``tokens`` and ``money`` (PICO) are reserved until it is settled.
-
-    The store sets ``lines``: the header lines with what is left, where it is least.
-    """
-
-    accounts: tuple[Account, ...]
-    tokens: int = 0
-    money: int = 0
-    lines: bytes = b""
 
 
 class Ledger:
@@ -96,80 +83,82 @@ class Ledger:
 
     def admit(self, claim: Claim) -> LimitReached | None:
         """Take all that the claim asks for, or nothing; note the room that is left, where it is least."""
-        # This runs for every request of a key with limits, so the arithmetic is written out instead of called. It
-        # takes as it goes, and gives back if the limit of another account is reached.
-        # A function that is an attribute is called by a name of here: Python calls it faster.
-        seconds, known, tokens = self._seconds, self._counts, claim.tokens
+        # This runs for every request of a key with limits, so the arithmetic is written out instead of called, and
+        # there is no loop. A function that is an attribute is called by a name of here: Python calls it faster.
+        seconds, tokens, counts = self._seconds, claim.tokens, claim.counts
         now = seconds()
-        fewest = least = None  # requests and tokens that are left
-        lines = window = b""
-        for account in claim.accounts:
-            try:
-                counts = known[account.name]
-            except KeyError:
-                counts = self.counts_of(account)
-            if counts.account is not account:
-                counts.prepare(account, now, self._wall())
-            elif now >= counts.until:
-                counts.renew(now, self._wall())
-            used, running = counts.used, counts.running
-            taken = used.taken + tokens
-            if running >= counts.slots or (taken > counts.top and counts.lacks(taken, tokens, claim.money)):
-                return self._refused(claim, account, now)
-            shown = counts.first
-            if shown is not None:
-                requests, left = counts.requests, counts.rest
-                if now >= requests.idle_at:
-                    requests.used, requests.at, requests.idle_at = 1.0, now, now + counts.interval
-                else:
-                    share = requests.used - (now - requests.at) / counts.interval  # as drain does it
-                    if share < 0.0:
-                        share = 0.0
-                    left = int(counts.limit - share + TOLERANCE) - 1
-                    if left < 0:
-                        return self._refused(claim, account, now)
-                    requests.used, requests.at = share + 1.0, now
-                    seconds_used = (share + 1.0) * counts.interval
-                    requests.idle_at = now + seconds_used
-                    shown = counts.later % (left, reset_of(seconds_used))
-                if fewest is None or left < fewest:
-                    fewest, lines = left, shown
-            shown = counts.window
-            if shown is not None:
-                left = counts.window_top - taken
-                if least is None or left < least:
-                    least, window = left, shown
-            counts.running = running + 1
-            used.taken = taken
-            if claim.money:
-                counts.money.taken += claim.money
-        if least is not None:
-            least = least if tokens or least > 0 else 0
-            claim.lines = (
-                counts.both % least if window is counts.window and lines is counts.first else lines + window % least
-            )
+        if counts.account is not claim.account:
+            claim.counts = counts = self._prepared(claim.account, now)
+        elif now >= counts.until:
+            counts.renew(now, self._wall())
+        used, running, lines = counts.used, counts.running, counts.first
+        taken = used.taken + tokens
+        if running >= counts.slots or (taken > counts.top and counts.lacks(taken, tokens, claim.money)):
+            return self._refused(claim, now)
+        if counts.limit:
+            requests = counts.requests
+            if now >= requests.idle_at:
+                requests.used, requests.at, requests.idle_at = 1.0, now, now + counts.interval
+            else:
+                share = requests.used - (now - requests.at) / counts.interval  # as drain does it
+                if share < 0.0:
+                    share = 0.0
+                left = int(counts.limit - share + TOLERANCE) - 1
+                if left < 0:
+                    return self._refused(claim, now)
+                requests.used, requests.at = share + 1.0, now
+                seconds_used = (share + 1.0) * counts.interval
+                requests.idle_at = now + seconds_used
+                lines = counts.later % (left, reset_of(seconds_used))
+        counts.running = running + 1
+        used.taken = taken
+        if claim.money:
+            counts.money.taken += claim.money
+        if claim.group is not None:
+            if self._is_refused_by_group(claim, claim.group):
+                return self._refused(claim, now)
+        elif counts.window is not None:
+            left = counts.window_top - taken
+            form = counts.both if lines is counts.first else lines + counts.window
+            claim.lines = form % (left if left > 0 else 0)
         else:
             claim.lines = lines
         if self.note is not None:
             self._note_budgets(claim, self.note)
         return None
 
-    def _note_budgets(self, claim: Claim, note: Note) -> None:
-        for account in claim.accounts:
-            for count, budget in self._counts[account.name].kept:
-                note(account.name, budget.key, count)
-
-    def _refused(self, claim: Claim, full: Account, now: float) -> LimitReached | None:
-        """Give back what the accounts before ``full`` gave, and find out which limit is reached."""
-        for account in claim.accounts:
-            if account is full:
-                break
+    def _prepared(self, account: Account, now: float) -> Counts:
+        """The counts of an account, which count for its limits from now on."""
+        try:
             counts = self._counts[account.name]
-            counts.running -= 1
-            counts.used.taken -= claim.tokens
-            counts.money.taken -= claim.money
-            if account.requests is not None:
-                counts.requests.used -= 1
+        except KeyError:
+            counts = self.counts_of(account)
+        if counts.account is not account:
+            counts.prepare(account, now, self._wall())
+        elif now >= counts.until:
+            counts.renew(now, self._wall())
+        return counts
+
+    def _is_refused_by_group(self, claim: Claim, group: Claim) -> bool:
+        """Ask the group for the same; give back what the account gave if the group has no room."""
+        counts = claim.counts
+        group.tokens, group.money = claim.tokens, claim.money
+        if self.admit(group) is None:
+            claim.lines = lines_of((counts, group.counts))
+            return False
+        counts.running -= 1
+        counts.used.taken -= claim.tokens
+        counts.money.taken -= claim.money
+        if claim.account.requests is not None:
+            counts.requests.used -= 1
+        return True
+
+    def _note_budgets(self, claim: Claim, note: Note) -> None:
+        for count, budget in claim.counts.kept:
+            note(claim.account.name, budget.key, count)
+
+    def _refused(self, claim: Claim, now: float) -> LimitReached | None:
+        """Find out which limit is reached; nothing is taken."""
         wall = self._wall()
         for account in claim.accounts:  # a window that the look below began alone would be unknown to ``admit``
             counts = self.counts_of(account)
@@ -245,20 +234,19 @@ class Ledger:
 
     def settle(self, claim: Claim, tokens: int, money: int = 0) -> None:
         """Charge what an admitted request used, even past a limit, and free the rest."""
-        seconds, known, more = self._seconds, self._counts, tokens - claim.tokens
+        seconds, counts = self._seconds, claim.counts
         now = seconds()
-        has_money = money or claim.money
-        for account in claim.accounts:
-            counts = known[account.name]
-            if now >= counts.until:
-                counts.renew(now, self._wall())
-            used = counts.used
-            counts.running -= 1
-            used.spent += tokens
-            used.taken += more
-            if has_money:
-                counts.money.spent += money
-                counts.money.taken += money - claim.money
+        if now >= counts.until:
+            counts.renew(now, self._wall())
+        used = counts.used
+        counts.running -= 1
+        used.spent += tokens
+        used.taken += tokens - claim.tokens
+        if money or claim.money:
+            counts.money.spent += money
+            counts.money.taken += money - claim.money
+        if claim.group is not None:
+            self.settle(claim.group, tokens, money)
         if self.note is not None:
             self._note_budgets(claim, self.note)
 

@@ -10,9 +10,9 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.python.failure import Failure
 
 from aigw.access.admission import Admission, Reached, Store
+from aigw.access.claim import Claim
 from aigw.access.errors import for_client
-from aigw.access.estimates import BYTES_OF_A_TOKEN, limit_in, used
-from aigw.access.ledger import Claim
+from aigw.access.estimates import BYTES_OF_A_TOKEN, Estimated, limit_in, used
 from aigw.accounting.estimated import NoPrices, complete
 from aigw.config.model import Config
 from aigw.errors import GatewayError, RequestError
@@ -34,25 +34,33 @@ _NO_PRICES = NoPrices()
 _ROUNDED_UP = BYTES_OF_A_TOKEN - 1
 
 
-class LimitedClaim(Claim, eq=False, gc=False):
+class LimitedClaim(Claim):
     """The claim of a call, with what was estimated of it, see Estimated.
 
-    ``limit`` is that of the answer in the call, 0 without one. ``path`` is of its endpoint, which ``spends`` tokens or
-    not. ``events`` are those that its client was sent. ``reached`` is what the store has answered: None if the call is
-    admitted.
+    ``limit`` is that of the answer in the call, 0 without one; then ``assume`` is taken for it. ``path`` is of its
+    endpoint, which ``spends`` tokens or not. ``events`` are those that its client was sent. ``reached`` is what the
+    store has answered: None if the call is admitted.
     """
 
-    prompt: int = 0
-    limit: int = 0
-    path: str = ""
-    spends: bool = True
-    events: int = 0
-    reached: Reached = None
+    __slots__ = ("assume", "events", "limit", "path", "reached", "spends")
+
+    def __init__(self, caller: Caller, endpoint: Endpoint) -> None:
+        Claim.__init__(self, caller.accounts)  # faster than super()
+        self.assume = caller.assume
+        self.path = endpoint.path
+        self.spends = endpoint.spends == "tokens"
+        self.limit = self.events = 0
+        self.reached: Reached = None
 
     @property
     def output(self) -> int:
         """See Estimated."""
-        return self.tokens - self.prompt
+        return self.limit or self.assume
+
+    @property
+    def prompt(self) -> int:
+        """See Estimated."""
+        return self.tokens - self.output
 
     @property
     def is_limit(self) -> bool:
@@ -60,7 +68,9 @@ class LimitedClaim(Claim, eq=False, gc=False):
         return self.limit > 0
 
 
-Admit = Callable[[Call, Caller], LimitedClaim]
+Admit = Callable[[Call, Caller, "LimitedClaim | None"], LimitedClaim]
+"""Asks the store for what a call needs; by the claim of an earlier call of the same caller and endpoint, if there is
+one that is settled and that nothing else refers to."""
 
 
 class CountedStream:
@@ -101,24 +111,25 @@ class Limited:
         """What asks the store for what the calls of an endpoint need."""
         return self._admit if endpoint.spends == "tokens" else self._admit_request
 
-    def _admit(self, call: Call, caller: Caller) -> LimitedClaim:
-        members, prompt, limit, money = call.members, 0, 0, 0
+    def _admit(self, call: Call, caller: Caller, claim: LimitedClaim | None) -> LimitedClaim:
+        members, prompt, limit, admit = call.members, 0, 0, self._store.admit
+        if claim is None:
+            claim = LimitedClaim(caller, call.endpoint)
         if call.form is None:
             prompt = (call.size + _ROUNDED_UP) // BYTES_OF_A_TOKEN
         if "max_tokens" in members or "max_completion_tokens" in members or "max_output_tokens" in members:
             limit = limit_in(members)
-        tokens, admit = prompt + (limit or caller.assume), self._store.admit
+        claim.limit, claim.tokens = limit, prompt + (limit or caller.assume)
         if self._pricing is not None:
-            money = self._money_for(call, caller, prompt, tokens - prompt)
-        claim = LimitedClaim(caller.accounts, tokens, money, b"", prompt, limit, call.endpoint.path)
+            claim.money = self._money_for(self._pricing, call, caller, claim)
         reached = admit(claim)
         if reached is not None:
             claim.reached = reached
         return claim
 
-    def _admit_request(self, call: Call, caller: Caller) -> LimitedClaim:
+    def _admit_request(self, call: Call, caller: Caller, claim: LimitedClaim | None) -> LimitedClaim:
         """Of an endpoint whose calls spend no tokens."""
-        claim = LimitedClaim(caller.accounts, path=call.endpoint.path, spends=False)
+        claim = claim or LimitedClaim(caller, call.endpoint)
         claim.reached = self._store.admit(claim)
         return claim
 
@@ -135,7 +146,7 @@ class Limited:
         """
         caller = request.caller
         assert caller is not None
-        request.limited = claim = claim or self.admits(call.endpoint)(call, caller)
+        request.limited = claim = claim or self.admits(call.endpoint)(call, caller, None)
         client = CountedStream(claim, request) if call.stream else request
 
         def serve(_: object) -> Deferred[None]:
@@ -172,10 +183,8 @@ class Limited:
         if self.admission.queues:
             self.admission.settled(settled, claim)
 
-    def _money_for(self, call: Call, caller: Caller, prompt: int, output: int) -> int:
+    def _money_for(self, pricing: Pricing, call: Call, caller: Caller, about: Estimated) -> int:
         """What is reserved of budgets in USD: the cost of the estimate at the dearest step of the route."""
-        if self._pricing is None:
-            return 0
         if not any([budget.in_usd for account in caller.accounts for budget in account.budgets]):
             return 0
         router = self._gateway.router
@@ -184,7 +193,7 @@ class Limited:
             route = visible[call.model] if call.model else router.default_for(call.endpoint.path, caller.routes)
         except GatewayError:  # which the client gets when the request is served
             return 0
-        return round(self._pricing.dearest(route.steps, {"input": prompt, "output": output}) * PICO)
+        return round(pricing.dearest(route.steps, {"input": about.prompt, "output": about.output}) * PICO)
 
     def count(self, request: Request) -> None:
         """Count a request that was refused before it was a call. It needs no slot."""

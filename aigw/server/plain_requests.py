@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from twisted.internet.defer import fail
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -50,7 +50,8 @@ class PlainRequests:
         self._known: RepeatedHead | None = None
         self._sent: StraightCall | None = None
         self._admit: Admit | None = None  # if the caller of the known head has limits
-        self._claim: LimitedClaim | None = None
+        self._claim: LimitedClaim | None = None  # of the present request
+        self._last_claim: LimitedClaim | None = None  # which may be used once more
         self._request_id = ""
         self._began = 0.0
         self._length = 0  # of the body
@@ -95,7 +96,7 @@ class PlainRequests:
             known = learned(self._channel, head, data, len(data) - len(rest))
             if known is None:
                 return False
-            self._admit = known.resource.admits(known.caller)
+            self._admit, self._last_claim = known.resource.admits(known.caller), None
         except Exception:
             log.failure("A request takes the long way: unexpected error")
             return False
@@ -127,7 +128,7 @@ class PlainRequests:
         try:
             render = self._send(data)
         except Exception:  # a fault of the gateway
-            render = partial(fail, Failure())
+            render = partial(_failed, Failure())
         if self._sent is None:
             self._as_request(0).body_received(data, render)
 
@@ -143,7 +144,7 @@ class PlainRequests:
             return partial(known.resource.serve, call)
         admit, claim = self._admit, None
         if admit is not None:
-            self._claim = claim = admit(call, known.caller)
+            self._claim = self._last_claim = claim = admit(call, known.caller, self._last_claim)
         if claim is None or claim.reached is None:
             if known.plan is not plan:
                 known.plan, known.lines = plan, known.path.lines(plan, call)
@@ -195,7 +196,7 @@ class PlainRequests:
         request.request_id = self._request_id
         request.resource, request.max_body = known.resource, known.resource.max_body
         request.caller = known.caller  # also if a reload has removed the key meanwhile
-        request.limited, self._claim = self._claim, None
+        request.limited, self._claim, self._last_claim = self._claim, None, None
         known.resource.begin_record(request)
         request.record.started = request.record.received = self._began
         request._taken, request.bytes_in = self._taken, bytes_in
@@ -233,6 +234,8 @@ class PlainRequests:
     def begin(self, head: bytes) -> None:
         """See Client."""
         self._head = head
+        if self._claim is not None:
+            self._claim.events = 0
         self._channel.site.bodies.give_back(self._taken)
         self._taken = 0
         self._timeouts.expire_after(math.inf)
@@ -286,3 +289,8 @@ class PlainRequests:
             call.abandon()
             serving = fail()
         request.serve(serving)
+
+
+def _failed(failure: Failure, _: Request) -> Deferred[None]:
+    """Serve a request that the gateway has failed to send."""
+    return fail(failure)

@@ -17,10 +17,11 @@ from twisted.python.failure import Failure
 
 from aigw.access.admission import Reached
 from aigw.access.amounts import Counts
+from aigw.access.claim import Claim
 from aigw.access.errors import StoreUnavailable
 from aigw.access.journal import FOLLOW_SECONDS
 from aigw.access.journaled_ledger import JournaledLedger
-from aigw.access.ledger import Claim, Ledger, LimitReached
+from aigw.access.ledger import Ledger, LimitReached
 from aigw.config.model import Config
 from aigw.settings.callers import Account
 from aigw.settings.store import StoreAddress

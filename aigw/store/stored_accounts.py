@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from aigw.access.ledger import Claim, Ledger, LimitReached
+from aigw.access.claim import Claim
+from aigw.access.ledger import Ledger, LimitReached
 from aigw.access.limit_lines import of_requests, of_tokens
 from aigw.access.limits import end_of_period
 from aigw.settings.callers import PICO, Account
@@ -160,7 +161,7 @@ class Share:
 
     def admit(self, claim: Claim) -> LimitReached | None:
         """See Ledger."""
-        accounts = tuple([self._part(account, claim) for account in claim.accounts])
+        accounts = tuple([self._part(account, claim.tokens, claim.money) for account in claim.accounts])
         part = Claim(accounts, claim.tokens, claim.money)
         reached = self._ledger.admit(part)
         claim.lines = part.lines
@@ -177,19 +178,17 @@ class Share:
 
     def usage_of(self, account: Account) -> dict[str, object]:
         """See Ledger."""
-        return self._ledger.usage_of(self._part(account, Claim(())))
+        return self._ledger.usage_of(self._part(account))
 
-    def _part(self, account: Account, claim: Claim) -> Account:
+    def _part(self, account: Account, tokens: int = 0, money: int = 0) -> Account:
         return msgspec.structs.replace(
             account,
             requests=self._of_rate(account.requests, 1),
-            tokens=self._of_rate(account.tokens, claim.tokens),
+            tokens=self._of_rate(account.tokens, tokens),
             concurrency=None if account.concurrency is None else self._of(account.concurrency, 1),
             budgets=tuple(
                 [
-                    msgspec.structs.replace(
-                        budget, limit=self._of(budget.limit, claim.money if budget.in_usd else claim.tokens)
-                    )
+                    msgspec.structs.replace(budget, limit=self._of(budget.limit, money if budget.in_usd else tokens))
                     for budget in account.budgets
                 ]
             ),

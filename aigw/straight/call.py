@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from aigw.access.ledger import Claim
+from aigw.access.claim import Claim
 from aigw.protocols.endpoint import Call
 from aigw.proxy.answers import Stream
 from aigw.proxy.exchange import Exchange

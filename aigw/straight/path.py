@@ -13,7 +13,7 @@ import os
 from twisted.logger import Logger
 
 from aigw.access.admission import Admission
-from aigw.access.ledger import Claim
+from aigw.access.claim import Claim
 from aigw.protocols.charges import CommonCounts, charged_tokens, common_counts
 from aigw.protocols.endpoint import JSON, Call, Endpoint
 from aigw.protocols.usage import usage_in

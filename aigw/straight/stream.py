@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from aigw.access.ledger import Claim
+from aigw.access.claim import Claim
 from aigw.protocols.endpoint import Call
 from aigw.protocols.shaping import Difference
 from aigw.proxy.answers import Stream

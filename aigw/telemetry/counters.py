@@ -160,7 +160,9 @@ class Counters:
             route.requests[key] += 1
         else:
             route.requests[key] = 1
-        took, common = record.ended - record.started, record.common
+        took, common, given, made = record.ended - record.started, record.common, 0, 0
+        if common is not None:
+            given, made, _ = common
         duration = route.duration[record.stream]
         duration.counts[bisect_left(SECONDS, took)] += 1
         duration.sum += took
@@ -175,8 +177,8 @@ class Counters:
                     caller.count(record, self._has_charges)
                 else:  # nearly every one
                     caller.requests += 1
-                    caller.input += common[0]
-                    caller.output += common[1]
+                    caller.input += given
+                    caller.output += made
                 caller = caller.group
             if self._has_prices:
                 self._note_unpriced(record.charges)
@@ -232,7 +234,6 @@ class Counters:
         if record.usage and step is not None:  # the last attempt's: those before it failed and reported none
             minute = minute or step.hour.at(record.ended)
             if common is not None:
-                given, made, _ = common
                 step.tokens["prompt"] += given
                 step.tokens["completion"] += made
                 minute.prompt += given
