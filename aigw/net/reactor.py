@@ -16,13 +16,12 @@ import select
 from errno import EWOULDBLOCK
 from typing import Any
 
-from twisted.internet import tcp
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST, installReactor
+from twisted.internet.tcp import Client, Server
 from twisted.logger import Logger
 from twisted.python.log import callWithLogger, err
 
-_TCP = frozenset([tcp.Client, tcp.Server])  # once they are connected, their doRead is what is repeated below
 TURNS = 100  # polls in a row; after them Twisted looks at all timed calls, and frees those that were cancelled
 LONGEST = 1_000_000.0  # seconds that a poll may wait for the next timed call; Twisted looks at one that is later
 _EPOLLIN = getattr(select, "EPOLLIN", 0)  # for the types of other systems; without epoll the import above has failed
@@ -66,8 +65,10 @@ class LeanReactor(EPollReactor):
                 continue
             why: Any = None
             has_read = False  # as in Twisted: an exception is never the end of one half only
+            kind = type(selectable)
             try:
-                if type(selectable) in _TCP and selectable.connected:
+                # The doRead of these two, once they are connected, is what is repeated here.
+                if (kind is Server or kind is Client) and selectable.connected:
                     try:
                         data = selectable.socket.recv(selectable.bufferSize)
                     except OSError as refused:

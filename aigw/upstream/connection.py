@@ -22,7 +22,7 @@ from zope.interface import implementer
 from aigw.errors import UpstreamBroken
 from aigw.net import tcp
 from aigw.net.interfaces import ProviderTransport
-from aigw.net.write import has_unsent, write, write_both
+from aigw.net.write import has_unsent, quicken, write, write_both
 from aigw.protocols.envelope import Parts
 from aigw.upstream import reasons
 from aigw.upstream.reasons import NoAnswer, Stale
@@ -73,6 +73,7 @@ class Connection(Protocol):
     def connectionMade(self) -> None:
         """TCP is connected; with TLS the handshake follows."""
         self.transport.setTcpNoDelay(True)
+        quicken(self.transport)
         tcp.find_lost_peer(self.transport, tcp.PROVIDER_SECONDS)
         self.transport.registerProducer(self, True)
         if not self._secure:
@@ -185,7 +186,7 @@ class Connection(Protocol):
 
     def end(self, response: Response) -> bool:
         """See Response."""
-        is_whole = self.delivers(response) and self._parser.complete
+        is_whole = self._parser.complete and self._delivering is response and self._receiver is not None
         if is_whole:
             self._release()
         return is_whole
@@ -215,14 +216,12 @@ class Connection(Protocol):
 
     def _release(self) -> None:
         """The answer is complete: keep the connection for another request, or close it."""
-        self._receiver = None
+        self._receiver, is_free = None, False
         try:
             is_free = self.free()
-        except Exception:  # a fault of the gateway
-            self.abort()
-            raise
-        if not is_free:
-            self.abort()
+        finally:  # also after a fault of the gateway
+            if not is_free:
+                self.abort()
 
     def free(self, may_be_paused: bool = True) -> bool:
         """Keep the connection for another request, if none of the last one and its answer is left; else False."""
