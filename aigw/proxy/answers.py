@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
@@ -18,6 +17,7 @@ from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
 from aigw.protocols.scanner import HOLD_STREAM
 from aigw.protocols.shaping import UNCHANGED, Difference
+from aigw.proxy.committed import Follows
 from aigw.proxy.plain import Flowing, Plain, cut_short
 from aigw.proxy.relay import END_SECONDS, Relay
 from aigw.proxy.responder import BodySink
@@ -44,12 +44,12 @@ class Stream(Relay):
         label: bytes,
         must_finish: MustFinish,
         difference: Difference,
-        fires: Deferred[Any] | None = None,
+        follows: Follows | None = None,
     ) -> None:
         """``label`` is the Content-Type in lower case; ``must_finish``: whether the model gives a ``finish_reason``;
         ``difference`` is that between the request that was sent and the client's."""
         endpoint = call.endpoint
-        super().__init__(endpoint, clock, fires)
+        super().__init__(endpoint, clock, follows)
         without_usage = endpoint.scanner_without_usage if difference.hides_usage else None
         self._scanner = (without_usage or endpoint.scanner)()
         self._scanner.is_known_to_finish = must_finish
@@ -84,7 +84,7 @@ class Stream(Relay):
             self._end_as_it_did(let_end=True)
             return
         passed, meaning = self._scanner.feed(data)
-        if meaning is END and self.flowing is self._fires and not self._scanner.failure and passed[-1:] != b"\r":
+        if meaning is END and self.flowing is self._instead and not self._scanner.failure and passed[-1:] != b"\r":
             self.bytes_out += len(passed)
             self.last = passed
             self._finish(None, let_end=True)
@@ -164,9 +164,12 @@ class Stream(Relay):
 
     def _expect_the_end(self) -> None:
         """Limit the time for the end, because the provider has reported a failure or the end."""
-        if self._ends_at == math.inf and self._timer is not None:
+        if self._ends_at == math.inf and self._is_producer:
             self._ends_at = self._clock.seconds() + END_SECONDS
-            self._timer.reset(END_SECONDS)
+            if self._timer is not None:
+                self._timer.reset(END_SECONDS)
+            elif self._follows is not None:
+                self._follows.leave()
 
     def _end_as_it_did(self, let_end: bool = False) -> None:
         """End the client's answer, after an error event if the official clients would not detect the failure."""
@@ -203,8 +206,9 @@ class Stream(Relay):
         found = self._endpoint.check_answer(bytes(self._body or b""))
         return UpstreamBroken(found[0], detail=found[1]) if found else UpstreamBroken(NO_STREAM)
 
-    def _time_left(self) -> float:
-        return min(super()._time_left(), self._ends_at - self._clock.seconds())
+    def time_left(self) -> float:
+        """See Relay."""
+        return min(super().time_left(), self._ends_at - self._clock.seconds())
 
     def _too_late(self) -> None:
         if self._scanner.failure is not None or self._last_meaning is END:

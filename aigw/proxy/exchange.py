@@ -21,10 +21,11 @@ from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
 from aigw.proxy import passed_refusals
 from aigw.proxy.answers import hold
+from aigw.proxy.committed import Answer
 from aigw.proxy.failure_report import FailedAttempts
 from aigw.proxy.keepalive import KeptAlive
 from aigw.proxy.race import Race
-from aigw.proxy.relay import Answer, Relay
+from aigw.proxy.relay import Relay
 from aigw.proxy.responder import Responder
 from aigw.proxy.running_attempt import RunningAttempt
 from aigw.proxy.sent import Sent

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from aigw.errors import UpstreamFailure
 from aigw.net.lateness import Limit
-from aigw.proxy.relay import Answer
+from aigw.proxy.committed import Answer
 from aigw.proxy.running_attempt import RunningAttempt
 from aigw.routing.hedge import Budget
 from aigw.routing.retry_policy import Verdict

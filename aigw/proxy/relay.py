@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
@@ -25,6 +25,7 @@ from aigw.errors import StreamBroken, UpstreamFailure
 from aigw.net.lateness import GRACE_SECONDS, lateness
 from aigw.protocols.endpoint import Endpoint
 from aigw.protocols.usage import ReportedUsage
+from aigw.proxy.committed import Follows
 from aigw.proxy.responder import BodySink
 from aigw.upstream import body
 
@@ -32,45 +33,6 @@ END_SECONDS = 1.0  # for the end of a body after the end of the answer in it
 _WHOLE = Failure(ResponseDone())
 
 log = Logger()
-
-
-class Answer(Protocol):
-    """What is committed: an answer of which enough is held. ``flow`` lets it go on."""
-
-    mislabelled: bool
-    default_type: bytes
-    flows: bool
-    flushes: bool | None
-    length: int | None
-    bytes_out: int
-
-    @property
-    def beginning(self) -> bytes:
-        """See Relay."""
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """See Relay."""
-
-    @property
-    def finished(self) -> bool:
-        """See Relay."""
-
-    @property
-    def failure(self) -> StreamBroken | None:
-        """See Relay."""
-
-    def rewrite(self, changes: Iterable[Callable[[bytes], bytes]]) -> None:
-        """See Relay."""
-
-    def flow(self, client: BodySink, seconds: float) -> Deferred[None]:
-        """See Relay."""
-
-    def interrupt(self) -> None:
-        """See Relay."""
-
-    def hang_up(self) -> None:
-        """See Relay."""
 
 
 @implementer(IPushProducer)
@@ -87,18 +49,21 @@ class Relay(BodyProtocol, ABC):
     cut_short = ""  # the code of an answer that ends too early
     last = b""  # what is not written yet at the end: one write sends it with the end
 
-    def __init__(self, endpoint: Endpoint, clock: IReactorTime, fires: Deferred[Any] | None = None) -> None:
-        """``fires`` is in place of both Deferreds. Its ``callback`` writes ``last`` at the end."""
+    def __init__(self, endpoint: Endpoint, clock: IReactorTime, follows: Follows | None = None) -> None:
+        """``follows`` is in place of both Deferreds, and keeps the limit: it looks how much is left, see time_left."""
         self._endpoint = endpoint
         self._clock = clock
-        self.held: Deferred[Relay] = fires or Deferred(self.hang_up)
+        instead = cast("Deferred[Any] | None", follows)
+        self.held: Deferred[Relay] = instead or Deferred(self.hang_up)
         self.length: int | None = None  # the size of the answer, if it is held whole at the commit point
         self.bytes_out = 0
-        self._fires = fires
+        self._follows = follows
+        self._instead = instead
         self._client: BodySink | None = None
         self._pieces: list[bytes] = []  # held until the commit point
         self._end: Failure | None = None
-        self._timer: IDelayedCall | None = None
+        self._timer: IDelayedCall | None = None  # if the limit is kept here
+        self._is_producer = False  # of the client
         self._limit = 0.0
         self._last_activity = 0.0
         self._paused = False
@@ -125,14 +90,16 @@ class Relay(BodyProtocol, ABC):
         ``seconds`` is the limit on silence in a stream; for any other answer it is the time that is left for all of it.
         """
         self._client = client
-        self.flowing = self._fires or Deferred(self.hang_up)
+        self.flowing = self._instead or Deferred(self.hang_up)
         self._last_activity = self._clock.seconds()
         self._limit = seconds
         pieces, self._pieces = self._pieces, []
         self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if not self._over:
             client.registerProducer(self, True)
-            self._timer = self._clock.callLater(seconds, self._check_time)
+            self._is_producer = True
+            if self._follows is None:
+                self._timer = self._clock.callLater(seconds, self._check_time)
         if self._over:
             self._finish(None)
         elif self._end is not None:
@@ -140,12 +107,17 @@ class Relay(BodyProtocol, ABC):
         return self.flowing
 
     def go_on_to(self, client: BodySink) -> Deferred[None]:
-        """Write the rest to ``client``, which takes the place of another one. The Deferred is that of ``flow``."""
+        """Write the rest to ``client``, which takes the place of another one. The Deferred is that of ``flow``.
+
+        The limit is kept here from now on.
+        """
         self._client = client
         self.flowing = Deferred(self.hang_up)
         last, self.last = self.last, b""
         if last:
             client.write(last)
+        if not self._over:
+            self._timer = self._clock.callLater(max(0.0, self.time_left()), self._check_time)
         return self.flowing
 
     # What a kind of answers defines
@@ -181,7 +153,8 @@ class Relay(BodyProtocol, ABC):
     def _too_late(self) -> None:
         """The limit has passed."""
 
-    def _time_left(self) -> float:
+    def time_left(self) -> float:
+        """The seconds until the limit has passed, as it is known now."""
         return self._limit if self._paused else self._last_activity + self._limit - self._clock.seconds()
 
     # The body's end, from the agent
@@ -234,9 +207,10 @@ class Relay(BodyProtocol, ABC):
     def _release(self) -> None:
         self._over = True
         timer, self._timer = self._timer, None
-        if timer is not None and self._client is not None:
-            if timer.active():
-                timer.cancel()
+        if timer is not None and timer.active():
+            timer.cancel()
+        if self._is_producer and self._client is not None:
+            self._is_producer = False
             self._client.unregisterProducer()
 
     # Time and back-pressure, from the client
@@ -249,7 +223,7 @@ class Relay(BodyProtocol, ABC):
 
     def _check_time(self) -> None:
         """Check the limit. Only this sets the timer again, so that a chunk need not do it."""
-        left = self._time_left()
+        left = self.time_left()
         if self._timer is not None and lateness(self._timer, self._clock):
             left = max(left, GRACE_SECONDS)
         if left > 0:

@@ -25,7 +25,7 @@ from aigw.errors import (
 from aigw.key_forms import shortened
 from aigw.net.lateness import within
 from aigw.protocols.endpoint import Call
-from aigw.proxy.relay import Answer
+from aigw.proxy.committed import Answer
 from aigw.routing.cooldown import Cooldowns
 from aigw.routing.keyed_upstream import Sender
 from aigw.routing.response_ids import Place, ResponseIds, is_id

@@ -18,10 +18,11 @@ from aigw.config.model import Step
 from aigw.errors import StreamBroken, UpstreamBroken, UpstreamFailure, UpstreamTimeout
 from aigw.protocols import sse
 from aigw.protocols.endpoint import Call
+from aigw.proxy.committed import Answer
 from aigw.proxy.held import HeldBytes
 from aigw.proxy.held_buffer import HeldBuffer
 from aigw.proxy.keepalive import KeptAlive
-from aigw.proxy.relay import Answer, Relay
+from aigw.proxy.relay import Relay
 from aigw.proxy.responder import BodySink
 from aigw.telemetry.record import RecordBuilder
 

@@ -6,7 +6,6 @@ bytes come and the configuration is the same, the key, the path, the method and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -155,10 +154,16 @@ class PlainRequests:
         return partial(known.resource.serve, call, claim=claim)
 
     def too_late(self) -> None:
-        """The time for the answer is over, if it is awaited on the straight path."""
-        if self._sent is not None:
-            self._sent.seconds_left = 0.0
-            self._sent.leave()
+        """The time for the answer, or for more of it, is over, if it is awaited on the straight path."""
+        sent = self._sent
+        if sent is None:
+            return
+        left = sent.time_left()
+        if left > 0:
+            self._timeouts.expire_after(left)
+        else:
+            sent.seconds_left = 0.0
+            sent.leave()
 
     def leave(self) -> None:
         """Await no answer on the straight path any more."""
@@ -231,14 +236,14 @@ class PlainRequests:
         if self._known is not None and self._known.tree is not channel.site.resource:
             self.forget()
 
-    def begin(self, head: bytes) -> None:
+    def begin(self, head: bytes, seconds: float) -> None:
         """See Client."""
         self._head = head
         if self._claim is not None:
             self._claim.events = 0
         self._channel.site.bodies.give_back(self._taken)
         self._taken = 0
-        self._timeouts.expire_after(math.inf)
+        self._timeouts.expire_after(seconds)
 
     def write(self, data: bytes, chunk: bytes = b"") -> None:
         """See Client."""
@@ -260,9 +265,7 @@ class PlainRequests:
     def end(self, last: bytes) -> None:
         """See Client."""
         self._sent = self._claim = None
-        head, self._head = self._head, b""  # there is one if the output began in a large event, of which all was held
-        end = b"%x\r\n%s\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"
-        write(self._channel.transport, head + end)
+        self.write(last, b"%x\r\n%s\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n")
         self._done(may_be_paused=True)
 
     def abort(self, why: str) -> None:

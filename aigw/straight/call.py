@@ -25,8 +25,12 @@ class Client(BodySink, Protocol):
     def finish(self, answer: bytes) -> None:
         """Send the whole answer."""
 
-    def begin(self, head: bytes) -> None:
-        """Commit: send the head of a streamed answer with the first ``write``."""
+    def begin(self, head: bytes, seconds: float) -> None:
+        """Commit: send the head of a streamed answer with the first ``write``.
+
+        After ``seconds`` the call is asked for its ``time_left``, and once more after each time that it gives. It is to
+        ``leave`` when it has none.
+        """
 
     def end(self, last: bytes) -> None:
         """Send ``last``, the rest of the streamed answer, and the end."""
@@ -122,6 +126,10 @@ class StraightCall:
             return piece
         pieces, self._pieces = self._pieces, []
         return b"".join([*pieces, piece])
+
+    def time_left(self) -> float:
+        """The seconds that it has, when the time limit that its client's connection knows has passed."""
+        return 0.0
 
     def leave(self) -> None:
         """Go the long way, on which the answer is awaited as that of any other call."""

@@ -7,7 +7,7 @@ comes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -32,7 +32,7 @@ log = Logger()
 
 
 class StraightStream(StraightCall):
-    """One streamed call. To its Relay it is both Deferreds: it is called at the commit point, and once more at the end.
+    """One streamed call. It follows its Relay, which calls it at the commit point, and once more at the end.
 
     ``first_byte`` is the time of the commit point, and ``response`` is there from then on. ``relay`` is there until the
     end, or until the long way has it.
@@ -80,9 +80,8 @@ class StraightStream(StraightCall):
         head = self._head = self._path.stream_heads.head_of(parser)
         if head is None or not head.kind.startswith(b"text/event-stream"):
             return False
-        must_finish, fires = self.plan.must_finish, cast("Deferred[Any]", self)
         clock = self._path.gateway.clock
-        self.relay = Stream(self.call, clock, head.kind, must_finish, self._difference, fires)
+        self.relay = Stream(self.call, clock, head.kind, self.plan.must_finish, self._difference, self)
         self.relay.transport = self
         return True
 
@@ -115,12 +114,12 @@ class StraightStream(StraightCall):
                 self.take_over().errback(Failure())
             self.relay = None  # it refers to this
 
-    def errback(self, failure: object) -> None:
+    def errback(self, failure: Failure) -> None:
         """See Deferred: the answer has failed."""
         if self.response is None:
             self._failed = True
         elif self.relay is not None:
-            self.take_over().errback(cast(Failure, failure))
+            self.take_over().errback(failure)
 
     # From the commit point on
 
@@ -137,7 +136,7 @@ class StraightStream(StraightCall):
             if self.call.form is not None:
                 self.call.form.release()
             self.connection.deliver_straight(relay, self.response)
-            self.client.begin(lines)
+            self.client.begin(lines, self.plan.step.idle_timeout)
             relay.flow(self.client, self.plan.step.idle_timeout)
         except Exception:
             if self.response is not None:
@@ -167,6 +166,10 @@ class StraightStream(StraightCall):
     def _resume(self) -> None:
         self.relay = None
         super()._resume()
+
+    def time_left(self) -> float:
+        """See StraightCall."""
+        return 0.0 if self.relay is None or self.response is None else self.relay.time_left()
 
     def leave(self) -> None:
         """See StraightCall."""
