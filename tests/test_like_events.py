@@ -10,8 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aigw.errors import StreamBroken
+from aigw.protocols import events
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.protocols.meaning import END, OUTPUT
+from aigw.protocols.known_events import MOST_KNOWN, KnownEvents
+from aigw.protocols.meaning import END, ERROR, OUTPUT
 from aigw.protocols.scanner import StreamScanner
 from tests.providers import DONE, ROLE, event
 
@@ -72,7 +74,7 @@ def outcome(scanner: StreamScanner, pieces: list[bytes]) -> list[object]:
     for piece in pieces:
         if piece:
             found.append(scanner.feed(piece))
-            if found[-1][1] is END:
+            if found[-1][1] is END or (found[-1][1] is ERROR and not scanner.has_output):
                 break
     else:
         found.append(scanner.finish())
@@ -116,7 +118,7 @@ def test_a3_a4_events_like_the_last_mean_what_they_mean_examined(events, cuts, o
     elif output == "alone":
         pieces.insert(0, FIRST)
     plain = endpoint.scanner()
-    plain._learns = 0  # so it examines each event
+    plain._learns, plain.known = 0, None  # so it examines each event
     assert outcome(endpoint.scanner(), pieces) == outcome(plain, pieces)
 
 
@@ -149,3 +151,128 @@ def test_a4_an_event_that_begins_with_a_question_mark_is_examined_before_another
     scanner = CHAT.scanner()
     scanner.feed(b"data: output\n\n")
     assert scanner.feed(b"?\n" + DONE)[1] is END
+
+
+# Events that are known from earlier streams
+
+NAMED = {
+    CHAT: 'data: {"id":%s,"created":%s,"model":%s,"choices":[{"index":0,"delta":{"content":%s}%s}]%s}\n\n',
+    MESSAGES: 'data: {"id":%s,"created":%s,"model":%s,"type":"content_block_delta","delta":{"type":"text_delta","text":%s%s}%s}\n\n',
+}
+NAMES = [
+    '"chatcmpl-1"',
+    '"msg_2"',
+    '"a"',
+    '"a"',
+    '""',
+    '"\u00fc"',
+    '"\\u00fc"',
+    '"[DONE]"',
+    '"error"',
+    '"a\\"b"',
+    "1",
+    "null",
+    '"\udcff"',
+]
+TIMES = ["1700000000", "1700000001", "0", "007", "1" * 30, '"1"', "1.5", "null"]
+WORDS = [
+    '"a"',
+    '" b"',
+    '"\u00fc"',
+    '"\udcff"',
+    '""',
+    '"\\n"',
+    '"\t"',
+    '"error"',
+    '"usage"',
+    "null",
+    '"a","x":"b"',
+    '"' + "long " * 300 + '"',
+]
+INSIDE = [
+    "",
+    "",
+    "",
+    ',"finish_reason":null',
+    ',"finish_reason":"stop"',
+    ',"index":1',
+    ',"error":{"message":"no"}',
+    ',"id":""',
+    ',"id":"x"',
+]
+BEHIND = [
+    "",
+    "",
+    "",
+    ',"obfuscation":"xyz"',
+    ',"obfuscation":"abcdef"',
+    ',"usage":null',
+    ',"usage":{"prompt_tokens":7}',
+    ',"error":null',
+    "}",
+]
+
+
+def of_known_events(endpoint):
+    parts = st.tuples(*map(st.sampled_from, (NAMES, TIMES, NAMES, WORDS, INSIDE, BEHIND)))
+    one = parts.map(lambda parts: (NAMED[endpoint] % parts).encode(errors="surrogateescape"))
+    stream = st.lists(st.one_of(one, one, one, st.sampled_from(MATTER)), min_size=1, max_size=5)
+    return st.tuples(st.just(endpoint), st.lists(one, max_size=12), stream)
+
+
+USUAL = ('"chatcmpl-1"', "1700000000", '"m"', '"a"', "", ',"obfuscation":"xyz"')
+
+
+@pytest.mark.parametrize("endpoint", NAMED, ids=["chat", "messages"])
+@pytest.mark.parametrize(
+    ("at", "other"),
+    [*((at, each) for at, of in enumerate((NAMES, TIMES, NAMES, WORDS, INSIDE, BEHIND)) for each in of)],
+)
+def test_a3_a_first_event_with_one_member_that_is_not_as_usual_means_what_it_means_examined(endpoint, at, other):
+    usual, changed = USUAL, (*USUAL[:at], other, *USUAL[at + 1 :])
+    scanner, plain = endpoint.scanner(), endpoint.scanner()
+    scanner.known, plain.known, plain._learns = KnownEvents(scanner.text), None, 0
+    scanner.known.learn((NAMED[endpoint] % usual).encode(), json.loads((NAMED[endpoint] % usual)[6:]))
+    assert scanner.known.find((NAMED[endpoint] % usual).encode())
+    pieces = [(NAMED[endpoint] % changed).encode(errors="surrogateescape"), (NAMED[endpoint] % usual).encode(), DONE]
+    assert [*outcome(scanner, pieces), scanner.error] == [*outcome(plain, pieces), plain.error]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([*NAMED]).flatmap(of_known_events), st.booleans())
+def test_a3_a4_events_known_from_earlier_streams_mean_what_they_mean_examined(events, one_by_one):
+    endpoint, earlier, parts = events
+    known = KnownEvents(endpoint.scanner().text)
+    for event_of in earlier:
+        scanner = endpoint.scanner()
+        scanner.known = known
+        scanner.feed(event_of)
+    scanner, plain = endpoint.scanner(), endpoint.scanner()
+    scanner.known, plain.known, plain._learns = known, None, 0
+    pieces = parts if one_by_one else [b"".join(parts)]
+    assert [*outcome(scanner, pieces), scanner.error] == [*outcome(plain, pieces), plain.error]
+
+
+@pytest.mark.parametrize("endpoint", NAMED, ids=["chat", "messages"])
+@pytest.mark.parametrize("behind", ["", ',"obfuscation":"%s"'])
+def test_a3_the_first_output_of_a_stream_is_not_decoded_if_an_earlier_one_began_alike(endpoint, behind, monkeypatch):
+    event_of = lambda *parts: (NAMED[endpoint] % (*parts, "", behind and behind % parts[0][1:-1])).encode()  # noqa: E731
+    known = KnownEvents(endpoint.scanner().text)
+    earlier, scanner = endpoint.scanner(), endpoint.scanner()
+    earlier.known = scanner.known = known
+    earlier.feed(event_of('"chatcmpl-1"', "1700000000", '"m"', '"a"'))
+    monkeypatch.setattr(events, "read", None)
+    scanner.sign = scanner.other = None  # a search would fail
+    for text in ("b", " some more", "\u00fc"):
+        data = event_of(f'"chatcmpl-{text.strip()}2"' if behind else '"chatcmpl-2"', "1700000001", '"n"', f'"{text}"')
+        assert scanner.feed(data) == (data, OUTPUT)
+        assert scanner.has_output
+
+
+def test_a3_what_is_known_of_earlier_streams_has_bounds():
+    known = KnownEvents(CHAT.scanner().text)
+    for number in range(200):
+        if known.may_learn:
+            inside = f',"x{number}":1'
+            known.learn((NAMED[CHAT] % ('"a"', "1", '"m"', '"text"', inside, "")).encode(), {})
+    assert (len(known._known), known.may_learn) == (MOST_KNOWN, False)

@@ -163,8 +163,8 @@ def split(data: bytes) -> list[bytes]:
     """The whole events in ``data``, and what follows them."""
     events, start = [], 0
     while end := sse.find_end(data, start):
-        events.append(data[start : end.end()])
-        start = end.end()
+        events.append(data[start:end])
+        start = end
     return [*events, data[start:]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from aigw.protocols.answers import SIGNS_OF_AN_ERROR, failed_choice, is_error
+from aigw.protocols.known_events import KnownEvents
 from aigw.protocols.meaning import ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
 
@@ -29,6 +30,7 @@ class ChatScanner(StreamScanner):
     usual = b'"finish_reason":null', b'"finish_reason": null'
     other = b'"index":1', b'"index": 1', *SIGNS_OF_AN_ERROR  # of a second choice or tool call, and of an error
     text = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
+    known = KnownEvents(text)
 
     _begun: frozenset[int] = frozenset()  # choices, by their index
     _finished: frozenset[int] = frozenset()

@@ -45,7 +45,7 @@ class ChatScannerWithoutUsage(ChatScanner):
         """``data`` without the extra chunks among the whole events from ``at`` on."""
         kept = [data[:at]]
         while end := sse.find_end(data, at):
-            event, at = data[at : end.end()], end.end()
+            event, at = data[at:end], end
             if find_usage(event) and is_extra(event, finished):
                 self._skips_lf = at == len(data) and event.endswith(b"\r")
                 kept.append(_before(event))

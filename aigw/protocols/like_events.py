@@ -19,13 +19,16 @@ class LikeEvents:
         self.head: bytes | tuple[()] = head
         self.tail = tail
         self.text = slice(len(head), -len(tail))
-        self._between = tail + head  # what is between the texts of two such events
-        self._quotes, self._lines = self._between.count(b'"'), self._between.count(b"\n")
+        self._between = b""  # the texts of two such events, once there are two
+        self._quotes = self._lines = 0  # in it
 
     def has_texts_only(self, text: bytes) -> bool:
         """Whether ``text``, between a head and a tail, is one text, or several with a tail and a head between them."""
         # Each search for all that is between, some 200 bytes, costs Python some 4 us before it begins (fastsearch.h): a
         # count is one search, a split one for each event.
+        if not self._between:
+            self._between = self.tail + bytes(self.head)
+            self._quotes, self._lines = self._between.count(b'"'), self._between.count(b"\n")
         others = text.count(self._between)
         return (
             13 not in text and text.count(b'"') == others * self._quotes and text.count(b"\n") == others * self._lines

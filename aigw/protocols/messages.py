@@ -13,6 +13,7 @@ from typing import Any
 from aigw.errors import StreamBroken
 from aigw.protocols.answers import SIGNS_OF_AN_ERROR, is_error
 from aigw.protocols.error_bodies import message_error_event
+from aigw.protocols.known_events import KnownEvents
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.scanner import StreamScanner
 from aigw.protocols.usage import ReportedUsage, all_in, charges_in, logged
@@ -49,6 +50,7 @@ class MessagesScanner(StreamScanner):
     usual = b'"message_start"', b'"message_start"'
     other = b"message_stop", b"stop_reason", *SIGNS_OF_AN_ERROR
     text = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
+    known = KnownEvents(text)
     must_finish = True
     error_event_ends_it = True
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
 
 from aigw.errors import StreamBroken
 from aigw.protocols import events, like_events, sse
 from aigw.protocols.error_bodies import error_event
+from aigw.protocols.facts import StreamFacts
 from aigw.protocols.meaning import END, ERROR, OUTPUT, SILENCE, Meaning
 from aigw.protocols.refusals import reason_in
 from aigw.protocols.usage import MOST, ReportedUsage, find_usage
@@ -23,26 +22,17 @@ OVERLAP = MOST + 64  # bytes of an event in pieces that are searched again with 
 _DONE = re.compile(rb"data:[ \t]*\[DONE\][ \t]*(?:[\r\n]|\Z)")
 
 
-class StreamScanner(ABC):
+class StreamScanner(StreamFacts):
     """One streamed answer.
 
     ``has_output``: the first output was seen. ``complete``: an event was seen that completes the stream. ``finished``:
     the model reported its end; ``must_finish``: it always does, so ``[DONE]`` alone is not enough. ``error`` is what
     was reported before the first output. ``failure`` is why the stream is not a whole answer, even if it ends like one.
     ``last`` is the ``[DONE]`` that is sent after the gateway's error event. ``usage`` has the reported tokens.
-    A subclass has the facts of one protocol. Each event that may complete a stream contains ``sign``. Most events have
-    it in one of the ``usual`` forms, which complete nothing. An event with one of the ``other`` texts is examined too.
+    A subclass has the facts of one protocol.
     """
 
-    sign: ClassVar[bytes]
-    usual: ClassVar[tuple[bytes, bytes]]
-    other: ClassVar[tuple[bytes, bytes, bytes, bytes, bytes]]
-    text: ClassVar[re.Pattern[bytes]]  # finds the text in an event of output
-    must_finish = False
     results = 1  # of the stream, each with an event at its end
-    is_known_to_finish: Callable[[], bool] = staticmethod(lambda: False)  # whether this model always reports its end
-    error_event_ends_it: ClassVar[bool] = False  # for clients, if the body ends without an error
-    repeats: ClassVar[bool] = False  # whether an ``error_event`` repeats data of earlier events
     _like = like_events.NONE
     _learns = 64  # how often these may still change: events may have a time
 
@@ -58,29 +48,7 @@ class StreamScanner(ABC):
         self._every_event = False  # each event is examined
         self.in_pieces, self._before = False, b""  # whether a large event is sent in pieces, and its last bytes
         self._ends = False  # it ends the stream
-
-    @abstractmethod
-    def meaning(self, value: dict[str, object]) -> Meaning:
-        """What one JSON object means before the first output. An unknown object is output."""
-
-    @abstractmethod
-    def note(self, value: dict[str, object]) -> Meaning:
-        """Note what one JSON object means for the end of the stream: OUTPUT, ERROR or END."""
-
-    @abstractmethod
-    def note_in_pieces(self, data: bytes) -> Meaning:
-        """See ``note``, for an event that is too large to be decoded. ``data`` is a piece and some bytes before it."""
-
-    @abstractmethod
-    def raises(self, name: str, value: dict[str, object]) -> bool:
-        """Whether the official clients raise when they receive this event."""
-
-    def is_announcement(self, data: bytes) -> bool:
-        """Whether an event with this beginning is certainly not output, whatever its size."""
-        return False
-
-    def remember(self, data: bytes) -> None:  # noqa: B027
-        """Keep what an ``error_event`` repeats of the data that is passed on."""
+        self._is_like_the_first: Callable[[bytes], object] | None = None  # where the members of each event differ
 
     def feed(self, data: bytes) -> tuple[bytes, Meaning]:
         """The bytes that may be passed on after one more read of the answer, and what they mean.
@@ -99,6 +67,8 @@ class StreamScanner(ABC):
             return self._feed_closely(data)
         if self.repeats:
             self.remember(data)
+        if self._is_like_the_first is not None and self._is_like_the_first(data):
+            return data, OUTPUT
         most_are_like = len(data) > sse.BLOCK and data.startswith(like.head)
         if most_are_like or self._matters(data) or (data.find(b'"usage"') >= 0 and find_usage(data)):
             return self._examine(data)
@@ -142,13 +112,19 @@ class StreamScanner(ABC):
             data, self._rest = bytes(self._rest) + data, bytearray()
         seen, meaning = 0, SILENCE
         while meaning is SILENCE and (end := sse.find_end(data, seen)):
-            event, seen = data[seen : end.end()], end.end()
-            meaning = self._meaning_of(event)
+            event, seen = data[seen:end], end
+            found = self.known.find(event) if self.known is not None else None
+            meaning = self.meaning(found[0].value) if found is not None else self._meaning_of(event)
             if meaning is OUTPUT:
                 self.has_output = True
+                if found is not None:
+                    known, self._like = found
+                    self._is_like_the_first = known.match if known.changes else None
+                    if len(event) == len(data):
+                        return data, OUTPUT
+                elif seen < len(data) or (self.known is not None and self.known.may_learn):
+                    self._learn_first(event)
                 if seen < len(data):
-                    if not self._matters(event) and not find_usage(event):
-                        self._learn(event)
                     return self._feed_any(data, seen - len(event))
                 if self.repeats:
                     self.remember(data)
@@ -231,6 +207,13 @@ class StreamScanner(ABC):
         if self._learns and (found := like_events.like_the_last(data, self.text)) is not None:
             self._like, self._learns = found, self._learns - 1
 
+    def _learn_first(self, event: bytes) -> None:
+        """Learn the first event with output, unless it matters, for this stream and for others."""
+        if not self._matters(event) and not find_usage(event):
+            self._learn(event)
+            if self.known is not None and self.known.may_learn:
+                self.known.learn(event, events.read(event)[2])
+
     # The end of the stream, and failures
 
     def _examine(self, data: bytes, whole: bool = False, first: int = 0) -> tuple[bytes, Meaning]:
@@ -250,7 +233,7 @@ class StreamScanner(ABC):
                     self.last, data = event, data[:start]
                 break
             meaning = ERROR if found is ERROR else meaning
-        if find_usage(data, seen) or (first and find_usage(data, 0, first)):
+        if data.find(b'"usage"') >= 0 and (find_usage(data, seen) or (first and find_usage(data, 0, first))):
             self.usage.add(data)
         elif not matter and seen < len(data):
             self._learn(data)

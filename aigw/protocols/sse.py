@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 BLOCK = 4096  # bytes of events that are searched at once
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment of the gateway itself
 
+_NEAR = 1024  # bytes in which most events end
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
-find_end = _END.search
 _LINE = re.compile(rb"\r\n|\n|\r")
 _SILENCE = re.compile(rb"(?:[\r\n]|:[^\r\n]*(?:[\r\n]|\Z))*")
 BOM = b"\xef\xbb\xbf"
@@ -40,29 +40,31 @@ def events(data: bytes) -> Iterator[bytes]:
         start = match.end()
 
 
-def _end_from(data: bytes, start: int) -> int:
+def find_end(data: bytes, start: int = 0) -> int:
     """The offset after the first end of an event from ``start`` on; 0 if there is none."""
-    found = find_end(data, start)
+    at = data.find(b"\n\n", start, start + _NEAR)
+    if at >= 0 and data.find(b"\r", start, at) < 0:
+        return at + 2
+    found = _END.search(data, start)
     return found.end() if found else 0
 
 
 def that_matter(
     data: bytes, matters: Callable[[bytes], bool], start: int, before: int = 0
 ) -> Iterator[tuple[int, int]]:
-    """The start and end of each whole event in ``data`` that matters, up to ``before`` and from ``start`` on.
+    """The start and end of each whole event in ``data`` that may matter, up to ``before`` and from ``start`` on.
 
-    Few matter: BLOCK bytes are searched at once.
+    Few matter: BLOCK bytes are searched at once, and all events of these if there is anything.
     """
     if before:
         yield from that_matter(data[:before], matters, 0)
     has_cr = 13 in data  # without CR the ends are found without the pattern, which is slow
     while start < len(data):
-        found = _end_from(data, start + BLOCK) if has_cr else data.find(b"\n\n", start + BLOCK) + 2
+        found = find_end(data, start + BLOCK) if has_cr else data.find(b"\n\n", start + BLOCK) + 2
         end = found if found > 1 else len(data)
         if matters(data[start:end]):
-            while (found := _end_from(data, start) if has_cr else data.find(b"\n\n", start) + 2) > 1 and start < end:
-                if matters(data[start:found]):
-                    yield start, found
+            while (found := find_end(data, start) if has_cr else data.find(b"\n\n", start) + 2) > 1 and start < end:
+                yield start, found  # to look whether it matters costs as much as to note it
                 start = found
         start = max(start, end)
 
