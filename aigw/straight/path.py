@@ -33,7 +33,7 @@ log = Logger()
 
 _ANSWER = b"HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\nX-Request-Id: %s\r\n%s%s\r\n%s"
 _HEAD = b"HTTP/1.1 200 OK\r\n%sX-Request-Id: %s\r\n%s%s\r\n"
-_Answer = tuple[bytes, dict[str, int], CommonCounts | None, int]
+_Answer = tuple[bytes, dict[str, int] | None, CommonCounts | None, int]
 
 
 def straight_path(gateway: Gateway, endpoint: Endpoint, sink: Sink, admission: Admission) -> StraightPath | None:
@@ -115,6 +115,13 @@ class StraightPath:
             sent.client.finish(answer)
         except Exception:
             sent.client.abort("The gateway could not answer a client: unexpected error")
+        if usage is None:
+            try:
+                usage = usage_in(body)
+            except Exception:
+                log.failure("The gateway could not read the usage of an answer: unexpected error")
+                usage = {}
+            common = common_counts(usage)
         self._settle(sent, tokens, now, now, len(body), usage, common)
         return True
 
@@ -167,7 +174,10 @@ class StraightPath:
             log.failure("The gateway could not record a request: unexpected error")
 
     def _answer(self, sent: StraightCall, parser: ResponseParser, body: bytes) -> _Answer | None:
-        """The whole answer for the client, and what it used; None if it is not as this path needs it."""
+        """The whole answer for the client; None if it is not as this path needs it.
+
+        And what it used, if that is needed before the client has it.
+        """
         claim, plan = sent.claim, sent.plan
         head = self._heads.head_of(parser)
         if (
@@ -177,11 +187,12 @@ class StraightPath:
             or any([change(body) is not body for change in self._router.without_keys[plan.step.provider.name]])
         ):
             return None
-        usage = usage_in(body)
-        common, tokens, lines, limits = common_counts(usage), 0, head.lines, b""
+        usage, common, tokens, lines, limits = None, None, 0, head.lines, b""
         if claim is not None:
             lines, limits = head.limited, claim.lines
             if self._spends_tokens:
+                usage = usage_in(body)
+                common = common_counts(usage)
                 tokens = common[2] if common is not None else sum(charged_tokens(usage).values())
                 if not tokens:  # it is estimated on the long way
                     return None
