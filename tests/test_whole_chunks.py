@@ -43,7 +43,7 @@ def outcome(reads: list[bytes], parses_all: bool, monkeypatch: pytest.MonkeyPatc
     """What the client gets, its data of the chunks joined; whether the connections are open; and the record."""
     with monkeypatch.context() as patch:
         if parses_all:
-            patch.setattr(connection, "LINES", {})
+            patch.setattr(connection, "LARGEST", 0)
         gateway = MemoryGateway()
         client = gateway.ask(stream=True)
         provider = gateway.doors["p1"].wire

@@ -57,8 +57,9 @@ class LeanReactor(EPollReactor):
         """See EPollReactor."""
         selectables = self._selectables
         for fd, event in self._poller.poll(-1 if timeout is None else timeout, len(selectables)):
-            selectable = selectables.get(fd)
-            if selectable is None:
+            try:
+                selectable = selectables[fd]
+            except KeyError:
                 continue  # it was closed by an earlier event of this poll
             if event != _EPOLLIN:
                 callWithLogger(selectable, self._doReadOrWrite, selectable, fd, event)

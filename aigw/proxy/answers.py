@@ -93,7 +93,8 @@ class Stream(Relay):
             self.bytes_out += len(passed)
             client.write(passed, chunk if passed is data else b"")
         if meaning is OUTPUT:
-            self._last_activity = self._clock.seconds()
+            seconds = self._seconds  # Python calls a function by a name of here faster than an attribute of an object
+            self._last_activity = seconds()
         elif meaning is END:
             self._at_the_end(passed)
         elif meaning is ERROR:

@@ -53,6 +53,7 @@ class Relay(BodyProtocol, ABC):
         """``follows`` is in place of both Deferreds, and keeps the limit: it looks how much is left, see time_left."""
         self._endpoint = endpoint
         self._clock = clock
+        self._seconds = clock.seconds
         instead = cast("Deferred[Any] | None", follows)
         self.held: Deferred[Relay] = instead or Deferred(self.hang_up)
         self.length: int | None = None  # the size of the answer, if it is held whole at the commit point

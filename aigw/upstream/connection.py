@@ -28,7 +28,7 @@ from aigw.upstream import reasons
 from aigw.upstream.reasons import NoAnswer, Stale
 from aigw.upstream.response import Response
 from aigw.upstream.response_parser import IDLE_SECONDS, AnswerTaker, ResponseParser
-from aigw.upstream.whole_chunks import LINES, TakeChunk
+from aigw.upstream.whole_chunks import LARGEST, LINES, TakeChunk
 
 MOST_TO_COPY = 16 * 1024  # a larger body is not copied behind the head
 _COMPLETE = Failure(ResponseDone())
@@ -144,9 +144,13 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Parse one network read and deliver its part of the body as one piece."""
-        # Nothing begins with (), which stands for a size that no whole chunk has.
-        if self._on_chunk is not None and data.startswith(line := LINES.get(len(data), ())) and data[-2:] == b"\r\n":
-            self._on_chunk(data[len(line) : -2], data)
+        on_chunk, size = self._on_chunk, len(data)
+        if (
+            on_chunk is not None
+            and (size <= LARGEST and data.startswith(line := LINES[size]))  # of a size that no chunk has it is ()
+            and data[-2:] == b"\r\n"
+        ):
+            on_chunk(data[len(line) : -2], data)
             return
         if not self._busy:
             self.abort()
