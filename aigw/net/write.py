@@ -20,6 +20,7 @@ SEND_BUFFER = 128 * 1024  # the kernel would let it grow to megabytes
 
 def quicken(transport: ITransport) -> None:
     """Give a connection attributes of its own where its class has them: Python finds those in a seventh of the time."""
+    # From the first connection on: attributes that other objects of the class do not have would cost 800 bytes each.
     if isinstance(transport, Connection):
         transport.dataBuffer, transport.bufferSize = transport.dataBuffer, transport.bufferSize
         transport.TLS, transport.disconnecting = transport.TLS, transport.disconnecting
