@@ -118,7 +118,7 @@ class Relay(BodyProtocol, ABC):
         if last:
             client.write(last)
         if not self._over:
-            self._timer = self._clock.callLater(max(0.0, self.time_left()), self._check_time)
+            self._check_time()
         return self.flowing
 
     # What a kind of answers defines
