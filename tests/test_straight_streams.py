@@ -257,6 +257,13 @@ def test_q8_limits_of_a_caller_are_taken_and_settled_as_without_it(name):
     assert sent > 0
 
 
+def test_q8_the_limit_of_a_stream_that_passes_together_with_others_comes_in_the_same_order():
+    """Four limits of 30 s for the answers of the second client end when the first client's stream was silent for 120 s."""
+    begins = [("client", ASK), ("provider", STREAM_HEAD + chunk(ROLE) + chunk(HI))]
+    asks = [("other client", ASK), ("client", ASK), ("provider", ANSWERS["whole"])]
+    held_equal([*begins, *asks, *begins])
+
+
 EVENTS = st.one_of(
     st.builds(
         lambda name, places: in_reads(STREAMS[name], places),
