@@ -264,6 +264,14 @@ def test_q8_the_limit_of_a_stream_that_passes_together_with_others_comes_in_the_
     held_equal([*begins, *asks, *begins])
 
 
+@pytest.mark.parametrize("name", ["a key in a header", "as JSON", "201"])
+def test_q8_the_estimate_of_a_stream_has_no_events_of_the_stream_before_it(name):
+    """The claim of the stream before it is used again, also where this one takes the long way before its first byte."""
+    ask, usual, data = WITH_USAGE.replace(KEY.encode(), LIMITED.encode()), STREAMS["with usage"], STREAMS[name]
+    events = [("client", ask), ("provider", GOOD), ("client", ask), ("provider", usual), ("client", ask)]
+    assert held_equal([*events, ("provider", data)], top={"keys": [{"name": "a", "key": LIMITED, **LIMITS}]}) == 3
+
+
 EVENTS = st.one_of(
     st.builds(
         lambda name, places: in_reads(STREAMS[name], places),

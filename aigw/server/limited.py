@@ -119,7 +119,7 @@ class Limited:
             prompt = (call.size + _ROUNDED_UP) // BYTES_OF_A_TOKEN
         if "max_tokens" in members or "max_completion_tokens" in members or "max_output_tokens" in members:
             limit = limit_in(members)
-        claim.limit, claim.tokens = limit, prompt + (limit or caller.assume)
+        claim.limit, claim.tokens, claim.events = limit, prompt + (limit or caller.assume), 0
         if self._pricing is not None:
             claim.money = self._money_for(self._pricing, call, caller, claim)
         reached = admit(claim)

@@ -239,8 +239,6 @@ class PlainRequests:
     def begin(self, head: bytes, seconds: float) -> None:
         """See Client."""
         self._head = head
-        if self._claim is not None:
-            self._claim.events = 0
         self._channel.site.bodies.give_back(self._taken)
         self._taken = 0
         self._timeouts.expire_after(seconds)
