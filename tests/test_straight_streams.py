@@ -272,6 +272,15 @@ def test_q8_the_estimate_of_a_stream_has_no_events_of_the_stream_before_it(name)
     assert held_equal([*events, ("provider", data)], top={"keys": [{"name": "a", "key": LIMITED, **LIMITS}]}) == 3
 
 
+@pytest.mark.parametrize("last", [ERROR_EVENT, event(finish_reason="error"), DONE.replace(b"\n", b"\r")])
+@pytest.mark.parametrize(("limit", "silence"), [("10s", 9.9), ("500ms", 0.0)], ids=["after silence", "a short limit"])
+def test_q8_after_an_error_or_the_end_the_limit_on_silence_does_not_shorten_the_time_for_the_rest(last, limit, silence):
+    events = [("client", ASK), ("provider", STREAM_HEAD + chunk(ROLE) + chunk(HI)), ("advance", silence)]
+    events += [("provider", chunk(last)), ("advance", 0.6)]
+    for rest in ([("provider", chunk(HI)), ("provider", chunk(DONE) + LAST_CHUNK)], [("provider", LAST_CHUNK)], []):
+        assert held_equal([*events, *rest, ("advance", 3.0), ("client", ASK)], idle_timeout=limit) >= 1
+
+
 EVENTS = st.one_of(
     st.builds(
         lambda name, places: in_reads(STREAMS[name], places),

@@ -209,7 +209,7 @@ class Stream(Relay):
 
     def time_left(self) -> float:
         """See Relay."""
-        return min(super().time_left(), self._ends_at - self._clock.seconds())
+        return super().time_left() if self._ends_at == math.inf else self._ends_at - self._clock.seconds()
 
     def _too_late(self) -> None:
         if self._scanner.failure is not None or self._last_meaning is END:
