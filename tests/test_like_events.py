@@ -276,3 +276,21 @@ def test_a3_what_is_known_of_earlier_streams_has_bounds():
             inside = f',"x{number}":1'
             known.learn((NAMED[CHAT] % ('"a"', "1", '"m"', '"text"', inside, "")).encode(), {})
     assert (len(known._known), known.may_learn) == (MOST_KNOWN, False)
+
+
+def test_a3_events_that_are_not_found_again_do_not_end_what_is_known_of_others():
+    event_of = lambda text, inside="": (NAMED[CHAT] % ('"a"', "1", '"m"', text, inside, "")).encode()  # noqa: E731
+    known = KnownEvents(CHAT.scanner().text)
+    tools = ',"tool_calls":[{"index":0,"id":"call_1","function":{"name":"f","arguments":"{}"}}]'
+    for first in [event_of("null", tools), event_of('"\\n"'), event_of('""', tools)] * 30:
+        scanner = CHAT.scanner()
+        scanner.known = known
+        scanner.feed(first)
+    usual, number = event_of('"text"'), 0
+    known.learn(usual, json.loads(usual[6:]))
+    while known.may_learn:  # as of logprobs
+        number += 1
+        differs = event_of('"text"', f',"logprobs":{{"token":"t{number}"}}')
+        known.learn(differs, json.loads(differs[6:]))
+        assert known.find(usual)
+    assert number > MOST_KNOWN

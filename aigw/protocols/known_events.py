@@ -13,10 +13,11 @@ from aigw.protocols.like_events import LikeEvents
 
 MOST = 1024  # bytes of an event
 MOST_KNOWN = 8
-MOST_TRIED = 64  # events from which it is tried to learn: a provider whose events always differ costs no more
+MOST_TRIED = 64  # events that are learned: a provider whose events always differ costs no more
 
 _STRING = rb'[^\x00-\x1f"\\]+'  # not empty, and as it is written; bytes that are no UTF-8 are output anyway
 _NUMBER = rb"[1-9]\d{0,17}"
+_is_string = re.compile(_STRING).fullmatch
 # Of these only it matters whether they are there. A random ``obfuscation`` hides the length of the text.
 _VARYING = re.compile(
     rb'"(?:id|model|system_fingerprint|obfuscation)"\s*:\s*"(%s)"|"created"\s*:\s*(%s)(?!\d)' % (_STRING, _NUMBER)
@@ -64,17 +65,15 @@ class KnownEvents:
 
     def learn(self, event: bytes, value: object) -> None:
         """Know one whole event of output, which is ``value`` as JSON: it reports nothing, and no usage."""
-        self._to_try -= 1
-        text = self._text.search(event)
-        if text is None or len(event) > MOST or 13 in event or not isinstance(value, dict):
+        text = self._text.search(event) if len(event) <= MOST and 13 not in event else None
+        if text is None or not _is_string(text[1]) or not isinstance(value, dict):
             return
+        self._to_try -= 1
         spans = [(*found.span(found.lastindex or 0), found.lastindex == 1) for found in _VARYING.finditer(event)]
         pattern, at = b"", 0
         for start, end, is_string in sorted([*spans, (*text.span(1), True)]):
             form = _STRING if is_string else _NUMBER
             pattern += re.escape(event[at:start]) + (b"(%s)" % form if start == text.start(1) else form)
             at = end
-        match = re.compile(pattern + re.escape(event[at:])).fullmatch
-        if match(event) is not None:
-            self._known.insert(0, KnownEvent(match, value))
-            del self._known[MOST_KNOWN:]
+        del self._known[MOST_KNOWN - 1 :]  # one that was not found again, if there is one
+        self._known.append(KnownEvent(re.compile(pattern + re.escape(event[at:])).fullmatch, value))
