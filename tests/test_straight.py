@@ -425,19 +425,24 @@ def test_q1_a_client_that_does_not_read_a_whole_answer_at_once(monkeypatch):
         assert gateway.site.bodies.under_way == 0
 
 
-def test_q2_a_reload_lets_the_old_configuration_be_freed(monkeypatch):
+@pytest.mark.parametrize("limited", [False, True], ids=["without limits", "with limits"])
+def test_q2_a_reload_lets_the_old_configuration_be_freed(monkeypatch, limited):
     monkeypatch.setattr(straight, "IS_ON", True)
-    gateway, other = MemoryGateway(steps=1), MemoryGateway(steps=1)
+    keys = {"keys": [{"name": "a", "key": LIMITED, **LIMITS}]} if limited else {}
+    ask = ASK.replace(KEY.encode(), LIMITED.encode()) if limited else ASK
+    gateway, other = MemoryGateway(steps=1, top=keys), MemoryGateway(steps=1, top=keys)
     for _ in range(2):
-        client = gateway.ask()
-        gateway.doors["p1"].wire.say(GOOD)
-        client.say(ASK)
-        gateway.doors["p1"].wire.say(GOOD)
-    old = weakref.ref(gateway.site.resource)
+        client = gateway.open()
+        for _ in range(2):
+            client.say(ask)
+            gateway.doors["p1"].wire.say(GOOD)
+    tree = gateway.site.resource
+    old = [weakref.ref(each) for each in (tree, tree.known[b"/v1/chat/completions"]._limited)]
     gateway.site.resource, gateway.gateway = other.site.resource, other.gateway
     gateway.site.limit(other.config)
+    del tree
     gc.collect()
-    assert old() is None
+    assert [each() for each in old] == [None, None]
 
 
 def test_q2_an_id_that_holds_a_key_is_another_id_each_time():

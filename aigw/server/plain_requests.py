@@ -105,7 +105,7 @@ class PlainRequests:
     def forget(self) -> None:
         """No head is known, unless a request with it has begun: it refers to a whole configuration."""
         if self._channel.request is not self:
-            self.before, self._known = b"", None
+            self.before, self._known, self._admit, self._last_claim = b"", None, None, None
 
     # In place of a Request
 
