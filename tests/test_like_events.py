@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aigw.errors import StreamBroken
 from aigw.protocols import events
 from aigw.protocols.endpoints import ENDPOINTS
-from aigw.protocols.known_events import MOST_KNOWN, KnownEvents
+from aigw.protocols.known_events import MOST_KNOWN, RENEWED, KnownEvents
 from aigw.protocols.meaning import END, ERROR, OUTPUT
 from aigw.protocols.scanner import StreamScanner
 from tests.providers import DONE, ROLE, event
@@ -294,3 +294,5 @@ def test_a3_events_that_are_not_found_again_do_not_end_what_is_known_of_others()
         known.learn(differs, json.loads(differs[6:]))
         assert known.find(usual)
     assert number > MOST_KNOWN
+    misses = next(each for each in range(2 * RENEWED) if known.may_learn or known.find(b"data: {}\n\n"))
+    assert 0 < misses <= RENEWED, "a form that comes later is learned too"

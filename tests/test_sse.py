@@ -162,7 +162,7 @@ def relayed(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
 def split(data: bytes) -> list[bytes]:
     """The whole events in ``data``, and what follows them."""
     events, start = [], 0
-    while end := sse.find_end(data, start):
+    while end := sse.find_end(data, start, 13 in data):
         events.append(data[start:end])
         start = end
     return [*events, data[start:]]

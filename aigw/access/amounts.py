@@ -139,14 +139,14 @@ class Counts:
             self.until = min(self.until, ends - shown + 1 if ends - now > 1 else now)
 
 
-def lines_of(both: tuple[Counts, Counts]) -> bytes:
+def lines_of(pair: tuple[Counts, Counts]) -> bytes:
     """The lines of a caller with a group that was admitted just now: of requests and of tokens where least is left."""
     lines = b""
-    left = [(int(each.limit - each.requests.used + TOLERANCE), each) for each in both if each.limit]
+    left = [(int(each.limit - each.requests.used + TOLERANCE), each) for each in pair if each.limit]
     if left:
         fewest, counts = min(left, key=itemgetter(0))
         lines = counts.later % (fewest, reset_of(counts.requests.used * counts.interval))
-    left = [(each.window_top - each.used.taken, each) for each in both if each.window is not None]
+    left = [(each.window_top - each.used.taken, each) for each in pair if each.window is not None]
     if left:
         least, counts = min(left, key=itemgetter(0))
         lines += (counts.window or b"") % (least if least > 0 else 0)

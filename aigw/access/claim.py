@@ -6,6 +6,7 @@ from aigw.access.amounts import Counts
 from aigw.settings.callers import Account
 
 _NOT_ASKED = Counts()
+del _NOT_ASKED.used  # to settle a claim that no Ledger was asked for is a fault
 
 
 class Claim:

@@ -43,8 +43,8 @@ class ChatScannerWithoutUsage(ChatScanner):
 
     def _without_usage(self, data: bytes, at: int, finished: bool) -> bytes:
         """``data`` without the extra chunks among the whole events from ``at`` on."""
-        kept = [data[:at]]
-        while end := sse.find_end(data, at):
+        kept, has_cr = [data[:at]], 13 in data
+        while end := sse.find_end(data, at, has_cr):
             event, at = data[at:end], end
             if find_usage(event) and is_extra(event, finished):
                 self._skips_lf = at == len(data) and event.endswith(b"\r")

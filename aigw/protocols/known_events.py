@@ -13,7 +13,8 @@ from aigw.protocols.like_events import LikeEvents
 
 MOST = 1024  # bytes of an event
 MOST_KNOWN = 8
-MOST_TRIED = 64  # events that are learned: a provider whose events always differ costs no more
+MOST_TRIED = 64  # events that are learned at once: where they always differ it costs no more
+RENEWED = 1000  # events that are not known; after them one more is learned
 
 _STRING = rb'[^\x00-\x1f"\\]+'  # not empty, and as it is written; bytes that are no UTF-8 are output anyway
 _NUMBER = rb"[1-9]\d{0,17}"
@@ -45,6 +46,7 @@ class KnownEvents:
         self._text = text
         self._known: list[KnownEvent] = []
         self._to_try = MOST_TRIED
+        self._missed = 0
 
     @property
     def may_learn(self) -> bool:
@@ -61,6 +63,9 @@ class KnownEvents:
                 self._known.remove(known)
                 self._known.insert(0, known)
             return known, LikeEvents(event[: found.start(1)], event[found.end(1) :])
+        self._missed += 1
+        if self._missed >= RENEWED:
+            self._missed, self._to_try = 0, min(self._to_try + 1, MOST_TRIED)
         return None
 
     def learn(self, event: bytes, value: object) -> None:

@@ -110,8 +110,8 @@ class StreamScanner(StreamFacts):
                 self._rest += data
                 return b"", SILENCE
             data, self._rest = bytes(self._rest) + data, bytearray()
-        seen, meaning = 0, SILENCE
-        while meaning is SILENCE and (end := sse.find_end(data, seen)):
+        seen, meaning, has_cr = 0, SILENCE, 13 in data
+        while meaning is SILENCE and (end := sse.find_end(data, seen, has_cr)):
             event, seen = data[seen:end], end
             found = self.known.find(event) if self.known is not None else None
             meaning = self.meaning(found[0].value) if found is not None else self._meaning_of(event)
@@ -120,7 +120,7 @@ class StreamScanner(StreamFacts):
                 if found is not None:
                     known, self._like = found
                     self._is_like_the_first = known.match if known.changes else None
-                    if len(event) == len(data):
+                    if len(event) == len(data):  # no protocol with known events has to remember them
                         return data, OUTPUT
                 elif seen < len(data) or (self.known is not None and self.known.may_learn):
                     self._learn_first(event)

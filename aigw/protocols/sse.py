@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 BLOCK = 4096  # bytes of events that are searched at once
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment of the gateway itself
 
-_NEAR = 1024  # bytes in which most events end
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 _LINE = re.compile(rb"\r\n|\n|\r")
 _SILENCE = re.compile(rb"(?:[\r\n]|:[^\r\n]*(?:[\r\n]|\Z))*")
@@ -40,11 +39,14 @@ def events(data: bytes) -> Iterator[bytes]:
         start = match.end()
 
 
-def find_end(data: bytes, start: int = 0) -> int:
-    """The offset after the first end of an event from ``start`` on; 0 if there is none."""
-    at = data.find(b"\n\n", start, start + _NEAR)
-    if at >= 0 and data.find(b"\r", start, at) < 0:
-        return at + 2
+def find_end(data: bytes, start: int, has_cr: bool) -> int:
+    """The offset after the first end of an event from ``start`` on; 0 if there is none.
+
+    ``has_cr``: whether ``data`` has a CR. Without one the end is found without the pattern, which is slow.
+    """
+    if not has_cr:
+        at = data.find(b"\n\n", start)
+        return at + 2 if at >= 0 else 0
     found = _END.search(data, start)
     return found.end() if found else 0
 
@@ -54,17 +56,21 @@ def that_matter(
 ) -> Iterator[tuple[int, int]]:
     """The start and end of each whole event in ``data`` that may matter, up to ``before`` and from ``start`` on.
 
-    Few matter: BLOCK bytes are searched at once, and all events of these if there is anything.
+    Few matter: BLOCK bytes are searched at once. If there is anything in them, all of their events are given: to note
+    one that does not matter is no mistake, and to find out costs as much.
     """
     if before:
         yield from that_matter(data[:before], matters, 0)
-    has_cr = 13 in data  # without CR the ends are found without the pattern, which is slow
+    has_cr = 13 in data
     while start < len(data):
-        found = find_end(data, start + BLOCK) if has_cr else data.find(b"\n\n", start + BLOCK) + 2
+        found = find_end(data, start + BLOCK, True) if has_cr else data.find(b"\n\n", start + BLOCK) + 2
         end = found if found > 1 else len(data)
         if matters(data[start:end]):
-            while (found := find_end(data, start) if has_cr else data.find(b"\n\n", start) + 2) > 1 and start < end:
-                yield start, found  # to look whether it matters costs as much as to note it
+            while start < end:
+                found = find_end(data, start, True) if has_cr else data.find(b"\n\n", start) + 2
+                if found < 2:
+                    break
+                yield start, found
                 start = found
         start = max(start, end)
 

@@ -84,7 +84,7 @@ class Stream(Relay):
             self._end_as_it_did(let_end=True)
             return
         passed, meaning = self._scanner.feed(data)
-        if meaning is END and self.flowing is self._instead and not self._scanner.failure and passed[-1:] != b"\r":
+        if meaning is END and self.flowing is self._follows and not self._scanner.failure and passed[-1:] != b"\r":
             self.bytes_out += len(passed)
             self.last = passed
             self._finish(None, let_end=True)

@@ -54,12 +54,10 @@ class Relay(BodyProtocol, ABC):
         self._endpoint = endpoint
         self._clock = clock
         self._seconds = clock.seconds
-        instead = cast("Deferred[Any] | None", follows)
-        self.held: Deferred[Relay] = instead or Deferred(self.hang_up)
+        self._follows = cast("Any", follows)  # of which the type checker knows that it is no Deferred
+        self.held: Deferred[Relay] = self._follows or Deferred(self.hang_up)
         self.length: int | None = None  # the size of the answer, if it is held whole at the commit point
         self.bytes_out = 0
-        self._follows = follows
-        self._instead = instead
         self._client: BodySink | None = None
         self._pieces: list[bytes] = []  # held until the commit point
         self._end: Failure | None = None
@@ -91,7 +89,7 @@ class Relay(BodyProtocol, ABC):
         ``seconds`` is the limit on silence in a stream; for any other answer it is the time that is left for all of it.
         """
         self._client = client
-        self.flowing = self._instead or Deferred(self.hang_up)
+        self.flowing = self._follows or Deferred(self.hang_up)
         self._last_activity = self._clock.seconds()
         self._limit = seconds
         pieces, self._pieces = self._pieces, []

@@ -46,9 +46,9 @@ class LimitedClaim(Claim):
 
     def __init__(self, caller: Caller, endpoint: Endpoint) -> None:
         Claim.__init__(self, caller.accounts)  # faster than super()
-        self.assume = caller.assume
         self.path = endpoint.path
         self.spends = endpoint.spends == "tokens"
+        self.assume = caller.assume if self.spends else 0
         self.limit = self.events = 0
         self.reached: Reached = None
 
