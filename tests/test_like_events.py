@@ -13,6 +13,7 @@ from aigw.errors import StreamBroken
 from aigw.protocols import events
 from aigw.protocols.endpoints import ENDPOINTS
 from aigw.protocols.known_events import MOST_KNOWN, RENEWED, KnownEvents
+from aigw.protocols.like_events import like_the_last
 from aigw.protocols.meaning import END, ERROR, OUTPUT
 from aigw.protocols.scanner import StreamScanner
 from tests.providers import DONE, ROLE, event
@@ -213,6 +214,12 @@ BEHIND = [
 ]
 
 
+def learn(known: KnownEvents, first: bytes, endpoint=CHAT) -> None:
+    like = like_the_last(first, endpoint.scanner().text)
+    assert like is not None
+    known.learn(first, like)
+
+
 def of_known_events(endpoint):
     parts = st.tuples(*map(st.sampled_from, (NAMES, TIMES, NAMES, WORDS, INSIDE, BEHIND)))
     one = parts.map(lambda parts: (NAMED[endpoint] % parts).encode(errors="surrogateescape"))
@@ -231,8 +238,8 @@ USUAL = ('"chatcmpl-1"', "1700000000", '"m"', '"a"', "", ',"obfuscation":"xyz"')
 def test_a3_a_first_event_with_one_member_that_is_not_as_usual_means_what_it_means_examined(endpoint, at, other):
     usual, changed = USUAL, (*USUAL[:at], other, *USUAL[at + 1 :])
     scanner, plain = endpoint.scanner(), endpoint.scanner()
-    scanner.known, plain.known, plain._learns = KnownEvents(scanner.text), None, 0
-    scanner.known.learn((NAMED[endpoint] % usual).encode(), json.loads((NAMED[endpoint] % usual)[6:]))
+    scanner.known, plain.known, plain._learns = KnownEvents(), None, 0
+    learn(scanner.known, (NAMED[endpoint] % usual).encode(), endpoint)
     assert scanner.known.find((NAMED[endpoint] % usual).encode())
     pieces = [(NAMED[endpoint] % changed).encode(errors="surrogateescape"), (NAMED[endpoint] % usual).encode(), DONE]
     assert [*outcome(scanner, pieces), scanner.error] == [*outcome(plain, pieces), plain.error]
@@ -242,7 +249,7 @@ def test_a3_a_first_event_with_one_member_that_is_not_as_usual_means_what_it_mea
 @given(st.sampled_from([*NAMED]).flatmap(of_known_events), st.booleans())
 def test_a3_a4_events_known_from_earlier_streams_mean_what_they_mean_examined(events, one_by_one):
     endpoint, earlier, parts = events
-    known = KnownEvents(endpoint.scanner().text)
+    known = KnownEvents()
     for event_of in earlier:
         scanner = endpoint.scanner()
         scanner.known = known
@@ -257,7 +264,7 @@ def test_a3_a4_events_known_from_earlier_streams_mean_what_they_mean_examined(ev
 @pytest.mark.parametrize("behind", ["", ',"obfuscation":"%s"'])
 def test_a3_the_first_output_of_a_stream_is_not_decoded_if_an_earlier_one_began_alike(endpoint, behind, monkeypatch):
     event_of = lambda *parts: (NAMED[endpoint] % (*parts, "", behind and behind % parts[0][1:-1])).encode()  # noqa: E731
-    known = KnownEvents(endpoint.scanner().text)
+    known = KnownEvents()
     earlier, scanner = endpoint.scanner(), endpoint.scanner()
     earlier.known = scanner.known = known
     earlier.feed(event_of('"chatcmpl-1"', "1700000000", '"m"', '"a"'))
@@ -270,29 +277,39 @@ def test_a3_the_first_output_of_a_stream_is_not_decoded_if_an_earlier_one_began_
 
 
 def test_a3_what_is_known_of_earlier_streams_has_bounds():
-    known = KnownEvents(CHAT.scanner().text)
+    known = KnownEvents()
     for number in range(200):
         if known.may_learn:
             inside = f',"x{number}":1'
-            known.learn((NAMED[CHAT] % ('"a"', "1", '"m"', '"text"', inside, "")).encode(), {})
+            learn(known, (NAMED[CHAT] % ('"a"', "1", '"m"', '"text"', inside, "")).encode())
     assert (len(known._known), known.may_learn) == (MOST_KNOWN, False)
 
 
 def test_a3_events_that_are_not_found_again_do_not_end_what_is_known_of_others():
     event_of = lambda text, inside="": (NAMED[CHAT] % ('"a"', "1", '"m"', text, inside, "")).encode()  # noqa: E731
-    known = KnownEvents(CHAT.scanner().text)
+    known = KnownEvents()
     tools = ',"tool_calls":[{"index":0,"id":"call_1","function":{"name":"f","arguments":"{}"}}]'
     for first in [event_of("null", tools), event_of('"\\n"'), event_of('""', tools)] * 30:
         scanner = CHAT.scanner()
         scanner.known = known
         scanner.feed(first)
     usual, number = event_of('"text"'), 0
-    known.learn(usual, json.loads(usual[6:]))
+    learn(known, usual)
     while known.may_learn:  # as of logprobs
         number += 1
         differs = event_of('"text"', f',"logprobs":{{"token":"t{number}"}}')
-        known.learn(differs, json.loads(differs[6:]))
+        learn(known, differs)
         assert known.find(usual)
     assert number > MOST_KNOWN
     misses = next(each for each in range(2 * RENEWED) if known.may_learn or known.find(b"data: {}\n\n"))
     assert 0 < misses <= RENEWED, "a form that comes later is learned too"
+
+
+@pytest.mark.parametrize("text", ['"text"', '"\\n"', "null"])
+def test_a3_a_first_event_that_is_alone_is_searched_once(text):
+    scanner, searched = CHAT.scanner(), []
+    scanner.known, matters = KnownEvents(), scanner._matters
+    scanner._matters = lambda events: searched.append(events) or matters(events)
+    first = (NAMED[CHAT] % ('"a"', "1", '"m"', text, ',"refusal":"x"', "")).encode()
+    assert scanner.feed(first) == (first, OUTPUT)
+    assert searched == [first]

@@ -129,10 +129,7 @@ class Ledger:
 
     def _prepared(self, account: Account, now: float) -> Counts:
         """The counts of an account, which count for its limits from now on."""
-        try:
-            counts = self._counts[account.name]
-        except KeyError:
-            counts = self.counts_of(account)
+        counts = self.counts_of(account)
         if counts.account is not account:
             counts.prepare(account, now, self._wall())
         elif now >= counts.until:

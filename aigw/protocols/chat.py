@@ -30,7 +30,7 @@ class ChatScanner(StreamScanner):
     usual = b'"finish_reason":null', b'"finish_reason": null'
     other = b'"index":1', b'"index": 1', *SIGNS_OF_AN_ERROR  # of a second choice or tool call, and of an error
     text = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
-    known = KnownEvents(text)
+    known = KnownEvents()
 
     _begun: frozenset[int] = frozenset()  # choices, by their index
     _finished: frozenset[int] = frozenset()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from aigw.protocols import events
 from aigw.protocols.like_events import LikeEvents
 
 MOST = 1024  # bytes of an event
@@ -40,10 +41,9 @@ class KnownEvent:
 
 
 class KnownEvents:
-    """Those of one protocol, in whose events ``text`` finds the text. The one that was found last stands first."""
+    """Those of one protocol. The one that was found last stands first."""
 
-    def __init__(self, text: re.Pattern[bytes]) -> None:
-        self._text = text
+    def __init__(self) -> None:
         self._known: list[KnownEvent] = []
         self._to_try = MOST_TRIED
         self._missed = 0
@@ -68,17 +68,20 @@ class KnownEvents:
             self._missed, self._to_try = 0, min(self._to_try + 1, MOST_TRIED)
         return None
 
-    def learn(self, event: bytes, value: object) -> None:
-        """Know one whole event of output, which is ``value`` as JSON: it reports nothing, and no usage."""
-        text = self._text.search(event) if len(event) <= MOST and 13 not in event else None
-        if text is None or not _is_string(text[1]) or not isinstance(value, dict):
+    def learn(self, event: bytes, like: LikeEvents) -> None:
+        """Know one whole event of output, which is among those ``like`` it: it reports nothing, and no usage."""
+        if len(event) > MOST or not _is_string(event[like.text]):
+            return
+        _, _, value, _ = events.read(event)
+        if not isinstance(value, dict):
             return
         self._to_try -= 1
+        text, behind, _ = like.text.indices(len(event))
         spans = [(*found.span(found.lastindex or 0), found.lastindex == 1) for found in _VARYING.finditer(event)]
         pattern, at = b"", 0
-        for start, end, is_string in sorted([*spans, (*text.span(1), True)]):
+        for start, end, is_string in sorted([*spans, (text, behind, True)]):
             form = _STRING if is_string else _NUMBER
-            pattern += re.escape(event[at:start]) + (b"(%s)" % form if start == text.start(1) else form)
+            pattern += re.escape(event[at:start]) + (b"(%s)" % form if start == text else form)
             at = end
         del self._known[MOST_KNOWN - 1 :]  # one that was not found again, if there is one
         self._known.append(KnownEvent(re.compile(pattern + re.escape(event[at:])).fullmatch, value))

@@ -50,7 +50,7 @@ class MessagesScanner(StreamScanner):
     usual = b'"message_start"', b'"message_start"'
     other = b"message_stop", b"stop_reason", *SIGNS_OF_AN_ERROR
     text = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"((?:[^"\\\r\n]|\\.)*)"')
-    known = KnownEvents(text)
+    known = KnownEvents()
     must_finish = True
     error_event_ends_it = True
 

@@ -116,19 +116,23 @@ class StreamScanner(StreamFacts):
             found = self.known.find(event) if self.known is not None else None
             meaning = self.meaning(found[0].value) if found is not None else self._meaning_of(event)
             if meaning is OUTPUT:
-                self.has_output = True
+                self.has_output, is_alone = True, len(event) == len(data)
                 if found is not None:
                     known, self._like = found
                     self._is_like_the_first = known.match if known.changes else None
-                    if len(event) == len(data):  # no protocol with known events has to remember them
+                    if is_alone:  # no protocol with known events has to remember them
                         return data, OUTPUT
-                elif seen < len(data) or (self.known is not None and self.known.may_learn):
-                    self._learn_first(event)
+                elif not is_alone and not self._matters(event) and not find_usage(event):
+                    self._learn(event)
+                    self._teach(event)
                 if seen < len(data):
                     return self._feed_any(data, seen - len(event))
                 if self.repeats:
                     self.remember(data)
-                return self._examine(data)
+                passed = self._examine(data)
+                if is_alone:
+                    self._teach(event)
+                return passed
         rest = data[seen:] if meaning is SILENCE else b""
         if len(rest) >= HOLD_STREAM:
             if sse.is_silence(rest):
@@ -207,12 +211,10 @@ class StreamScanner(StreamFacts):
         if self._learns and (found := like_events.like_the_last(data, self.text)) is not None:
             self._like, self._learns = found, self._learns - 1
 
-    def _learn_first(self, event: bytes) -> None:
-        """Learn the first event with output, unless it matters, for this stream and for others."""
-        if not self._matters(event) and not find_usage(event):
-            self._learn(event)
-            if self.known is not None and self.known.may_learn:
-                self.known.learn(event, events.read(event)[2])
+    def _teach(self, event: bytes) -> None:
+        """Make the first event with output known to later streams, if it was learned: then it does not matter."""
+        if self.known is not None and self._like is not like_events.NONE and self.known.may_learn:
+            self.known.learn(event, self._like)
 
     # The end of the stream, and failures
 
